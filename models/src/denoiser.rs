@@ -1,0 +1,63 @@
+//! The one question every network answers.
+
+use candle_core::{Device, DType, Tensor};
+
+/// What a network is told beside the noisy sample and its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conditioning {
+    /// Nothing: an unconditional network.
+    None,
+    /// One of this many classes: `condition` is u32 `[B]`, each entry below the count.
+    Classes(usize),
+    /// A number that is embedded as the timestep is (`class_embed_type: "timestep"`): `condition` is f32 `[B]`.
+    Timestep,
+    /// An embedding of this width, added as it comes (`class_embed_type: "identity"`): `condition` is f32 `[B, width]`.
+    Embedding(usize),
+}
+
+/// The shapes a network takes and gives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Geometry {
+    /// Channels of the noisy sample.
+    pub in_channels: usize,
+    /// Channels of the answer: `in_channels`, or twice that with learned variance.
+    pub out_channels: usize,
+    /// Pixels, top to bottom.
+    pub height: usize,
+    /// Pixels, left to right.
+    pub width: usize,
+    /// What else the network must be told.
+    pub conditioning: Conditioning,
+}
+
+/// A network that looks at noisy samples and says what it sees in them: noise, the clean sample or
+/// the velocity, as its schedule's `prediction_type` tells.
+pub trait Denoiser: Send + Sync {
+    /// One evaluation of a batch whose samples may stand at different times.
+    ///
+    /// # Shapes
+    /// - `x`: `[B, in_channels, height, width]`, in [`Denoiser::dtype`], variance-preserving latents.
+    /// - `timesteps`: f32 `[B]`; whole or fractional training timesteps.
+    /// - `condition`: as [`Conditioning`] says, `None` for an unconditional network.
+    /// - result: `[B, out_channels, height, width]` in [`Denoiser::dtype`], the raw network output.
+    ///
+    /// On the CPU row `i` of the result depends, to the bit, only on row `i` of the inputs.
+    fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor>;
+
+    /// The shapes.
+    fn geometry(&self) -> &Geometry;
+
+    /// The element type of weights and activations.
+    fn dtype(&self) -> DType;
+
+    /// Where the weights live.
+    fn device(&self) -> &Device;
+
+    /// Number of weights.
+    fn parameters(&self) -> usize;
+}

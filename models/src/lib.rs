@@ -1,0 +1,17 @@
+//! Diffusion networks, noise schedules, samplers and checkpoints.
+//!
+//! The crate knows nothing of HTTP, async runtimes, command lines or metrics. Data flows one way:
+//! a [`checkpoint`] becomes a network (a [`Denoiser`]) and a noise schedule; the schedule and a
+//! request's settings become a [`sampler::Trajectory`]; whoever owns the device alternates network
+//! evaluations with [`sampler::advance`].
+
+pub mod checkpoint;
+mod denoiser;
+mod error;
+pub mod noise;
+pub mod sampler;
+pub mod schedule;
+pub mod unet;
+
+pub use denoiser::{Conditioning, Denoiser, Geometry};
+pub use error::{Error, Result};
