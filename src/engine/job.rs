@@ -1,0 +1,192 @@
+//! What goes into the engine and what comes out. Everything here is already valid.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+use understudy_models::sampler::Trajectory;
+
+use crate::registry::Model;
+
+/// A request for images, valid from here on.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// The model, ready; the request finishes on these weights whatever is loaded meanwhile.
+    pub model: Arc<Model>,
+    /// One entry per image.
+    pub samples: Vec<SampleSpec>,
+    /// The steps all of them take.
+    pub trajectory: Trajectory,
+    /// Classifier-free guidance; 1 is none, anything else doubles the rows of an evaluation.
+    pub guidance_scale: f64,
+    /// How many previews of x0 each image sends on its way, 0 to 3.
+    pub partial_images: usize,
+    /// When the answer is worthless.
+    pub deadline: Option<Instant>,
+}
+
+/// What distinguishes one image of a request from the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SampleSpec {
+    /// Seeds the noise.
+    pub seed: u64,
+    /// Class, for a class-conditional model.
+    pub class_label: Option<u32>,
+}
+
+/// One raw network evaluation.
+#[derive(Debug, Clone)]
+pub struct InferRequest {
+    /// The model, ready.
+    pub model: Arc<Model>,
+    /// `[rows, in_channels, height, width]`, flat.
+    pub sample: Vec<f32>,
+    /// `[rows]`.
+    pub timesteps: Vec<f32>,
+    /// As the model's `Conditioning` says, flat, `rows` entries (or `rows × width`); class numbers as floats.
+    pub condition: Option<Vec<f32>>,
+    /// When the answer is worthless.
+    pub deadline: Option<Instant>,
+}
+
+/// An 8-bit picture, rows top to bottom, channels interleaved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Pixels, left to right.
+    pub width: usize,
+    /// Pixels, top to bottom.
+    pub height: usize,
+    /// 1 (gray) or 3 (RGB).
+    pub channels: usize,
+    /// `height × width × channels` bytes.
+    pub pixels: Vec<u8>,
+}
+
+/// Where an image's time went.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SampleTimings {
+    /// From admission to the start of its first evaluation.
+    pub queue: Duration,
+    /// Its share of the device: Σ over its evaluations of time ÷ rows.
+    pub device: Duration,
+    /// From admission to the finished image.
+    pub total: Duration,
+    /// Evaluations it took (two rows of one evaluation count as two).
+    pub network_evaluations: usize,
+    /// Mean rows of the evaluations it took part in.
+    pub mean_batch: f64,
+}
+
+/// What a submission sends while it runs.
+#[derive(Debug)]
+pub enum Event {
+    /// The current estimate of the clean image.
+    Partial {
+        /// Which image of the request.
+        index: usize,
+        /// Which preview of that image, from 0.
+        partial_index: usize,
+        /// The estimate.
+        image: Image,
+    },
+    /// An image is finished.
+    Completed {
+        /// Which image of the request.
+        index: usize,
+        /// The image.
+        image: Image,
+        /// Where its time went.
+        timings: SampleTimings,
+    },
+    /// A raw evaluation's row is finished.
+    Inferred {
+        /// Which row.
+        index: usize,
+        /// The network's own output, `[out_channels, height, width]`, flat.
+        output: Vec<f32>,
+    },
+    /// An image failed; the others of the request go on.
+    Failed {
+        /// Which image of the request.
+        index: usize,
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// Why a sample that was admitted did not finish.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Failure {
+    /// Its deadline passed.
+    #[error("the deadline passed after {done} of {total} network evaluations")]
+    Deadline {
+        /// Evaluations done.
+        done: usize,
+        /// Evaluations needed.
+        total: usize,
+    },
+    /// The network answered NaN or infinity.
+    #[error("the network's answer at timestep {timestep} is not finite (seed {seed})")]
+    NonFinite {
+        /// The training timestep.
+        timestep: f64,
+        /// The sample's seed.
+        seed: u64,
+    },
+    /// The evaluation failed or panicked; the text is for the log, not for the client.
+    #[error("the evaluation failed: {0}")]
+    Evaluation(String),
+}
+
+/// Why a request was not admitted.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Rejected {
+    /// No room for this many images.
+    #[error("the queue has room for {free} of its {limit} images, {asked} were asked for")]
+    QueueFull {
+        /// Images asked for.
+        asked: usize,
+        /// Room left.
+        free: usize,
+        /// `--max-queue`.
+        limit: usize,
+        /// When what is queued is predicted to be done.
+        retry_after: Duration,
+    },
+    /// The deadline would be met if it were not for the queue.
+    #[error("the predicted finish in {predicted:?} misses the deadline of {deadline:?} because of the queue")]
+    DeadlineQueue {
+        /// Predicted time to the last image.
+        predicted: Duration,
+        /// Time to the deadline.
+        deadline: Duration,
+        /// When the queue is predicted to be short enough.
+        retry_after: Duration,
+    },
+    /// Not even an idle server could meet the deadline.
+    #[error("even an idle server needs {predicted:?}, more than the deadline of {deadline:?}")]
+    DeadlineImpossible {
+        /// Predicted time on an idle server.
+        predicted: Duration,
+        /// Time to the deadline.
+        deadline: Duration,
+    },
+    /// The server is shutting down.
+    #[error("the server is shutting down")]
+    Draining,
+}
+
+/// An admitted request. Dropping it cancels what has not finished, at the next evaluation.
+#[derive(Debug)]
+pub struct Submission {
+    pub(super) events: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Submission {
+    /// The next event; `None` once every image is completed or failed.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+}
