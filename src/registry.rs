@@ -280,7 +280,7 @@ impl Registry {
             return Err(LoadError::Busy(id.to_owned()));
         }
         if let Some(model) = entry.current.take() {
-            self.publish(&model, 0);
+            self.publish(&model, false);
         }
         entry.problem = None;
         Ok(())
@@ -297,9 +297,9 @@ impl Registry {
         match loaded {
             Ok(model) => {
                 if let Some(old) = entry.current.replace(Arc::clone(&model)) {
-                    self.publish(&old, 0);
+                    self.publish(&old, false);
                 }
-                self.publish(&model, 1);
+                self.publish(&model, true);
                 entry.problem = None;
                 Ok(())
             }
@@ -329,8 +329,22 @@ impl Registry {
         Ok(model)
     }
 
-    fn publish(&self, model: &Model, value: i64) {
-        let _ = (&self.metrics, model, value);
+    fn publish(&self, model: &Model, loaded: bool) {
+        let card = &model.card;
+        let role = match card.role {
+            Role::Teacher => "teacher",
+            Role::Student => "student",
+            Role::Baseline => "baseline",
+        };
+        let parameters = model.parameters.to_string();
+        let teacher = card.teacher.as_deref().unwrap_or("");
+        let labels = [model.id.as_str(), role, teacher, model.dtype, &parameters];
+        if loaded {
+            self.metrics.model_info.with_label_values(&labels).set(1);
+        } else {
+            // Nothing to remove is what it should come to.
+            let _ = self.metrics.model_info.remove_label_values(&labels);
+        }
     }
 
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {

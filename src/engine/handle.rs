@@ -124,7 +124,7 @@ impl Engine {
             Ok(Submission { events })
         });
         admitted.inspect_err(|rejected| {
-            self.metrics.rejected.with_label_values(&[&model.id, rejected.reason()]).inc();
+            self.metrics.rejected.with_label_values(&[&model.id, rejected.reason()]).inc_by(permits as u64);
         })
     }
 
