@@ -392,3 +392,40 @@ fn servable_id(id: &str) -> bool {
 fn is_model(folder: &Path) -> bool {
     folder.join("model_index.json").is_file()
 }
+
+#[cfg(test)]
+impl Model {
+    /// A model around any network, costing `seconds` per evaluation however many rows it has.
+    pub(crate) fn for_test(
+        network: Box<dyn Denoiser>,
+        schedule: ScheduleConfig,
+        card: Card,
+        key: u64,
+        max_rows: usize,
+        seconds: f64,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id: format!("model-{key}"),
+            key: ModelKey(key),
+            card,
+            geometry: network.geometry().clone(),
+            schedule,
+            parameters: network.parameters(),
+            dtype: "f32",
+            created: 0,
+            network,
+            cost: Mutex::new(CostModel::new(
+                vec![(1, seconds), (max_rows.max(2), seconds)],
+                Some(max_rows),
+            )),
+        })
+    }
+
+    /// The model in a folder, on the CPU.
+    pub(crate) fn from_folder_for_test(folder: &Path) -> Arc<Self> {
+        let loaded = ModelFolder::open(folder)
+            .and_then(|folder| folder.load(DType::F32, &Device::Cpu))
+            .expect("a model folder");
+        Self::for_test(loaded.network, loaded.schedule, loaded.card, 0, 64, 0.01)
+    }
+}

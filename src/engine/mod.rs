@@ -18,6 +18,8 @@ mod load;
 mod sample;
 mod step;
 mod warmup;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use cost::CostModel;
