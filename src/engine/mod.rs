@@ -24,6 +24,7 @@ mod worker;
 
 pub use cost::CostModel;
 pub use handle::Engine;
+pub use warmup::probe;
 pub use job::{
     Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,
     Submission,
