@@ -152,7 +152,7 @@ impl ScheduleConfig {
             _ => TimestepSpacing::Linspace,
         };
         let (betas, alpha_bar) = self.tables(class)?;
-        Ok(Schedule {
+        let schedule = Schedule {
             file: self.file.clone(),
             class,
             betas,
@@ -168,7 +168,9 @@ impl ScheduleConfig {
             euler_at_final: self.euler_at_final.unwrap_or(false),
             final_sigmas_type: self.final_sigmas_type.unwrap_or(FinalSigmas::Zero),
             lambda_min_clipped: self.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY),
-        })
+        };
+        schedule.kept_timesteps()?;
+        Ok(schedule)
     }
 
     /// A complaint about one of the file's fields.

@@ -35,9 +35,7 @@ pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<
                 step.b += slope;
                 step.c = -slope;
             }
-            if !last {
-                step.v = 1.0;
-            }
+            step.remember = !last;
             Ok(Evaluation { timestep, step })
         })
         .collect()

@@ -2,7 +2,9 @@
 //!
 //! Each step but the last asks the network twice: an Euler step to the next level, then a correction
 //! there by half the difference of the two derivatives, `x_ve' = x_ve + (sigma' − sigma)·(d' − d)/2`.
-//! Memory carries `d = (x_ve − x0)/sigma` from the first to the second.
+//! Both derivatives are `(x_ve − x0)/sigma'` of the same `x_ve` (the Euler step follows its own
+//! derivative), so their difference is `(x0 − x0')/sigma'`: memory carries the first x0 to the second
+//! evaluation, and nothing large cancels at high sigma.
 
 use super::level::{Level, at_timestep, estimate, transfer};
 use super::{Evaluation, Step};
@@ -16,25 +18,23 @@ pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<
         let next = timesteps.get(i + 1).copied();
         let to = next.map_or(Level::CLEAN, |next| at_timestep(schedule, next));
         let (a, b) = transfer(from, to);
-        let mut euler = Step {
+        let remember = next.is_some();
+        let euler = Step {
             a,
             b,
+            remember,
             ..estimate(schedule, from)?
         };
-        if next.is_some() {
-            // d = (x/alpha − x0)·alpha/s
-            (euler.u, euler.v) = (1.0 / from.s, -from.alpha / from.s);
-        }
         evaluations.push(Evaluation {
             timestep,
             step: euler,
         });
         if let Some(timestep) = next {
-            let half = to.alpha * (to.sigma() - from.sigma()) / 2.0;
+            let half = to.alpha * (1.0 - from.sigma() / to.sigma()) / 2.0;
             let correction = Step {
-                a: 1.0 + half / to.s,
-                b: -half * to.alpha / to.s,
-                c: -half,
+                a: 1.0,
+                b: -half,
+                c: half,
                 ..estimate(schedule, to)?
             };
             evaluations.push(Evaluation {

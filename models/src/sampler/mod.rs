@@ -69,11 +69,11 @@ pub enum NoiseScale {
 /// ```text
 /// x0      = bound(p·x + q·model)
 /// x'      = a·x + b·x0 + e·model + c·memory + d·noise
-/// memory' = u·x + v·x0 + w·model
+/// memory' = x0 where the step remembers, else memory
 /// ```
 ///
 /// `model` is the network's answer (its mean half where it also tells a variance), `noise` is N(0, 1),
-/// `memory` is what the previous step left. Where `u`, `v` and `w` are all 0, memory stays as it is.
+/// `memory` is the x0 of an earlier step: all that a solver of second order needs to know.
 /// In the samplers' comments `alpha = sqrt(alpha_bar)` and `s = sqrt(1 − alpha_bar)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(missing_docs)] // the formula above is their documentation
@@ -86,9 +86,7 @@ pub struct Step {
     pub e: f64,
     pub c: f64,
     pub d: NoiseScale,
-    pub u: f64,
-    pub v: f64,
-    pub w: f64,
+    pub remember: bool,
 }
 
 impl Step {
@@ -102,9 +100,7 @@ impl Step {
         e: 0.0,
         c: 0.0,
         d: NoiseScale::Fixed(0.0),
-        u: 0.0,
-        v: 0.0,
-        w: 0.0,
+        remember: false,
     };
 
     /// Whether the step adds noise: only then must its noise be drawn.
@@ -120,11 +116,6 @@ impl Step {
     /// Whether the step reads what the previous one left in memory.
     pub fn reads_memory(&self) -> bool {
         self.c != 0.0
-    }
-
-    /// Whether the step writes the memory.
-    pub fn writes_memory(&self) -> bool {
-        (self.u, self.v, self.w) != (0.0, 0.0, 0.0)
     }
 
     /// The step for one element, in f64: what [`advance`] is tested against.
@@ -149,11 +140,7 @@ impl Step {
         if self.needs_noise() {
             x += scale * at.noise;
         }
-        let memory = if self.writes_memory() {
-            self.u * at.x + self.v * x0 + self.w * at.model
-        } else {
-            at.memory
-        };
+        let memory = if self.remember { x0 } else { at.memory };
         Evaluated { x, memory, x0 }
     }
 
@@ -168,9 +155,7 @@ impl Step {
             NoiseScale::LearnedRange { min_log, max_log } => [min_log, max_log],
             NoiseScale::Learned => [0.0; 2],
         };
-        let linear = [
-            self.p, self.q, self.a, self.b, self.e, self.c, self.u, self.v, self.w,
-        ];
+        let linear = [self.p, self.q, self.a, self.b, self.e, self.c];
         // Coefficients are used as f32.
         let finite = |number: &f64| (*number as f32).is_finite();
         linear.iter().chain(&bound).chain(&noise).all(finite)

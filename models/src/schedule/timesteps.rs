@@ -63,21 +63,27 @@ impl Schedule {
         }
     }
 
+    /// How many timesteps `lambda_min_clipped` leaves: all, except for DPM-Solver++.
+    pub(super) fn kept_timesteps(&self) -> Result<usize> {
+        if self.class != Class::DpmSolverMultistep {
+            return Ok(self.train_timesteps());
+        }
+        let lambda = |alpha_bar: f64| 0.5 * (alpha_bar / (1.0 - alpha_bar)).ln();
+        let keeps = |alpha_bar: &&f64| lambda(**alpha_bar) >= self.lambda_min_clipped;
+        match self.alpha_bar.iter().filter(keeps).count() {
+            0 => {
+                let remedy = "no timestep of the schedule is left; use a smaller value";
+                Err(self.refuse("lambda_min_clipped", self.lambda_min_clipped, remedy))
+            }
+            kept => Ok(kept),
+        }
+    }
+
     /// DPM-Solver++ places one timestep more and leaves the lowest out, so that the last step, to
     /// sigma 0, is not a tiny one.
     fn dpm_solver_timesteps(&self, steps: usize) -> Result<Vec<f64>> {
         let count = self.train_timesteps();
-        let lambda = |alpha_bar: f64| 0.5 * (alpha_bar / (1.0 - alpha_bar)).ln();
-        let clipped = self
-            .alpha_bar
-            .iter()
-            .filter(|&&a| lambda(a) < self.lambda_min_clipped)
-            .count();
-        let kept = count - clipped;
-        if kept == 0 {
-            let remedy = "no timestep of the schedule is left; use a smaller value";
-            return Err(self.refuse("lambda_min_clipped", self.lambda_min_clipped, remedy));
-        }
+        let kept = self.kept_timesteps()?;
         Ok(match self.timestep_spacing {
             TimestepSpacing::Linspace => descending(
                 linspace(0.0, (kept - 1) as f64, steps + 1)

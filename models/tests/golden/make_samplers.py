@@ -16,7 +16,11 @@ import diffusers
 import mpmath
 import numpy as np
 import torch
-from diffusers.schedulers import scheduling_ddpm
+from diffusers.schedulers import (
+    scheduling_ddpm,
+    scheduling_dpmsolver_multistep,
+    scheduling_euler_discrete,
+)
 from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
@@ -36,8 +40,17 @@ START = torch.randn(SHAPE)
 NOISE = torch.randn((40, *SHAPE))
 
 
+class DoubleTorch:
+    """torch, whose float32 is float64: for the two classes that cast their latents down."""
+
+    float32 = torch.float64
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+
 def network(x, t, train_timesteps, variance_type):
-    mean = torch.tanh(0.9 * x + np.float32(0.3 * float(t) / train_timesteps))
+    mean = torch.tanh(0.9 * x + 0.3 * float(t) / train_timesteps)
     if variance_type == "learned":
         return torch.cat([mean, 0.01 * (1 + torch.tanh(x))], dim=1)
     if variance_type == "learned_range":
@@ -49,6 +62,13 @@ def take(kind, config, steps, eta):
     """A whole trajectory: the timesteps, and the variance-preserving latents before and after each."""
     scheduler = CLASSES[kind].from_config(config)
     scheduler.set_timesteps(steps)
+    # The steps are taken in f64, over the scheduler's own f32 tables: where sigma reaches 20000 (the
+    # cosine schedule) `sample + derivative * dt` in f32 would record rounding errors of 1e-3 and more
+    # instead of the scheduler's arithmetic.
+    if hasattr(scheduler, "sigmas"):
+        scheduler.sigmas = scheduler.sigmas.double()
+    for module in (scheduling_dpmsolver_multistep, scheduling_euler_discrete):
+        module.torch = DoubleTorch()
     timesteps = scheduler.timesteps
     variance_type = config.get("variance_type") if kind == "ddpm" else None
     train = scheduler.config.num_train_timesteps
@@ -56,16 +76,18 @@ def take(kind, config, steps, eta):
     if kind in SIGMA_BASED:
         # The end is left as it is: what the scheduler gives there is the sample.
         scale = [(1 + float(s) ** 2) ** 0.5 for s in scheduler.sigmas[: len(timesteps)]] + [1.0]
-    x = START * scale[0]
-    latents = [START]
+    x = START.double() * scale[0]
+    latents = [START.double()]
     for i, t in enumerate(timesteps):
-        noise = NOISE[i % len(NOISE)]
+        noise = NOISE[i % len(NOISE)].double()
         scheduling_ddpm.randn_tensor = lambda *_, **__: noise
         answer = network(scheduler.scale_model_input(x, t), t, train, variance_type)
         extra = {"eta": eta, "variance_noise": noise} if kind == "ddim" else {}
         x = scheduler.step(answer, t, x, **extra).prev_sample
         latents.append(x / scale[i + 1])
-    return timesteps.double(), torch.stack(latents)
+    for module in (scheduling_dpmsolver_multistep, scheduling_euler_discrete):
+        module.torch = torch
+    return timesteps.double(), torch.stack(latents).float()
 
 
 def cases():

@@ -92,7 +92,7 @@ impl Buffers {
             let x0 = &self.x0[here.clone()];
             combine(step, &row, x0, &mut self.x[here.clone()]);
             add_noise(step, &row, &mut self.x[here.clone()]);
-            remember(step, &row, x0, &mut self.memory[here]);
+            self.memory[here].copy_from_slice(if step.remember { x0 } else { row.memory });
         }
         Ok(())
     }
@@ -164,18 +164,6 @@ fn add_noise(step: &Step, row: &Row<'_>, out: &mut [f32]) {
                 *out += scale * noise;
             }
         }
-    }
-}
-
-/// `memory' = u·x + v·x0 + w·model`, or what it was.
-fn remember(step: &Step, row: &Row<'_>, x0: &[f32], out: &mut [f32]) {
-    if !step.writes_memory() {
-        out.copy_from_slice(row.memory);
-        return;
-    }
-    let (u, v, w) = (step.u as f32, step.v as f32, step.w as f32);
-    for (((out, x), x0), model) in out.iter_mut().zip(row.x).zip(x0).zip(row.model) {
-        *out = u * x + v * x0 + w * model;
     }
 }
 

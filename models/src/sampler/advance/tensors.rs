@@ -22,13 +22,10 @@ enum Column {
     E,
     C,
     D,
-    U,
-    V,
-    W,
     Middle,
     Slope,
     ReadsMemory,
-    WritesMemory,
+    Remember,
     NeedsNoise,
     LearnedRange,
     Learned,
@@ -54,13 +51,10 @@ fn columns(step: &Step) -> [f32; COLUMNS] {
         step.e as f32,
         step.c as f32,
         fixed,
-        step.u as f32,
-        step.v as f32,
-        step.w as f32,
         middle,
         slope,
         flag(step.reads_memory()),
-        flag(step.writes_memory()),
+        flag(step.remember),
         flag(step.needs_noise()),
         flag(matches!(step.d, NoiseScale::LearnedRange { .. })),
         flag(step.d == NoiseScale::Learned),
@@ -121,15 +115,14 @@ pub(super) fn advance(operands: &Operands, steps: &[Step]) -> Result<Advanced> {
         next = rows.select(Column::NeedsNoise, &sum, &next)?;
     }
 
-    let mut remembered = memory.clone();
-    if steps.iter().any(Step::writes_memory) {
-        let sum = (rows.times(Column::U, x)? + rows.times(Column::V, &x0)?)?;
-        let sum = (sum + rows.times(Column::W, &model)?)?;
-        remembered = rows.select(Column::WritesMemory, &sum, memory)?;
-    }
+    let memory = if steps.iter().any(|step| step.remember) {
+        rows.select(Column::Remember, &x0, memory)?
+    } else {
+        memory.clone()
+    };
     Ok(Advanced {
         x: next,
-        memory: remembered,
+        memory,
         x0,
     })
 }
