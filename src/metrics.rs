@@ -1,0 +1,235 @@
+//! Every metric of the server, each a typed field.
+//!
+//! Names, types and labels are a contract with dashboards; the buckets are the same for every model,
+//! so that two models can be compared bucket by bucket. Labels are bounded: whoever observes passes
+//! a known model's id or [`UNKNOWN_MODEL`], a route's pattern or [`UNMATCHED_ROUTE`].
+
+use std::sync::Arc;
+
+use prometheus::{
+    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+/// The `model` label of a request that names no model of this server.
+pub const UNKNOWN_MODEL: &str = "unknown";
+
+/// The `route` label of a request that no route matches.
+pub const UNMATCHED_ROUTE: &str = "unmatched";
+
+/// All metrics, in a registry of their own.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests answered, by `route`, `method` and status `code`.
+    pub http_requests: IntCounterVec,
+    /// Seconds from receipt to the last byte's readiness of a generation or inference, by `model`.
+    pub request_duration: HistogramVec,
+    /// Seconds an image waited for its first evaluation, by `model`.
+    pub queue_duration: HistogramVec,
+    /// An image's share of the device in seconds, by `model`.
+    pub device_duration: HistogramVec,
+    /// Seconds of one batched network evaluation, by `model`.
+    pub evaluation_duration: HistogramVec,
+    /// Samples in one network evaluation, by `model`.
+    pub batch_samples: HistogramVec,
+    /// Finished images, by `model`.
+    pub images: IntCounterVec,
+    /// Samples admitted whose first evaluation has not begun, by `model`.
+    pub samples_waiting: IntGaugeVec,
+    /// Samples between their first and last evaluation, by `model`.
+    pub samples_running: IntGaugeVec,
+    /// Images that were not admitted, by `model` and `reason`.
+    pub rejected: IntCounterVec,
+    /// Images admitted but not finished, by `model` and `reason`.
+    pub cancelled: IntCounterVec,
+    /// 1 for every loaded model, by `model`, `role`, `teacher`, `dtype` and `parameters`.
+    pub model_info: IntGaugeVec,
+    /// 1, with the server's `version`.
+    pub build_info: IntGaugeVec,
+}
+
+impl Metrics {
+    /// Registers every metric.
+    ///
+    /// # Errors
+    /// Only when two metrics collide, which is a mistake in this file.
+    pub fn new() -> prometheus::Result<Arc<Self>> {
+        let registry = Registry::new();
+        let metrics = Self {
+            http_requests: counter(
+                &registry,
+                "understudy_http_requests_total",
+                "HTTP requests answered.",
+                &["route", "method", "code"],
+            )?,
+            request_duration: histogram(
+                &registry,
+                "understudy_request_duration_seconds",
+                "Time from the receipt of a request for a model to its answer.",
+                buckets(5e-3, 300.0),
+            )?,
+            queue_duration: histogram(
+                &registry,
+                "understudy_queue_duration_seconds",
+                "Time an image waited between admission and its first network evaluation.",
+                buckets(5e-3, 300.0),
+            )?,
+            device_duration: histogram(
+                &registry,
+                "understudy_device_duration_seconds",
+                "An image's share of the device: the sum over its evaluations of time divided by rows.",
+                buckets(1e-4, 10.0),
+            )?,
+            evaluation_duration: histogram(
+                &registry,
+                "understudy_evaluation_duration_seconds",
+                "Time of one batched network evaluation.",
+                buckets(1e-4, 10.0),
+            )?,
+            batch_samples: histogram(
+                &registry,
+                "understudy_batch_samples",
+                "Samples that shared one network evaluation.",
+                prometheus::exponential_buckets(1.0, 2.0, 9)?,
+            )?,
+            images: counter(
+                &registry,
+                "understudy_images_total",
+                "Images finished.",
+                &["model"],
+            )?,
+            samples_waiting: gauge(
+                &registry,
+                "understudy_samples_waiting",
+                "Samples admitted whose first evaluation has not begun.",
+                &["model"],
+            )?,
+            samples_running: gauge(
+                &registry,
+                "understudy_samples_running",
+                "Samples between their first and their last evaluation.",
+                &["model"],
+            )?,
+            rejected: counter(
+                &registry,
+                "understudy_rejected_total",
+                "Images asked for that were not admitted.",
+                &["model", "reason"],
+            )?,
+            cancelled: counter(
+                &registry,
+                "understudy_cancelled_total",
+                "Images admitted that did not finish.",
+                &["model", "reason"],
+            )?,
+            model_info: gauge(
+                &registry,
+                "understudy_model_info",
+                "1 for every loaded model; what it is stands in the labels.",
+                &["model", "role", "teacher", "dtype", "parameters"],
+            )?,
+            build_info: gauge(
+                &registry,
+                "understudy_build_info",
+                "1; the server's version stands in the label.",
+                &["version"],
+            )?,
+            registry,
+        };
+        #[cfg(target_os = "linux")]
+        metrics.registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
+        metrics
+            .build_info
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        Ok(Arc::new(metrics))
+    }
+
+    /// The Prometheus text format.
+    ///
+    /// # Errors
+    /// When a metric cannot be written as text, which is a mistake in its name or labels.
+    pub fn encode(&self) -> prometheus::Result<String> {
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+}
+
+/// Bucket bounds from `first` in factors of √2, the last of them `last` exactly.
+fn buckets(first: f64, last: f64) -> Vec<f64> {
+    let mut bounds: Vec<f64> = (0..)
+        .map(|i| first * f64::powf(2.0, f64::from(i) / 2.0))
+        .take_while(|bound| *bound < last)
+        .collect();
+    bounds.push(last);
+    bounds
+}
+
+fn counter(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntCounterVec> {
+    let metric = IntCounterVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn gauge(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    labels: &[&str],
+) -> prometheus::Result<IntGaugeVec> {
+    let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+fn histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: Vec<f64>,
+) -> prometheus::Result<HistogramVec> {
+    let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), &["model"])?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_grow_by_the_square_root_of_two_up_to_the_limit() {
+        let bounds = buckets(1e-4, 10.0);
+        assert_eq!(bounds.first(), Some(&1e-4));
+        assert_eq!(bounds.last(), Some(&10.0));
+        for pair in bounds.windows(2).take(bounds.len() - 2) {
+            assert!((pair[1] / pair[0] - std::f64::consts::SQRT_2).abs() < 1e-12);
+        }
+    }
+
+    #[test]
+    fn batch_buckets_end_at_256() {
+        let metrics = Metrics::new().unwrap();
+        metrics
+            .batch_samples
+            .with_label_values(&["m"])
+            .observe(300.0);
+        let text = metrics.encode().unwrap();
+        assert!(text.contains("understudy_batch_samples_bucket{model=\"m\",le=\"256\"} 0"));
+    }
+
+    #[test]
+    fn two_instances_do_not_share_anything() {
+        let (one, two) = (Metrics::new().unwrap(), Metrics::new().unwrap());
+        one.images.with_label_values(&["m"]).inc();
+        assert!(one.encode().unwrap().contains("understudy_images_total"));
+        assert!(!two.encode().unwrap().contains("understudy_images_total"));
+    }
+}
