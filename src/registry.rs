@@ -1,18 +1,37 @@
 //! Model folders become loaded, warmed, ready models.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{SystemTime, UNIX_EPOCH},
+};
 
+use candle_core::{DType, Device};
 use understudy_models::{
     Denoiser, Geometry,
-    checkpoint::card::Card,
-    sampler::{Kind, Trajectory},
+    checkpoint::{
+        ModelFolder,
+        card::{Card, Role},
+    },
     schedule::ScheduleConfig,
+};
+
+use crate::{
+    engine::{CostModel, Engine, batcher::ModelKey},
+    metrics::Metrics,
 };
 
 /// A model that is ready to serve.
 pub struct Model {
     /// Its folder's name (`owner--name` for a Hub model).
     pub id: String,
+    /// This load of it; another load of the same folder has another key.
+    pub key: ModelKey,
     /// Its model card, with defaults where the folder has none.
     pub card: Card,
     /// Shapes of its network.
@@ -25,46 +44,351 @@ pub struct Model {
     pub dtype: &'static str,
     /// Unix seconds when it was loaded.
     pub created: u64,
+    network: Box<dyn Denoiser>,
+    /// What its evaluations cost; replaced by the warm-up.
+    cost: Mutex<CostModel>,
+}
+
+impl Model {
+    /// Most rows an evaluation of it has.
+    pub fn max_rows(&self) -> usize {
+        self.cost().max_rows()
+    }
+
+    /// Predicted seconds of one evaluation of so many rows.
+    pub fn evaluation_seconds(&self, rows: usize) -> f64 {
+        self.cost().seconds(rows)
+    }
+
+    /// For the device thread alone.
+    pub(crate) fn network(&self) -> &dyn Denoiser {
+        self.network.as_ref()
+    }
+
+    pub(crate) fn observe(&self, rows: usize, seconds: f64) {
+        self.cost().observe(rows, seconds);
+    }
+
+    pub(crate) fn set_cost(&self, cost: CostModel) {
+        *self.cost() = cost;
+    }
+
+    fn cost(&self) -> MutexGuard<'_, CostModel> {
+        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model").field("id", &self.id).field("key", &self.key).finish_non_exhaustive()
+    }
 }
 
 /// What the registry knows of one id.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub enum State {
     /// Serving.
     Ready(Arc<Model>),
-    /// Being read or warmed.
+    /// Being read or warmed for the first time.
     Loading,
     /// In the models folder but not loaded.
     Unloaded,
-    /// Cannot be loaded.
+    /// Cannot be loaded, and why.
     Failed(String),
 }
-
-/// All models of the server.
-pub struct Registry {}
 
 /// Why a model could not be had.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadError {
     /// No such folder.
-    #[error("no model `{0}`")]
+    #[error("no folder `{0}` with a model_index.json in the models folder")]
     Unknown(String),
     /// The folder cannot be served.
     #[error("{0}")]
     Refused(String),
+    /// Another load of the same id is under way.
+    #[error("`{0}` is being loaded already; wait for that")]
+    Busy(String),
+}
+
+/// Where and how models are loaded.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The folder whose direct subfolders are models.
+    pub folder: PathBuf,
+    /// The id of the default model, if it was named.
+    pub default_model: Option<String>,
+    /// Where networks run.
+    pub device: Device,
+    /// Element type of weights and activations.
+    pub dtype: DType,
+    /// Rows per evaluation, instead of what the warm-up finds useful.
+    pub max_rows: Option<usize>,
+}
+
+/// All models of the server.
+pub struct Registry {
+    settings: Settings,
+    engine: Engine,
+    metrics: Arc<Metrics>,
+    entries: Mutex<BTreeMap<String, Entry>>,
+    default_id: OnceLock<String>,
+    next_key: AtomicU64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Entry {
+    /// What serves now; stays while its replacement is being loaded.
+    current: Option<Arc<Model>>,
+    loading: bool,
+    problem: Option<String>,
+}
+
+impl Entry {
+    fn state(&self) -> State {
+        match (&self.current, self.loading, &self.problem) {
+            (Some(model), _, _) => State::Ready(Arc::clone(model)),
+            (None, true, _) => State::Loading,
+            (None, false, Some(problem)) => State::Failed(problem.clone()),
+            (None, false, None) => State::Unloaded,
+        }
+    }
 }
 
 impl Registry {
-    /// All ids with their states and, where the card could be read, cards; the default model first, the rest by name.
-    pub fn list(&self) -> Vec<(String, State)> { Vec::new() }
+    /// Looks for models: every direct subfolder that holds a `model_index.json`. Loads nothing yet.
+    ///
+    /// # Errors
+    /// A sentence when the folder cannot be read, or the named default model is not in it.
+    pub fn open(settings: Settings, engine: Engine, metrics: Arc<Metrics>) -> Result<Self, String> {
+        let shown = settings.folder.display();
+        let listing = std::fs::read_dir(&settings.folder).map_err(|error| {
+            format!("--models {shown}: {error}; name a folder that holds model folders")
+        })?;
+        let ids = listing
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|id| servable_id(id) && is_model(&settings.folder.join(id)));
+        // Loading, until `load_all` has been through them: the server is not ready before.
+        let entry = Entry { loading: true, ..Entry::default() };
+        let entries: BTreeMap<_, _> = ids.map(|id| (id, entry.clone())).collect();
+        if let Some(id) = &settings.default_model
+            && !entries.contains_key(id)
+        {
+            let known: Vec<&str> = entries.keys().map(String::as_str).collect();
+            return Err(format!(
+                "--default-model {id}: not in {shown}, which holds: {}",
+                if known.is_empty() { "no model".into() } else { known.join(", ") }
+            ));
+        }
+        Ok(Self {
+            settings,
+            engine,
+            metrics,
+            entries: Mutex::new(entries),
+            default_id: OnceLock::new(),
+            next_key: AtomicU64::new(0),
+        })
+    }
+
+    /// Loads and warms every model, one after the other.
+    ///
+    /// # Errors
+    /// A sentence when not one of them can be served.
+    pub async fn load_all(&self) -> Result<(), String> {
+        let ids: Vec<String> = self.entries().keys().cloned().collect();
+        for id in &ids {
+            if let Err(error) = self.load_marked(id).await {
+                tracing::error!(model = %id, %error, "model not ready");
+            }
+        }
+        let ready: Vec<Arc<Model>> =
+            self.entries().values().filter_map(|entry| entry.current.clone()).collect();
+        let teacher = ready.iter().find(|model| model.card.role == Role::Teacher);
+        let Some(first) = teacher.or(ready.first()) else {
+            let problems = self.entries();
+            let problems = problems.iter().filter_map(|(id, entry)| {
+                entry.problem.as_ref().map(|problem| format!("\n  {id}: {problem}"))
+            });
+            return Err(format!(
+                "--models {}: no model can be served{}",
+                self.settings.folder.display(),
+                problems.collect::<String>()
+            ));
+        };
+        let named = self.settings.default_model.clone();
+        let _ = self.default_id.set(named.unwrap_or_else(|| first.id.clone()));
+        Ok(())
+    }
+
+    /// All ids with their states; the default model first, the rest by name.
+    pub fn list(&self) -> Vec<(String, State)> {
+        let entries = self.entries();
+        let mut all: Vec<_> = entries.iter().map(|(id, e)| (id.clone(), e.state())).collect();
+        all.sort_by_key(|(id, _)| Some(id) != self.default_id.get());
+        all
+    }
+
     /// One id.
-    pub fn get(&self, id: &str) -> Option<State> { None }
-    /// The model that serves requests which name none.
-    pub fn default_model(&self) -> Option<Arc<Model>> { None }
-    /// Loads or reloads; resolves when it is warm. In-flight requests finish on the weights they started with.
-    pub async fn load(&self, id: &str) -> Result<(), LoadError> { Ok(()) }
-    /// Unloads; in-flight requests finish.
-    pub async fn unload(&self, id: &str) -> Result<(), LoadError> { Ok(()) }
-    /// Whether every loadable model is warm and at least one is.
-    pub fn ready(&self) -> bool { false }
+    pub fn get(&self, id: &str) -> Option<State> {
+        self.entries().get(id).map(Entry::state)
+    }
+
+    /// The id that serves requests which name none; `None` until the models have been loaded.
+    pub fn default_id(&self) -> Option<&str> {
+        self.default_id.get().map(String::as_str)
+    }
+
+    /// The models folder.
+    pub fn folder(&self) -> &Path {
+        &self.settings.folder
+    }
+
+    /// Whether every model has been tried, and every one that can be loaded is warm.
+    pub fn ready(&self) -> bool {
+        self.default_id.get().is_some()
+            && self.entries().values().all(|entry| !entry.loading || entry.current.is_some())
+    }
+
+    /// Loads or reloads; resolves when the model is warm. Requests in flight finish on the weights they
+    /// started with, and when the folder cannot be loaded what served before goes on serving.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn load(&self, id: &str) -> Result<(), LoadError> {
+        if !servable_id(id) || !is_model(&self.settings.folder.join(id)) {
+            return Err(LoadError::Unknown(id.to_owned()));
+        }
+        {
+            let mut entries = self.entries();
+            let entry = entries.entry(id.to_owned()).or_default();
+            if entry.loading {
+                return Err(LoadError::Busy(id.to_owned()));
+            }
+            entry.loading = true;
+        }
+        self.load_marked(id).await
+    }
+
+    /// Unloads; requests in flight finish.
+    ///
+    /// # Errors
+    /// [`LoadError::Unknown`], or [`LoadError::Busy`] while it is being loaded.
+    pub fn unload(&self, id: &str) -> Result<(), LoadError> {
+        let mut entries = self.entries();
+        let entry = entries.get_mut(id).ok_or_else(|| LoadError::Unknown(id.to_owned()))?;
+        if entry.loading {
+            return Err(LoadError::Busy(id.to_owned()));
+        }
+        if let Some(model) = entry.current.take() {
+            self.publish(&model, false);
+        }
+        entry.problem = None;
+        Ok(())
+    }
+
+    /// Loads what its entry already calls loading.
+    async fn load_marked(&self, id: &str) -> Result<(), LoadError> {
+        // Whatever happens, a cancelled request included, the entry does not stay "loading".
+        let unmark = Unmark { registry: self, id };
+        let loaded = self.read_and_warm(id).await;
+        drop(unmark);
+        let mut entries = self.entries();
+        let entry = entries.entry(id.to_owned()).or_default();
+        match loaded {
+            Ok(model) => {
+                if let Some(old) = entry.current.replace(Arc::clone(&model)) {
+                    self.publish(&old, false);
+                }
+                self.publish(&model, true);
+                entry.problem = None;
+                Ok(())
+            }
+            Err(problem) => {
+                entry.problem = Some(problem.clone());
+                Err(LoadError::Refused(problem))
+            }
+        }
+    }
+
+    async fn read_and_warm(&self, id: &str) -> Result<Arc<Model>, String> {
+        let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
+        let (settings, name) = (self.settings.clone(), id.to_owned());
+        let model = tokio::task::spawn_blocking(move || read(&settings, name, key))
+            .await
+            .map_err(|error| format!("loading ended early: {error}"))?
+            .map_err(|error| error.to_string())?;
+        let model = Arc::new(model);
+        self.engine.warm_up(Arc::clone(&model), self.settings.max_rows).await?;
+        tracing::info!(
+            model = id,
+            parameters = model.parameters,
+            max_rows = model.max_rows(),
+            evaluation_seconds = model.evaluation_seconds(1),
+            "model ready"
+        );
+        Ok(model)
+    }
+
+    fn publish(&self, model: &Model, loaded: bool) {
+        let card = &model.card;
+        let role = match card.role {
+            Role::Teacher => "teacher",
+            Role::Student => "student",
+            Role::Baseline => "baseline",
+        };
+        let parameters = model.parameters.to_string();
+        let teacher = card.teacher.as_deref().unwrap_or("");
+        let labels = [model.id.as_str(), role, teacher, model.dtype, &parameters];
+        if loaded {
+            self.metrics.model_info.with_label_values(&labels).set(1);
+        } else {
+            // Nothing to remove is what it should come to.
+            let _ = self.metrics.model_info.remove_label_values(&labels);
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Clears an entry's `loading` mark when dropped.
+struct Unmark<'a> {
+    registry: &'a Registry,
+    id: &'a str,
+}
+
+impl Drop for Unmark<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.registry.entries().get_mut(self.id) {
+            entry.loading = false;
+        }
+    }
+}
+
+fn read(settings: &Settings, id: String, key: ModelKey) -> understudy_models::Result<Model> {
+    let folder = ModelFolder::open(&settings.folder.join(&id))?;
+    let loaded = folder.load(settings.dtype, &settings.device)?;
+    Ok(Model {
+        id,
+        key,
+        card: loaded.card,
+        geometry: loaded.network.geometry().clone(),
+        schedule: loaded.schedule,
+        parameters: loaded.network.parameters(),
+        dtype: settings.dtype.as_str(),
+        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        network: loaded.network,
+        cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)),
+    })
+}
+
+/// Whether requests could name it: `[A-Za-z0-9._-]+`, neither `.` nor `..` nor a reserved name.
+fn servable_id(id: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    !id.is_empty() && id.chars().all(plain) && !matches!(id, "." | ".." | "auto" | "draft")
+}
+
+fn is_model(folder: &Path) -> bool {
+    folder.join("model_index.json").is_file()
 }

@@ -128,12 +128,10 @@ pub enum Failure {
         total: usize,
     },
     /// The network answered NaN or infinity.
-    #[error("the network's answer at timestep {timestep} is not finite (seed {seed})")]
+    #[error("the network's answer at timestep {timestep} is not finite")]
     NonFinite {
         /// The training timestep.
         timestep: f64,
-        /// The sample's seed.
-        seed: u64,
     },
     /// The evaluation failed or panicked; the text is for the log, not for the client.
     #[error("the evaluation failed: {0}")]
@@ -177,6 +175,33 @@ pub enum Rejected {
     #[error("the server is shutting down")]
     Draining,
 }
+
+impl Rejected {
+    /// The `reason` label of `understudy_rejected_total`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::QueueFull { .. } => "queue_full",
+            Self::DeadlineQueue { .. } => "deadline_queue",
+            Self::DeadlineImpossible { .. } => "deadline_impossible",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+impl Failure {
+    /// The `reason` label of `understudy_cancelled_total`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Deadline { .. } => "deadline",
+            Self::NonFinite { .. } => "non_finite",
+            Self::Evaluation(_) => "evaluation",
+        }
+    }
+}
+
+/// Where a request's events go. The channel is unbounded so that the device thread never waits for a
+/// client; what it holds is bounded by the request (its images and their previews).
+pub(super) type Reply = mpsc::UnboundedSender<Event>;
 
 /// An admitted request. Dropping it cancels what has not finished, at the next evaluation.
 #[derive(Debug)]

@@ -1,3 +1,8 @@
 //! Model folders on disk: the diffusers layout plus a model card.
 
 pub mod card;
+mod file;
+mod folder;
+
+pub use file::write_atomically;
+pub use folder::{Loaded, ModelFolder, normal_name};

@@ -1,0 +1,43 @@
+//! Files that are there whole or not at all.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::Path,
+};
+
+use serde_json::Value;
+
+use crate::{Error, Result};
+
+/// Writes `bytes` under a temporary name beside `path`, syncs, and renames: whoever looks sees the old
+/// file or the new one.
+///
+/// # Errors
+/// [`Error::Io`] naming the file (disk full, no permission); nothing is left behind then.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(format!(".{}.partial", std::process::id()));
+    let temporary = Path::new(&temporary);
+    let written = File::create(temporary)
+        .and_then(|mut file| {
+            file.write_all(bytes)?;
+            file.sync_all()
+        })
+        .and_then(|()| fs::rename(temporary, path));
+    if written.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    written.map_err(io)
+}
+
+/// Reads a JSON file.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Format`] naming the file.
+pub(super) fn read_json(path: &Path) -> Result<Value> {
+    let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::Format { path: path.to_owned(), problem: error.to_string() })
+}

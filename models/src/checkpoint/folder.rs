@@ -1,0 +1,252 @@
+//! A model folder in the diffusers layout.
+//!
+//! ```text
+//! model_index.json                 pipeline and component classes
+//! unet/config.json                 _class_name: UNet2DModel
+//! unet/diffusion_pytorch_model.safetensors
+//! scheduler/scheduler_config.json
+//! understudy.json                  the model card (optional)
+//! ```
+//!
+//! Early diffusers folders have the network's and the scheduler's files beside `model_index.json`; those
+//! are read too.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+
+use super::{
+    card::Card,
+    file::{read_json, write_atomically},
+};
+use crate::{
+    Denoiser, Error, Result,
+    schedule::ScheduleConfig,
+    unet::{UNet2DConfig, UNet2DModel},
+};
+
+const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+const CARD: &str = "understudy.json";
+
+/// A folder whose descriptions have been read and understood; its weights have not.
+#[derive(Debug)]
+pub struct ModelFolder {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The network.
+    pub unet: UNet2DConfig,
+    /// The noise schedule.
+    pub schedule: ScheduleConfig,
+    /// The model card; a folder without one is a teacher with the defaults of its scheduler.
+    pub card: Card,
+    weights: PathBuf,
+}
+
+/// A network on a device, and what belongs to it.
+pub struct Loaded {
+    /// The network.
+    pub network: Box<dyn Denoiser>,
+    /// The noise schedule.
+    pub schedule: ScheduleConfig,
+    /// The model card.
+    pub card: Card,
+}
+
+impl ModelFolder {
+    /// Reads everything but the weights.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] naming the file; [`Error::Value`] naming the field that cannot
+    /// be honoured.
+    pub fn open(path: &Path) -> Result<Self> {
+        let index_path = path.join("model_index.json");
+        let index = read_json(&index_path)?;
+        let class = index["unet"][1].as_str();
+        if class != Some("UNet2DModel") {
+            return Err(Error::Format {
+                path: index_path,
+                problem: format!(
+                    "`unet` is {}, only [\"diffusers\", \"UNet2DModel\"] can be served",
+                    index["unet"]
+                ),
+            });
+        }
+        let unet_path = component(path, "unet", "config.json");
+        let unet = UNet2DConfig::from_json(&read_json(&unet_path)?, &shown(&unet_path))?;
+        let schedule_path = component(path, "scheduler", "scheduler_config.json");
+        let schedule = ScheduleConfig::from_json(&read_json(&schedule_path)?, &shown(&schedule_path))?;
+        let card = read_card(&path.join(CARD))?;
+        check_card(&card, &unet, &path.join(CARD))?;
+        let weights = unet_path.with_file_name(WEIGHTS);
+        Ok(Self { path: path.to_owned(), unet, schedule, card, weights })
+    }
+
+    /// Reads the weights and builds the network.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Format`] for a corrupt file, [`Error::Weights`] naming what is missing, extra or of the
+    /// wrong shape.
+    pub fn load(self, dtype: DType, device: &Device) -> Result<Loaded> {
+        let weights = read_weights(&self.weights)?;
+        let network = UNet2DModel::load(&self.unet, weights, dtype, device).map_err(|error| {
+            match error {
+                Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
+                error => error,
+            }
+        })?;
+        Ok(Loaded { network: Box::new(network), schedule: self.schedule, card: self.card })
+    }
+
+    /// Writes a folder that this crate and diffusers read. `path` must not exist; it appears whole or
+    /// not at all.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file; nothing is left behind then.
+    pub fn write(
+        path: &Path,
+        unet: &UNet2DConfig,
+        weights: &HashMap<String, Tensor>,
+        schedule: &ScheduleConfig,
+        card: &Card,
+    ) -> Result<()> {
+        let mut temporary = path.as_os_str().to_owned();
+        temporary.push(format!(".{}.partial", std::process::id()));
+        let temporary = PathBuf::from(temporary);
+        let written = write_into(&temporary, unet, weights, schedule, card).and_then(|()| {
+            fs::rename(&temporary, path).map_err(|source| Error::Io { path: path.to_owned(), source })
+        });
+        if written.is_err() {
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        written
+    }
+}
+
+fn write_into(
+    path: &Path,
+    unet: &UNet2DConfig,
+    weights: &HashMap<String, Tensor>,
+    schedule: &ScheduleConfig,
+    card: &Card,
+) -> Result<()> {
+    for folder in ["unet", "scheduler"] {
+        let folder = path.join(folder);
+        fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder, source })?;
+    }
+    let schedule = schedule.to_json();
+    let index = json!({
+        "_class_name": "DDPMPipeline",
+        "unet": ["diffusers", "UNet2DModel"],
+        "scheduler": ["diffusers", schedule["_class_name"]],
+    });
+    let card = serde_json::to_value(card).map_err(|error| Error::Format {
+        path: path.join(CARD),
+        problem: error.to_string(),
+    })?;
+    let tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
+    // diffusers refuses weights whose metadata does not say which framework wrote them.
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let weights_path = path.join("unet").join(WEIGHTS);
+    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::Format {
+        path: weights_path.clone(),
+        problem: error.to_string(),
+    })?;
+    write_atomically(&weights_path, &bytes)?;
+    for (file, value) in [
+        ("model_index.json", index),
+        ("unet/config.json", unet.to_json()),
+        ("scheduler/scheduler_config.json", schedule),
+        (CARD, card),
+    ] {
+        write_atomically(&path.join(file), format!("{value:#}\n").as_bytes())?;
+    }
+    Ok(())
+}
+
+/// `folder/file`, or `file` beside the index where only that is there.
+fn component(path: &Path, folder: &str, file: &str) -> PathBuf {
+    let nested = path.join(folder).join(file);
+    let flat = path.join(file);
+    if !nested.exists() && flat.exists() { flat } else { nested }
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+fn read_card(path: &Path) -> Result<Card> {
+    if !path.exists() {
+        return Ok(Card::default());
+    }
+    let value = read_json(path)?;
+    serde_json::from_value(value)
+        .map_err(|error| Error::Format { path: path.to_owned(), problem: error.to_string() })
+}
+
+/// A card that speaks of classes the network does not have would mislead every request.
+fn check_card(card: &Card, unet: &UNet2DConfig, path: &Path) -> Result<()> {
+    let refuse = |problem: String| Err(Error::Format { path: path.to_owned(), problem });
+    let classes = unet.num_class_embeds.unwrap_or(0);
+    let names = card.class_names.len();
+    // The class that means "none" needs no name.
+    if names > 0 && names != classes && names + usize::from(card.null_class.is_some()) != classes {
+        return refuse(format!(
+            "`class_names` has {names} names, the network has {classes} classes; name each one"
+        ));
+    }
+    let distinct: BTreeSet<String> = card.class_names.iter().map(|name| normal_name(name)).collect();
+    if distinct.len() != names {
+        return refuse("`class_names` has two names that read the same".into());
+    }
+    if let Some(null_class) = card.null_class
+        && null_class as usize >= classes
+    {
+        return refuse(format!("`null_class` is {null_class}, the network has {classes} classes"));
+    }
+    Ok(())
+}
+
+/// The form in which class names are compared: case, and whether words are joined by a space, `-` or
+/// `_`, do not matter.
+pub fn normal_name(name: &str) -> String {
+    name.trim().to_lowercase().replace(['-', '_'], " ")
+}
+
+/// All tensors of a safetensors file, or of the shards that its index names.
+fn read_weights(path: &Path) -> Result<HashMap<String, Tensor>> {
+    let mut index = path.as_os_str().to_owned();
+    index.push(".index.json");
+    let index = PathBuf::from(index);
+    if path.exists() || !index.exists() {
+        return read_safetensors(path);
+    }
+    let value = read_json(&index)?;
+    let malformed = || Error::Format {
+        path: index.clone(),
+        problem: "`weight_map` must map tensor names to file names beside it".into(),
+    };
+    let map = value["weight_map"].as_object().ok_or_else(malformed)?;
+    let shards: Option<BTreeSet<&str>> = map.values().map(Value::as_str).collect();
+    let mut weights = HashMap::new();
+    for shard in shards.ok_or_else(malformed)? {
+        // A shard is a file beside its index, never elsewhere.
+        if Path::new(shard).components().count() != 1 || shard == ".." {
+            return Err(malformed());
+        }
+        weights.extend(read_safetensors(&index.with_file_name(shard))?);
+    }
+    Ok(weights)
+}
+
+fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
+    let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|error| Error::Format {
+        path: path.to_owned(),
+        problem: format!("not a whole safetensors file ({error}); fetch or convert it again"),
+    })
+}

@@ -1,0 +1,159 @@
+//! The planner as a pure function: random arrivals, departures and costs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A sample of the simulation.
+#[derive(Debug, Clone)]
+struct Arrival {
+    /// After which evaluation it arrives.
+    at: usize,
+    model: u64,
+    rows: usize,
+    evaluations: usize,
+    /// It disconnects after so many of its evaluations.
+    cancelled_after: Option<usize>,
+}
+
+fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
+    let arrival = (0usize..60, 0u64..4, 1usize..3, 1usize..12, prop::option::of(0usize..12)).prop_map(
+        |(at, model, rows, evaluations, cancelled_after)| Arrival {
+            at,
+            model,
+            rows,
+            evaluations,
+            cancelled_after,
+        },
+    );
+    prop::collection::vec(arrival, 1..60)
+}
+
+proptest! {
+    #[test]
+    fn every_sample_gets_exactly_its_evaluations_in_order_within_the_limits(
+        mut arrivals in arrivals(),
+        limits in prop::array::uniform4(1usize..9),
+        costs in prop::array::uniform4(0.001f64..1.0),
+    ) {
+        arrivals.sort_by_key(|a| a.at);
+        let mut batcher = Batcher::default();
+        let mut done: BTreeMap<SampleKey, usize> = BTreeMap::new();
+        let mut live: BTreeSet<SampleKey> = BTreeSet::new();
+        let mut next_arrival = 0;
+        let mut tick = 0;
+        loop {
+            while next_arrival < arrivals.len() && (arrivals[next_arrival].at <= tick || batcher.is_empty()) {
+                let a = &arrivals[next_arrival];
+                let key = SampleKey(next_arrival as u64);
+                batcher.join(ModelKey(a.model), key, a.rows, limits[a.model as usize]);
+                live.insert(key);
+                done.insert(key, 0);
+                next_arrival += 1;
+            }
+            let Some(batch) = batcher.next() else { break };
+            let limit = limits[batch.model.0 as usize];
+            let rows: usize = batch.samples.iter().map(|s| arrivals[s.0 as usize].rows).sum();
+            prop_assert_eq!(rows, batch.rows);
+            prop_assert!(rows <= limit || batch.samples.len() == 1);
+            prop_assert!(batch.samples.windows(2).all(|w| w[0] < w[1]), "oldest first, nobody twice");
+            // Nobody of the model is passed over: whoever is left out is younger than all taken.
+            let youngest = *batch.samples.last().unwrap();
+            for s in &live {
+                if arrivals[s.0 as usize].model == batch.model.0 && !batch.samples.contains(s) {
+                    prop_assert!(*s > youngest);
+                }
+            }
+            batcher.ran(batch.model, costs[batch.model.0 as usize]);
+            for s in batch.samples {
+                prop_assert!(live.contains(&s), "nobody runs after leaving");
+                let a = &arrivals[s.0 as usize];
+                prop_assert_eq!(a.model, batch.model.0);
+                let count = done.get_mut(&s).unwrap();
+                *count += 1;
+                if *count == a.evaluations || Some(*count) == a.cancelled_after {
+                    batcher.leave(ModelKey(a.model), s);
+                    live.remove(&s);
+                }
+            }
+            tick += 1;
+        }
+        prop_assert!(live.is_empty(), "nothing is lost");
+        prop_assert_eq!(done.len(), arrivals.len());
+        for (s, count) in done {
+            let a = &arrivals[s.0 as usize];
+            let expected = a.cancelled_after.filter(|&c| c > 0).map_or(a.evaluations, |c| c.min(a.evaluations));
+            prop_assert_eq!(count, expected);
+        }
+    }
+
+    #[test]
+    fn busy_models_share_the_device_by_time(costs in prop::collection::vec(0.001f64..1.0, 2..5)) {
+        let mut batcher = Batcher::default();
+        for model in 0..costs.len() as u64 {
+            batcher.join(ModelKey(model), SampleKey(model), 1, 8);
+        }
+        let mut used = vec![0.0; costs.len()];
+        for _ in 0..2_000 {
+            let batch = batcher.next().unwrap();
+            let cost = costs[batch.model.0 as usize];
+            batcher.ran(batch.model, cost);
+            used[batch.model.0 as usize] += cost;
+        }
+        let most = used.iter().copied().fold(0.0, f64::max);
+        let least = used.iter().copied().fold(f64::INFINITY, f64::min);
+        prop_assert!(most - least <= 1.0, "no two busy models are apart by more than one evaluation: {used:?}");
+    }
+}
+
+#[test]
+fn a_newcomer_waits_for_one_evaluation_and_claims_nothing_for_its_idle_past() {
+    let (teacher, student) = (ModelKey(1), ModelKey(2));
+    let mut batcher = Batcher::default();
+    batcher.join(teacher, SampleKey(0), 1, 8);
+    for _ in 0..50 {
+        assert_eq!(batcher.next().unwrap().model, teacher);
+        batcher.ran(teacher, 0.1);
+    }
+    batcher.join(student, SampleKey(1), 1, 8);
+    let mut student_turns = 0;
+    for _ in 0..22 {
+        let model = batcher.next().unwrap().model;
+        student_turns += usize::from(model == student);
+        batcher.ran(model, if model == student { 0.01 } else { 0.1 });
+    }
+    assert!((19..=21).contains(&student_turns), "ten cheap evaluations to each dear one, got {student_turns}");
+}
+
+#[test]
+fn leaving_and_coming_back_pays_no_debt() {
+    let (steady, dear) = (ModelKey(1), ModelKey(2));
+    let mut batcher = Batcher::default();
+    batcher.join(steady, SampleKey(0), 1, 8);
+    let mut used = BTreeMap::from([(steady, 0.0), (dear, 0.0)]);
+    let mut newest = 0;
+    for _ in 0..1_000 {
+        // One-evaluation requests for the dear model, one at a time.
+        if newest == 0 {
+            newest += 1;
+            batcher.join(dear, SampleKey(newest), 1, 8);
+        }
+        let batch = batcher.next().unwrap();
+        let cost = if batch.model == dear { 1.0 } else { 0.1 };
+        *used.get_mut(&batch.model).unwrap() += cost;
+        batcher.ran(batch.model, cost);
+        if batch.model == dear {
+            batcher.leave(dear, batch.samples[0]);
+            newest += 1;
+            batcher.join(dear, SampleKey(newest), 1, 8);
+        }
+    }
+    assert!((used[&dear] - used[&steady]).abs() <= 1.1, "equal shares: {used:?}");
+}
+
+#[test]
+fn an_idle_planner_plans_nothing() {
+    assert_eq!(Batcher::default().next(), None);
+}

@@ -1,0 +1,209 @@
+//! One batched network evaluation, and what every sample in it makes of the answer.
+
+use candle_core::{DType, Device, Result, Tensor};
+use understudy_models::{
+    Conditioning, Denoiser, noise,
+    sampler::{self, NoiseScale, Step},
+};
+
+use super::{
+    Image,
+    sample::{Latent, Sample, Task, Walk},
+};
+
+/// What a sample made of an evaluation.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// It goes on; with a preview of x0, and its number, if one is due.
+    Going(Option<(usize, Image)>),
+    /// The image is finished.
+    Image(Image),
+    /// The raw answer, `[out_channels, height, width]`, flat.
+    Raw(Vec<f32>),
+    /// The network answered NaN or infinity for this sample.
+    NonFinite {
+        /// The training timestep it was asked about.
+        timestep: f64,
+    },
+}
+
+/// Evaluates the network once for all `samples`, which may stand anywhere on any trajectory, and
+/// advances each; one outcome per sample. What happens to a sample does not depend on the others.
+///
+/// # Errors
+/// When a tensor operation fails; no sample has moved then.
+pub(super) fn evaluate(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Vec<Outcome>> {
+    for sample in samples.iter_mut() {
+        if let Task::Generate(walk @ Walk { latent: None, .. }) = &mut sample.task {
+            walk.latent = Some(start(network, walk.seed)?);
+        }
+    }
+    let answer = ask(network, samples)?;
+    let sums: Vec<f32> = answer.flatten_from(1)?.sum(1)?.to_vec1()?;
+
+    let mut outcomes = Vec::with_capacity(samples.len());
+    let mut walks = Vec::with_capacity(samples.len());
+    let mut answers = Vec::with_capacity(samples.len());
+    let mut row = 0;
+    for sample in samples {
+        let rows = sample.rows();
+        let finite = sums[row..row + rows].iter().all(|sum| sum.is_finite());
+        outcomes.push(match &mut sample.task {
+            Task::Infer { timestep, .. } if !finite => {
+                Some(Outcome::NonFinite { timestep: f64::from(*timestep) })
+            }
+            Task::Infer { .. } => Some(Outcome::Raw(answer.get(row)?.flatten_all()?.to_vec1()?)),
+            Task::Generate(walk) if !finite => {
+                Some(Outcome::NonFinite { timestep: walk.current().timestep })
+            }
+            Task::Generate(walk) => {
+                answers.push(guided(&answer.narrow(0, row, rows)?, walk, network)?);
+                walks.push(walk);
+                None
+            }
+        });
+        row += rows;
+    }
+    let mut advanced = advance(network, walks, &answers)?.into_iter();
+    Ok(outcomes.into_iter().filter_map(|outcome| outcome.or_else(|| advanced.next())).collect())
+}
+
+/// Step 0 of the sample's noise is where it starts.
+fn start(network: &dyn Denoiser, seed: u64) -> Result<Latent> {
+    let shape = latent_shape(network, 1);
+    let mut values = vec![0.0; shape.iter().product()];
+    noise::normal(seed, 0, &mut values);
+    let x = Tensor::from_vec(values, &shape[..], network.device())?;
+    let memory = x.zeros_like()?;
+    Ok(Latent { x, memory })
+}
+
+/// The network's answer, f32 `[rows, out_channels, height, width]`; a guided sample has two rows, the
+/// second with the class that means "none".
+fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
+    let device = network.device();
+    let mut xs = Vec::new();
+    let mut timesteps = Vec::new();
+    let mut conditions = Vec::new();
+    for sample in samples {
+        match &sample.task {
+            Task::Infer { x, timestep } => {
+                xs.push(Tensor::from_slice(x, &latent_shape(network, 1)[..], device)?);
+                timesteps.push(*timestep);
+                conditions.extend_from_slice(&sample.condition);
+            }
+            Task::Generate(walk) => {
+                let Some(latent) = &walk.latent else { candle_core::bail!("no latent") };
+                for row in 0..sample.rows() {
+                    xs.push(latent.x.clone());
+                    timesteps.push(walk.current().timestep as f32);
+                    match sample.model.card.null_class.filter(|_| row == 1) {
+                        Some(null_class) => conditions.push(null_class as f32),
+                        None => conditions.extend_from_slice(&sample.condition),
+                    }
+                }
+            }
+        }
+    }
+    let rows = timesteps.len();
+    let x = Tensor::cat(&xs, 0)?.to_dtype(network.dtype())?;
+    let timesteps = Tensor::from_vec(timesteps, rows, device)?;
+    let condition = match network.geometry().conditioning {
+        Conditioning::None => None,
+        Conditioning::Classes(_) => {
+            let labels: Vec<u32> = conditions.iter().map(|&label| label as u32).collect();
+            Some(Tensor::from_vec(labels, rows, device)?)
+        }
+        Conditioning::Timestep => Some(Tensor::from_vec(conditions, rows, device)?),
+        Conditioning::Embedding(width) => {
+            Some(Tensor::from_vec(conditions, (rows, width), device)?)
+        }
+    };
+    network.forward(&x, &timesteps, condition.as_ref())?.to_dtype(DType::F32)
+}
+
+/// Classifier-free guidance (Ho and Salimans, 2022, eq. 6) in the form `none + s·(class − none)`, where
+/// s = 1 is no guidance. A learned variance is the class's.
+fn guided(rows: &Tensor, walk: &Walk, network: &dyn Denoiser) -> Result<Tensor> {
+    if !walk.guided() {
+        return Ok(rows.clone());
+    }
+    let channels = network.geometry().in_channels;
+    let (class, none) = (rows.narrow(0, 0, 1)?, rows.narrow(0, 1, 1)?);
+    let (class_mean, none_mean) = (class.narrow(1, 0, channels)?, none.narrow(1, 0, channels)?);
+    let mean = (&none_mean + ((class_mean - &none_mean)? * walk.guidance_scale)?)?;
+    match network.geometry().out_channels - channels {
+        0 => Ok(mean),
+        variance => Tensor::cat(&[mean, class.narrow(1, channels, variance)?], 1),
+    }
+}
+
+/// Advances every walk by its own step, in one batch.
+fn advance(
+    network: &dyn Denoiser,
+    walks: Vec<&mut Walk>,
+    answers: &[Tensor],
+) -> Result<Vec<Outcome>> {
+    if walks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let latents: Vec<Latent> = walks.iter().filter_map(|walk| walk.latent.clone()).collect();
+    let stack = |part: fn(&Latent) -> &Tensor| -> Result<Tensor> {
+        Tensor::cat(&latents.iter().map(part).collect::<Vec<_>>(), 0)
+    };
+    let (x, memory) = (stack(|latent| &latent.x)?, stack(|latent| &latent.memory)?);
+    let steps: Vec<Step> = walks.iter().map(|walk| walk.current().step).collect();
+    let noise = step_noise(network, &walks)?;
+    let answers = Tensor::cat(answers, 0)?;
+    let next = sampler::advance(&x, &memory, &answers, noise.as_ref(), &steps)?;
+
+    let mut outcomes = Vec::with_capacity(walks.len());
+    for (row, walk) in walks.into_iter().enumerate() {
+        let x = next.x.narrow(0, row, 1)?;
+        walk.position += 1;
+        outcomes.push(if walk.position == walk.trajectory.len() {
+            Outcome::Image(image(&x)?)
+        } else {
+            let preview = |number| Ok((number, image(&next.x0.narrow(0, row, 1)?)?));
+            Outcome::Going(walk.preview_due().map(preview).transpose()?)
+        });
+        walk.latent = Some(Latent { x, memory: next.memory.narrow(0, row, 1)? });
+    }
+    Ok(outcomes)
+}
+
+/// The N(0, I) noise of this step, `[B, C, H, W]`, zero where a sample's step adds none; `None` when no
+/// step does.
+fn step_noise(network: &dyn Denoiser, walks: &[&mut Walk]) -> Result<Option<Tensor>> {
+    let noisy = |walk: &Walk| walk.current().step.d != NoiseScale::Fixed(0.0);
+    if !walks.iter().any(|walk| noisy(walk)) {
+        return Ok(None);
+    }
+    let shape = latent_shape(network, walks.len());
+    let elements: usize = shape[1..].iter().product();
+    let mut values = vec![0.0; walks.len() * elements];
+    for (walk, values) in walks.iter().zip(values.chunks_exact_mut(elements)) {
+        if noisy(walk) {
+            noise::normal(walk.seed, walk.position as u64 + 1, values);
+        }
+    }
+    Tensor::from_vec(values, &shape[..], network.device()).map(Some)
+}
+
+fn latent_shape(network: &dyn Denoiser, rows: usize) -> [usize; 4] {
+    let geometry = network.geometry();
+    [rows, geometry.in_channels, geometry.height, geometry.width]
+}
+
+/// `round(255·clamp(x/2 + 1/2, 0, 1))`, channels interleaved, of one f32 `[1, C, H, W]`.
+fn image(x: &Tensor) -> Result<Image> {
+    let (_, channels, height, width) = x.dims4()?;
+    let values: Vec<f32> =
+        x.to_device(&Device::Cpu)?.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1()?;
+    let byte = |x: &f32| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8;
+    Ok(Image { width, height, channels, pixels: values.iter().map(byte).collect() })
+}
+
+#[cfg(test)]
+#[path = "step_tests.rs"]
+mod tests;

@@ -1,0 +1,119 @@
+//! Warm-up: what evaluations of a model cost, by batch size.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use candle_core::{DType, Result, Tensor};
+use tokio::sync::oneshot;
+use understudy_models::{Conditioning, Denoiser, noise};
+
+use super::cost::CostModel;
+use crate::registry::Model;
+
+/// A model's warm-up stops here, if it has measured anything.
+const BUDGET: Duration = Duration::from_secs(4);
+/// Evaluations per batch size, of which the fastest counts (the first also pages memory in).
+const REPEATS: usize = 3;
+/// The largest batch ever tried.
+const LARGEST: usize = 256;
+/// Doubling the batch goes on while it makes a row at least this much cheaper, or did so last time.
+const WORTH: f64 = 0.97;
+
+/// A warm-up under way. It is done an evaluation at a time, between those that serve clients.
+pub(super) struct WarmUp {
+    model: Arc<Model>,
+    max_rows: Option<usize>,
+    reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
+    began: Option<Instant>,
+    rows: usize,
+    /// Seconds of the evaluations at `rows`.
+    measured: Vec<f64>,
+    points: Vec<(usize, f64)>,
+}
+
+impl WarmUp {
+    pub(super) fn new(
+        model: Arc<Model>,
+        max_rows: Option<usize>,
+        reply: oneshot::Sender<std::result::Result<(), String>>,
+    ) -> Self {
+        Self {
+            model,
+            max_rows,
+            reply: Some(reply),
+            began: None,
+            rows: 1,
+            measured: Vec::new(),
+            points: Vec::new(),
+        }
+    }
+
+    /// One evaluation; true when the warm-up is over and whoever asked has been told.
+    pub(super) fn evaluate(&mut self) -> bool {
+        let started = Instant::now();
+        let began = *self.began.get_or_insert(started);
+        let timestep = self.model.schedule.num_train_timesteps() - 1;
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            probe(self.model.network(), self.rows, timestep as f32)
+        }));
+        match result {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return self.tell(Err("its answer to noise is not finite".into())),
+            Ok(Err(error)) => return self.tell(Err(error.to_string())),
+            Err(_) => return self.tell(Err("its evaluation panicked".into())),
+        }
+        self.measured.push(started.elapsed().as_secs_f64());
+        let fastest = self.measured.iter().copied().fold(f64::INFINITY, f64::min);
+        let spent = began.elapsed();
+        if self.measured.len() < REPEATS && spent + Duration::from_secs_f64(fastest) < BUDGET {
+            return false;
+        }
+        self.points.push((self.rows, fastest));
+        self.measured.clear();
+        let affordable = spent + Duration::from_secs_f64(2.0 * fastest) < BUDGET;
+        if affordable && self.rows * 2 <= self.max_rows.unwrap_or(LARGEST) && self.still_worth() {
+            self.rows *= 2;
+            return false;
+        }
+        self.model.set_cost(CostModel::new(std::mem::take(&mut self.points), self.max_rows));
+        self.tell(Ok(()))
+    }
+
+    /// Whether one of the last two doublings made a row cheaper.
+    fn still_worth(&self) -> bool {
+        let per_row: Vec<f64> = self.points.iter().map(|&(rows, s)| s / rows as f64).collect();
+        match per_row[..] {
+            [.., a, b, c] => c < a.min(b) * WORTH || b < a * WORTH,
+            _ => true,
+        }
+    }
+
+    fn tell(&mut self, result: std::result::Result<(), String>) -> bool {
+        if let Some(reply) = self.reply.take() {
+            let _ = reply.send(result);
+        }
+        true
+    }
+}
+
+/// One evaluation of noise; whether the answer is finite.
+fn probe(network: &dyn Denoiser, rows: usize, timestep: f32) -> Result<bool> {
+    let geometry = network.geometry();
+    let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
+    let mut values = vec![0.0; rows * geometry.in_channels * geometry.height * geometry.width];
+    noise::normal(0, 0, &mut values);
+    let device = network.device();
+    let x = Tensor::from_vec(values, shape, device)?.to_dtype(network.dtype())?;
+    let timesteps = Tensor::full(timestep, rows, device)?;
+    let condition = match geometry.conditioning {
+        Conditioning::None => None,
+        Conditioning::Classes(_) => Some(Tensor::zeros(rows, DType::U32, device)?),
+        Conditioning::Timestep => Some(Tensor::zeros(rows, DType::F32, device)?),
+        Conditioning::Embedding(width) => Some(Tensor::zeros((rows, width), DType::F32, device)?),
+    };
+    let answer = network.forward(&x, &timesteps, condition.as_ref())?;
+    Ok(answer.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite())
+}

@@ -1,0 +1,227 @@
+//! The thread that owns the device: it gathers, evaluates, hands out.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, TryRecvError},
+    },
+    time::Instant,
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Event,
+    batcher::{Batcher, SampleKey},
+    job::Failure,
+    load::Load,
+    sample::Sample,
+    step::{self, Outcome},
+    warmup::WarmUp,
+};
+use crate::{metrics::Metrics, registry::Model};
+
+/// What the worker is told.
+pub(super) enum Command {
+    /// Take these in.
+    Run(Vec<Sample>),
+    /// Find out what evaluations of this model cost.
+    WarmUp { model: Arc<Model>, max_rows: Option<usize>, reply: oneshot::Sender<Result<(), String>> },
+}
+
+pub(super) struct Worker {
+    commands: Receiver<Command>,
+    batcher: Batcher,
+    samples: BTreeMap<SampleKey, Sample>,
+    warm_ups: Vec<WarmUp>,
+    next_key: u64,
+    load: Arc<Load>,
+    metrics: Arc<Metrics>,
+}
+
+impl Worker {
+    pub(super) fn new(commands: Receiver<Command>, load: Arc<Load>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            commands,
+            batcher: Batcher::default(),
+            samples: BTreeMap::new(),
+            warm_ups: Vec::new(),
+            next_key: 0,
+            load,
+            metrics,
+        }
+    }
+
+    /// Runs until no handle is left and nothing is in flight.
+    pub(super) fn run(mut self) {
+        while self.receive() {
+            self.drop_abandoned();
+            self.warm_up();
+            self.evaluate();
+        }
+    }
+
+    /// Takes in what has arrived, waiting only when there is nothing else to do; false at the end.
+    fn receive(&mut self) -> bool {
+        loop {
+            let command = if self.samples.is_empty() && self.warm_ups.is_empty() {
+                match self.commands.recv() {
+                    Ok(command) => command,
+                    Err(_) => return false,
+                }
+            } else {
+                match self.commands.try_recv() {
+                    Ok(command) => command,
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
+                }
+            };
+            match command {
+                Command::Run(samples) => samples.into_iter().for_each(|sample| self.join(sample)),
+                Command::WarmUp { model, max_rows, reply } => {
+                    self.warm_ups.push(WarmUp::new(model, max_rows, reply));
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, sample: Sample) {
+        let key = SampleKey(self.next_key);
+        self.next_key += 1;
+        self.batcher.join(sample.model.key, key, sample.rows(), sample.model.max_rows());
+        self.samples.insert(key, sample);
+    }
+
+    /// Frees the slots of those whose client is gone or whose deadline has passed.
+    fn drop_abandoned(&mut self) {
+        let now = Instant::now();
+        let gone: Vec<SampleKey> = self
+            .samples
+            .iter()
+            .filter(|(_, sample)| sample.abandoned() || sample.expired(now).is_some())
+            .map(|(&key, _)| key)
+            .collect();
+        for key in gone {
+            if let Some(sample) = self.samples.remove(&key) {
+                let failure = sample.expired(now).filter(|_| !sample.abandoned());
+                self.leave(key, &sample, failure.as_ref().map_or("disconnect", Failure::reason));
+                if let Some(failure) = failure {
+                    sample.finish(|index| Event::Failed { index, failure });
+                }
+            }
+        }
+    }
+
+    /// One evaluation of a model that is warming up, if there is one.
+    fn warm_up(&mut self) {
+        if let Some(warm_up) = self.warm_ups.first_mut()
+            && warm_up.evaluate()
+        {
+            self.warm_ups.remove(0);
+        }
+    }
+
+    /// One evaluation of the batch that is due, if there is one.
+    fn evaluate(&mut self) {
+        let Some(batch) = self.batcher.next() else { return };
+        let mut samples: Vec<Sample> =
+            batch.samples.iter().filter_map(|key| self.samples.remove(key)).collect();
+        let Some(model) = samples.first().map(|sample| Arc::clone(&sample.model)) else { return };
+
+        let began = Instant::now();
+        // A panic concerns this batch alone: its samples are dropped below, nothing else is shared.
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            step::evaluate(model.network(), &mut samples).map_err(|error| error.to_string())
+        }));
+        let seconds = began.elapsed().as_secs_f64();
+
+        self.batcher.ran(batch.model, seconds);
+        self.load.ran(batch.model, batch.rows);
+        model.observe(batch.rows, seconds);
+        self.metrics.evaluation_duration.with_label_values(&[&model.id]).observe(seconds);
+        self.metrics.batch_samples.with_label_values(&[&model.id]).observe(samples.len() as f64);
+
+        for sample in &mut samples {
+            if !sample.clock.started() {
+                self.metrics.samples_waiting.with_label_values(&[&model.id]).dec();
+                self.metrics.samples_running.with_label_values(&[&model.id]).inc();
+            }
+            sample.clock.evaluated(began, seconds, sample.rows(), batch.rows);
+        }
+        match result.unwrap_or_else(|panic| Err(panic_text(panic.as_ref()))) {
+            Ok(outcomes) => {
+                for ((key, sample), outcome) in batch.samples.into_iter().zip(samples).zip(outcomes) {
+                    self.hand_out(key, sample, outcome);
+                }
+            }
+            Err(reason) => {
+                tracing::error!(model = model.id, rows = batch.rows, reason, "evaluation failed");
+                for (key, sample) in batch.samples.into_iter().zip(samples) {
+                    self.fail(key, sample, Failure::Evaluation(reason.clone()));
+                }
+            }
+        }
+    }
+
+    fn hand_out(&mut self, key: SampleKey, sample: Sample, outcome: Outcome) {
+        match outcome {
+            Outcome::Going(preview) => {
+                if let Some((partial_index, image)) = preview {
+                    sample.send(|index| Event::Partial { index, partial_index, image });
+                }
+                self.samples.insert(key, sample);
+            }
+            Outcome::Image(image) => {
+                let timings = self.finished(key, &sample);
+                self.metrics.images.with_label_values(&[&sample.model.id]).inc();
+                sample.finish(|index| Event::Completed { index, image, timings });
+            }
+            Outcome::Raw(output) => {
+                self.finished(key, &sample);
+                sample.finish(|index| Event::Inferred { index, output });
+            }
+            Outcome::NonFinite { timestep } => {
+                tracing::error!(model = sample.model.id, timestep, "network answered NaN or infinity");
+                self.fail(key, sample, Failure::NonFinite { timestep });
+            }
+        }
+    }
+
+    fn finished(&mut self, key: SampleKey, sample: &Sample) -> super::SampleTimings {
+        let timings = sample.clock.read(Instant::now());
+        let label = &[sample.model.id.as_str()];
+        self.metrics.queue_duration.with_label_values(label).observe(timings.queue.as_secs_f64());
+        self.metrics.device_duration.with_label_values(label).observe(timings.device.as_secs_f64());
+        self.forget(key, sample, true);
+        timings
+    }
+
+    fn fail(&mut self, key: SampleKey, sample: Sample, failure: Failure) {
+        self.leave(key, &sample, failure.reason());
+        sample.finish(|index| Event::Failed { index, failure });
+    }
+
+    /// A sample leaves unfinished.
+    fn leave(&mut self, key: SampleKey, sample: &Sample, reason: &str) {
+        self.metrics.cancelled.with_label_values(&[sample.model.id.as_str(), reason]).inc();
+        self.forget(key, sample, false);
+    }
+
+    fn forget(&mut self, key: SampleKey, sample: &Sample, finished: bool) {
+        let gauge = if sample.clock.started() {
+            &self.metrics.samples_running
+        } else {
+            &self.metrics.samples_waiting
+        };
+        gauge.with_label_values(&[&sample.model.id]).dec();
+        self.batcher.leave(sample.model.key, key);
+        self.load.left(sample.model.key, sample.undone(finished));
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("panic: {}", text.unwrap_or_else(|| "no message".into()))
+}

@@ -1,0 +1,4 @@
+//! The server.
+pub mod engine;
+pub mod metrics;
+pub mod registry;
