@@ -42,7 +42,9 @@ impl Config {
     pub fn new(arguments: ServeArgs) -> Result<Self, String> {
         let (device, name) = device(&arguments.device)?;
         if let Some(key) = arguments.api_key.iter().find(|key| key.trim().is_empty()) {
-            return Err(format!("--api-key {key:?}: a key may not be empty; leave the flag out for none"));
+            return Err(format!(
+                "--api-key {key:?}: a key may not be empty; leave the flag out for none"
+            ));
         }
         for origin in &arguments.cors_allow_origin {
             check_origin(origin)?;
@@ -89,7 +91,8 @@ fn dtype(asked: Dtype, device: &Device) -> Result<DType, String> {
     match (asked, device) {
         (Dtype::Auto | Dtype::F32, Device::Cpu) => Ok(DType::F32),
         (Dtype::Bf16 | Dtype::F16, Device::Cpu) => Err(
-            "--dtype: half precision is for GPUs, a CPU has no convolution in it; use --dtype f32".into(),
+            "--dtype: half precision is for GPUs, a CPU has no convolution in it; use --dtype f32"
+                .into(),
         ),
         (Dtype::F32, _) => Ok(DType::F32),
         (Dtype::Auto | Dtype::Bf16, _) => Ok(DType::BF16),
@@ -99,7 +102,9 @@ fn dtype(asked: Dtype, device: &Device) -> Result<DType, String> {
 
 /// An origin is a scheme, a host and perhaps a port; browsers send no more.
 fn check_origin(origin: &str) -> Result<(), String> {
-    let host = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
+    let host = origin
+        .strip_prefix("http://")
+        .or(origin.strip_prefix("https://"));
     let bare = host.is_some_and(|host| {
         !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
     });
@@ -117,14 +122,22 @@ fn models_folder(asked: Option<PathBuf>) -> Result<PathBuf, String> {
         return Ok(folder);
     }
     let zoo = Path::new("models/zoo");
-    let executable = std::env::current_exe().ok().and_then(|path| fs::canonicalize(path).ok());
+    let executable = std::env::current_exe()
+        .ok()
+        .and_then(|path| fs::canonicalize(path).ok());
     let beside = executable.and_then(|path| Some(path.parent()?.join(zoo)));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(zoo);
     let places = [Some(zoo.to_owned()), beside, Some(source)];
     let there = places.iter().flatten().find(|folder| folder.is_dir());
     there.cloned().ok_or_else(|| {
-        let places: Vec<_> =
-            places.iter().flatten().map(|folder| format!("\n  {}", folder.display())).collect();
-        format!("the bundled models are in none of these places; name a folder with --models{}", places.concat())
+        let places: Vec<_> = places
+            .iter()
+            .flatten()
+            .map(|folder| format!("\n  {}", folder.display()))
+            .collect();
+        format!(
+            "the bundled models are in none of these places; name a folder with --models{}",
+            places.concat()
+        )
     })
 }

@@ -44,32 +44,68 @@ pub struct ServeArgs {
     #[arg(long, env = "UNDERSTUDY_THREADS", value_name = "N")]
     pub threads: Option<NonZeroUsize>,
     /// Images that may wait or run at a time; more are refused with 429.
-    #[arg(long, env = "UNDERSTUDY_MAX_QUEUE", value_name = "IMAGES", default_value = "256")]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_QUEUE",
+        value_name = "IMAGES",
+        default_value = "256"
+    )]
     pub max_queue: NonZeroUsize,
     /// Images that one request may ask for.
-    #[arg(long, env = "UNDERSTUDY_MAX_IMAGES_PER_REQUEST", value_name = "IMAGES", default_value = "16")]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_IMAGES_PER_REQUEST",
+        value_name = "IMAGES",
+        default_value = "16"
+    )]
     pub max_images_per_request: NonZeroUsize,
     /// Rows of one network evaluation [default: as many as the warm-up finds useful].
     #[arg(long, env = "UNDERSTUDY_MAX_BATCH", value_name = "ROWS")]
     pub max_batch: Option<NonZeroUsize>,
     /// Seconds after which a request is answered with 504.
-    #[arg(long, env = "UNDERSTUDY_REQUEST_TIMEOUT_SECONDS", value_name = "SECONDS", default_value = "300")]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_REQUEST_TIMEOUT_SECONDS",
+        value_name = "SECONDS",
+        default_value = "300"
+    )]
     pub request_timeout_seconds: NonZeroU64,
     /// Seconds that requests in flight get to finish at shutdown.
-    #[arg(long, env = "UNDERSTUDY_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 10)]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_DRAIN_SECONDS",
+        value_name = "SECONDS",
+        default_value_t = 10
+    )]
     pub drain_seconds: u64,
     /// Bytes of a request's body (64 MiB for /v2/…/infer).
-    #[arg(long, env = "UNDERSTUDY_MAX_BODY_BYTES", value_name = "BYTES", default_value = "2097152")]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_BODY_BYTES",
+        value_name = "BYTES",
+        default_value = "2097152"
+    )]
     pub max_body_bytes: NonZeroUsize,
     /// A key that requests must present as `Authorization: Bearer KEY`; repeat it, or separate keys
     /// with commas, for several. Health, metrics and documentation stay open.
-    #[arg(long, env = "UNDERSTUDY_API_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true)]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_API_KEY",
+        value_name = "KEY",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
     pub api_key: Vec<String>,
     /// Ask for the API key on health and metrics too.
     #[arg(long, env = "UNDERSTUDY_API_KEY_EVERYWHERE")]
     pub api_key_everywhere: bool,
     /// An origin whose pages may call this server, such as https://example.org, or *; repeatable.
-    #[arg(long, env = "UNDERSTUDY_CORS_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_CORS_ALLOW_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ','
+    )]
     pub cors_allow_origin: Vec<String>,
     /// How log lines are written.
     #[arg(long, env = "UNDERSTUDY_LOG_FORMAT", default_value = "text")]
@@ -116,7 +152,11 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let engine = Engine::start(config.max_queue, Arc::clone(&metrics))
         .map_err(|error| format!("no thread for the device: {error}"))?;
-    let registry = Registry::open(config.registry.clone(), engine.clone(), Arc::clone(&metrics))?;
+    let registry = Registry::open(
+        config.registry.clone(),
+        engine.clone(),
+        Arc::clone(&metrics),
+    )?;
     let registry = Arc::new(registry);
     let app = App::new(engine, Arc::clone(&registry), metrics, config.http.clone());
 
@@ -169,7 +209,9 @@ async fn stop() {
 fn log(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().flatten_event(true).init(),
@@ -181,7 +223,11 @@ fn announce(registry: &Registry, address: SocketAddr, config: &Config, threads: 
     println!("Understudy serves on http://{address}   (API: http://{address}/docs/)");
     println!("  device   {}, {threads} threads", config.device);
     for (id, state) in registry.list() {
-        let default = if registry.default_id() == Some(&id) { ", default" } else { "" };
+        let default = if registry.default_id() == Some(&id) {
+            ", default"
+        } else {
+            ""
+        };
         match state {
             State::Ready(model) => println!(
                 "  model    {id}: ready{default}, {}x{}, {:.1} million weights, {}",
@@ -199,7 +245,11 @@ fn announce(registry: &Registry, address: SocketAddr, config: &Config, threads: 
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => format!("[::1]:{}", v6.port()),
         address => address.to_string(),
     };
-    let key = if config.http.api_keys.is_empty() { "" } else { " -H 'Authorization: Bearer KEY'" };
+    let key = if config.http.api_keys.is_empty() {
+        ""
+    } else {
+        " -H 'Authorization: Bearer KEY'"
+    };
     println!("\nAn image:\n");
     println!(
         "  curl -s http://{reachable}/v1/images/generations -H 'Content-Type: application/json' -H 'Accept: image/png'{key} -d '{{\"seed\": 1}}' -o image.png\n"

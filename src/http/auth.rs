@@ -31,7 +31,10 @@ fn is_page(path: &str) -> bool {
 
 /// What orchestrators and monitoring ask.
 fn is_probe(path: &str) -> bool {
-    matches!(path, "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready")
+    matches!(
+        path,
+        "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready"
+    )
 }
 
 fn presents_key(headers: &HeaderMap, keys: &[String]) -> bool {
@@ -39,10 +42,14 @@ fn presents_key(headers: &HeaderMap, keys: &[String]) -> bool {
         let (scheme, key) = value.as_bytes().split_at_checked("bearer ".len())?;
         scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
     });
-    let Some(presented) = presented else { return false };
+    let Some(presented) = presented else {
+        return false;
+    };
     // All keys are compared, whichever matches, so that the time tells nothing about them.
     keys.iter()
-        .fold(Choice::from(0), |found, key| found | key.as_bytes().ct_eq(presented))
+        .fold(Choice::from(0), |found, key| {
+            found | key.as_bytes().ct_eq(presented)
+        })
         .into()
 }
 
@@ -55,14 +62,24 @@ pub(super) fn cors(settings: &Settings) -> CorsLayer {
     let origin = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
-        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+        AllowOrigin::list(
+            origins
+                .iter()
+                .filter_map(|origin| HeaderValue::from_str(origin).ok()),
+        )
     };
     CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(
-            ["x-request-id", "server-timing", "retry-after", "x-understudy-seed", "x-understudy-model"]
-                .map(HeaderName::from_static),
+            [
+                "x-request-id",
+                "server-timing",
+                "retry-after",
+                "x-understudy-seed",
+                "x-understudy-model",
+            ]
+            .map(HeaderName::from_static),
         )
 }

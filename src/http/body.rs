@@ -32,8 +32,12 @@ pub(super) async fn json<T: JsonRequest>(request: Request, limit: usize) -> Resu
 pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Problem> {
     let unsupported = |header: &str, value: &str, remedy: String| {
         let message = format!("`{header}` is {}: {remedy}", quoted(value));
-        Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
-            .at(header))
+        Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            message,
+        )
+        .at(header))
     };
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING) {
         let encoding = String::from_utf8_lossy(encoding.as_bytes());
@@ -42,13 +46,22 @@ pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Pr
             return unsupported("content-encoding", &encoding, remedy.to_owned());
         }
     }
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+    let Some(value) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
     let value = String::from_utf8_lossy(value.as_bytes());
     let essence = value.split(';').next().unwrap_or_default().trim();
-    if allowed.iter().any(|allowed| essence.eq_ignore_ascii_case(allowed)) {
+    if allowed
+        .iter()
+        .any(|allowed| essence.eq_ignore_ascii_case(allowed))
+    {
         return Ok(());
     }
-    unsupported("content-type", &value, format!("send {}", allowed.join(" or ")))
+    unsupported(
+        "content-type",
+        &value,
+        format!("send {}", allowed.join(" or ")),
+    )
 }
 
 /// Reads a body of at most `limit` bytes; 413 when there are more.
@@ -69,7 +82,8 @@ pub(super) async fn read(
     };
     // Whoever waits for "100 Continue" has sent nothing yet and need not.
     let waits = headers.contains_key(header::EXPECT);
-    if declared.is_some_and(|length| length > DISCARDED_BYTES.max(limit) || waits && length > limit) {
+    if declared.is_some_and(|length| length > DISCARDED_BYTES.max(limit) || waits && length > limit)
+    {
         return Err(too_large(limit));
     }
     let mut bytes = Vec::with_capacity(declared.unwrap_or(0).min(limit));
@@ -79,7 +93,9 @@ pub(super) async fn read(
             let message = format!("the body broke off after {length} bytes: {error}");
             Problem::new(StatusCode::BAD_REQUEST, "incomplete_body", message)
         })?;
-        let Some(data) = frame.data_ref() else { continue };
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
         length += data.len();
         if length <= limit {
             bytes.extend_from_slice(data);
@@ -87,7 +103,11 @@ pub(super) async fn read(
             break;
         }
     }
-    if length > limit { Err(too_large(limit)) } else { Ok(bytes.into()) }
+    if length > limit {
+        Err(too_large(limit))
+    } else {
+        Ok(bytes.into())
+    }
 }
 
 /// Parses a JSON body; an error says where it is and what belongs there.
@@ -112,9 +132,16 @@ fn explain<T: JsonRequest>(bytes: &[u8], path: &str, error: &serde_json::Error) 
     }
     // serde offers these two as sentences only.
     let text = error.to_string();
-    let named = |start: &str| text.strip_prefix(start)?.split('`').next().map(str::to_owned);
+    let named = |start: &str| {
+        text.strip_prefix(start)?
+            .split('`')
+            .next()
+            .map(str::to_owned)
+    };
     if let Some(field) = named("unknown field `") {
-        let fields = text.split_once("expected ").map_or("none", |(_, fields)| fields);
+        let fields = text
+            .split_once("expected ")
+            .map_or("none", |(_, fields)| fields);
         let fields = fields.trim_start_matches("one of ").replace('`', "");
         let fields = fields.split(" at line").next().unwrap_or_default();
         let message = format!(

@@ -2,11 +2,7 @@
 
 use image::{
     ExtendedColorType, ImageEncoder,
-    codecs::{
-        jpeg::JpegEncoder,
-        png::PngEncoder,
-        webp::WebPEncoder,
-    },
+    codecs::{jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
 };
 
 use super::{error::Problem, wire::OutputFormat};
@@ -30,7 +26,11 @@ pub(super) async fn encode(image: Image, encoding: Encoding) -> Result<Vec<u8>, 
 
 fn encode_now(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
     let (width, height) = (image.width as u32, image.height as u32);
-    let color = if image.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
+    let color = if image.channels == 1 {
+        ExtendedColorType::L8
+    } else {
+        ExtendedColorType::Rgb8
+    };
     let mut bytes = Vec::new();
     let written = match (encoding.format, encoding.quality) {
         (OutputFormat::Png, _) => {
@@ -38,8 +38,12 @@ fn encode_now(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
         }
         (OutputFormat::Jpeg, quality) => {
             // The encoder's lowest quality is 1.
-            JpegEncoder::new_with_quality(&mut bytes, quality.unwrap_or(100).max(1))
-                .write_image(&image.pixels, width, height, color)
+            JpegEncoder::new_with_quality(&mut bytes, quality.unwrap_or(100).max(1)).write_image(
+                &image.pixels,
+                width,
+                height,
+                color,
+            )
         }
         (OutputFormat::Webp, None) => {
             WebPEncoder::new_lossless(&mut bytes).write_image(&image.pixels, width, height, color)
@@ -67,8 +71,15 @@ mod tests {
     use super::*;
 
     fn gradient(channels: usize) -> Image {
-        let pixels = (0..16 * 8 * channels).map(|i| (i * 255 / (16 * 8 * channels)) as u8).collect();
-        Image { width: 16, height: 8, channels, pixels }
+        let pixels = (0..16 * 8 * channels)
+            .map(|i| (i * 255 / (16 * 8 * channels)) as u8)
+            .collect();
+        Image {
+            width: 16,
+            height: 8,
+            channels,
+            pixels,
+        }
     }
 
     #[test]
@@ -91,8 +102,15 @@ mod tests {
                 } else {
                     decoded.to_rgb8().into_raw()
                 };
-                let worst = decoded.iter().zip(&image.pixels).map(|(a, b)| a.abs_diff(*b)).max();
-                assert!(worst.unwrap() <= tolerance, "{format:?} {quality:?} {channels}: {worst:?}");
+                let worst = decoded
+                    .iter()
+                    .zip(&image.pixels)
+                    .map(|(a, b)| a.abs_diff(*b))
+                    .max();
+                assert!(
+                    worst.unwrap() <= tolerance,
+                    "{format:?} {quality:?} {channels}: {worst:?}"
+                );
             }
         }
     }

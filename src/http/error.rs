@@ -34,7 +34,14 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { status, code, param: None, message, detail: None, retry_after: None }
+        Self {
+            status,
+            code,
+            param: None,
+            message,
+            detail: None,
+            retry_after: None,
+        }
     }
 
     /// 400: `field` has a value that cannot be honoured; `remedy` names the limit and the way out.
@@ -50,7 +57,10 @@ impl Problem {
 
     /// 404: no model of that name.
     pub(super) fn unknown_model(id: &str) -> Self {
-        let message = format!("`model` is {}: there is no such model here; GET /v1/models lists them", quoted(id));
+        let message = format!(
+            "`model` is {}: there is no such model here; GET /v1/models lists them",
+            quoted(id)
+        );
         Self::new(StatusCode::NOT_FOUND, "model_not_found", message).at("model")
     }
 
@@ -69,7 +79,10 @@ impl Problem {
     pub(super) fn internal(detail: impl Display) -> Self {
         let message = "something went wrong on the server; its log has the cause under this request's x-request-id";
         let problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message);
-        Self { detail: Some(detail.to_string()), ..problem }
+        Self {
+            detail: Some(detail.to_string()),
+            ..problem
+        }
     }
 
     /// The field at fault.
@@ -161,9 +174,11 @@ impl From<Failure> for Problem {
 impl From<understudy_models::Error> for Problem {
     fn from(error: understudy_models::Error) -> Self {
         match error {
-            understudy_models::Error::Value { field, value, remedy } => {
-                Self::value(&field, value, remedy)
-            }
+            understudy_models::Error::Value {
+                field,
+                value,
+                remedy,
+            } => Self::value(&field, value, remedy),
             error => Self::internal(error),
         }
     }
@@ -191,9 +206,14 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let inference = path == "/v2" || path.starts_with("/v2/");
     let mut response = next.run(request).await;
-    let Some(problem) = response.extensions().get::<Problem>() else { return response };
+    let Some(problem) = response.extensions().get::<Problem>() else {
+        return response;
+    };
     let body = if inference {
-        Json(InferenceError { error: problem.message.clone() }).into_response()
+        Json(InferenceError {
+            error: problem.message.clone(),
+        })
+        .into_response()
     } else {
         Json(problem.body()).into_response()
     };
@@ -219,5 +239,9 @@ pub(super) async fn method_not_allowed(request: Request) -> Problem {
         shown(request.method()),
         quoted(request.uri().path())
     );
-    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+    Problem::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        message,
+    )
 }

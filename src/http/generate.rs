@@ -57,7 +57,9 @@ impl Plan {
         let encoding = encoding(wire, wanted)?;
         let n = count(wire, &app.settings)?;
         if shape == Shape::Image && n > 1 {
-            let message = format!("`n` is {n} with an image type in Accept: one body holds one image; ask for n = 1, or accept application/json");
+            let message = format!(
+                "`n` is {n} with an image type in Accept: one body holds one image; ask for n = 1, or accept application/json"
+            );
             return Err(Problem::conflict("n", message));
         }
         let request = GenerateRequest {
@@ -68,7 +70,11 @@ impl Plan {
             deadline: deadline(wire, received)?,
             model,
         };
-        Ok(Self { request, shape, encoding })
+        Ok(Self {
+            request,
+            shape,
+            encoding,
+        })
     }
 
     /// `WIDTHxHEIGHT`.
@@ -80,8 +86,16 @@ impl Plan {
     pub(super) fn describe(&self, index: usize, b64_json: String) -> GeneratedImage {
         let SampleSpec { seed, class_label } = self.request.samples[index];
         let names = &self.request.model.card.class_names;
-        let class_name = class_label.and_then(|class| names.get(class as usize)).cloned();
-        GeneratedImage { b64_json, index, seed, class_label, class_name }
+        let class_name = class_label
+            .and_then(|class| names.get(class as usize))
+            .cloned();
+        GeneratedImage {
+            b64_json,
+            index,
+            seed,
+            class_label,
+            class_name,
+        }
     }
 }
 
@@ -99,21 +113,34 @@ fn makes_images(model: &Model) -> Result<(), Problem> {
     let geometry = &model.geometry;
     let reason = match geometry.conditioning {
         Conditioning::Timestep => Some("is conditioned on a second timestep".to_owned()),
-        Conditioning::Embedding(width) => Some(format!("is conditioned on embeddings of width {width}")),
+        Conditioning::Embedding(width) => {
+            Some(format!("is conditioned on embeddings of width {width}"))
+        }
         Conditioning::None | Conditioning::Classes(_) => None,
     }
     .or_else(|| {
         let fits = geometry.out_channels == geometry.in_channels || learned_variance(model);
         (!fits).then(|| {
-            format!("answers with {} channels to {}", geometry.out_channels, geometry.in_channels)
+            format!(
+                "answers with {} channels to {}",
+                geometry.out_channels, geometry.in_channels
+            )
         })
     })
     .or_else(|| {
         let picture = matches!(geometry.in_channels, 1 | 3);
-        (!picture).then(|| format!("has {} channels, neither gray nor RGB", geometry.in_channels))
+        (!picture).then(|| {
+            format!(
+                "has {} channels, neither gray nor RGB",
+                geometry.in_channels
+            )
+        })
     });
     let Some(reason) = reason else { return Ok(()) };
-    let remedy = format!("it {reason}, so it makes no images by itself; evaluate it with POST /v2/models/{}/infer", model.id);
+    let remedy = format!(
+        "it {reason}, so it makes no images by itself; evaluate it with POST /v2/models/{}/infer",
+        model.id
+    );
     Err(Problem::value("model", quoted(&model.id), remedy))
 }
 
@@ -140,7 +167,11 @@ fn count(wire: &GenerationRequest, settings: &Settings) -> Result<u64, Problem> 
 }
 
 fn shape(wire: &GenerationRequest, wanted: Wanted) -> Result<Shape, Problem> {
-    if let Some(format) = wire.response_format.as_deref().filter(|format| *format != "b64_json") {
+    if let Some(format) = wire
+        .response_format
+        .as_deref()
+        .filter(|format| *format != "b64_json")
+    {
         let remedy = "only \"b64_json\" is possible, because the server keeps no images that a URL could name; accept image/png for the bare image";
         return Err(Problem::value("response_format", quoted(format), remedy));
     }
@@ -162,10 +193,15 @@ fn encoding(wire: &GenerationRequest, wanted: Wanted) -> Result<Encoding, Proble
     };
     let quality = whole(wire.output_compression, "output_compression", 0..=100)?;
     if let (Some(quality), OutputFormat::Png) = (quality, format) {
-        let message = format!("`output_compression` is {quality} for png, which is lossless: leave it out, or ask for jpeg or webp");
+        let message = format!(
+            "`output_compression` is {quality} for png, which is lossless: leave it out, or ask for jpeg or webp"
+        );
         return Err(Problem::conflict("output_compression", message));
     }
-    Ok(Encoding { format, quality: quality.map(|quality| quality as u8) })
+    Ok(Encoding {
+        format,
+        quality: quality.map(|quality| quality as u8),
+    })
 }
 
 fn samples(model: &Model, wire: &GenerationRequest, n: u64) -> Result<Vec<SampleSpec>, Problem> {
@@ -215,7 +251,10 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
         ClassLabel::Name(name) => quoted(name),
     };
     let Conditioning::Classes(count) = model.geometry.conditioning else {
-        let remedy = format!("{} is unconditional and takes none; leave `{field}` out", model.id);
+        let remedy = format!(
+            "{} is unconditional and takes none; leave `{field}` out",
+            model.id
+        );
         return Err(Problem::value(field, shown, remedy));
     };
     let names = &model.card.class_names;
@@ -228,45 +267,68 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
             .or_else(|| name.trim().parse().ok()),
     };
     let known = number.and_then(|number| u32::try_from(number).ok());
-    known.filter(|class| (*class as usize) < count).map(Some).ok_or_else(|| {
-        let names = if names.is_empty() {
-            String::new()
-        } else {
-            format!(", or one of {}", names.join(", "))
-        };
-        let remedy = format!("{} has the classes 0 to {}{names}", model.id, count - 1);
-        Problem::value(field, shown, remedy)
-    })
+    known
+        .filter(|class| (*class as usize) < count)
+        .map(Some)
+        .ok_or_else(|| {
+            let names = if names.is_empty() {
+                String::new()
+            } else {
+                format!(", or one of {}", names.join(", "))
+            };
+            let remedy = format!("{} has the classes 0 to {}{names}", model.id, count - 1);
+            Problem::value(field, shown, remedy)
+        })
 }
 
 /// Case does not matter; space, `-` and `_` are the same.
 fn same_name(left: &str, right: &str) -> bool {
     let letters = |name: &str| -> String {
         let lower = name.trim().to_lowercase();
-        lower.chars().map(|c| if matches!(c, '-' | '_') { ' ' } else { c }).collect()
+        lower
+            .chars()
+            .map(|c| if matches!(c, '-' | '_') { ' ' } else { c })
+            .collect()
     };
     letters(left) == letters(right)
 }
 
 fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajectory, Problem> {
     let limit = model.schedule.num_train_timesteps();
-    let steps = whole(wire.num_inference_steps, "num_inference_steps", 1..=limit as u64)?;
+    let steps = whole(
+        wire.num_inference_steps,
+        "num_inference_steps",
+        1..=limit as u64,
+    )?;
     let steps = steps.map_or_else(|| default_steps(model), |steps| steps as usize);
     let kind = match &wire.scheduler {
         Some(name) => name.parse::<Kind>()?,
         None => default_scheduler(model),
     };
     let eta = wire.eta.unwrap_or(0.0);
-    Ok(sampler::trajectory(&model.schedule, kind, steps, eta, learned_variance(model))?)
+    Ok(sampler::trajectory(
+        &model.schedule,
+        kind,
+        steps,
+        eta,
+        learned_variance(model),
+    )?)
 }
 
 fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
     let scale = wire.guidance_scale.unwrap_or(1.0);
     if !scale.is_finite() {
-        return Err(Problem::value("guidance_scale", scale, "it takes a finite number"));
+        return Err(Problem::value(
+            "guidance_scale",
+            scale,
+            "it takes a finite number",
+        ));
     }
     if scale != 1.0 && model.card.null_class.is_none() {
-        let remedy = format!("{} has no null class to be guided away from; send 1 or leave it out", model.id);
+        let remedy = format!(
+            "{} has no null class to be guided away from; send 1 or leave it out",
+            model.id
+        );
         return Err(Problem::value("guidance_scale", scale, remedy));
     }
     Ok(scale)
@@ -275,7 +337,9 @@ fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
 fn partial_images(wire: &GenerationRequest, shape: Shape) -> Result<usize, Problem> {
     let count = whole(wire.partial_images, "partial_images", 0..=3)?.unwrap_or(0);
     if count > 0 && shape != Shape::Events {
-        let message = format!("`partial_images` is {count} without `stream`: previews are events; send `stream`: true, or leave it out");
+        let message = format!(
+            "`partial_images` is {count} without `stream`: previews are events; send `stream`: true, or leave it out"
+        );
         return Err(Problem::conflict("partial_images", message));
     }
     Ok(count as usize)
@@ -294,7 +358,10 @@ fn whole(
     limits: std::ops::RangeInclusive<u64>,
 ) -> Result<Option<u64>, Problem> {
     let Some(value) = value else { return Ok(None) };
-    match u64::try_from(value).ok().filter(|value| limits.contains(value)) {
+    match u64::try_from(value)
+        .ok()
+        .filter(|value| limits.contains(value))
+    {
         Some(value) => Ok(Some(value)),
         None if *limits.end() == i64::MAX as u64 => {
             let remedy = format!("it must be at least {}", limits.start());

@@ -41,7 +41,9 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
     let route = request.extensions().get::<MatchedPath>();
     let report = Report {
         metrics: &app.metrics,
-        route: route.map_or(UNMATCHED_ROUTE, MatchedPath::as_str).to_owned(),
+        route: route
+            .map_or(UNMATCHED_ROUTE, MatchedPath::as_str)
+            .to_owned(),
         method: method_label(request.method()),
         path: request.uri().path().to_owned(),
         received,
@@ -77,8 +79,14 @@ struct Report<'a> {
 impl Drop for Report<'_> {
     fn drop(&mut self) {
         let milliseconds = self.received.elapsed().as_secs_f64() * 1e3;
-        let code = self.outcome.as_ref().map_or(CLIENT_CLOSED_REQUEST, |(code, _)| code.as_u16());
-        let problem = self.outcome.as_ref().and_then(|(_, problem)| problem.as_ref());
+        let code = self
+            .outcome
+            .as_ref()
+            .map_or(CLIENT_CLOSED_REQUEST, |(code, _)| code.as_u16());
+        let problem = self
+            .outcome
+            .as_ref()
+            .and_then(|(_, problem)| problem.as_ref());
         let error = problem.map(|problem| problem.detail.as_ref().unwrap_or(&problem.message));
         let (method, path) = (self.method, &self.path);
         if code == 500 {
@@ -96,8 +104,7 @@ impl Drop for Report<'_> {
 /// The client's id where it is short and printable, else a new one.
 fn request_id(request: &Request) -> HeaderValue {
     let sent = request.headers().get(REQUEST_ID).filter(|id| {
-        (1..=REQUEST_ID_BYTES).contains(&id.len())
-            && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        (1..=REQUEST_ID_BYTES).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
     });
     sent.cloned().unwrap_or_else(|| {
         let number = getrandom::u64().unwrap_or_default();
@@ -122,7 +129,10 @@ fn method_label(method: &Method) -> &'static str {
 fn server_timing(response: &Response, received: Instant) -> Option<HeaderValue> {
     let total = received.elapsed().as_secs_f64() * 1e3;
     let text = match response.extensions().get::<DeviceTime>() {
-        Some(DeviceTime { queue_ms, device_ms }) => {
+        Some(DeviceTime {
+            queue_ms,
+            device_ms,
+        }) => {
             format!("queue;dur={queue_ms:.3}, device;dur={device_ms:.3}, total;dur={total:.3}")
         }
         None => format!("total;dur={total:.3}"),

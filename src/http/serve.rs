@@ -47,7 +47,10 @@ pub async fn serve(
     match tokio::time::timeout_at(until, drained).await {
         Ok(ended) => ended,
         Err(_) => {
-            tracing::warn!(in_flight = app.in_flight.len(), "drain time is over, requests abandoned");
+            tracing::warn!(
+                in_flight = app.in_flight.len(),
+                "drain time is over, requests abandoned"
+            );
             Ok(())
         }
     }

@@ -45,7 +45,13 @@ pub(super) fn events(
     received: Instant,
     in_flight: TaskTrackerToken,
 ) -> Response {
-    let streaming = Streaming { app, plan, submission, received, _in_flight: in_flight };
+    let streaming = Streaming {
+        app,
+        plan,
+        submission,
+        received,
+        _in_flight: in_flight,
+    };
     let events = unfold(Some(streaming), |streaming| async {
         let mut streaming = streaming?;
         match streaming.next().await {
@@ -61,7 +67,9 @@ pub(super) fn events(
             }
         }
     });
-    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    Sse::new(events)
+        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
+        .into_response()
 }
 
 impl Streaming {
@@ -69,13 +77,23 @@ impl Streaming {
     async fn next(&mut self) -> Result<Option<StreamEvent>, Problem> {
         let until = self.received + self.app.settings.request_timeout;
         let event = tokio::time::timeout_at(until.into(), self.submission.next()).await;
-        let Some(event) = event.map_err(|_| out_of_time(&self.app))? else { return Ok(None) };
+        let Some(event) = event.map_err(|_| out_of_time(&self.app))? else {
+            return Ok(None);
+        };
         Ok(Some(match event {
-            Event::Partial { index, partial_index, image } => StreamEvent::PartialImage {
+            Event::Partial {
+                index,
+                partial_index,
+                image,
+            } => StreamEvent::PartialImage {
                 image: self.image(index, image).await?,
                 partial_image_index: partial_index,
             },
-            Event::Completed { index, image, timings } => StreamEvent::Completed {
+            Event::Completed {
+                index,
+                image,
+                timings,
+            } => StreamEvent::Completed {
                 image: self.image(index, image).await?,
                 model: self.plan.request.model.id.clone(),
                 timings: Timings::of(&[timings], self.received.elapsed()),
