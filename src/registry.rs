@@ -50,6 +50,34 @@ pub struct Model {
 }
 
 impl Model {
+    /// Reads a model folder onto a device. What it costs is not known yet: it takes one row at a time
+    /// until it is warmed up, or told.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`] and [`ModelFolder::load`].
+    pub fn load(
+        folder: &Path,
+        id: String,
+        key: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> understudy_models::Result<Self> {
+        let loaded = ModelFolder::open(folder)?.load(dtype, device)?;
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(Self {
+            id,
+            key: ModelKey(key),
+            card: loaded.card,
+            geometry: loaded.network.geometry().clone(),
+            schedule: loaded.schedule,
+            parameters: loaded.network.parameters(),
+            dtype: dtype.as_str(),
+            created: since_epoch.map_or(0, |since| since.as_secs()),
+            network: loaded.network,
+            cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)),
+        })
+    }
+
     /// Most rows an evaluation of it has.
     pub fn max_rows(&self) -> usize {
         self.cost().max_rows()
@@ -311,9 +339,13 @@ impl Registry {
     }
 
     async fn read_and_warm(&self, id: &str) -> Result<Arc<Model>, String> {
-        let key = ModelKey(self.next_key.fetch_add(1, Ordering::Relaxed));
-        let (settings, name) = (self.settings.clone(), id.to_owned());
-        let model = tokio::task::spawn_blocking(move || read(&settings, name, key))
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let (settings, id_) = (self.settings.clone(), id.to_owned());
+        let read = move || {
+            let folder = settings.folder.join(&id_);
+            Model::load(&folder, id_, key, settings.dtype, &settings.device)
+        };
+        let model = tokio::task::spawn_blocking(read)
             .await
             .map_err(|error| format!("loading ended early: {error}"))?
             .map_err(|error| error.to_string())?;
@@ -366,23 +398,6 @@ impl Drop for Unmark<'_> {
     }
 }
 
-fn read(settings: &Settings, id: String, key: ModelKey) -> understudy_models::Result<Model> {
-    let folder = ModelFolder::open(&settings.folder.join(&id))?;
-    let loaded = folder.load(settings.dtype, &settings.device)?;
-    Ok(Model {
-        id,
-        key,
-        card: loaded.card,
-        geometry: loaded.network.geometry().clone(),
-        schedule: loaded.schedule,
-        parameters: loaded.network.parameters(),
-        dtype: settings.dtype.as_str(),
-        created: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
-        network: loaded.network,
-        cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)),
-    })
-}
-
 /// Whether requests could name it: `[A-Za-z0-9._-]+`, neither `.` nor `..` nor a reserved name.
 fn servable_id(id: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
@@ -391,4 +406,39 @@ fn servable_id(id: &str) -> bool {
 
 fn is_model(folder: &Path) -> bool {
     folder.join("model_index.json").is_file()
+}
+
+#[cfg(test)]
+impl Model {
+    /// A model around any network, costing `seconds` per evaluation however many rows it has.
+    pub(crate) fn for_test(
+        network: Box<dyn Denoiser>,
+        schedule: ScheduleConfig,
+        card: Card,
+        key: u64,
+        max_rows: usize,
+        seconds: f64,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id: format!("model-{key}"),
+            key: ModelKey(key),
+            card,
+            geometry: network.geometry().clone(),
+            schedule,
+            parameters: network.parameters(),
+            dtype: "f32",
+            created: 0,
+            network,
+            cost: Mutex::new(CostModel::new(
+                vec![(1, seconds), (max_rows.max(2), seconds)],
+                Some(max_rows),
+            )),
+        })
+    }
+
+    /// The model in a folder, on the CPU.
+    pub(crate) fn from_folder_for_test(folder: &Path) -> Arc<Self> {
+        let model = Self::load(folder, "model".into(), 0, DType::F32, &Device::Cpu);
+        Arc::new(model.expect("a model folder"))
+    }
 }

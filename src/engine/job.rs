@@ -214,4 +214,9 @@ impl Submission {
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
+
+    /// [`Submission::next`] for callers outside an async runtime.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
 }

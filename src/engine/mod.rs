@@ -18,10 +18,13 @@ mod load;
 mod sample;
 mod step;
 mod warmup;
+#[cfg(test)]
+mod tests;
 mod worker;
 
 pub use cost::CostModel;
 pub use handle::Engine;
+pub use warmup::probe;
 pub use job::{
     Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,
     Submission,

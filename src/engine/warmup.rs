@@ -55,7 +55,7 @@ impl WarmUp {
     pub(super) fn evaluate(&mut self) -> bool {
         let started = Instant::now();
         let began = *self.began.get_or_insert(started);
-        let timestep = self.model.schedule.num_train_timesteps() - 1;
+        let timestep = self.model.schedule.train_timesteps() - 1;
         let result = catch_unwind(AssertUnwindSafe(|| {
             probe(self.model.network(), self.rows, timestep as f32)
         }));
@@ -100,7 +100,10 @@ impl WarmUp {
 }
 
 /// One evaluation of noise; whether the answer is finite.
-fn probe(network: &dyn Denoiser, rows: usize, timestep: f32) -> Result<bool> {
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn probe(network: &dyn Denoiser, rows: usize, timestep: f32) -> Result<bool> {
     let geometry = network.geometry();
     let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
     let mut values = vec![0.0; rows * geometry.in_channels * geometry.height * geometry.width];

@@ -1,1 +1,203 @@
-//! x
+//! The U-Net of denoising diffusion models: diffusers' `UNet2DModel`.
+//!
+//! Ho et al., *Denoising Diffusion Probabilistic Models* (2020), after Ronneberger et al. (2015);
+//! the scale-shift norms and resampling residual blocks are those of Dhariwal & Nichol, *Diffusion
+//! Models Beat GANs on Image Synthesis* (2021). Weight names and configuration are diffusers'.
+
+mod attention;
+mod blocks;
+mod config;
+mod embeddings;
+mod fields;
+mod layers;
+mod resnet;
+mod weights;
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor, bail};
+
+use crate::{Conditioning, Denoiser, Geometry, Result};
+use blocks::{DownBlock, MidBlock, UpBlock};
+pub use config::UNet2DConfig;
+use config::{Activation, TimeEmbedding};
+use embeddings::Embedding;
+use layers::{Conv2d, GroupNorm};
+use weights::Weights;
+
+/// A U-Net that answers for a batch of samples, each at a time of its own.
+pub struct UNet2DModel {
+    embedding: Embedding,
+    conv_in: Conv2d,
+    down_blocks: Vec<DownBlock>,
+    mid_block: Option<MidBlock>,
+    up_blocks: Vec<UpBlock>,
+    norm_out: GroupNorm,
+    conv_out: Conv2d,
+    activation: Activation,
+    center_input: bool,
+    divide_by_time: bool,
+    geometry: Geometry,
+    dtype: DType,
+    device: Device,
+    parameters: usize,
+}
+
+impl UNet2DModel {
+    /// Builds the network from its weights, named as in diffusers (today's names or those from
+    /// before 0.15), converted to `dtype` on `device`.
+    ///
+    /// Where a weight tracks gradients (a [`candle_core::Var`]), the network is built of operations
+    /// that all have one, and a later `Var::set` is seen by the network; such weights should already
+    /// be of `dtype` and on `device`, since a converted copy would not follow. Norms, and the
+    /// frequencies of a Fourier time embedding, are kept in f32.
+    ///
+    /// # Errors
+    /// [`crate::Error::Weights`] naming what is missing, what does not belong, and what has another
+    /// shape (up to eight of each).
+    pub fn load(
+        config: &UNet2DConfig,
+        weights: HashMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        weights::build(config, weights, dtype, device)
+    }
+
+    /// Names and shapes of all weights, without a tensor.
+    pub fn weight_shapes(config: &UNet2DConfig) -> Result<BTreeMap<String, Vec<usize>>> {
+        weights::shapes(config)
+    }
+
+    fn build(config: &UNet2DConfig, weights: &Weights) -> Result<Self> {
+        let (dtype, device) = (weights.dtype(), weights.device());
+        let top = config.channels[0];
+        let levels = 0..config.levels();
+        let (groups, eps) = (config.norm_num_groups, config.norm_eps);
+        let down = |i| DownBlock::new(config, &weights.at(format_args!("down_blocks.{i}")), i);
+        let up = |i| UpBlock::new(config, &weights.at(format_args!("up_blocks.{i}")), i);
+        let mid_block = if config.mid_block {
+            Some(MidBlock::new(config, &weights.at("mid_block"))?)
+        } else {
+            None
+        };
+        Ok(Self {
+            embedding: Embedding::new(config, weights, dtype, device)?,
+            conv_in: Conv2d::same(&weights.at("conv_in"), config.in_channels, top)?,
+            down_blocks: levels.clone().map(down).collect::<Result<_>>()?,
+            mid_block,
+            up_blocks: levels.map(up).collect::<Result<_>>()?,
+            norm_out: GroupNorm::new(&weights.at("conv_norm_out"), top, groups, eps)?,
+            conv_out: Conv2d::same(&weights.at("conv_out"), top, config.out_channels)?,
+            activation: config.activation,
+            center_input: config.center_input_sample,
+            divide_by_time: config.time_embedding == TimeEmbedding::Fourier,
+            geometry: config.geometry(),
+            dtype,
+            device: device.clone(),
+            parameters: weights.parameters(),
+        })
+    }
+
+    /// Refuses inputs of the wrong shape or type, so that a mistake is named where it is made.
+    fn check(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> candle_core::Result<()> {
+        let Geometry {
+            in_channels,
+            height,
+            width,
+            conditioning,
+            ..
+        } = self.geometry;
+        let batch = x.dims().first().copied().unwrap_or(0);
+        if batch == 0 || x.dims() != [batch, in_channels, height, width] || x.dtype() != self.dtype
+        {
+            bail!(
+                "x is {:?} {:?}, not {:?} [B, {in_channels}, {height}, {width}] with B ≥ 1",
+                x.dtype(),
+                x.dims(),
+                self.dtype
+            )
+        }
+        if timesteps.dims() != [batch] || timesteps.dtype() != DType::F32 {
+            bail!(
+                "timesteps are {:?} {:?}, not F32 [{batch}]",
+                timesteps.dtype(),
+                timesteps.dims()
+            )
+        }
+        let expected = match conditioning {
+            Conditioning::None => None,
+            Conditioning::Classes(_) => Some((DType::U32, vec![batch])),
+            Conditioning::Timestep => Some((DType::F32, vec![batch])),
+            Conditioning::Embedding(width) => Some((DType::F32, vec![batch, width])),
+        };
+        let found = condition.map(|condition| (condition.dtype(), condition.dims().to_vec()));
+        if expected != found {
+            bail!("the condition is {found:?}, not {expected:?}")
+        }
+        Ok(())
+    }
+}
+
+impl Denoiser for UNet2DModel {
+    fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        self.check(x, timesteps, condition)?;
+        // Every residual block begins its use of the embedding with the same activation.
+        let time = self
+            .activation
+            .forward(&self.embedding.forward(timesteps, condition)?)?;
+
+        let x = if self.center_input {
+            x.affine(2.0, -1.0)?
+        } else {
+            x.clone()
+        };
+        let mut x = self.conv_in.forward(&x)?;
+        let mut skips = vec![x.clone()];
+        for block in &self.down_blocks {
+            x = block.forward(x, &time, &mut skips)?;
+        }
+        if let Some(block) = &self.mid_block {
+            x = block.forward(&x, &time)?;
+        }
+        for block in &self.up_blocks {
+            x = block.forward(x, &time, &mut skips)?;
+        }
+        let x = self
+            .conv_out
+            .forward(&Activation::Silu.forward(&self.norm_out.forward(&x)?)?)?;
+
+        if self.divide_by_time {
+            // Time is a noise level here, and the answer a score.
+            let sigma = timesteps.to_dtype(self.dtype)?.reshape(((), 1, 1, 1))?;
+            return x.broadcast_div(&sigma);
+        }
+        Ok(x)
+    }
+
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn parameters(&self) -> usize {
+        self.parameters
+    }
+}

@@ -1,0 +1,113 @@
+//! The residual block: `ResnetBlock2D` of diffusers, `ResBlock` of Dhariwal & Nichol (2021).
+
+use candle_core::{Result, Tensor};
+
+use super::UNet2DConfig;
+use super::config::Activation;
+use super::layers::{Conv2d, GroupNorm, Linear, Pointwise, downsample_mean, upsample_nearest};
+use super::weights::Weights;
+
+/// Whether a residual block changes the image's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Resize {
+    /// It does not.
+    Keep,
+    /// Twice the size, by repetition.
+    Up,
+    /// Half the size, by averaging.
+    Down,
+}
+
+/// Norm, activation, convolution, twice, with the time embedding in between and a way around.
+pub(super) struct ResnetBlock {
+    norm1: GroupNorm,
+    conv1: Conv2d,
+    time: Linear,
+    norm2: GroupNorm,
+    conv2: Conv2d,
+    shortcut: Option<Pointwise>,
+    resize: Resize,
+    scale_shift: bool,
+    activation: Activation,
+    output_scale: f64,
+}
+
+impl ResnetBlock {
+    /// From `input` to `output` channels; the result is divided by `output_scale`.
+    pub(super) fn new(
+        config: &UNet2DConfig,
+        weights: &Weights,
+        (input, output): (usize, usize),
+        resize: Resize,
+        output_scale: f64,
+    ) -> crate::Result<Self> {
+        let norm = |name, channels| {
+            GroupNorm::new(
+                &weights.at(name),
+                channels,
+                config.norm_num_groups,
+                config.norm_eps,
+            )
+        };
+        let time_output = if config.scale_shift {
+            2 * output
+        } else {
+            output
+        };
+        let shortcut = if input == output {
+            None
+        } else {
+            Some(Pointwise::convolution(
+                &weights.at("conv_shortcut"),
+                input,
+                output,
+            )?)
+        };
+        Ok(Self {
+            norm1: norm("norm1", input)?,
+            conv1: Conv2d::same(&weights.at("conv1"), input, output)?,
+            time: Linear::new(
+                &weights.at("time_emb_proj"),
+                config.time_width(),
+                time_output,
+            )?,
+            norm2: norm("norm2", output)?,
+            conv2: Conv2d::same(&weights.at("conv2"), output, output)?,
+            shortcut,
+            resize,
+            scale_shift: config.scale_shift,
+            activation: config.activation,
+            output_scale,
+        })
+    }
+
+    /// `x` `[B, input, H, W]`, `time` `[B, time width]`, already through the activation →
+    /// `[B, output, H', W']`.
+    pub(super) fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
+        let h = self.activation.forward(&self.norm1.forward(x)?)?;
+        let (x, h) = match self.resize {
+            Resize::Keep => (x.clone(), h),
+            Resize::Up => (upsample_nearest(x)?, upsample_nearest(&h)?),
+            Resize::Down => (downsample_mean(x)?, downsample_mean(&h)?),
+        };
+        let time = self.time.forward(time)?;
+        let h = if self.scale_shift {
+            let parts = time.chunk(2, 1)?;
+            self.norm2
+                .forward_modulated(&self.conv1.forward(&h)?, &parts[0], &parts[1])?
+        } else {
+            self.norm2.forward(&self.conv1.forward_plus(&h, &time)?)?
+        };
+        let h = self.conv2.forward(&self.activation.forward(&h)?)?;
+        let around = match &self.shortcut {
+            None => x,
+            Some(shortcut) => shortcut.forward(&x.flatten_from(2)?)?.reshape(h.shape())?,
+        };
+        rescale((around + h)?, self.output_scale)
+    }
+}
+
+/// `x / scale`, and no pass over `x` where that changes nothing.
+pub(super) fn rescale(x: Tensor, scale: f64) -> Result<Tensor> {
+    if scale == 1.0 { Ok(x) } else { x / scale }
+}

@@ -1,0 +1,211 @@
+//! Where layers find their weights, and the check that a set of weights fits a configuration.
+//!
+//! The constructors are the only description of the network's weights. Run without tensors they
+//! record what they ask for ([`shapes`]); run with tensors they take it.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{UNet2DConfig, UNet2DModel};
+use crate::{Error, Result};
+
+enum Store {
+    /// Nothing is there: note names and shapes.
+    Record(BTreeMap<String, Vec<usize>>),
+    /// Checked tensors, each taken once.
+    Take {
+        tensors: HashMap<String, Tensor>,
+        trained: bool,
+    },
+}
+
+/// A place in the tree of weights, named as in diffusers: `down_blocks.0.resnets.1`.
+pub(super) struct Weights<'a> {
+    prefix: String,
+    store: &'a RefCell<Store>,
+    dtype: DType,
+    device: &'a Device,
+    parameters: usize,
+}
+
+impl Weights<'_> {
+    /// The place `name` below this one.
+    pub(super) fn at(&self, name: impl Display) -> Self {
+        Self {
+            prefix: self.name(name),
+            ..*self
+        }
+    }
+
+    /// The tensor `name` in the network's element type and on its device.
+    pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        self.get_as(name, shape, self.dtype)
+    }
+
+    /// The tensor `name` in an element type of its own.
+    pub(super) fn get_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+        let name = self.name(name);
+        match &mut *self.store.borrow_mut() {
+            Store::Record(shapes) => {
+                shapes.insert(name, shape.to_vec());
+                // One element seen everywhere: the right shape, and no memory however large it is.
+                Ok(Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?)
+            }
+            Store::Take { tensors, .. } => {
+                let tensor = tensors
+                    .remove(&name)
+                    .ok_or_else(|| Error::Weights(format!("`{name}` is asked for twice")))?;
+                Ok(tensor.to_device(self.device)?.to_dtype(dtype)?)
+            }
+        }
+    }
+
+    /// Whether several weights may be merged into one new tensor: not while only recording, and not
+    /// where a weight is trained, since the copy would not follow its updates.
+    pub(super) fn may_merge(&self) -> bool {
+        matches!(&*self.store.borrow(), Store::Take { trained: false, .. })
+    }
+
+    /// The element type of the network.
+    pub(super) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the network lives.
+    pub(super) fn device(&self) -> &Device {
+        self.device
+    }
+
+    /// Number of weights in all tensors together; 0 while only recording.
+    pub(super) fn parameters(&self) -> usize {
+        self.parameters
+    }
+
+    fn name(&self, name: impl Display) -> String {
+        if self.prefix.is_empty() {
+            name.to_string()
+        } else {
+            format!("{}.{name}", self.prefix)
+        }
+    }
+}
+
+/// Names and shapes of all weights of the network that `config` describes.
+pub(super) fn shapes(config: &UNet2DConfig) -> Result<BTreeMap<String, Vec<usize>>> {
+    let store = RefCell::new(Store::Record(BTreeMap::new()));
+    UNet2DModel::build(config, &root(&store, DType::F32, &Device::Cpu, 0))?;
+    match store.into_inner() {
+        Store::Record(shapes) => Ok(shapes),
+        Store::Take { .. } => unreachable!("the store is made a few lines above"),
+    }
+}
+
+/// Builds the network from checked tensors.
+pub(super) fn build(
+    config: &UNet2DConfig,
+    mut tensors: HashMap<String, Tensor>,
+    dtype: DType,
+    device: &Device,
+) -> Result<UNet2DModel> {
+    rename_legacy_attention(&mut tensors);
+    check(&shapes(config)?, &tensors)?;
+    let trained = tensors.values().any(Tensor::track_op);
+    let parameters = tensors.values().map(Tensor::elem_count).sum();
+    let store = RefCell::new(Store::Take { tensors, trained });
+    UNet2DModel::build(config, &root(&store, dtype, device, parameters))
+}
+
+fn root<'a>(
+    store: &'a RefCell<Store>,
+    dtype: DType,
+    device: &'a Device,
+    parameters: usize,
+) -> Weights<'a> {
+    Weights {
+        prefix: String::new(),
+        store,
+        dtype,
+        device,
+        parameters,
+    }
+}
+
+/// Checkpoints written before diffusers 0.15, most of those on the Hub among them, have other names
+/// for the four products of an attention.
+fn rename_legacy_attention(tensors: &mut HashMap<String, Tensor>) {
+    const RENAMED: [(&str, &str); 4] = [
+        ("query", "to_q"),
+        ("key", "to_k"),
+        ("value", "to_v"),
+        ("proj_attn", "to_out.0"),
+    ];
+    let legacy: Vec<String> = tensors
+        .keys()
+        .filter(|name| name.contains("attentions."))
+        .cloned()
+        .collect();
+    for name in legacy {
+        for (old, new) in RENAMED {
+            for end in ["weight", "bias"] {
+                let Some(path) = name.strip_suffix(&format!(".{old}.{end}")) else {
+                    continue;
+                };
+                if let Some(tensor) = tensors.remove(&name) {
+                    tensors.insert(format!("{path}.{new}.{end}"), tensor);
+                }
+            }
+        }
+    }
+}
+
+/// How many tensors of a kind an error lists before it only counts.
+const LISTED: usize = 8;
+
+/// Compares what the network needs with what there is, and names every kind of difference at once.
+fn check(expected: &BTreeMap<String, Vec<usize>>, found: &HashMap<String, Tensor>) -> Result<()> {
+    let missing = expected
+        .iter()
+        .filter(|(name, _)| !found.contains_key(*name));
+    let missing = missing
+        .map(|(name, shape)| format!("`{name}` {shape:?}"))
+        .collect();
+    let mut extra: Vec<String> = found
+        .iter()
+        .filter(|(name, _)| !expected.contains_key(*name))
+        .map(|(name, tensor)| format!("`{name}` {:?}", tensor.dims()))
+        .collect();
+    extra.sort();
+    let mut misshapen = Vec::new();
+    for (name, shape) in expected {
+        if let Some(tensor) = found.get(name).filter(|tensor| tensor.dims() != &shape[..]) {
+            misshapen.push(format!("`{name}` is {:?}, not {shape:?}", tensor.dims()));
+        }
+    }
+    let complaints: Vec<String> = [
+        ("missing", missing),
+        ("not of this network", extra),
+        ("of another shape", misshapen),
+    ]
+    .into_iter()
+    .filter(|(_, list)| !list.is_empty())
+    .map(|(kind, list)| listed(kind, &list))
+    .collect();
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Weights(format!(
+        "{}. Use the config.json that belongs to the weights",
+        complaints.join("; ")
+    )))
+}
+
+fn listed(kind: &str, list: &[String]) -> String {
+    let shown = list[..list.len().min(LISTED)].join(", ");
+    match list.len().checked_sub(LISTED) {
+        None | Some(0) => format!("{} {kind}: {shown}", list.len()),
+        Some(more) => format!("{} {kind}: {shown} and {more} more", list.len()),
+    }
+}

@@ -1,0 +1,576 @@
+//! The U-Net against diffusers, against itself in other batches, and against files that do not fit.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor, Var};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use understudy_models::unet::{UNet2DConfig, UNet2DModel};
+use understudy_models::{Conditioning, Denoiser};
+
+/// One file of `make_unets.py`.
+struct Golden {
+    name: String,
+    config: Value,
+    weights: HashMap<String, Tensor>,
+    x: Tensor,
+    timesteps: Tensor,
+    condition: Option<Tensor>,
+    output: Tensor,
+}
+
+impl Golden {
+    fn named(name: &str) -> Self {
+        let path = folder().join(format!("{name}.safetensors"));
+        let bytes = std::fs::read(&path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let config = &header.metadata().as_ref().unwrap()["config"];
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        let mut take = |name: &str| tensors.remove(name).unwrap();
+        let (x, timesteps, output) = (take("x"), take("timesteps"), take("output"));
+        let condition = tensors.remove("condition");
+        let weights = tensors.into_iter().map(|(name, tensor)| {
+            let name = name.strip_prefix("weights/").unwrap().to_string();
+            (name, tensor.to_dtype(DType::F32).unwrap())
+        });
+        Self {
+            name: name.to_string(),
+            config: serde_json::from_str(config).unwrap(),
+            weights: weights.collect(),
+            x,
+            timesteps,
+            condition,
+            output,
+        }
+    }
+
+    fn all() -> Vec<Self> {
+        let mut names: Vec<String> = std::fs::read_dir(folder())
+            .unwrap()
+            .map(|entry| {
+                entry
+                    .unwrap()
+                    .path()
+                    .file_stem()
+                    .unwrap()
+                    .to_str()
+                    .unwrap()
+                    .to_string()
+            })
+            .collect();
+        names.sort();
+        assert!(names.len() >= 10, "only {names:?}");
+        names.iter().map(|name| Self::named(name)).collect()
+    }
+
+    fn config(&self) -> UNet2DConfig {
+        UNet2DConfig::from_json(&self.config, "config.json").unwrap()
+    }
+
+    fn model(&self) -> UNet2DModel {
+        let weights = self.weights.clone();
+        UNet2DModel::load(&self.config(), weights, DType::F32, &Device::Cpu).unwrap()
+    }
+
+    /// The condition in the type the network asks for.
+    fn condition(&self) -> Option<Tensor> {
+        let condition = self.condition.as_ref()?;
+        Some(match self.config().geometry().conditioning {
+            Conditioning::Classes(_) => condition.to_dtype(DType::U32).unwrap(),
+            _ => condition.clone(),
+        })
+    }
+}
+
+fn folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet")
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+/// The worst row's largest difference, relative to that row's largest value.
+fn relative_error(found: &Tensor, expected: &Tensor) -> f32 {
+    assert_eq!(found.dims(), expected.dims());
+    let rows = |t: &Tensor| t.flatten_from(1).unwrap().to_vec2::<f32>().unwrap();
+    let row = |(found, expected): (Vec<f32>, Vec<f32>)| {
+        let scale = expected.iter().fold(0f32, |max, v| max.max(v.abs()));
+        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
+        worst.fold(0f32, |max, v| {
+            if v.is_nan() {
+                f32::INFINITY
+            } else {
+                max.max(v)
+            }
+        }) / scale
+    };
+    rows(found)
+        .into_iter()
+        .zip(rows(expected))
+        .map(row)
+        .fold(0f32, f32::max)
+}
+
+#[test]
+fn answers_as_diffusers_does() {
+    for golden in Golden::all() {
+        let model = golden.model();
+        let condition = golden.condition();
+        let output = model
+            .forward(&golden.x, &golden.timesteps, condition.as_ref())
+            .unwrap();
+        let error = relative_error(&output, &golden.output);
+        println!("{}: {error:.2e}", golden.name);
+        assert!(error <= 1e-4, "{}: relative error {error:e}", golden.name);
+    }
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_batch() {
+    for golden in Golden::all() {
+        let model = golden.model();
+        let condition = golden.condition();
+        let forward = |rows: &[u32]| {
+            let rows = Tensor::new(rows, &Device::Cpu).unwrap();
+            let pick = |tensor: &Tensor| tensor.index_select(&rows, 0).unwrap();
+            let condition = condition.as_ref().map(pick);
+            let y = model.forward(
+                &pick(&golden.x),
+                &pick(&golden.timesteps),
+                condition.as_ref(),
+            );
+            y.unwrap()
+        };
+        let alone: Vec<_> = (0..3).map(|row| bits(&forward(&[row]))).collect();
+        for batch in [
+            vec![1, 0],
+            vec![0, 1, 2],
+            vec![2, 1, 0, 0, 1, 2, 2, 1],
+            vec![1; 17],
+        ] {
+            let y = forward(&batch);
+            for (i, &row) in batch.iter().enumerate() {
+                let together = bits(&y.get(i).unwrap());
+                assert!(
+                    together == alone[row as usize],
+                    "{}: row {i} of {batch:?}",
+                    golden.name
+                );
+            }
+        }
+    }
+}
+
+/// A network wide enough for the product's threads and blocks to matter, with weights by formula.
+fn wide() -> (UNet2DModel, Tensor, Tensor) {
+    let config = json!({
+        "sample_size": 16, "block_out_channels": [32, 160], "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "attention_head_dim": 32,
+        "time_embedding_dim": 1100,
+    });
+    let config = UNet2DConfig::from_json(&config, "config.json").unwrap();
+    let model = UNet2DModel::load(&config, formula_weights(&config), DType::F32, &Device::Cpu);
+    let x = formula(&[8, 3, 16, 16], 1.0, 17);
+    let t = Tensor::new(&[0f32, 3., 77., 250., 499., 500., 731., 999.], &Device::Cpu).unwrap();
+    (model.unwrap(), x, t)
+}
+
+fn formula(shape: &[usize], scale: f32, seed: u32) -> Tensor {
+    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((state >> 8) as f32 / (1u32 << 23) as f32 - 1.0) * scale
+    };
+    let values: Vec<f32> = (0..shape.iter().product::<usize>())
+        .map(|_| next())
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn formula_weights(config: &UNet2DConfig) -> HashMap<String, Tensor> {
+    let shapes = UNet2DModel::weight_shapes(config).unwrap();
+    let weight = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
+        let fan_in: usize = shape[1..].iter().product();
+        (
+            name,
+            formula(&shape, (3.0 / fan_in as f32).sqrt(), i as u32),
+        )
+    };
+    shapes.into_iter().enumerate().map(weight).collect()
+}
+
+#[test]
+fn threads_and_neighbours_do_not_change_a_wide_network() {
+    let (model, x, t) = wide();
+    let pool = |threads| {
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build()
+            .unwrap()
+    };
+    let one = pool(1);
+    let expected = one.install(|| bits(&model.forward(&x, &t, None).unwrap()));
+    for threads in [2, 3, 7] {
+        let found = pool(threads).install(|| bits(&model.forward(&x, &t, None).unwrap()));
+        assert!(found == expected, "{threads} threads");
+    }
+    for row in 0..8 {
+        let (x, t) = (x.narrow(0, row, 1).unwrap(), t.narrow(0, row, 1).unwrap());
+        let found = bits(&model.forward(&x, &t, None).unwrap());
+        assert!(
+            found[..] == expected[row * found.len()..][..found.len()],
+            "row {row} alone"
+        );
+    }
+}
+
+/// candle reads the thread count once per process, so other counts need other processes: this test
+/// runs itself again and compares what each run prints.
+#[test]
+fn the_process_thread_count_does_not_change_a_wide_network() {
+    const CHILD: &str = "UNDERSTUDY_TEST_PRINT_DIGEST";
+    if std::env::var_os(CHILD).is_some() {
+        let (model, x, t) = wide();
+        // FNV-1a.
+        let digest = bits(&model.forward(&x, &t, None).unwrap())
+            .into_iter()
+            .fold(0xcbf2_9ce4_8422_2325u64, |hash, bits| {
+                (hash ^ u64::from(bits)).wrapping_mul(0x0100_0000_01b3)
+            });
+        println!("\ndigest {digest:016x}");
+        return;
+    }
+    let digest = |threads: &str| {
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "the_process_thread_count_does_not_change_a_wide_network",
+            ])
+            .args(["--nocapture", "--test-threads", "1"])
+            .env(CHILD, "1")
+            .env("RAYON_NUM_THREADS", threads)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines()
+            .find(|line| line.starts_with("digest "))
+            .expect(&text)
+            .to_string()
+    };
+    let one = digest("1");
+    for threads in ["2", "5"] {
+        assert_eq!(digest(threads), one, "{threads} threads");
+    }
+}
+
+#[test]
+fn config_survives_a_round_trip() {
+    for golden in Golden::all() {
+        let config = golden.config();
+        let written = config.to_json();
+        assert_eq!(
+            UNet2DConfig::from_json(&written, "config.json").unwrap(),
+            config
+        );
+        for (field, value) in golden.config.as_object().unwrap() {
+            let same = written[field] == *value
+                || written[field].as_f64().is_some_and(|number| value.as_f64() == Some(number))
+                // What diffusers reads as the same thing.
+                || ["downsample_type", "upsample_type", "act_fn"].contains(&&field[..])
+                || field.ends_with("block_types")
+                || field == "_diffusers_version";
+            assert!(
+                same,
+                "{}: {field}: {value} became {}",
+                golden.name, written[field]
+            );
+        }
+    }
+}
+
+#[test]
+fn weight_shapes_are_those_of_diffusers() {
+    for golden in Golden::all() {
+        let shapes = UNet2DModel::weight_shapes(&golden.config()).unwrap();
+        assert_eq!(shapes.len(), golden.weights.len(), "{}", golden.name);
+        for (name, shape) in &shapes {
+            assert_eq!(golden.weights[name].dims(), &shape[..], "{name}");
+        }
+        let count: usize = shapes
+            .values()
+            .map(|shape| shape.iter().product::<usize>())
+            .sum();
+        assert_eq!(golden.model().parameters(), count);
+    }
+}
+
+#[test]
+fn legacy_attention_names_load() {
+    let mut golden = Golden::named("ddpm");
+    let model = golden.model();
+    golden.weights = std::mem::take(&mut golden.weights)
+        .into_iter()
+        .map(|(name, tensor)| {
+            let old = name
+                .replace(".to_q.", ".query.")
+                .replace(".to_k.", ".key.")
+                .replace(".to_v.", ".value.")
+                .replace(".to_out.0.", ".proj_attn.");
+            (old, tensor)
+        })
+        .collect();
+    assert!(
+        golden
+            .weights
+            .contains_key("mid_block.attentions.0.proj_attn.weight")
+    );
+    let answer =
+        |model: &UNet2DModel| bits(&model.forward(&golden.x, &golden.timesteps, None).unwrap());
+    assert!(answer(&golden.model()) == answer(&model));
+}
+
+/// Loads `golden` expecting a refusal, and returns what it says.
+fn refusal(golden: &Golden) -> String {
+    let weights = golden.weights.clone();
+    match UNet2DModel::load(&golden.config(), weights, DType::F32, &Device::Cpu) {
+        Ok(_) => panic!("the weights were accepted"),
+        Err(error) => error.to_string(),
+    }
+}
+
+#[test]
+fn weights_that_do_not_fit_are_named() {
+    let mut golden = Golden::named("adm");
+    golden.weights.remove("mid_block.resnets.1.conv2.bias");
+    golden.weights.insert(
+        "ema.decay".into(),
+        Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap(),
+    );
+    let wrong = Tensor::zeros((8, 3, 1, 1), DType::F32, &Device::Cpu).unwrap();
+    golden.weights.insert("conv_in.weight".into(), wrong);
+    let message = refusal(&golden);
+    for part in [
+        "1 missing: `mid_block.resnets.1.conv2.bias` [16]",
+        "1 not of this network: `ema.decay` [7]",
+        "1 of another shape: `conv_in.weight` is [8, 3, 1, 1], not [8, 3, 3, 3]",
+    ] {
+        assert!(message.contains(part), "{message}");
+    }
+
+    golden.weights.clear();
+    let message = refusal(&golden);
+    let count = UNet2DModel::weight_shapes(&golden.config()).unwrap().len();
+    assert!(message.contains(&format!("{count} missing:")), "{message}");
+    assert!(
+        message.contains(&format!("and {} more", count - 8)),
+        "{message}"
+    );
+}
+
+#[test]
+fn every_value_that_cannot_be_honoured_is_refused_by_name() {
+    let base = Golden::named("ddpm").config;
+    let cases = [
+        ("_class_name", json!("UNet2DConditionModel")),
+        ("sample_size", json!(null)),
+        ("sample_size", json!(0)),
+        ("sample_size", json!(7)),
+        ("sample_size", json!([8, 4, 2])),
+        ("sample_size", json!([8, 5])),
+        ("sample_size", json!("8")),
+        ("sample_size", json!(1u64 << 40)),
+        ("sample_size", json!(16384)),
+        ("in_channels", json!(0)),
+        ("in_channels", json!(-1)),
+        ("in_channels", json!(3.5)),
+        ("out_channels", json!(u64::MAX)),
+        ("center_input_sample", json!("yes")),
+        ("time_embedding_type", json!("sinus")),
+        ("time_embedding_type", json!(null)),
+        ("num_train_timesteps", json!(0)),
+        ("time_embedding_dim", json!(-4)),
+        ("freq_shift", json!("1")),
+        ("freq_shift", json!(4)),
+        ("down_block_types", json!(["DownBlock2D"])),
+        (
+            "down_block_types[1]",
+            json!(["DownBlock2D", "SkipDownBlock2D"]),
+        ),
+        (
+            "down_block_types[0]",
+            json!(["CrossAttnDownBlock2D", "DownBlock2D"]),
+        ),
+        ("down_block_types[0]", json!(["UpBlock2D", "DownBlock2D"])),
+        ("up_block_types", json!("UpBlock2D")),
+        (
+            "up_block_types[1]",
+            json!(["UpBlock2D", "AttnSkipUpBlock2D"]),
+        ),
+        ("up_block_types[0]", json!([3, "UpBlock2D"])),
+        ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
+        ("block_out_channels", json!([])),
+        ("block_out_channels", json!([8, 16, 32])),
+        ("block_out_channels[1]", json!([8, 18])),
+        ("block_out_channels[0]", json!([0, 16])),
+        ("block_out_channels", json!([65536, 65536])),
+        ("layers_per_block", json!(0)),
+        ("layers_per_block", json!([1, 2])),
+        ("layers_per_block", json!(1_000_000)),
+        ("mid_block_scale_factor", json!(0)),
+        ("downsample_padding", json!(2)),
+        ("downsample_padding", json!(null)),
+        ("downsample_type", json!("fir")),
+        ("upsample_type", json!("")),
+        ("dropout", json!(2.0)),
+        ("act_fn", json!("geglu")),
+        ("attention_head_dim", json!(3)),
+        ("attention_head_dim", json!(32)),
+        ("attention_head_dim", json!(0)),
+        ("norm_num_groups", json!(null)),
+        ("norm_num_groups", json!(0)),
+        ("attn_norm_num_groups", json!(5)),
+        ("norm_eps", json!(-1.0)),
+        ("resnet_time_scale_shift", json!("ada_group")),
+        ("resnet_time_scale_shift", json!("spatial")),
+        ("add_attention", json!(1)),
+        ("class_embed_type", json!("projection")),
+        ("num_class_embeds", json!(0)),
+    ];
+    for (field, value) in cases {
+        let mut config = base.clone();
+        let member = field.split('[').next().unwrap();
+        config[member] = value.clone();
+        let error = UNet2DConfig::from_json(&config, "unet/config.json");
+        let message = error.expect_err(&format!("{field} = {value}")).to_string();
+        // Some lists are refused for the sake of another field that they no longer match.
+        let named = message.starts_with(&format!("`unet/config.json: {field}` is "))
+            || (value == json!([8, 16, 32]) && message.contains("down_block_types"))
+            || (value == json!([8, 18]) && message.contains("block_out_channels[1]"));
+        assert!(named, "{field} = {value}: {message}");
+    }
+
+    let mut learned = base.clone();
+    learned["time_embedding_type"] = json!("learned");
+    let message = UNet2DConfig::from_json(&learned, "c")
+        .unwrap_err()
+        .to_string();
+    assert!(message.contains("num_train_timesteps"), "{message}");
+    for not_an_object in [json!([]), json!(null), json!(3)] {
+        assert!(UNet2DConfig::from_json(&not_an_object, "c").is_err());
+    }
+    let mut unknown = base;
+    unknown["flux_capacitor"] = json!(1.21);
+    UNet2DConfig::from_json(&unknown, "c").unwrap();
+}
+
+#[test]
+fn wrong_inputs_are_errors() {
+    let golden = Golden::named("adm");
+    let model = golden.model();
+    let (x, t) = (&golden.x, &golden.timesteps);
+    let labels = golden.condition().unwrap();
+    let fails = |x: &Tensor, t: &Tensor, labels: Option<&Tensor>| {
+        model.forward(x, t, labels).unwrap_err().to_string()
+    };
+    assert!(fails(x, t, None).contains("condition"));
+    assert!(fails(x, &t.narrow(0, 0, 2).unwrap(), Some(&labels)).contains("timesteps"));
+    assert!(fails(&x.narrow(2, 0, 4).unwrap(), t, Some(&labels)).contains("x is"));
+    let none = x.narrow(0, 0, 0).unwrap();
+    assert!(fails(&none, &t.narrow(0, 0, 0).unwrap(), Some(&labels)).contains("x is"));
+    fails(
+        x,
+        t,
+        Some(&Tensor::new(&[0u32, 1, 5], &Device::Cpu).unwrap()),
+    );
+
+    let golden = Golden::named("learned");
+    let t = Tensor::new(&[0.5f32, 1., 2.], &Device::Cpu).unwrap();
+    let error = golden
+        .model()
+        .forward(&golden.x, &t, None)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("timestep 0.5"), "{error}");
+}
+
+/// `Σ output·direction`, whose gradient the next test compares.
+fn loss(model: &UNet2DModel, golden: &Golden, direction: &Tensor) -> Tensor {
+    let condition = golden.condition();
+    let y = model
+        .forward(&golden.x, &golden.timesteps, condition.as_ref())
+        .unwrap();
+    (y * direction).unwrap().sum_all().unwrap()
+}
+
+#[test]
+fn every_weight_has_the_gradient_that_differences_show() {
+    for name in ["adm", "mixed", "ddpm", "learned_class_timestep"] {
+        let golden = Golden::named(name);
+        let vars: HashMap<String, Var> = golden
+            .weights
+            .iter()
+            .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
+            .collect();
+        let weights = vars
+            .iter()
+            .map(|(name, var)| (name.clone(), var.as_tensor().clone()));
+        let model = UNet2DModel::load(
+            &golden.config(),
+            weights.collect(),
+            DType::F32,
+            &Device::Cpu,
+        );
+        let model = model.unwrap();
+        let direction = formula(golden.output.dims(), 1.0, 5);
+        let grads = loss(&model, &golden, &direction).backward().unwrap();
+        for (i, (name, var)) in vars.iter().enumerate() {
+            let grad = grads
+                .get(var)
+                .unwrap_or_else(|| panic!("{name} has no gradient"));
+            let before = var.as_tensor().copy().unwrap();
+            let along = formula(before.dims(), 1.0, 100 + i as u32);
+            let slope = (grad * &along)
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap();
+            let size = grad
+                .sqr()
+                .unwrap()
+                .sum_all()
+                .unwrap()
+                .to_scalar::<f32>()
+                .unwrap()
+                .sqrt()
+                * along
+                    .sqr()
+                    .unwrap()
+                    .sum_all()
+                    .unwrap()
+                    .to_scalar::<f32>()
+                    .unwrap()
+                    .sqrt();
+            let step = 2e-3;
+            let at = |offset: f64| {
+                var.set(&(&before + (&along * offset).unwrap()).unwrap())
+                    .unwrap();
+                loss(&model, &golden, &direction)
+                    .to_scalar::<f32>()
+                    .unwrap()
+            };
+            let difference = (at(step) - at(-step)) / (2.0 * step as f32);
+            var.set(&before).unwrap();
+            let error = (slope - difference).abs();
+            assert!(
+                error <= 0.02 * size + 0.02,
+                "{name}: {slope} against {difference}, |g| {size}"
+            );
+        }
+    }
+}

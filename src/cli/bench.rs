@@ -1,0 +1,127 @@
+//! `understudy bench`: what one batched network evaluation costs, and one batch of whole images.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use understudy_models::{Conditioning, sampler};
+
+use super::compute::{Compute, ModelArg};
+use crate::{
+    engine::{Engine, Event, GenerateRequest, SampleSpec, probe},
+    metrics::Metrics,
+    registry::Model,
+};
+
+/// Time one batched network evaluation, and one batch of whole images.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    model: ModelArg,
+    /// Rows of the evaluation.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
+    /// Network steps of the whole images.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
+    steps: u16,
+    /// One JSON object on standard output, everything else on standard error.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+const WARM_UPS: usize = 2;
+const LEAST_EVALUATIONS: usize = 3;
+const MOST_EVALUATIONS: usize = 100;
+/// Evaluations are repeated for about this long.
+const MEASURE: Duration = Duration::from_secs(10);
+
+/// Runs the command.
+///
+/// # Errors
+/// A sentence naming what to mend.
+pub fn run(args: &BenchArgs) -> Result<(), String> {
+    let batch = usize::from(args.batch);
+    let model = args.model.load(&args.compute, batch)?;
+    let evaluation_seconds = evaluation_seconds(&model, batch)?;
+    let image_seconds = image_seconds(&model, batch, usize::from(args.steps))?;
+    let report = json!({
+        "model": model.id,
+        "parameters": model.parameters,
+        "ms_per_image_evaluation": evaluation_seconds * 1e3 / batch as f64,
+        "images_per_second": batch as f64 / image_seconds,
+        "batch": batch,
+        "steps": args.steps,
+        "device": "cpu",
+        "dtype": model.dtype,
+        "threads": rayon::current_num_threads(),
+        "max_rss_bytes": max_rss_bytes(),
+    });
+    if args.json {
+        println!("{report}");
+    } else {
+        println!("{report:#}");
+    }
+    Ok(())
+}
+
+/// Median of many, after warm-up.
+fn evaluation_seconds(model: &Model, batch: usize) -> Result<f64, String> {
+    let timestep = (model.schedule.train_timesteps() - 1) as f32;
+    let evaluate = || -> Result<f64, String> {
+        let began = Instant::now();
+        probe(model.network(), batch, timestep).map_err(|error| error.to_string())?;
+        Ok(began.elapsed().as_secs_f64())
+    };
+    for _ in 0..WARM_UPS {
+        evaluate()?;
+    }
+    let began = Instant::now();
+    let mut seconds = Vec::new();
+    while seconds.len() < LEAST_EVALUATIONS
+        || (began.elapsed() < MEASURE && seconds.len() < MOST_EVALUATIONS)
+    {
+        seconds.push(evaluate()?);
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
+}
+
+/// One batch of images through the engine, deterministic DDIM.
+fn image_seconds(model: &Arc<Model>, batch: usize, steps: usize) -> Result<f64, String> {
+    let learned = model.geometry.out_channels == 2 * model.geometry.in_channels;
+    let trajectory =
+        sampler::trajectory(&model.schedule, sampler::Kind::Ddim, steps, 0.0, learned)
+            .map_err(|error| error.to_string())?;
+    let class_label =
+        matches!(model.geometry.conditioning, Conditioning::Classes(_)).then_some(0);
+    let metrics = Metrics::new().map_err(|error| error.to_string())?;
+    let engine = Engine::start(batch, metrics).map_err(|error| error.to_string())?;
+    let began = Instant::now();
+    let request = GenerateRequest {
+        model: Arc::clone(model),
+        samples: (0..batch as u64).map(|seed| SampleSpec { seed, class_label }).collect(),
+        trajectory,
+        guidance_scale: 1.0,
+        partial_images: 0,
+        deadline: None,
+    };
+    let mut submission = engine.generate(request).map_err(|rejected| rejected.to_string())?;
+    while let Some(event) = submission.blocking_next() {
+        if let Event::Failed { failure, .. } = event {
+            return Err(failure.to_string());
+        }
+    }
+    Ok(began.elapsed().as_secs_f64())
+}
+
+/// The most memory this process has had resident, where the system tells (`VmHWM` on Linux).
+fn max_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
+}

@@ -1,0 +1,93 @@
+//! Arguments that several commands share: which model, and what it runs on.
+
+use std::{path::PathBuf, sync::Arc};
+
+use candle_core::{DType, Device};
+
+use crate::{engine::CostModel, registry::Model};
+
+/// Which model.
+#[derive(Debug, clap::Args)]
+pub struct ModelArg {
+    /// A model folder, a name inside --models, or a Hub id (owner/name).
+    #[arg(long, value_name = "MODEL")]
+    model: String,
+    /// Folder of model folders [default: ./models/zoo, else the bundled one].
+    #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
+    models: Option<PathBuf>,
+}
+
+/// What networks run on.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Compute {
+    /// auto, cpu or cuda:N.
+    #[arg(long, env = "UNDERSTUDY_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// auto, f32, bf16 or f16; auto is f32 on a CPU.
+    #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
+    pub dtype: String,
+    /// CPU threads [default: all this process may use].
+    #[arg(long, env = "UNDERSTUDY_THREADS", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+}
+
+impl Compute {
+    /// The device.
+    ///
+    /// # Errors
+    /// A sentence when it is not one that this build has.
+    pub fn device(&self) -> Result<Device, String> {
+        match self.device.as_str() {
+            "auto" | "cpu" => Ok(Device::Cpu),
+            other => Err(format!(
+                "--device {other}: this build runs on the CPU alone; use auto or cpu"
+            )),
+        }
+    }
+
+    /// The element type of weights and activations.
+    ///
+    /// # Errors
+    /// A sentence when it is unknown, or this device cannot compute in it.
+    pub fn dtype(&self) -> Result<DType, String> {
+        match self.dtype.as_str() {
+            "auto" | "f32" => Ok(DType::F32),
+            "bf16" | "f16" => Err(format!(
+                "--dtype {}: convolutions on the CPU are f32 in this build; use auto or f32",
+                self.dtype
+            )),
+            other => Err(format!("--dtype {other}: use auto, f32, bf16 or f16")),
+        }
+    }
+}
+
+impl ModelArg {
+    /// The model, on its device, evaluated at most `max_rows` rows at a time.
+    ///
+    /// # Errors
+    /// A sentence naming the file or field to mend.
+    pub fn load(&self, compute: &Compute, max_rows: usize) -> Result<Arc<Model>, String> {
+        let (device, dtype) = (compute.device()?, compute.dtype()?);
+        let model = Model::load(&self.folder()?, self.model.clone(), 0, dtype, &device)
+            .map_err(|error| format!("--model {}: {error}", self.model))?;
+        model.set_cost(CostModel::new(vec![(1, 0.0)], Some(max_rows)));
+        Ok(Arc::new(model))
+    }
+
+    fn folder(&self) -> Result<PathBuf, String> {
+        let as_path = PathBuf::from(&self.model);
+        if as_path.join("model_index.json").is_file() {
+            return Ok(as_path);
+        }
+        let models = super::models_folder(self.models.as_deref());
+        let named = models.join(&self.model);
+        if named.join("model_index.json").is_file() {
+            return Ok(named);
+        }
+        Err(format!(
+            "--model {}: neither a folder with a model_index.json, nor one inside {}",
+            self.model,
+            models.display()
+        ))
+    }
+}

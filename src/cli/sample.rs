@@ -1,0 +1,162 @@
+//! `understudy sample`: images, and a grid of them, from the command line.
+
+use std::path::{Path, PathBuf};
+
+use image::{ColorType, DynamicImage, GenericImage, ImageFormat};
+use indicatif::{ProgressBar, ProgressStyle};
+use understudy_models::{Conditioning, checkpoint::write_atomically, sampler};
+
+use super::compute::{Compute, ModelArg};
+use crate::{
+    engine::{Engine, Event, GenerateRequest, Image, SampleSpec},
+    metrics::Metrics,
+};
+
+/// Generate images, and a grid of them.
+#[derive(Debug, clap::Args)]
+pub struct SampleArgs {
+    #[command(flatten)]
+    model: ModelArg,
+    /// How many images.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    n: u32,
+    /// Seed of the first image; image i uses seed + i.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..1 << 53))]
+    seed: u64,
+    /// Where to: a folder (every image and the grid), or a .png (the grid alone).
+    #[arg(long)]
+    out: PathBuf,
+    /// Class number for all images; without it classes take turns.
+    #[arg(long)]
+    class_label: Option<u32>,
+    /// Network steps; default: the model card's.
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Sampler: ddpm, ddim, dpm++, euler or heun; default: the model card's.
+    #[arg(long)]
+    scheduler: Option<String>,
+    /// Fresh noise per step of ddim, 0 to 1.
+    #[arg(long, default_value_t = 0.0)]
+    eta: f64,
+    /// Images per network evaluation.
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    batch: u32,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+/// Previews per image that only move the progress bar.
+const TICKS: usize = 3;
+
+/// Runs the command.
+///
+/// # Errors
+/// A sentence naming what to mend.
+pub fn run(args: &SampleArgs) -> Result<(), String> {
+    let model = args.model.load(&args.compute, args.batch as usize)?;
+    let kind = match args.scheduler.as_deref().or(model.card.defaults.scheduler.as_deref()) {
+        Some(name) => name.parse().map_err(|error| format!("--scheduler: {error}"))?,
+        None => sampler::Kind::for_schedule(&model.schedule),
+    };
+    let steps = args.steps.or(model.card.defaults.num_inference_steps).unwrap_or(50);
+    let geometry = &model.geometry;
+    let learned = geometry.out_channels == 2 * geometry.in_channels;
+    let trajectory = sampler::trajectory(&model.schedule, kind, steps, args.eta, learned)
+        .map_err(|error| error.to_string())?;
+    let classes = match geometry.conditioning {
+        Conditioning::None => None,
+        Conditioning::Classes(classes) => Some(classes as u32),
+        Conditioning::Timestep | Conditioning::Embedding(_) => {
+            return Err("this network is conditioned on numbers, not on classes; sample it in code".into());
+        }
+    };
+    if let (Some(label), Some(classes)) = (args.class_label, classes)
+        && label >= classes
+    {
+        return Err(format!("--class-label {label}: the model has classes 0 to {}", classes - 1));
+    }
+    if args.class_label.is_some() && classes.is_none() {
+        return Err("--class-label: the model has no classes; leave it out".into());
+    }
+    let samples = (0..args.n).map(|i| SampleSpec {
+        seed: (args.seed + u64::from(i)) % (1 << 53),
+        class_label: classes.map(|classes| args.class_label.unwrap_or(i % classes)),
+    });
+    let samples: Vec<SampleSpec> = samples.collect();
+    let seeds: Vec<u64> = samples.iter().map(|sample| sample.seed).collect();
+
+    let metrics = Metrics::new().map_err(|error| error.to_string())?;
+    let engine = Engine::start(samples.len(), metrics).map_err(|error| error.to_string())?;
+    let submission = engine.generate(GenerateRequest {
+        model,
+        samples,
+        trajectory,
+        guidance_scale: 1.0,
+        partial_images: TICKS,
+        deadline: None,
+    });
+    let images = collect(submission.map_err(|rejected| rejected.to_string())?, seeds.len())?;
+    write(&args.out, &images, &seeds)
+}
+
+/// Waits for all images, in order, and moves a progress bar meanwhile.
+fn collect(mut submission: crate::engine::Submission, n: usize) -> Result<Vec<Image>, String> {
+    let bar = ProgressBar::new((n * (TICKS + 1)) as u64);
+    let style = "{bar:40} {percent}%  {elapsed} elapsed, {eta} to go";
+    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut images: Vec<Option<Image>> = vec![None; n];
+    while let Some(event) = submission.blocking_next() {
+        bar.inc(1);
+        match event {
+            Event::Completed { index, image, .. } => images[index] = Some(image),
+            Event::Failed { index, failure } => return Err(format!("image {index}: {failure}")),
+            Event::Partial { .. } | Event::Inferred { .. } => {}
+        }
+    }
+    bar.finish_and_clear();
+    images.into_iter().collect::<Option<_>>().ok_or_else(|| "the device thread ended early".into())
+}
+
+fn write(out: &Path, images: &[Image], seeds: &[u64]) -> Result<(), String> {
+    let grid = grid(images)?;
+    if out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+        return write_png(out, &grid);
+    }
+    std::fs::create_dir_all(out).map_err(|error| format!("--out {}: {error}", out.display()))?;
+    for (image, seed) in images.iter().zip(seeds) {
+        write_png(&out.join(format!("{seed}.png")), &picture(image)?)?;
+    }
+    write_png(&out.join("grid.png"), &grid)
+}
+
+fn picture(image: &Image) -> Result<DynamicImage, String> {
+    let (width, height) = (image.width as u32, image.height as u32);
+    let pixels = image.pixels.clone();
+    let picture = match image.channels {
+        1 => image::GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
+        _ => image::RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
+    };
+    picture.ok_or_else(|| format!("{} channels: a picture has 1 or 3", image.channels))
+}
+
+/// As square as it gets, row by row.
+fn grid(images: &[Image]) -> Result<DynamicImage, String> {
+    let columns = (images.len() as f64).sqrt().ceil() as usize;
+    let rows = images.len().div_ceil(columns);
+    let Some(first) = images.first() else { return Err("no images".into()) };
+    let (width, height) = (first.width as u32, first.height as u32);
+    let color = if first.channels == 1 { ColorType::L8 } else { ColorType::Rgb8 };
+    let mut grid = DynamicImage::new(width * columns as u32, height * rows as u32, color);
+    for (i, image) in images.iter().enumerate() {
+        let (column, row) = ((i % columns) as u32, (i / columns) as u32);
+        grid.copy_from(&picture(image)?, column * width, row * height)
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(grid)
+}
+
+fn write_png(path: &Path, picture: &DynamicImage) -> Result<(), String> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, ImageFormat::Png).map_err(|error| error.to_string())?;
+    write_atomically(path, bytes.get_ref()).map_err(|error| error.to_string())
+}

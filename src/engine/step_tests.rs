@@ -1,0 +1,89 @@
+//! What happens to a sample does not depend on who shares its evaluations.
+
+use std::{path::Path, sync::Arc};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use understudy_models::sampler::{self, Kind};
+
+use super::*;
+use crate::{
+    engine::{GenerateRequest, SampleSpec},
+    registry::Model,
+};
+
+fn permit() -> OwnedSemaphorePermit {
+    Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
+}
+
+fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, class: u32) -> Sample {
+    let request = GenerateRequest {
+        model: Arc::clone(model),
+        samples: vec![SampleSpec { seed, class_label: Some(class) }],
+        trajectory: sampler::trajectory(&model.schedule, kind, steps, eta, false).unwrap(),
+        guidance_scale: 1.0,
+        partial_images: 0,
+        deadline: None,
+    };
+    let (reply, _) = mpsc::unbounded_channel();
+    Sample::generate(request, reply, vec![permit()]).remove(0)
+}
+
+fn latent(sample: &Sample) -> Vec<u32> {
+    let Task::Generate(walk) = &sample.task else { panic!("an image") };
+    let x = &walk.latent.as_ref().unwrap().x;
+    let values: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn the_f32_latent_is_bit_identical_alone_and_among_seven_others_at_other_timesteps() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-teacher");
+    let model = Model::from_folder_for_test(&folder);
+    let network = model.network();
+
+    let mut alone = [sample(&model, Kind::Ddim, 8, 1.0, 7, 3)];
+    while !matches!(evaluate(network, &mut alone).unwrap()[0], Outcome::Image(_)) {}
+
+    // The others have their own samplers, step counts and classes, and are some way into them.
+    let mut others = Vec::new();
+    let kinds = [Kind::Ddpm, Kind::Ddim, Kind::DpmSolverPlusPlus, Kind::Euler, Kind::Heun];
+    for (i, kind) in kinds.into_iter().cycle().take(7).enumerate() {
+        let mut other = [sample(&model, kind, 20 + i, 0.0, 100 + i as u64, i as u32)];
+        for _ in 0..i {
+            evaluate(network, &mut other).unwrap();
+        }
+        others.extend(other);
+    }
+    // It stands in the middle, so that both its neighbours are strangers.
+    let mut batch: Vec<Sample> = others.drain(..4).collect();
+    batch.push(sample(&model, Kind::Ddim, 8, 1.0, 7, 3));
+    batch.append(&mut others);
+    while !matches!(evaluate(network, &mut batch).unwrap()[4], Outcome::Image(_)) {}
+
+    assert_eq!(latent(&alone[0]), latent(&batch[4]));
+}
+
+#[test]
+fn previews_are_spread_over_the_trajectory() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-teacher");
+    let model = Model::from_folder_for_test(&folder);
+    let request = GenerateRequest {
+        model: Arc::clone(&model),
+        samples: vec![SampleSpec { seed: 1, class_label: Some(0) }],
+        trajectory: sampler::trajectory(&model.schedule, Kind::Ddim, 8, 0.0, false).unwrap(),
+        guidance_scale: 1.0,
+        partial_images: 3,
+        deadline: None,
+    };
+    let (reply, _) = mpsc::unbounded_channel();
+    let mut samples = Sample::generate(request, reply, vec![permit()]);
+    let mut previews = Vec::new();
+    for evaluation in 1..=8 {
+        match evaluate(model.network(), &mut samples).unwrap().remove(0) {
+            Outcome::Going(preview) => previews.extend(preview.map(|(i, _)| (evaluation, i))),
+            Outcome::Image(_) => assert_eq!(evaluation, 8),
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(previews, [(2, 0), (4, 1), (6, 2)]);
+}

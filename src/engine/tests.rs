@@ -1,0 +1,293 @@
+//! The engine as its users see it: requests in, events out, one toy network behind it whose
+//! evaluations wait for the test's word.
+
+use std::{
+    sync::{Arc, Mutex, mpsc},
+    time::{Duration, Instant},
+};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::json;
+use understudy_models::{
+    Conditioning, Denoiser, Geometry,
+    checkpoint::card::Card,
+    sampler::{self, Kind},
+    schedule::ScheduleConfig,
+};
+
+use super::*;
+use crate::{metrics::Metrics, registry::Model};
+
+/// Halves what it sees; NaN for class 8, a panic for class 9. Every evaluation waits for one `go`, and
+/// its rows go into `rows`.
+struct Toy {
+    geometry: Geometry,
+    go: Mutex<mpsc::Receiver<()>>,
+    rows: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Denoiser for Toy {
+    fn forward(&self, x: &Tensor, _: &Tensor, labels: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        self.go.lock().unwrap().recv().unwrap();
+        self.rows.lock().unwrap().push(x.dim(0)?);
+        let labels: Vec<u32> = labels.unwrap().to_vec1()?;
+        assert!(!labels.contains(&9), "class 9");
+        let factors = labels.iter().map(|&l| if l == 8 { f32::NAN } else { 0.5 }).collect::<Vec<_>>();
+        x.broadcast_mul(&Tensor::from_vec(factors, (labels.len(), 1, 1, 1), &Device::Cpu)?)
+    }
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+    fn parameters(&self) -> usize {
+        0
+    }
+}
+
+struct Fixture {
+    engine: Engine,
+    metrics: Arc<Metrics>,
+    model: Arc<Model>,
+    go: mpsc::Sender<()>,
+    rows: Arc<Mutex<Vec<usize>>>,
+}
+
+const STEPS: usize = 4;
+
+/// Evaluations are predicted to take a second.
+fn fixture(max_queue: usize, max_rows: usize) -> Fixture {
+    fixture_costing(max_queue, max_rows, 1.0)
+}
+
+fn fixture_costing(max_queue: usize, max_rows: usize, seconds: f64) -> Fixture {
+    let metrics = Metrics::new().unwrap();
+    let engine = Engine::start(max_queue, Arc::clone(&metrics)).unwrap();
+    let (go, waits) = mpsc::channel();
+    let rows = Arc::new(Mutex::new(Vec::new()));
+    let toy = Toy {
+        geometry: Geometry {
+            in_channels: 1,
+            out_channels: 1,
+            height: 2,
+            width: 2,
+            conditioning: Conditioning::Classes(10),
+        },
+        go: Mutex::new(waits),
+        rows: Arc::clone(&rows),
+    };
+    let schedule = json!({"_class_name": "DDIMScheduler", "num_train_timesteps": 1000});
+    let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
+    let card = Card { null_class: Some(0), ..Card::default() };
+    let model = Model::for_test(Box::new(toy), schedule, card, 1, max_rows, seconds);
+    Fixture { engine, metrics, model, go, rows }
+}
+
+impl Fixture {
+    fn request(&self, classes: &[u32]) -> GenerateRequest {
+        let specs = classes.iter().enumerate();
+        GenerateRequest {
+            model: Arc::clone(&self.model),
+            samples: specs
+                .map(|(i, &class)| SampleSpec { seed: i as u64, class_label: Some(class) })
+                .collect(),
+            trajectory: sampler::trajectory(&self.model.schedule, Kind::Ddim, STEPS, 0.0, false)
+                .unwrap(),
+            guidance_scale: 1.0,
+            partial_images: 0,
+            deadline: None,
+        }
+    }
+
+    fn go(&self, evaluations: usize) {
+        (0..evaluations).for_each(|_| self.go.send(()).unwrap());
+    }
+
+    fn cancelled(&self, reason: &str) -> u64 {
+        self.metrics.cancelled.with_label_values(&["model-1", reason]).get()
+    }
+}
+
+/// All events of a submission, to its end.
+fn all(mut submission: Submission) -> Vec<Event> {
+    std::iter::from_fn(|| submission.events.blocking_recv()).collect()
+}
+
+fn completed(events: &[Event]) -> usize {
+    events.iter().filter(|event| matches!(event, Event::Completed { .. })).count()
+}
+
+#[test]
+fn every_image_takes_exactly_its_evaluations_and_shares_them() {
+    let f = fixture(8, 8);
+    let submission = f.engine.generate(f.request(&[1, 2, 3])).unwrap();
+    f.go(STEPS);
+    let events = all(submission);
+    assert_eq!(completed(&events), 3);
+    for event in events {
+        let Event::Completed { timings, .. } = event else { panic!("{event:?}") };
+        assert_eq!(timings.network_evaluations, STEPS);
+        assert_eq!(timings.mean_batch, 3.0);
+    }
+    assert_eq!(*f.rows.lock().unwrap(), [3; STEPS]);
+    assert_eq!(f.engine.predicted_drain(), Duration::ZERO);
+}
+
+#[test]
+fn guidance_doubles_the_rows() {
+    let f = fixture(8, 8);
+    let request = GenerateRequest { guidance_scale: 2.0, ..f.request(&[1]) };
+    let submission = f.engine.generate(request).unwrap();
+    f.go(STEPS);
+    let events = all(submission);
+    let Event::Completed { timings, .. } = &events[0] else { panic!("{events:?}") };
+    assert_eq!(timings.network_evaluations, 2 * STEPS);
+    assert_eq!(*f.rows.lock().unwrap(), [2; STEPS]);
+}
+
+#[test]
+fn a_newcomer_joins_at_the_next_evaluation() {
+    let f = fixture(8, 8);
+    let first = f.engine.generate(f.request(&[1])).unwrap();
+    // The second is admitted while the first evaluation waits for its word, or before it began.
+    let second = f.engine.generate(f.request(&[2])).unwrap();
+    f.go(STEPS + 1);
+    assert_eq!(completed(&all(first)) + completed(&all(second)), 2);
+    let rows = f.rows.lock().unwrap().clone();
+    assert!(rows == [1, 2, 2, 2, 1] || rows == [2; STEPS], "{rows:?}");
+}
+
+#[test]
+fn a_full_queue_says_how_full_and_when_to_come_back() {
+    let f = fixture(2, 8);
+    let first = f.engine.generate(f.request(&[1])).unwrap();
+    match f.engine.generate(f.request(&[1, 2])) {
+        Err(Rejected::QueueFull { asked: 2, free: 1, limit: 2, retry_after }) => {
+            // Four evaluations of a second each, of which at most one is under way.
+            assert!(retry_after >= Duration::from_secs(3), "{retry_after:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(f.metrics.rejected.with_label_values(&["model-1", "queue_full"]).get(), 2);
+    f.go(STEPS);
+    assert_eq!(completed(&all(first)), 1);
+    assert!(f.engine.generate(f.request(&[1, 2])).is_ok(), "its place is free again");
+    f.go(1);
+}
+
+#[test]
+fn a_cancelled_sample_frees_its_slot_at_the_next_evaluation() {
+    let f = fixture(2, 8);
+    let kept = f.engine.generate(f.request(&[1])).unwrap();
+    let dropped = f.engine.generate(f.request(&[2])).unwrap();
+    drop(dropped);
+    f.go(STEPS);
+    assert_eq!(completed(&all(kept)), 1);
+    assert_eq!(f.cancelled("disconnect"), 1);
+    assert!(*f.rows.lock().unwrap().last().unwrap() == 1);
+}
+
+#[test]
+fn a_network_that_answers_nan_fails_that_sample_alone() {
+    let f = fixture(8, 8);
+    let submission = f.engine.generate(f.request(&[1, 8, 2])).unwrap();
+    f.go(STEPS);
+    let events = all(submission);
+    assert_eq!(completed(&events), 2);
+    assert!(events.iter().any(|event| matches!(
+        event,
+        Event::Failed { index: 1, failure: Failure::NonFinite { .. } }
+    )));
+    assert_eq!(f.cancelled("non_finite"), 1);
+}
+
+#[test]
+fn a_panic_fails_its_batch_and_the_engine_lives_on() {
+    let f = fixture(8, 1);
+    let doomed = f.engine.generate(f.request(&[9])).unwrap();
+    f.go(1);
+    let events = all(doomed);
+    assert!(
+        matches!(&events[..], [Event::Failed { failure: Failure::Evaluation(text), .. }] if text.contains("class 9")),
+        "{events:?}"
+    );
+    assert_eq!(f.cancelled("evaluation"), 1);
+    let fine = f.engine.generate(f.request(&[1])).unwrap();
+    f.go(STEPS);
+    assert_eq!(completed(&all(fine)), 1);
+}
+
+#[test]
+fn a_deadline_is_judged_at_admission_and_kept_while_running() {
+    let f = fixture(8, 1);
+    let within = |time| Some(Instant::now() + time);
+    let impossible =
+        GenerateRequest { deadline: within(Duration::from_secs(3)), ..f.request(&[1]) };
+    assert!(matches!(f.engine.generate(impossible), Err(Rejected::DeadlineImpossible { .. })));
+
+    let queued = f.engine.generate(f.request(&[1, 2])).unwrap();
+    let late = GenerateRequest { deadline: within(Duration::from_secs(6)), ..f.request(&[1]) };
+    match f.engine.generate(late) {
+        Err(Rejected::DeadlineQueue { retry_after, .. }) => {
+            assert!(retry_after > Duration::from_secs(3), "{retry_after:?}");
+        }
+        other => panic!("{other:?}"),
+    }
+    f.go(2 * STEPS);
+    assert_eq!(completed(&all(queued)), 2);
+}
+
+#[test]
+fn a_sample_whose_deadline_passes_is_told_so_and_leaves() {
+    let f = fixture_costing(8, 8, 0.0);
+    let deadline = Instant::now() + Duration::from_millis(5);
+    let late = GenerateRequest { deadline: Some(deadline), ..f.request(&[1]) };
+    let late = f.engine.generate(late).unwrap();
+    while Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    f.go(1);
+    let events = all(late);
+    assert!(
+        matches!(&events[..], [Event::Failed { failure: Failure::Deadline { total: STEPS, .. }, .. }]),
+        "{events:?}"
+    );
+    assert_eq!(f.cancelled("deadline"), 1);
+}
+
+#[test]
+fn rows_of_a_raw_evaluation_come_back_by_number() {
+    let f = fixture(8, 8);
+    let request = InferRequest {
+        model: Arc::clone(&f.model),
+        sample: (0..8).map(|i| i as f32).collect(),
+        timesteps: vec![999.0, 3.0],
+        condition: Some(vec![1.0, 2.0]),
+        deadline: None,
+    };
+    let submission = f.engine.infer(request).unwrap();
+    f.go(1);
+    let mut outputs: Vec<(usize, Vec<f32>)> = all(submission)
+        .into_iter()
+        .map(|event| match event {
+            Event::Inferred { index, output } => (index, output),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    outputs.sort_by_key(|(index, _)| *index);
+    assert_eq!(outputs, [(0, vec![0.0, 0.5, 1.0, 1.5]), (1, vec![2.0, 2.5, 3.0, 3.5])]);
+}
+
+#[test]
+fn a_draining_engine_refuses_and_finishes() {
+    let f = fixture(8, 8);
+    let running = f.engine.generate(f.request(&[1])).unwrap();
+    f.engine.drain();
+    assert!(matches!(f.engine.generate(f.request(&[1])), Err(Rejected::Draining)));
+    f.go(STEPS);
+    assert_eq!(completed(&all(running)), 1);
+}
