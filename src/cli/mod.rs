@@ -1,0 +1,69 @@
+//! The command line: one file per command.
+
+mod openapi;
+mod serve;
+
+use std::{num::NonZeroUsize, process::ExitCode};
+
+use clap::{Parser, Subcommand};
+
+pub use serve::{Dtype, LogFormat, ServeArgs};
+
+/// Serves a diffusion model, and the faster student distilled from it, over HTTP.
+///
+/// Without a command it serves the bundled models on http://127.0.0.1:8080.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve models over HTTP.
+    Serve(Box<ServeArgs>),
+    /// Print the OpenAPI document; `openapi/openapi.json` is made with it.
+    #[command(hide = true)]
+    Openapi,
+}
+
+impl Cli {
+    /// Reads the command line and the environment; ends the process on a mistake, or for `--help`.
+    pub fn read() -> Self {
+        let cli = Self::parse();
+        match cli.command {
+            Some(_) => cli,
+            // Parsed again, so that the environment has its say.
+            None => Self::parse_from(["understudy", "serve"]),
+        }
+    }
+
+    /// Threads that the numerics may use.
+    pub fn threads(&self) -> NonZeroUsize {
+        let asked = match &self.command {
+            Some(Command::Serve(arguments)) => arguments.threads,
+            Some(Command::Openapi) | None => None,
+        };
+        // Knows of affinity and of cgroup quotas.
+        let there = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        asked.unwrap_or_else(there)
+    }
+
+    /// Does what was asked; a failure is one screen of text on stderr.
+    pub fn run(self) -> ExitCode {
+        let threads = self.threads();
+        let result = match self.command {
+            Some(Command::Serve(arguments)) => serve::run(*arguments, threads),
+            Some(Command::Openapi) => openapi::run(),
+            None => Ok(()),
+        };
+        match result {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(problem) => {
+                eprintln!("error: {problem}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}

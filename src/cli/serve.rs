@@ -1,0 +1,257 @@
+//! `understudy serve`: from arguments to a running server.
+
+use std::{
+    io::ErrorKind,
+    net::SocketAddr,
+    num::{NonZeroU64, NonZeroUsize},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use clap::{Args, ValueEnum};
+use tokio::net::TcpListener;
+
+use crate::{
+    config::Config,
+    engine::Engine,
+    http::{self, App},
+    metrics::Metrics,
+    registry::{Registry, State},
+};
+
+/// Arguments of `serve`, as typed; [`Config`] is what they mean.
+#[derive(Debug, Clone, Args)]
+pub struct ServeArgs {
+    /// Address to listen on; 0.0.0.0 for every interface.
+    #[arg(long, env = "UNDERSTUDY_HOST", default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen on; 0 for any free one.
+    #[arg(long, env = "UNDERSTUDY_PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Folder whose subfolders are models [default: the bundled ones].
+    #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
+    pub models: Option<PathBuf>,
+    /// The model that serves requests which name none [default: the first teacher by name].
+    #[arg(long, env = "UNDERSTUDY_DEFAULT_MODEL", value_name = "ID")]
+    pub default_model: Option<String>,
+    /// Where networks run: auto, cpu, or cuda:N.
+    #[arg(long, env = "UNDERSTUDY_DEVICE", default_value = "auto")]
+    pub device: String,
+    /// Type of weights and activations; auto is f32 on a CPU and bf16 on a GPU.
+    #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
+    pub dtype: Dtype,
+    /// Threads that the numerics use [default: the processors this process may use].
+    #[arg(long, env = "UNDERSTUDY_THREADS", value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Images that may wait or run at a time; more are refused with 429.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_QUEUE",
+        value_name = "IMAGES",
+        default_value = "256"
+    )]
+    pub max_queue: NonZeroUsize,
+    /// Images that one request may ask for.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_IMAGES_PER_REQUEST",
+        value_name = "IMAGES",
+        default_value = "16"
+    )]
+    pub max_images_per_request: NonZeroUsize,
+    /// Rows of one network evaluation [default: as many as the warm-up finds useful].
+    #[arg(long, env = "UNDERSTUDY_MAX_BATCH", value_name = "ROWS")]
+    pub max_batch: Option<NonZeroUsize>,
+    /// Seconds after which a request is answered with 504.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_REQUEST_TIMEOUT_SECONDS",
+        value_name = "SECONDS",
+        default_value = "300"
+    )]
+    pub request_timeout_seconds: NonZeroU64,
+    /// Seconds that requests in flight get to finish at shutdown.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_DRAIN_SECONDS",
+        value_name = "SECONDS",
+        default_value_t = 10
+    )]
+    pub drain_seconds: u64,
+    /// Bytes of a request's body (64 MiB for /v2/…/infer).
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_BODY_BYTES",
+        value_name = "BYTES",
+        default_value = "2097152"
+    )]
+    pub max_body_bytes: NonZeroUsize,
+    /// A key that requests must present as `Authorization: Bearer KEY`; repeat it, or separate keys
+    /// with commas, for several. Health, metrics and documentation stay open.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_API_KEY",
+        value_name = "KEY",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub api_key: Vec<String>,
+    /// Ask for the API key on health and metrics too.
+    #[arg(long, env = "UNDERSTUDY_API_KEY_EVERYWHERE")]
+    pub api_key_everywhere: bool,
+    /// An origin whose pages may call this server, such as https://example.org, or *; repeatable.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_CORS_ALLOW_ORIGIN",
+        value_name = "ORIGIN",
+        value_delimiter = ','
+    )]
+    pub cors_allow_origin: Vec<String>,
+    /// How log lines are written.
+    #[arg(long, env = "UNDERSTUDY_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+}
+
+/// Type of weights and activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    /// f32 on a CPU, bf16 on a GPU.
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// 16-bit floats.
+    F16,
+}
+
+/// How log lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// Serves until the process is told to stop.
+pub(super) fn run(arguments: ServeArgs, threads: NonZeroUsize) -> Result<(), String> {
+    let config = Config::new(arguments)?;
+    log(config.log_format);
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| format!("no async runtime: {error}"))?
+        .block_on(serve(config, threads))
+}
+
+async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
+    // First, so that a taken port is known before minutes of loading.
+    let listener = listen(&config).await?;
+    let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let metrics = Metrics::new().map_err(|error| error.to_string())?;
+    let engine = Engine::start(config.max_queue, Arc::clone(&metrics))
+        .map_err(|error| format!("no thread for the device: {error}"))?;
+    let registry = Registry::open(
+        config.registry.clone(),
+        engine.clone(),
+        Arc::clone(&metrics),
+    )?;
+    let registry = Arc::new(registry);
+    let app = App::new(engine, Arc::clone(&registry), metrics, config.http.clone());
+
+    // Health answers 503 while models load, instead of no answer at all.
+    let server = http::serve(listener, app, stop(), config.drain);
+    let load = async {
+        registry.load_all().await?;
+        announce(&registry, address, &config, threads);
+        Ok::<_, String>(())
+    };
+    tokio::pin!(server);
+    tokio::select! {
+        ended = &mut server => return ended.map_err(|error| error.to_string()),
+        loaded = load => loaded?,
+    }
+    server.await.map_err(|error| error.to_string())
+}
+
+async fn listen(config: &Config) -> Result<TcpListener, String> {
+    let (host, port) = (config.host.as_str(), config.port);
+    TcpListener::bind((host, port)).await.map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => format!(
+            "port {port} on {host} is in use by another program; choose another with --port, or --port 0 for any free one"
+        ),
+        ErrorKind::PermissionDenied => {
+            format!("port {port} on {host} may not be used ({error}); choose one above 1023 with --port")
+        }
+        _ => format!("cannot listen on {host}:{port} ({error}); check --host and --port"),
+    })
+}
+
+/// Resolves on SIGINT or SIGTERM.
+async fn stop() {
+    let interrupt = tokio::signal::ctrl_c();
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => signal.recv().await,
+            Err(_) => std::future::pending().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<Option<()>>();
+    tokio::select! {
+        _ = interrupt => {}
+        _ = terminate => {}
+    }
+}
+
+fn log(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+}
+
+/// What a newcomer needs to know, and one line to paste.
+fn announce(registry: &Registry, address: SocketAddr, config: &Config, threads: NonZeroUsize) {
+    println!("Understudy serves on http://{address}   (API: http://{address}/docs/)");
+    println!("  device   {}, {threads} threads", config.device);
+    for (id, state) in registry.list() {
+        let default = if registry.default_id() == Some(&id) {
+            ", default"
+        } else {
+            ""
+        };
+        match state {
+            State::Ready(model) => println!(
+                "  model    {id}: ready{default}, {}x{}, {:.1} million weights, {}",
+                model.geometry.width,
+                model.geometry.height,
+                model.parameters as f64 / 1e6,
+                model.dtype
+            ),
+            State::Failed(problem) => println!("  model    {id}: not ready: {problem}"),
+            State::Loading | State::Unloaded => println!("  model    {id}: not ready"),
+        }
+    }
+    let reachable = match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => format!("127.0.0.1:{}", v4.port()),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => format!("[::1]:{}", v6.port()),
+        address => address.to_string(),
+    };
+    let key = if config.http.api_keys.is_empty() {
+        ""
+    } else {
+        " -H 'Authorization: Bearer KEY'"
+    };
+    println!("\nAn image:\n");
+    println!(
+        "  curl -s http://{reachable}/v1/images/generations -H 'Content-Type: application/json' -H 'Accept: image/png'{key} -d '{{\"seed\": 1}}' -o image.png\n"
+    );
+}

@@ -1,0 +1,143 @@
+//! What the operator asked for, checked once and trusted from then on.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use candle_core::{DType, Device};
+
+use crate::{
+    cli::{Dtype, LogFormat, ServeArgs},
+    http, registry,
+};
+
+/// A valid configuration of `serve`.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address to listen on.
+    pub host: String,
+    /// Port to listen on; 0 for any free one.
+    pub port: u16,
+    /// The device's name as it is shown.
+    pub device: String,
+    /// Images that may wait or run at a time.
+    pub max_queue: usize,
+    /// Where and how models are loaded.
+    pub registry: registry::Settings,
+    /// What HTTP is told.
+    pub http: http::Settings,
+    /// How long requests in flight get at shutdown.
+    pub drain: Duration,
+    /// How log lines are written.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// Checks the arguments.
+    ///
+    /// # Errors
+    /// A sentence that names the flag, its value and the remedy.
+    pub fn new(arguments: ServeArgs) -> Result<Self, String> {
+        let (device, name) = device(&arguments.device)?;
+        if let Some(key) = arguments.api_key.iter().find(|key| key.trim().is_empty()) {
+            return Err(format!(
+                "--api-key {key:?}: a key may not be empty; leave the flag out for none"
+            ));
+        }
+        for origin in &arguments.cors_allow_origin {
+            check_origin(origin)?;
+        }
+        let max_queue = arguments.max_queue.get();
+        Ok(Self {
+            host: arguments.host,
+            port: arguments.port,
+            device: name,
+            max_queue,
+            registry: registry::Settings {
+                folder: models_folder(arguments.models)?,
+                default_model: arguments.default_model,
+                dtype: dtype(arguments.dtype, &device)?,
+                device,
+                max_rows: arguments.max_batch.map(Into::into),
+            },
+            http: http::Settings {
+                max_images: arguments.max_images_per_request.get().min(max_queue),
+                max_rows: max_queue,
+                request_timeout: Duration::from_secs(arguments.request_timeout_seconds.get()),
+                max_body_bytes: arguments.max_body_bytes.get(),
+                api_keys: arguments.api_key,
+                api_key_everywhere: arguments.api_key_everywhere,
+                cors_allow_origin: arguments.cors_allow_origin,
+            },
+            drain: Duration::from_secs(arguments.drain_seconds),
+            log_format: arguments.log_format,
+        })
+    }
+}
+
+fn device(asked: &str) -> Result<(Device, String), String> {
+    match asked {
+        "auto" | "cpu" => Ok((Device::Cpu, "cpu".into())),
+        cuda if cuda.starts_with("cuda") => Err(format!(
+            "--device {cuda}: this build has no CUDA support; use --device cpu, or a build that has it"
+        )),
+        other => Err(format!("--device {other}: not a device; use auto or cpu")),
+    }
+}
+
+fn dtype(asked: Dtype, device: &Device) -> Result<DType, String> {
+    match (asked, device) {
+        (Dtype::Auto | Dtype::F32, Device::Cpu) => Ok(DType::F32),
+        (Dtype::Bf16 | Dtype::F16, Device::Cpu) => Err(
+            "--dtype: half precision is for GPUs, a CPU has no convolution in it; use --dtype f32"
+                .into(),
+        ),
+        (Dtype::F32, _) => Ok(DType::F32),
+        (Dtype::Auto | Dtype::Bf16, _) => Ok(DType::BF16),
+        (Dtype::F16, _) => Ok(DType::F16),
+    }
+}
+
+/// An origin is a scheme, a host and perhaps a port; browsers send no more.
+fn check_origin(origin: &str) -> Result<(), String> {
+    let host = origin
+        .strip_prefix("http://")
+        .or(origin.strip_prefix("https://"));
+    let bare = host.is_some_and(|host| {
+        !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+    });
+    if bare || origin == "*" {
+        return Ok(());
+    }
+    Err(format!(
+        "--cors-allow-origin {origin}: not an origin; write scheme, host and port as in https://example.org:8443, or *"
+    ))
+}
+
+/// The folder asked for, else the bundled models, wherever the binary runs.
+fn models_folder(asked: Option<PathBuf>) -> Result<PathBuf, String> {
+    if let Some(folder) = asked {
+        return Ok(folder);
+    }
+    let zoo = Path::new("models/zoo");
+    let executable = std::env::current_exe()
+        .ok()
+        .and_then(|path| fs::canonicalize(path).ok());
+    let beside = executable.and_then(|path| Some(path.parent()?.join(zoo)));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(zoo);
+    let places = [Some(zoo.to_owned()), beside, Some(source)];
+    let there = places.iter().flatten().find(|folder| folder.is_dir());
+    there.cloned().ok_or_else(|| {
+        let places: Vec<_> = places
+            .iter()
+            .flatten()
+            .map(|folder| format!("\n  {}", folder.display()))
+            .collect();
+        format!(
+            "the bundled models are in none of these places; name a folder with --models{}",
+            places.concat()
+        )
+    })
+}

@@ -1,0 +1,96 @@
+//! The API's description: the OpenAPI document, Swagger UI, and a page that says where things are.
+
+use std::sync::LazyLock;
+
+use axum::{
+    Router,
+    http::header,
+    response::{Html, IntoResponse, Response},
+};
+use utoipa::{
+    Modify, OpenApi,
+    openapi::{
+        SecurityRequirement,
+        security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+    },
+};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use super::App;
+
+/// What the routes add themselves to.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Understudy",
+        description = "Serves a diffusion model, and the faster student distilled from it, over HTTP."
+    ),
+    servers((url = "/")),
+    tags(
+        (name = "images", description = "Images, in OpenAI's shape"),
+        (name = "models", description = "What there is to serve"),
+        (name = "inference", description = "Raw network evaluations: the Open Inference Protocol v2"),
+        (name = "repository", description = "Loading and unloading while requests run"),
+        (name = "operations", description = "Health, metrics, documentation"),
+    ),
+    modifiers(&ApiKey)
+)]
+struct Base;
+
+/// An API key is optional: whether one is asked for is the operator's decision.
+struct ApiKey;
+
+impl Modify for ApiKey {
+    fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let components = openapi.components.get_or_insert_default();
+        components.add_security_scheme("api_key", SecurityScheme::Http(bearer));
+        openapi.security = Some(vec![
+            SecurityRequirement::default(),
+            SecurityRequirement::new("api_key", Vec::<String>::new()),
+        ]);
+    }
+}
+
+pub(super) fn base() -> utoipa::openapi::OpenApi {
+    Base::openapi()
+}
+
+static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
+    let mut document = super::routes()
+        .into_openapi()
+        .to_pretty_json()
+        .unwrap_or_default();
+    document.push('\n');
+    document
+});
+
+/// The OpenAPI document, the same as `openapi/openapi.json`.
+pub fn openapi_json() -> &'static str {
+    &DOCUMENT
+}
+
+/// The OpenAPI document of this server.
+#[utoipa::path(get, path = "/openapi.json", tag = "operations", responses(
+    (status = 200, description = "The document", content_type = "application/json", body = Object),
+))]
+pub(super) async fn specification() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], openapi_json()).into_response()
+}
+
+/// Where things are.
+#[utoipa::path(get, path = "/", tag = "operations", responses(
+    (status = 200, description = "A page", content_type = "text/html", body = String),
+))]
+pub(super) async fn index() -> Html<&'static str> {
+    Html(include_str!("index.html"))
+}
+
+/// Swagger UI under `/docs`, from files in the binary.
+pub(super) fn swagger_ui() -> Router<App> {
+    // No validator: it would send the document's address to a public service.
+    let config = Config::from("/openapi.json")
+        .validator_url("none")
+        .try_it_out_enabled(true);
+    SwaggerUi::new("/docs").config(config).into()
+}

@@ -1,0 +1,375 @@
+//! The one conversion from a client's request for images to the engine's, which is valid from then on.
+
+use std::time::{Duration, Instant};
+
+use understudy_models::{
+    Conditioning, noise,
+    sampler::{self, Kind},
+};
+
+use super::{
+    App, Settings,
+    accept::Wanted,
+    encode::Encoding,
+    error::{Problem, quoted},
+    models::{default_scheduler, default_steps},
+    wire::{ClassLabel, GeneratedImage, GenerationRequest, OutputFormat},
+};
+use crate::{
+    engine::{GenerateRequest, SampleSpec},
+    registry::Model,
+};
+
+/// Seeds are below this: the whole numbers that every JSON implementation keeps exactly.
+const SEEDS: u64 = 1 << 53;
+
+/// How a reply is wrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// One JSON object with all images.
+    Json,
+    /// The one image itself.
+    Image,
+    /// Server-sent events.
+    Events,
+}
+
+/// A valid request, and what its reply needs to know of it.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) request: GenerateRequest,
+    pub(super) shape: Shape,
+    pub(super) encoding: Encoding,
+}
+
+impl Plan {
+    /// Reads a request; `received` is when its deadline began to run.
+    pub(super) fn new(
+        app: &App,
+        wire: &GenerationRequest,
+        wanted: Wanted,
+        received: Instant,
+    ) -> Result<Self, Problem> {
+        let model = app.model(wire.model.as_deref())?;
+        makes_images(&model)?;
+        check_size(&model, wire.size.as_deref())?;
+        let shape = shape(wire, wanted)?;
+        let encoding = encoding(wire, wanted)?;
+        let n = count(wire, &app.settings)?;
+        if shape == Shape::Image && n > 1 {
+            let message = format!(
+                "`n` is {n} with an image type in Accept: one body holds one image; ask for n = 1, or accept application/json"
+            );
+            return Err(Problem::conflict("n", message));
+        }
+        let request = GenerateRequest {
+            samples: samples(&model, wire, n)?,
+            trajectory: trajectory(&model, wire)?,
+            guidance_scale: guidance(&model, wire)?,
+            partial_images: partial_images(wire, shape)?,
+            deadline: deadline(wire, received)?,
+            model,
+        };
+        Ok(Self {
+            request,
+            shape,
+            encoding,
+        })
+    }
+
+    /// `WIDTHxHEIGHT`.
+    pub(super) fn size(&self) -> String {
+        size(&self.request.model)
+    }
+
+    /// What a reply says of an image beside its pixels.
+    pub(super) fn describe(&self, index: usize, b64_json: String) -> GeneratedImage {
+        let SampleSpec { seed, class_label } = self.request.samples[index];
+        let names = &self.request.model.card.class_names;
+        let class_name = class_label
+            .and_then(|class| names.get(class as usize))
+            .cloned();
+        GeneratedImage {
+            b64_json,
+            index,
+            seed,
+            class_label,
+            class_name,
+        }
+    }
+}
+
+/// `WIDTHxHEIGHT` of the images a model makes.
+pub(super) fn size(model: &Model) -> String {
+    format!("{}x{}", model.geometry.width, model.geometry.height)
+}
+
+/// Whether the network's answer is twice as wide as its input: mean and variance.
+fn learned_variance(model: &Model) -> bool {
+    model.geometry.out_channels == 2 * model.geometry.in_channels
+}
+
+fn makes_images(model: &Model) -> Result<(), Problem> {
+    let geometry = &model.geometry;
+    let reason = match geometry.conditioning {
+        Conditioning::Timestep => Some("is conditioned on a second timestep".to_owned()),
+        Conditioning::Embedding(width) => {
+            Some(format!("is conditioned on embeddings of width {width}"))
+        }
+        Conditioning::None | Conditioning::Classes(_) => None,
+    }
+    .or_else(|| {
+        let fits = geometry.out_channels == geometry.in_channels || learned_variance(model);
+        (!fits).then(|| {
+            format!(
+                "answers with {} channels to {}",
+                geometry.out_channels, geometry.in_channels
+            )
+        })
+    })
+    .or_else(|| {
+        let picture = matches!(geometry.in_channels, 1 | 3);
+        (!picture).then(|| {
+            format!(
+                "has {} channels, neither gray nor RGB",
+                geometry.in_channels
+            )
+        })
+    });
+    let Some(reason) = reason else { return Ok(()) };
+    let remedy = format!(
+        "it {reason}, so it makes no images by itself; evaluate it with POST /v2/models/{}/infer",
+        model.id
+    );
+    Err(Problem::value("model", quoted(&model.id), remedy))
+}
+
+fn check_size(model: &Model, asked: Option<&str>) -> Result<(), Problem> {
+    let made = size(model);
+    match asked {
+        None | Some("auto") => Ok(()),
+        Some(asked) if asked == made => Ok(()),
+        Some(asked) => {
+            let remedy = format!("{} makes {made} only; send that, or `auto`", model.id);
+            Err(Problem::value("size", quoted(asked), remedy))
+        }
+    }
+}
+
+fn count(wire: &GenerationRequest, settings: &Settings) -> Result<u64, Problem> {
+    let limits = 1..=settings.max_images as u64;
+    let n = whole(wire.n, "n", limits).map_err(|mut problem| {
+        let origin = " (the smaller of --max-images-per-request and --max-queue); send several requests for more";
+        problem.message.push_str(origin);
+        problem
+    });
+    Ok(n?.unwrap_or(1))
+}
+
+fn shape(wire: &GenerationRequest, wanted: Wanted) -> Result<Shape, Problem> {
+    if let Some(format) = wire
+        .response_format
+        .as_deref()
+        .filter(|format| *format != "b64_json")
+    {
+        let remedy = "only \"b64_json\" is possible, because the server keeps no images that a URL could name; accept image/png for the bare image";
+        return Err(Problem::value("response_format", quoted(format), remedy));
+    }
+    match (wire.stream.unwrap_or(false), wanted) {
+        (true, Wanted::Image(_)) => {
+            let message = "`stream` is true with an image type in Accept: events are no image; accept text/event-stream, or leave out `stream`";
+            Err(Problem::conflict("stream", message))
+        }
+        (true, Wanted::Json) => Ok(Shape::Events),
+        (false, Wanted::Image(_)) => Ok(Shape::Image),
+        (false, Wanted::Json) => Ok(Shape::Json),
+    }
+}
+
+fn encoding(wire: &GenerationRequest, wanted: Wanted) -> Result<Encoding, Problem> {
+    let format = match wanted {
+        Wanted::Image(Some(format)) => format,
+        Wanted::Image(None) | Wanted::Json => wire.output_format.unwrap_or_default(),
+    };
+    let quality = whole(wire.output_compression, "output_compression", 0..=100)?;
+    if let (Some(quality), OutputFormat::Png) = (quality, format) {
+        let message = format!(
+            "`output_compression` is {quality} for png, which is lossless: leave it out, or ask for jpeg or webp"
+        );
+        return Err(Problem::conflict("output_compression", message));
+    }
+    Ok(Encoding {
+        format,
+        quality: quality.map(|quality| quality as u8),
+    })
+}
+
+fn samples(model: &Model, wire: &GenerationRequest, n: u64) -> Result<Vec<SampleSpec>, Problem> {
+    let class = class(model, wire)?;
+    let first = match whole(wire.seed, "seed", 0..=SEEDS - 1)? {
+        Some(seed) => seed,
+        None => getrandom::u64().map_err(Problem::internal)? % SEEDS,
+    };
+    let sample = |i| {
+        let seed = (first + i) % SEEDS;
+        let class_label = match (model.geometry.conditioning, class) {
+            (Conditioning::Classes(_), Some(class)) => Some(class),
+            (Conditioning::Classes(count), None) => {
+                Some(drawn_class(seed, count, model.card.null_class))
+            }
+            _ => None,
+        };
+        SampleSpec { seed, class_label }
+    };
+    Ok((0..n).map(sample).collect())
+}
+
+/// The class of an image whose request names none: any but the one that means "none".
+fn drawn_class(seed: u64, count: usize, null_class: Option<u32>) -> u32 {
+    match null_class {
+        Some(null) if (null as usize) < count && count > 1 => {
+            let class = noise::class_label(seed, count - 1) as u32;
+            class + u32::from(class >= null)
+        }
+        _ => noise::class_label(seed, count) as u32,
+    }
+}
+
+fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem> {
+    let prompt = wire.prompt.as_deref().filter(|prompt| !prompt.is_empty());
+    let (field, label) = match (prompt, &wire.class_label) {
+        (Some(_), Some(_)) => {
+            let message = "`prompt` and `class_label` both name a class: send one of them";
+            return Err(Problem::conflict("class_label", message));
+        }
+        (None, None) => return Ok(None),
+        (Some(prompt), None) => ("prompt", ClassLabel::Name(prompt.to_owned())),
+        (None, Some(label)) => ("class_label", label.clone()),
+    };
+    let shown = match &label {
+        ClassLabel::Number(number) => number.to_string(),
+        ClassLabel::Name(name) => quoted(name),
+    };
+    let Conditioning::Classes(count) = model.geometry.conditioning else {
+        let remedy = format!(
+            "{} is unconditional and takes none; leave `{field}` out",
+            model.id
+        );
+        return Err(Problem::value(field, shown, remedy));
+    };
+    let names = &model.card.class_names;
+    let number = match &label {
+        ClassLabel::Number(number) => Some(*number),
+        ClassLabel::Name(name) => names
+            .iter()
+            .position(|known| same_name(known, name))
+            .map(|index| index as i64)
+            .or_else(|| name.trim().parse().ok()),
+    };
+    let known = number.and_then(|number| u32::try_from(number).ok());
+    known
+        .filter(|class| (*class as usize) < count)
+        .map(Some)
+        .ok_or_else(|| {
+            let names = if names.is_empty() {
+                String::new()
+            } else {
+                format!(", or one of {}", names.join(", "))
+            };
+            let remedy = format!("{} has the classes 0 to {}{names}", model.id, count - 1);
+            Problem::value(field, shown, remedy)
+        })
+}
+
+/// Case does not matter; space, `-` and `_` are the same.
+fn same_name(left: &str, right: &str) -> bool {
+    let letters = |name: &str| -> String {
+        let lower = name.trim().to_lowercase();
+        lower
+            .chars()
+            .map(|c| if matches!(c, '-' | '_') { ' ' } else { c })
+            .collect()
+    };
+    letters(left) == letters(right)
+}
+
+fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajectory, Problem> {
+    let limit = model.schedule.num_train_timesteps();
+    let steps = whole(
+        wire.num_inference_steps,
+        "num_inference_steps",
+        1..=limit as u64,
+    )?;
+    let steps = steps.map_or_else(|| default_steps(model), |steps| steps as usize);
+    let kind = match &wire.scheduler {
+        Some(name) => name.parse::<Kind>()?,
+        None => default_scheduler(model),
+    };
+    let eta = wire.eta.unwrap_or(0.0);
+    Ok(sampler::trajectory(
+        &model.schedule,
+        kind,
+        steps,
+        eta,
+        learned_variance(model),
+    )?)
+}
+
+fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
+    let scale = wire.guidance_scale.unwrap_or(1.0);
+    if !scale.is_finite() {
+        return Err(Problem::value(
+            "guidance_scale",
+            scale,
+            "it takes a finite number",
+        ));
+    }
+    if scale != 1.0 && model.card.null_class.is_none() {
+        let remedy = format!(
+            "{} has no null class to be guided away from; send 1 or leave it out",
+            model.id
+        );
+        return Err(Problem::value("guidance_scale", scale, remedy));
+    }
+    Ok(scale)
+}
+
+fn partial_images(wire: &GenerationRequest, shape: Shape) -> Result<usize, Problem> {
+    let count = whole(wire.partial_images, "partial_images", 0..=3)?.unwrap_or(0);
+    if count > 0 && shape != Shape::Events {
+        let message = format!(
+            "`partial_images` is {count} without `stream`: previews are events; send `stream`: true, or leave it out"
+        );
+        return Err(Problem::conflict("partial_images", message));
+    }
+    Ok(count as usize)
+}
+
+fn deadline(wire: &GenerationRequest, received: Instant) -> Result<Option<Instant>, Problem> {
+    let after = whole(wire.deadline_ms, "deadline_ms", 1..=i64::MAX as u64)?;
+    // A deadline beyond what the clock can tell is none.
+    Ok(after.and_then(|after| received.checked_add(Duration::from_millis(after))))
+}
+
+/// A whole number within its limits.
+fn whole(
+    value: Option<i64>,
+    field: &str,
+    limits: std::ops::RangeInclusive<u64>,
+) -> Result<Option<u64>, Problem> {
+    let Some(value) = value else { return Ok(None) };
+    match u64::try_from(value)
+        .ok()
+        .filter(|value| limits.contains(value))
+    {
+        Some(value) => Ok(Some(value)),
+        None if *limits.end() == i64::MAX as u64 => {
+            let remedy = format!("it must be at least {}", limits.start());
+            Err(Problem::value(field, value, remedy))
+        }
+        None => {
+            let remedy = format!("it must be {} to {}", limits.start(), limits.end());
+            Err(Problem::value(field, value, remedy))
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Whether the server is well, and its metrics.
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    App,
+    error::Problem,
+    wire::{Health, HealthStatus},
+};
+use crate::registry::State as ModelState;
+
+impl App {
+    /// Whether the server takes requests: models loaded and warm, no shutdown under way.
+    pub(super) fn status(&self) -> HealthStatus {
+        if self.draining.is_cancelled() {
+            HealthStatus::Draining
+        } else if self.registry.ready() {
+            HealthStatus::Ok
+        } else {
+            HealthStatus::Loading
+        }
+    }
+}
+
+/// Whether the server takes requests.
+#[utoipa::path(get, path = "/health", tag = "operations", responses(
+    (status = 200, description = "It does", body = Health),
+    (status = 503, description = "Models are being loaded, or the server is shutting down", body = Health),
+))]
+pub(super) async fn health(State(app): State<App>) -> Response {
+    let status = app.status();
+    let models = app.registry.list();
+    let ready = |(_, state): &&(String, ModelState)| matches!(state, ModelState::Ready(_));
+    let code = match status {
+        HealthStatus::Ok => StatusCode::OK,
+        HealthStatus::Loading | HealthStatus::Draining => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    let body = Health {
+        status,
+        models_ready: models.iter().filter(ready).count(),
+        models_total: models.len(),
+    };
+    (code, Json(body)).into_response()
+}
+
+/// Metrics in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", tag = "operations", responses(
+    (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
+))]
+pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
+    let text = app.metrics.encode().map_err(Problem::internal)?;
+    Ok((
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        text,
+    )
+        .into_response())
+}

@@ -1,0 +1,59 @@
+//! HTTP: what is where, and what every request goes through.
+
+mod accept;
+mod app;
+mod auth;
+mod body;
+mod docs;
+mod encode;
+mod error;
+mod generate;
+mod health;
+mod images;
+mod models;
+mod observe;
+mod serve;
+mod stream;
+mod wire;
+
+use axum::{Router, middleware};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+pub use app::{App, Settings};
+pub use docs::openapi_json;
+pub use serve::serve;
+
+/// Every route, with its documentation.
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(docs::base())
+        .routes(routes!(images::generate))
+        .routes(routes!(models::list))
+        .routes(routes!(models::show))
+        .routes(routes!(health::health))
+        .routes(routes!(health::metrics))
+        .routes(routes!(docs::specification))
+        .routes(routes!(docs::index))
+}
+
+/// The whole application. Layers run from the last to the first.
+pub fn router(app: App) -> Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .merge(docs::swagger_ui())
+        .fallback(error::not_found)
+        .method_not_allowed_fallback(error::method_not_allowed)
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            observe::timeout,
+        ))
+        .layer(middleware::from_fn_with_state(app.clone(), auth::check))
+        .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(middleware::from_fn(error::render))
+        .layer(auth::cors(&app.settings))
+        .layer(middleware::from_fn_with_state(
+            app.clone(),
+            observe::observe,
+        ))
+        .with_state(app)
+}

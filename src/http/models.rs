@@ -1,0 +1,174 @@
+//! `/v1/models`, and how a request's `model` becomes a model.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+};
+use understudy_models::{Conditioning, checkpoint::card::Role, sampler::Kind};
+
+use super::{
+    App,
+    error::{Problem, quoted},
+    generate::size,
+    wire::{ErrorReply, ModelCard, ModelDefaults, ModelEntry, ModelList},
+};
+use crate::{
+    metrics::UNKNOWN_MODEL,
+    registry::{Model, State as ModelState},
+};
+
+/// Steps of a model whose card does not say.
+const DEFAULT_STEPS: usize = 50;
+
+impl App {
+    /// The model that a request names, or the default one; it must be ready.
+    pub(super) fn model(&self, id: Option<&str>) -> Result<Arc<Model>, Problem> {
+        if self.draining.is_cancelled() {
+            return Err(Problem::draining());
+        }
+        let id = match id {
+            Some(id) => id,
+            None => self.registry.default_id().ok_or_else(|| {
+                Problem::not_ready(
+                    "the models are still being loaded; ask again when GET /health answers 200",
+                )
+            })?,
+        };
+        if matches!(id, "auto" | "draft") || id.starts_with("experiment:") {
+            let remedy = "this name is reserved and means nothing in this version; name a model, GET /v1/models lists them";
+            return Err(Problem::value("model", quoted(id), remedy));
+        }
+        match self.registry.get(id) {
+            Some(ModelState::Ready(model)) => Ok(model),
+            Some(state) => Err(Problem::not_ready(format!(
+                "`model` is {}, which is not ready: {}",
+                quoted(id),
+                reason(&state)
+            ))),
+            None => {
+                self.metrics
+                    .rejected
+                    .with_label_values(&[UNKNOWN_MODEL, "unknown_model"])
+                    .inc();
+                Err(Problem::unknown_model(id))
+            }
+        }
+    }
+}
+
+/// Why a model does not serve.
+pub(super) fn reason(state: &ModelState) -> String {
+    match state {
+        ModelState::Ready(_) => "it serves".into(),
+        ModelState::Loading => "it is being loaded; ask again shortly".into(),
+        ModelState::Unloaded => {
+            "it is not loaded; POST /v2/repository/models/{name}/load loads it".into()
+        }
+        ModelState::Failed(reason) => reason.clone(),
+    }
+}
+
+/// Steps of a request that does not say.
+pub(super) fn default_steps(model: &Model) -> usize {
+    let steps = model
+        .card
+        .defaults
+        .num_inference_steps
+        .unwrap_or(DEFAULT_STEPS);
+    steps.min(model.schedule.num_train_timesteps())
+}
+
+/// The sampler of a request that does not say.
+pub(super) fn default_scheduler(model: &Model) -> Kind {
+    let named = model
+        .card
+        .defaults
+        .scheduler
+        .as_ref()
+        .and_then(|name| name.parse().ok());
+    named.unwrap_or_else(|| Kind::for_scheduler_class(&model.schedule))
+}
+
+/// The models, the default one first.
+#[utoipa::path(get, path = "/v1/models", tag = "models", responses(
+    (status = 200, description = "All models, the default one first", body = ModelList),
+))]
+pub(super) async fn list(State(app): State<App>) -> Json<ModelList> {
+    let data = app
+        .registry
+        .list()
+        .into_iter()
+        .map(|(id, state)| entry(id, &state))
+        .collect();
+    Json(ModelList {
+        object: "list",
+        data,
+    })
+}
+
+/// One model and its card.
+#[utoipa::path(get, path = "/v1/models/{id}", tag = "models",
+    params(("id" = String, Path, description = "The model's id", example = "fashion-mnist-teacher")),
+    responses(
+        (status = 200, description = "The model", body = ModelEntry),
+        (status = 404, description = "No such model", body = ErrorReply),
+))]
+pub(super) async fn show(
+    State(app): State<App>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<ModelEntry>, Problem> {
+    // A path that is not UTF-8 names no model either.
+    let id = id.map_or_else(|_| String::from("\u{fffd}"), |Path(id)| id);
+    let state = app
+        .registry
+        .get(&id)
+        .ok_or_else(|| Problem::unknown_model(&id))?;
+    Ok(Json(entry(id, &state)))
+}
+
+fn entry(id: String, state: &ModelState) -> ModelEntry {
+    let model = match state {
+        ModelState::Ready(model) => Some(model),
+        _ => None,
+    };
+    ModelEntry {
+        id,
+        object: "model",
+        created: model.map_or(0, |model| model.created),
+        owned_by: "understudy",
+        ready: model.is_some(),
+        reason: model.is_none().then(|| reason(state)),
+        card: model.map(|model| card(model)),
+    }
+}
+
+fn card(model: &Model) -> ModelCard {
+    let card = &model.card;
+    ModelCard {
+        role: match card.role {
+            Role::Teacher => "teacher",
+            Role::Student => "student",
+            Role::Baseline => "baseline",
+        },
+        teacher: card.teacher.clone(),
+        class_names: card.class_names.clone(),
+        num_classes: match model.geometry.conditioning {
+            Conditioning::Classes(count) => Some(count),
+            _ => None,
+        },
+        null_class: card.null_class,
+        defaults: ModelDefaults {
+            num_inference_steps: default_steps(model),
+            scheduler: default_scheduler(model).to_string(),
+        },
+        num_train_timesteps: model.schedule.num_train_timesteps(),
+        size: size(model),
+        channels: model.geometry.in_channels,
+        parameters: model.parameters,
+        dtype: model.dtype,
+        recipe: card.recipe.clone(),
+        scores: card.scores.clone(),
+    }
+}

@@ -1,0 +1,267 @@
+//! Bodies of `/v1/images/generations`.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::http::body::JsonRequest;
+
+/// A request for images. Fields that are absent or null take their defaults; unknown fields are refused.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct GenerationRequest {
+    /// A model's id; absent for the server's default model.
+    #[schema(example = "fashion-mnist-teacher")]
+    pub(in crate::http) model: Option<String>,
+    /// A class-conditional model's class, by name or number. Empty or absent for an unconditional model.
+    #[schema(example = "Sneaker")]
+    pub(in crate::http) prompt: Option<String>,
+    /// The class by number or name; not together with a prompt. Without either, every image's class is
+    /// drawn from its seed.
+    pub(in crate::http) class_label: Option<ClassLabel>,
+    /// How many images; at most the server's `--max-images-per-request`.
+    #[schema(minimum = 1, default = 1)]
+    pub(in crate::http) n: Option<i64>,
+    /// `auto`, or exactly the size that the model makes, as `WIDTHxHEIGHT`.
+    #[schema(pattern = "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", default = "auto")]
+    pub(in crate::http) size: Option<String>,
+    /// Image `i` uses `(seed + i) mod 2^53`; the same seed gives the same image again. Drawn when absent.
+    #[schema(minimum = 0, maximum = 9007199254740991i64)]
+    pub(in crate::http) seed: Option<i64>,
+    /// Steps of the sampler, to the schedule's number of training steps; the model card's when absent.
+    #[schema(minimum = 1)]
+    pub(in crate::http) num_inference_steps: Option<i64>,
+    /// The sampler; the model card's when absent.
+    #[schema(value_type = Option<Scheduler>)]
+    pub(in crate::http) scheduler: Option<String>,
+    /// How much of DDPM's noise a DDIM step adds.
+    #[schema(minimum = 0, default = 0.0)]
+    pub(in crate::http) eta: Option<f64>,
+    /// Classifier-free guidance; other than 1 needs a model with a null class and doubles the evaluations.
+    #[schema(default = 1.0)]
+    pub(in crate::http) guidance_scale: Option<f64>,
+    /// The images' format; the `Accept` header wins where it names an image type.
+    pub(in crate::http) output_format: Option<OutputFormat>,
+    /// Quality of JPEG, or of lossy WebP; WebP without it is lossless.
+    #[schema(minimum = 0, maximum = 100)]
+    pub(in crate::http) output_compression: Option<i64>,
+    /// `b64_json`; the server keeps no images, so it has no URLs to give.
+    #[schema(pattern = "^b64_json$")]
+    pub(in crate::http) response_format: Option<String>,
+    /// Server-sent events instead of one reply.
+    #[schema(default = false)]
+    pub(in crate::http) stream: Option<bool>,
+    /// Previews per image while streaming.
+    #[schema(minimum = 0, maximum = 3, default = 0)]
+    pub(in crate::http) partial_images: Option<i64>,
+    /// Milliseconds from receipt after which the answer is worthless.
+    #[schema(minimum = 1)]
+    pub(in crate::http) deadline_ms: Option<i64>,
+    /// Who asks; accepted for OpenAI's clients and not used yet.
+    #[serde(rename = "user")]
+    pub(in crate::http) _user: Option<String>,
+    /// Accepted for OpenAI's clients and ignored.
+    #[serde(rename = "quality")]
+    pub(in crate::http) _quality: Option<String>,
+    /// Accepted for OpenAI's clients and ignored.
+    #[serde(rename = "style")]
+    pub(in crate::http) _style: Option<String>,
+    /// Accepted for OpenAI's clients and ignored.
+    #[serde(rename = "background")]
+    pub(in crate::http) _background: Option<String>,
+    /// Accepted for OpenAI's clients and ignored.
+    #[serde(rename = "moderation")]
+    pub(in crate::http) _moderation: Option<String>,
+}
+
+impl JsonRequest for GenerationRequest {
+    fn takes(field: &str) -> &'static str {
+        match field {
+            "class_label" => "a class's number or its name",
+            "n" => "a whole number, at least 1",
+            "seed" => "a whole number from 0 to 9007199254740991",
+            "num_inference_steps" => "a whole number from 1 to the schedule's training steps",
+            "eta" => "a number, at least 0",
+            "guidance_scale" => "a finite number",
+            "output_format" => "\"png\", \"jpeg\" or \"webp\"",
+            "output_compression" => "a whole number from 0 to 100",
+            "stream" => "true or false",
+            "partial_images" => "a whole number from 0 to 3",
+            "deadline_ms" => "a whole number of milliseconds, at least 1",
+            _ => "a string",
+        }
+    }
+}
+
+/// A class, by number or name.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum ClassLabel {
+    /// Its number, from 0.
+    Number(i64),
+    /// Its name; case does not matter, and space, `-` and `_` are the same.
+    Name(String),
+}
+
+/// The samplers, as documentation; the names live in the models crate.
+#[derive(ToSchema)]
+#[allow(dead_code)] // a schema only
+#[schema(rename_all = "lowercase")]
+pub(in crate::http) enum Scheduler {
+    /// Ancestral sampling, the schedule's own variance.
+    Ddpm,
+    /// DDIM.
+    Ddim,
+    /// DPM-Solver++ 2M.
+    #[schema(rename = "dpm++")]
+    DpmPlusPlus,
+    /// Euler.
+    Euler,
+    /// Heun; all but the last step take two evaluations.
+    Heun,
+}
+
+/// What an image is encoded as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum OutputFormat {
+    /// Lossless.
+    #[default]
+    Png,
+    /// Lossy.
+    Jpeg,
+    /// Lossless, or lossy with `output_compression`.
+    Webp,
+}
+
+impl OutputFormat {
+    /// The media type.
+    pub(in crate::http) fn media_type(self) -> &'static str {
+        match self {
+            Self::Png => "image/png",
+            Self::Jpeg => "image/jpeg",
+            Self::Webp => "image/webp",
+        }
+    }
+}
+
+/// The images, and how they came about.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct GenerationReply {
+    /// Unix seconds.
+    pub(in crate::http) created: u64,
+    /// The model that served.
+    pub(in crate::http) model: String,
+    /// One entry per image.
+    pub(in crate::http) data: Vec<GeneratedImage>,
+    /// The images' format.
+    pub(in crate::http) output_format: OutputFormat,
+    /// `WIDTHxHEIGHT`.
+    pub(in crate::http) size: String,
+    /// Where the time went.
+    pub(in crate::http) timings: Timings,
+}
+
+/// One image.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct GeneratedImage {
+    /// The encoded image in base64.
+    pub(in crate::http) b64_json: String,
+    /// Which image of the request.
+    pub(in crate::http) index: usize,
+    /// The seed that gives this image again, with `n` 1.
+    pub(in crate::http) seed: u64,
+    /// Its class, of a class-conditional model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) class_label: Option<u32>,
+    /// Its class's name, where the model card names them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) class_name: Option<String>,
+}
+
+/// Where a request's time went.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, ToSchema)]
+pub(in crate::http) struct Timings {
+    /// From admission to the first evaluation, of the image that waited longest.
+    pub(in crate::http) queue_ms: f64,
+    /// The images' shares of the device, summed: each evaluation's time divided by its rows.
+    pub(in crate::http) device_ms: f64,
+    /// From receipt to the reply.
+    pub(in crate::http) total_ms: f64,
+    /// Evaluations of each image.
+    pub(in crate::http) network_evaluations: usize,
+    /// Mean rows of the evaluations that the images took part in.
+    pub(in crate::http) mean_batch: f64,
+}
+
+/// A streamed event: a preview or a finished image, as in OpenAI's specification, with the image's
+/// `index` and `seed`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(tag = "type")]
+pub(in crate::http) enum StreamEvent {
+    /// The current estimate of the finished image.
+    #[serde(rename = "image_generation.partial_image")]
+    PartialImage {
+        /// The image.
+        #[serde(flatten)]
+        image: StreamedImage,
+        /// Which preview of this image, from 0.
+        partial_image_index: usize,
+    },
+    /// A finished image.
+    #[serde(rename = "image_generation.completed")]
+    Completed {
+        /// The image.
+        #[serde(flatten)]
+        image: StreamedImage,
+        /// The model that served.
+        model: String,
+        /// Where this image's time went.
+        timings: Timings,
+        /// Always zero: there are no tokens here.
+        usage: Usage,
+    },
+}
+
+impl StreamEvent {
+    /// The event's name.
+    pub(in crate::http) fn name(&self) -> &'static str {
+        match self {
+            Self::PartialImage { .. } => "image_generation.partial_image",
+            Self::Completed { .. } => "image_generation.completed",
+        }
+    }
+}
+
+/// What both kinds of event tell of an image.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct StreamedImage {
+    /// The image itself.
+    #[serde(flatten)]
+    pub(in crate::http) image: GeneratedImage,
+    /// Unix seconds.
+    pub(in crate::http) created_at: u64,
+    /// `WIDTHxHEIGHT`.
+    pub(in crate::http) size: String,
+    /// `auto`; OpenAI's clients expect it.
+    pub(in crate::http) quality: &'static str,
+    /// `opaque`; OpenAI's clients expect it.
+    pub(in crate::http) background: &'static str,
+    /// The image's format.
+    pub(in crate::http) output_format: OutputFormat,
+}
+
+/// OpenAI's token counts; all zero.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(in crate::http) struct Usage {
+    pub(in crate::http) total_tokens: u64,
+    pub(in crate::http) input_tokens: u64,
+    pub(in crate::http) output_tokens: u64,
+    pub(in crate::http) input_tokens_details: InputTokens,
+}
+
+/// Part of [`Usage`].
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(in crate::http) struct InputTokens {
+    pub(in crate::http) text_tokens: u64,
+    pub(in crate::http) image_tokens: u64,
+}

@@ -1,0 +1,57 @@
+//! The JSON bodies of the API, each defined once: what is parsed, what is written, and what the
+//! OpenAPI document says about both.
+
+mod images;
+mod inference;
+mod models;
+
+pub(super) use images::*;
+pub(super) use inference::*;
+pub(super) use models::*;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// An error, in OpenAI's shape.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(super) struct ErrorReply {
+    /// The error.
+    pub(super) error: ErrorBody,
+}
+
+/// What went wrong, where, and how to mend it.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub(super) struct ErrorBody {
+    /// Names the field, its value, the limit and the remedy.
+    pub(super) message: String,
+    /// `invalid_request_error`, `authentication_error`, `rate_limit_error` or `server_error`.
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    /// The field at fault, where there is one.
+    pub(super) param: Option<String>,
+    /// A word for programs: `invalid_value`, `unknown_field`, `model_not_found`, `queue_full`, …
+    pub(super) code: String,
+}
+
+/// Whether the server takes requests.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Health {
+    /// `ok`, `loading` or `draining`.
+    pub(super) status: HealthStatus,
+    /// Models that serve.
+    pub(super) models_ready: usize,
+    /// Models in the models folder.
+    pub(super) models_total: usize,
+}
+
+/// What the server is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum HealthStatus {
+    /// Serving.
+    Ok,
+    /// Loading or warming models.
+    Loading,
+    /// Finishing what is in flight before it stops.
+    Draining,
+}

@@ -1,0 +1,83 @@
+//! Bodies of `/v1/models`.
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+/// The models, in OpenAI's list shape; the default model first.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ModelList {
+    /// `list`.
+    pub(in crate::http) object: &'static str,
+    /// The models.
+    pub(in crate::http) data: Vec<ModelEntry>,
+}
+
+/// A model and its card.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ModelEntry {
+    /// What requests call it.
+    pub(in crate::http) id: String,
+    /// `model`.
+    pub(in crate::http) object: &'static str,
+    /// Unix seconds when it was loaded; 0 while it is not.
+    pub(in crate::http) created: u64,
+    /// `understudy`.
+    pub(in crate::http) owned_by: &'static str,
+    /// Whether it serves.
+    pub(in crate::http) ready: bool,
+    /// Why it does not serve.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) reason: Option<String>,
+    /// What it is, of a model that serves.
+    #[serde(flatten)]
+    pub(in crate::http) card: Option<ModelCard>,
+}
+
+/// What a model is, from its folder and its model card.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ModelCard {
+    /// `teacher`, `student` or `baseline`.
+    pub(in crate::http) role: &'static str,
+    /// The name of a student's teacher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) teacher: Option<String>,
+    /// A class-conditional model's classes, in order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::http) class_names: Vec<String>,
+    /// Number of classes, of a class-conditional model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) num_classes: Option<usize>,
+    /// The class that means "none", for guidance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) null_class: Option<u32>,
+    /// What a request gets when it does not say.
+    pub(in crate::http) defaults: ModelDefaults,
+    /// Steps of its schedule, the most that a request can ask for.
+    pub(in crate::http) num_train_timesteps: usize,
+    /// `WIDTHxHEIGHT`.
+    pub(in crate::http) size: String,
+    /// Channels of its samples: 1 gray, 3 RGB.
+    pub(in crate::http) channels: usize,
+    /// Number of weights.
+    pub(in crate::http) parameters: usize,
+    /// `f32`, `bf16` or `f16`.
+    pub(in crate::http) dtype: &'static str,
+    /// How it was made.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub(in crate::http) recipe: Map<String, Value>,
+    /// What was measured.
+    #[serde(skip_serializing_if = "Map::is_empty")]
+    #[schema(value_type = Object)]
+    pub(in crate::http) scores: Map<String, Value>,
+}
+
+/// What a request gets when it does not say.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ModelDefaults {
+    /// Steps of the sampler.
+    pub(in crate::http) num_inference_steps: usize,
+    /// The sampler.
+    pub(in crate::http) scheduler: String,
+}
