@@ -141,27 +141,30 @@ struct Worst(HashMap<Kind, (f64, String)>);
 
 impl Worst {
     fn see(&mut self, case: &Case, step: usize, distance: f64) {
+        assert!(
+            distance < limit(case),
+            "{distance:.1e} at step {step} of {case:?}"
+        );
         let entry = self.0.entry(case.kind).or_default();
-        // NaN is the worst of all.
-        if entry.0.is_nan() || distance <= entry.0 {
-            return;
+        if distance > entry.0 {
+            *entry = (distance, format!("step {step} of {case:?}"));
         }
-        *entry = (distance, format!("step {step} of {case:?}"));
     }
 
-    fn check(&self, limit: f64) {
+    fn print(&self) {
         for (kind, (distance, place)) in &self.0 {
             println!("{kind}: worst {distance:.1e} at {place}");
         }
-        assert!(self.0.values().all(|(distance, _)| *distance < limit));
     }
 }
 
-/// The stand-in network answers x0 of magnitude 10⁴ where the cosine schedule's sigma is 2·10⁴, and
-/// Heun's correction multiplies that again: rounding of f32 latents grows by 10⁴ before it shrinks.
-/// These trajectories are compared in f64, and step by step in f32.
-fn amplifies_rounding(case: &Case) -> bool {
-    case.kind == Kind::Heun && case.config["beta_schedule"] == "squaredcos_cap_v2"
+/// How far, relative, a latent may be from diffusers'.
+fn limit(case: &Case) -> f64 {
+    // The stand-in network answers an x0 of magnitude 10⁴ where the cosine schedule's sigma is 2·10⁴;
+    // when that shrinks again, the 7e-6 by which diffusers' f32 table misses the schedule has grown a
+    // hundredfold (with an f64 table diffusers gives what is computed here).
+    let amplifies = case.kind == Kind::Heun && case.config["beta_schedule"] == "squaredcos_cap_v2";
+    if amplifies { 1e-3 } else { 1e-4 }
 }
 
 #[test]
@@ -179,13 +182,13 @@ fn whole_trajectories_are_those_of_diffusers() {
         let mut state = State::start(&golden["start"]);
         for (i, at) in trajectory.iter().enumerate() {
             state = case.step(&state, at, &golden["noise"].get(i % 40).unwrap());
-            if i + 1 >= first_recorded && !amplifies_rounding(&case) {
+            if i + 1 >= first_recorded {
                 let recorded = recorded.get(i + 1 - first_recorded).unwrap();
                 worst.see(&case, i, distance(&state.x, &recorded));
             }
         }
     }
-    worst.check(1e-4);
+    worst.print();
 }
 
 /// The scalar reference over whole trajectories: what is left is the f32 of diffusers' tables.
@@ -239,7 +242,7 @@ fn whole_trajectories_in_f64_are_those_of_diffusers() {
             }
         }
     }
-    worst.check(1e-4);
+    worst.print();
 }
 
 /// Saharia et al. 2022, §2.3: a quantile, linearly interpolated, between 1 and the maximum.
@@ -277,7 +280,7 @@ fn single_steps_are_those_of_diffusers() {
             memory = next.memory;
         }
     }
-    worst.check(1e-4);
+    worst.print();
 }
 
 /// Count and weighted sum of the timesteps of every step count, see `fingerprints` in the script.
