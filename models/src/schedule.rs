@@ -1,1 +1,245 @@
-//! x
+//! Noise schedules: how much of the clean sample is left at each training timestep.
+//!
+//! [`ScheduleConfig`] is a diffusers `scheduler_config.json`; [`ScheduleConfig::schedule`] reads it as
+//! one diffusers class would (`Class.from_config(config)`: absent fields take that class's defaults,
+//! fields the class does not know are ignored) and gives a [`Schedule`], whose tables are f64.
+//!
+//! Notation as in Ho et al. 2020 (arXiv 2006.11239): `x_t = sqrt(alpha_bar_t)·x0 +
+//! sqrt(1 − alpha_bar_t)·eps`, `alpha_bar_t = Π (1 − beta_i)`; `sigma = sqrt((1 − alpha_bar) /
+//! alpha_bar)` is the noise of Karras et al. 2022.
+
+mod json;
+mod names;
+mod tables;
+mod timesteps;
+
+use serde_json::{Map, Value};
+
+pub use names::{
+    BetaSchedule, Class, FinalSigmas, PredictionType, SolverType, TimestepSpacing, VarianceType,
+};
+
+use crate::sampler::Bound;
+use crate::{Error, Result};
+
+/// A diffusers `scheduler_config.json`: which class it names, and the fields that are there.
+///
+/// A field that is `None` takes the default of whichever class reads the configuration, so that one
+/// file means to each sampler what it means to the diffusers class of that name.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScheduleConfig {
+    /// The file's name, for error messages (`scheduler/scheduler_config.json`).
+    pub file: String,
+    /// `_class_name`.
+    pub class: Class,
+    /// Number of training timesteps, 1 to 100 000.
+    pub num_train_timesteps: Option<usize>,
+    /// First beta, in (0, 1).
+    pub beta_start: Option<f64>,
+    /// Last beta, in (0, 1).
+    pub beta_end: Option<f64>,
+    /// How betas go from first to last.
+    pub beta_schedule: Option<BetaSchedule>,
+    /// The betas themselves, each in (0, 1), instead of start, end and schedule.
+    pub trained_betas: Option<Vec<f64>>,
+    /// Whether betas are rescaled so that nothing of the sample is left at the last timestep.
+    pub rescale_betas_zero_snr: Option<bool>,
+    /// What the network predicts.
+    pub prediction_type: Option<PredictionType>,
+    /// The variance of ancestral (DDPM) steps.
+    pub variance_type: Option<VarianceType>,
+    /// Whether the estimate of x0 is clamped.
+    pub clip_sample: Option<bool>,
+    /// To what magnitude it is clamped, above 0.
+    pub clip_sample_range: Option<f64>,
+    /// Whether the estimate of x0 is bounded by dynamic thresholding; wins over `clip_sample`.
+    pub thresholding: Option<bool>,
+    /// The quantile of dynamic thresholding, in [0, 1].
+    pub dynamic_thresholding_ratio: Option<f64>,
+    /// The largest threshold of dynamic thresholding, above 0.
+    pub sample_max_value: Option<f64>,
+    /// Which of the training timesteps a shorter trajectory visits.
+    pub timestep_spacing: Option<TimestepSpacing>,
+    /// Added to the timesteps of `leading` spacing.
+    pub steps_offset: Option<usize>,
+    /// Whether DDIM's last step ends at `alpha_bar = 1` instead of `alpha_bar_0`.
+    pub set_alpha_to_one: Option<bool>,
+    /// DPM-Solver++: the form of its second-order step.
+    pub solver_type: Option<SolverType>,
+    /// DPM-Solver++: whether trajectories below 15 steps end with a first-order step.
+    pub lower_order_final: Option<bool>,
+    /// DPM-Solver++: whether every trajectory ends with a first-order step.
+    pub euler_at_final: Option<bool>,
+    /// DPM-Solver++ and Euler: where the last step ends.
+    pub final_sigmas_type: Option<FinalSigmas>,
+    /// DPM-Solver++: timesteps whose `ln(sqrt(alpha_bar / (1 − alpha_bar)))` is below this are left out.
+    pub lambda_min_clipped: Option<f64>,
+    /// Every other field, as found: those that only matter when they have an unsupported value, and
+    /// those nobody knows.
+    pub extra: Map<String, Value>,
+}
+
+impl ScheduleConfig {
+    /// A configuration in which every field has its class's default.
+    pub fn new(class: Class) -> Self {
+        Self {
+            file: json::FILE.to_owned(),
+            class,
+            num_train_timesteps: None,
+            beta_start: None,
+            beta_end: None,
+            beta_schedule: None,
+            trained_betas: None,
+            rescale_betas_zero_snr: None,
+            prediction_type: None,
+            variance_type: None,
+            clip_sample: None,
+            clip_sample_range: None,
+            thresholding: None,
+            dynamic_thresholding_ratio: None,
+            sample_max_value: None,
+            timestep_spacing: None,
+            steps_offset: None,
+            set_alpha_to_one: None,
+            solver_type: None,
+            lower_order_final: None,
+            euler_at_final: None,
+            final_sigmas_type: None,
+            lambda_min_clipped: None,
+            extra: Map::new(),
+        }
+    }
+
+    /// The number of training timesteps.
+    pub fn train_timesteps(&self) -> usize {
+        self.num_train_timesteps.unwrap_or(1000)
+    }
+
+    /// What the network predicts.
+    pub fn prediction_type(&self) -> PredictionType {
+        self.prediction_type.unwrap_or(PredictionType::Epsilon)
+    }
+
+    /// The configuration as the diffusers class `class` reads it.
+    ///
+    /// One deliberate difference: every class takes the `sigmoid` betas here, which diffusers has in
+    /// DDPM alone; betas belong to the network, not to the sampler.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the file's field when the class would honour a value that is not
+    /// supported here, or when the betas make no usable schedule.
+    pub fn schedule(&self, class: Class) -> Result<Schedule> {
+        self.refuse_unsupported(class)?;
+        let honours = |classes: &[Class]| classes.contains(&class);
+        let clips = honours(&[Class::Ddpm, Class::Ddim, Class::Heun])
+            && self.clip_sample.unwrap_or(class != Class::Heun);
+        let thresholds = honours(&[Class::Ddpm, Class::Ddim, Class::DpmSolverMultistep])
+            && self.thresholding.unwrap_or(false);
+        let bound = if thresholds {
+            Bound::Threshold {
+                ratio: self.dynamic_thresholding_ratio.unwrap_or(0.995),
+                max: self.sample_max_value.unwrap_or(1.0),
+            }
+        } else if clips {
+            Bound::Clamp {
+                range: self.clip_sample_range.unwrap_or(1.0),
+            }
+        } else {
+            Bound::None
+        };
+        let spacing = match class {
+            Class::Ddpm | Class::Ddim => TimestepSpacing::Leading,
+            _ => TimestepSpacing::Linspace,
+        };
+        let (betas, alpha_bar) = self.tables(class)?;
+        let schedule = Schedule {
+            file: self.file.clone(),
+            class,
+            betas,
+            alpha_bar,
+            prediction_type: self.prediction_type(),
+            variance_type: self.variance_type.unwrap_or(VarianceType::FixedSmall),
+            bound,
+            timestep_spacing: self.timestep_spacing.unwrap_or(spacing),
+            steps_offset: self.steps_offset.unwrap_or(0),
+            set_alpha_to_one: self.set_alpha_to_one.unwrap_or(true),
+            solver_type: self.solver_type.unwrap_or(SolverType::Midpoint),
+            lower_order_final: self.lower_order_final.unwrap_or(true),
+            euler_at_final: self.euler_at_final.unwrap_or(false),
+            final_sigmas_type: self.final_sigmas_type.unwrap_or(FinalSigmas::Zero),
+            lambda_min_clipped: self.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY),
+        };
+        schedule.kept_timesteps()?;
+        Ok(schedule)
+    }
+
+    /// A complaint about one of the file's fields.
+    fn refuse(&self, field: &str, value: impl ToString, remedy: impl Into<String>) -> Error {
+        Error::value(format!("{}: {field}", self.file), value, remedy)
+    }
+}
+
+/// A [`ScheduleConfig`] as one class reads it: nothing is optional any more.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Schedule {
+    /// The file's name, for error messages.
+    pub file: String,
+    /// The class that read the file.
+    pub class: Class,
+    /// `beta_t` for every training timestep.
+    pub betas: Vec<f64>,
+    /// `alpha_bar_t` for every training timestep: the share of the sample's variance that is left.
+    pub alpha_bar: Vec<f64>,
+    /// What the network predicts.
+    pub prediction_type: PredictionType,
+    /// The variance of ancestral steps.
+    pub variance_type: VarianceType,
+    /// How the class bounds the estimate of x0.
+    pub bound: Bound,
+    /// Which training timesteps a shorter trajectory visits.
+    pub timestep_spacing: TimestepSpacing,
+    /// Added to the timesteps of `leading` spacing.
+    pub steps_offset: usize,
+    /// Whether DDIM's last step ends at `alpha_bar = 1`.
+    pub set_alpha_to_one: bool,
+    /// The form of DPM-Solver++'s second-order step.
+    pub solver_type: SolverType,
+    /// Whether DPM-Solver++ trajectories below 15 steps end with a first-order step.
+    pub lower_order_final: bool,
+    /// Whether every DPM-Solver++ trajectory does.
+    pub euler_at_final: bool,
+    /// Where the last step of DPM-Solver++ and Euler ends.
+    pub final_sigmas_type: FinalSigmas,
+    /// The smallest `ln(sqrt(alpha_bar / (1 − alpha_bar)))` DPM-Solver++ visits.
+    pub lambda_min_clipped: f64,
+}
+
+impl Schedule {
+    /// The number of training timesteps.
+    pub fn train_timesteps(&self) -> usize {
+        self.alpha_bar.len()
+    }
+
+    /// `sigma_t = sqrt((1 − alpha_bar_t) / alpha_bar_t)`; infinite where `alpha_bar_t` is 0.
+    pub fn sigma(&self, timestep: usize) -> Option<f64> {
+        self.alpha_bar
+            .get(timestep)
+            .map(|&alpha_bar| sigma(alpha_bar))
+    }
+
+    /// A complaint about one of the file's fields.
+    pub(crate) fn refuse(
+        &self,
+        field: &str,
+        value: impl ToString,
+        remedy: impl Into<String>,
+    ) -> Error {
+        Error::value(format!("{}: {field}", self.file), value, remedy)
+    }
+}
+
+/// `sigma = sqrt((1 − alpha_bar) / alpha_bar)`.
+pub(crate) fn sigma(alpha_bar: f64) -> f64 {
+    ((1.0 - alpha_bar) / alpha_bar).sqrt()
+}

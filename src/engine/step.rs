@@ -164,8 +164,11 @@ fn advance(
         outcomes.push(if walk.position == walk.trajectory.len() {
             Outcome::Image(image(&x)?)
         } else {
-            let preview = |number| Ok((number, image(&next.x0.narrow(0, row, 1)?)?));
-            Outcome::Going(walk.preview_due().map(preview).transpose()?)
+            let preview = match walk.preview_due() {
+                Some(number) => Some((number, image(&next.x0.narrow(0, row, 1)?)?)),
+                None => None,
+            };
+            Outcome::Going(preview)
         });
         walk.latent = Some(Latent { x, memory: next.memory.narrow(0, row, 1)? });
     }

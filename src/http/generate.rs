@@ -297,7 +297,7 @@ fn same_name(left: &str, right: &str) -> bool {
 }
 
 fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajectory, Problem> {
-    let limit = model.schedule.num_train_timesteps();
+    let limit = model.schedule.train_timesteps();
     let steps = whole(
         wire.num_inference_steps,
         "num_inference_steps",

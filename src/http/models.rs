@@ -77,7 +77,7 @@ pub(super) fn default_steps(model: &Model) -> usize {
         .defaults
         .num_inference_steps
         .unwrap_or(DEFAULT_STEPS);
-    steps.min(model.schedule.num_train_timesteps())
+    steps.min(model.schedule.train_timesteps())
 }
 
 /// The sampler of a request that does not say.
@@ -163,7 +163,7 @@ fn card(model: &Model) -> ModelCard {
             num_inference_steps: default_steps(model),
             scheduler: default_scheduler(model).to_string(),
         },
-        num_train_timesteps: model.schedule.num_train_timesteps(),
+        num_train_timesteps: model.schedule.train_timesteps(),
         size: size(model),
         channels: model.geometry.in_channels,
         parameters: model.parameters,

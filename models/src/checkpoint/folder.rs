@@ -25,7 +25,7 @@ use super::{
     file::{read_json, write_atomically},
 };
 use crate::{
-    Denoiser, Error, Result,
+    Conditioning, Denoiser, Error, Result,
     schedule::ScheduleConfig,
     unet::{UNet2DConfig, UNet2DModel},
 };
@@ -191,7 +191,10 @@ fn read_card(path: &Path) -> Result<Card> {
 /// A card that speaks of classes the network does not have would mislead every request.
 fn check_card(card: &Card, unet: &UNet2DConfig, path: &Path) -> Result<()> {
     let refuse = |problem: String| Err(Error::Format { path: path.to_owned(), problem });
-    let classes = unet.num_class_embeds.unwrap_or(0);
+    let classes = match unet.geometry().conditioning {
+        Conditioning::Classes(classes) => classes,
+        _ => 0,
+    };
     let names = card.class_names.len();
     // The class that means "none" needs no name.
     if names > 0 && names != classes && names + usize::from(card.null_class.is_some()) != classes {

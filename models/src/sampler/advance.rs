@@ -1,0 +1,114 @@
+//! One batched operation that advances every sample, whatever its sampler and position.
+
+mod host;
+mod quantile;
+mod tensors;
+#[cfg(test)]
+mod tests;
+
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+use super::Step;
+
+/// What [`advance`] gives, all f32 `[B, C, H, W]`.
+#[derive(Debug, Clone)]
+pub struct Advanced {
+    /// The next latents.
+    pub x: Tensor,
+    /// What the next steps will remember.
+    pub memory: Tensor,
+    /// The bounded estimates of the clean samples.
+    pub x0: Tensor,
+}
+
+/// What a step reads, checked and contiguous.
+struct Operands {
+    x: Tensor,
+    memory: Tensor,
+    model: Tensor,
+    noise: Option<Tensor>,
+}
+
+/// Applies `steps[i]` to row `i` of a batch.
+///
+/// On the CPU row `i` of the result depends, to the bit, only on row `i` of the operands and on
+/// `steps[i]`: a term that a row's step does not have is not added as a zero, it is left out. NaN is
+/// never hidden by a bound.
+///
+/// # Shapes
+/// - `x`, `memory`, `noise`: f32 `[B, C, H, W]`; `memory` starts as zeros; `noise` is N(0, 1), read only
+///   in rows whose step [`Step::needs_noise`], and `None` where there are none.
+/// - `model`: the network's answer in any float type, `[B, C, H, W]`, or `[B, 2C, H, W]` with the variance
+///   half second.
+///
+/// # Errors
+/// Shapes that do not match, a step that needs noise or a variance half that is not there, and whatever
+/// the device says.
+pub fn advance(
+    x: &Tensor,
+    memory: &Tensor,
+    model: &Tensor,
+    noise: Option<&Tensor>,
+    steps: &[Step],
+) -> Result<Advanced> {
+    let operands = check(x, memory, model, noise, steps)?;
+    match x.device() {
+        Device::Cpu => host::advance(&operands, steps),
+        _ => tensors::advance(&operands, steps),
+    }
+}
+
+fn check(
+    x: &Tensor,
+    memory: &Tensor,
+    model: &Tensor,
+    noise: Option<&Tensor>,
+    steps: &[Step],
+) -> Result<Operands> {
+    let (batch, channels, height, width) = x.dims4()?;
+    if steps.len() != batch {
+        bail!("advance: {} steps for a batch of {batch}", steps.len());
+    }
+    let has_variance = model.dims() == [batch, 2 * channels, height, width];
+    if !has_variance && model.dims() != x.dims() {
+        bail!(
+            "advance: the network answered {:?} to {:?}",
+            model.dims(),
+            x.dims()
+        );
+    }
+    if !has_variance && steps.iter().any(Step::needs_variance) {
+        bail!(
+            "advance: a step needs the variance half, and the network answered {:?}",
+            model.dims()
+        );
+    }
+    let noise = noise.filter(|_| steps.iter().any(Step::needs_noise));
+    if noise.is_none() && steps.iter().any(Step::needs_noise) {
+        bail!("advance: a step needs noise, and there is none");
+    }
+    for (name, tensor) in [("memory", Some(memory)), ("noise", noise)] {
+        if let Some(tensor) = tensor
+            && tensor.dims() != x.dims()
+        {
+            bail!(
+                "advance: {name} is {:?}, the latents are {:?}",
+                tensor.dims(),
+                x.dims()
+            );
+        }
+    }
+    for (name, tensor) in [("x", Some(x)), ("memory", Some(memory)), ("noise", noise)] {
+        if let Some(tensor) = tensor
+            && tensor.dtype() != DType::F32
+        {
+            bail!("advance: {name} is {:?}, must be F32", tensor.dtype());
+        }
+    }
+    Ok(Operands {
+        x: x.contiguous()?,
+        memory: memory.contiguous()?,
+        model: model.to_dtype(DType::F32)?.contiguous()?,
+        noise: noise.map(Tensor::contiguous).transpose()?,
+    })
+}

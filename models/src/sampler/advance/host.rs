@@ -1,0 +1,176 @@
+//! The step on the CPU: plain loops over one row at a time, which are what the compiler vectorises.
+//!
+//! A row is a few thousand numbers, so the passes below find it in the first-level cache.
+
+use std::ops::Deref;
+
+use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
+
+use super::quantile::threshold;
+use super::{Advanced, Operands};
+use crate::sampler::{Bound, NoiseScale, Step};
+
+/// Looks at a contiguous f32 tensor in host memory without copying it.
+fn with_slice<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match storage.deref() {
+        Storage::Cpu(CpuStorage::F32(values)) => {
+            let start = layout.start_offset();
+            look(&values[start..start + layout.shape().elem_count()])
+        }
+        _ => bail!("advance: expected f32 in host memory"),
+    }
+}
+
+pub(super) fn advance(operands: &Operands, steps: &[Step]) -> Result<Advanced> {
+    let shape = operands.x.shape();
+    let mut out = Buffers {
+        x: vec![0.0; shape.elem_count()],
+        memory: vec![0.0; shape.elem_count()],
+        x0: vec![0.0; shape.elem_count()],
+    };
+    with_slice(&operands.x, |x| {
+        with_slice(&operands.memory, |memory| {
+            with_slice(&operands.model, |model| match &operands.noise {
+                Some(noise) => with_slice(noise, |noise| {
+                    out.fill(x, memory, model, Some(noise), steps)
+                }),
+                None => out.fill(x, memory, model, None, steps),
+            })
+        })
+    })?;
+    let tensor = |values| Tensor::from_vec(values, shape, operands.x.device());
+    Ok(Advanced {
+        x: tensor(out.x)?,
+        memory: tensor(out.memory)?,
+        x0: tensor(out.x0)?,
+    })
+}
+
+/// One row of what a step reads.
+struct Row<'a> {
+    x: &'a [f32],
+    memory: &'a [f32],
+    model: &'a [f32],
+    /// Empty where the network tells none.
+    variance: &'a [f32],
+    /// Empty where no row needs it.
+    noise: &'a [f32],
+}
+
+struct Buffers {
+    x: Vec<f32>,
+    memory: Vec<f32>,
+    x0: Vec<f32>,
+}
+
+impl Buffers {
+    fn fill(
+        &mut self,
+        x: &[f32],
+        memory: &[f32],
+        model: &[f32],
+        noise: Option<&[f32]>,
+        steps: &[Step],
+    ) -> Result<()> {
+        if x.is_empty() {
+            return Ok(());
+        }
+        let length = x.len() / steps.len();
+        let answer = model.len() / steps.len();
+        for (i, step) in steps.iter().enumerate() {
+            let here = i * length..(i + 1) * length;
+            let (model, variance) = model[i * answer..(i + 1) * answer].split_at(length);
+            let row = Row {
+                x: &x[here.clone()],
+                memory: &memory[here.clone()],
+                model,
+                variance,
+                noise: noise.map_or(&[], |noise| &noise[here.clone()]),
+            };
+            estimate(step, &row, &mut self.x0[here.clone()]);
+            let x0 = &self.x0[here.clone()];
+            combine(step, &row, x0, &mut self.x[here.clone()]);
+            add_noise(step, &row, &mut self.x[here.clone()]);
+            self.memory[here].copy_from_slice(if step.remember { x0 } else { row.memory });
+        }
+        Ok(())
+    }
+}
+
+/// `x0 = bound(p·x + q·model)`.
+fn estimate(step: &Step, row: &Row<'_>, x0: &mut [f32]) {
+    let (p, q) = (step.p as f32, step.q as f32);
+    for ((x0, x), model) in x0.iter_mut().zip(row.x).zip(row.model) {
+        *x0 = p * x + q * model;
+    }
+    match step.bound {
+        Bound::None => {}
+        Bound::Clamp { range } => clamp(x0, range as f32),
+        Bound::Threshold { ratio, max } => {
+            let limit = threshold(x0, ratio, max);
+            clamp(x0, limit);
+            x0.iter_mut().for_each(|x0| *x0 /= limit);
+        }
+    }
+}
+
+/// NaN stays NaN: it is neither above nor below.
+fn clamp(values: &mut [f32], limit: f32) {
+    for value in values {
+        *value = if *value > limit {
+            limit
+        } else if *value < -limit {
+            -limit
+        } else {
+            *value
+        };
+    }
+}
+
+/// `x' = a·x + b·x0 + e·model (+ c·memory)`.
+fn combine(step: &Step, row: &Row<'_>, x0: &[f32], out: &mut [f32]) {
+    let (a, b, c, e) = (step.a as f32, step.b as f32, step.c as f32, step.e as f32);
+    for (((out, x), x0), model) in out.iter_mut().zip(row.x).zip(x0).zip(row.model) {
+        *out = a * x + b * x0 + e * model;
+    }
+    if step.reads_memory() {
+        out.iter_mut()
+            .zip(row.memory)
+            .for_each(|(out, memory)| *out += c * memory);
+    }
+}
+
+/// `x' += d·noise`.
+fn add_noise(step: &Step, row: &Row<'_>, out: &mut [f32]) {
+    match step.d {
+        NoiseScale::Fixed(scale) => {
+            if step.needs_noise() {
+                let scale = scale as f32;
+                out.iter_mut()
+                    .zip(row.noise)
+                    .for_each(|(out, noise)| *out += scale * noise);
+            }
+        }
+        NoiseScale::LearnedRange { min_log, max_log } => {
+            let (middle, slope) = log_scale(min_log, max_log);
+            for ((out, noise), variance) in out.iter_mut().zip(row.noise).zip(row.variance) {
+                *out += libm::expf(middle + slope * variance) * noise;
+            }
+        }
+        NoiseScale::Learned => {
+            for ((out, noise), &variance) in out.iter_mut().zip(row.noise).zip(row.variance) {
+                let scale = if variance < 0.0 { 0.0 } else { variance.sqrt() };
+                *out += scale * noise;
+            }
+        }
+    }
+}
+
+/// `ln(scale) = middle + slope·r`: half of `lerp(min_log, max_log, (r + 1)/2)`.
+pub(super) fn log_scale(min_log: f64, max_log: f64) -> (f32, f32) {
+    (
+        ((min_log + max_log) / 4.0) as f32,
+        ((max_log - min_log) / 4.0) as f32,
+    )
+}

@@ -1,0 +1,58 @@
+//! DPM-Solver++ 2M: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2, deterministic, data prediction.
+
+use super::level::{Level, at_timestep, estimate, final_level, transfer};
+use super::{Evaluation, Step};
+use crate::Result;
+use crate::schedule::{FinalSigmas, Schedule, SolverType};
+
+/// Below this many steps `lower_order_final` applies.
+const FEW_STEPS: usize = 15;
+
+pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<Evaluation>> {
+    let mut levels: Vec<Level> = timesteps
+        .iter()
+        .map(|&t| at_timestep(schedule, t))
+        .collect();
+    levels.push(final_level(schedule));
+    let first_order_end = schedule.euler_at_final
+        || (schedule.lower_order_final && timesteps.len() < FEW_STEPS)
+        || schedule.final_sigmas_type == FinalSigmas::Zero;
+    timesteps
+        .iter()
+        .enumerate()
+        .map(|(i, &timestep)| {
+            let last = i + 1 == timesteps.len();
+            let (from, to) = (levels[i], levels[i + 1]);
+            let (a, b) = transfer(from, to);
+            let mut step = Step {
+                a,
+                b,
+                ..estimate(schedule, from)?
+            };
+            if i > 0 && !(last && first_order_end) {
+                // D1 = (x0 − memory)·slope
+                let slope = second_order(schedule.solver_type, levels[i - 1], from, to);
+                step.b += slope;
+                step.c = -slope;
+            }
+            step.remember = !last;
+            Ok(Evaluation { timestep, step })
+        })
+        .collect()
+}
+
+/// The coefficient of `x0 − memory` in the second-order step from `from` to `to` after one from
+/// `before`; 0 where timesteps coincide, since two equal points tell no slope.
+fn second_order(solver_type: SolverType, before: Level, from: Level, to: Level) -> f64 {
+    let h = to.lambda() - from.lambda();
+    let h_before = from.lambda() - before.lambda();
+    if h == 0.0 || h_before == 0.0 {
+        return 0.0;
+    }
+    let per_slope = match solver_type {
+        // −alpha·(exp(−h) − 1)/2
+        SolverType::Midpoint => -0.5 * to.alpha * (-h).exp_m1(),
+        SolverType::Heun => to.alpha * ((-h).exp_m1() / h + 1.0),
+    };
+    per_slope * h / h_before
+}

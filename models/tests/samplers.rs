@@ -1,0 +1,656 @@
+//! Samplers against the stock diffusers classes (`golden/make_samplers.py`) and against what they promise.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use understudy_models::Error;
+use understudy_models::sampler::{
+    Bound, Element, Evaluation, Kind, Trajectory, advance, trajectory,
+};
+use understudy_models::schedule::{
+    BetaSchedule, Class, PredictionType, ScheduleConfig, TimestepSpacing,
+};
+
+fn golden() -> HashMap<String, Tensor> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/samplers.safetensors");
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+fn cases() -> Vec<Case> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/samplers.json");
+    let listed: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let case = |case: &Value| Case {
+        id: case["id"].as_str().unwrap().to_owned(),
+        kind: case["kind"].as_str().unwrap().parse().unwrap(),
+        config: case["config"].clone(),
+        steps: case["steps"].as_u64().unwrap() as usize,
+        eta: case["eta"].as_f64().unwrap(),
+    };
+    listed["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(case)
+        .collect()
+}
+
+/// One recorded trajectory.
+#[derive(Debug)]
+struct Case {
+    id: String,
+    kind: Kind,
+    config: Value,
+    steps: usize,
+    eta: f64,
+}
+
+/// A configuration with some fields, of that class.
+fn config(kind: Kind, fields: &Value) -> ScheduleConfig {
+    read(kind.class(), fields).unwrap()
+}
+
+fn read(class: Class, fields: &Value) -> Result<ScheduleConfig, Error> {
+    let mut fields = fields.clone();
+    fields["_class_name"] = class.name().into();
+    ScheduleConfig::from_json(&fields, "scheduler/scheduler_config.json")
+}
+
+impl Case {
+    fn config(&self) -> ScheduleConfig {
+        config(self.kind, &self.config)
+    }
+
+    fn variance_type(&self) -> &str {
+        match self.kind {
+            Kind::Ddpm => self.config["variance_type"].as_str().unwrap_or_default(),
+            _ => "",
+        }
+    }
+
+    fn trajectory(&self) -> Trajectory {
+        let learned = self.variance_type().starts_with("learned");
+        trajectory(&self.config(), self.kind, self.steps, self.eta, learned).unwrap()
+    }
+
+    /// The stand-in network of the golden files.
+    fn network(&self, x: &Tensor, timestep: f64) -> Tensor {
+        let time = 0.3 * timestep / self.config().train_timesteps() as f64;
+        let mean = ((x * 0.9).unwrap() + time).unwrap().tanh().unwrap();
+        let variance = match self.variance_type() {
+            "learned" => ((x.tanh().unwrap() + 1.0).unwrap() * 0.01).unwrap(),
+            "learned_range" => ((x * 0.5).unwrap() + 0.2).unwrap().tanh().unwrap(),
+            _ => return mean,
+        };
+        Tensor::cat(&[mean, variance], 1).unwrap()
+    }
+
+    /// One step from `x`.
+    fn step(&self, state: &State, at: &Evaluation, noise: &Tensor) -> State {
+        let batch = state.x.dim(0).unwrap();
+        let model = self.network(&state.x, at.timestep);
+        let steps = vec![at.step; batch];
+        let next = advance(&state.x, &state.memory, &model, Some(noise), &steps).unwrap();
+        State {
+            x: next.x,
+            memory: next.memory,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct State {
+    x: Tensor,
+    memory: Tensor,
+}
+
+impl State {
+    fn start(x: &Tensor) -> Self {
+        Self {
+            x: x.clone(),
+            memory: x.zeros_like().unwrap(),
+        }
+    }
+}
+
+/// Relative L2 distance.
+fn distance(got: &Tensor, want: &Tensor) -> f64 {
+    let norm = |tensor: Tensor| {
+        tensor
+            .sqr()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap()
+            .sqrt()
+    };
+    f64::from(norm((got - want).unwrap()) / norm(want.clone()))
+}
+
+fn f64s(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(DType::F64).unwrap().to_vec1().unwrap()
+}
+
+/// The largest distances seen, per sampler.
+#[derive(Default)]
+struct Worst(HashMap<Kind, (f64, String)>);
+
+impl Worst {
+    fn see(&mut self, case: &Case, step: usize, distance: f64) {
+        let entry = self.0.entry(case.kind).or_default();
+        // NaN is the worst of all.
+        if entry.0.is_nan() || distance <= entry.0 {
+            return;
+        }
+        *entry = (distance, format!("step {step} of {case:?}"));
+    }
+
+    fn check(&self, limit: f64) {
+        for (kind, (distance, place)) in &self.0 {
+            println!("{kind}: worst {distance:.1e} at {place}");
+        }
+        assert!(self.0.values().all(|(distance, _)| *distance < limit));
+    }
+}
+
+/// The stand-in network answers x0 of magnitude 10⁴ where the cosine schedule's sigma is 2·10⁴, and
+/// Heun's correction multiplies that again: rounding of f32 latents grows by 10⁴ before it shrinks.
+/// These trajectories are compared in f64, and step by step in f32.
+fn amplifies_rounding(case: &Case) -> bool {
+    case.kind == Kind::Heun && case.config["beta_schedule"] == "squaredcos_cap_v2"
+}
+
+#[test]
+fn whole_trajectories_are_those_of_diffusers() {
+    let golden = golden();
+    let mut worst = Worst::default();
+    for case in cases() {
+        let trajectory = case.trajectory();
+        if let Some(timesteps) = golden.get(&format!("{}/timesteps", case.id)) {
+            let got: Vec<f64> = trajectory.iter().map(|at| at.timestep).collect();
+            assert_eq!(got, f64s(timesteps), "{case:?}");
+        }
+        let recorded = &golden[&format!("{}/x", case.id)];
+        let first_recorded = trajectory.len() + 1 - recorded.dim(0).unwrap();
+        let mut state = State::start(&golden["start"]);
+        for (i, at) in trajectory.iter().enumerate() {
+            state = case.step(&state, at, &golden["noise"].get(i % 40).unwrap());
+            if i + 1 >= first_recorded && !amplifies_rounding(&case) {
+                let recorded = recorded.get(i + 1 - first_recorded).unwrap();
+                worst.see(&case, i, distance(&state.x, &recorded));
+            }
+        }
+    }
+    worst.check(1e-4);
+}
+
+/// The scalar reference over whole trajectories: what is left is the f32 of diffusers' tables.
+#[test]
+fn whole_trajectories_in_f64_are_those_of_diffusers() {
+    let golden = golden();
+    let flat = |tensor: &Tensor| f64s(&tensor.flatten_all().unwrap());
+    let mut worst = Worst::default();
+    for case in cases() {
+        let trajectory = case.trajectory();
+        let recorded = &golden[&format!("{}/x", case.id)];
+        let first_recorded = trajectory.len() + 1 - recorded.dim(0).unwrap();
+        let mut x = flat(&golden["start"]);
+        let mut memory = vec![0.0; x.len()];
+        for (i, Evaluation { timestep, step }) in trajectory.iter().enumerate() {
+            let noise = flat(&golden["noise"].get(i % 40).unwrap());
+            let time = 0.3 * timestep / case.config().train_timesteps() as f64;
+            let model: Vec<f64> = x.iter().map(|x| (0.9 * x + time).tanh()).collect();
+            let x0: Vec<f64> = x
+                .iter()
+                .zip(&model)
+                .map(|(x, model)| step.p * x + step.q * model)
+                .collect();
+            let half = x.len() / 2;
+            let thresholds = [
+                threshold(&x0[..half], step.bound),
+                threshold(&x0[half..], step.bound),
+            ];
+            for (j, x) in x.iter_mut().enumerate() {
+                let variance = match case.variance_type() {
+                    "learned" => 0.01 * (1.0 + x.tanh()),
+                    _ => (0.5 * *x + 0.2).tanh(),
+                };
+                let next = step.evaluate(Element {
+                    x: *x,
+                    memory: memory[j],
+                    model: model[j],
+                    variance,
+                    noise: noise[j],
+                    threshold: thresholds[j / half],
+                });
+                (*x, memory[j]) = (next.x, next.memory);
+            }
+            if i + 1 >= first_recorded {
+                let want = flat(&recorded.get(i + 1 - first_recorded).unwrap());
+                let norm = |values: &mut dyn Iterator<Item = f64>| {
+                    values.map(|value| value * value).sum::<f64>().sqrt()
+                };
+                let error = norm(&mut x.iter().zip(&want).map(|(x, want)| x - want));
+                worst.see(&case, i, error / norm(&mut want.iter().copied()));
+            }
+        }
+    }
+    worst.check(1e-4);
+}
+
+/// Saharia et al. 2022, §2.3: a quantile, linearly interpolated, between 1 and the maximum.
+fn threshold(x0: &[f64], bound: Bound) -> f64 {
+    let Bound::Threshold { ratio, max } = bound else {
+        return f64::NAN;
+    };
+    let mut magnitudes: Vec<f64> = x0.iter().map(|x0| x0.abs()).collect();
+    magnitudes.sort_by(f64::total_cmp);
+    let rank = ratio * (magnitudes.len() - 1) as f64;
+    let (low, part) = (rank.floor() as usize, rank.fract());
+    let high = (low + 1).min(magnitudes.len() - 1);
+    (magnitudes[low] + part * (magnitudes[high] - magnitudes[low])).clamp(1.0, max)
+}
+
+/// Each step alone, from the latents that diffusers had before it.
+#[test]
+fn single_steps_are_those_of_diffusers() {
+    let golden = golden();
+    let mut worst = Worst::default();
+    for case in cases() {
+        let recorded = &golden[&format!("{}/x", case.id)];
+        let trajectory = case.trajectory();
+        if recorded.dim(0).unwrap() != trajectory.len() + 1 {
+            continue;
+        }
+        let mut memory = golden["start"].zeros_like().unwrap();
+        for (i, at) in trajectory.iter().enumerate() {
+            let state = State {
+                x: recorded.get(i).unwrap(),
+                memory,
+            };
+            let next = case.step(&state, at, &golden["noise"].get(i).unwrap());
+            worst.see(&case, i, distance(&next.x, &recorded.get(i + 1).unwrap()));
+            memory = next.memory;
+        }
+    }
+    worst.check(1e-4);
+}
+
+/// Count and weighted sum of the timesteps of every step count, see `fingerprints` in the script.
+#[test]
+fn timesteps_of_every_step_count_are_those_of_diffusers() {
+    let golden = golden();
+    for kind in [Kind::Ddim, Kind::DpmSolverPlusPlus, Kind::Euler] {
+        for spacing in TimestepSpacing::ALL {
+            let fields = json!({ "timestep_spacing": spacing.name() });
+            let schedule = config(kind, &fields).schedule(kind.class()).unwrap();
+            let want = f64s(&golden[&format!("timesteps/{kind}/{}", spacing.name())]);
+            for (steps, want) in (1..).zip(want) {
+                let timesteps = schedule.timesteps(steps).unwrap();
+                assert_eq!(timesteps.len(), steps);
+                if kind == Kind::DpmSolverPlusPlus
+                    && *spacing == TimestepSpacing::Leading
+                    && steps == 1000
+                {
+                    continue; // diffusers visits timestep 0 a thousand times, and makes NaN
+                }
+                let sum: f64 = timesteps.iter().sum();
+                let weighted: f64 = timesteps
+                    .iter()
+                    .zip(1..)
+                    .map(|(t, i)| t / f64::from(i))
+                    .sum();
+                assert!(
+                    (sum + weighted - want).abs() < 1e-9 * want.max(1.0),
+                    "{kind} {spacing:?} {steps}: {} for {want}",
+                    sum + weighted
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_are_those_of_diffusers_and_of_the_closed_form() {
+    let golden = golden();
+    let rows: Vec<i64> = golden["table/rows"].to_vec1().unwrap();
+    for beta_schedule in BetaSchedule::ALL {
+        for (zero_snr, name) in [(false, "plain"), (true, "zero_snr")] {
+            let fields = json!({
+                "beta_schedule": beta_schedule.name(),
+                "rescale_betas_zero_snr": zero_snr,
+            });
+            let schedule = config(Kind::Ddpm, &fields).schedule(Class::Ddpm).unwrap();
+            let key = format!("table/{}/{name}", beta_schedule.name());
+            let closed = f64s(&golden[&format!("{key}/closed")]);
+            let stock = f64s(&golden[&format!("{key}/stock")]);
+            for ((&row, closed), stock) in rows.iter().zip(closed).zip(stock) {
+                let got = schedule.alpha_bar[row as usize];
+                assert!(
+                    (got - closed).abs() < 1e-12,
+                    "{key} {row}: {got} for {closed}"
+                );
+                assert!((got - stock).abs() < 2e-5, "{key} {row}: {got} for {stock}");
+                let vp_sigma = |alpha_bar: f64| (1.0 - alpha_bar).sqrt();
+                assert!(
+                    (vp_sigma(got) - vp_sigma(stock)).abs() < 2e-5,
+                    "{key} {row}"
+                );
+                if !zero_snr {
+                    let sigma = schedule.sigma(row as usize).unwrap();
+                    let closed = ((1.0 - closed) / closed).sqrt();
+                    let stock = ((1.0 - stock) / stock).sqrt();
+                    assert!((sigma / closed - 1.0).abs() < 1e-11, "{key} {row}");
+                    let close = (sigma - stock).abs() < 2e-5 * sigma.max(1.0);
+                    assert!(close, "{key} {row}: {sigma} for {stock}");
+                }
+            }
+        }
+    }
+}
+
+/// The sums that diffusers' own tests expect of its DDIM loop.
+#[test]
+fn ddim_sums_are_the_published_ones() {
+    let cases = [
+        (json!({}), 172.0067),
+        (json!({ "prediction_type": "v_prediction" }), 52.5302),
+        (
+            json!({ "set_alpha_to_one": true, "beta_start": 0.01 }),
+            149.8295,
+        ),
+        (
+            json!({ "set_alpha_to_one": false, "beta_start": 0.01 }),
+            149.0784,
+        ),
+    ];
+    for (mut fields, want) in cases {
+        for (name, value) in [("beta_start", json!(0.0001)), ("beta_end", json!(0.02))] {
+            fields.as_object_mut().unwrap().entry(name).or_insert(value);
+        }
+        fields["clip_sample"] = true.into();
+        let config = config(Kind::Ddim, &fields);
+        let start = Tensor::arange(0_f32, 768.0, &Device::Cpu).unwrap();
+        let start = (start / 768.0).unwrap().reshape((3, 8, 8, 4)).unwrap();
+        let mut state = State::start(&start.permute((3, 0, 1, 2)).unwrap().contiguous().unwrap());
+        for at in trajectory(&config, Kind::Ddim, 10, 0.0, false)
+            .unwrap()
+            .iter()
+        {
+            let model = (&state.x * (at.timestep / (at.timestep + 1.0))).unwrap();
+            let next = advance(&state.x, &state.memory, &model, None, &[at.step; 4]).unwrap();
+            state = State {
+                x: next.x,
+                memory: next.memory,
+            };
+        }
+        let sum = state
+            .x
+            .abs()
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .to_scalar::<f32>()
+            .unwrap();
+        assert!(
+            (f64::from(sum) - want).abs() < 1e-2,
+            "{fields}: {sum} for {want}"
+        );
+    }
+}
+
+#[test]
+fn a_variance_half_is_left_out_by_samplers_that_do_not_use_it() {
+    let golden = golden();
+    let x = &golden["start"];
+    let mean = (x * 0.5).unwrap();
+    let both = Tensor::cat(&[&mean, &(x * 7.0).unwrap()], 1).unwrap();
+    for kind in Kind::ALL {
+        let config = config(kind, &json!({}));
+        let step = trajectory(&config, kind, 4, 0.0, true).unwrap()[1].step;
+        let next = |model| advance(x, x, model, Some(x), &[step; 2]).unwrap().x;
+        assert_eq!(distance(&next(&both), &next(&mean)), 0.0, "{kind}");
+    }
+}
+
+#[test]
+fn heun_asks_the_network_almost_twice_a_step() {
+    let config = config(Kind::Heun, &json!({}));
+    for steps in [1, 2, 10] {
+        let trajectory = trajectory(&config, Kind::Heun, steps, 0.0, false).unwrap();
+        assert_eq!(trajectory.len(), 2 * steps - 1);
+    }
+}
+
+proptest! {
+    // Integration tests have no lib.rs beside which failures could be kept.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_trajectory_is_finite_and_descends(
+        kind in prop::sample::select(Kind::ALL.to_vec()),
+        beta_schedule in prop::sample::select(BetaSchedule::ALL),
+        prediction in prop::sample::select(PredictionType::ALL),
+        spacing in prop::sample::select(TimestepSpacing::ALL),
+        train in 2_usize..1200,
+        part in 0.0..=1.0_f64,
+        eta in 0.0..=1.0_f64,
+        zero_snr in any::<bool>(),
+    ) {
+        let steps = (1.0 + part * (train - 1) as f64).round() as usize;
+        let config = config(kind, &json!({
+            "num_train_timesteps": train,
+            "beta_schedule": beta_schedule.name(),
+            "prediction_type": prediction.name(),
+            "timestep_spacing": spacing.name(),
+            "rescale_betas_zero_snr": zero_snr,
+        }));
+        let eta = if kind == Kind::Ddim { eta } else { 0.0 };
+        let trajectory = match trajectory(&config, kind, steps, eta, false) {
+            Ok(trajectory) => trajectory,
+            Err(error) => {
+                // Noise alone is the one thing that predicted noise cannot start from.
+                let hopeless = zero_snr && *prediction.name() == *"epsilon"
+                    && matches!(kind, Kind::Ddpm | Kind::Ddim);
+                prop_assert!(hopeless, "{}", error);
+                return Ok(());
+            }
+        };
+        let evaluations = if kind == Kind::Heun { 2 * steps - 1 } else { steps };
+        prop_assert_eq!(trajectory.len(), evaluations);
+        prop_assert!(trajectory.windows(2).all(|pair| pair[1].timestep <= pair[0].timestep));
+        prop_assert!(trajectory.iter().all(|at| (0.0..train as f64).contains(&at.timestep)));
+        for Evaluation { step, .. } in trajectory.iter() {
+            let numbers = [step.p, step.q, step.a, step.b, step.c, step.e];
+            prop_assert!(numbers.iter().all(|number| number.is_finite()), "{:?}", step);
+        }
+        let noisy = trajectory.iter().any(|at| at.step.needs_noise());
+        prop_assert!(!noisy || kind == Kind::Ddpm || eta > 0.0);
+    }
+}
+
+fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> (String, String) {
+    match result.unwrap_err() {
+        Error::Value { field, value, .. } => (field, value),
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn requests_out_of_range_are_refused_by_name() {
+    let config = config(Kind::Ddim, &json!({ "num_train_timesteps": 100 }));
+    for steps in [0, 101] {
+        for kind in Kind::ALL {
+            let (field, value) = refusal(trajectory(&config, kind, steps, 0.0, false));
+            assert_eq!(
+                (field.as_str(), value),
+                ("num_inference_steps", steps.to_string())
+            );
+        }
+    }
+    for (kind, eta) in [
+        (Kind::Ddim, -0.1),
+        (Kind::Ddim, 1.1),
+        (Kind::Ddim, f64::NAN),
+        (Kind::Euler, 0.5),
+    ] {
+        assert_eq!(refusal(trajectory(&config, kind, 10, eta, false)).0, "eta");
+    }
+    let message = "plms".parse::<Kind>().unwrap_err().to_string();
+    assert!(
+        message.contains("ddpm, ddim, dpm++, euler, heun"),
+        "{message}"
+    );
+    assert!(
+        Kind::ALL
+            .iter()
+            .all(|kind| kind.to_string().parse::<Kind>().unwrap() == *kind)
+    );
+}
+
+#[test]
+fn steps_offset_past_the_end_is_refused() {
+    let config = config(Kind::Ddim, &json!({ "steps_offset": 1 }));
+    assert!(trajectory(&config, Kind::Ddim, 500, 0.0, false).is_ok());
+    assert_eq!(
+        refusal(trajectory(&config, Kind::Ddim, 1000, 0.0, false)).0,
+        "num_inference_steps"
+    );
+}
+
+#[test]
+fn fields_that_cannot_be_honoured_are_refused_by_name() {
+    let own = [
+        (Class::DpmSolverMultistep, "use_karras_sigmas", json!(true)),
+        (
+            Class::DpmSolverMultistep,
+            "algorithm_type",
+            json!("sde-dpmsolver++"),
+        ),
+        (Class::DpmSolverMultistep, "solver_order", json!(3)),
+        (Class::DpmSolverMultistep, "use_lu_lambdas", json!(true)),
+        (Class::DpmSolverMultistep, "use_flow_sigmas", json!(true)),
+        (Class::DpmSolverMultistep, "lambda_min_clipped", json!(50.0)),
+        (Class::Euler, "use_exponential_sigmas", json!(true)),
+        (Class::Euler, "interpolation_type", json!("log_linear")),
+        (Class::Euler, "timestep_type", json!("continuous")),
+        (Class::Heun, "use_beta_sigmas", json!(true)),
+        (Class::Ddpm, "beta_schedule", json!("laplace")),
+        (Class::Ddpm, "prediction_type", json!("flow_prediction")),
+        (Class::Ddpm, "variance_type", json!("median")),
+        (Class::Ddpm, "timestep_spacing", json!("random")),
+        (Class::Ddpm, "num_train_timesteps", json!(0)),
+        (Class::Ddpm, "num_train_timesteps", json!(1000.5)),
+        (Class::Ddpm, "num_train_timesteps", json!(u64::MAX)),
+        (Class::Ddpm, "beta_start", json!(0.0)),
+        (Class::Ddpm, "beta_end", json!(1.0)),
+        (Class::Ddpm, "beta_end", json!("0.02")),
+        (Class::Ddpm, "beta_start", Value::Null),
+        (Class::Ddpm, "clip_sample", json!("yes")),
+        (Class::Ddpm, "clip_sample_range", json!(-1.0)),
+        (Class::Ddpm, "dynamic_thresholding_ratio", json!(1.5)),
+        (Class::Ddpm, "steps_offset", json!(-1)),
+        (Class::Ddpm, "trained_betas", json!([0.1, 0.2])),
+        (Class::Ddpm, "trained_betas", json!(0.1)),
+    ];
+    for (class, field, value) in own {
+        let (named, found) = refusal(read(class, &json!({ field: value })));
+        assert!(
+            named.ends_with(&format!("scheduler_config.json: {field}")),
+            "{named}"
+        );
+        assert!(!found.is_empty());
+    }
+    let third = refusal(read(
+        Class::Ddpm,
+        &json!({ "trained_betas": [0.1, 0.2, 2.0], "num_train_timesteps": 3 }),
+    ));
+    assert!(third.0.ends_with("trained_betas[2]"), "{third:?}");
+
+    // Another class's field is another class's affair.
+    let ddpm = config(
+        Kind::Ddpm,
+        &json!({ "use_karras_sigmas": true, "unheard_of": 1 }),
+    );
+    assert!(trajectory(&ddpm, Kind::Ddim, 10, 0.0, false).is_ok());
+    let (field, _) = refusal(trajectory(&ddpm, Kind::Euler, 10, 0.0, false));
+    assert!(field.ends_with("use_karras_sigmas"));
+
+    let learned = config(Kind::Ddpm, &json!({ "variance_type": "learned_range" }));
+    assert!(trajectory(&learned, Kind::Ddim, 10, 0.0, false).is_ok());
+    let (field, _) = refusal(trajectory(&learned, Kind::Ddpm, 10, 0.0, false));
+    assert!(field.ends_with("variance_type"));
+
+    for text in [
+        "[]",
+        "{}",
+        r#"{"_class_name": "PNDMScheduler"}"#,
+        r#"{"_class_name": 3}"#,
+    ] {
+        let error = ScheduleConfig::from_text(text, "file.json")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("file.json"), "{error}");
+    }
+    let unknown = ScheduleConfig::from_text(r#"{"_class_name": "X"}"#, "f").unwrap_err();
+    assert!(
+        unknown.to_string().contains("HeunDiscreteScheduler"),
+        "{unknown}"
+    );
+}
+
+#[test]
+fn betas_that_make_no_schedule_are_refused() {
+    for beta in [1e-17, 0.999_999] {
+        let fields = json!({ "trained_betas": vec![beta; 50], "num_train_timesteps": 50 });
+        assert!(
+            refusal(read(Class::Ddpm, &fields))
+                .0
+                .ends_with("trained_betas")
+        );
+    }
+    let one = json!({ "num_train_timesteps": 1, "rescale_betas_zero_snr": true });
+    assert!(
+        refusal(read(Class::Ddpm, &one))
+            .0
+            .ends_with("rescale_betas_zero_snr")
+    );
+    for kind in Kind::ALL {
+        let one = config(kind, &json!({ "num_train_timesteps": 1 }));
+        assert_eq!(trajectory(&one, kind, 1, 0.0, false).unwrap().len(), 1);
+    }
+}
+
+#[test]
+fn configurations_survive_a_round_trip() {
+    let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.39.0",
+        "beta_end": 0.012, "beta_schedule": "scaled_linear", "lambda_min_clipped": -Infinity,
+        "variance_type": null, "solver_order": 2, "note": "NaN and \"Infinity\"",
+        "timestep_spacing": "trailing", "_use_default_values": ["timestep_spacing"]}"#;
+    let config = ScheduleConfig::from_text(text, "f").unwrap();
+    assert_eq!(config.timestep_spacing, None);
+    assert_eq!(config.beta_end, Some(0.012));
+    let written = config.to_json();
+    assert_eq!(written["note"], "NaN and \"Infinity\"");
+    assert_eq!(written["_diffusers_version"], "0.39.0");
+    assert_eq!(written.get("lambda_min_clipped"), None);
+    assert_eq!(ScheduleConfig::from_json(&written, "f").unwrap(), config);
+    for case in cases() {
+        let config = case.config();
+        let again = ScheduleConfig::from_json(&config.to_json(), &config.file).unwrap();
+        assert_eq!(again, config);
+    }
+}
+
+#[test]
+fn a_folder_without_a_card_takes_ddim_for_ddpm() {
+    let default = |class| Kind::for_scheduler_class(&ScheduleConfig::new(class));
+    assert_eq!(default(Class::Ddpm), Kind::Ddim);
+    assert_eq!(default(Class::Ddim), Kind::Ddim);
+    assert_eq!(default(Class::DpmSolverMultistep), Kind::DpmSolverPlusPlus);
+    assert_eq!(default(Class::Heun), Kind::Heun);
+}
