@@ -6,10 +6,8 @@ use std::{
     time::Duration,
 };
 
-use candle_core::{DType, Device};
-
 use crate::{
-    cli::{Dtype, LogFormat, ServeArgs},
+    cli::{LogFormat, ServeArgs},
     http, registry,
 };
 
@@ -20,8 +18,6 @@ pub struct Config {
     pub host: String,
     /// Port to listen on; 0 for any free one.
     pub port: u16,
-    /// The device's name as it is shown.
-    pub device: String,
     /// Images that may wait or run at a time.
     pub max_queue: usize,
     /// Where and how models are loaded.
@@ -40,7 +36,7 @@ impl Config {
     /// # Errors
     /// A sentence that names the flag, its value and the remedy.
     pub fn new(arguments: ServeArgs) -> Result<Self, String> {
-        let (device, name) = device(&arguments.device)?;
+        let device = arguments.compute.device()?;
         if let Some(key) = arguments.api_key.iter().find(|key| key.trim().is_empty()) {
             return Err(format!(
                 "--api-key {key:?}: a key may not be empty; leave the flag out for none"
@@ -53,12 +49,11 @@ impl Config {
         Ok(Self {
             host: arguments.host,
             port: arguments.port,
-            device: name,
             max_queue,
             registry: registry::Settings {
-                folder: models_folder(arguments.models)?,
+                folder: models_folder(arguments.models.as_deref())?,
                 default_model: arguments.default_model,
-                dtype: dtype(arguments.dtype, &device)?,
+                dtype: arguments.compute.dtype()?,
                 device,
                 max_rows: arguments.max_batch.map(Into::into),
             },
@@ -74,29 +69,6 @@ impl Config {
             drain: Duration::from_secs(arguments.drain_seconds),
             log_format: arguments.log_format,
         })
-    }
-}
-
-fn device(asked: &str) -> Result<(Device, String), String> {
-    match asked {
-        "auto" | "cpu" => Ok((Device::Cpu, "cpu".into())),
-        cuda if cuda.starts_with("cuda") => Err(format!(
-            "--device {cuda}: this build has no CUDA support; use --device cpu, or a build that has it"
-        )),
-        other => Err(format!("--device {other}: not a device; use auto or cpu")),
-    }
-}
-
-fn dtype(asked: Dtype, device: &Device) -> Result<DType, String> {
-    match (asked, device) {
-        (Dtype::Auto | Dtype::F32, Device::Cpu) => Ok(DType::F32),
-        (Dtype::Bf16 | Dtype::F16, Device::Cpu) => Err(
-            "--dtype: half precision is for GPUs, a CPU has no convolution in it; use --dtype f32"
-                .into(),
-        ),
-        (Dtype::F32, _) => Ok(DType::F32),
-        (Dtype::Auto | Dtype::Bf16, _) => Ok(DType::BF16),
-        (Dtype::F16, _) => Ok(DType::F16),
     }
 }
 
@@ -117,9 +89,9 @@ fn check_origin(origin: &str) -> Result<(), String> {
 }
 
 /// The folder asked for, else the bundled models, wherever the binary runs.
-fn models_folder(asked: Option<PathBuf>) -> Result<PathBuf, String> {
+pub(crate) fn models_folder(asked: Option<&Path>) -> Result<PathBuf, String> {
     if let Some(folder) = asked {
-        return Ok(folder);
+        return Ok(folder.to_owned());
     }
     let zoo = Path::new("models/zoo");
     let executable = std::env::current_exe()

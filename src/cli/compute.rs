@@ -1,8 +1,8 @@
 //! Arguments that several commands share: which model, and what it runs on.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, DeviceLocation};
 
 use crate::{engine::CostModel, registry::Model};
 
@@ -27,8 +27,8 @@ pub struct Compute {
     #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
     pub dtype: String,
     /// CPU threads [default: all this process may use].
-    #[arg(long, env = "UNDERSTUDY_THREADS", value_parser = clap::value_parser!(u16).range(1..))]
-    pub threads: Option<u16>,
+    #[arg(long, env = "UNDERSTUDY_THREADS", value_name = "N")]
+    pub threads: Option<NonZeroU16>,
 }
 
 impl Compute {
@@ -79,7 +79,7 @@ impl ModelArg {
         if as_path.join("model_index.json").is_file() {
             return Ok(as_path);
         }
-        let models = super::models_folder(self.models.as_deref());
+        let models = super::models_folder(self.models.as_deref())?;
         let named = models.join(&self.model);
         if named.join("model_index.json").is_file() {
             return Ok(named);
@@ -89,5 +89,14 @@ impl ModelArg {
             self.model,
             models.display()
         ))
+    }
+}
+
+/// The device as it is shown to people, and as `--device` names it.
+pub(super) fn device_name(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu".into(),
+        DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+        DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
     }
 }

@@ -1,13 +1,17 @@
 //! The command line: one file per command.
 
+mod bench;
+mod compute;
 mod openapi;
+mod sample;
 mod serve;
 
 use std::{num::NonZeroUsize, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
-pub use serve::{Dtype, LogFormat, ServeArgs};
+use crate::config::models_folder;
+pub use serve::{LogFormat, ServeArgs};
 
 /// Serves a diffusion model, and the faster student distilled from it, over HTTP.
 ///
@@ -23,6 +27,8 @@ pub struct Cli {
 enum Command {
     /// Serve models over HTTP.
     Serve(Box<ServeArgs>),
+    Sample(Box<sample::SampleArgs>),
+    Bench(Box<bench::BenchArgs>),
     /// Print the OpenAPI document; `openapi/openapi.json` is made with it.
     #[command(hide = true)]
     Openapi,
@@ -42,12 +48,14 @@ impl Cli {
     /// Threads that the numerics may use.
     pub fn threads(&self) -> NonZeroUsize {
         let asked = match &self.command {
-            Some(Command::Serve(arguments)) => arguments.threads,
+            Some(Command::Serve(arguments)) => arguments.compute.threads,
+            Some(Command::Sample(arguments)) => arguments.compute.threads,
+            Some(Command::Bench(arguments)) => arguments.compute.threads,
             Some(Command::Openapi) | None => None,
         };
         // Knows of affinity and of cgroup quotas.
         let there = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        asked.unwrap_or_else(there)
+        asked.map_or_else(there, NonZeroUsize::from)
     }
 
     /// Does what was asked; a failure is one screen of text on stderr.
@@ -55,6 +63,8 @@ impl Cli {
         let threads = self.threads();
         let result = match self.command {
             Some(Command::Serve(arguments)) => serve::run(*arguments, threads),
+            Some(Command::Sample(arguments)) => sample::run(&arguments),
+            Some(Command::Bench(arguments)) => bench::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),
         };

@@ -1,7 +1,7 @@
 //! `understudy serve`: from arguments to a running server.
 
 use std::{
-    io::ErrorKind,
+    io::{ErrorKind, IsTerminal},
     net::SocketAddr,
     num::{NonZeroU64, NonZeroUsize},
     path::PathBuf,
@@ -11,6 +11,7 @@ use std::{
 use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 
+use super::compute::{Compute, device_name};
 use crate::{
     config::Config,
     engine::Engine,
@@ -34,15 +35,8 @@ pub struct ServeArgs {
     /// The model that serves requests which name none [default: the first teacher by name].
     #[arg(long, env = "UNDERSTUDY_DEFAULT_MODEL", value_name = "ID")]
     pub default_model: Option<String>,
-    /// Where networks run: auto, cpu, or cuda:N.
-    #[arg(long, env = "UNDERSTUDY_DEVICE", default_value = "auto")]
-    pub device: String,
-    /// Type of weights and activations; auto is f32 on a CPU and bf16 on a GPU.
-    #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
-    pub dtype: Dtype,
-    /// Threads that the numerics use [default: the processors this process may use].
-    #[arg(long, env = "UNDERSTUDY_THREADS", value_name = "N")]
-    pub threads: Option<NonZeroUsize>,
+    #[command(flatten)]
+    pub(crate) compute: Compute,
     /// Images that may wait or run at a time; more are refused with 429.
     #[arg(
         long,
@@ -110,19 +104,6 @@ pub struct ServeArgs {
     /// How log lines are written.
     #[arg(long, env = "UNDERSTUDY_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
-}
-
-/// Type of weights and activations.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Dtype {
-    /// f32 on a CPU, bf16 on a GPU.
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// 16-bit floats.
-    F16,
 }
 
 /// How log lines are written.
@@ -211,6 +192,7 @@ fn log(format: LogFormat) {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
@@ -221,7 +203,7 @@ fn log(format: LogFormat) {
 /// What a newcomer needs to know, and one line to paste.
 fn announce(registry: &Registry, address: SocketAddr, config: &Config, threads: NonZeroUsize) {
     println!("Understudy serves on http://{address}   (API: http://{address}/docs/)");
-    println!("  device   {}, {threads} threads", config.device);
+    println!("  device   {}, {threads} threads", device_name(&config.registry.device));
     for (id, state) in registry.list() {
         let default = if registry.default_id() == Some(&id) {
             ", default"

@@ -53,11 +53,11 @@ fn presents_key(headers: &HeaderMap, keys: &[String]) -> bool {
         .into()
 }
 
-/// Cross-origin headers for the origins allowed; none without them.
-pub(super) fn cors(settings: &Settings) -> CorsLayer {
+/// Cross-origin headers for the origins allowed; none without any.
+pub(super) fn cors(settings: &Settings) -> Option<CorsLayer> {
     let origins = &settings.cors_allow_origin;
     if origins.is_empty() {
-        return CorsLayer::new();
+        return None;
     }
     let origin = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
@@ -68,7 +68,7 @@ pub(super) fn cors(settings: &Settings) -> CorsLayer {
                 .filter_map(|origin| HeaderValue::from_str(origin).ok()),
         )
     };
-    CorsLayer::new()
+    let layer = CorsLayer::new()
         .allow_origin(origin)
         .allow_methods([Method::GET, Method::POST])
         .allow_headers(AllowHeaders::mirror_request())
@@ -81,5 +81,6 @@ pub(super) fn cors(settings: &Settings) -> CorsLayer {
                 "x-understudy-model",
             ]
             .map(HeaderName::from_static),
-        )
+        );
+    Some(layer)
 }

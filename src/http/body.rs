@@ -112,6 +112,11 @@ pub(super) async fn read(
 
 /// Parses a JSON body; an error says where it is and what belongs there.
 pub(super) fn parse<T: JsonRequest>(bytes: &[u8]) -> Result<T, Problem> {
+    // serde would also read a struct from an array, field by field.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        let message = "the body is a JSON array: send a JSON object";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_body", message));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
@@ -155,7 +160,11 @@ fn explain<T: JsonRequest>(bytes: &[u8], path: &str, error: &serde_json::Error) 
         return Problem::new(StatusCode::BAD_REQUEST, "duplicate_field", message).at(&field);
     }
     let field = path.split(['.', '[']).next().unwrap_or_default();
-    if !field.is_empty() {
+    if path != field {
+        let message = format!("`{path}` does not fit: {text}");
+        return Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at(path);
+    }
+    if !matches!(field, "" | "?") {
         let value = serde_json::from_slice(bytes)
             .ok()
             .and_then(|body: serde_json::Value| body.get(field).map(ToString::to_string))

@@ -131,27 +131,31 @@ pub(super) fn quoted(text: &str) -> String {
 
 impl From<Rejected> for Problem {
     fn from(rejected: Rejected) -> Self {
-        let message = rejected.to_string();
+        let late = |predicted: Duration, deadline: Duration, remedy: &str| {
+            let (predicted, deadline) = (predicted.as_millis(), deadline.as_millis());
+            format!(
+                "`deadline_ms` leaves {deadline} ms, the predicted time is {predicted} ms{remedy}"
+            )
+        };
         match rejected {
-            Rejected::QueueFull { retry_after, .. } => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "queue_full",
-                format!("{message}; ask again after the seconds in Retry-After"),
-            )
-            .retry_after(retry_after),
-            Rejected::DeadlineQueue { retry_after, .. } => Self::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "deadline_unreachable",
-                format!("{message}; ask again after the seconds in Retry-After, or raise `deadline_ms`"),
-            )
-            .at("deadline_ms")
-            .retry_after(retry_after),
-            Rejected::DeadlineImpossible { .. } => Self::new(
-                StatusCode::GATEWAY_TIMEOUT,
-                "deadline_unreachable",
-                format!("{message}; raise `deadline_ms`, lower `num_inference_steps`, or use a faster model"),
-            )
-            .at("deadline_ms"),
+            Rejected::QueueFull { retry_after, .. } => {
+                let message = format!("{rejected} (--max-queue); ask for less, or wait Retry-After");
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
+                    .retry_after(retry_after)
+            }
+            Rejected::DeadlineQueue { predicted, deadline, retry_after } => {
+                let remedy = " because of the queue; raise it, or wait Retry-After";
+                let message = late(predicted, deadline, remedy);
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "deadline_unreachable", message)
+                    .at("deadline_ms")
+                    .retry_after(retry_after)
+            }
+            Rejected::DeadlineImpossible { predicted, deadline } => {
+                let remedy = " even on an idle server; raise it, ask for fewer images or steps, or use a faster model";
+                let message = late(predicted, deadline, remedy);
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "deadline_unreachable", message)
+                    .at("deadline_ms")
+            }
             Rejected::Draining => Self::draining(),
         }
     }

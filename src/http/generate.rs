@@ -23,6 +23,9 @@ use crate::{
 /// Seeds are below this: the whole numbers that every JSON implementation keeps exactly.
 const SEEDS: u64 = 1 << 53;
 
+/// Most class names that a message lists.
+const SHOWN_CLASSES: usize = 20;
+
 /// How a reply is wrapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shape {

@@ -10,13 +10,17 @@ mod error;
 mod generate;
 mod health;
 mod images;
+mod infer_input;
+mod inference;
 mod models;
 mod observe;
+mod repository;
 mod serve;
 mod stream;
 mod wire;
 
 use axum::{Router, middleware};
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -30,6 +34,15 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(images::generate))
         .routes(routes!(models::list))
         .routes(routes!(models::show))
+        .routes(routes!(inference::server))
+        .routes(routes!(inference::live))
+        .routes(routes!(inference::ready))
+        .routes(routes!(inference::metadata))
+        .routes(routes!(inference::model_ready))
+        .routes(routes!(inference::infer))
+        .routes(routes!(repository::index))
+        .routes(routes!(repository::load))
+        .routes(routes!(repository::unload))
         .routes(routes!(health::health))
         .routes(routes!(health::metrics))
         .routes(routes!(docs::specification))
@@ -50,7 +63,7 @@ pub fn router(app: App) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), auth::check))
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(middleware::from_fn(error::render))
-        .layer(auth::cors(&app.settings))
+        .layer(option_layer(auth::cors(&app.settings)))
         .layer(middleware::from_fn_with_state(
             app.clone(),
             observe::observe,

@@ -1,0 +1,211 @@
+//! From the inference protocol's arrays to the engine's request: every name, type, shape, size and
+//! value is checked here, and nothing after it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::body::Bytes;
+use understudy_models::Conditioning;
+
+use super::{
+    error::{Problem, quoted, shown},
+    wire::{ArrayMetadata, Elements, InferInput},
+};
+use crate::{engine::InferRequest, registry::Model};
+
+/// The inputs of a network.
+pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
+    let geometry = &model.geometry;
+    let sample = vec![-1, geometry.in_channels as i64, geometry.height as i64, geometry.width as i64];
+    let mut inputs = vec![
+        ArrayMetadata { name: "sample", datatype: "FP32", shape: sample },
+        ArrayMetadata { name: "timestep", datatype: "INT64", shape: vec![-1] },
+    ];
+    let condition = match geometry.conditioning {
+        Conditioning::None => None,
+        Conditioning::Classes(_) => Some(("INT64", vec![-1])),
+        Conditioning::Timestep => Some(("FP32", vec![-1])),
+        Conditioning::Embedding(width) => Some(("FP32", vec![-1, width as i64])),
+    };
+    inputs.extend(condition.map(|(datatype, shape)| ArrayMetadata {
+        name: "class_labels",
+        datatype,
+        shape,
+    }));
+    inputs
+}
+
+/// The outputs of a network.
+pub(super) fn outputs(model: &Model) -> Vec<ArrayMetadata> {
+    let geometry = &model.geometry;
+    let shape = vec![-1, geometry.out_channels as i64, geometry.height as i64, geometry.width as i64];
+    vec![ArrayMetadata { name: "noise_pred", datatype: "FP32", shape }]
+}
+
+/// Reads a network's inputs; `binary` is what follows the JSON.
+pub(super) fn request(
+    model: &Arc<Model>,
+    given: Vec<InferInput>,
+    binary: Bytes,
+    max_rows: usize,
+) -> Result<InferRequest, Problem> {
+    let expected = inputs(model);
+    let names: Vec<&str> = expected.iter().map(|input| input.name).collect();
+    let names = names.join(", ");
+    let mut rows = None;
+    let mut values = BTreeMap::new();
+    let mut binary = Binary { rest: binary };
+    for input in given {
+        let Some(expected) = expected.iter().find(|expected| expected.name == input.name) else {
+            let remedy = format!("{} takes {names}", model.id);
+            return Err(Problem::value("inputs", quoted(&input.name), remedy));
+        };
+        check_shape(&input, expected, &mut rows, max_rows)?;
+        let elements = elements(&input, expected, &mut binary)?;
+        if values.insert(expected.name, elements).is_some() {
+            let remedy = "it is there twice; send it once";
+            return Err(Problem::value("inputs", quoted(&input.name), remedy));
+        }
+    }
+    if !binary.rest.is_empty() {
+        let remedy = "no input's `binary_data_size` accounts for them; make the sizes and the body agree";
+        let count = format!("{} bytes too long", binary.rest.len());
+        return Err(Problem::value("body", count, remedy));
+    }
+    let mut take = |name: &str| {
+        values.remove(name).ok_or_else(|| {
+            let remedy = format!("{} takes {names}; `{name}` is missing", model.id);
+            Problem::value("inputs", "incomplete", remedy)
+        })
+    };
+    let sample = take("sample")?;
+    let timesteps = take("timestep")?;
+    let condition = (expected.len() > 2).then(|| take("class_labels")).transpose()?;
+    if let (Conditioning::Classes(count), Some(classes)) = (model.geometry.conditioning, &condition) {
+        let outside = classes.iter().find(|class| !(0.0..count as f32).contains(*class));
+        if let Some(class) = outside {
+            let remedy = format!("{} has the classes 0 to {}", model.id, count - 1);
+            return Err(Problem::value("class_labels", class, remedy));
+        }
+    }
+    Ok(InferRequest { model: Arc::clone(model), sample, timesteps, condition, deadline: None })
+}
+
+/// The shape must be the expected one, with the same number of rows for all inputs.
+fn check_shape(
+    input: &InferInput,
+    expected: &ArrayMetadata,
+    rows: &mut Option<i64>,
+    max_rows: usize,
+) -> Result<(), Problem> {
+    let name = format!("{}.shape", input.name);
+    let fits = input.shape.len() == expected.shape.len()
+        && input.shape.iter().zip(&expected.shape).skip(1).all(|(given, wanted)| given == wanted);
+    let given = shown(format!("{:?}", input.shape));
+    if !fits {
+        let remedy = format!("it must be {:?}, with the number of rows for -1", expected.shape);
+        return Err(Problem::value(&name, given, remedy));
+    }
+    let count = input.shape[0];
+    if !(1..=max_rows as i64).contains(&count) {
+        let remedy = format!("the first number, the rows, must be 1 to {max_rows} (--max-queue)");
+        return Err(Problem::value(&name, given, remedy));
+    }
+    match *rows.get_or_insert(count) {
+        rows if rows == count => Ok(()),
+        rows => {
+            let remedy = format!("the inputs before it have {rows} rows; give all as many");
+            Err(Problem::value(&name, given, remedy))
+        }
+    }
+}
+
+/// What of the body follows the JSON and is not taken yet.
+struct Binary {
+    rest: Bytes,
+}
+
+/// An input's elements as f32, from JSON or binary.
+fn elements(
+    input: &InferInput,
+    expected: &ArrayMetadata,
+    binary: &mut Binary,
+) -> Result<Vec<f32>, Problem> {
+    let allowed: &[&str] = match expected.name {
+        "timestep" => &["INT64", "FP32"],
+        _ => std::slice::from_ref(&expected.datatype),
+    };
+    if !allowed.contains(&input.datatype.as_str()) {
+        let remedy = format!("it must be {}", allowed.join(" or "));
+        return Err(Problem::value(
+            &format!("{}.datatype", input.name),
+            quoted(&input.datatype),
+            remedy,
+        ));
+    }
+    let whole = input.datatype == "INT64";
+    // The shape has been compared with the network's, so this cannot overflow.
+    let count = input.shape.iter().product::<i64>() as usize;
+    let size = input.parameters.as_ref().and_then(|parameters| parameters.binary_data_size);
+    match (&input.data, size) {
+        (Some(Elements(data)), None) => from_json(&input.name, data, count, whole),
+        (None, Some(size)) => from_binary(&input.name, size, binary, count, whole),
+        (Some(_), Some(_)) => {
+            let message = format!("`{}` has both `data` and `binary_data_size`: send one", input.name);
+            Err(Problem::conflict(&input.name, message))
+        }
+        (None, None) => {
+            let message = format!("`{}` has neither `data` nor `binary_data_size`: send one", input.name);
+            Err(Problem::conflict(&input.name, message))
+        }
+    }
+}
+
+fn from_json(name: &str, data: &[f64], count: usize, whole: bool) -> Result<Vec<f32>, Problem> {
+    if data.len() != count {
+        let remedy = format!("its shape asks for {count}");
+        return Err(Problem::value(&format!("{name}.data"), format!("{} elements", data.len()), remedy));
+    }
+    if let Some(broken) = data.iter().find(|value| whole && value.fract() != 0.0) {
+        return Err(Problem::value(name, broken, "INT64 takes whole numbers; send those, or FP32"));
+    }
+    finite(name, data.iter().map(|value| *value as f32).collect())
+}
+
+fn from_binary(
+    name: &str,
+    size: u64,
+    binary: &mut Binary,
+    count: usize,
+    whole: bool,
+) -> Result<Vec<f32>, Problem> {
+    let field = format!("{name}.binary_data_size");
+    let width = if whole { 8 } else { 4 };
+    let needed = count * width;
+    if size != needed as u64 {
+        let remedy = format!("its shape asks for {needed} bytes, {width} per element");
+        return Err(Problem::value(&field, size, remedy));
+    }
+    if binary.rest.len() < needed {
+        let remedy = format!(
+            "only {} bytes are left of the body; check Inference-Header-Content-Length and the sizes",
+            binary.rest.len()
+        );
+        return Err(Problem::value(&field, size, remedy));
+    }
+    let bytes = binary.rest.split_to(needed);
+    let values = if whole {
+        let (numbers, _) = bytes.as_chunks::<8>();
+        numbers.iter().map(|bytes| i64::from_le_bytes(*bytes) as f32).collect()
+    } else {
+        let (numbers, _) = bytes.as_chunks::<4>();
+        numbers.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    finite(name, values)
+}
+
+fn finite(name: &str, values: Vec<f32>) -> Result<Vec<f32>, Problem> {
+    match values.iter().find(|value| !value.is_finite()) {
+        Some(value) => Err(Problem::value(name, value, "it takes finite 32-bit numbers")),
+        None => Ok(values),
+    }
+}

@@ -1,0 +1,261 @@
+//! The Open Inference Protocol v2: one raw evaluation of a network, in JSON or binary.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json,
+    body::Bytes,
+    extract::{Path, Request, State, rejection::PathRejection},
+    http::{HeaderMap, HeaderName, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    App, body,
+    error::{Problem, quoted},
+    infer_input,
+    models::reason,
+    observe::Received,
+    wire::{
+        BinarySize, HealthStatus, InferOutput, InferenceError, InferenceReply, InferenceRequest,
+        Live, ModelMetadata, ModelReady, ServerMetadata, ServerReady,
+    },
+};
+use crate::{
+    engine::{Event, Failure, Submission},
+    registry::{Model, State as ModelState},
+};
+
+/// Most bytes of an inference's body.
+const BODY_BYTES: usize = 64 << 20;
+
+/// How many bytes of a body are JSON; the rest is binary.
+const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// The only version there is of a model.
+pub(super) const VERSION: &str = "1";
+
+/// The server, and which extensions of the protocol it speaks.
+#[utoipa::path(get, path = "/v2", tag = "inference", responses(
+    (status = 200, description = "The server", body = ServerMetadata),
+))]
+pub(super) async fn server() -> Json<ServerMetadata> {
+    Json(ServerMetadata {
+        name: "understudy",
+        version: env!("CARGO_PKG_VERSION"),
+        extensions: vec!["model_repository", "binary_tensor_data"],
+    })
+}
+
+/// Whether the process answers.
+#[utoipa::path(get, path = "/v2/health/live", tag = "inference", responses(
+    (status = 200, description = "It does", body = Live),
+))]
+pub(super) async fn live() -> Json<Live> {
+    Json(Live { live: true })
+}
+
+/// Whether the server takes requests.
+#[utoipa::path(get, path = "/v2/health/ready", tag = "inference", responses(
+    (status = 200, description = "It does", body = ServerReady),
+    (status = 503, description = "Models are being loaded, or the server is shutting down", body = ServerReady),
+))]
+pub(super) async fn ready(State(app): State<App>) -> Response {
+    let ready = app.status() == HealthStatus::Ok;
+    (code(ready), Json(ServerReady { ready })).into_response()
+}
+
+/// Whether a model serves.
+#[utoipa::path(get, path = "/v2/models/{model}/ready", tag = "inference",
+    params(("model" = String, Path, description = "The model's id", example = "fashion-mnist-teacher")),
+    responses(
+        (status = 200, description = "It does", body = ModelReady),
+        (status = 404, description = "No such model", body = InferenceError),
+        (status = 503, description = "It does not", body = ModelReady),
+))]
+pub(super) async fn model_ready(State(app): State<App>, id: ModelPath) -> Result<Response, Problem> {
+    let (name, state) = known(&app, id)?;
+    let ready = matches!(state, ModelState::Ready(_)) && !app.draining.is_cancelled();
+    Ok((code(ready), Json(ModelReady { name, ready })).into_response())
+}
+
+/// A network's inputs and outputs.
+#[utoipa::path(get, path = "/v2/models/{model}", tag = "inference",
+    params(("model" = String, Path, description = "The model's id", example = "fashion-mnist-teacher")),
+    responses(
+        (status = 200, description = "The inputs and outputs", body = ModelMetadata),
+        (status = 404, description = "No such model", body = InferenceError),
+        (status = 503, description = "It is not ready", body = InferenceError),
+))]
+pub(super) async fn metadata(
+    State(app): State<App>,
+    id: ModelPath,
+) -> Result<Json<ModelMetadata>, Problem> {
+    let model = serving(&app, id)?;
+    Ok(Json(ModelMetadata {
+        name: model.id.clone(),
+        versions: vec![VERSION],
+        platform: "understudy_candle",
+        inputs: infer_input::inputs(&model),
+        outputs: infer_input::outputs(&model),
+    }))
+}
+
+/// Evaluates a network once.
+///
+/// Inputs are `sample`, `timestep` and, of a class-conditional network, `class_labels`; the output
+/// is `noise_pred`, the network's own answer, whatever it predicts. With the header
+/// `Inference-Header-Content-Length` the body is so many bytes of JSON, then the inputs' elements in
+/// little-endian binary, in the order of the inputs that have a `binary_data_size`.
+#[utoipa::path(post, path = "/v2/models/{model}/infer", tag = "inference",
+    params(
+        ("model" = String, Path, description = "The model's id", example = "fashion-mnist-teacher"),
+        ("Inference-Header-Content-Length" = Option<u64>, Header, description = "Bytes of JSON before the binary part"),
+    ),
+    request_body(content(
+        (InferenceRequest = "application/json"),
+        (Vec<u8> = "application/octet-stream"),
+    )),
+    responses(
+        (status = 200, description = "The network's answer", content(
+            (InferenceReply = "application/json"),
+            (Vec<u8> = "application/octet-stream"),
+        )),
+        (status = 400, description = "An input that the network cannot take", body = InferenceError),
+        (status = 404, description = "No such model", body = InferenceError),
+        (status = 413, description = "The body is too large", body = InferenceError),
+        (status = 415, description = "The body is neither JSON nor binary", body = InferenceError),
+        (status = 429, description = "The queue is full", body = InferenceError,
+            headers(("retry-after" = u64, description = "Seconds until there is room"))),
+        (status = 500, description = "The server's fault", body = InferenceError),
+        (status = 503, description = "Not ready, or shutting down", body = InferenceError),
+        (status = 504, description = "Out of time", body = InferenceError),
+))]
+pub(super) async fn infer(
+    State(app): State<App>,
+    Extension(Received(received)): Extension<Received>,
+    id: ModelPath,
+    request: Request,
+) -> Result<Response, Problem> {
+    let _in_flight = app.in_flight.token();
+    let model = serving(&app, id)?;
+    let (head, body) = request.into_parts();
+    body::media_type(&head.headers, &["application/json", "application/octet-stream"])?;
+    let mut json = body::read(&head.headers, body, BODY_BYTES).await?;
+    let binary = json.split_off(header_length(&head.headers, json.len())?);
+    let wire: InferenceRequest = body::parse(&json)?;
+    let in_binary = binary_output(&wire)?;
+
+    let request = infer_input::request(&model, wire.inputs, binary, app.settings.max_rows)?;
+    let rows = request.timesteps.len();
+    let submission = app.engine.infer(request)?;
+    let values = finish(submission, rows).await?;
+    app.metrics
+        .request_duration
+        .with_label_values(&[&model.id])
+        .observe(received.elapsed().as_secs_f64());
+    reply(&model, wire.id, rows, values, in_binary)
+}
+
+/// A model's id from the path; one that is not UTF-8 names no model.
+type ModelPath = Result<Path<String>, PathRejection>;
+
+fn known(app: &App, id: ModelPath) -> Result<(String, ModelState), Problem> {
+    let Ok(Path(id)) = id else { return Err(Problem::unknown_model("\u{fffd}")) };
+    let state = app.registry.get(&id).ok_or_else(|| Problem::unknown_model(&id))?;
+    Ok((id, state))
+}
+
+fn serving(app: &App, id: ModelPath) -> Result<Arc<Model>, Problem> {
+    match known(app, id)? {
+        _ if app.draining.is_cancelled() => Err(Problem::draining()),
+        (_, ModelState::Ready(model)) => Ok(model),
+        (id, state) => Err(Problem::not_ready(format!("{id} is not ready: {}", reason(&state)))),
+    }
+}
+
+fn code(ready: bool) -> StatusCode {
+    if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+/// Bytes of JSON at the start of a body of `length` bytes.
+fn header_length(headers: &HeaderMap, length: usize) -> Result<usize, Problem> {
+    let Some(value) = headers.get(HEADER_LENGTH) else { return Ok(length) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let found = text.parse().ok().filter(|found| *found <= length);
+    found.ok_or_else(|| {
+        let remedy = format!("it takes the bytes of JSON in the body, 0 to {length}");
+        Problem::value("Inference-Header-Content-Length", quoted(&text), remedy)
+    })
+}
+
+/// Whether the one output is to be binary.
+fn binary_output(wire: &InferenceRequest) -> Result<bool, Problem> {
+    let asked = wire.outputs.as_deref().unwrap_or_default();
+    if let Some(other) = asked.iter().find(|output| output.name != "noise_pred") {
+        let remedy = "there is one output, noise_pred";
+        return Err(Problem::value("outputs", quoted(&other.name), remedy));
+    }
+    let own = asked.iter().find_map(|output| output.parameters.as_ref()?.binary_data);
+    let all = wire.parameters.as_ref().and_then(|parameters| parameters.binary_data_output);
+    Ok(own.or(all).unwrap_or(false))
+}
+
+/// Waits for all rows, and puts them in order.
+async fn finish(mut submission: Submission, rows: usize) -> Result<Vec<f32>, Problem> {
+    let mut outputs = vec![None; rows];
+    while let Some(event) = submission.next().await {
+        match event {
+            Event::Inferred { index, output } => outputs[index] = Some(output),
+            Event::Failed { failure: failure @ Failure::NonFinite { .. }, .. } => {
+                let remedy = "send a sample and a timestep from the range that it was trained on";
+                let message = format!("{failure}; {remedy}");
+                return Err(Problem::new(StatusCode::BAD_REQUEST, "not_finite", message));
+            }
+            Event::Failed { failure, .. } => return Err(failure.into()),
+            Event::Partial { .. } | Event::Completed { .. } => {}
+        }
+    }
+    let all: Option<Vec<_>> = outputs.into_iter().collect();
+    let all = all.ok_or_else(|| Problem::internal("the engine ended before the request did"))?;
+    Ok(all.concat())
+}
+
+fn reply(
+    model: &Model,
+    id: Option<String>,
+    rows: usize,
+    values: Vec<f32>,
+    in_binary: bool,
+) -> Result<Response, Problem> {
+    let geometry = &model.geometry;
+    let bytes: Vec<u8> = if in_binary {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    } else {
+        Vec::new()
+    };
+    let output = InferOutput {
+        name: "noise_pred",
+        datatype: "FP32",
+        shape: vec![rows, geometry.out_channels, geometry.height, geometry.width],
+        parameters: in_binary.then_some(BinarySize { binary_data_size: bytes.len() }),
+        data: (!in_binary).then_some(values),
+    };
+    let reply = InferenceReply {
+        model_name: model.id.clone(),
+        model_version: VERSION,
+        id,
+        outputs: vec![output],
+    };
+    if !in_binary {
+        return Ok(Json(reply).into_response());
+    }
+    let mut body = serde_json::to_vec(&reply).map_err(Problem::internal)?;
+    let length = body.len();
+    body.extend_from_slice(&bytes);
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (HEADER_LENGTH, length.to_string()),
+    ];
+    Ok((headers, Bytes::from(body)).into_response())
+}
