@@ -30,7 +30,7 @@ pub struct BenchArgs {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    compute: Compute,
+    pub(super) compute: Compute,
 }
 
 const WARM_UPS: usize = 2;

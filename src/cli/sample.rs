@@ -42,7 +42,7 @@ pub struct SampleArgs {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     batch: u32,
     #[command(flatten)]
-    compute: Compute,
+    pub(super) compute: Compute,
 }
 
 /// Previews per image that only move the progress bar.
@@ -56,7 +56,7 @@ pub fn run(args: &SampleArgs) -> Result<(), String> {
     let model = args.model.load(&args.compute, args.batch as usize)?;
     let kind = match args.scheduler.as_deref().or(model.card.defaults.scheduler.as_deref()) {
         Some(name) => name.parse().map_err(|error| format!("--scheduler: {error}"))?,
-        None => sampler::Kind::for_schedule(&model.schedule),
+        None => sampler::Kind::for_scheduler_class(&model.schedule),
     };
     let steps = args.steps.or(model.card.defaults.num_inference_steps).unwrap_or(50);
     let geometry = &model.geometry;
