@@ -50,8 +50,10 @@
 //! models and classifiers.
 
 mod architecture;
+mod flags;
 mod folder;
 mod names;
+mod schedule;
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -84,10 +86,7 @@ pub fn import(weights: &Path, arch: &Path, out: &Path) -> Result<UNet2DConfig> {
     let tensors = convert(weights, &architecture, &config)?;
     destination.write_json("model_index.json", &folder::model_index())?;
     destination.write_json("unet/config.json", &config.to_json())?;
-    destination.write_json(
-        "scheduler/scheduler_config.json",
-        &architecture.scheduler()?,
-    )?;
+    destination.write_json("scheduler/scheduler_config.json", &architecture.scheduler())?;
     destination.write_tensors("unet/diffusion_pytorch_model.safetensors", &tensors)?;
     destination.finish()?;
     Ok(config)
