@@ -57,10 +57,7 @@ pub(super) fn base() -> utoipa::openapi::OpenApi {
 }
 
 static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
-    let mut document = super::routes()
-        .into_openapi()
-        .to_pretty_json()
-        .unwrap_or_default();
+    let mut document = super::routes().into_openapi().to_pretty_json().unwrap_or_default();
     document.push('\n');
     document
 });
@@ -89,8 +86,6 @@ pub(super) async fn index() -> Html<&'static str> {
 /// Swagger UI under `/docs`, from files in the binary.
 pub(super) fn swagger_ui() -> Router<App> {
     // No validator: it would send the document's address to a public service.
-    let config = Config::from("/openapi.json")
-        .validator_url("none")
-        .try_it_out_enabled(true);
+    let config = Config::from("/openapi.json").validator_url("none").try_it_out_enabled(true);
     SwaggerUi::new("/docs").config(config).into()
 }

@@ -34,14 +34,7 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self {
-            status,
-            code,
-            param: None,
-            message,
-            detail: None,
-            retry_after: None,
-        }
+        Self { status, code, param: None, message, detail: None, retry_after: None }
     }
 
     /// 400: `field` has a value that cannot be honoured; `remedy` names the limit and the way out.
@@ -79,10 +72,7 @@ impl Problem {
     pub(super) fn internal(detail: impl Display) -> Self {
         let message = "something went wrong on the server; its log has the cause under this request's x-request-id";
         let problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message);
-        Self {
-            detail: Some(detail.to_string()),
-            ..problem
-        }
+        Self { detail: Some(detail.to_string()), ..problem }
     }
 
     /// The field at fault.
@@ -139,7 +129,8 @@ impl From<Rejected> for Problem {
         };
         match rejected {
             Rejected::QueueFull { retry_after, .. } => {
-                let message = format!("{rejected} (--max-queue); ask for less, or wait Retry-After");
+                let message =
+                    format!("{rejected} (--max-queue); ask for less, or wait Retry-After");
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
                     .retry_after(retry_after)
             }
@@ -178,11 +169,9 @@ impl From<Failure> for Problem {
 impl From<understudy_models::Error> for Problem {
     fn from(error: understudy_models::Error) -> Self {
         match error {
-            understudy_models::Error::Value {
-                field,
-                value,
-                remedy,
-            } => Self::value(&field, value, remedy),
+            understudy_models::Error::Value { field, value, remedy } => {
+                Self::value(&field, value, remedy)
+            }
             error => Self::internal(error),
         }
     }
@@ -214,10 +203,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
         return response;
     };
     let body = if inference {
-        Json(InferenceError {
-            error: problem.message.clone(),
-        })
-        .into_response()
+        Json(InferenceError { error: problem.message.clone() }).into_response()
     } else {
         Json(problem.body()).into_response()
     };
@@ -243,9 +229,5 @@ pub(super) async fn method_not_allowed(request: Request) -> Problem {
         shown(request.method()),
         quoted(request.uri().path())
     );
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        message,
-    )
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }

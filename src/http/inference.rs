@@ -73,7 +73,10 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
         (status = 404, description = "No such model", body = InferenceError),
         (status = 503, description = "It does not", body = ModelReady),
 ))]
-pub(super) async fn model_ready(State(app): State<App>, id: ModelPath) -> Result<Response, Problem> {
+pub(super) async fn model_ready(
+    State(app): State<App>,
+    id: ModelPath,
+) -> Result<Response, Problem> {
     let (name, state) = known(&app, id)?;
     let ready = matches!(state, ModelState::Ready(_)) && !app.draining.is_cancelled();
     Ok((code(ready), Json(ModelReady { name, ready })).into_response())

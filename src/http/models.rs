@@ -48,10 +48,7 @@ impl App {
                 reason(&state)
             ))),
             None => {
-                self.metrics
-                    .rejected
-                    .with_label_values(&[UNKNOWN_MODEL, "unknown_model"])
-                    .inc();
+                self.metrics.rejected.with_label_values(&[UNKNOWN_MODEL, "unknown_model"]).inc();
                 Err(Problem::unknown_model(id))
             }
         }
@@ -72,22 +69,13 @@ pub(super) fn reason(state: &ModelState) -> String {
 
 /// Steps of a request that does not say.
 pub(super) fn default_steps(model: &Model) -> usize {
-    let steps = model
-        .card
-        .defaults
-        .num_inference_steps
-        .unwrap_or(DEFAULT_STEPS);
+    let steps = model.card.defaults.num_inference_steps.unwrap_or(DEFAULT_STEPS);
     steps.min(model.schedule.train_timesteps())
 }
 
 /// The sampler of a request that does not say.
 pub(super) fn default_scheduler(model: &Model) -> Kind {
-    let named = model
-        .card
-        .defaults
-        .scheduler
-        .as_ref()
-        .and_then(|name| name.parse().ok());
+    let named = model.card.defaults.scheduler.as_ref().and_then(|name| name.parse().ok());
     named.unwrap_or_else(|| Kind::for_scheduler_class(&model.schedule))
 }
 
@@ -96,16 +84,8 @@ pub(super) fn default_scheduler(model: &Model) -> Kind {
     (status = 200, description = "All models, the default one first", body = ModelList),
 ))]
 pub(super) async fn list(State(app): State<App>) -> Json<ModelList> {
-    let data = app
-        .registry
-        .list()
-        .into_iter()
-        .map(|(id, state)| entry(id, &state))
-        .collect();
-    Json(ModelList {
-        object: "list",
-        data,
-    })
+    let data = app.registry.list().into_iter().map(|(id, state)| entry(id, &state)).collect();
+    Json(ModelList { object: "list", data })
 }
 
 /// One model and its card.
@@ -121,10 +101,7 @@ pub(super) async fn show(
 ) -> Result<Json<ModelEntry>, Problem> {
     // A path that is not UTF-8 names no model either.
     let id = id.map_or_else(|_| String::from("\u{fffd}"), |Path(id)| id);
-    let state = app
-        .registry
-        .get(&id)
-        .ok_or_else(|| Problem::unknown_model(&id))?;
+    let state = app.registry.get(&id).ok_or_else(|| Problem::unknown_model(&id))?;
     Ok(Json(entry(id, &state)))
 }
 

@@ -85,15 +85,16 @@ pub(super) async fn unload(
 fn refused(id: &str, error: LoadError) -> Problem {
     match error {
         LoadError::Unknown(_) => {
-            let message = format!("{}: no folder of that name with a model_index.json is in the models folder; POST /v2/repository/index lists what is", quoted(id));
+            let message = format!(
+                "{}: no folder of that name with a model_index.json is in the models folder; POST /v2/repository/index lists what is",
+                quoted(id)
+            );
             Problem::new(StatusCode::NOT_FOUND, "model_not_found", message)
         }
         LoadError::Refused(problem) => {
             Problem::new(StatusCode::BAD_REQUEST, "model_refused", format!("{id}: {problem}"))
         }
-        LoadError::Busy(_) => {
-            Problem::new(StatusCode::CONFLICT, "model_busy", error.to_string())
-        }
+        LoadError::Busy(_) => Problem::new(StatusCode::CONFLICT, "model_busy", error.to_string()),
     }
 }
 
