@@ -182,7 +182,7 @@ fn log(format: LogFormat) {
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).init(),
     }
 }
 

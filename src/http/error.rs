@@ -198,7 +198,14 @@ impl IntoResponse for Problem {
 pub(super) async fn render(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let inference = path == "/v2" || path.starts_with("/v2/");
+    let place = path.to_owned();
     let mut response = next.run(request).await;
+    if response.status() == StatusCode::NOT_FOUND
+        && response.extensions().get::<Problem>().is_none()
+    {
+        // A file that Swagger UI does not have.
+        response = nothing_at(&place).into_response();
+    }
     let Some(problem) = response.extensions().get::<Problem>() else {
         return response;
     };
@@ -215,9 +222,13 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
 
 /// 404 for a path that nothing is at.
 pub(super) async fn not_found(request: Request) -> Problem {
+    nothing_at(request.uri().path())
+}
+
+fn nothing_at(path: &str) -> Problem {
     let message = format!(
         "there is nothing at {}; GET /openapi.json lists what is here, GET /docs shows it",
-        quoted(request.uri().path())
+        quoted(path)
     );
     Problem::new(StatusCode::NOT_FOUND, "path_not_found", message)
 }

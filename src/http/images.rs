@@ -18,7 +18,7 @@ use super::{
     generate::{Plan, Shape},
     observe::{DeviceTime, Received},
     stream,
-    wire::{ErrorReply, GenerationReply, GenerationRequest, StreamEvent, Timings},
+    wire::{Binary, ErrorReply, GenerationReply, GenerationRequest, StreamEvent, Timings},
 };
 use crate::engine::{Event, Image, SampleTimings, Submission};
 
@@ -32,9 +32,9 @@ use crate::engine::{Event, Image, SampleTimings, Submission};
         (status = 200, description = "The images; the image itself or events when asked for", content(
             (GenerationReply = "application/json"),
             (StreamEvent = "text/event-stream"),
-            (Vec<u8> = "image/png"),
-            (Vec<u8> = "image/jpeg"),
-            (Vec<u8> = "image/webp"),
+            (Binary = "image/png"),
+            (Binary = "image/jpeg"),
+            (Binary = "image/webp"),
         )),
         (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such model", body = ErrorReply),
@@ -42,9 +42,7 @@ use crate::engine::{Event, Image, SampleTimings, Submission};
         (status = 415, description = "The body is not JSON", body = ErrorReply),
         (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply,
             headers(("retry-after" = u64, description = "Seconds until there is room"))),
-        (status = 500, description = "The server's fault", body = ErrorReply),
         (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
-        (status = 504, description = "Out of time", body = ErrorReply),
 ))]
 pub(super) async fn generate(
     State(app): State<App>,

@@ -17,7 +17,7 @@ use super::{
     models::reason,
     observe::Received,
     wire::{
-        BinarySize, HealthStatus, InferOutput, InferenceError, InferenceReply, InferenceRequest,
+        Binary, BinarySize, HealthStatus, InferOutput, InferenceError, InferenceReply, InferenceRequest,
         Live, ModelMetadata, ModelReady, ServerMetadata, ServerReady,
     },
 };
@@ -117,12 +117,12 @@ pub(super) async fn metadata(
     ),
     request_body(content(
         (InferenceRequest = "application/json"),
-        (Vec<u8> = "application/octet-stream"),
+        (Binary = "application/octet-stream"),
     )),
     responses(
         (status = 200, description = "The network's answer", content(
             (InferenceReply = "application/json"),
-            (Vec<u8> = "application/octet-stream"),
+            (Binary = "application/octet-stream"),
         )),
         (status = 400, description = "An input that the network cannot take", body = InferenceError),
         (status = 404, description = "No such model", body = InferenceError),
@@ -130,9 +130,7 @@ pub(super) async fn metadata(
         (status = 415, description = "The body is neither JSON nor binary", body = InferenceError),
         (status = 429, description = "The queue is full", body = InferenceError,
             headers(("retry-after" = u64, description = "Seconds until there is room"))),
-        (status = 500, description = "The server's fault", body = InferenceError),
         (status = 503, description = "Not ready, or shutting down", body = InferenceError),
-        (status = 504, description = "Out of time", body = InferenceError),
 ))]
 pub(super) async fn infer(
     State(app): State<App>,
@@ -173,7 +171,7 @@ fn serving(app: &App, id: ModelPath) -> Result<Arc<Model>, Problem> {
     match known(app, id)? {
         _ if app.draining.is_cancelled() => Err(Problem::draining()),
         (_, ModelState::Ready(model)) => Ok(model),
-        (id, state) => Err(Problem::not_ready(format!("{id} is not ready: {}", reason(&state)))),
+        (id, state) => Err(Problem::not_ready(format!("{id} is not ready: {}", reason(&id, &state)))),
     }
 }
 

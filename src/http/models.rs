@@ -12,7 +12,7 @@ use super::{
     App,
     error::{Problem, quoted},
     generate::size,
-    wire::{ErrorReply, ModelCard, ModelDefaults, ModelEntry, ModelList},
+    wire::{self, ErrorReply, ModelCard, ModelDefaults, ModelEntry, ModelList},
 };
 use crate::{
     metrics::UNKNOWN_MODEL,
@@ -45,7 +45,7 @@ impl App {
             Some(state) => Err(Problem::not_ready(format!(
                 "`model` is {}, which is not ready: {}",
                 quoted(id),
-                reason(&state)
+                reason(id, &state)
             ))),
             None => {
                 self.metrics.rejected.with_label_values(&[UNKNOWN_MODEL, "unknown_model"]).inc();
@@ -56,12 +56,12 @@ impl App {
 }
 
 /// Why a model does not serve.
-pub(super) fn reason(state: &ModelState) -> String {
+pub(super) fn reason(id: &str, state: &ModelState) -> String {
     match state {
         ModelState::Ready(_) => "it serves".into(),
         ModelState::Loading => "it is being loaded; ask again shortly".into(),
         ModelState::Unloaded => {
-            "it is not loaded; POST /v2/repository/models/{name}/load loads it".into()
+            format!("it is not loaded; POST /v2/repository/models/{id}/load loads it")
         }
         ModelState::Failed(reason) => reason.clone(),
     }
@@ -110,14 +110,17 @@ fn entry(id: String, state: &ModelState) -> ModelEntry {
         ModelState::Ready(model) => Some(model),
         _ => None,
     };
+    let reason = reason(&id, state);
     ModelEntry {
         id,
         object: "model",
         created: model.map_or(0, |model| model.created),
         owned_by: "understudy",
         ready: model.is_some(),
-        reason: model.is_none().then(|| reason(state)),
-        card: model.map(|model| card(model)),
+        card: match model {
+            Some(model) => wire::ModelState::Ready(Box::new(card(model))),
+            None => wire::ModelState::NotReady { reason },
+        },
     }
 }
 
