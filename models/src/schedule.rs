@@ -8,6 +8,7 @@
 //! sqrt(1 − alpha_bar_t)·eps`, `alpha_bar_t = Π (1 − beta_i)`; `sigma = sqrt((1 − alpha_bar) /
 //! alpha_bar)` is the noise of Karras et al. 2022.
 
+mod fields;
 mod json;
 mod names;
 mod tables;

@@ -7,7 +7,6 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use understudy_models::Error;
 use understudy_models::sampler::{
     Bound, Element, Evaluation, Kind, Trajectory, advance, trajectory,
 };
@@ -50,13 +49,14 @@ struct Case {
 
 /// A configuration with some fields, of that class.
 fn config(kind: Kind, fields: &Value) -> ScheduleConfig {
-    read(kind.class(), fields).unwrap()
-}
-
-fn read(class: Class, fields: &Value) -> Result<ScheduleConfig, Error> {
     let mut fields = fields.clone();
-    fields["_class_name"] = class.name().into();
-    ScheduleConfig::from_json(&fields, "scheduler/scheduler_config.json")
+    fields["_class_name"] = kind.class().name().into();
+    let config = ScheduleConfig::from_json(&fields, "scheduler/scheduler_config.json").unwrap();
+    assert_eq!(
+        ScheduleConfig::from_json(&config.to_json(), &config.file).unwrap(),
+        config
+    );
+    config
 }
 
 impl Case {
@@ -141,27 +141,30 @@ struct Worst(HashMap<Kind, (f64, String)>);
 
 impl Worst {
     fn see(&mut self, case: &Case, step: usize, distance: f64) {
+        assert!(
+            distance < limit(case),
+            "{distance:.1e} at step {step} of {case:?}"
+        );
         let entry = self.0.entry(case.kind).or_default();
-        // NaN is the worst of all.
-        if entry.0.is_nan() || distance <= entry.0 {
-            return;
+        if distance > entry.0 {
+            *entry = (distance, format!("step {step} of {case:?}"));
         }
-        *entry = (distance, format!("step {step} of {case:?}"));
     }
 
-    fn check(&self, limit: f64) {
+    fn print(&self) {
         for (kind, (distance, place)) in &self.0 {
             println!("{kind}: worst {distance:.1e} at {place}");
         }
-        assert!(self.0.values().all(|(distance, _)| *distance < limit));
     }
 }
 
-/// The stand-in network answers x0 of magnitude 10⁴ where the cosine schedule's sigma is 2·10⁴, and
-/// Heun's correction multiplies that again: rounding of f32 latents grows by 10⁴ before it shrinks.
-/// These trajectories are compared in f64, and step by step in f32.
-fn amplifies_rounding(case: &Case) -> bool {
-    case.kind == Kind::Heun && case.config["beta_schedule"] == "squaredcos_cap_v2"
+/// How far, relative, a latent may be from diffusers'.
+fn limit(case: &Case) -> f64 {
+    // The stand-in network answers an x0 of magnitude 10⁴ where the cosine schedule's sigma is 2·10⁴;
+    // when that shrinks again, the 7e-6 by which diffusers' f32 table misses the schedule has grown a
+    // hundredfold (with an f64 table diffusers gives what is computed here).
+    let amplifies = case.kind == Kind::Heun && case.config["beta_schedule"] == "squaredcos_cap_v2";
+    if amplifies { 1e-3 } else { 1e-4 }
 }
 
 #[test]
@@ -179,13 +182,13 @@ fn whole_trajectories_are_those_of_diffusers() {
         let mut state = State::start(&golden["start"]);
         for (i, at) in trajectory.iter().enumerate() {
             state = case.step(&state, at, &golden["noise"].get(i % 40).unwrap());
-            if i + 1 >= first_recorded && !amplifies_rounding(&case) {
+            if i + 1 >= first_recorded {
                 let recorded = recorded.get(i + 1 - first_recorded).unwrap();
                 worst.see(&case, i, distance(&state.x, &recorded));
             }
         }
     }
-    worst.check(1e-4);
+    worst.print();
 }
 
 /// The scalar reference over whole trajectories: what is left is the f32 of diffusers' tables.
@@ -239,7 +242,7 @@ fn whole_trajectories_in_f64_are_those_of_diffusers() {
             }
         }
     }
-    worst.check(1e-4);
+    worst.print();
 }
 
 /// Saharia et al. 2022, §2.3: a quantile, linearly interpolated, between 1 and the maximum.
@@ -277,7 +280,7 @@ fn single_steps_are_those_of_diffusers() {
             memory = next.memory;
         }
     }
-    worst.check(1e-4);
+    worst.print();
 }
 
 /// Count and weighted sum of the timesteps of every step count, see `fingerprints` in the script.
@@ -471,186 +474,4 @@ proptest! {
         let noisy = trajectory.iter().any(|at| at.step.needs_noise());
         prop_assert!(!noisy || kind == Kind::Ddpm || eta > 0.0);
     }
-}
-
-fn refusal<T: std::fmt::Debug>(result: Result<T, Error>) -> (String, String) {
-    match result.unwrap_err() {
-        Error::Value { field, value, .. } => (field, value),
-        other => panic!("{other}"),
-    }
-}
-
-#[test]
-fn requests_out_of_range_are_refused_by_name() {
-    let config = config(Kind::Ddim, &json!({ "num_train_timesteps": 100 }));
-    for steps in [0, 101] {
-        for kind in Kind::ALL {
-            let (field, value) = refusal(trajectory(&config, kind, steps, 0.0, false));
-            assert_eq!(
-                (field.as_str(), value),
-                ("num_inference_steps", steps.to_string())
-            );
-        }
-    }
-    for (kind, eta) in [
-        (Kind::Ddim, -0.1),
-        (Kind::Ddim, 1.1),
-        (Kind::Ddim, f64::NAN),
-        (Kind::Euler, 0.5),
-    ] {
-        assert_eq!(refusal(trajectory(&config, kind, 10, eta, false)).0, "eta");
-    }
-    let message = "plms".parse::<Kind>().unwrap_err().to_string();
-    assert!(
-        message.contains("ddpm, ddim, dpm++, euler, heun"),
-        "{message}"
-    );
-    assert!(
-        Kind::ALL
-            .iter()
-            .all(|kind| kind.to_string().parse::<Kind>().unwrap() == *kind)
-    );
-}
-
-#[test]
-fn steps_offset_past_the_end_is_refused() {
-    let config = config(Kind::Ddim, &json!({ "steps_offset": 1 }));
-    assert!(trajectory(&config, Kind::Ddim, 500, 0.0, false).is_ok());
-    assert_eq!(
-        refusal(trajectory(&config, Kind::Ddim, 1000, 0.0, false)).0,
-        "num_inference_steps"
-    );
-}
-
-#[test]
-fn fields_that_cannot_be_honoured_are_refused_by_name() {
-    let own = [
-        (Class::DpmSolverMultistep, "use_karras_sigmas", json!(true)),
-        (
-            Class::DpmSolverMultistep,
-            "algorithm_type",
-            json!("sde-dpmsolver++"),
-        ),
-        (Class::DpmSolverMultistep, "solver_order", json!(3)),
-        (Class::DpmSolverMultistep, "use_lu_lambdas", json!(true)),
-        (Class::DpmSolverMultistep, "use_flow_sigmas", json!(true)),
-        (Class::DpmSolverMultistep, "lambda_min_clipped", json!(50.0)),
-        (Class::Euler, "use_exponential_sigmas", json!(true)),
-        (Class::Euler, "interpolation_type", json!("log_linear")),
-        (Class::Euler, "timestep_type", json!("continuous")),
-        (Class::Heun, "use_beta_sigmas", json!(true)),
-        (Class::Ddpm, "beta_schedule", json!("laplace")),
-        (Class::Ddpm, "prediction_type", json!("flow_prediction")),
-        (Class::Ddpm, "variance_type", json!("median")),
-        (Class::Ddpm, "timestep_spacing", json!("random")),
-        (Class::Ddpm, "num_train_timesteps", json!(0)),
-        (Class::Ddpm, "num_train_timesteps", json!(1000.5)),
-        (Class::Ddpm, "num_train_timesteps", json!(u64::MAX)),
-        (Class::Ddpm, "beta_start", json!(0.0)),
-        (Class::Ddpm, "beta_end", json!(1.0)),
-        (Class::Ddpm, "beta_end", json!("0.02")),
-        (Class::Ddpm, "beta_start", Value::Null),
-        (Class::Ddpm, "clip_sample", json!("yes")),
-        (Class::Ddpm, "clip_sample_range", json!(-1.0)),
-        (Class::Ddpm, "dynamic_thresholding_ratio", json!(1.5)),
-        (Class::Ddpm, "steps_offset", json!(-1)),
-        (Class::Ddpm, "trained_betas", json!([0.1, 0.2])),
-        (Class::Ddpm, "trained_betas", json!(0.1)),
-    ];
-    for (class, field, value) in own {
-        let (named, found) = refusal(read(class, &json!({ field: value })));
-        assert!(
-            named.ends_with(&format!("scheduler_config.json: {field}")),
-            "{named}"
-        );
-        assert!(!found.is_empty());
-    }
-    let third = refusal(read(
-        Class::Ddpm,
-        &json!({ "trained_betas": [0.1, 0.2, 2.0], "num_train_timesteps": 3 }),
-    ));
-    assert!(third.0.ends_with("trained_betas[2]"), "{third:?}");
-
-    // Another class's field is another class's affair.
-    let ddpm = config(
-        Kind::Ddpm,
-        &json!({ "use_karras_sigmas": true, "unheard_of": 1 }),
-    );
-    assert!(trajectory(&ddpm, Kind::Ddim, 10, 0.0, false).is_ok());
-    let (field, _) = refusal(trajectory(&ddpm, Kind::Euler, 10, 0.0, false));
-    assert!(field.ends_with("use_karras_sigmas"));
-
-    let learned = config(Kind::Ddpm, &json!({ "variance_type": "learned_range" }));
-    assert!(trajectory(&learned, Kind::Ddim, 10, 0.0, false).is_ok());
-    let (field, _) = refusal(trajectory(&learned, Kind::Ddpm, 10, 0.0, false));
-    assert!(field.ends_with("variance_type"));
-
-    for text in [
-        "[]",
-        "{}",
-        r#"{"_class_name": "PNDMScheduler"}"#,
-        r#"{"_class_name": 3}"#,
-    ] {
-        let error = ScheduleConfig::from_text(text, "file.json")
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("file.json"), "{error}");
-    }
-    let unknown = ScheduleConfig::from_text(r#"{"_class_name": "X"}"#, "f").unwrap_err();
-    assert!(
-        unknown.to_string().contains("HeunDiscreteScheduler"),
-        "{unknown}"
-    );
-}
-
-#[test]
-fn betas_that_make_no_schedule_are_refused() {
-    for beta in [1e-17, 0.999_999] {
-        let fields = json!({ "trained_betas": vec![beta; 50], "num_train_timesteps": 50 });
-        assert!(
-            refusal(read(Class::Ddpm, &fields))
-                .0
-                .ends_with("trained_betas")
-        );
-    }
-    let one = json!({ "num_train_timesteps": 1, "rescale_betas_zero_snr": true });
-    assert!(
-        refusal(read(Class::Ddpm, &one))
-            .0
-            .ends_with("rescale_betas_zero_snr")
-    );
-    for kind in Kind::ALL {
-        let one = config(kind, &json!({ "num_train_timesteps": 1 }));
-        assert_eq!(trajectory(&one, kind, 1, 0.0, false).unwrap().len(), 1);
-    }
-}
-
-#[test]
-fn configurations_survive_a_round_trip() {
-    let text = r#"{"_class_name": "DPMSolverMultistepScheduler", "_diffusers_version": "0.39.0",
-        "beta_end": 0.012, "beta_schedule": "scaled_linear", "lambda_min_clipped": -Infinity,
-        "variance_type": null, "solver_order": 2, "note": "NaN and \"Infinity\"",
-        "timestep_spacing": "trailing", "_use_default_values": ["timestep_spacing"]}"#;
-    let config = ScheduleConfig::from_text(text, "f").unwrap();
-    assert_eq!(config.timestep_spacing, None);
-    assert_eq!(config.beta_end, Some(0.012));
-    let written = config.to_json();
-    assert_eq!(written["note"], "NaN and \"Infinity\"");
-    assert_eq!(written["_diffusers_version"], "0.39.0");
-    assert_eq!(written.get("lambda_min_clipped"), None);
-    assert_eq!(ScheduleConfig::from_json(&written, "f").unwrap(), config);
-    for case in cases() {
-        let config = case.config();
-        let again = ScheduleConfig::from_json(&config.to_json(), &config.file).unwrap();
-        assert_eq!(again, config);
-    }
-}
-
-#[test]
-fn a_folder_without_a_card_takes_ddim_for_ddpm() {
-    let default = |class| Kind::for_scheduler_class(&ScheduleConfig::new(class));
-    assert_eq!(default(Class::Ddpm), Kind::Ddim);
-    assert_eq!(default(Class::Ddim), Kind::Ddim);
-    assert_eq!(default(Class::DpmSolverMultistep), Kind::DpmSolverPlusPlus);
-    assert_eq!(default(Class::Heun), Kind::Heun);
 }

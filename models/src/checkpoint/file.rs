@@ -32,12 +32,19 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     written.map_err(io)
 }
 
+/// Reads a text file.
+///
+/// # Errors
+/// [`Error::Io`] naming the file.
+pub(super) fn read_text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+}
+
 /// Reads a JSON file.
 ///
 /// # Errors
 /// [`Error::Io`] or [`Error::Format`] naming the file.
 pub(super) fn read_json(path: &Path) -> Result<Value> {
-    let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    serde_json::from_slice(&bytes)
+    serde_json::from_str(&read_text(path)?)
         .map_err(|error| Error::Format { path: path.to_owned(), problem: error.to_string() })
 }

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 
 use super::{
     card::Card,
-    file::{read_json, write_atomically},
+    file::{read_json, read_text, write_atomically},
 };
 use crate::{
     Conditioning, Denoiser, Error, Result,
@@ -79,7 +79,7 @@ impl ModelFolder {
         let unet_path = component(path, "unet", "config.json");
         let unet = UNet2DConfig::from_json(&read_json(&unet_path)?, &shown(&unet_path))?;
         let schedule_path = component(path, "scheduler", "scheduler_config.json");
-        let schedule = ScheduleConfig::from_json(&read_json(&schedule_path)?, &shown(&schedule_path))?;
+        let schedule = ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
         let card = read_card(&path.join(CARD))?;
         check_card(&card, &unet, &path.join(CARD))?;
         let weights = unet_path.with_file_name(WEIGHTS);

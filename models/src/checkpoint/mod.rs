@@ -1,5 +1,6 @@
 //! Model folders on disk: the diffusers layout plus a model card.
 
+pub mod adm;
 pub mod card;
 mod file;
 mod folder;

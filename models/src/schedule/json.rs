@@ -1,11 +1,9 @@
 //! Reading and writing `scheduler_config.json`.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{
-    BetaSchedule, Class, FinalSigmas, PredictionType, ScheduleConfig, SolverType, TimestepSpacing,
-    VarianceType,
-};
+use super::fields::{CLOSED_UNIT, Fields, OPEN_UNIT, POSITIVE, list};
+use super::{Class, ScheduleConfig, SolverType};
 use crate::{Error, Result};
 
 /// Where a model folder keeps its scheduler configuration.
@@ -103,10 +101,15 @@ impl ScheduleConfig {
                 .filter_map(Value::as_str);
             names.for_each(|name| drop(object.remove(name)));
         }
+        // As diffusers does with the names of other classes' solvers.
+        if let Some(Value::String(name)) = object.get_mut("solver_type")
+            && matches!(name.as_str(), "logrho" | "bh1" | "bh2")
+        {
+            *name = SolverType::Midpoint.name().to_owned();
+        }
         let mut fields = Fields { object, file };
-        let Some(class) = fields.word("_class_name", Class::from_name, Class::ALL, Class::name)?
-        else {
-            let remedy = format!("name one of {}", list(Class::ALL, Class::name));
+        let Some(class) = fields.word("_class_name")? else {
+            let remedy = format!("name one of {}", list::<Class>());
             return Err(Error::value(
                 format!("{file}: _class_name"),
                 "absent",
@@ -119,27 +122,12 @@ impl ScheduleConfig {
             num_train_timesteps: fields.whole("num_train_timesteps", 1, MOST_TIMESTEPS)?,
             beta_start: fields.number("beta_start", OPEN_UNIT)?,
             beta_end: fields.number("beta_end", OPEN_UNIT)?,
-            beta_schedule: fields.word(
-                "beta_schedule",
-                BetaSchedule::from_name,
-                BetaSchedule::ALL,
-                BetaSchedule::name,
-            )?,
+            beta_schedule: fields.word("beta_schedule")?,
             trained_betas: fields.betas("trained_betas")?,
             rescale_betas_zero_snr: fields.flag("rescale_betas_zero_snr")?,
-            prediction_type: fields.word(
-                "prediction_type",
-                PredictionType::from_name,
-                PredictionType::ALL,
-                PredictionType::name,
-            )?,
+            prediction_type: fields.word("prediction_type")?,
             // DPMSolverMultistepScheduler writes null for "the network tells none".
-            variance_type: fields.nullable("variance_type").word(
-                "variance_type",
-                VarianceType::from_name,
-                VarianceType::ALL,
-                VarianceType::name,
-            )?,
+            variance_type: fields.nullable("variance_type").word("variance_type")?,
             clip_sample: fields.flag("clip_sample")?,
             clip_sample_range: fields
                 .nullable("clip_sample_range")
@@ -151,28 +139,13 @@ impl ScheduleConfig {
             sample_max_value: fields
                 .nullable("sample_max_value")
                 .number("sample_max_value", POSITIVE)?,
-            timestep_spacing: fields.word(
-                "timestep_spacing",
-                TimestepSpacing::from_name,
-                TimestepSpacing::ALL,
-                TimestepSpacing::name,
-            )?,
+            timestep_spacing: fields.word("timestep_spacing")?,
             steps_offset: fields.whole("steps_offset", 0, MOST_TIMESTEPS)?,
             set_alpha_to_one: fields.flag("set_alpha_to_one")?,
-            solver_type: fields.word(
-                "solver_type",
-                solver_type,
-                SolverType::ALL,
-                SolverType::name,
-            )?,
+            solver_type: fields.word("solver_type")?,
             lower_order_final: fields.flag("lower_order_final")?,
             euler_at_final: fields.flag("euler_at_final")?,
-            final_sigmas_type: fields.word(
-                "final_sigmas_type",
-                FinalSigmas::from_name,
-                FinalSigmas::ALL,
-                FinalSigmas::name,
-            )?,
+            final_sigmas_type: fields.word("final_sigmas_type")?,
             lambda_min_clipped: fields.lambda("lambda_min_clipped")?,
             extra: fields.object,
         };
@@ -303,134 +276,6 @@ impl ScheduleConfig {
             tracing::warn!(file = %self.file, field = %name, "no scheduler knows this field; ignored");
         }
     }
-}
-
-/// Allowed values of a number, and how to say so.
-type Range = (fn(f64) -> bool, &'static str);
-const OPEN_UNIT: Range = (|x| x > 0.0 && x < 1.0, "a number above 0 and below 1");
-const CLOSED_UNIT: Range = (|x| (0.0..=1.0).contains(&x), "a number from 0 to 1");
-const POSITIVE: Range = (|x| x > 0.0 && x.is_finite(), "a number above 0");
-
-/// The file's fields; reading one takes it out.
-struct Fields<'a> {
-    object: Map<String, Value>,
-    file: &'a str,
-}
-
-impl Fields<'_> {
-    fn refuse(&self, field: &str, value: &Value, must_be: &str) -> Error {
-        Error::value(
-            format!("{}: {field}", self.file),
-            value,
-            format!("must be {must_be}"),
-        )
-    }
-
-    /// Lets null mean "absent" for a field for which diffusers writes it.
-    fn nullable(&mut self, field: &str) -> &mut Self {
-        if self.object.get(field).is_some_and(Value::is_null) {
-            self.object.remove(field);
-        }
-        self
-    }
-
-    fn number(&mut self, field: &str, (allowed, must_be): Range) -> Result<Option<f64>> {
-        let Some(value) = self.object.remove(field) else {
-            return Ok(None);
-        };
-        match value.as_f64().filter(|&number| allowed(number)) {
-            Some(number) => Ok(Some(number)),
-            None => Err(self.refuse(field, &value, must_be)),
-        }
-    }
-
-    fn whole(&mut self, field: &str, least: u64, most: u64) -> Result<Option<usize>> {
-        let Some(value) = self.object.remove(field) else {
-            return Ok(None);
-        };
-        match value
-            .as_u64()
-            .filter(|number| (least..=most).contains(number))
-        {
-            Some(number) => Ok(Some(number as usize)),
-            None => Err(self.refuse(
-                field,
-                &value,
-                &format!("a whole number from {least} to {most}"),
-            )),
-        }
-    }
-
-    /// Python's None is false, whatever the default.
-    fn flag(&mut self, field: &str) -> Result<Option<bool>> {
-        match self.object.remove(field) {
-            None => Ok(None),
-            Some(Value::Null) => Ok(Some(false)),
-            Some(Value::Bool(flag)) => Ok(Some(flag)),
-            Some(other) => Err(self.refuse(field, &other, "true or false")),
-        }
-    }
-
-    fn word<T: Copy>(
-        &mut self,
-        field: &str,
-        parse: fn(&str) -> Option<T>,
-        all: &[T],
-        name: fn(T) -> &'static str,
-    ) -> Result<Option<T>> {
-        let Some(value) = self.object.remove(field) else {
-            return Ok(None);
-        };
-        match value.as_str().and_then(parse) {
-            Some(word) => Ok(Some(word)),
-            None => Err(self.refuse(field, &value, &format!("one of {}", list(all, name)))),
-        }
-    }
-
-    fn betas(&mut self, field: &str) -> Result<Option<Vec<f64>>> {
-        let values = match self.nullable(field).object.remove(field) {
-            None => return Ok(None),
-            Some(Value::Array(values)) => values,
-            Some(other) => return Err(self.refuse(field, &other, "a list of numbers, or null")),
-        };
-        let (allowed, must_be) = OPEN_UNIT;
-        let beta = |(i, value): (usize, &Value)| match value.as_f64().filter(|&beta| allowed(beta))
-        {
-            Some(beta) => Ok(beta),
-            None => Err(self.refuse(&format!("{field}[{i}]"), value, must_be)),
-        };
-        values
-            .iter()
-            .enumerate()
-            .map(beta)
-            .collect::<Result<_>>()
-            .map(Some)
-    }
-
-    /// A number, or minus infinity in one of the ways Python programs write it, which is the default.
-    fn lambda(&mut self, field: &str) -> Result<Option<f64>> {
-        if let Some(Value::String(text)) = self.object.get(field)
-            && matches!(text.as_str(), "-Infinity" | "-inf")
-        {
-            self.object.remove(field);
-        }
-        self.number(field, (f64::is_finite, "a number, or -Infinity"))
-    }
-}
-
-/// diffusers takes these names of other classes' solvers for `midpoint`.
-fn solver_type(name: &str) -> Option<SolverType> {
-    match name {
-        "logrho" | "bh1" | "bh2" => Some(SolverType::Midpoint),
-        _ => SolverType::from_name(name),
-    }
-}
-
-fn list<T: Copy>(all: &[T], name: fn(T) -> &'static str) -> String {
-    all.iter()
-        .map(|&value| name(value))
-        .collect::<Vec<_>>()
-        .join(", ")
 }
 
 fn kind_of(value: &Value) -> &'static str {

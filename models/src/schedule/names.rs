@@ -1,5 +1,12 @@
 //! The words a scheduler configuration may use.
 
+/// What reading a field needs to know of an enum of words.
+pub(super) trait Word: Copy + 'static {
+    fn all() -> &'static [Self];
+    fn word(self) -> &'static str;
+    fn parse(word: &str) -> Option<Self>;
+}
+
 /// An enum whose variants have the names that diffusers' files use.
 macro_rules! named {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $text:literal,)* }) => {
@@ -23,6 +30,20 @@ macro_rules! named {
             /// The value of that name.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|value| value.name() == name)
+            }
+        }
+
+        impl Word for $name {
+            fn all() -> &'static [Self] {
+                Self::ALL
+            }
+
+            fn word(self) -> &'static str {
+                self.name()
+            }
+
+            fn parse(word: &str) -> Option<Self> {
+                Self::from_name(word)
             }
         }
     };

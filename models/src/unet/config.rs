@@ -323,15 +323,14 @@ impl UNet2DConfig {
                 return Err(fields.refuse_entry("block_out_channels", i, remedy));
             }
         }
-        if let Some(head) = self.attention_head_dim {
-            if let Some(channels) = self
+        if let Some(head) = self.attention_head_dim
+            && let Some(channels) = self
                 .attention_widths()
-                .find(|channels| !channels.is_multiple_of(head))
-            {
-                let remedy =
-                    format!("must divide the {channels} channels of every block with attention");
-                return Err(fields.refuse("attention_head_dim", remedy));
-            }
+                .find(|width| !width.is_multiple_of(head))
+        {
+            let remedy =
+                format!("must divide the {channels} channels of every block with attention");
+            return Err(fields.refuse("attention_head_dim", remedy));
         }
         let last = self.channels[self.levels() - 1];
         if self

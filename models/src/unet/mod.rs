@@ -8,10 +8,10 @@ mod attention;
 mod blocks;
 mod config;
 mod embeddings;
-mod fields;
+pub(crate) mod fields;
 mod layers;
 mod resnet;
-mod weights;
+pub(crate) mod weights;
 
 use std::collections::{BTreeMap, HashMap};
 

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 
 enum Store {
     /// Nothing is there: note names and shapes.
-    Record(BTreeMap<String, Vec<usize>>),
+    Record(Shapes),
     /// Checked tensors, each taken once.
     Take {
         tensors: HashMap<String, Tensor>,
@@ -94,7 +94,7 @@ impl Weights<'_> {
 }
 
 /// Names and shapes of all weights of the network that `config` describes.
-pub(super) fn shapes(config: &UNet2DConfig) -> Result<BTreeMap<String, Vec<usize>>> {
+pub(super) fn shapes(config: &UNet2DConfig) -> Result<Shapes> {
     let store = RefCell::new(Store::Record(BTreeMap::new()));
     UNet2DModel::build(config, &root(&store, DType::F32, &Device::Cpu, 0))?;
     match store.into_inner() {
@@ -111,7 +111,13 @@ pub(super) fn build(
     device: &Device,
 ) -> Result<UNet2DModel> {
     rename_legacy_attention(&mut tensors);
-    check(&shapes(config)?, &tensors)?;
+    let found = tensors
+        .iter()
+        .map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
+    if let Some(difference) = mismatch(&shapes(config)?, &found.collect()) {
+        let remedy = "use the config.json that belongs to these weights";
+        return Err(Error::Weights(format!("{difference}. {remedy}")));
+    }
     let trained = tensors.values().any(Tensor::track_op);
     let parameters = tensors.values().map(Tensor::elem_count).sum();
     let store = RefCell::new(Store::Take { tensors, trained });
@@ -164,42 +170,33 @@ fn rename_legacy_attention(tensors: &mut HashMap<String, Tensor>) {
 /// How many tensors of a kind an error lists before it only counts.
 const LISTED: usize = 8;
 
-/// Compares what the network needs with what there is, and names every kind of difference at once.
-fn check(expected: &BTreeMap<String, Vec<usize>>, found: &HashMap<String, Tensor>) -> Result<()> {
-    let missing = expected
-        .iter()
-        .filter(|(name, _)| !found.contains_key(*name));
-    let missing = missing
-        .map(|(name, shape)| format!("`{name}` {shape:?}"))
-        .collect();
-    let mut extra: Vec<String> = found
-        .iter()
-        .filter(|(name, _)| !expected.contains_key(*name))
-        .map(|(name, tensor)| format!("`{name}` {:?}", tensor.dims()))
-        .collect();
-    extra.sort();
-    let mut misshapen = Vec::new();
-    for (name, shape) in expected {
-        if let Some(tensor) = found.get(name).filter(|tensor| tensor.dims() != &shape[..]) {
-            misshapen.push(format!("`{name}` is {:?}, not {shape:?}", tensor.dims()));
-        }
-    }
+/// Names and shapes of tensors.
+pub(crate) type Shapes = BTreeMap<String, Vec<usize>>;
+
+/// Compares what is needed with what there is, and names every kind of difference at once.
+pub(crate) fn mismatch(expected: &Shapes, found: &Shapes) -> Option<String> {
+    let list = |(name, shape): (&String, &Vec<usize>)| format!("`{name}` {shape:?}");
+    let only = |these: &Shapes, those: &Shapes| -> Vec<String> {
+        these
+            .iter()
+            .filter(|(name, _)| !those.contains_key(*name))
+            .map(list)
+            .collect()
+    };
+    let misshapen = expected.iter().filter_map(|(name, shape)| {
+        let found = found.get(name).filter(|found| *found != shape)?;
+        Some(format!("`{name}` is {found:?}, not {shape:?}"))
+    });
     let complaints: Vec<String> = [
-        ("missing", missing),
-        ("not of this network", extra),
-        ("of another shape", misshapen),
+        ("missing", only(expected, found)),
+        ("not of this network", only(found, expected)),
+        ("of another shape", misshapen.collect()),
     ]
     .into_iter()
     .filter(|(_, list)| !list.is_empty())
     .map(|(kind, list)| listed(kind, &list))
     .collect();
-    if complaints.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Weights(format!(
-        "{}. Use the config.json that belongs to the weights",
-        complaints.join("; ")
-    )))
+    (!complaints.is_empty()).then(|| complaints.join("; "))
 }
 
 fn listed(kind: &str, list: &[String]) -> String {
