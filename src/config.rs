@@ -74,9 +74,7 @@ impl Config {
 
 /// An origin is a scheme, a host and perhaps a port; browsers send no more.
 fn check_origin(origin: &str) -> Result<(), String> {
-    let host = origin
-        .strip_prefix("http://")
-        .or(origin.strip_prefix("https://"));
+    let host = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
     let bare = host.is_some_and(|host| {
         !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
     });
@@ -94,19 +92,14 @@ pub(crate) fn models_folder(asked: Option<&Path>) -> Result<PathBuf, String> {
         return Ok(folder.to_owned());
     }
     let zoo = Path::new("models/zoo");
-    let executable = std::env::current_exe()
-        .ok()
-        .and_then(|path| fs::canonicalize(path).ok());
+    let executable = std::env::current_exe().ok().and_then(|path| fs::canonicalize(path).ok());
     let beside = executable.and_then(|path| Some(path.parent()?.join(zoo)));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(zoo);
     let places = [Some(zoo.to_owned()), beside, Some(source)];
     let there = places.iter().flatten().find(|folder| folder.is_dir());
     there.cloned().ok_or_else(|| {
-        let places: Vec<_> = places
-            .iter()
-            .flatten()
-            .map(|folder| format!("\n  {}", folder.display()))
-            .collect();
+        let places: Vec<_> =
+            places.iter().flatten().map(|folder| format!("\n  {}", folder.display())).collect();
         format!(
             "the bundled models are in none of these places; name a folder with --models{}",
             places.concat()

@@ -92,12 +92,7 @@ impl Metrics {
                 "Samples that shared one network evaluation.",
                 prometheus::exponential_buckets(1.0, 2.0, 9)?,
             )?,
-            images: counter(
-                &registry,
-                "understudy_images_total",
-                "Images finished.",
-                &["model"],
-            )?,
+            images: counter(&registry, "understudy_images_total", "Images finished.", &["model"])?,
             samples_waiting: gauge(
                 &registry,
                 "understudy_samples_waiting",
@@ -137,13 +132,10 @@ impl Metrics {
             registry,
         };
         #[cfg(target_os = "linux")]
-        metrics.registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
         metrics
-            .build_info
-            .with_label_values(&[env!("CARGO_PKG_VERSION")])
-            .set(1);
+            .registry
+            .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Arc::new(metrics))
     }
 
@@ -217,10 +209,7 @@ mod tests {
     #[test]
     fn batch_buckets_end_at_256() {
         let metrics = Metrics::new().unwrap();
-        metrics
-            .batch_samples
-            .with_label_values(&["m"])
-            .observe(300.0);
+        metrics.batch_samples.with_label_values(&["m"]).observe(300.0);
         let text = metrics.encode().unwrap();
         assert!(text.contains("understudy_batch_samples_bucket{model=\"m\",le=\"256\"} 0"));
     }

@@ -17,7 +17,7 @@ use crate::{
 
 /// Time one batched network evaluation, and one batch of whole images.
 #[derive(Debug, clap::Args)]
-pub struct BenchArgs {
+pub(super) struct BenchArgs {
     #[command(flatten)]
     model: ModelArg,
     /// Rows of the evaluation.
@@ -43,7 +43,7 @@ const MEASURE: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// A sentence naming what to mend.
-pub fn run(args: &BenchArgs) -> Result<(), String> {
+pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
     let batch = usize::from(args.batch);
     let model = args.model.load(&args.compute, batch)?;
     let evaluation_seconds = evaluation_seconds(&model, batch)?;
@@ -93,11 +93,9 @@ fn evaluation_seconds(model: &Model, batch: usize) -> Result<f64, String> {
 /// One batch of images through the engine, deterministic DDIM.
 fn image_seconds(model: &Arc<Model>, batch: usize, steps: usize) -> Result<f64, String> {
     let learned = model.geometry.out_channels == 2 * model.geometry.in_channels;
-    let trajectory =
-        sampler::trajectory(&model.schedule, sampler::Kind::Ddim, steps, 0.0, learned)
-            .map_err(|error| error.to_string())?;
-    let class_label =
-        matches!(model.geometry.conditioning, Conditioning::Classes(_)).then_some(0);
+    let trajectory = sampler::trajectory(&model.schedule, sampler::Kind::Ddim, steps, 0.0, learned)
+        .map_err(|error| error.to_string())?;
+    let class_label = matches!(model.geometry.conditioning, Conditioning::Classes(_)).then_some(0);
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let engine = Engine::start(batch, metrics).map_err(|error| error.to_string())?;
     let began = Instant::now();

@@ -8,7 +8,7 @@ use crate::{engine::CostModel, registry::Model};
 
 /// Which model.
 #[derive(Debug, clap::Args)]
-pub struct ModelArg {
+pub(super) struct ModelArg {
     /// A model folder, a name inside --models, or a Hub id (owner/name).
     #[arg(long, value_name = "MODEL")]
     model: String,
@@ -19,16 +19,16 @@ pub struct ModelArg {
 
 /// What networks run on.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Compute {
+pub(crate) struct Compute {
     /// auto, cpu or cuda:N.
     #[arg(long, env = "UNDERSTUDY_DEVICE", default_value = "auto")]
-    pub device: String,
+    pub(crate) device: String,
     /// auto, f32, bf16 or f16; auto is f32 on a CPU.
     #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
-    pub dtype: String,
+    pub(crate) dtype: String,
     /// CPU threads [default: all this process may use].
     #[arg(long, env = "UNDERSTUDY_THREADS", value_name = "N")]
-    pub threads: Option<NonZeroU16>,
+    pub(crate) threads: Option<NonZeroU16>,
 }
 
 impl Compute {
@@ -36,12 +36,12 @@ impl Compute {
     ///
     /// # Errors
     /// A sentence when it is not one that this build has.
-    pub fn device(&self) -> Result<Device, String> {
+    pub(crate) fn device(&self) -> Result<Device, String> {
         match self.device.as_str() {
             "auto" | "cpu" => Ok(Device::Cpu),
-            other => Err(format!(
-                "--device {other}: this build runs on the CPU alone; use auto or cpu"
-            )),
+            other => {
+                Err(format!("--device {other}: this build runs on the CPU alone; use auto or cpu"))
+            }
         }
     }
 
@@ -49,7 +49,7 @@ impl Compute {
     ///
     /// # Errors
     /// A sentence when it is unknown, or this device cannot compute in it.
-    pub fn dtype(&self) -> Result<DType, String> {
+    pub(crate) fn dtype(&self) -> Result<DType, String> {
         match self.dtype.as_str() {
             "auto" | "f32" => Ok(DType::F32),
             "bf16" | "f16" => Err(format!(
@@ -66,7 +66,7 @@ impl ModelArg {
     ///
     /// # Errors
     /// A sentence naming the file or field to mend.
-    pub fn load(&self, compute: &Compute, max_rows: usize) -> Result<Arc<Model>, String> {
+    pub(super) fn load(&self, compute: &Compute, max_rows: usize) -> Result<Arc<Model>, String> {
         let (device, dtype) = (compute.device()?, compute.dtype()?);
         let model = Model::load(&self.folder()?, self.model.clone(), 0, dtype, &device)
             .map_err(|error| format!("--model {}: {error}", self.model))?;

@@ -14,7 +14,7 @@ use crate::{
 
 /// Generate images, and a grid of them.
 #[derive(Debug, clap::Args)]
-pub struct SampleArgs {
+pub(super) struct SampleArgs {
     #[command(flatten)]
     model: ModelArg,
     /// How many images.
@@ -52,7 +52,7 @@ const TICKS: usize = 3;
 ///
 /// # Errors
 /// A sentence naming what to mend.
-pub fn run(args: &SampleArgs) -> Result<(), String> {
+pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
     let model = args.model.load(&args.compute, args.batch as usize)?;
     let kind = match args.scheduler.as_deref().or(model.card.defaults.scheduler.as_deref()) {
         Some(name) => name.parse().map_err(|error| format!("--scheduler: {error}"))?,
@@ -67,7 +67,9 @@ pub fn run(args: &SampleArgs) -> Result<(), String> {
         Conditioning::None => None,
         Conditioning::Classes(classes) => Some(classes as u32),
         Conditioning::Timestep | Conditioning::Embedding(_) => {
-            return Err("this network is conditioned on numbers, not on classes; sample it in code".into());
+            return Err(
+                "this network is conditioned on numbers, not on classes; sample it in code".into(),
+            );
         }
     };
     if let (Some(label), Some(classes)) = (args.class_label, classes)
@@ -103,7 +105,9 @@ pub fn run(args: &SampleArgs) -> Result<(), String> {
 fn collect(mut submission: crate::engine::Submission, n: usize) -> Result<Vec<Image>, String> {
     let bar = ProgressBar::new((n * (TICKS + 1)) as u64);
     let style = "{bar:40} {percent}%  {elapsed} elapsed, {eta} to go";
-    bar.set_style(ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_style(
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
     let mut images: Vec<Option<Image>> = vec![None; n];
     while let Some(event) = submission.blocking_next() {
         bar.inc(1);

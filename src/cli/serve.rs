@@ -38,12 +38,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub(crate) compute: Compute,
     /// Images that may wait or run at a time; more are refused with 429.
-    #[arg(
-        long,
-        env = "UNDERSTUDY_MAX_QUEUE",
-        value_name = "IMAGES",
-        default_value = "256"
-    )]
+    #[arg(long, env = "UNDERSTUDY_MAX_QUEUE", value_name = "IMAGES", default_value = "256")]
     pub max_queue: NonZeroUsize,
     /// Images that one request may ask for.
     #[arg(
@@ -65,12 +60,7 @@ pub struct ServeArgs {
     )]
     pub request_timeout_seconds: NonZeroU64,
     /// Seconds that requests in flight get to finish at shutdown.
-    #[arg(
-        long,
-        env = "UNDERSTUDY_DRAIN_SECONDS",
-        value_name = "SECONDS",
-        default_value_t = 10
-    )]
+    #[arg(long, env = "UNDERSTUDY_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 10)]
     pub drain_seconds: u64,
     /// Bytes of a request's body (64 MiB for /v2/…/infer).
     #[arg(
@@ -133,11 +123,7 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let engine = Engine::start(config.max_queue, Arc::clone(&metrics))
         .map_err(|error| format!("no thread for the device: {error}"))?;
-    let registry = Registry::open(
-        config.registry.clone(),
-        engine.clone(),
-        Arc::clone(&metrics),
-    )?;
+    let registry = Registry::open(config.registry.clone(), engine.clone(), Arc::clone(&metrics))?;
     let registry = Arc::new(registry);
     let app = App::new(engine, Arc::clone(&registry), metrics, config.http.clone());
 
@@ -196,7 +182,7 @@ fn log(format: LogFormat) {
         .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().flatten_event(true).init(),
+        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).init(),
     }
 }
 
@@ -205,11 +191,7 @@ fn announce(registry: &Registry, address: SocketAddr, config: &Config, threads: 
     println!("Understudy serves on http://{address}   (API: http://{address}/docs/)");
     println!("  device   {}, {threads} threads", device_name(&config.registry.device));
     for (id, state) in registry.list() {
-        let default = if registry.default_id() == Some(&id) {
-            ", default"
-        } else {
-            ""
-        };
+        let default = if registry.default_id() == Some(&id) { ", default" } else { "" };
         match state {
             State::Ready(model) => println!(
                 "  model    {id}: ready{default}, {}x{}, {:.1} million weights, {}",
@@ -227,11 +209,7 @@ fn announce(registry: &Registry, address: SocketAddr, config: &Config, threads: 
         SocketAddr::V6(v6) if v6.ip().is_unspecified() => format!("[::1]:{}", v6.port()),
         address => address.to_string(),
     };
-    let key = if config.http.api_keys.is_empty() {
-        ""
-    } else {
-        " -H 'Authorization: Bearer KEY'"
-    };
+    let key = if config.http.api_keys.is_empty() { "" } else { " -H 'Authorization: Bearer KEY'" };
     println!("\nAn image:\n");
     println!(
         "  curl -s http://{reachable}/v1/images/generations -H 'Content-Type: application/json' -H 'Accept: image/png'{key} -d '{{\"seed\": 1}}' -o image.png\n"

@@ -15,14 +15,9 @@ pub(super) enum Wanted {
 
 /// The first acceptable type that there is here, by quality, then by order. Without any, JSON.
 pub(super) fn wanted(headers: &HeaderMap) -> Wanted {
-    let values = headers
-        .get_all(header::ACCEPT)
-        .iter()
-        .filter_map(|value| value.to_str().ok());
-    let mut ranges: Vec<(&str, f32)> = values
-        .flat_map(|value| value.split(','))
-        .map(media_range)
-        .collect();
+    let values = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut ranges: Vec<(&str, f32)> =
+        values.flat_map(|value| value.split(',')).map(media_range).collect();
     ranges.sort_by(|(_, left), (_, right)| right.total_cmp(left));
     ranges
         .into_iter()
@@ -58,10 +53,7 @@ mod tests {
     use super::*;
 
     fn wanted_by(accept: &str) -> Wanted {
-        wanted(&HeaderMap::from_iter([(
-            header::ACCEPT,
-            accept.parse().unwrap(),
-        )]))
+        wanted(&HeaderMap::from_iter([(header::ACCEPT, accept.parse().unwrap())]))
     }
 
     #[test]

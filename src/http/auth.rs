@@ -31,10 +31,7 @@ fn is_page(path: &str) -> bool {
 
 /// What orchestrators and monitoring ask.
 fn is_probe(path: &str) -> bool {
-    matches!(
-        path,
-        "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready"
-    )
+    matches!(path, "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready")
 }
 
 fn presents_key(headers: &HeaderMap, keys: &[String]) -> bool {
@@ -46,11 +43,7 @@ fn presents_key(headers: &HeaderMap, keys: &[String]) -> bool {
         return false;
     };
     // All keys are compared, whichever matches, so that the time tells nothing about them.
-    keys.iter()
-        .fold(Choice::from(0), |found, key| {
-            found | key.as_bytes().ct_eq(presented)
-        })
-        .into()
+    keys.iter().fold(Choice::from(0), |found, key| found | key.as_bytes().ct_eq(presented)).into()
 }
 
 /// Cross-origin headers for the origins allowed; none without any.
@@ -62,11 +55,7 @@ pub(super) fn cors(settings: &Settings) -> Option<CorsLayer> {
     let origin = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
-        AllowOrigin::list(
-            origins
-                .iter()
-                .filter_map(|origin| HeaderValue::from_str(origin).ok()),
-        )
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
     let layer = CorsLayer::new()
         .allow_origin(origin)

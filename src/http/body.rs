@@ -32,12 +32,8 @@ pub(super) async fn json<T: JsonRequest>(request: Request, limit: usize) -> Resu
 pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Problem> {
     let unsupported = |header: &str, value: &str, remedy: String| {
         let message = format!("`{header}` is {}: {remedy}", quoted(value));
-        Err(Problem::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            message,
-        )
-        .at(header))
+        Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
+            .at(header))
     };
     if let Some(encoding) = headers.get(header::CONTENT_ENCODING) {
         let encoding = String::from_utf8_lossy(encoding.as_bytes());
@@ -51,17 +47,10 @@ pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Pr
     };
     let value = String::from_utf8_lossy(value.as_bytes());
     let essence = value.split(';').next().unwrap_or_default().trim();
-    if allowed
-        .iter()
-        .any(|allowed| essence.eq_ignore_ascii_case(allowed))
-    {
+    if allowed.iter().any(|allowed| essence.eq_ignore_ascii_case(allowed)) {
         return Ok(());
     }
-    unsupported(
-        "content-type",
-        &value,
-        format!("send {}", allowed.join(" or ")),
-    )
+    unsupported("content-type", &value, format!("send {}", allowed.join(" or ")))
 }
 
 /// Reads a body of at most `limit` bytes; 413 when there are more.
@@ -70,9 +59,8 @@ pub(super) async fn read(
     mut body: Body,
     limit: usize,
 ) -> Result<Bytes, Problem> {
-    let declared: Option<usize> = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse().ok());
+    let declared: Option<usize> =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let too_large = |found: usize| {
         let message = format!(
             "the body has {} bytes, the limit is {limit} (--max-body-bytes; 64 MiB for inference); send less",
@@ -103,11 +91,7 @@ pub(super) async fn read(
             break;
         }
     }
-    if length > limit {
-        Err(too_large(limit))
-    } else {
-        Ok(bytes.into())
-    }
+    if length > limit { Err(too_large(limit)) } else { Ok(bytes.into()) }
 }
 
 /// Parses a JSON body; an error says where it is and what belongs there.
@@ -137,16 +121,9 @@ fn explain<T: JsonRequest>(bytes: &[u8], path: &str, error: &serde_json::Error) 
     }
     // serde offers these two as sentences only.
     let text = error.to_string();
-    let named = |start: &str| {
-        text.strip_prefix(start)?
-            .split('`')
-            .next()
-            .map(str::to_owned)
-    };
+    let named = |start: &str| text.strip_prefix(start)?.split('`').next().map(str::to_owned);
     if let Some(field) = named("unknown field `") {
-        let fields = text
-            .split_once("expected ")
-            .map_or("none", |(_, fields)| fields);
+        let fields = text.split_once("expected ").map_or("none", |(_, fields)| fields);
         let fields = fields.trim_start_matches("one of ").replace('`', "");
         let fields = fields.split(" at line").next().unwrap_or_default();
         let message = format!(

@@ -10,7 +10,7 @@ use axum::{
 use utoipa::{
     Modify, OpenApi,
     openapi::{
-        SecurityRequirement,
+        ContentBuilder, Ref, ResponseBuilder, SecurityRequirement,
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
@@ -57,13 +57,39 @@ pub(super) fn base() -> utoipa::openapi::OpenApi {
 }
 
 static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
-    let mut document = super::routes()
-        .into_openapi()
-        .to_pretty_json()
-        .unwrap_or_default();
+    let mut document = super::routes().into_openapi();
+    add_common_responses(&mut document);
+    let mut document = document.to_pretty_json().unwrap_or_default();
     document.push('\n');
     document
 });
+
+/// What any route of the two APIs may answer, whatever it does.
+fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
+    let common = [
+        ("401", "No valid API key, where the server asks for one"),
+        ("500", "The server's fault"),
+        ("504", "Out of time"),
+    ];
+    let apis = document.paths.paths.iter_mut().filter(|(path, _)| path.starts_with("/v"));
+    for (path, item) in apis {
+        let error = Ref::from_schema_name(if path.starts_with("/v2") {
+            "InferenceError"
+        } else {
+            "ErrorReply"
+        });
+        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+            for (code, description) in common {
+                let content = ContentBuilder::new().schema(Some(error.clone())).build();
+                let response = ResponseBuilder::new()
+                    .description(description)
+                    .content("application/json", content)
+                    .build();
+                operation.responses.responses.insert(code.to_owned(), response.into());
+            }
+        }
+    }
+}
 
 /// The OpenAPI document, the same as `openapi/openapi.json`.
 pub fn openapi_json() -> &'static str {
@@ -79,7 +105,7 @@ pub(super) async fn specification() -> Response {
 }
 
 /// Where things are.
-#[utoipa::path(get, path = "/", tag = "operations", responses(
+#[utoipa::path(get, path = "/", tag = "operations", operation_id = "start_page", responses(
     (status = 200, description = "A page", content_type = "text/html", body = String),
 ))]
 pub(super) async fn index() -> Html<&'static str> {
@@ -89,8 +115,6 @@ pub(super) async fn index() -> Html<&'static str> {
 /// Swagger UI under `/docs`, from files in the binary.
 pub(super) fn swagger_ui() -> Router<App> {
     // No validator: it would send the document's address to a public service.
-    let config = Config::from("/openapi.json")
-        .validator_url("none")
-        .try_it_out_enabled(true);
+    let config = Config::from("/openapi.json").validator_url("none").try_it_out_enabled(true);
     SwaggerUi::new("/docs").config(config).into()
 }

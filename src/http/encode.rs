@@ -26,11 +26,7 @@ pub(super) async fn encode(image: Image, encoding: Encoding) -> Result<Vec<u8>, 
 
 fn encode_now(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
     let (width, height) = (image.width as u32, image.height as u32);
-    let color = if image.channels == 1 {
-        ExtendedColorType::L8
-    } else {
-        ExtendedColorType::Rgb8
-    };
+    let color = if image.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
     let mut bytes = Vec::new();
     let written = match (encoding.format, encoding.quality) {
         (OutputFormat::Png, _) => {
@@ -71,15 +67,9 @@ mod tests {
     use super::*;
 
     fn gradient(channels: usize) -> Image {
-        let pixels = (0..16 * 8 * channels)
-            .map(|i| (i * 255 / (16 * 8 * channels)) as u8)
-            .collect();
-        Image {
-            width: 16,
-            height: 8,
-            channels,
-            pixels,
-        }
+        let pixels =
+            (0..16 * 8 * channels).map(|i| (i * 255 / (16 * 8 * channels)) as u8).collect();
+        Image { width: 16, height: 8, channels, pixels }
     }
 
     #[test]
@@ -102,11 +92,7 @@ mod tests {
                 } else {
                     decoded.to_rgb8().into_raw()
                 };
-                let worst = decoded
-                    .iter()
-                    .zip(&image.pixels)
-                    .map(|(a, b)| a.abs_diff(*b))
-                    .max();
+                let worst = decoded.iter().zip(&image.pixels).map(|(a, b)| a.abs_diff(*b)).max();
                 assert!(
                     worst.unwrap() <= tolerance,
                     "{format:?} {quality:?} {channels}: {worst:?}"

@@ -34,14 +34,7 @@ pub(super) struct Problem {
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self {
-            status,
-            code,
-            param: None,
-            message,
-            detail: None,
-            retry_after: None,
-        }
+        Self { status, code, param: None, message, detail: None, retry_after: None }
     }
 
     /// 400: `field` has a value that cannot be honoured; `remedy` names the limit and the way out.
@@ -79,10 +72,7 @@ impl Problem {
     pub(super) fn internal(detail: impl Display) -> Self {
         let message = "something went wrong on the server; its log has the cause under this request's x-request-id";
         let problem = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", message);
-        Self {
-            detail: Some(detail.to_string()),
-            ..problem
-        }
+        Self { detail: Some(detail.to_string()), ..problem }
     }
 
     /// The field at fault.
@@ -139,7 +129,8 @@ impl From<Rejected> for Problem {
         };
         match rejected {
             Rejected::QueueFull { retry_after, .. } => {
-                let message = format!("{rejected} (--max-queue); ask for less, or wait Retry-After");
+                let message =
+                    format!("{rejected} (--max-queue); ask for less, or wait Retry-After");
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
                     .retry_after(retry_after)
             }
@@ -178,11 +169,9 @@ impl From<Failure> for Problem {
 impl From<understudy_models::Error> for Problem {
     fn from(error: understudy_models::Error) -> Self {
         match error {
-            understudy_models::Error::Value {
-                field,
-                value,
-                remedy,
-            } => Self::value(&field, value, remedy),
+            understudy_models::Error::Value { field, value, remedy } => {
+                Self::value(&field, value, remedy)
+            }
             error => Self::internal(error),
         }
     }
@@ -209,15 +198,19 @@ impl IntoResponse for Problem {
 pub(super) async fn render(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let inference = path == "/v2" || path.starts_with("/v2/");
+    let place = path.to_owned();
     let mut response = next.run(request).await;
+    if response.status() == StatusCode::NOT_FOUND
+        && response.extensions().get::<Problem>().is_none()
+    {
+        // A file that Swagger UI does not have.
+        response = nothing_at(&place).into_response();
+    }
     let Some(problem) = response.extensions().get::<Problem>() else {
         return response;
     };
     let body = if inference {
-        Json(InferenceError {
-            error: problem.message.clone(),
-        })
-        .into_response()
+        Json(InferenceError { error: problem.message.clone() }).into_response()
     } else {
         Json(problem.body()).into_response()
     };
@@ -229,9 +222,13 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
 
 /// 404 for a path that nothing is at.
 pub(super) async fn not_found(request: Request) -> Problem {
+    nothing_at(request.uri().path())
+}
+
+fn nothing_at(path: &str) -> Problem {
     let message = format!(
         "there is nothing at {}; GET /openapi.json lists what is here, GET /docs shows it",
-        quoted(request.uri().path())
+        quoted(path)
     );
     Problem::new(StatusCode::NOT_FOUND, "path_not_found", message)
 }
@@ -243,9 +240,5 @@ pub(super) async fn method_not_allowed(request: Request) -> Problem {
         shown(request.method()),
         quoted(request.uri().path())
     );
-    Problem::new(
-        StatusCode::METHOD_NOT_ALLOWED,
-        "method_not_allowed",
-        message,
-    )
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
 }

@@ -73,11 +73,7 @@ impl Plan {
             deadline: deadline(wire, received)?,
             model,
         };
-        Ok(Self {
-            request,
-            shape,
-            encoding,
-        })
+        Ok(Self { request, shape, encoding })
     }
 
     /// `WIDTHxHEIGHT`.
@@ -89,16 +85,8 @@ impl Plan {
     pub(super) fn describe(&self, index: usize, b64_json: String) -> GeneratedImage {
         let SampleSpec { seed, class_label } = self.request.samples[index];
         let names = &self.request.model.card.class_names;
-        let class_name = class_label
-            .and_then(|class| names.get(class as usize))
-            .cloned();
-        GeneratedImage {
-            b64_json,
-            index,
-            seed,
-            class_label,
-            class_name,
-        }
+        let class_name = class_label.and_then(|class| names.get(class as usize)).cloned();
+        GeneratedImage { b64_json, index, seed, class_label, class_name }
     }
 }
 
@@ -124,20 +112,12 @@ fn makes_images(model: &Model) -> Result<(), Problem> {
     .or_else(|| {
         let fits = geometry.out_channels == geometry.in_channels || learned_variance(model);
         (!fits).then(|| {
-            format!(
-                "answers with {} channels to {}",
-                geometry.out_channels, geometry.in_channels
-            )
+            format!("answers with {} channels to {}", geometry.out_channels, geometry.in_channels)
         })
     })
     .or_else(|| {
         let picture = matches!(geometry.in_channels, 1 | 3);
-        (!picture).then(|| {
-            format!(
-                "has {} channels, neither gray nor RGB",
-                geometry.in_channels
-            )
-        })
+        (!picture).then(|| format!("has {} channels, neither gray nor RGB", geometry.in_channels))
     });
     let Some(reason) = reason else { return Ok(()) };
     let remedy = format!(
@@ -170,11 +150,7 @@ fn count(wire: &GenerationRequest, settings: &Settings) -> Result<u64, Problem> 
 }
 
 fn shape(wire: &GenerationRequest, wanted: Wanted) -> Result<Shape, Problem> {
-    if let Some(format) = wire
-        .response_format
-        .as_deref()
-        .filter(|format| *format != "b64_json")
-    {
+    if let Some(format) = wire.response_format.as_deref().filter(|format| *format != "b64_json") {
         let remedy = "only \"b64_json\" is possible, because the server keeps no images that a URL could name; accept image/png for the bare image";
         return Err(Problem::value("response_format", quoted(format), remedy));
     }
@@ -201,10 +177,7 @@ fn encoding(wire: &GenerationRequest, wanted: Wanted) -> Result<Encoding, Proble
         );
         return Err(Problem::conflict("output_compression", message));
     }
-    Ok(Encoding {
-        format,
-        quality: quality.map(|quality| quality as u8),
-    })
+    Ok(Encoding { format, quality: quality.map(|quality| quality as u8) })
 }
 
 fn samples(model: &Model, wire: &GenerationRequest, n: u64) -> Result<Vec<SampleSpec>, Problem> {
@@ -254,10 +227,7 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
         ClassLabel::Name(name) => quoted(name),
     };
     let Conditioning::Classes(count) = model.geometry.conditioning else {
-        let remedy = format!(
-            "{} is unconditional and takes none; leave `{field}` out",
-            model.id
-        );
+        let remedy = format!("{} is unconditional and takes none; leave `{field}` out", model.id);
         return Err(Problem::value(field, shown, remedy));
     };
     let names = &model.card.class_names;
@@ -270,62 +240,42 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
             .or_else(|| name.trim().parse().ok()),
     };
     let known = number.and_then(|number| u32::try_from(number).ok());
-    known
-        .filter(|class| (*class as usize) < count)
-        .map(Some)
-        .ok_or_else(|| {
-            let names = if names.is_empty() {
-                String::new()
-            } else {
-                format!(", or one of {}", names.join(", "))
-            };
-            let remedy = format!("{} has the classes 0 to {}{names}", model.id, count - 1);
-            Problem::value(field, shown, remedy)
-        })
+    known.filter(|class| (*class as usize) < count).map(Some).ok_or_else(|| {
+        let names = match names.len() {
+            0 => String::new(),
+            1..=SHOWN_CLASSES => format!(", named {}", names.join(", ")),
+            _ => format!("; GET /v1/models/{} names them", model.id),
+        };
+        let remedy = format!("{} has the classes 0 to {}{names}", model.id, count - 1);
+        Problem::value(field, shown, remedy)
+    })
 }
 
 /// Case does not matter; space, `-` and `_` are the same.
 fn same_name(left: &str, right: &str) -> bool {
     let letters = |name: &str| -> String {
         let lower = name.trim().to_lowercase();
-        lower
-            .chars()
-            .map(|c| if matches!(c, '-' | '_') { ' ' } else { c })
-            .collect()
+        lower.chars().map(|c| if matches!(c, '-' | '_') { ' ' } else { c }).collect()
     };
     letters(left) == letters(right)
 }
 
 fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajectory, Problem> {
     let limit = model.schedule.train_timesteps();
-    let steps = whole(
-        wire.num_inference_steps,
-        "num_inference_steps",
-        1..=limit as u64,
-    )?;
+    let steps = whole(wire.num_inference_steps, "num_inference_steps", 1..=limit as u64)?;
     let steps = steps.map_or_else(|| default_steps(model), |steps| steps as usize);
     let kind = match &wire.scheduler {
         Some(name) => name.parse::<Kind>()?,
         None => default_scheduler(model),
     };
     let eta = wire.eta.unwrap_or(0.0);
-    Ok(sampler::trajectory(
-        &model.schedule,
-        kind,
-        steps,
-        eta,
-        learned_variance(model),
-    )?)
+    Ok(sampler::trajectory(&model.schedule, kind, steps, eta, learned_variance(model))?)
 }
 
 fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
     let scale = wire.guidance_scale.unwrap_or(1.0);
     if !scale.is_finite() {
-        return Err(Problem::value(
-            "guidance_scale",
-            scale,
-            "it takes a finite number",
-        ));
+        return Err(Problem::value("guidance_scale", scale, "it takes a finite number"));
     }
     if scale != 1.0 && model.card.null_class.is_none() {
         let remedy = format!(
@@ -361,10 +311,7 @@ fn whole(
     limits: std::ops::RangeInclusive<u64>,
 ) -> Result<Option<u64>, Problem> {
     let Some(value) = value else { return Ok(None) };
-    match u64::try_from(value)
-        .ok()
-        .filter(|value| limits.contains(value))
-    {
+    match u64::try_from(value).ok().filter(|value| limits.contains(value)) {
         Some(value) => Ok(Some(value)),
         None if *limits.end() == i64::MAX as u64 => {
             let remedy = format!("it must be at least {}", limits.start());

@@ -54,12 +54,5 @@ pub(super) async fn health(State(app): State<App>) -> Response {
 ))]
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
     let text = app.metrics.encode().map_err(Problem::internal)?;
-    Ok((
-        [(
-            header::CONTENT_TYPE,
-            "text/plain; version=0.0.4; charset=utf-8",
-        )],
-        text,
-    )
-        .into_response())
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }

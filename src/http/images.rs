@@ -18,7 +18,7 @@ use super::{
     generate::{Plan, Shape},
     observe::{DeviceTime, Received},
     stream,
-    wire::{ErrorReply, GenerationReply, GenerationRequest, StreamEvent, Timings},
+    wire::{Binary, ErrorReply, GenerationReply, GenerationRequest, StreamEvent, Timings},
 };
 use crate::engine::{Event, Image, SampleTimings, Submission};
 
@@ -32,9 +32,9 @@ use crate::engine::{Event, Image, SampleTimings, Submission};
         (status = 200, description = "The images; the image itself or events when asked for", content(
             (GenerationReply = "application/json"),
             (StreamEvent = "text/event-stream"),
-            (Vec<u8> = "image/png"),
-            (Vec<u8> = "image/jpeg"),
-            (Vec<u8> = "image/webp"),
+            (Binary = "image/png"),
+            (Binary = "image/jpeg"),
+            (Binary = "image/webp"),
         )),
         (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such model", body = ErrorReply),
@@ -42,9 +42,7 @@ use crate::engine::{Event, Image, SampleTimings, Submission};
         (status = 415, description = "The body is not JSON", body = ErrorReply),
         (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply,
             headers(("retry-after" = u64, description = "Seconds until there is room"))),
-        (status = 500, description = "The server's fault", body = ErrorReply),
         (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
-        (status = 504, description = "Out of time", body = ErrorReply),
 ))]
 pub(super) async fn generate(
     State(app): State<App>,
@@ -58,14 +56,8 @@ pub(super) async fn generate(
     let submission = app.engine.generate(plan.request.clone())?;
 
     let labels = [
-        (
-            HeaderName::from_static("x-understudy-model"),
-            plan.request.model.id.clone(),
-        ),
-        (
-            HeaderName::from_static("x-understudy-seed"),
-            plan.request.samples[0].seed.to_string(),
-        ),
+        (HeaderName::from_static("x-understudy-model"), plan.request.model.id.clone()),
+        (HeaderName::from_static("x-understudy-seed"), plan.request.samples[0].seed.to_string()),
     ];
     let mut response = match plan.shape {
         Shape::Events => stream::events(app, plan, submission, received, in_flight),
@@ -80,10 +72,7 @@ pub(super) async fn generate(
                 }
             };
             let data = try_join_all(finished.into_iter().enumerate().map(encode)).await?;
-            let timings = Timings {
-                total_ms: milliseconds(received.elapsed()),
-                ..timings
-            };
+            let timings = Timings { total_ms: milliseconds(received.elapsed()), ..timings };
             observe(&app, &plan, received);
             let reply = GenerationReply {
                 created: unix_seconds(),
@@ -98,11 +87,7 @@ pub(super) async fn generate(
         Shape::Image => {
             let finished = finish(&plan, submission).await?;
             let timings = summary(&finished, received);
-            let image = finished
-                .into_iter()
-                .next()
-                .ok_or_else(|| Problem::internal("no image"))?
-                .0;
+            let image = finished.into_iter().next().ok_or_else(|| Problem::internal("no image"))?.0;
             let bytes = encode(image, plan.encoding).await?;
             observe(&app, &plan, received);
             let kind = [(header::CONTENT_TYPE, plan.encoding.format.media_type())];
@@ -125,11 +110,7 @@ async fn finish(
     let mut finished: Vec<_> = plan.request.samples.iter().map(|_| None).collect();
     while let Some(event) = submission.next().await {
         match event {
-            Event::Completed {
-                index,
-                image,
-                timings,
-            } => finished[index] = Some((image, timings)),
+            Event::Completed { index, image, timings } => finished[index] = Some((image, timings)),
             Event::Failed { failure, .. } => return Err(failure.into()),
             Event::Partial { .. } | Event::Inferred { .. } => {}
         }
@@ -146,17 +127,10 @@ fn summary(finished: &[(Image, SampleTimings)], received: Instant) -> Timings {
 impl Timings {
     /// A request's timings from its images'.
     pub(super) fn of(images: &[SampleTimings], total: Duration) -> Self {
-        let longest = images
-            .iter()
-            .map(|timings| timings.queue)
-            .max()
-            .unwrap_or_default();
+        let longest = images.iter().map(|timings| timings.queue).max().unwrap_or_default();
         let device: Duration = images.iter().map(|timings| timings.device).sum();
         let batch: f64 = images.iter().map(|timings| timings.mean_batch).sum();
-        let evaluations = images
-            .iter()
-            .map(|timings| timings.network_evaluations)
-            .max();
+        let evaluations = images.iter().map(|timings| timings.network_evaluations).max();
         Self {
             queue_ms: milliseconds(longest),
             device_ms: milliseconds(device),
@@ -177,15 +151,8 @@ pub(super) fn observe(app: &App, plan: &Plan, received: Instant) {
 }
 
 fn timed(mut response: Response, timings: &Timings) -> Response {
-    let Timings {
-        queue_ms,
-        device_ms,
-        ..
-    } = *timings;
-    response.extensions_mut().insert(DeviceTime {
-        queue_ms,
-        device_ms,
-    });
+    let Timings { queue_ms, device_ms, .. } = *timings;
+    response.extensions_mut().insert(DeviceTime { queue_ms, device_ms });
     response
 }
 
@@ -196,7 +163,5 @@ fn milliseconds(duration: Duration) -> f64 {
 
 /// Now.
 pub(super) fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |now| now.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }

@@ -15,7 +15,8 @@ use crate::{engine::InferRequest, registry::Model};
 /// The inputs of a network.
 pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
     let geometry = &model.geometry;
-    let sample = vec![-1, geometry.in_channels as i64, geometry.height as i64, geometry.width as i64];
+    let sample =
+        vec![-1, geometry.in_channels as i64, geometry.height as i64, geometry.width as i64];
     let mut inputs = vec![
         ArrayMetadata { name: "sample", datatype: "FP32", shape: sample },
         ArrayMetadata { name: "timestep", datatype: "INT64", shape: vec![-1] },
@@ -37,7 +38,8 @@ pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
 /// The outputs of a network.
 pub(super) fn outputs(model: &Model) -> Vec<ArrayMetadata> {
     let geometry = &model.geometry;
-    let shape = vec![-1, geometry.out_channels as i64, geometry.height as i64, geometry.width as i64];
+    let shape =
+        vec![-1, geometry.out_channels as i64, geometry.height as i64, geometry.width as i64];
     vec![ArrayMetadata { name: "noise_pred", datatype: "FP32", shape }]
 }
 
@@ -67,7 +69,8 @@ pub(super) fn request(
         }
     }
     if !binary.rest.is_empty() {
-        let remedy = "no input's `binary_data_size` accounts for them; make the sizes and the body agree";
+        let remedy =
+            "no input's `binary_data_size` accounts for them; make the sizes and the body agree";
         let count = format!("{} bytes too long", binary.rest.len());
         return Err(Problem::value("body", count, remedy));
     }
@@ -80,7 +83,8 @@ pub(super) fn request(
     let sample = take("sample")?;
     let timesteps = take("timestep")?;
     let condition = (expected.len() > 2).then(|| take("class_labels")).transpose()?;
-    if let (Conditioning::Classes(count), Some(classes)) = (model.geometry.conditioning, &condition) {
+    if let (Conditioning::Classes(count), Some(classes)) = (model.geometry.conditioning, &condition)
+    {
         let outside = classes.iter().find(|class| !(0.0..count as f32).contains(*class));
         if let Some(class) = outside {
             let remedy = format!("{} has the classes 0 to {}", model.id, count - 1);
@@ -150,11 +154,13 @@ fn elements(
         (Some(Elements(data)), None) => from_json(&input.name, data, count, whole),
         (None, Some(size)) => from_binary(&input.name, size, binary, count, whole),
         (Some(_), Some(_)) => {
-            let message = format!("`{}` has both `data` and `binary_data_size`: send one", input.name);
+            let message =
+                format!("`{}` has both `data` and `binary_data_size`: send one", input.name);
             Err(Problem::conflict(&input.name, message))
         }
         (None, None) => {
-            let message = format!("`{}` has neither `data` nor `binary_data_size`: send one", input.name);
+            let message =
+                format!("`{}` has neither `data` nor `binary_data_size`: send one", input.name);
             Err(Problem::conflict(&input.name, message))
         }
     }
@@ -163,7 +169,11 @@ fn elements(
 fn from_json(name: &str, data: &[f64], count: usize, whole: bool) -> Result<Vec<f32>, Problem> {
     if data.len() != count {
         let remedy = format!("its shape asks for {count}");
-        return Err(Problem::value(&format!("{name}.data"), format!("{} elements", data.len()), remedy));
+        return Err(Problem::value(
+            &format!("{name}.data"),
+            format!("{} elements", data.len()),
+            remedy,
+        ));
     }
     if let Some(broken) = data.iter().find(|value| whole && value.fract() != 0.0) {
         return Err(Problem::value(name, broken, "INT64 takes whole numbers; send those, or FP32"));

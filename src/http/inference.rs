@@ -17,7 +17,7 @@ use super::{
     models::reason,
     observe::Received,
     wire::{
-        BinarySize, HealthStatus, InferOutput, InferenceError, InferenceReply, InferenceRequest,
+        Binary, BinarySize, HealthStatus, InferOutput, InferenceError, InferenceReply, InferenceRequest,
         Live, ModelMetadata, ModelReady, ServerMetadata, ServerReady,
     },
 };
@@ -73,7 +73,10 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
         (status = 404, description = "No such model", body = InferenceError),
         (status = 503, description = "It does not", body = ModelReady),
 ))]
-pub(super) async fn model_ready(State(app): State<App>, id: ModelPath) -> Result<Response, Problem> {
+pub(super) async fn model_ready(
+    State(app): State<App>,
+    id: ModelPath,
+) -> Result<Response, Problem> {
     let (name, state) = known(&app, id)?;
     let ready = matches!(state, ModelState::Ready(_)) && !app.draining.is_cancelled();
     Ok((code(ready), Json(ModelReady { name, ready })).into_response())
@@ -114,12 +117,12 @@ pub(super) async fn metadata(
     ),
     request_body(content(
         (InferenceRequest = "application/json"),
-        (Vec<u8> = "application/octet-stream"),
+        (Binary = "application/octet-stream"),
     )),
     responses(
         (status = 200, description = "The network's answer", content(
             (InferenceReply = "application/json"),
-            (Vec<u8> = "application/octet-stream"),
+            (Binary = "application/octet-stream"),
         )),
         (status = 400, description = "An input that the network cannot take", body = InferenceError),
         (status = 404, description = "No such model", body = InferenceError),
@@ -127,9 +130,7 @@ pub(super) async fn metadata(
         (status = 415, description = "The body is neither JSON nor binary", body = InferenceError),
         (status = 429, description = "The queue is full", body = InferenceError,
             headers(("retry-after" = u64, description = "Seconds until there is room"))),
-        (status = 500, description = "The server's fault", body = InferenceError),
         (status = 503, description = "Not ready, or shutting down", body = InferenceError),
-        (status = 504, description = "Out of time", body = InferenceError),
 ))]
 pub(super) async fn infer(
     State(app): State<App>,
@@ -170,7 +171,7 @@ fn serving(app: &App, id: ModelPath) -> Result<Arc<Model>, Problem> {
     match known(app, id)? {
         _ if app.draining.is_cancelled() => Err(Problem::draining()),
         (_, ModelState::Ready(model)) => Ok(model),
-        (id, state) => Err(Problem::not_ready(format!("{id} is not ready: {}", reason(&state)))),
+        (id, state) => Err(Problem::not_ready(format!("{id} is not ready: {}", reason(&id, &state)))),
     }
 }
 

@@ -56,17 +56,11 @@ pub fn router(app: App) -> Router {
         .merge(docs::swagger_ui())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
-        .layer(middleware::from_fn_with_state(
-            app.clone(),
-            observe::timeout,
-        ))
+        .layer(middleware::from_fn_with_state(app.clone(), observe::timeout))
         .layer(middleware::from_fn_with_state(app.clone(), auth::check))
         .layer(CatchPanicLayer::custom(observe::panicked))
         .layer(middleware::from_fn(error::render))
         .layer(option_layer(auth::cors(&app.settings)))
-        .layer(middleware::from_fn_with_state(
-            app.clone(),
-            observe::observe,
-        ))
+        .layer(middleware::from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }

@@ -12,7 +12,7 @@ use super::{
     App,
     error::{Problem, quoted},
     generate::size,
-    wire::{ErrorReply, ModelCard, ModelDefaults, ModelEntry, ModelList},
+    wire::{self, ErrorReply, ModelCard, ModelDefaults, ModelEntry, ModelList},
 };
 use crate::{
     metrics::UNKNOWN_MODEL,
@@ -45,13 +45,10 @@ impl App {
             Some(state) => Err(Problem::not_ready(format!(
                 "`model` is {}, which is not ready: {}",
                 quoted(id),
-                reason(&state)
+                reason(id, &state)
             ))),
             None => {
-                self.metrics
-                    .rejected
-                    .with_label_values(&[UNKNOWN_MODEL, "unknown_model"])
-                    .inc();
+                self.metrics.rejected.with_label_values(&[UNKNOWN_MODEL, "unknown_model"]).inc();
                 Err(Problem::unknown_model(id))
             }
         }
@@ -59,12 +56,12 @@ impl App {
 }
 
 /// Why a model does not serve.
-pub(super) fn reason(state: &ModelState) -> String {
+pub(super) fn reason(id: &str, state: &ModelState) -> String {
     match state {
         ModelState::Ready(_) => "it serves".into(),
         ModelState::Loading => "it is being loaded; ask again shortly".into(),
         ModelState::Unloaded => {
-            "it is not loaded; POST /v2/repository/models/{name}/load loads it".into()
+            format!("it is not loaded; POST /v2/repository/models/{id}/load loads it")
         }
         ModelState::Failed(reason) => reason.clone(),
     }
@@ -72,22 +69,13 @@ pub(super) fn reason(state: &ModelState) -> String {
 
 /// Steps of a request that does not say.
 pub(super) fn default_steps(model: &Model) -> usize {
-    let steps = model
-        .card
-        .defaults
-        .num_inference_steps
-        .unwrap_or(DEFAULT_STEPS);
+    let steps = model.card.defaults.num_inference_steps.unwrap_or(DEFAULT_STEPS);
     steps.min(model.schedule.train_timesteps())
 }
 
 /// The sampler of a request that does not say.
 pub(super) fn default_scheduler(model: &Model) -> Kind {
-    let named = model
-        .card
-        .defaults
-        .scheduler
-        .as_ref()
-        .and_then(|name| name.parse().ok());
+    let named = model.card.defaults.scheduler.as_ref().and_then(|name| name.parse().ok());
     named.unwrap_or_else(|| Kind::for_scheduler_class(&model.schedule))
 }
 
@@ -96,16 +84,8 @@ pub(super) fn default_scheduler(model: &Model) -> Kind {
     (status = 200, description = "All models, the default one first", body = ModelList),
 ))]
 pub(super) async fn list(State(app): State<App>) -> Json<ModelList> {
-    let data = app
-        .registry
-        .list()
-        .into_iter()
-        .map(|(id, state)| entry(id, &state))
-        .collect();
-    Json(ModelList {
-        object: "list",
-        data,
-    })
+    let data = app.registry.list().into_iter().map(|(id, state)| entry(id, &state)).collect();
+    Json(ModelList { object: "list", data })
 }
 
 /// One model and its card.
@@ -121,10 +101,7 @@ pub(super) async fn show(
 ) -> Result<Json<ModelEntry>, Problem> {
     // A path that is not UTF-8 names no model either.
     let id = id.map_or_else(|_| String::from("\u{fffd}"), |Path(id)| id);
-    let state = app
-        .registry
-        .get(&id)
-        .ok_or_else(|| Problem::unknown_model(&id))?;
+    let state = app.registry.get(&id).ok_or_else(|| Problem::unknown_model(&id))?;
     Ok(Json(entry(id, &state)))
 }
 
@@ -133,14 +110,17 @@ fn entry(id: String, state: &ModelState) -> ModelEntry {
         ModelState::Ready(model) => Some(model),
         _ => None,
     };
+    let reason = reason(&id, state);
     ModelEntry {
         id,
         object: "model",
         created: model.map_or(0, |model| model.created),
         owned_by: "understudy",
         ready: model.is_some(),
-        reason: model.is_none().then(|| reason(state)),
-        card: model.map(|model| card(model)),
+        card: match model {
+            Some(model) => wire::ModelState::Ready(Box::new(card(model))),
+            None => wire::ModelState::NotReady { reason },
+        },
     }
 }
 

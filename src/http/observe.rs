@@ -41,9 +41,7 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
     let route = request.extensions().get::<MatchedPath>();
     let report = Report {
         metrics: &app.metrics,
-        route: route
-            .map_or(UNMATCHED_ROUTE, MatchedPath::as_str)
-            .to_owned(),
+        route: route.map_or(UNMATCHED_ROUTE, MatchedPath::as_str).to_owned(),
         method: method_label(request.method()),
         path: request.uri().path().to_owned(),
         received,
@@ -79,14 +77,8 @@ struct Report<'a> {
 impl Drop for Report<'_> {
     fn drop(&mut self) {
         let milliseconds = self.received.elapsed().as_secs_f64() * 1e3;
-        let code = self
-            .outcome
-            .as_ref()
-            .map_or(CLIENT_CLOSED_REQUEST, |(code, _)| code.as_u16());
-        let problem = self
-            .outcome
-            .as_ref()
-            .and_then(|(_, problem)| problem.as_ref());
+        let code = self.outcome.as_ref().map_or(CLIENT_CLOSED_REQUEST, |(code, _)| code.as_u16());
+        let problem = self.outcome.as_ref().and_then(|(_, problem)| problem.as_ref());
         let error = problem.map(|problem| problem.detail.as_ref().unwrap_or(&problem.message));
         let (method, path) = (self.method, &self.path);
         if code == 500 {
@@ -129,10 +121,7 @@ fn method_label(method: &Method) -> &'static str {
 fn server_timing(response: &Response, received: Instant) -> Option<HeaderValue> {
     let total = received.elapsed().as_secs_f64() * 1e3;
     let text = match response.extensions().get::<DeviceTime>() {
-        Some(DeviceTime {
-            queue_ms,
-            device_ms,
-        }) => {
+        Some(DeviceTime { queue_ms, device_ms }) => {
             format!("queue;dur={queue_ms:.3}, device;dur={device_ms:.3}, total;dur={total:.3}")
         }
         None => format!("total;dur={total:.3}"),

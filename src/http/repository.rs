@@ -17,6 +17,7 @@ use crate::registry::{LoadError, State as ModelState};
 
 /// The models of the models folder, and whether they serve.
 #[utoipa::path(post, path = "/v2/repository/index", tag = "repository",
+    operation_id = "repository_index",
     request_body(content = Option<RepositoryIndexRequest>, description = "May be left out"),
     responses(
         (status = 200, description = "The models", body = Vec<RepositoryEntry>),
@@ -51,7 +52,6 @@ pub(super) async fn index(
         (status = 404, description = "No such model", body = InferenceError),
         (status = 409, description = "It is being loaded already", body = InferenceError),
         (status = 503, description = "The server is shutting down", body = InferenceError),
-        (status = 504, description = "Out of time", body = InferenceError),
 ))]
 pub(super) async fn load(
     State(app): State<App>,
@@ -85,15 +85,16 @@ pub(super) async fn unload(
 fn refused(id: &str, error: LoadError) -> Problem {
     match error {
         LoadError::Unknown(_) => {
-            let message = format!("{}: no folder of that name with a model_index.json is in the models folder; POST /v2/repository/index lists what is", quoted(id));
+            let message = format!(
+                "{}: no folder of that name with a model_index.json is in the models folder; POST /v2/repository/index lists what is",
+                quoted(id)
+            );
             Problem::new(StatusCode::NOT_FOUND, "model_not_found", message)
         }
         LoadError::Refused(problem) => {
             Problem::new(StatusCode::BAD_REQUEST, "model_refused", format!("{id}: {problem}"))
         }
-        LoadError::Busy(_) => {
-            Problem::new(StatusCode::CONFLICT, "model_busy", error.to_string())
-        }
+        LoadError::Busy(_) => Problem::new(StatusCode::CONFLICT, "model_busy", error.to_string()),
     }
 }
 
@@ -105,9 +106,9 @@ fn current(app: &App, id: String) -> Result<Json<RepositoryEntry>, Problem> {
 fn entry(name: String, state: &ModelState) -> RepositoryEntry {
     let (state, reason) = match state {
         ModelState::Ready(_) => ("READY", String::new()),
-        ModelState::Loading => ("LOADING", reason(state)),
+        ModelState::Loading => ("LOADING", reason(&name, state)),
         ModelState::Unloaded => ("UNAVAILABLE", "unloaded".into()),
-        ModelState::Failed(_) => ("UNAVAILABLE", reason(state)),
+        ModelState::Failed(_) => ("UNAVAILABLE", reason(&name, state)),
     };
     RepositoryEntry { name, version: VERSION, state, reason }
 }

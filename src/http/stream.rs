@@ -45,13 +45,7 @@ pub(super) fn events(
     received: Instant,
     in_flight: TaskTrackerToken,
 ) -> Response {
-    let streaming = Streaming {
-        app,
-        plan,
-        submission,
-        received,
-        _in_flight: in_flight,
-    };
+    let streaming = Streaming { app, plan, submission, received, _in_flight: in_flight };
     let events = unfold(Some(streaming), |streaming| async {
         let mut streaming = streaming?;
         match streaming.next().await {
@@ -67,9 +61,7 @@ pub(super) fn events(
             }
         }
     });
-    Sse::new(events)
-        .keep_alive(KeepAlive::new().interval(KEEP_ALIVE))
-        .into_response()
+    Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
 impl Streaming {
@@ -81,19 +73,11 @@ impl Streaming {
             return Ok(None);
         };
         Ok(Some(match event {
-            Event::Partial {
-                index,
-                partial_index,
-                image,
-            } => StreamEvent::PartialImage {
+            Event::Partial { index, partial_index, image } => StreamEvent::PartialImage {
                 image: self.image(index, image).await?,
                 partial_image_index: partial_index,
             },
-            Event::Completed {
-                index,
-                image,
-                timings,
-            } => StreamEvent::Completed {
+            Event::Completed { index, image, timings } => StreamEvent::Completed {
                 image: self.image(index, image).await?,
                 model: self.plan.request.model.id.clone(),
                 timings: Timings::of(&[timings], self.received.elapsed()),

@@ -102,9 +102,10 @@ pub(in crate::http) enum ClassLabel {
     Name(String),
 }
 
-/// The samplers, as documentation; the names live in the models crate.
+/// A sampler.
+// A schema only: the names live in the models crate.
 #[derive(ToSchema)]
-#[allow(dead_code)] // a schema only
+#[allow(dead_code)]
 #[schema(rename_all = "lowercase")]
 pub(in crate::http) enum Scheduler {
     /// Ancestral sampling, the schedule's own variance.

@@ -33,6 +33,12 @@ pub(super) struct ErrorBody {
     pub(super) code: String,
 }
 
+/// Bytes that are not text.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code)] // a schema only
+pub(super) struct Binary(Vec<u8>);
+
 /// Whether the server takes requests.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {

@@ -26,12 +26,22 @@ pub(in crate::http) struct ModelEntry {
     pub(in crate::http) owned_by: &'static str,
     /// Whether it serves.
     pub(in crate::http) ready: bool,
-    /// Why it does not serve.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(in crate::http) reason: Option<String>,
-    /// What it is, of a model that serves.
+    /// What it is, or why it does not serve.
     #[serde(flatten)]
-    pub(in crate::http) card: Option<ModelCard>,
+    pub(in crate::http) card: ModelState,
+}
+
+/// What a model is, or why it does not serve.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum ModelState {
+    /// It serves.
+    Ready(Box<ModelCard>),
+    /// It does not.
+    NotReady {
+        /// Why not.
+        reason: String,
+    },
 }
 
 /// What a model is, from its folder and its model card.
