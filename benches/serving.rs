@@ -9,6 +9,9 @@
 //! beside it and share its processors. A machine's speed drifts, so everything is measured in turns
 //! and compared within a round; the figures that count are the medians of the rounds' ratios.
 //!
+//! Processor seconds per image, of all threads together and the clients included, are there as well:
+//! they hold still when something else runs on the machine, but do not see the processors idle.
+//!
 //! - *bare*: the network alone, one evaluation of `clients` rows after the other.
 //! - *http*: closed-loop clients, each asking for its next image (PNG in base64) when it has one.
 //! - *singles*: as many clients ask for one image each, at the same moment; until the last has it.
@@ -107,10 +110,10 @@ fn speed(server: &Server, arguments: &Arguments) -> Value {
     let (clients, steps) = (usize::from(arguments.clients), usize::from(arguments.steps));
     let images = usize::from(arguments.images);
     let network = Network::load(clients);
-    let bare = || rate(clients * images, || network.evaluate(images * steps));
-    let http = || rate(clients * images, || server.closed_loop(clients, images, steps));
-    let singles = || seconds(|| server.closed_loop(clients, 1, steps));
-    let one_request = || seconds(|| server.client().images(clients, steps));
+    let bare = || Cost::of(clients * images, || network.evaluate(images * steps));
+    let http = || Cost::of(clients * images, || server.closed_loop(clients, images, steps));
+    let singles = || Cost::of(1, || server.closed_loop(clients, 1, steps));
+    let one_request = || Cost::of(1, || server.client().images(clients, steps));
 
     // The first requests open connections and page memory in.
     (bare(), http());
@@ -118,34 +121,48 @@ fn speed(server: &Server, arguments: &Arguments) -> Value {
         "{MODEL}, {clients} clients, {steps} steps, evaluations of up to {} rows",
         server.max_rows
     );
-    println!("\n        images per second             seconds for {clients} images");
-    println!("round      bare     http   ratio    one request  singles   ratio");
-    let (mut of_bare, mut of_one_request) = (Vec::new(), Vec::new());
+    println!(
+        "\n        images per second          CPU s per image        seconds for {clients} images"
+    );
+    println!("round    bare    http  ratio    bare   http  ratio   one request singles  ratio");
+    let (mut of_bare, mut cpu_of_bare, mut of_one_request) = (Vec::new(), Vec::new(), Vec::new());
     let mut rounds = Vec::new();
     for round in 1..=arguments.rounds {
         let [bare, http, one_request, singles] = [bare(), http(), one_request(), singles()];
-        of_bare.push(http / bare);
-        of_one_request.push(singles / one_request);
+        let [ratio, cpu_ratio] = [bare.seconds / http.seconds, http.cpu_seconds / bare.cpu_seconds];
+        let singles_ratio = singles.seconds / one_request.seconds;
+        of_bare.push(ratio);
+        cpu_of_bare.push(cpu_ratio);
+        of_one_request.push(singles_ratio);
         println!(
-            "{round:5}  {bare:8.2} {http:8.2}  {:6.3}   {one_request:12.3} {singles:8.3}  {:6.3}",
-            http / bare,
-            singles / one_request
+            "{round:5} {:7.2} {:7.2} {ratio:6.3}  {:6.3} {:6.3} {cpu_ratio:6.3}   {:11.3} {:7.3} {singles_ratio:6.3}",
+            1.0 / bare.seconds,
+            1.0 / http.seconds,
+            bare.cpu_seconds,
+            http.cpu_seconds,
+            one_request.seconds,
+            singles.seconds,
         );
         rounds.push(json!({
-            "bare_images_per_second": bare,
-            "http_images_per_second": http,
-            "one_request_seconds": one_request,
-            "singles_seconds": singles,
+            "bare_images_per_second": 1.0 / bare.seconds,
+            "bare_cpu_seconds_per_image": bare.cpu_seconds,
+            "http_images_per_second": 1.0 / http.seconds,
+            "http_cpu_seconds_per_image": http.cpu_seconds,
+            "one_request_seconds": one_request.seconds,
+            "singles_seconds": singles.seconds,
         }));
     }
+    let cpu_of_bare = median(cpu_of_bare);
     let (of_bare, of_one_request) = (median(of_bare), median(of_one_request));
     println!("\nmedian of http / bare: {of_bare:.3}, {}", verdict(of_bare >= LEAST_OF_BARE));
+    println!("median of their CPU seconds: {cpu_of_bare:.3}");
     let within = of_one_request <= MOST_OF_ONE_REQUEST;
     println!("median of singles / one request: {of_one_request:.3}, {}", verdict(within));
     json!({
         "clients": clients,
         "steps": steps,
         "http_of_bare": of_bare,
+        "http_cpu_of_bare": cpu_of_bare,
         "http_of_bare_target": LEAST_OF_BARE,
         "singles_of_one_request": of_one_request,
         "singles_of_one_request_target": MOST_OF_ONE_REQUEST,
@@ -306,14 +323,35 @@ fn zoo() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo")
 }
 
-fn seconds(work: impl FnOnce()) -> f64 {
-    let began = Instant::now();
-    work();
-    began.elapsed().as_secs_f64()
+/// What one image takes.
+struct Cost {
+    seconds: f64,
+    /// Of all threads of this process, where the system tells, else NaN.
+    cpu_seconds: f64,
 }
 
-fn rate(images: usize, work: impl FnOnce()) -> f64 {
-    images as f64 / seconds(work)
+impl Cost {
+    fn of(images: usize, work: impl FnOnce()) -> Self {
+        let (began, cpu_began) = (Instant::now(), cpu_seconds());
+        work();
+        let images = images as f64;
+        Self {
+            seconds: began.elapsed().as_secs_f64() / images,
+            cpu_seconds: (cpu_seconds() - cpu_began) / images,
+        }
+    }
+}
+
+/// Processor time of this process so far.
+fn cpu_seconds() -> f64 {
+    // Linux counts in hundredths of a second, whatever the processor.
+    const TICK: f64 = 0.01;
+    let Ok(stat) = fs::read_to_string("/proc/self/stat") else { return f64::NAN };
+    // The process's name, in parentheses, may hold spaces; user and system time are 12th and 13th
+    // after it.
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    let ticks = fields.split_whitespace().skip(11).take(2).map(|n| n.parse::<f64>().unwrap());
+    ticks.sum::<f64>() * TICK
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
