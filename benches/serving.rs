@@ -116,7 +116,8 @@ fn speed(server: &Server, arguments: &Arguments) -> Value {
     let one_request = || Cost::of(1, || server.client().images(clients, steps));
 
     // The first requests open connections and page memory in.
-    (bare(), http());
+    bare();
+    http();
     println!(
         "{MODEL}, {clients} clients, {steps} steps, evaluations of up to {} rows",
         server.max_rows
