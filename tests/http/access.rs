@@ -29,7 +29,15 @@ async fn a_key_opens_what_is_not_open() {
     assert_eq!(refused.status, 401);
     assert_eq!(refused.header("www-authenticate"), "Bearer");
     assert_eq!(refused.json()["error"]["type"], "authentication_error");
-    for path in ["/health", "/metrics", "/v2/health/live", "/v2/health/ready", "/docs/", "/", "/openapi.json"] {
+    for path in [
+        "/health",
+        "/metrics",
+        "/v2/health/live",
+        "/v2/health/ready",
+        "/docs/",
+        "/",
+        "/openapi.json",
+    ] {
         assert_eq!(server.get(path).await.status, 200, "{path}");
     }
     assert_eq!(server.get("/nothing").await.status, 401);
@@ -67,10 +75,16 @@ async fn origins_that_are_allowed_may_read() {
     assert!(reply.header("access-control-allow-headers").contains("authorization"));
     let other = server.send(preflight("https://b.example")).await;
     assert_eq!(other.header("access-control-allow-origin"), "");
-    assert_eq!(server.send(get("/health", "origin", origin)).await.header("access-control-allow-origin"), origin);
+    assert_eq!(
+        server.send(get("/health", "origin", origin)).await.header("access-control-allow-origin"),
+        origin
+    );
 
     let closed = Server::start().await;
-    assert_eq!(closed.send(get("/health", "origin", origin)).await.header("access-control-allow-origin"), "");
+    assert_eq!(
+        closed.send(get("/health", "origin", origin)).await.header("access-control-allow-origin"),
+        ""
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +110,9 @@ async fn metric_labels_are_bounded() {
     server.generate(json!({"model": "made-up"})).await;
     server.get("/made/up").await;
     server.get("/v1/models/made-up").await;
-    server.send(Request::builder().method("BREW").uri("/health").body(Body::empty()).unwrap()).await;
+    server
+        .send(Request::builder().method("BREW").uri("/health").body(Body::empty()).unwrap())
+        .await;
     server.generate(json!({"n": 3})).await;
     let text = server.get("/metrics").await.text();
     assert!(!text.contains("made-up") && !text.contains("/made/up") && !text.contains("BREW"));

@@ -26,7 +26,10 @@ async fn a_reply_tells_how_it_came_about() {
     for (index, entry) in body["data"].as_array().unwrap().iter().enumerate() {
         assert_eq!(entry["index"], index);
         assert_eq!(entry["seed"], 7 + index);
-        assert_eq!((&entry["class_label"], &entry["class_name"]), (&json!(1), &json!("Ankle boot")));
+        assert_eq!(
+            (&entry["class_label"], &entry["class_name"]),
+            (&json!(1), &json!("Ankle boot"))
+        );
         let decoded = image::load_from_memory(&image(entry)).unwrap();
         assert_eq!((decoded.width(), decoded.height()), (8, 8));
         assert_eq!(decoded.color(), image::ColorType::L8);
@@ -38,8 +41,12 @@ async fn a_seed_gives_its_image_again() {
     let server = Server::start().await;
     let last = (1u64 << 53) - 1;
     let body = server.generate(json!({"n": 4, "seed": last - 1})).await.json();
-    let seeds: Vec<u64> =
-        body["data"].as_array().unwrap().iter().map(|entry| entry["seed"].as_u64().unwrap()).collect();
+    let seeds: Vec<u64> = body["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["seed"].as_u64().unwrap())
+        .collect();
     assert_eq!(seeds, [last - 1, last, 0, 1]);
     for entry in body["data"].as_array().unwrap() {
         let again = server.generate(json!({"seed": entry["seed"]})).await.json();
@@ -57,7 +64,9 @@ async fn a_seed_gives_its_image_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn classes_go_by_number_and_name() {
     let server = Server::start().await;
-    for label in [json!(1), json!("1"), json!("Ankle boot"), json!("ankle-BOOT"), json!("ANKLE_boot")] {
+    for label in
+        [json!(1), json!("1"), json!("Ankle boot"), json!("ankle-BOOT"), json!("ANKLE_boot")]
+    {
         let reply = server.generate(json!({"class_label": label, "seed": 1})).await;
         assert_eq!(reply.json()["data"][0]["class_label"], 1, "{label}");
     }
@@ -92,13 +101,15 @@ async fn accept_chooses_the_image_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn formats_do_not_change_the_picture() {
     let server = Server::start().await;
-    let pixels = |body: &Value| image::load_from_memory(&image(&body["data"][0])).unwrap().to_luma8();
+    let pixels =
+        |body: &Value| image::load_from_memory(&image(&body["data"][0])).unwrap().to_luma8();
     let png = server.generate(json!({"seed": 3})).await.json();
     let webp = server.generate(json!({"seed": 3, "output_format": "webp"})).await.json();
     assert_eq!(webp["output_format"], "webp");
     assert_eq!(pixels(&png), pixels(&webp));
     for format in ["jpeg", "webp"] {
-        let request = |quality| json!({"seed": 3, "output_format": format, "output_compression": quality});
+        let request =
+            |quality| json!({"seed": 3, "output_format": format, "output_compression": quality});
         let (low, high) = (server.generate(request(0)).await, server.generate(request(100)).await);
         let length = |body: &Value| image(&body["data"][0]).len();
         assert!(length(&low.json()) < length(&high.json()), "{format}");

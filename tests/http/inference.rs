@@ -28,7 +28,8 @@ async fn infer(server: &Server, body: &Value) -> crate::server::Reply {
 async fn metadata_says_what_goes_in_and_out() {
     let server = Server::start().await;
     let metadata = server.get(&format!("/v2/models/{CLASSES}")).await.json();
-    let shapes: Vec<_> = metadata["inputs"].as_array().unwrap().iter().map(|i| &i["shape"]).collect();
+    let shapes: Vec<_> =
+        metadata["inputs"].as_array().unwrap().iter().map(|i| &i["shape"]).collect();
     assert_eq!(json!(shapes), json!([[-1, 1, 8, 8], [-1], [-1]]));
     assert_eq!(metadata["outputs"][0]["name"], "noise_pred");
     let plain = server.get(&format!("/v2/models/{PLAIN}")).await.json();

@@ -27,27 +27,93 @@ async fn bad_values_are_refused_by_name() {
         (json!({"class_label": "dog"}), 400, "class_label", "invalid_value", &["\"dog\"", "Bag"]),
         (json!({"class_label": {}}), 400, "class_label", "invalid_value", &["number or its name"]),
         (json!({"prompt": "a dog"}), 400, "prompt", "invalid_value", &["\"a dog\"", "Bag"]),
-        (json!({"prompt": "1", "class_label": 1}), 400, "class_label", "conflicting_fields", &["one of them"]),
-        (json!({"model": PLAIN, "prompt": "1"}), 400, "prompt", "invalid_value", &["unconditional"]),
-        (json!({"model": PLAIN, "class_label": 1}), 400, "class_label", "invalid_value", &["unconditional"]),
+        (
+            json!({"prompt": "1", "class_label": 1}),
+            400,
+            "class_label",
+            "conflicting_fields",
+            &["one of them"],
+        ),
+        (
+            json!({"model": PLAIN, "prompt": "1"}),
+            400,
+            "prompt",
+            "invalid_value",
+            &["unconditional"],
+        ),
+        (
+            json!({"model": PLAIN, "class_label": 1}),
+            400,
+            "class_label",
+            "invalid_value",
+            &["unconditional"],
+        ),
         (json!({"model": "nope"}), 404, "model", "model_not_found", &["\"nope\"", "/v1/models"]),
         (json!({"model": "../classes"}), 404, "model", "model_not_found", &["../classes"]),
         (json!({"model": "auto"}), 400, "model", "invalid_value", &["reserved"]),
-        (json!({"num_inference_steps": 0}), 400, "num_inference_steps", "invalid_value", &["1 to 20000"]),
-        (json!({"num_inference_steps": 100000}), 400, "num_inference_steps", "invalid_value", &["100000", "1 to 20000"]),
-        (json!({"scheduler": "plms"}), 400, "scheduler", "invalid_value", &["\"plms\"", "ddim, dpm++"]),
+        (
+            json!({"num_inference_steps": 0}),
+            400,
+            "num_inference_steps",
+            "invalid_value",
+            &["1 to 20000"],
+        ),
+        (
+            json!({"num_inference_steps": 100000}),
+            400,
+            "num_inference_steps",
+            "invalid_value",
+            &["100000", "1 to 20000"],
+        ),
+        (
+            json!({"scheduler": "plms"}),
+            400,
+            "scheduler",
+            "invalid_value",
+            &["\"plms\"", "ddim, dpm++"],
+        ),
         (json!({"eta": -0.5}), 400, "eta", "invalid_value", &["-0.5"]),
         (json!({"scheduler": "euler", "eta": 0.5}), 400, "eta", "invalid_value", &["euler"]),
-        (json!({"model": PLAIN, "guidance_scale": 2}), 400, "guidance_scale", "invalid_value", &["null class"]),
+        (
+            json!({"model": PLAIN, "guidance_scale": 2}),
+            400,
+            "guidance_scale",
+            "invalid_value",
+            &["null class"],
+        ),
         (json!({"output_format": "gif"}), 400, "output_format", "invalid_value", &["gif", "webp"]),
-        (json!({"output_compression": 50}), 400, "output_compression", "conflicting_fields", &["png", "jpeg"]),
-        (json!({"output_format": "jpeg", "output_compression": 101}), 400, "output_compression", "invalid_value", &["0 to 100"]),
+        (
+            json!({"output_compression": 50}),
+            400,
+            "output_compression",
+            "conflicting_fields",
+            &["png", "jpeg"],
+        ),
+        (
+            json!({"output_format": "jpeg", "output_compression": 101}),
+            400,
+            "output_compression",
+            "invalid_value",
+            &["0 to 100"],
+        ),
         (json!({"response_format": "url"}), 400, "response_format", "invalid_value", &["b64_json"]),
         (json!({"stream": 1}), 400, "stream", "invalid_value", &["true or false"]),
-        (json!({"stream": true, "partial_images": 4}), 400, "partial_images", "invalid_value", &["0 to 3"]),
+        (
+            json!({"stream": true, "partial_images": 4}),
+            400,
+            "partial_images",
+            "invalid_value",
+            &["0 to 3"],
+        ),
         (json!({"partial_images": 1}), 400, "partial_images", "conflicting_fields", &["stream"]),
         (json!({"deadline_ms": 0}), 400, "deadline_ms", "invalid_value", &["at least 1"]),
-        (json!({"deadline_ms": 1, "num_inference_steps": 20000}), 504, "deadline_ms", "deadline_unreachable", &["idle server"]),
+        (
+            json!({"deadline_ms": 1, "num_inference_steps": 20000}),
+            504,
+            "deadline_ms",
+            "deadline_unreachable",
+            &["idle server"],
+        ),
         (json!({"steps": 4}), 400, "steps", "unknown_field", &["`steps`", "num_inference_steps"]),
     ];
     for (body, status, param, code, parts) in cases {
@@ -77,7 +143,7 @@ async fn bodies_that_are_no_request_are_refused() {
         ("{\"n\": 1, \"n\": 2}", "duplicate_field", "more than once"),
         ("[null]", "invalid_body", "JSON object"),
         ("7", "invalid_body", "integer `7`"),
-        ("\"\\ud800\"", "malformed_json", "surrogate"),
+        ("\"\\ud800\"", "malformed_json", "hex escape"),
     ];
     for (body, code, part) in cases {
         let reply = server.post("/v1/images/generations", body).await;
@@ -109,7 +175,10 @@ async fn bodies_of_the_wrong_kind_or_size_are_refused() {
 async fn wrong_paths_and_methods_answer_in_the_shape_of_their_api() {
     let server = Server::start().await;
     let missing = server.get("/v1/nothing").await;
-    assert_eq!((missing.status.as_u16(), &missing.json()["error"]["code"]), (404, &json!("path_not_found")));
+    assert_eq!(
+        (missing.status.as_u16(), &missing.json()["error"]["code"]),
+        (404, &json!("path_not_found"))
+    );
     let missing = server.get("/v2/nothing").await;
     assert_eq!(missing.status, 404);
     assert!(missing.json()["error"].as_str().unwrap().contains("/v2/nothing"));

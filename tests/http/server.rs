@@ -27,46 +27,45 @@ use understudy_models::{
 
 /// Gray, 8×8, four classes of which the last means "none"; 20,000 training steps, so that a request
 /// can be made to take as long as a test needs.
-pub const CLASSES: &str = "classes";
+pub(crate) const CLASSES: &str = "classes";
 /// RGB, 8×8, unconditional; not a teacher, so not the default.
-pub const PLAIN: &str = "plain";
+pub(crate) const PLAIN: &str = "plain";
 /// Steps of a request that must not finish before the test is done with it.
-pub const ENDLESS: usize = 20_000;
+pub(crate) const ENDLESS: usize = 20_000;
 
-pub struct Server {
-    pub app: App,
-    pub metrics: Arc<Metrics>,
-    pub models: TempDir,
+pub(crate) struct Server {
+    pub(crate) app: App,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) models: TempDir,
 }
 
-pub struct Reply {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub body: Vec<u8>,
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
-    pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body)
-            .unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 }
 
 impl Server {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with(|_| {}).await
     }
 
     /// A server whose operator decided otherwise.
-    pub async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let models = tempfile::tempdir().unwrap();
         let card = json!({
             "class_names": ["T-shirt/top", "Ankle boot", "Bag", "nothing"],
@@ -101,31 +100,31 @@ impl Server {
         Self { app, metrics, models }
     }
 
-    pub fn router(&self) -> Router {
+    pub(crate) fn router(&self) -> Router {
         http::router(self.app.clone())
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Reply {
+    pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
         let response = self.router().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         let body = body.collect().await.unwrap().to_bytes().to_vec();
         Reply { status: head.status, headers: head.headers, body }
     }
 
-    pub async fn get(&self, path: &str) -> Reply {
+    pub(crate) async fn get(&self, path: &str) -> Reply {
         self.send(Request::get(path).body(Body::empty()).unwrap()).await
     }
 
-    pub async fn post(&self, path: &str, body: impl Into<Body>) -> Reply {
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Body>) -> Reply {
         self.send(post(path, body)).await
     }
 
-    pub async fn generate(&self, body: Value) -> Reply {
+    pub(crate) async fn generate(&self, body: Value) -> Reply {
         self.post("/v1/images/generations", body.to_string()).await
     }
 
     /// Lets other tasks run until something is true.
-    pub async fn until(&self, what: &str, is_true: impl Fn(&Self) -> bool) {
+    pub(crate) async fn until(&self, what: &str, is_true: impl Fn(&Self) -> bool) {
         let patience = Duration::from_secs(30);
         let wait = async {
             while !is_true(self) {
@@ -135,17 +134,23 @@ impl Server {
         tokio::time::timeout(patience, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
     }
 
-    pub fn running(&self) -> i64 {
+    pub(crate) fn running(&self) -> i64 {
         self.metrics.samples_running.with_label_values(&[CLASSES]).get()
     }
 }
 
-pub fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
+pub(crate) fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
     Request::post(path).header("content-type", "application/json").body(body.into()).unwrap()
 }
 
 /// A model folder with random weights.
-pub fn write_model(folder: &Path, id: &str, channels: usize, classes: Option<usize>, card: Value) {
+pub(crate) fn write_model(
+    folder: &Path,
+    id: &str,
+    channels: usize,
+    classes: Option<usize>,
+    card: Value,
+) {
     let unet = json!({
         "_class_name": "UNet2DModel",
         "sample_size": 8, "in_channels": channels, "out_channels": channels,
