@@ -50,8 +50,9 @@
 //! models and classifiers.
 
 mod architecture;
-mod folder;
+mod flags;
 mod names;
+mod schedule;
 
 use std::collections::HashMap;
 use std::io::Read;
@@ -60,6 +61,9 @@ use std::path::Path;
 use candle_core::pickle::PthTensors;
 use candle_core::{DType, Tensor};
 
+use super::card::Card;
+use super::{Draft, ModelFolder};
+use crate::schedule::ScheduleConfig;
 use crate::unet::UNet2DConfig;
 use crate::unet::weights::{Shapes, mismatch};
 use crate::{Error, Result};
@@ -80,16 +84,10 @@ use names::Target;
 pub fn import(weights: &Path, arch: &Path, out: &Path) -> Result<UNet2DConfig> {
     let architecture = Architecture::read(arch)?;
     let config = architecture.config()?;
-    let destination = folder::Pending::new(out)?;
+    let draft = Draft::new(out)?;
     let tensors = convert(weights, &architecture, &config)?;
-    destination.write_json("model_index.json", &folder::model_index())?;
-    destination.write_json("unet/config.json", &config.to_json())?;
-    destination.write_json(
-        "scheduler/scheduler_config.json",
-        &architecture.scheduler()?,
-    )?;
-    destination.write_tensors("unet/diffusion_pytorch_model.safetensors", &tensors)?;
-    destination.finish()?;
+    let schedule = ScheduleConfig::from_json(&architecture.scheduler(), "the flags' scheduler")?;
+    ModelFolder::write(draft, &config, &tensors, &schedule, &Card::default())?;
     Ok(config)
 }
 
@@ -101,14 +99,10 @@ fn convert(
 ) -> Result<HashMap<String, Tensor>> {
     let entries = names::entries(architecture, config)?;
     let file = open(path)?;
-    let expected: Shapes = entries
-        .iter()
-        .map(|entry| (entry.source.clone(), entry.shape.clone()))
-        .collect();
+    let expected: Shapes =
+        entries.iter().map(|entry| (entry.source.clone(), entry.shape.clone())).collect();
     let found = file.tensor_infos().iter();
-    let found = found
-        .map(|(name, info)| (name.clone(), info.layout.dims().to_vec()))
-        .collect();
+    let found = found.map(|(name, info)| (name.clone(), info.layout.dims().to_vec())).collect();
     // Compared before anything is read, so that no size in the file is believed.
     if let Some(difference) = mismatch(&expected, &found) {
         return Err(Error::Weights(format!(
@@ -119,9 +113,7 @@ fn convert(
     }
     let mut tensors = HashMap::new();
     for entry in entries {
-        let tensor = file
-            .get(&entry.source)
-            .map_err(|error| unreadable(path, error))?;
+        let tensor = file.get(&entry.source).map_err(|error| unreadable(path, error))?;
         let tensor =
             tensor.ok_or_else(|| unreadable(path, format!("`{}` is gone", entry.source)))?;
         let tensor = match tensor.dtype() {
@@ -141,10 +133,7 @@ fn convert(
 }
 
 fn open(path: &Path) -> Result<PthTensors> {
-    let io = |source| Error::Io {
-        path: path.to_path_buf(),
-        source,
-    };
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
     let mut magic = [0; 2];
     let mut file = std::fs::File::open(path).map_err(io)?;
     file.read_exact(&mut magic).map_err(io)?;
@@ -166,8 +155,5 @@ fn open(path: &Path) -> Result<PthTensors> {
 }
 
 fn unreadable(path: &Path, problem: impl ToString) -> Error {
-    Error::Format {
-        path: path.to_path_buf(),
-        problem: problem.to_string(),
-    }
+    Error::Format { path: path.to_path_buf(), problem: problem.to_string() }
 }

@@ -7,33 +7,29 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{Error, Result};
 
 /// A folder in the making, beside the one it will be; removed again unless it is finished.
-pub(super) struct Pending {
+#[derive(Debug)]
+pub struct Draft {
     draft: PathBuf,
     out: PathBuf,
 }
 
-impl Pending {
+impl Draft {
     /// Begins a folder that will be `out`, which must not exist, or be empty.
-    pub(super) fn new(out: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Value`] when `out` exists, [`Error::Io`] when nothing can be made there.
+    pub fn new(out: &Path) -> Result<Self> {
         let Some(name) = out.file_name() else {
-            return Err(Error::value(
-                "out",
-                out.display(),
-                "must be the path of a new folder",
-            ));
+            return Err(Error::value("out", out.display(), "must be the path of a new folder"));
         };
         let empty = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
         if !empty && fs::symlink_metadata(out).is_ok() {
-            return Err(Error::value(
-                "out",
-                out.display(),
-                "exists; choose another or remove it",
-            ));
+            return Err(Error::value("out", out.display(), "exists; choose another or remove it"));
         }
         let mut draft = OsString::from(".");
         draft.push(name);
@@ -43,10 +39,7 @@ impl Pending {
             fs::create_dir_all(parent).map_err(at(parent))?;
         }
         fs::create_dir(&draft).map_err(at(&draft))?;
-        Ok(Self {
-            draft,
-            out: out.to_path_buf(),
-        })
+        Ok(Self { draft, out: out.to_path_buf() })
     }
 
     /// Writes `value` to `name` inside the folder.
@@ -62,11 +55,8 @@ impl Pending {
     ) -> Result<()> {
         let path = self.draft.join(name);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        let bytes =
-            safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::Format {
-                path,
-                problem: error.to_string(),
-            })?;
+        let bytes = safetensors::serialize(tensors, Some(metadata))
+            .map_err(|error| Error::Format { path, problem: error.to_string() })?;
         self.write(name, &bytes)
     }
 
@@ -92,7 +82,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for Draft {
     fn drop(&mut self) {
         // After `finish` nothing is there any more, and of a failure to clean up there is nobody to tell.
         let _ = fs::remove_dir_all(&self.draft);
@@ -107,9 +97,7 @@ fn sync(folder: Option<&Path>) -> Result<()> {
         None => return Ok(()),
     };
     if cfg!(unix) {
-        File::open(folder)
-            .and_then(|file| file.sync_all())
-            .map_err(at(folder))
+        File::open(folder).and_then(|file| file.sync_all()).map_err(at(folder))
     } else {
         Ok(())
     }
@@ -118,13 +106,4 @@ fn sync(folder: Option<&Path>) -> Result<()> {
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     |source| Error::Io { path, source }
-}
-
-/// What diffusers needs to know to load the folder as a pipeline.
-pub(super) fn model_index() -> Value {
-    json!({
-        "_class_name": "DDPMPipeline",
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    })
 }
