@@ -19,7 +19,7 @@ use understudy::{
     registry::{self, Registry},
 };
 use understudy_models::{
-    checkpoint::{ModelFolder, card::Card},
+    checkpoint::{Draft, ModelFolder, card::Card},
     noise,
     schedule::ScheduleConfig,
     unet::{UNet2DConfig, UNet2DModel},
@@ -176,5 +176,6 @@ pub(crate) fn write_model(
         })
         .collect();
     let card: Card = serde_json::from_value(card).unwrap();
-    ModelFolder::write(&folder.join(id), &unet, &weights, &schedule, &card).unwrap();
+    let draft = Draft::new(&folder.join(id)).unwrap();
+    ModelFolder::write(draft, &unet, &weights, &schedule, &card).unwrap();
 }
