@@ -4,6 +4,7 @@ pub mod adm;
 pub mod card;
 mod file;
 mod folder;
+pub mod hub;
 
 pub use file::write_atomically;
 pub use folder::{Loaded, ModelFolder, normal_name};
