@@ -1,6 +1,6 @@
 //! The one question every network answers.
 
-use candle_core::{Device, DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 /// What a network is told beside the noisy sample and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

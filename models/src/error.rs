@@ -49,7 +49,11 @@ pub enum Error {
 
 impl Error {
     /// A [`Error::Value`] from anything printable.
-    pub fn value(field: impl Into<String>, value: impl ToString, remedy: impl Into<String>) -> Self {
+    pub fn value(
+        field: impl Into<String>,
+        value: impl ToString,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self::Value { field: field.into(), value: value.to_string(), remedy: remedy.into() }
     }
 }

@@ -42,12 +42,7 @@ fn key(seed: u64) -> [u32; 2] {
 }
 
 fn counter(block: u64, stream: u64) -> [u32; 4] {
-    [
-        block as u32,
-        (block >> 32) as u32,
-        stream as u32,
-        (stream >> 32) as u32,
-    ]
+    [block as u32, (block >> 32) as u32, stream as u32, (stream >> 32) as u32]
 }
 
 /// Philox-4x32 with ten rounds: four uniform words per counter.
@@ -61,10 +56,7 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
             (left >> 32) as u32 ^ counter[3] ^ key[1],
             left as u32,
         ];
-        key = [
-            key[0].wrapping_add(0x9E37_79B9),
-            key[1].wrapping_add(0xBB67_AE85),
-        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter
 }
@@ -86,10 +78,7 @@ mod tests {
     #[test]
     fn philox_gives_the_known_answers() {
         let all = u32::MAX;
-        assert_eq!(
-            philox([0; 4], [0; 2]),
-            [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]
-        );
+        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         assert_eq!(
             philox([all; 4], [all; 2]),
             [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
@@ -131,13 +120,7 @@ mod tests {
     fn streams_are_uncorrelated() {
         let one = stream(1, 0);
         let shifted = one.iter().skip(1).chain(one.first()).copied().collect();
-        let others = [
-            stream(2, 0),
-            stream(1, 1),
-            stream(1 << 32, 0),
-            stream(0, 1),
-            shifted,
-        ];
+        let others = [stream(2, 0), stream(1, 1), stream(1 << 32, 0), stream(0, 1), shifted];
         for other in others {
             let product = mean(one.iter().zip(&other).map(|(a, b)| f64::from(a * b)));
             assert!(product.abs() < 0.02, "correlation {product}");
@@ -170,14 +153,8 @@ mod tests {
     fn class_labels_cover_their_range_evenly_and_are_not_noise() {
         let mut counts = [0_u32; 10];
         (0..10_000).for_each(|seed| counts[class_label(seed, 10)] += 1);
-        assert!(
-            counts.iter().all(|count| (850..1150).contains(count)),
-            "{counts:?}"
-        );
+        assert!(counts.iter().all(|count| (850..1150).contains(count)), "{counts:?}");
         assert_eq!(class_label(5, 1), 0);
-        assert_ne!(
-            uniform_u64(0, 0),
-            u64::from(0xe169_c58d_u32) << 32 | 0x6627_e8d5
-        );
+        assert_ne!(uniform_u64(0, 0), u64::from(0xe169_c58d_u32) << 32 | 0x6627_e8d5);
     }
 }

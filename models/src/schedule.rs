@@ -142,9 +142,7 @@ impl ScheduleConfig {
                 max: self.sample_max_value.unwrap_or(1.0),
             }
         } else if clips {
-            Bound::Clamp {
-                range: self.clip_sample_range.unwrap_or(1.0),
-            }
+            Bound::Clamp { range: self.clip_sample_range.unwrap_or(1.0) }
         } else {
             Bound::None
         };
@@ -224,9 +222,7 @@ impl Schedule {
 
     /// `sigma_t = sqrt((1 − alpha_bar_t) / alpha_bar_t)`; infinite where `alpha_bar_t` is 0.
     pub fn sigma(&self, timestep: usize) -> Option<f64> {
-        self.alpha_bar
-            .get(timestep)
-            .map(|&alpha_bar| sigma(alpha_bar))
+        self.alpha_bar.get(timestep).map(|&alpha_bar| sigma(alpha_bar))
     }
 
     /// A complaint about one of the file's fields.

@@ -9,13 +9,7 @@ use understudy_models::Denoiser;
 use understudy_models::checkpoint::adm;
 use understudy_models::unet::{UNet2DConfig, UNet2DModel};
 
-const CASES: [&str; 5] = [
-    "improved",
-    "legacy_order",
-    "middle_attention",
-    "new_order",
-    "one_level",
-];
+const CASES: [&str; 5] = ["improved", "legacy_order", "middle_attention", "new_order", "one_level"];
 
 fn golden(name: &str, kind: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adm");
@@ -37,14 +31,7 @@ fn load(folder: &Path) -> UNet2DModel {
 
 fn relative_error(found: &Tensor, expected: &Tensor) -> f32 {
     let largest = |t: &Tensor| {
-        t.abs()
-            .unwrap()
-            .flatten_all()
-            .unwrap()
-            .max(0)
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap()
+        t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
     };
     largest(&(found - expected).unwrap()) / largest(expected)
 }
@@ -59,12 +46,8 @@ fn answers_as_guided_diffusion_does() {
         assert_eq!(model.geometry(), &config.geometry());
         let inputs = golden(name, "safetensors");
         let tensors = candle_core::safetensors::load(inputs, &Device::Cpu).unwrap();
-        let labels = tensors
-            .get("labels")
-            .map(|labels| labels.to_dtype(DType::U32).unwrap());
-        let output = model
-            .forward(&tensors["x"], &tensors["timesteps"], labels.as_ref())
-            .unwrap();
+        let labels = tensors.get("labels").map(|labels| labels.to_dtype(DType::U32).unwrap());
+        let output = model.forward(&tensors["x"], &tensors["timesteps"], labels.as_ref()).unwrap();
         let error = relative_error(&output, &tensors["output"]);
         println!("{name}: {error:.2e}");
         assert!(error <= 1e-4, "{name}: relative error {error:e}");
@@ -79,10 +62,7 @@ fn the_scheduler_is_that_of_the_flags() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join(name);
         adm::import(&golden(name, "pt"), &golden(name, "json"), &out).unwrap();
-        assert_eq!(
-            read_json(&out.join("model_index.json"))["unet"][1],
-            "UNet2DModel"
-        );
+        assert_eq!(read_json(&out.join("model_index.json"))["unet"][1], "UNet2DModel");
         read_json(&out.join("scheduler/scheduler_config.json"))
     };
     let new_order = scheduler("new_order");
@@ -105,19 +85,12 @@ fn the_scheduler_is_that_of_the_flags() {
     assert_eq!(strided["num_train_timesteps"], 1000);
     let betas = strided["trained_betas"].as_array().unwrap();
     assert_eq!(betas.len(), 1000);
-    let alpha_bar = |t: f64| {
-        ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
-            .cos()
-            .powi(2)
-    };
+    let alpha_bar = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
     let mut product = 1.0;
     for (i, beta) in betas.iter().enumerate() {
         product *= 1.0 - beta.as_f64().unwrap();
         let expected = alpha_bar((4 * i + 1) as f64 / 4000.0) / alpha_bar(0.0);
-        assert!(
-            (product - expected).abs() < 1e-9,
-            "step {i}: {product} against {expected}"
-        );
+        assert!((product - expected).abs() < 1e-9, "step {i}: {product} against {expected}");
     }
 }
 
@@ -137,11 +110,7 @@ fn refusal(name: &str, weights: &Path, changes: Value) -> String {
     let out = folder.path().join("out");
     let error = adm::import(weights, &arch, &out).unwrap_err().to_string();
     // Neither a folder nor the beginnings of one.
-    assert_eq!(
-        std::fs::read_dir(folder.path()).unwrap().count(),
-        1,
-        "{error}"
-    );
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "{error}");
     error
 }
 
@@ -165,18 +134,9 @@ fn what_cannot_be_expressed_is_refused_by_name() {
         (json!({"channel_mult": vec![1; 100]}), "block_out_channels"),
         (json!({"num_channels": 48}), "num_channels"),
         (json!({"num_channels": 1u64 << 50}), "num_channels"),
-        (
-            json!({"image_size": 9, "attention_resolutions": ""}),
-            "sample_size",
-        ),
-        (
-            json!({"attention_resolutions": "0"}),
-            "attention_resolutions",
-        ),
-        (
-            json!({"attention_resolutions": {}}),
-            "attention_resolutions",
-        ),
+        (json!({"image_size": 9, "attention_resolutions": ""}), "sample_size"),
+        (json!({"attention_resolutions": "0"}), "attention_resolutions"),
+        (json!({"attention_resolutions": {}}), "attention_resolutions"),
         (json!({"conv_resample": false}), "conv_resample"),
         (json!({"dims": 3}), "dims"),
         (json!({"large_size": 256}), "large_size"),
@@ -192,10 +152,7 @@ fn what_cannot_be_expressed_is_refused_by_name() {
         (json!({"learn_sigma": "True"}), "learn_sigma"),
     ] {
         let message = refusal("improved", &weights, changes.clone());
-        assert!(
-            message.contains(&format!(": {flag}` is ")),
-            "{changes}: {message}"
-        );
+        assert!(message.contains(&format!(": {flag}` is ")), "{changes}: {message}");
         assert!(message.contains("arch.json"), "{message}");
     }
 }
@@ -207,30 +164,12 @@ fn tensors_that_do_not_fit_the_flags_are_named() {
         let message = refusal("new_order", &weights, changes);
         assert!(message.contains(part), "{message}");
     };
-    says(
-        json!({"class_cond": false}),
-        "1 not of this network: `label_emb.weight` [7, 128]",
-    );
-    says(
-        json!({"num_classes": 8}),
-        "`label_emb.weight` is [7, 128], not [8, 128]",
-    );
-    says(
-        json!({"learn_sigma": false}),
-        "`out.2.bias` is [6], not [3]",
-    );
-    says(
-        json!({"use_scale_shift_norm": false}),
-        "emb_layers.1.bias` is [64], not [32]",
-    );
-    says(
-        json!({"attention_resolutions": "8,4"}),
-        "missing: `input_blocks.1.1.norm.bias` [32]",
-    );
-    says(
-        json!({"resblock_updown": false}),
-        "missing: `input_blocks.2.0.op.bias` [32]",
-    );
+    says(json!({"class_cond": false}), "1 not of this network: `label_emb.weight` [7, 128]");
+    says(json!({"num_classes": 8}), "`label_emb.weight` is [7, 128], not [8, 128]");
+    says(json!({"learn_sigma": false}), "`out.2.bias` is [6], not [3]");
+    says(json!({"use_scale_shift_norm": false}), "emb_layers.1.bias` is [64], not [32]");
+    says(json!({"attention_resolutions": "8,4"}), "missing: `input_blocks.1.1.norm.bias` [32]");
+    says(json!({"resblock_updown": false}), "missing: `input_blocks.2.0.op.bias` [32]");
     says(json!({"num_res_blocks": 2}), "missing");
 }
 
@@ -246,14 +185,8 @@ fn files_that_are_not_zipped_state_dicts_are_refused() {
         let message = refusal("one_level", weights, json!({}));
         assert!(message.contains(part), "{message}");
     };
-    says(
-        &write("legacy.pt", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."),
-        "before version 1.6",
-    );
-    says(
-        &write("text.pt", b"weights"),
-        "not a file written by torch.save",
-    );
+    says(&write("legacy.pt", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."), "before version 1.6");
+    says(&write("text.pt", b"weights"), "not a file written by torch.save");
     says(&write("empty.pt", b""), "empty.pt");
     says(&folder.path().join("absent.pt"), "absent.pt");
     let whole = std::fs::read(golden("one_level", "pt")).unwrap();

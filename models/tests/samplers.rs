@@ -29,12 +29,7 @@ fn cases() -> Vec<Case> {
         steps: case["steps"].as_u64().unwrap() as usize,
         eta: case["eta"].as_f64().unwrap(),
     };
-    listed["cases"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(case)
-        .collect()
+    listed["cases"].as_array().unwrap().iter().map(case).collect()
 }
 
 /// One recorded trajectory.
@@ -52,10 +47,7 @@ fn config(kind: Kind, fields: &Value) -> ScheduleConfig {
     let mut fields = fields.clone();
     fields["_class_name"] = kind.class().name().into();
     let config = ScheduleConfig::from_json(&fields, "scheduler/scheduler_config.json").unwrap();
-    assert_eq!(
-        ScheduleConfig::from_json(&config.to_json(), &config.file).unwrap(),
-        config
-    );
+    assert_eq!(ScheduleConfig::from_json(&config.to_json(), &config.file).unwrap(), config);
     config
 }
 
@@ -94,10 +86,7 @@ impl Case {
         let model = self.network(&state.x, at.timestep);
         let steps = vec![at.step; batch];
         let next = advance(&state.x, &state.memory, &model, Some(noise), &steps).unwrap();
-        State {
-            x: next.x,
-            memory: next.memory,
-        }
+        State { x: next.x, memory: next.memory }
     }
 }
 
@@ -109,24 +98,14 @@ struct State {
 
 impl State {
     fn start(x: &Tensor) -> Self {
-        Self {
-            x: x.clone(),
-            memory: x.zeros_like().unwrap(),
-        }
+        Self { x: x.clone(), memory: x.zeros_like().unwrap() }
     }
 }
 
 /// Relative L2 distance.
 fn distance(got: &Tensor, want: &Tensor) -> f64 {
     let norm = |tensor: Tensor| {
-        tensor
-            .sqr()
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap()
-            .sqrt()
+        tensor.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
     };
     f64::from(norm((got - want).unwrap()) / norm(want.clone()))
 }
@@ -141,10 +120,7 @@ struct Worst(HashMap<Kind, (f64, String)>);
 
 impl Worst {
     fn see(&mut self, case: &Case, step: usize, distance: f64) {
-        assert!(
-            distance < limit(case),
-            "{distance:.1e} at step {step} of {case:?}"
-        );
+        assert!(distance < limit(case), "{distance:.1e} at step {step} of {case:?}");
         let entry = self.0.entry(case.kind).or_default();
         if distance > entry.0 {
             *entry = (distance, format!("step {step} of {case:?}"));
@@ -207,16 +183,11 @@ fn whole_trajectories_in_f64_are_those_of_diffusers() {
             let noise = flat(&golden["noise"].get(i % 40).unwrap());
             let time = 0.3 * timestep / case.config().train_timesteps() as f64;
             let model: Vec<f64> = x.iter().map(|x| (0.9 * x + time).tanh()).collect();
-            let x0: Vec<f64> = x
-                .iter()
-                .zip(&model)
-                .map(|(x, model)| step.p * x + step.q * model)
-                .collect();
+            let x0: Vec<f64> =
+                x.iter().zip(&model).map(|(x, model)| step.p * x + step.q * model).collect();
             let half = x.len() / 2;
-            let thresholds = [
-                threshold(&x0[..half], step.bound),
-                threshold(&x0[half..], step.bound),
-            ];
+            let thresholds =
+                [threshold(&x0[..half], step.bound), threshold(&x0[half..], step.bound)];
             for (j, x) in x.iter_mut().enumerate() {
                 let variance = match case.variance_type() {
                     "learned" => 0.01 * (1.0 + x.tanh()),
@@ -271,10 +242,7 @@ fn single_steps_are_those_of_diffusers() {
         }
         let mut memory = golden["start"].zeros_like().unwrap();
         for (i, at) in trajectory.iter().enumerate() {
-            let state = State {
-                x: recorded.get(i).unwrap(),
-                memory,
-            };
+            let state = State { x: recorded.get(i).unwrap(), memory };
             let next = case.step(&state, at, &golden["noise"].get(i).unwrap());
             worst.see(&case, i, distance(&next.x, &recorded.get(i + 1).unwrap()));
             memory = next.memory;
@@ -302,11 +270,7 @@ fn timesteps_of_every_step_count_are_those_of_diffusers() {
                     continue; // diffusers visits timestep 0 a thousand times, and makes NaN
                 }
                 let sum: f64 = timesteps.iter().sum();
-                let weighted: f64 = timesteps
-                    .iter()
-                    .zip(1..)
-                    .map(|(t, i)| t / f64::from(i))
-                    .sum();
+                let weighted: f64 = timesteps.iter().zip(1..).map(|(t, i)| t / f64::from(i)).sum();
                 assert!(
                     (sum + weighted - want).abs() < 1e-9 * want.max(1.0),
                     "{kind} {spacing:?} {steps}: {} for {want}",
@@ -333,16 +297,10 @@ fn tables_are_those_of_diffusers_and_of_the_closed_form() {
             let stock = f64s(&golden[&format!("{key}/stock")]);
             for ((&row, closed), stock) in rows.iter().zip(closed).zip(stock) {
                 let got = schedule.alpha_bar[row as usize];
-                assert!(
-                    (got - closed).abs() < 1e-12,
-                    "{key} {row}: {got} for {closed}"
-                );
+                assert!((got - closed).abs() < 1e-12, "{key} {row}: {got} for {closed}");
                 assert!((got - stock).abs() < 2e-5, "{key} {row}: {got} for {stock}");
                 let vp_sigma = |alpha_bar: f64| (1.0 - alpha_bar).sqrt();
-                assert!(
-                    (vp_sigma(got) - vp_sigma(stock)).abs() < 2e-5,
-                    "{key} {row}"
-                );
+                assert!((vp_sigma(got) - vp_sigma(stock)).abs() < 2e-5, "{key} {row}");
                 if !zero_snr {
                     let sigma = schedule.sigma(row as usize).unwrap();
                     let closed = ((1.0 - closed) / closed).sqrt();
@@ -362,14 +320,8 @@ fn ddim_sums_are_the_published_ones() {
     let cases = [
         (json!({}), 172.0067),
         (json!({ "prediction_type": "v_prediction" }), 52.5302),
-        (
-            json!({ "set_alpha_to_one": true, "beta_start": 0.01 }),
-            149.8295,
-        ),
-        (
-            json!({ "set_alpha_to_one": false, "beta_start": 0.01 }),
-            149.0784,
-        ),
+        (json!({ "set_alpha_to_one": true, "beta_start": 0.01 }), 149.8295),
+        (json!({ "set_alpha_to_one": false, "beta_start": 0.01 }), 149.0784),
     ];
     for (mut fields, want) in cases {
         for (name, value) in [("beta_start", json!(0.0001)), ("beta_end", json!(0.02))] {
@@ -380,29 +332,13 @@ fn ddim_sums_are_the_published_ones() {
         let start = Tensor::arange(0_f32, 768.0, &Device::Cpu).unwrap();
         let start = (start / 768.0).unwrap().reshape((3, 8, 8, 4)).unwrap();
         let mut state = State::start(&start.permute((3, 0, 1, 2)).unwrap().contiguous().unwrap());
-        for at in trajectory(&config, Kind::Ddim, 10, 0.0, false)
-            .unwrap()
-            .iter()
-        {
+        for at in trajectory(&config, Kind::Ddim, 10, 0.0, false).unwrap().iter() {
             let model = (&state.x * (at.timestep / (at.timestep + 1.0))).unwrap();
             let next = advance(&state.x, &state.memory, &model, None, &[at.step; 4]).unwrap();
-            state = State {
-                x: next.x,
-                memory: next.memory,
-            };
+            state = State { x: next.x, memory: next.memory };
         }
-        let sum = state
-            .x
-            .abs()
-            .unwrap()
-            .sum_all()
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap();
-        assert!(
-            (f64::from(sum) - want).abs() < 1e-2,
-            "{fields}: {sum} for {want}"
-        );
+        let sum = state.x.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+        assert!((f64::from(sum) - want).abs() < 1e-2, "{fields}: {sum} for {want}");
     }
 }
 

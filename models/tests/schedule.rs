@@ -109,51 +109,31 @@ fn requests_out_of_range_are_refused_by_name() {
     for steps in [0, 101] {
         for kind in Kind::ALL {
             let (field, value) = refusal(trajectory(&config, kind, steps, 0.0, false));
-            assert_eq!(
-                (field.as_str(), value),
-                ("num_inference_steps", steps.to_string())
-            );
+            assert_eq!((field.as_str(), value), ("num_inference_steps", steps.to_string()));
         }
     }
-    for (kind, eta) in [
-        (Kind::Ddim, -0.1),
-        (Kind::Ddim, 1.1),
-        (Kind::Ddim, f64::NAN),
-        (Kind::Euler, 0.5),
-    ] {
+    for (kind, eta) in
+        [(Kind::Ddim, -0.1), (Kind::Ddim, 1.1), (Kind::Ddim, f64::NAN), (Kind::Euler, 0.5)]
+    {
         assert_eq!(refusal(trajectory(&config, kind, 10, eta, false)).0, "eta");
     }
     let message = "plms".parse::<Kind>().unwrap_err().to_string();
-    assert!(
-        message.contains("ddpm, ddim, dpm++, euler, heun"),
-        "{message}"
-    );
-    assert!(
-        Kind::ALL
-            .iter()
-            .all(|kind| kind.to_string().parse::<Kind>().unwrap() == *kind)
-    );
+    assert!(message.contains("ddpm, ddim, dpm++, euler, heun"), "{message}");
+    assert!(Kind::ALL.iter().all(|kind| kind.to_string().parse::<Kind>().unwrap() == *kind));
 }
 
 #[test]
 fn steps_offset_past_the_end_is_refused() {
     let config = config(Kind::Ddim, &json!({ "steps_offset": 1 }));
     assert!(trajectory(&config, Kind::Ddim, 500, 0.0, false).is_ok());
-    assert_eq!(
-        refusal(trajectory(&config, Kind::Ddim, 1000, 0.0, false)).0,
-        "num_inference_steps"
-    );
+    assert_eq!(refusal(trajectory(&config, Kind::Ddim, 1000, 0.0, false)).0, "num_inference_steps");
 }
 
 #[test]
 fn fields_that_cannot_be_honoured_are_refused_by_name() {
     let own = [
         (Class::DpmSolverMultistep, "use_karras_sigmas", json!(true)),
-        (
-            Class::DpmSolverMultistep,
-            "algorithm_type",
-            json!("sde-dpmsolver++"),
-        ),
+        (Class::DpmSolverMultistep, "algorithm_type", json!("sde-dpmsolver++")),
         (Class::DpmSolverMultistep, "solver_order", json!(3)),
         (Class::DpmSolverMultistep, "use_lu_lambdas", json!(true)),
         (Class::DpmSolverMultistep, "use_flow_sigmas", json!(true)),
@@ -182,10 +162,7 @@ fn fields_that_cannot_be_honoured_are_refused_by_name() {
     ];
     for (class, field, value) in own {
         let (named, found) = refusal(read(class, &json!({ field: value })));
-        assert!(
-            named.ends_with(&format!("scheduler_config.json: {field}")),
-            "{named}"
-        );
+        assert!(named.ends_with(&format!("scheduler_config.json: {field}")), "{named}");
         assert!(!found.is_empty());
     }
     let third = refusal(read(
@@ -195,10 +172,7 @@ fn fields_that_cannot_be_honoured_are_refused_by_name() {
     assert!(third.0.ends_with("trained_betas[2]"), "{third:?}");
 
     // Another class's field is another class's affair.
-    let ddpm = config(
-        Kind::Ddpm,
-        &json!({ "use_karras_sigmas": true, "unheard_of": 1 }),
-    );
+    let ddpm = config(Kind::Ddpm, &json!({ "use_karras_sigmas": true, "unheard_of": 1 }));
     assert!(trajectory(&ddpm, Kind::Ddim, 10, 0.0, false).is_ok());
     let (field, _) = refusal(trajectory(&ddpm, Kind::Euler, 10, 0.0, false));
     assert!(field.ends_with("use_karras_sigmas"));
@@ -208,40 +182,22 @@ fn fields_that_cannot_be_honoured_are_refused_by_name() {
     let (field, _) = refusal(trajectory(&learned, Kind::Ddpm, 10, 0.0, false));
     assert!(field.ends_with("variance_type"));
 
-    for text in [
-        "[]",
-        "{}",
-        r#"{"_class_name": "PNDMScheduler"}"#,
-        r#"{"_class_name": 3}"#,
-    ] {
-        let error = ScheduleConfig::from_text(text, "file.json")
-            .unwrap_err()
-            .to_string();
+    for text in ["[]", "{}", r#"{"_class_name": "PNDMScheduler"}"#, r#"{"_class_name": 3}"#] {
+        let error = ScheduleConfig::from_text(text, "file.json").unwrap_err().to_string();
         assert!(error.contains("file.json"), "{error}");
     }
     let unknown = ScheduleConfig::from_text(r#"{"_class_name": "X"}"#, "f").unwrap_err();
-    assert!(
-        unknown.to_string().contains("HeunDiscreteScheduler"),
-        "{unknown}"
-    );
+    assert!(unknown.to_string().contains("HeunDiscreteScheduler"), "{unknown}");
 }
 
 #[test]
 fn betas_that_make_no_schedule_are_refused() {
     for beta in [1e-17, 0.999_999] {
         let fields = json!({ "trained_betas": vec![beta; 50], "num_train_timesteps": 50 });
-        assert!(
-            refusal(read(Class::Ddpm, &fields))
-                .0
-                .ends_with("trained_betas")
-        );
+        assert!(refusal(read(Class::Ddpm, &fields)).0.ends_with("trained_betas"));
     }
     let one = json!({ "num_train_timesteps": 1, "rescale_betas_zero_snr": true });
-    assert!(
-        refusal(read(Class::Ddpm, &one))
-            .0
-            .ends_with("rescale_betas_zero_snr")
-    );
+    assert!(refusal(read(Class::Ddpm, &one)).0.ends_with("rescale_betas_zero_snr"));
     for kind in Kind::ALL {
         let one = config(kind, &json!({ "num_train_timesteps": 1 }));
         assert_eq!(trajectory(&one, kind, 1, 0.0, false).unwrap().len(), 1);

@@ -49,16 +49,7 @@ impl Golden {
     fn all() -> Vec<Self> {
         let mut names: Vec<String> = std::fs::read_dir(folder())
             .unwrap()
-            .map(|entry| {
-                entry
-                    .unwrap()
-                    .path()
-                    .file_stem()
-                    .unwrap()
-                    .to_str()
-                    .unwrap()
-                    .to_string()
-            })
+            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_string())
             .collect();
         names.sort();
         assert!(names.len() >= 10, "only {names:?}");
@@ -100,19 +91,9 @@ fn relative_error(found: &Tensor, expected: &Tensor) -> f32 {
     let row = |(found, expected): (Vec<f32>, Vec<f32>)| {
         let scale = expected.iter().fold(0f32, |max, v| max.max(v.abs()));
         let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        worst.fold(0f32, |max, v| {
-            if v.is_nan() {
-                f32::INFINITY
-            } else {
-                max.max(v)
-            }
-        }) / scale
+        worst.fold(0f32, |max, v| if v.is_nan() { f32::INFINITY } else { max.max(v) }) / scale
     };
-    rows(found)
-        .into_iter()
-        .zip(rows(expected))
-        .map(row)
-        .fold(0f32, f32::max)
+    rows(found).into_iter().zip(rows(expected)).map(row).fold(0f32, f32::max)
 }
 
 #[test]
@@ -120,9 +101,7 @@ fn answers_as_diffusers_does() {
     for golden in Golden::all() {
         let model = golden.model();
         let condition = golden.condition();
-        let output = model
-            .forward(&golden.x, &golden.timesteps, condition.as_ref())
-            .unwrap();
+        let output = model.forward(&golden.x, &golden.timesteps, condition.as_ref()).unwrap();
         let error = relative_error(&output, &golden.output);
         println!("{}: {error:.2e}", golden.name);
         assert!(error <= 1e-4, "{}: relative error {error:e}", golden.name);
@@ -138,28 +117,15 @@ fn a_row_does_not_depend_on_its_batch() {
             let rows = Tensor::new(rows, &Device::Cpu).unwrap();
             let pick = |tensor: &Tensor| tensor.index_select(&rows, 0).unwrap();
             let condition = condition.as_ref().map(pick);
-            let y = model.forward(
-                &pick(&golden.x),
-                &pick(&golden.timesteps),
-                condition.as_ref(),
-            );
+            let y = model.forward(&pick(&golden.x), &pick(&golden.timesteps), condition.as_ref());
             y.unwrap()
         };
         let alone: Vec<_> = (0..3).map(|row| bits(&forward(&[row]))).collect();
-        for batch in [
-            vec![1, 0],
-            vec![0, 1, 2],
-            vec![2, 1, 0, 0, 1, 2, 2, 1],
-            vec![1; 17],
-        ] {
+        for batch in [vec![1, 0], vec![0, 1, 2], vec![2, 1, 0, 0, 1, 2, 2, 1], vec![1; 17]] {
             let y = forward(&batch);
             for (i, &row) in batch.iter().enumerate() {
                 let together = bits(&y.get(i).unwrap());
-                assert!(
-                    together == alone[row as usize],
-                    "{}: row {i} of {batch:?}",
-                    golden.name
-                );
+                assert!(together == alone[row as usize], "{}: row {i} of {batch:?}", golden.name);
             }
         }
     }
@@ -186,9 +152,7 @@ fn formula(shape: &[usize], scale: f32, seed: u32) -> Tensor {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         ((state >> 8) as f32 / (1u32 << 23) as f32 - 1.0) * scale
     };
-    let values: Vec<f32> = (0..shape.iter().product::<usize>())
-        .map(|_| next())
-        .collect();
+    let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|_| next()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
 }
 
@@ -196,10 +160,7 @@ fn formula_weights(config: &UNet2DConfig) -> HashMap<String, Tensor> {
     let shapes = UNet2DModel::weight_shapes(config).unwrap();
     let weight = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
         let fan_in: usize = shape[1..].iter().product();
-        (
-            name,
-            formula(&shape, (3.0 / fan_in as f32).sqrt(), i as u32),
-        )
+        (name, formula(&shape, (3.0 / fan_in as f32).sqrt(), i as u32))
     };
     shapes.into_iter().enumerate().map(weight).collect()
 }
@@ -207,12 +168,7 @@ fn formula_weights(config: &UNet2DConfig) -> HashMap<String, Tensor> {
 #[test]
 fn threads_and_neighbours_do_not_change_a_wide_network() {
     let (model, x, t) = wide();
-    let pool = |threads| {
-        rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .build()
-            .unwrap()
-    };
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
     let one = pool(1);
     let expected = one.install(|| bits(&model.forward(&x, &t, None).unwrap()));
     for threads in [2, 3, 7] {
@@ -222,10 +178,7 @@ fn threads_and_neighbours_do_not_change_a_wide_network() {
     for row in 0..8 {
         let (x, t) = (x.narrow(0, row, 1).unwrap(), t.narrow(0, row, 1).unwrap());
         let found = bits(&model.forward(&x, &t, None).unwrap());
-        assert!(
-            found[..] == expected[row * found.len()..][..found.len()],
-            "row {row} alone"
-        );
+        assert!(found[..] == expected[row * found.len()..][..found.len()], "row {row} alone");
     }
 }
 
@@ -247,20 +200,14 @@ fn the_process_thread_count_does_not_change_a_wide_network() {
     }
     let digest = |threads: &str| {
         let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "the_process_thread_count_does_not_change_a_wide_network",
-            ])
+            .args(["--exact", "the_process_thread_count_does_not_change_a_wide_network"])
             .args(["--nocapture", "--test-threads", "1"])
             .env(CHILD, "1")
             .env("RAYON_NUM_THREADS", threads)
             .output()
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
-        text.lines()
-            .find(|line| line.starts_with("digest "))
-            .expect(&text)
-            .to_string()
+        text.lines().find(|line| line.starts_with("digest ")).expect(&text).to_string()
     };
     let one = digest("1");
     for threads in ["2", "5"] {
@@ -273,10 +220,7 @@ fn config_survives_a_round_trip() {
     for golden in Golden::all() {
         let config = golden.config();
         let written = config.to_json();
-        assert_eq!(
-            UNet2DConfig::from_json(&written, "config.json").unwrap(),
-            config
-        );
+        assert_eq!(UNet2DConfig::from_json(&written, "config.json").unwrap(), config);
         for (field, value) in golden.config.as_object().unwrap() {
             let same = written[field] == *value
                 || written[field].as_f64().is_some_and(|number| value.as_f64() == Some(number))
@@ -284,11 +228,7 @@ fn config_survives_a_round_trip() {
                 || ["downsample_type", "upsample_type", "act_fn"].contains(&&field[..])
                 || field.ends_with("block_types")
                 || field == "_diffusers_version";
-            assert!(
-                same,
-                "{}: {field}: {value} became {}",
-                golden.name, written[field]
-            );
+            assert!(same, "{}: {field}: {value} became {}", golden.name, written[field]);
         }
     }
 }
@@ -301,10 +241,7 @@ fn weight_shapes_are_those_of_diffusers() {
         for (name, shape) in &shapes {
             assert_eq!(golden.weights[name].dims(), &shape[..], "{name}");
         }
-        let count: usize = shapes
-            .values()
-            .map(|shape| shape.iter().product::<usize>())
-            .sum();
+        let count: usize = shapes.values().map(|shape| shape.iter().product::<usize>()).sum();
         assert_eq!(golden.model().parameters(), count);
     }
 }
@@ -324,11 +261,7 @@ fn legacy_attention_names_load() {
             (old, tensor)
         })
         .collect();
-    assert!(
-        golden
-            .weights
-            .contains_key("mid_block.attentions.0.proj_attn.weight")
-    );
+    assert!(golden.weights.contains_key("mid_block.attentions.0.proj_attn.weight"));
     let answer =
         |model: &UNet2DModel| bits(&model.forward(&golden.x, &golden.timesteps, None).unwrap());
     assert!(answer(&golden.model()) == answer(&model));
@@ -347,10 +280,7 @@ fn refusal(golden: &Golden) -> String {
 fn weights_that_do_not_fit_are_named() {
     let mut golden = Golden::named("adm");
     golden.weights.remove("mid_block.resnets.1.conv2.bias");
-    golden.weights.insert(
-        "ema.decay".into(),
-        Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap(),
-    );
+    golden.weights.insert("ema.decay".into(), Tensor::zeros(7, DType::F32, &Device::Cpu).unwrap());
     let wrong = Tensor::zeros((8, 3, 1, 1), DType::F32, &Device::Cpu).unwrap();
     golden.weights.insert("conv_in.weight".into(), wrong);
     let message = refusal(&golden);
@@ -366,10 +296,7 @@ fn weights_that_do_not_fit_are_named() {
     let message = refusal(&golden);
     let count = UNet2DModel::weight_shapes(&golden.config()).unwrap().len();
     assert!(message.contains(&format!("{count} missing:")), "{message}");
-    assert!(
-        message.contains(&format!("and {} more", count - 8)),
-        "{message}"
-    );
+    assert!(message.contains(&format!("and {} more", count - 8)), "{message}");
 }
 
 #[test]
@@ -397,20 +324,11 @@ fn every_value_that_cannot_be_honoured_is_refused_by_name() {
         ("freq_shift", json!("1")),
         ("freq_shift", json!(4)),
         ("down_block_types", json!(["DownBlock2D"])),
-        (
-            "down_block_types[1]",
-            json!(["DownBlock2D", "SkipDownBlock2D"]),
-        ),
-        (
-            "down_block_types[0]",
-            json!(["CrossAttnDownBlock2D", "DownBlock2D"]),
-        ),
+        ("down_block_types[1]", json!(["DownBlock2D", "SkipDownBlock2D"])),
+        ("down_block_types[0]", json!(["CrossAttnDownBlock2D", "DownBlock2D"])),
         ("down_block_types[0]", json!(["UpBlock2D", "DownBlock2D"])),
         ("up_block_types", json!("UpBlock2D")),
-        (
-            "up_block_types[1]",
-            json!(["UpBlock2D", "AttnSkipUpBlock2D"]),
-        ),
+        ("up_block_types[1]", json!(["UpBlock2D", "AttnSkipUpBlock2D"])),
         ("up_block_types[0]", json!([3, "UpBlock2D"])),
         ("mid_block_type", json!("UNetMidBlock2DCrossAttn")),
         ("block_out_channels", json!([])),
@@ -456,9 +374,7 @@ fn every_value_that_cannot_be_honoured_is_refused_by_name() {
 
     let mut learned = base.clone();
     learned["time_embedding_type"] = json!("learned");
-    let message = UNet2DConfig::from_json(&learned, "c")
-        .unwrap_err()
-        .to_string();
+    let message = UNet2DConfig::from_json(&learned, "c").unwrap_err().to_string();
     assert!(message.contains("num_train_timesteps"), "{message}");
     for not_an_object in [json!([]), json!(null), json!(3)] {
         assert!(UNet2DConfig::from_json(&not_an_object, "c").is_err());
@@ -482,28 +398,18 @@ fn wrong_inputs_are_errors() {
     assert!(fails(&x.narrow(2, 0, 4).unwrap(), t, Some(&labels)).contains("x is"));
     let none = x.narrow(0, 0, 0).unwrap();
     assert!(fails(&none, &t.narrow(0, 0, 0).unwrap(), Some(&labels)).contains("x is"));
-    fails(
-        x,
-        t,
-        Some(&Tensor::new(&[0u32, 1, 5], &Device::Cpu).unwrap()),
-    );
+    fails(x, t, Some(&Tensor::new(&[0u32, 1, 5], &Device::Cpu).unwrap()));
 
     let golden = Golden::named("learned");
     let t = Tensor::new(&[0.5f32, 1., 2.], &Device::Cpu).unwrap();
-    let error = golden
-        .model()
-        .forward(&golden.x, &t, None)
-        .unwrap_err()
-        .to_string();
+    let error = golden.model().forward(&golden.x, &t, None).unwrap_err().to_string();
     assert!(error.contains("timestep 0.5"), "{error}");
 }
 
 /// `Σ output·direction`, whose gradient the next test compares.
 fn loss(model: &UNet2DModel, golden: &Golden, direction: &Tensor) -> Tensor {
     let condition = golden.condition();
-    let y = model
-        .forward(&golden.x, &golden.timesteps, condition.as_ref())
-        .unwrap();
+    let y = model.forward(&golden.x, &golden.timesteps, condition.as_ref()).unwrap();
     (y * direction).unwrap().sum_all().unwrap()
 }
 
@@ -516,53 +422,23 @@ fn every_weight_has_the_gradient_that_differences_show() {
             .iter()
             .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
             .collect();
-        let weights = vars
-            .iter()
-            .map(|(name, var)| (name.clone(), var.as_tensor().clone()));
-        let model = UNet2DModel::load(
-            &golden.config(),
-            weights.collect(),
-            DType::F32,
-            &Device::Cpu,
-        );
+        let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone()));
+        let model =
+            UNet2DModel::load(&golden.config(), weights.collect(), DType::F32, &Device::Cpu);
         let model = model.unwrap();
         let direction = formula(golden.output.dims(), 1.0, 5);
         let grads = loss(&model, &golden, &direction).backward().unwrap();
         for (i, (name, var)) in vars.iter().enumerate() {
-            let grad = grads
-                .get(var)
-                .unwrap_or_else(|| panic!("{name} has no gradient"));
+            let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
             let before = var.as_tensor().copy().unwrap();
             let along = formula(before.dims(), 1.0, 100 + i as u32);
-            let slope = (grad * &along)
-                .unwrap()
-                .sum_all()
-                .unwrap()
-                .to_scalar::<f32>()
-                .unwrap();
-            let size = grad
-                .sqr()
-                .unwrap()
-                .sum_all()
-                .unwrap()
-                .to_scalar::<f32>()
-                .unwrap()
-                .sqrt()
-                * along
-                    .sqr()
-                    .unwrap()
-                    .sum_all()
-                    .unwrap()
-                    .to_scalar::<f32>()
-                    .unwrap()
-                    .sqrt();
+            let slope = (grad * &along).unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+            let size = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
+                * along.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
             let step = 2e-3;
             let at = |offset: f64| {
-                var.set(&(&before + (&along * offset).unwrap()).unwrap())
-                    .unwrap();
-                loss(&model, &golden, &direction)
-                    .to_scalar::<f32>()
-                    .unwrap()
+                var.set(&(&before + (&along * offset).unwrap()).unwrap()).unwrap();
+                loss(&model, &golden, &direction).to_scalar::<f32>().unwrap()
             };
             let difference = (at(step) - at(-step)) / (2.0 * step as f32);
             var.set(&before).unwrap();

@@ -19,15 +19,14 @@ struct Arrival {
 }
 
 fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
-    let arrival = (0usize..60, 0u64..4, 1usize..3, 1usize..12, prop::option::of(0usize..12)).prop_map(
-        |(at, model, rows, evaluations, cancelled_after)| Arrival {
+    let arrival = (0usize..60, 0u64..4, 1usize..3, 1usize..12, prop::option::of(0usize..12))
+        .prop_map(|(at, model, rows, evaluations, cancelled_after)| Arrival {
             at,
             model,
             rows,
             evaluations,
             cancelled_after,
-        },
-    );
+        });
     prop::collection::vec(arrival, 1..60)
 }
 
@@ -124,7 +123,10 @@ fn a_newcomer_waits_for_one_evaluation_and_claims_nothing_for_its_idle_past() {
         student_turns += usize::from(model == student);
         batcher.ran(model, if model == student { 0.01 } else { 0.1 });
     }
-    assert!((19..=21).contains(&student_turns), "ten cheap evaluations to each dear one, got {student_turns}");
+    assert!(
+        (19..=21).contains(&student_turns),
+        "ten cheap evaluations to each dear one, got {student_turns}"
+    );
 }
 
 #[test]

@@ -124,7 +124,10 @@ impl Engine {
             Ok(Submission { events })
         });
         admitted.inspect_err(|rejected| {
-            self.metrics.rejected.with_label_values(&[&model.id, rejected.reason()]).inc_by(permits as u64);
+            self.metrics
+                .rejected
+                .with_label_values(&[&model.id, rejected.reason()])
+                .inc_by(permits as u64);
         })
     }
 

@@ -154,7 +154,9 @@ pub enum Rejected {
         retry_after: Duration,
     },
     /// The deadline would be met if it were not for the queue.
-    #[error("the predicted finish in {predicted:?} misses the deadline of {deadline:?} because of the queue")]
+    #[error(
+        "the predicted finish in {predicted:?} misses the deadline of {deadline:?} because of the queue"
+    )]
     DeadlineQueue {
         /// Predicted time to the last image.
         predicted: Duration,

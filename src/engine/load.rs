@@ -36,9 +36,11 @@ pub(super) struct Work {
 impl Load {
     pub(super) fn admit(&self, model: &Arc<Model>, work: Work) {
         let mut lanes = self.lock();
-        let lane = lanes
-            .entry(model.key)
-            .or_insert_with(|| Lane { model: Arc::clone(model), rows: 0, row_evaluations: 0 });
+        let lane = lanes.entry(model.key).or_insert_with(|| Lane {
+            model: Arc::clone(model),
+            rows: 0,
+            row_evaluations: 0,
+        });
         lane.rows += work.rows;
         lane.row_evaluations += work.rows * work.evaluations;
     }

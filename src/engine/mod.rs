@@ -17,15 +17,15 @@ mod job;
 mod load;
 mod sample;
 mod step;
-mod warmup;
 #[cfg(test)]
 mod tests;
+mod warmup;
 mod worker;
 
 pub use cost::CostModel;
 pub use handle::Engine;
-pub use warmup::probe;
 pub use job::{
     Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,
     Submission,
 };
+pub use warmup::probe;

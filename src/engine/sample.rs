@@ -89,7 +89,13 @@ impl Clock {
     }
 
     /// An evaluation that began then, in which the sample had `rows` of `batch_rows` rows.
-    pub(super) fn evaluated(&mut self, began: Instant, seconds: f64, rows: usize, batch_rows: usize) {
+    pub(super) fn evaluated(
+        &mut self,
+        began: Instant,
+        seconds: f64,
+        rows: usize,
+        batch_rows: usize,
+    ) {
         self.started.get_or_insert(began);
         self.device_seconds += seconds * rows as f64 / batch_rows as f64;
         self.evaluations += 1;

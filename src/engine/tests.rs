@@ -27,12 +27,18 @@ struct Toy {
 }
 
 impl Denoiser for Toy {
-    fn forward(&self, x: &Tensor, _: &Tensor, labels: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    fn forward(
+        &self,
+        x: &Tensor,
+        _: &Tensor,
+        labels: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor> {
         self.go.lock().unwrap().recv().unwrap();
         self.rows.lock().unwrap().push(x.dim(0)?);
         let labels: Vec<u32> = labels.unwrap().to_vec1()?;
         assert!(!labels.contains(&9), "class 9");
-        let factors = labels.iter().map(|&l| if l == 8 { f32::NAN } else { 0.5 }).collect::<Vec<_>>();
+        let factors =
+            labels.iter().map(|&l| if l == 8 { f32::NAN } else { 0.5 }).collect::<Vec<_>>();
         x.broadcast_mul(&Tensor::from_vec(factors, (labels.len(), 1, 1, 1), &Device::Cpu)?)
     }
     fn geometry(&self) -> &Geometry {
@@ -253,7 +259,10 @@ fn a_sample_whose_deadline_passes_is_told_so_and_leaves() {
     f.go(1);
     let events = all(late);
     assert!(
-        matches!(&events[..], [Event::Failed { failure: Failure::Deadline { total: STEPS, .. }, .. }]),
+        matches!(
+            &events[..],
+            [Event::Failed { failure: Failure::Deadline { total: STEPS, .. }, .. }]
+        ),
         "{events:?}"
     );
     assert_eq!(f.cancelled("deadline"), 1);

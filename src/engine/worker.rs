@@ -28,7 +28,11 @@ pub(super) enum Command {
     /// Take these in.
     Run(Vec<Sample>),
     /// Find out what evaluations of this model cost.
-    WarmUp { model: Arc<Model>, max_rows: Option<usize>, reply: oneshot::Sender<Result<(), String>> },
+    WarmUp {
+        model: Arc<Model>,
+        max_rows: Option<usize>,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
 }
 
 pub(super) struct Worker {
@@ -151,7 +155,8 @@ impl Worker {
         }
         match result.unwrap_or_else(|panic| Err(panic_text(panic.as_ref()))) {
             Ok(outcomes) => {
-                for ((key, sample), outcome) in batch.samples.into_iter().zip(samples).zip(outcomes) {
+                for ((key, sample), outcome) in batch.samples.into_iter().zip(samples).zip(outcomes)
+                {
                     self.hand_out(key, sample, outcome);
                 }
             }
@@ -182,7 +187,11 @@ impl Worker {
                 sample.finish(|index| Event::Inferred { index, output });
             }
             Outcome::NonFinite { timestep } => {
-                tracing::error!(model = sample.model.id, timestep, "network answered NaN or infinity");
+                tracing::error!(
+                    model = sample.model.id,
+                    timestep,
+                    "network answered NaN or infinity"
+                );
                 self.fail(key, sample, Failure::NonFinite { timestep });
             }
         }

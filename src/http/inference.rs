@@ -17,8 +17,8 @@ use super::{
     models::reason,
     observe::Received,
     wire::{
-        Binary, BinarySize, HealthStatus, InferOutput, InferenceError, InferenceReply, InferenceRequest,
-        Live, ModelMetadata, ModelReady, ServerMetadata, ServerReady,
+        Binary, BinarySize, HealthStatus, InferOutput, InferenceError, InferenceReply,
+        InferenceRequest, Live, ModelMetadata, ModelReady, ServerMetadata, ServerReady,
     },
 };
 use crate::{
@@ -171,7 +171,9 @@ fn serving(app: &App, id: ModelPath) -> Result<Arc<Model>, Problem> {
     match known(app, id)? {
         _ if app.draining.is_cancelled() => Err(Problem::draining()),
         (_, ModelState::Ready(model)) => Ok(model),
-        (id, state) => Err(Problem::not_ready(format!("{id} is not ready: {}", reason(&id, &state)))),
+        (id, state) => {
+            Err(Problem::not_ready(format!("{id} is not ready: {}", reason(&id, &state))))
+        }
     }
 }
 

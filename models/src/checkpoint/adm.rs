@@ -100,14 +100,10 @@ fn convert(
 ) -> Result<HashMap<String, Tensor>> {
     let entries = names::entries(architecture, config)?;
     let file = open(path)?;
-    let expected: Shapes = entries
-        .iter()
-        .map(|entry| (entry.source.clone(), entry.shape.clone()))
-        .collect();
+    let expected: Shapes =
+        entries.iter().map(|entry| (entry.source.clone(), entry.shape.clone())).collect();
     let found = file.tensor_infos().iter();
-    let found = found
-        .map(|(name, info)| (name.clone(), info.layout.dims().to_vec()))
-        .collect();
+    let found = found.map(|(name, info)| (name.clone(), info.layout.dims().to_vec())).collect();
     // Compared before anything is read, so that no size in the file is believed.
     if let Some(difference) = mismatch(&expected, &found) {
         return Err(Error::Weights(format!(
@@ -118,9 +114,7 @@ fn convert(
     }
     let mut tensors = HashMap::new();
     for entry in entries {
-        let tensor = file
-            .get(&entry.source)
-            .map_err(|error| unreadable(path, error))?;
+        let tensor = file.get(&entry.source).map_err(|error| unreadable(path, error))?;
         let tensor =
             tensor.ok_or_else(|| unreadable(path, format!("`{}` is gone", entry.source)))?;
         let tensor = match tensor.dtype() {
@@ -140,10 +134,7 @@ fn convert(
 }
 
 fn open(path: &Path) -> Result<PthTensors> {
-    let io = |source| Error::Io {
-        path: path.to_path_buf(),
-        source,
-    };
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
     let mut magic = [0; 2];
     let mut file = std::fs::File::open(path).map_err(io)?;
     file.read_exact(&mut magic).map_err(io)?;
@@ -165,8 +156,5 @@ fn open(path: &Path) -> Result<PthTensors> {
 }
 
 fn unreadable(path: &Path, problem: impl ToString) -> Error {
-    Error::Format {
-        path: path.to_path_buf(),
-        problem: problem.to_string(),
-    }
+    Error::Format { path: path.to_path_buf(), problem: problem.to_string() }
 }

@@ -79,7 +79,8 @@ impl ModelFolder {
         let unet_path = component(path, "unet", "config.json");
         let unet = UNet2DConfig::from_json(&read_json(&unet_path)?, &shown(&unet_path))?;
         let schedule_path = component(path, "scheduler", "scheduler_config.json");
-        let schedule = ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
+        let schedule =
+            ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
         let card = read_card(&path.join(CARD))?;
         check_card(&card, &unet, &path.join(CARD))?;
         let weights = unet_path.with_file_name(WEIGHTS);
@@ -109,12 +110,11 @@ impl ModelFolder {
         for file in self.weight_files()? {
             weights.extend(read_safetensors(&file)?);
         }
-        let network = UNet2DModel::load(&self.unet, weights, dtype, device).map_err(|error| {
-            match error {
+        let network =
+            UNet2DModel::load(&self.unet, weights, dtype, device).map_err(|error| match error {
                 Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
                 error => error,
-            }
-        })?;
+            })?;
         Ok(Loaded { network: Box::new(network), schedule: self.schedule, card: self.card })
     }
 
@@ -134,7 +134,8 @@ impl ModelFolder {
         temporary.push(format!(".{}.partial", std::process::id()));
         let temporary = PathBuf::from(temporary);
         let written = write_into(&temporary, unet, weights, schedule, card).and_then(|()| {
-            fs::rename(&temporary, path).map_err(|source| Error::Io { path: path.to_owned(), source })
+            fs::rename(&temporary, path)
+                .map_err(|source| Error::Io { path: path.to_owned(), source })
         });
         if written.is_err() {
             let _ = fs::remove_dir_all(&temporary);
@@ -160,10 +161,8 @@ fn write_into(
         "unet": ["diffusers", "UNet2DModel"],
         "scheduler": ["diffusers", schedule["_class_name"]],
     });
-    let card = serde_json::to_value(card).map_err(|error| Error::Format {
-        path: path.join(CARD),
-        problem: error.to_string(),
-    })?;
+    let card = serde_json::to_value(card)
+        .map_err(|error| Error::Format { path: path.join(CARD), problem: error.to_string() })?;
     let tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
     // diffusers refuses weights whose metadata does not say which framework wrote them.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -218,7 +217,8 @@ fn check_card(card: &Card, unet: &UNet2DConfig, path: &Path) -> Result<()> {
             "`class_names` has {names} names, the network has {classes} classes; name each one"
         ));
     }
-    let distinct: BTreeSet<String> = card.class_names.iter().map(|name| normal_name(name)).collect();
+    let distinct: BTreeSet<String> =
+        card.class_names.iter().map(|name| normal_name(name)).collect();
     if distinct.len() != names {
         return refuse("`class_names` has two names that read the same".into());
     }

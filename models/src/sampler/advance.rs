@@ -71,11 +71,7 @@ fn check(
     }
     let has_variance = model.dims() == [batch, 2 * channels, height, width];
     if !has_variance && model.dims() != x.dims() {
-        bail!(
-            "advance: the network answered {:?} to {:?}",
-            model.dims(),
-            x.dims()
-        );
+        bail!("advance: the network answered {:?} to {:?}", model.dims(), x.dims());
     }
     if !has_variance && steps.iter().any(Step::needs_variance) {
         bail!(
@@ -91,11 +87,7 @@ fn check(
         if let Some(tensor) = tensor
             && tensor.dims() != x.dims()
         {
-            bail!(
-                "advance: {name} is {:?}, the latents are {:?}",
-                tensor.dims(),
-                x.dims()
-            );
+            bail!("advance: {name} is {:?}, the latents are {:?}", tensor.dims(), x.dims());
         }
     }
     for (name, tensor) in [("x", Some(x)), ("memory", Some(memory)), ("noise", noise)] {

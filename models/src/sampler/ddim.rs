@@ -13,19 +13,14 @@ pub(super) fn evaluations(
 ) -> Result<Vec<Evaluation>> {
     // diffusers steps by this distance even where spacing puts the next timestep elsewhere.
     let distance = schedule.train_timesteps() / steps;
-    let final_alpha_bar = if schedule.set_alpha_to_one {
-        1.0
-    } else {
-        schedule.alpha_bar[0]
-    };
+    let final_alpha_bar = if schedule.set_alpha_to_one { 1.0 } else { schedule.alpha_bar[0] };
     timesteps
         .iter()
         .map(|&timestep| {
             let t = timestep as usize;
             let alpha_bar = schedule.alpha_bar[t];
-            let alpha_bar_next = t
-                .checked_sub(distance)
-                .map_or(final_alpha_bar, |next| schedule.alpha_bar[next]);
+            let alpha_bar_next =
+                t.checked_sub(distance).map_or(final_alpha_bar, |next| schedule.alpha_bar[next]);
             let variance = (1.0 - alpha_bar_next) / (1.0 - alpha_bar)
                 * (1.0 - alpha_bar / alpha_bar_next).max(0.0);
             let scale = eta * variance.sqrt();

@@ -13,10 +13,8 @@ pub(super) fn evaluations(
     timesteps: &[f64],
     learned_variance: bool,
 ) -> Result<Vec<Evaluation>> {
-    let learns = matches!(
-        schedule.variance_type,
-        VarianceType::Learned | VarianceType::LearnedRange
-    );
+    let learns =
+        matches!(schedule.variance_type, VarianceType::Learned | VarianceType::LearnedRange);
     if learns && !learned_variance {
         return Err(schedule.refuse(
             "variance_type",
@@ -61,9 +59,8 @@ fn scale(variance_type: VarianceType, beta_t: f64, posterior: f64) -> NoiseScale
         }
         VarianceType::FixedLarge | VarianceType::FixedLargeLog => NoiseScale::Fixed(beta_t.sqrt()),
         VarianceType::Learned => NoiseScale::Learned,
-        VarianceType::LearnedRange => NoiseScale::LearnedRange {
-            min_log: posterior.ln(),
-            max_log: beta_t.ln(),
-        },
+        VarianceType::LearnedRange => {
+            NoiseScale::LearnedRange { min_log: posterior.ln(), max_log: beta_t.ln() }
+        }
     }
 }

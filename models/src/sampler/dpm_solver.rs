@@ -9,10 +9,7 @@ use crate::schedule::{FinalSigmas, Schedule, SolverType};
 const FEW_STEPS: usize = 15;
 
 pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<Evaluation>> {
-    let mut levels: Vec<Level> = timesteps
-        .iter()
-        .map(|&t| at_timestep(schedule, t))
-        .collect();
+    let mut levels: Vec<Level> = timesteps.iter().map(|&t| at_timestep(schedule, t)).collect();
     levels.push(final_level(schedule));
     let first_order_end = schedule.euler_at_final
         || (schedule.lower_order_final && timesteps.len() < FEW_STEPS)
@@ -24,11 +21,7 @@ pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<
             let last = i + 1 == timesteps.len();
             let (from, to) = (levels[i], levels[i + 1]);
             let (a, b) = transfer(from, to);
-            let mut step = Step {
-                a,
-                b,
-                ..estimate(schedule, from)?
-            };
+            let mut step = Step { a, b, ..estimate(schedule, from)? };
             if i > 0 && !(last && first_order_end) {
                 // D1 = (x0 − memory)·slope
                 let slope = second_order(schedule.solver_type, levels[i - 1], from, to);

@@ -11,10 +11,7 @@ use crate::schedule::Schedule;
 
 pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<Evaluation>> {
     // The result is x_ve: where the last sigma is not 0, it is not scaled down.
-    let end = Level {
-        alpha: 1.0,
-        s: final_level(schedule).sigma(),
-    };
+    let end = Level { alpha: 1.0, s: final_level(schedule).sigma() };
     let levels = timesteps.iter().map(|&t| at_timestep(schedule, t));
     let following = levels.clone().skip(1).chain([end]);
     let pairs = levels.zip(following);
@@ -23,14 +20,7 @@ pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<
         .zip(pairs)
         .map(|(&timestep, (from, to))| {
             let (a, b) = transfer(from, to);
-            Ok(Evaluation {
-                timestep,
-                step: Step {
-                    a,
-                    b,
-                    ..estimate(schedule, from)?
-                },
-            })
+            Ok(Evaluation { timestep, step: Step { a, b, ..estimate(schedule, from)? } })
         })
         .collect()
 }

@@ -19,28 +19,12 @@ pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<
         let to = next.map_or(Level::CLEAN, |next| at_timestep(schedule, next));
         let (a, b) = transfer(from, to);
         let remember = next.is_some();
-        let euler = Step {
-            a,
-            b,
-            remember,
-            ..estimate(schedule, from)?
-        };
-        evaluations.push(Evaluation {
-            timestep,
-            step: euler,
-        });
+        let euler = Step { a, b, remember, ..estimate(schedule, from)? };
+        evaluations.push(Evaluation { timestep, step: euler });
         if let Some(timestep) = next {
             let half = to.alpha * (1.0 - from.sigma() / to.sigma()) / 2.0;
-            let correction = Step {
-                a: 1.0,
-                b: -half,
-                c: half,
-                ..estimate(schedule, to)?
-            };
-            evaluations.push(Evaluation {
-                timestep,
-                step: correction,
-            });
+            let correction = Step { a: 1.0, b: -half, c: half, ..estimate(schedule, to)? };
+            evaluations.push(Evaluation { timestep, step: correction });
         }
     }
     Ok(evaluations)

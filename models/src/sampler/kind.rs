@@ -23,13 +23,8 @@ pub enum Kind {
 
 impl Kind {
     /// Every sampler.
-    pub const ALL: [Self; 5] = [
-        Self::Ddpm,
-        Self::Ddim,
-        Self::DpmSolverPlusPlus,
-        Self::Euler,
-        Self::Heun,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Ddpm, Self::Ddim, Self::DpmSolverPlusPlus, Self::Euler, Self::Heun];
 
     /// The name in requests and model cards.
     pub fn name(self) -> &'static str {
@@ -77,16 +72,9 @@ impl FromStr for Kind {
     /// # Errors
     /// [`Error::Value`] on `scheduler`, with the list of names.
     fn from_str(name: &str) -> Result<Self, Error> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.name() == name)
-            .ok_or_else(|| {
-                let names = Self::ALL.map(Self::name).join(", ");
-                Error::value(
-                    "scheduler",
-                    format!("{name:?}"),
-                    format!("use one of {names}"),
-                )
-            })
+        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| {
+            let names = Self::ALL.map(Self::name).join(", ");
+            Error::value("scheduler", format!("{name:?}"), format!("use one of {names}"))
+        })
     }
 }

@@ -20,19 +20,13 @@ impl Level {
 
     /// The level with that `alpha_bar`.
     pub(super) fn of_alpha_bar(alpha_bar: f64) -> Self {
-        Self {
-            alpha: alpha_bar.sqrt(),
-            s: (1.0 - alpha_bar).sqrt(),
-        }
+        Self { alpha: alpha_bar.sqrt(), s: (1.0 - alpha_bar).sqrt() }
     }
 
     /// The level with that `sigma`.
     pub(super) fn of_sigma(sigma: f64) -> Self {
         let alpha = 1.0 / sigma.hypot(1.0);
-        Self {
-            alpha,
-            s: sigma * alpha,
-        }
+        Self { alpha, s: sigma * alpha }
     }
 
     /// `s / alpha`.
@@ -68,12 +62,7 @@ pub(super) fn estimate(schedule: &Schedule, level: Level) -> Result<Step> {
         // v = alpha·eps − s·x0, so alpha·x − s·v = x0
         PredictionType::Velocity => (alpha, -s),
     };
-    Ok(Step {
-        p,
-        q,
-        bound: schedule.bound,
-        ..Step::X0
-    })
+    Ok(Step { p, q, bound: schedule.bound, ..Step::X0 })
 }
 
 /// The coefficients of `x` and `x0` that take `from` to `to` keeping the noise that x0 implies:
@@ -94,11 +83,7 @@ pub(super) fn at_timestep(schedule: &Schedule, timestep: f64) -> Level {
     };
     let (low, part) = (sigma_of(below), timestep.fract());
     // Not `low + 0·(high − low)`, to stay on the table's value at whole timesteps.
-    Level::of_sigma(if part == 0.0 {
-        low
-    } else {
-        low + part * (sigma_of(below + 1) - low)
-    })
+    Level::of_sigma(if part == 0.0 { low } else { low + part * (sigma_of(below + 1) - low) })
 }
 
 /// Where the last step of a solver in sigma ends.

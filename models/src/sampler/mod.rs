@@ -235,11 +235,7 @@ pub fn trajectory(
     learned_variance: bool,
 ) -> Result<Trajectory> {
     if !(0.0..=1.0).contains(&eta) {
-        return Err(Error::value(
-            "eta",
-            eta,
-            "use a number from 0 (no noise) to 1",
-        ));
+        return Err(Error::value("eta", eta, "use a number from 0 (no noise) to 1"));
     }
     if eta != 0.0 && kind != Kind::Ddim {
         let remedy = format!("{kind} has no such setting; use 0, or the scheduler ddim");
@@ -254,10 +250,7 @@ pub fn trajectory(
         Kind::Euler => euler::evaluations(&schedule, &timesteps),
         Kind::Heun => heun::evaluations(&schedule, &timesteps),
     }?;
-    match evaluations
-        .iter()
-        .find(|evaluation| !evaluation.step.is_finite())
-    {
+    match evaluations.iter().find(|evaluation| !evaluation.step.is_finite()) {
         Some(evaluation) => Err(Error::value(
             format!("{}: beta_schedule", config.file),
             format!("not usable by {kind} at timestep {}", evaluation.timestep),

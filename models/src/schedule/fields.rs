@@ -19,11 +19,7 @@ pub(super) struct Fields<'a> {
 
 impl Fields<'_> {
     fn refuse(&self, field: &str, value: &Value, must_be: &str) -> Error {
-        Error::value(
-            format!("{}: {field}", self.file),
-            value,
-            format!("must be {must_be}"),
-        )
+        Error::value(format!("{}: {field}", self.file), value, format!("must be {must_be}"))
     }
 
     /// Lets null mean "absent" for a field for which diffusers writes it.
@@ -48,16 +44,11 @@ impl Fields<'_> {
         let Some(value) = self.object.remove(field) else {
             return Ok(None);
         };
-        match value
-            .as_u64()
-            .filter(|number| (least..=most).contains(number))
-        {
+        match value.as_u64().filter(|number| (least..=most).contains(number)) {
             Some(number) => Ok(Some(number as usize)),
-            None => Err(self.refuse(
-                field,
-                &value,
-                &format!("a whole number from {least} to {most}"),
-            )),
+            None => {
+                Err(self.refuse(field, &value, &format!("a whole number from {least} to {most}")))
+            }
         }
     }
 
@@ -93,12 +84,7 @@ impl Fields<'_> {
             Some(beta) => Ok(beta),
             None => Err(self.refuse(&format!("{field}[{i}]"), value, must_be)),
         };
-        values
-            .iter()
-            .enumerate()
-            .map(beta)
-            .collect::<Result<_>>()
-            .map(Some)
+        values.iter().enumerate().map(beta).collect::<Result<_>>().map(Some)
     }
 
     /// A number, or minus infinity in one of the ways Python programs write it, which is the default.
@@ -114,9 +100,5 @@ impl Fields<'_> {
 
 /// Every allowed word.
 pub(super) fn list<T: Word>() -> String {
-    T::all()
-        .iter()
-        .map(|value| value.word())
-        .collect::<Vec<_>>()
-        .join(", ")
+    T::all().iter().map(|value| value.word()).collect::<Vec<_>>().join(", ")
 }

@@ -35,48 +35,18 @@ const ONE_VALUE: &[(&str, &[Class], &[&str], &str)] = {
             &[],
             "beta sigmas are not supported; set it to false",
         ),
-        (
-            "use_lu_lambdas",
-            &[Dpm],
-            &[],
-            "Lu's lambdas are not supported; set it to false",
-        ),
-        (
-            "use_flow_sigmas",
-            &[Dpm],
-            &[],
-            "flow matching is not supported; set it to false",
-        ),
-        (
-            "algorithm_type",
-            &[Dpm],
-            &["dpmsolver++", "deis"],
-            "only dpmsolver++ is supported",
-        ),
+        ("use_lu_lambdas", &[Dpm], &[], "Lu's lambdas are not supported; set it to false"),
+        ("use_flow_sigmas", &[Dpm], &[], "flow matching is not supported; set it to false"),
+        ("algorithm_type", &[Dpm], &["dpmsolver++", "deis"], "only dpmsolver++ is supported"),
         ("solver_order", &[Dpm], &["2"], "only order 2 is supported"),
-        (
-            "interpolation_type",
-            &[Euler],
-            &["linear"],
-            "only linear is supported",
-        ),
-        (
-            "timestep_type",
-            &[Euler],
-            &["discrete"],
-            "only discrete is supported",
-        ),
+        ("interpolation_type", &[Euler], &["linear"], "only linear is supported"),
+        ("timestep_type", &[Euler], &["discrete"], "only discrete is supported"),
     ]
 };
 
 /// Fields that some class knows and that change nothing here: they qualify what is refused above.
-const WITHOUT_EFFECT: &[&str] = &[
-    "flow_shift",
-    "use_dynamic_shifting",
-    "time_shift_type",
-    "sigma_min",
-    "sigma_max",
-];
+const WITHOUT_EFFECT: &[&str] =
+    &["flow_shift", "use_dynamic_shifting", "time_shift_type", "sigma_min", "sigma_max"];
 
 impl ScheduleConfig {
     /// Reads a `scheduler_config.json`. `file` is its name in error messages.
@@ -94,11 +64,7 @@ impl ScheduleConfig {
         };
         let mut object = object.clone();
         if let Some(defaulted) = object.remove("_use_default_values") {
-            let names = defaulted
-                .as_array()
-                .into_iter()
-                .flatten()
-                .filter_map(Value::as_str);
+            let names = defaulted.as_array().into_iter().flatten().filter_map(Value::as_str);
             names.for_each(|name| drop(object.remove(name)));
         }
         // As diffusers does with the names of other classes' solvers.
@@ -110,11 +76,7 @@ impl ScheduleConfig {
         let mut fields = Fields { object, file };
         let Some(class) = fields.word("_class_name")? else {
             let remedy = format!("name one of {}", list::<Class>());
-            return Err(Error::value(
-                format!("{file}: _class_name"),
-                "absent",
-                remedy,
-            ));
+            return Err(Error::value(format!("{file}: _class_name"), "absent", remedy));
         };
         let config = Self {
             file: file.to_owned(),
@@ -163,11 +125,8 @@ impl ScheduleConfig {
     /// # Errors
     /// [`Error::Format`] for text that is not JSON, else as [`ScheduleConfig::from_json`].
     pub fn from_text(text: &str, file: &str) -> Result<Self> {
-        let value =
-            serde_json::from_str(&quote_constants(text)).map_err(|error| Error::Format {
-                path: file.into(),
-                problem: error.to_string(),
-            })?;
+        let value = serde_json::from_str(&quote_constants(text))
+            .map_err(|error| Error::Format { path: file.into(), problem: error.to_string() })?;
         Self::from_json(&value, file)
     }
 
@@ -180,57 +139,27 @@ impl ScheduleConfig {
             }
         };
         put("_class_name", Some(json!(self.class.name())));
-        put(
-            "num_train_timesteps",
-            self.num_train_timesteps.map(Value::from),
-        );
+        put("num_train_timesteps", self.num_train_timesteps.map(Value::from));
         put("beta_start", self.beta_start.map(Value::from));
         put("beta_end", self.beta_end.map(Value::from));
-        put(
-            "beta_schedule",
-            self.beta_schedule.map(|word| word.name().into()),
-        );
+        put("beta_schedule", self.beta_schedule.map(|word| word.name().into()));
         put("trained_betas", self.trained_betas.clone().map(Value::from));
-        put(
-            "rescale_betas_zero_snr",
-            self.rescale_betas_zero_snr.map(Value::from),
-        );
-        put(
-            "prediction_type",
-            self.prediction_type.map(|word| word.name().into()),
-        );
-        put(
-            "variance_type",
-            self.variance_type.map(|word| word.name().into()),
-        );
+        put("rescale_betas_zero_snr", self.rescale_betas_zero_snr.map(Value::from));
+        put("prediction_type", self.prediction_type.map(|word| word.name().into()));
+        put("variance_type", self.variance_type.map(|word| word.name().into()));
         put("clip_sample", self.clip_sample.map(Value::from));
         put("clip_sample_range", self.clip_sample_range.map(Value::from));
         put("thresholding", self.thresholding.map(Value::from));
-        put(
-            "dynamic_thresholding_ratio",
-            self.dynamic_thresholding_ratio.map(Value::from),
-        );
+        put("dynamic_thresholding_ratio", self.dynamic_thresholding_ratio.map(Value::from));
         put("sample_max_value", self.sample_max_value.map(Value::from));
-        put(
-            "timestep_spacing",
-            self.timestep_spacing.map(|word| word.name().into()),
-        );
+        put("timestep_spacing", self.timestep_spacing.map(|word| word.name().into()));
         put("steps_offset", self.steps_offset.map(Value::from));
         put("set_alpha_to_one", self.set_alpha_to_one.map(Value::from));
-        put(
-            "solver_type",
-            self.solver_type.map(|word| word.name().into()),
-        );
+        put("solver_type", self.solver_type.map(|word| word.name().into()));
         put("lower_order_final", self.lower_order_final.map(Value::from));
         put("euler_at_final", self.euler_at_final.map(Value::from));
-        put(
-            "final_sigmas_type",
-            self.final_sigmas_type.map(|word| word.name().into()),
-        );
-        put(
-            "lambda_min_clipped",
-            self.lambda_min_clipped.map(Value::from),
-        );
+        put("final_sigmas_type", self.final_sigmas_type.map(|word| word.name().into()));
+        put("lambda_min_clipped", self.lambda_min_clipped.map(Value::from));
         Value::Object(object)
     }
 
@@ -294,9 +223,7 @@ fn quote_constants(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(next) = rest.chars().next() {
-        let constant = ["-Infinity", "Infinity", "NaN"]
-            .into_iter()
-            .find(|c| rest.starts_with(c));
+        let constant = ["-Infinity", "Infinity", "NaN"].into_iter().find(|c| rest.starts_with(c));
         let length = match (next, constant) {
             ('"', _) => string_length(rest),
             (_, Some(constant)) => {

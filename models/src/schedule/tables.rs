@@ -55,11 +55,7 @@ impl ScheduleConfig {
 
     /// The field that decides the betas.
     fn betas_field(&self) -> &'static str {
-        if self.trained_betas.is_some() {
-            "trained_betas"
-        } else {
-            "beta_schedule"
-        }
+        if self.trained_betas.is_some() { "trained_betas" } else { "beta_schedule" }
     }
 
     fn betas(&self, class: Class) -> Vec<f64> {
@@ -75,9 +71,9 @@ impl ScheduleConfig {
         let count = self.train_timesteps();
         match self.beta_schedule.unwrap_or(BetaSchedule::Linear) {
             BetaSchedule::Linear => linspace(start, end, count).collect(),
-            BetaSchedule::ScaledLinear => linspace(start.sqrt(), end.sqrt(), count)
-                .map(|root| root * root)
-                .collect(),
+            BetaSchedule::ScaledLinear => {
+                linspace(start.sqrt(), end.sqrt(), count).map(|root| root * root).collect()
+            }
             BetaSchedule::SquaredCosine => {
                 let alpha_bar = |t: f64| ((t + 0.008) / 1.008 * FRAC_PI_2).cos().powi(2);
                 let time = |i: usize| i as f64 / count as f64;
@@ -94,19 +90,9 @@ impl ScheduleConfig {
 
 /// `count` numbers from `start` to `end`, both included; only `start` where `count` is 1.
 pub(super) fn linspace(start: f64, end: f64, count: usize) -> impl Iterator<Item = f64> {
-    let step = if count > 1 {
-        (end - start) / (count - 1) as f64
-    } else {
-        0.0
-    };
+    let step = if count > 1 { (end - start) / (count - 1) as f64 } else { 0.0 };
     // The last number is exact, as numpy makes it.
-    (0..count).map(move |i| {
-        if i > 0 && i + 1 == count {
-            end
-        } else {
-            i as f64 * step + start
-        }
-    })
+    (0..count).map(move |i| if i > 0 && i + 1 == count { end } else { i as f64 * step + start })
 }
 
 fn cumulative_product(betas: &[f64]) -> Vec<f64> {
@@ -126,10 +112,7 @@ fn zero_terminal_snr(alpha_bar: &[f64]) -> Vec<f64> {
     let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else {
         return roots;
     };
-    roots
-        .iter()
-        .map(|root| ((root - last) * (first / (first - last))).powi(2))
-        .collect()
+    roots.iter().map(|root| ((root - last) * (first / (first - last))).powi(2)).collect()
 }
 
 fn betas_of(alpha_bar: &[f64]) -> Vec<f64> {

@@ -47,11 +47,7 @@ impl Schedule {
             TimestepSpacing::Linspace => {
                 let fractional = matches!(self.class, Class::Euler | Class::Heun);
                 let snap = |t: f64| {
-                    if fractional {
-                        t as f32 as f64
-                    } else {
-                        t.round_ties_even()
-                    }
+                    if fractional { t as f32 as f64 } else { t.round_ties_even() }
                 };
                 descending(linspace(0.0, (count - 1) as f64, steps).map(snap))
             }
@@ -86,9 +82,7 @@ impl Schedule {
         let kept = self.kept_timesteps()?;
         Ok(match self.timestep_spacing {
             TimestepSpacing::Linspace => descending(
-                linspace(0.0, (kept - 1) as f64, steps + 1)
-                    .skip(1)
-                    .map(f64::round_ties_even),
+                linspace(0.0, (kept - 1) as f64, steps + 1).skip(1).map(f64::round_ties_even),
             ),
             TimestepSpacing::Leading => {
                 // With as many steps as timesteps diffusers divides to a ratio of 0, and to NaN later.
@@ -113,7 +107,5 @@ fn trailing(count: usize, from: usize, steps: usize) -> Vec<f64> {
     let ratio = count / steps as f64;
     let stride = (from - ratio) - from;
     let length = ((from / ratio).ceil() as usize).min(steps);
-    (0..length)
-        .map(|i| (from + i as f64 * stride).round_ties_even() - 1.0)
-        .collect()
+    (0..length).map(|i| (from + i as f64 * stride).round_ties_even() - 1.0).collect()
 }

@@ -52,13 +52,7 @@ impl Attention {
         } else {
             Projection::Separate(separate)
         };
-        Ok(Self {
-            norm,
-            projection,
-            output: linear("to_out.0")?,
-            head_dim,
-            output_scale,
-        })
+        Ok(Self { norm, projection, output: linear("to_out.0")?, head_dim, output_scale })
     }
 
     /// `[B, C, H, W]` → the same shape.
@@ -71,9 +65,7 @@ impl Attention {
         let [query, key, value] = self.project(&normed)?;
         // Scores are [B·heads, queries, keys]; values are gathered as [B·heads, head_dim, queries].
         let attention = softmax(&query.transpose(1, 2)?.matmul(&key)?)?;
-        let gathered = value
-            .matmul(&attention.transpose(1, 2)?)?
-            .reshape(flat.shape())?;
+        let gathered = value.matmul(&attention.transpose(1, 2)?)?.reshape(flat.shape())?;
         let y = self.output.forward(&gathered)?.reshape(x.shape())?;
         rescale((y + x)?, self.output_scale)
     }
@@ -84,20 +76,14 @@ impl Attention {
         let all_heads = batch * (channels / self.head_dim);
         match &self.projection {
             Projection::Merged(merged) => {
-                let qkv = merged
-                    .forward(x)?
-                    .reshape((all_heads, 3, self.head_dim, length))?;
+                let qkv = merged.forward(x)?.reshape((all_heads, 3, self.head_dim, length))?;
                 let part = |i| qkv.narrow(1, i, 1)?.squeeze(1);
                 Ok([part(0)?, part(1)?, part(2)?])
             }
             Projection::Separate([query, key, value]) => {
                 let heads = |y: Tensor| y.reshape((all_heads, self.head_dim, length));
                 let query = (query.forward(x)? * score_scale(self.head_dim))?;
-                Ok([
-                    heads(query)?,
-                    heads(key.forward(x)?)?,
-                    heads(value.forward(x)?)?,
-                ])
+                Ok([heads(query)?, heads(key.forward(x)?)?, heads(value.forward(x)?)?])
             }
         }
     }

@@ -27,13 +27,7 @@ impl Layer {
         let resnet = ResnetBlock::new(config, &place, (input, output), Resize::Keep, 1.0)?;
         let attention = if attends {
             let place = weights.at(format_args!("attentions.{index}"));
-            Some(Attention::new(
-                config,
-                &place,
-                output,
-                Some(config.norm_num_groups),
-                1.0,
-            )?)
+            Some(Attention::new(config, &place, output, Some(config.norm_num_groups), 1.0)?)
         } else {
             None
         };
@@ -83,23 +77,16 @@ impl Resampler {
             (Block::Attention, _) => config.downsample,
         };
         Ok(match (by, resize) {
-            (Resample::Resnet, _) => Self::Resnet(ResnetBlock::new(
-                config,
-                &place,
-                (channels, channels),
-                resize,
-                1.0,
-            )?),
+            (Resample::Resnet, _) => {
+                Self::Resnet(ResnetBlock::new(config, &place, (channels, channels), resize, 1.0)?)
+            }
             (Resample::Conv, Resize::Up) => {
                 Self::ConvUp(Conv2d::same(&place.at("conv"), channels, channels)?)
             }
             (Resample::Conv, _) => {
                 let padding = config.downsample_padding;
                 let conv = Conv2d::new(&place.at("conv"), channels, channels, 2, padding)?;
-                Self::ConvDown {
-                    conv,
-                    lower_right: padding == 0,
-                }
+                Self::ConvDown { conv, lower_right: padding == 0 }
             }
         })
     }
@@ -107,14 +94,10 @@ impl Resampler {
     fn forward(&self, x: Tensor, time: &Tensor) -> Result<Tensor> {
         match self {
             Self::None => Ok(x),
-            Self::ConvDown {
-                conv,
-                lower_right: false,
-            } => conv.forward(&x),
-            Self::ConvDown {
-                conv,
-                lower_right: true,
-            } => conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?),
+            Self::ConvDown { conv, lower_right: false } => conv.forward(&x),
+            Self::ConvDown { conv, lower_right: true } => {
+                conv.forward(&x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?)
+            }
             Self::ConvUp(conv) => conv.forward(&upsample_nearest(&x)?),
             Self::Resnet(resnet) => resnet.forward(&x, time),
         }
@@ -139,21 +122,12 @@ impl DownBlock {
         let mut layers = Vec::with_capacity(config.layers_per_block);
         for index in 0..config.layers_per_block {
             let attends = block == Block::Attention;
-            layers.push(Layer::new(
-                config,
-                weights,
-                index,
-                (input, output),
-                attends,
-            )?);
+            layers.push(Layer::new(config, weights, index, (input, output), attends)?);
             input = output;
         }
         let last = level + 1 == config.levels();
         let resize = if last { Resize::Keep } else { Resize::Down };
-        Ok(Self {
-            layers,
-            resampler: Resampler::new(config, weights, output, block, resize)?,
-        })
+        Ok(Self { layers, resampler: Resampler::new(config, weights, output, block, resize)? })
     }
 
     /// Runs the block and pushes every intermediate result onto `skips`.
@@ -196,21 +170,11 @@ impl MidBlock {
             .attn_norm_num_groups
             .or_else(|| (!config.scale_shift).then_some(config.norm_num_groups));
         let attention = if config.add_attention {
-            Some(Attention::new(
-                config,
-                &weights.at("attentions.0"),
-                channels,
-                groups,
-                scale,
-            )?)
+            Some(Attention::new(config, &weights.at("attentions.0"), channels, groups, scale)?)
         } else {
             None
         };
-        Ok(Self {
-            first: resnet("resnets.0")?,
-            attention,
-            second: resnet("resnets.1")?,
-        })
+        Ok(Self { first: resnet("resnets.0")?, attention, second: resnet("resnets.1")? })
     }
 
     /// `[B, C, H, W]` → the same shape.
@@ -247,19 +211,10 @@ impl UpBlock {
             let input = if i == 0 { below } else { output };
             let skip = if i + 1 == count { above } else { output };
             let attends = block == Block::Attention;
-            layers.push(Layer::new(
-                config,
-                weights,
-                i,
-                (input + skip, output),
-                attends,
-            )?);
+            layers.push(Layer::new(config, weights, i, (input + skip, output), attends)?);
         }
         let resize = if level == 0 { Resize::Keep } else { Resize::Up };
-        Ok(Self {
-            layers,
-            resampler: Resampler::new(config, weights, output, block, resize)?,
-        })
+        Ok(Self { layers, resampler: Resampler::new(config, weights, output, block, resize)? })
     }
 
     /// Runs the block, popping one of `skips` for each layer.

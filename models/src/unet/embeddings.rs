@@ -10,11 +10,7 @@ use super::weights::Weights;
 /// Timesteps to vectors, without the two layers that follow.
 pub(super) enum TimeProjection {
     /// `sin(t·ω)` and `cos(t·ω)` with `ω_i = 10000^(−i / (half − shift))`.
-    Positional {
-        frequencies: Tensor,
-        cos_first: bool,
-        odd: bool,
-    },
+    Positional { frequencies: Tensor, cos_first: bool, odd: bool },
     /// `sin` and `cos` of `2π·w·ln t` with random `w`.
     Fourier { weight: Tensor },
     /// Row `t` of a table.
@@ -35,14 +31,12 @@ impl TimeProjection {
                 odd: !channels.is_multiple_of(2),
             },
             // In f32 whatever the network's type: these are phases, not features.
-            TimeEmbedding::Fourier => Self::Fourier {
-                weight: weights.get_as("weight", &[channels], DType::F32)?,
-            },
+            TimeEmbedding::Fourier => {
+                Self::Fourier { weight: weights.get_as("weight", &[channels], DType::F32)? }
+            }
             TimeEmbedding::Learned => {
                 let rows = config.num_train_timesteps.unwrap_or(1);
-                Self::Learned {
-                    table: weights.get("weight", &[rows, channels])?,
-                }
+                Self::Learned { table: weights.get("weight", &[rows, channels])? }
             }
         })
     }
@@ -50,21 +44,14 @@ impl TimeProjection {
     /// f32 `[B]` → `[B, projected width]`, in f32 or the table's type.
     fn forward(&self, t: &Tensor) -> Result<Tensor> {
         match self {
-            Self::Positional {
-                frequencies,
-                cos_first,
-                odd,
-            } => {
+            Self::Positional { frequencies, cos_first, odd } => {
                 let phase = t.unsqueeze(1)?.broadcast_mul(frequencies)?;
                 let (sin, cos) = (phase.sin()?, phase.cos()?);
                 let both = if *cos_first { [cos, sin] } else { [sin, cos] };
                 Tensor::cat(&both, 1)?.pad_with_zeros(1, 0, usize::from(*odd))
             }
             Self::Fourier { weight } => {
-                let turns = t
-                    .log()?
-                    .unsqueeze(1)?
-                    .broadcast_mul(&weight.unsqueeze(0)?)?;
+                let turns = t.log()?.unsqueeze(1)?.broadcast_mul(&weight.unsqueeze(0)?)?;
                 let phase = ((turns * 2.0)? * std::f64::consts::PI)?;
                 Tensor::cat(&[phase.sin()?, phase.cos()?], 1)
             }
@@ -77,9 +64,8 @@ impl TimeProjection {
 fn frequencies(half: usize, shift: f64, device: &Device) -> Result<Tensor> {
     let logarithm = -(10_000f64.ln()) as f32;
     let span = (half as f64 - shift) as f32;
-    let frequencies: Vec<f32> = (0..half)
-        .map(|i| libm::expf(logarithm * i as f32 / span))
-        .collect();
+    let frequencies: Vec<f32> =
+        (0..half).map(|i| libm::expf(logarithm * i as f32 / span)).collect();
     Tensor::from_vec(frequencies, (1, half), device)
 }
 
@@ -114,8 +100,7 @@ impl Mlp {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.linear_2
-            .forward(&Activation::Silu.forward(&self.linear_1.forward(x)?)?)
+        self.linear_2.forward(&Activation::Silu.forward(&self.linear_1.forward(x)?)?)
     }
 }
 

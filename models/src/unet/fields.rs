@@ -16,20 +16,13 @@ impl<'a> Fields<'a> {
     pub(crate) fn new(value: &'a Value, file: &'a str) -> Result<Self> {
         match value {
             Value::Object(object) => Ok(Self { object, file }),
-            other => Err(Error::value(
-                file,
-                short(other),
-                "the file must hold one JSON object",
-            )),
+            other => Err(Error::value(file, short(other), "the file must hold one JSON object")),
         }
     }
 
     /// An error about `name`, whose value is taken from the file.
     pub(crate) fn refuse(&self, name: &str, remedy: impl Into<String>) -> Error {
-        let found = self
-            .object
-            .get(name)
-            .map_or_else(|| "absent".to_string(), short);
+        let found = self.object.get(name).map_or_else(|| "absent".to_string(), short);
         Error::value(format!("{}: {name}", self.file), found, remedy)
     }
 
@@ -68,9 +61,7 @@ impl<'a> Fields<'a> {
     pub(crate) fn count(&self, name: &str, default: usize, limit: usize) -> Result<usize> {
         match self.get(name) {
             None => Ok(default),
-            Some(value) => self
-                .whole(value, limit)
-                .ok_or_else(|| self.refuse(name, range(limit))),
+            Some(value) => self.whole(value, limit).ok_or_else(|| self.refuse(name, range(limit))),
         }
     }
 
@@ -91,8 +82,7 @@ impl<'a> Fields<'a> {
             None => Ok(default.to_vec()),
             Some(Value::Array(list)) => {
                 let entry = |(i, value)| {
-                    self.whole(value, limit)
-                        .ok_or_else(|| self.refuse_entry(name, i, range(limit)))
+                    self.whole(value, limit).ok_or_else(|| self.refuse_entry(name, i, range(limit)))
                 };
                 list.iter().enumerate().map(entry).collect()
             }
@@ -127,9 +117,7 @@ impl<'a> Fields<'a> {
             None => Ok(default.to_vec()),
             Some(Value::Array(list)) => {
                 let entry = |(i, value): (usize, &'a Value)| {
-                    value
-                        .as_str()
-                        .ok_or_else(|| self.refuse_entry(name, i, "must be a string"))
+                    value.as_str().ok_or_else(|| self.refuse_entry(name, i, "must be a string"))
                 };
                 list.iter().enumerate().map(entry).collect()
             }

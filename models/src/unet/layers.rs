@@ -34,25 +34,18 @@ impl Conv2d {
         padding: usize,
     ) -> crate::Result<Self> {
         let weight = weights.get("weight", &[output, input, 3, 3])?;
-        Ok(Self {
-            weight,
-            bias: weights.get("bias", &[output])?,
-            stride,
-            padding,
-        })
+        Ok(Self { weight, bias: weights.get("bias", &[output])?, stride, padding })
     }
 
     /// `[B, input, H, W]` → `[B, output, H', W']`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.convolve(x)?
-            .broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+        self.convolve(x)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
     }
 
     /// The same, plus `offset` `[B, output]` at every pixel: one pass over the image for both sums.
     pub(super) fn forward_plus(&self, x: &Tensor, offset: &Tensor) -> Result<Tensor> {
         let offset = offset.broadcast_add(&self.bias)?;
-        self.convolve(x)?
-            .broadcast_add(&offset.unsqueeze(2)?.unsqueeze(3)?)
+        self.convolve(x)?.broadcast_add(&offset.unsqueeze(2)?.unsqueeze(3)?)
     }
 
     fn convolve(&self, x: &Tensor) -> Result<Tensor> {
@@ -73,23 +66,14 @@ impl Pointwise {
         input: usize,
         output: usize,
     ) -> crate::Result<Self> {
-        let weight = weights
-            .get("weight", &[output, input, 1, 1])?
-            .squeeze(3)?
-            .squeeze(2)?;
-        Ok(Self {
-            weight,
-            bias: weights.get("bias", &[output])?,
-        })
+        let weight = weights.get("weight", &[output, input, 1, 1])?.squeeze(3)?.squeeze(2)?;
+        Ok(Self { weight, bias: weights.get("bias", &[output])? })
     }
 
     /// From weights stored as a linear layer.
     pub(super) fn linear(weights: &Weights, input: usize, output: usize) -> crate::Result<Self> {
         let weight = weights.get("weight", &[output, input])?;
-        Ok(Self {
-            weight,
-            bias: weights.get("bias", &[output])?,
-        })
+        Ok(Self { weight, bias: weights.get("bias", &[output])? })
     }
 
     /// From a weight `[output, input]` and a bias `[output]`.
@@ -106,9 +90,7 @@ impl Pointwise {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (output, input) = self.weight.dims2()?;
         let weight = self.weight.broadcast_as((x.dim(0)?, output, input))?;
-        weight
-            .matmul(x)?
-            .broadcast_add(&self.bias.reshape((1, (), 1))?)
+        weight.matmul(x)?.broadcast_add(&self.bias.reshape((1, (), 1))?)
     }
 }
 
@@ -122,10 +104,7 @@ impl Linear {
     /// From `input` to `output` values.
     pub(super) fn new(weights: &Weights, input: usize, output: usize) -> crate::Result<Self> {
         let weight = weights.get("weight", &[output, input])?;
-        Ok(Self {
-            weight,
-            bias: weights.get("bias", &[output])?,
-        })
+        Ok(Self { weight, bias: weights.get("bias", &[output])? })
     }
 
     /// `[B, input]` → `[B, output]`.
@@ -160,12 +139,7 @@ impl GroupNorm {
         // Statistics and affine map are worked out in f32, as torch does.
         let weight = weights.get_as("weight", &[channels], DType::F32)?;
         let bias = weights.get_as("bias", &[channels], DType::F32)?;
-        Ok(Self {
-            weight,
-            bias,
-            groups,
-            eps,
-        })
+        Ok(Self { weight, bias, groups, eps })
     }
 
     /// `[B, channels, …]` → the same shape.
@@ -183,10 +157,7 @@ impl GroupNorm {
         self.normalise(x, |own_scale, own_shift| {
             let factor = (scale.to_dtype(DType::F32)? + 1.0)?.unsqueeze(2)?;
             let shift = shift.to_dtype(DType::F32)?.unsqueeze(2)?;
-            Ok((
-                (own_scale * &factor)?,
-                (own_shift.broadcast_mul(&factor)? + shift)?,
-            ))
+            Ok(((own_scale * &factor)?, (own_shift.broadcast_mul(&factor)? + shift)?))
         })
     }
 
@@ -208,12 +179,8 @@ impl GroupNorm {
             .broadcast_div(&deviation)?
             .reshape((batch, channels, 1))?;
         let (scale, shift) = modulate(scale, self.bias.reshape((1, channels, 1))?)?;
-        let y = centred
-            .reshape((batch, channels, ()))?
-            .broadcast_mul(&scale)?;
-        y.broadcast_add(&shift)?
-            .reshape(x.shape())?
-            .to_dtype(x.dtype())
+        let y = centred.reshape((batch, channels, ()))?.broadcast_mul(&scale)?;
+        y.broadcast_add(&shift)?.reshape(x.shape())?.to_dtype(x.dtype())
     }
 }
 

@@ -106,13 +106,7 @@ impl UNet2DModel {
         timesteps: &Tensor,
         condition: Option<&Tensor>,
     ) -> candle_core::Result<()> {
-        let Geometry {
-            in_channels,
-            height,
-            width,
-            conditioning,
-            ..
-        } = self.geometry;
+        let Geometry { in_channels, height, width, conditioning, .. } = self.geometry;
         let batch = x.dims().first().copied().unwrap_or(0);
         if batch == 0 || x.dims() != [batch, in_channels, height, width] || x.dtype() != self.dtype
         {
@@ -124,11 +118,7 @@ impl UNet2DModel {
             )
         }
         if timesteps.dims() != [batch] || timesteps.dtype() != DType::F32 {
-            bail!(
-                "timesteps are {:?} {:?}, not F32 [{batch}]",
-                timesteps.dtype(),
-                timesteps.dims()
-            )
+            bail!("timesteps are {:?} {:?}, not F32 [{batch}]", timesteps.dtype(), timesteps.dims())
         }
         let expected = match conditioning {
             Conditioning::None => None,
@@ -153,15 +143,9 @@ impl Denoiser for UNet2DModel {
     ) -> candle_core::Result<Tensor> {
         self.check(x, timesteps, condition)?;
         // Every residual block begins its use of the embedding with the same activation.
-        let time = self
-            .activation
-            .forward(&self.embedding.forward(timesteps, condition)?)?;
+        let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
 
-        let x = if self.center_input {
-            x.affine(2.0, -1.0)?
-        } else {
-            x.clone()
-        };
+        let x = if self.center_input { x.affine(2.0, -1.0)? } else { x.clone() };
         let mut x = self.conv_in.forward(&x)?;
         let mut skips = vec![x.clone()];
         for block in &self.down_blocks {
@@ -173,9 +157,7 @@ impl Denoiser for UNet2DModel {
         for block in &self.up_blocks {
             x = block.forward(x, &time, &mut skips)?;
         }
-        let x = self
-            .conv_out
-            .forward(&Activation::Silu.forward(&self.norm_out.forward(&x)?)?)?;
+        let x = self.conv_out.forward(&Activation::Silu.forward(&self.norm_out.forward(&x)?)?)?;
 
         if self.divide_by_time {
             // Time is a noise level here, and the answer a score.

@@ -42,35 +42,18 @@ impl ResnetBlock {
         output_scale: f64,
     ) -> crate::Result<Self> {
         let norm = |name, channels| {
-            GroupNorm::new(
-                &weights.at(name),
-                channels,
-                config.norm_num_groups,
-                config.norm_eps,
-            )
+            GroupNorm::new(&weights.at(name), channels, config.norm_num_groups, config.norm_eps)
         };
-        let time_output = if config.scale_shift {
-            2 * output
-        } else {
-            output
-        };
+        let time_output = if config.scale_shift { 2 * output } else { output };
         let shortcut = if input == output {
             None
         } else {
-            Some(Pointwise::convolution(
-                &weights.at("conv_shortcut"),
-                input,
-                output,
-            )?)
+            Some(Pointwise::convolution(&weights.at("conv_shortcut"), input, output)?)
         };
         Ok(Self {
             norm1: norm("norm1", input)?,
             conv1: Conv2d::same(&weights.at("conv1"), input, output)?,
-            time: Linear::new(
-                &weights.at("time_emb_proj"),
-                config.time_width(),
-                time_output,
-            )?,
+            time: Linear::new(&weights.at("time_emb_proj"), config.time_width(), time_output)?,
             norm2: norm("norm2", output)?,
             conv2: Conv2d::same(&weights.at("conv2"), output, output)?,
             shortcut,
@@ -93,8 +76,7 @@ impl ResnetBlock {
         let time = self.time.forward(time)?;
         let h = if self.scale_shift {
             let parts = time.chunk(2, 1)?;
-            self.norm2
-                .forward_modulated(&self.conv1.forward(&h)?, &parts[0], &parts[1])?
+            self.norm2.forward_modulated(&self.conv1.forward(&h)?, &parts[0], &parts[1])?
         } else {
             self.norm2.forward(&self.conv1.forward_plus(&h, &time)?)?
         };

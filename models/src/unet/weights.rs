@@ -16,10 +16,7 @@ enum Store {
     /// Nothing is there: note names and shapes.
     Record(Shapes),
     /// Checked tensors, each taken once.
-    Take {
-        tensors: HashMap<String, Tensor>,
-        trained: bool,
-    },
+    Take { tensors: HashMap<String, Tensor>, trained: bool },
 }
 
 /// A place in the tree of weights, named as in diffusers: `down_blocks.0.resnets.1`.
@@ -34,10 +31,7 @@ pub(super) struct Weights<'a> {
 impl Weights<'_> {
     /// The place `name` below this one.
     pub(super) fn at(&self, name: impl Display) -> Self {
-        Self {
-            prefix: self.name(name),
-            ..*self
-        }
+        Self { prefix: self.name(name), ..*self }
     }
 
     /// The tensor `name` in the network's element type and on its device.
@@ -85,11 +79,7 @@ impl Weights<'_> {
     }
 
     fn name(&self, name: impl Display) -> String {
-        if self.prefix.is_empty() {
-            name.to_string()
-        } else {
-            format!("{}.{name}", self.prefix)
-        }
+        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
     }
 }
 
@@ -111,9 +101,7 @@ pub(super) fn build(
     device: &Device,
 ) -> Result<UNet2DModel> {
     rename_legacy_attention(&mut tensors);
-    let found = tensors
-        .iter()
-        .map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
+    let found = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
     if let Some(difference) = mismatch(&shapes(config)?, &found.collect()) {
         let remedy = "use the config.json that belongs to these weights";
         return Err(Error::Weights(format!("{difference}. {remedy}")));
@@ -130,29 +118,16 @@ fn root<'a>(
     device: &'a Device,
     parameters: usize,
 ) -> Weights<'a> {
-    Weights {
-        prefix: String::new(),
-        store,
-        dtype,
-        device,
-        parameters,
-    }
+    Weights { prefix: String::new(), store, dtype, device, parameters }
 }
 
 /// Checkpoints written before diffusers 0.15, most of those on the Hub among them, have other names
 /// for the four products of an attention.
 fn rename_legacy_attention(tensors: &mut HashMap<String, Tensor>) {
-    const RENAMED: [(&str, &str); 4] = [
-        ("query", "to_q"),
-        ("key", "to_k"),
-        ("value", "to_v"),
-        ("proj_attn", "to_out.0"),
-    ];
-    let legacy: Vec<String> = tensors
-        .keys()
-        .filter(|name| name.contains("attentions."))
-        .cloned()
-        .collect();
+    const RENAMED: [(&str, &str); 4] =
+        [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
+    let legacy: Vec<String> =
+        tensors.keys().filter(|name| name.contains("attentions.")).cloned().collect();
     for name in legacy {
         for (old, new) in RENAMED {
             for end in ["weight", "bias"] {
@@ -177,11 +152,7 @@ pub(crate) type Shapes = BTreeMap<String, Vec<usize>>;
 pub(crate) fn mismatch(expected: &Shapes, found: &Shapes) -> Option<String> {
     let list = |(name, shape): (&String, &Vec<usize>)| format!("`{name}` {shape:?}");
     let only = |these: &Shapes, those: &Shapes| -> Vec<String> {
-        these
-            .iter()
-            .filter(|(name, _)| !those.contains_key(*name))
-            .map(list)
-            .collect()
+        these.iter().filter(|(name, _)| !those.contains_key(*name)).map(list).collect()
     };
     let misshapen = expected.iter().filter_map(|(name, shape)| {
         let found = found.get(name).filter(|found| *found != shape)?;

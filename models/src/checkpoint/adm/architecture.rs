@@ -38,10 +38,7 @@ pub(super) const GROUPS: usize = 32;
 impl Architecture {
     /// Reads and checks a file of flags.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io {
-            path: path.to_path_buf(),
-            source,
-        };
+        let io = |source| Error::Io { path: path.to_path_buf(), source };
         let text = std::fs::read_to_string(path).map_err(io)?;
         let value: Value = serde_json::from_str(&text).map_err(|error| Error::Format {
             path: path.to_path_buf(),
@@ -98,16 +95,8 @@ impl Architecture {
         let mut up = types("UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D");
         up.reverse();
         debug_assert_eq!(down.len(), levels);
-        let resample = if self.resblock_updown {
-            "resnet"
-        } else {
-            "conv"
-        };
-        let out_channels = if self.learn_sigma {
-            2 * self.in_channels
-        } else {
-            self.in_channels
-        };
+        let resample = if self.resblock_updown { "resnet" } else { "conv" };
+        let out_channels = if self.learn_sigma { 2 * self.in_channels } else { self.in_channels };
         let config = json!({
             "sample_size": self.image_size,
             "in_channels": self.in_channels,
@@ -159,11 +148,7 @@ impl Architecture {
         let qkv = qkv.reshape(order)?;
         let part = |i| -> Result<Tensor> {
             let part = qkv.narrow(axis, i, 1)?.contiguous()?;
-            Ok(if width == 1 {
-                part.reshape(channels)?
-            } else {
-                part.reshape((channels, width))?
-            })
+            Ok(if width == 1 { part.reshape(channels)? } else { part.reshape((channels, width))? })
         };
         Ok([part(0)?, part(1)?, part(2)?])
     }

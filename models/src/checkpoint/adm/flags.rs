@@ -52,10 +52,8 @@ pub(super) fn refuse_other_models(flags: &Fields) -> Result<()> {
             return Err(flags.refuse(name, remedy));
         }
         if name.starts_with("classifier_") {
-            return Err(flags.refuse(
-                name,
-                "classifiers are not imported; give the diffusion model's flags",
-            ));
+            return Err(flags
+                .refuse(name, "classifiers are not imported; give the diffusion model's flags"));
         }
         if !USED.contains(&name) && !WITHOUT_CONSEQUENCE.contains(&name) {
             return Err(flags.refuse(name, "is not one of guided-diffusion's flags; remove it"));
@@ -69,12 +67,7 @@ pub(super) fn refuse_other_models(flags: &Fields) -> Result<()> {
 
 /// A list of numbers: `"1,2,3"`, `[1, 2, 3]` or `1`.
 fn list(flags: &Fields, name: &str, default: &str) -> Result<Vec<f64>> {
-    let refuse = || {
-        flags.refuse(
-            name,
-            "must be positive numbers, as \"32,16,8\" or [32, 16, 8]",
-        )
-    };
+    let refuse = || flags.refuse(name, "must be positive numbers, as \"32,16,8\" or [32, 16, 8]");
     let numbers: Option<Vec<f64>> = match flags.get(name) {
         Some(Value::Array(list)) => list.iter().map(Value::as_f64).collect(),
         Some(Value::Number(number)) => number.as_f64().map(|number| vec![number]),
@@ -84,18 +77,11 @@ fn list(flags: &Fields, name: &str, default: &str) -> Result<Vec<f64>> {
     };
     let numbers = numbers.ok_or_else(refuse)?;
     let usable = |number: &f64| *number > 0.0 && *number <= LIMIT as f64;
-    if numbers.iter().all(usable) {
-        Ok(numbers)
-    } else {
-        Err(refuse())
-    }
+    if numbers.iter().all(usable) { Ok(numbers) } else { Err(refuse()) }
 }
 
 fn parse(text: &str) -> Option<Vec<f64>> {
-    let parts = text
-        .split(',')
-        .map(str::trim)
-        .filter(|part| !part.is_empty());
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
     parts.map(|part| part.parse().ok()).collect()
 }
 
@@ -118,10 +104,8 @@ pub(super) fn channels(flags: &Fields, image_size: usize) -> Result<Vec<usize>> 
             // Only improved-diffusion has models of this size.
             32 => vec![1., 2., 2., 2.],
             _ => {
-                return Err(flags.refuse(
-                    "channel_mult",
-                    format!("must be given for image_size {image_size}"),
-                ));
+                return Err(flags
+                    .refuse("channel_mult", format!("must be given for image_size {image_size}")));
             }
         };
     }
@@ -133,10 +117,7 @@ pub(super) fn channels(flags: &Fields, image_size: usize) -> Result<Vec<usize>> 
         );
         return Err(flags.refuse("channel_mult", remedy));
     }
-    Ok(multipliers
-        .into_iter()
-        .map(|multiplier| (multiplier * first as f64) as usize)
-        .collect())
+    Ok(multipliers.into_iter().map(|multiplier| (multiplier * first as f64) as usize).collect())
 }
 
 /// Which levels have attention. Sides that no level has are without effect, as in guided-diffusion.
@@ -148,9 +129,7 @@ pub(super) fn attends(flags: &Fields, image_size: usize, levels: usize) -> Resul
         }
         rates.insert(image_size / side as usize);
     }
-    Ok((0..levels)
-        .map(|level| level < 63 && rates.contains(&(1 << level)))
-        .collect())
+    Ok((0..levels).map(|level| level < 63 && rates.contains(&(1 << level))).collect())
 }
 
 /// The one width that all attention heads of a `UNet2DModel` have.
@@ -166,10 +145,8 @@ pub(super) fn head_dim(flags: &Fields, channels: &[usize], attends: &[bool]) -> 
     };
     let last = channels.len() - 1;
     // The middle block always attends, with the last level's channels.
-    let levels: Vec<usize> = (0..=last)
-        .filter(|&level| attends[level])
-        .map(|level| channels[level])
-        .collect();
+    let levels: Vec<usize> =
+        (0..=last).filter(|&level| attends[level]).map(|level| channels[level]).collect();
     let widths = || levels.iter().chain([&channels[last]]);
     if let Some(head) = number("num_head_channels", -1.0)? {
         return match widths().find(|width| !width.is_multiple_of(head)) {
@@ -185,11 +162,7 @@ pub(super) fn head_dim(flags: &Fields, channels: &[usize], attends: &[bool]) -> 
         .ok_or_else(|| flags.refuse("num_heads", "must be given where num_head_channels is not"))?;
     let up = number("num_heads_upsample", -1.0)?.unwrap_or(heads);
     let pairs = widths().map(|&width| (width, heads, "num_heads"));
-    let pairs = pairs.chain(
-        levels
-            .iter()
-            .map(|&width| (width, up, "num_heads_upsample")),
-    );
+    let pairs = pairs.chain(levels.iter().map(|&width| (width, up, "num_heads_upsample")));
     let mut head_dims = BTreeSet::new();
     for (width, heads, flag) in pairs {
         if !width.is_multiple_of(heads) {
@@ -201,11 +174,7 @@ pub(super) fn head_dim(flags: &Fields, channels: &[usize], attends: &[bool]) -> 
     match head_dims.iter().collect::<Vec<_>>()[..] {
         [&head_dim] => Ok(head_dim),
         _ => {
-            let flag = if up == heads {
-                "num_heads"
-            } else {
-                "num_heads_upsample"
-            };
+            let flag = if up == heads { "num_heads" } else { "num_heads_upsample" };
             let remedy = format!(
                 "makes attention heads of {head_dims:?} channels, but those of a UNet2DModel all have \
                  one width; only checkpoints trained with num_head_channels, or whose widths coincide, \

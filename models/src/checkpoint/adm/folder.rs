@@ -21,19 +21,11 @@ impl Pending {
     /// Begins a folder that will be `out`, which must not exist, or be empty.
     pub(super) fn new(out: &Path) -> Result<Self> {
         let Some(name) = out.file_name() else {
-            return Err(Error::value(
-                "out",
-                out.display(),
-                "must be the path of a new folder",
-            ));
+            return Err(Error::value("out", out.display(), "must be the path of a new folder"));
         };
         let empty = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_none());
         if !empty && fs::symlink_metadata(out).is_ok() {
-            return Err(Error::value(
-                "out",
-                out.display(),
-                "exists; choose another or remove it",
-            ));
+            return Err(Error::value("out", out.display(), "exists; choose another or remove it"));
         }
         let mut draft = OsString::from(".");
         draft.push(name);
@@ -43,10 +35,7 @@ impl Pending {
             fs::create_dir_all(parent).map_err(at(parent))?;
         }
         fs::create_dir(&draft).map_err(at(&draft))?;
-        Ok(Self {
-            draft,
-            out: out.to_path_buf(),
-        })
+        Ok(Self { draft, out: out.to_path_buf() })
     }
 
     /// Writes `value` to `name` inside the folder.
@@ -62,11 +51,8 @@ impl Pending {
     ) -> Result<()> {
         let path = self.draft.join(name);
         let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        let bytes =
-            safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::Format {
-                path,
-                problem: error.to_string(),
-            })?;
+        let bytes = safetensors::serialize(tensors, Some(metadata))
+            .map_err(|error| Error::Format { path, problem: error.to_string() })?;
         self.write(name, &bytes)
     }
 
@@ -107,9 +93,7 @@ fn sync(folder: Option<&Path>) -> Result<()> {
         None => return Ok(()),
     };
     if cfg!(unix) {
-        File::open(folder)
-            .and_then(|file| file.sync_all())
-            .map_err(at(folder))
+        File::open(folder).and_then(|file| file.sync_all()).map_err(at(folder))
     } else {
         Ok(())
     }

@@ -28,11 +28,7 @@ pub(super) struct Entry {
 /// Every tensor that the state dict must have.
 pub(super) fn entries(architecture: &Architecture, config: &UNet2DConfig) -> Result<Vec<Entry>> {
     let shapes = UNet2DModel::weight_shapes(config)?;
-    let mut walk = Walk {
-        architecture,
-        shapes,
-        entries: Vec::new(),
-    };
+    let mut walk = Walk { architecture, shapes, entries: Vec::new() };
     walk.network();
     debug_assert!(walk.shapes.is_empty(), "not mapped: {:?}", walk.shapes);
     Ok(walk.entries)
@@ -48,13 +44,8 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Follows the order in which guided-diffusion numbers its blocks.
     fn network(&mut self) {
-        let Architecture {
-            ref channels,
-            ref attends,
-            num_res_blocks,
-            resblock_updown,
-            ..
-        } = *self.architecture;
+        let Architecture { ref channels, ref attends, num_res_blocks, resblock_updown, .. } =
+            *self.architecture;
         let last = channels.len() - 1;
         self.layer("time_embed.0", "time_embedding.linear_1");
         self.layer("time_embed.2", "time_embedding.linear_2");
@@ -64,10 +55,7 @@ impl Walk<'_> {
         for (level, &attends) in attends.iter().enumerate() {
             let to = format!("down_blocks.{level}");
             for i in 0..num_res_blocks {
-                self.resnet(
-                    &format!("input_blocks.{block}.0"),
-                    &format!("{to}.resnets.{i}"),
-                );
+                self.resnet(&format!("input_blocks.{block}.0"), &format!("{to}.resnets.{i}"));
                 if attends {
                     self.attention(
                         &format!("input_blocks.{block}.1"),
@@ -77,10 +65,8 @@ impl Walk<'_> {
                 block += 1;
             }
             if level != last {
-                let (from, to) = (
-                    format!("input_blocks.{block}.0"),
-                    format!("{to}.downsamplers.0"),
-                );
+                let (from, to) =
+                    (format!("input_blocks.{block}.0"), format!("{to}.downsamplers.0"));
                 if resblock_updown {
                     self.resnet(&from, &to);
                 } else {
@@ -96,10 +82,7 @@ impl Walk<'_> {
         for (index, level) in (0..=last).rev().enumerate() {
             let to = format!("up_blocks.{index}");
             for i in 0..=num_res_blocks {
-                self.resnet(
-                    &format!("output_blocks.{block}.0"),
-                    &format!("{to}.resnets.{i}"),
-                );
+                self.resnet(&format!("output_blocks.{block}.0"), &format!("{to}.resnets.{i}"));
                 let mut next = 1;
                 if attends[level] {
                     self.attention(
@@ -155,22 +138,12 @@ impl Walk<'_> {
                 stacked[0] *= 3;
                 let target = Target::QueryKeyValue { names, heads };
                 let source = format!("{from}.qkv.{end}");
-                self.entries.push(Entry {
-                    source,
-                    shape: stacked,
-                    reshaped: shape,
-                    target,
-                });
+                self.entries.push(Entry { source, shape: stacked, reshaped: shape, target });
             }
             let name = format!("{to}.to_out.0.{end}");
             if let Some(reshaped) = self.shapes.remove(&name) {
                 let (source, shape) = (format!("{from}.proj_out.{end}"), kernel(&reshaped));
-                self.entries.push(Entry {
-                    source,
-                    shape,
-                    reshaped,
-                    target: Target::Same(name),
-                });
+                self.entries.push(Entry { source, shape, reshaped, target: Target::Same(name) });
             }
         }
     }
@@ -182,12 +155,7 @@ impl Walk<'_> {
             if let Some(shape) = self.shapes.remove(&name) {
                 let reshaped = shape.clone();
                 let source = format!("{from}.{end}");
-                self.entries.push(Entry {
-                    source,
-                    shape,
-                    reshaped,
-                    target: Target::Same(name),
-                });
+                self.entries.push(Entry { source, shape, reshaped, target: Target::Same(name) });
             }
         }
     }
@@ -203,9 +171,7 @@ mod tests {
     fn size(flags: &Value) -> (usize, usize) {
         let architecture = Architecture::from_json(flags, "arch.json").unwrap();
         let entries = entries(&architecture, &architecture.config().unwrap()).unwrap();
-        let weights = entries
-            .iter()
-            .map(|entry| entry.shape.iter().product::<usize>());
+        let weights = entries.iter().map(|entry| entry.shape.iter().product::<usize>());
         (entries.len(), weights.sum())
     }
 

@@ -102,10 +102,7 @@ impl Schedule {
         let steps = self.steps as f64;
         if self.cosine {
             let alpha_bar = |t: f64| {
-                libm::pow(
-                    libm::cos((t / steps + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2),
-                    2.0,
-                )
+                libm::pow(libm::cos((t / steps + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2), 2.0)
             };
             (1.0 - alpha_bar(step as f64 + 1.0) / alpha_bar(step as f64)).min(0.999)
         } else {

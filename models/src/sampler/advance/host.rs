@@ -32,19 +32,15 @@ pub(super) fn advance(operands: &Operands, steps: &[Step]) -> Result<Advanced> {
     with_slice(&operands.x, |x| {
         with_slice(&operands.memory, |memory| {
             with_slice(&operands.model, |model| match &operands.noise {
-                Some(noise) => with_slice(noise, |noise| {
-                    out.fill(x, memory, model, Some(noise), steps)
-                }),
+                Some(noise) => {
+                    with_slice(noise, |noise| out.fill(x, memory, model, Some(noise), steps))
+                }
                 None => out.fill(x, memory, model, None, steps),
             })
         })
     })?;
     let tensor = |values| Tensor::from_vec(values, shape, operands.x.device());
-    Ok(Advanced {
-        x: tensor(out.x)?,
-        memory: tensor(out.memory)?,
-        x0: tensor(out.x0)?,
-    })
+    Ok(Advanced { x: tensor(out.x)?, memory: tensor(out.memory)?, x0: tensor(out.x0)? })
 }
 
 /// One row of what a step reads.
@@ -135,9 +131,7 @@ fn combine(step: &Step, row: &Row<'_>, x0: &[f32], out: &mut [f32]) {
         *out = a * x + b * x0 + e * model;
     }
     if step.reads_memory() {
-        out.iter_mut()
-            .zip(row.memory)
-            .for_each(|(out, memory)| *out += c * memory);
+        out.iter_mut().zip(row.memory).for_each(|(out, memory)| *out += c * memory);
     }
 }
 
@@ -147,9 +141,7 @@ fn add_noise(step: &Step, row: &Row<'_>, out: &mut [f32]) {
         NoiseScale::Fixed(scale) => {
             if step.needs_noise() {
                 let scale = scale as f32;
-                out.iter_mut()
-                    .zip(row.noise)
-                    .for_each(|(out, noise)| *out += scale * noise);
+                out.iter_mut().zip(row.noise).for_each(|(out, noise)| *out += scale * noise);
             }
         }
         NoiseScale::LearnedRange { min_log, max_log } => {
@@ -169,8 +161,5 @@ fn add_noise(step: &Step, row: &Row<'_>, out: &mut [f32]) {
 
 /// `ln(scale) = middle + slope·r`: half of `lerp(min_log, max_log, (r + 1)/2)`.
 pub(super) fn log_scale(min_log: f64, max_log: f64) -> (f32, f32) {
-    (
-        ((min_log + max_log) / 4.0) as f32,
-        ((max_log - min_log) / 4.0) as f32,
-    )
+    (((min_log + max_log) / 4.0) as f32, ((max_log - min_log) / 4.0) as f32)
 }

@@ -64,11 +64,7 @@ fn columns(step: &Step) -> [f32; COLUMNS] {
 impl Coefficients {
     fn upload(steps: &[Step], like: &Tensor) -> Result<Self> {
         let values: Vec<f32> = steps.iter().flat_map(columns).collect();
-        Ok(Self(Tensor::from_vec(
-            values,
-            (steps.len(), COLUMNS, 1, 1),
-            like.device(),
-        )?))
+        Ok(Self(Tensor::from_vec(values, (steps.len(), COLUMNS, 1, 1), like.device())?))
     }
 
     /// `[B, 1, 1, 1]`.
@@ -82,20 +78,12 @@ impl Coefficients {
 
     /// `yes` in rows where `column` is set, `no` elsewhere.
     fn select(&self, column: Column, yes: &Tensor, no: &Tensor) -> Result<Tensor> {
-        self.column(column)?
-            .ne(0.0)?
-            .broadcast_as(yes.shape())?
-            .where_cond(yes, no)
+        self.column(column)?.ne(0.0)?.broadcast_as(yes.shape())?.where_cond(yes, no)
     }
 }
 
 pub(super) fn advance(operands: &Operands, steps: &[Step]) -> Result<Advanced> {
-    let Operands {
-        x,
-        memory,
-        model: answer,
-        noise,
-    } = operands;
+    let Operands { x, memory, model: answer, noise } = operands;
     let rows = Coefficients::upload(steps, x)?;
     let channels = x.dim(1)?;
     let model = answer.narrow(1, 0, channels)?.contiguous()?;
@@ -120,11 +108,7 @@ pub(super) fn advance(operands: &Operands, steps: &[Step]) -> Result<Advanced> {
     } else {
         memory.clone()
     };
-    Ok(Advanced {
-        x: next,
-        memory,
-        x0,
-    })
+    Ok(Advanced { x: next, memory, x0 })
 }
 
 /// The scale of the noise: `[B, 1, 1, 1]`, or per element where a row learns it.
@@ -135,19 +119,13 @@ fn scale(rows: &Coefficients, answer: &Tensor, channels: usize, steps: &[Step]) 
     }
     let variance = answer.narrow(1, channels, channels)?.contiguous()?;
     let mut scale = fixed.broadcast_as(variance.shape())?.contiguous()?;
-    if steps
-        .iter()
-        .any(|step| matches!(step.d, NoiseScale::LearnedRange { .. }))
-    {
-        let log = rows
-            .times(Column::Slope, &variance)?
-            .broadcast_add(&rows.column(Column::Middle)?)?;
+    if steps.iter().any(|step| matches!(step.d, NoiseScale::LearnedRange { .. })) {
+        let log =
+            rows.times(Column::Slope, &variance)?.broadcast_add(&rows.column(Column::Middle)?)?;
         scale = rows.select(Column::LearnedRange, &log.exp()?, &scale)?;
     }
     if steps.iter().any(|step| step.d == NoiseScale::Learned) {
-        let root = variance
-            .lt(0.0)?
-            .where_cond(&variance.zeros_like()?, &variance.sqrt()?)?;
+        let root = variance.lt(0.0)?.where_cond(&variance.zeros_like()?, &variance.sqrt()?)?;
         scale = rows.select(Column::Learned, &root, &scale)?;
     }
     Ok(scale)
@@ -175,10 +153,8 @@ fn bound(x0: Tensor, steps: &[Step]) -> Result<Tensor> {
     let limits = Tensor::from_vec(limits.concat(), (steps.len(), 2, 1, 1), x0.device())?;
     let limit = limits.narrow(1, 0, 1)?.contiguous()?;
     let divisor = limits.narrow(1, 1, 1)?.contiguous()?;
-    let bounded = x0
-        .broadcast_minimum(&limit)?
-        .broadcast_maximum(&limit.neg()?)?
-        .broadcast_div(&divisor)?;
+    let bounded =
+        x0.broadcast_minimum(&limit)?.broadcast_maximum(&limit.neg()?)?.broadcast_div(&divisor)?;
     // The minimum of some devices drops NaN. A NaN threshold spreads through the division.
     let is_nan = x0.ne(&x0)?;
     debug_assert_eq!(is_nan.dtype(), DType::U8);

@@ -19,21 +19,12 @@ fn random(seed: u64, rows: usize, channels: usize) -> Tensor {
 
 /// Steps with every bound, noise scale and use of memory.
 fn steps() -> Vec<Step> {
-    let bounds = [
-        Bound::None,
-        Bound::Clamp { range: 0.7 },
-        Bound::Threshold {
-            ratio: 0.8,
-            max: 1.5,
-        },
-    ];
+    let bounds =
+        [Bound::None, Bound::Clamp { range: 0.7 }, Bound::Threshold { ratio: 0.8, max: 1.5 }];
     let scales = [
         NoiseScale::Fixed(0.0),
         NoiseScale::Fixed(0.3),
-        NoiseScale::LearnedRange {
-            min_log: -46.0,
-            max_log: -2.0,
-        },
+        NoiseScale::LearnedRange { min_log: -46.0, max_log: -2.0 },
         NoiseScale::Learned,
     ];
     let memories = [(0.0, false), (0.5, false), (-0.4, true)];
@@ -42,17 +33,7 @@ fn steps() -> Vec<Step> {
         for d in scales {
             for (c, remember) in memories {
                 let (p, q, a, b, e) = (1.3, -0.6, 0.4, 0.7, 0.1);
-                steps.push(Step {
-                    p,
-                    q,
-                    bound,
-                    a,
-                    b,
-                    e,
-                    c,
-                    d,
-                    remember,
-                });
+                steps.push(Step { p, q, bound, a, b, e, c, d, remember });
             }
         }
     }
@@ -104,12 +85,8 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 fn both_implementations_agree_with_the_scalar_reference() {
     let steps = steps();
     let batch = Batch::new(steps.len());
-    let (x, memory, model, noise) = (
-        values(&batch.x),
-        values(&batch.memory),
-        values(&batch.model),
-        values(&batch.noise),
-    );
+    let (x, memory, model, noise) =
+        (values(&batch.x), values(&batch.memory), values(&batch.model), values(&batch.noise));
     for implementation in BOTH {
         let got = batch.run(&steps, implementation);
         let (got_x, got_memory, got_x0) = (values(&got.x), values(&got.memory), values(&got.x0));
@@ -130,12 +107,7 @@ fn both_implementations_agree_with_the_scalar_reference() {
                 });
                 let near =
                     |got: f32, want: f64| (f64::from(got) - want).abs() < 3e-6 * (1.0 + want.abs());
-                assert!(
-                    near(got_x[at], want.x),
-                    "{step:?}: {} {}",
-                    got_x[at],
-                    want.x
-                );
+                assert!(near(got_x[at], want.x), "{step:?}: {} {}", got_x[at], want.x);
                 assert!(near(got_memory[at], want.memory), "{step:?}");
                 assert!(near(got_x0[at], want.x0), "{step:?}");
             }
@@ -211,35 +183,14 @@ fn what_does_not_fit_is_refused() {
     let step = steps()[3];
     let mean = batch.model.narrow(1, 0, 2).unwrap();
     let run = |x: &Tensor, model: &Tensor, noise: Option<&Tensor>, steps: &[Step]| {
-        advance(x, &batch.memory, model, noise, steps)
-            .map(|_| ())
-            .map_err(|e| e.to_string())
+        advance(x, &batch.memory, model, noise, steps).map(|_| ()).map_err(|e| e.to_string())
     };
     assert!(run(&batch.x, &mean, Some(&batch.noise), &[step]).is_ok());
-    assert!(
-        run(&batch.x, &mean, None, &[step])
-            .unwrap_err()
-            .contains("noise")
-    );
-    assert!(
-        run(&batch.x, &mean, Some(&batch.noise), &[])
-            .unwrap_err()
-            .contains("0 steps")
-    );
+    assert!(run(&batch.x, &mean, None, &[step]).unwrap_err().contains("noise"));
+    assert!(run(&batch.x, &mean, Some(&batch.noise), &[]).unwrap_err().contains("0 steps"));
     assert!(run(&batch.x, &mean, Some(&mean.get(0).unwrap()), &[step]).is_err());
-    let learned = Step {
-        d: NoiseScale::Learned,
-        ..step
-    };
-    assert!(
-        run(&batch.x, &mean, Some(&batch.noise), &[learned])
-            .unwrap_err()
-            .contains("variance")
-    );
+    let learned = Step { d: NoiseScale::Learned, ..step };
+    assert!(run(&batch.x, &mean, Some(&batch.noise), &[learned]).unwrap_err().contains("variance"));
     let half = batch.x.to_dtype(DType::F16).unwrap();
-    assert!(
-        run(&half, &mean, Some(&batch.noise), &[step])
-            .unwrap_err()
-            .contains("F32")
-    );
+    assert!(run(&half, &mean, Some(&batch.noise), &[step]).unwrap_err().contains("F32"));
 }

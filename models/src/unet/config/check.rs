@@ -25,10 +25,8 @@ impl UNet2DConfig {
     fn check_levels(&self, fields: &Fields) -> Result<()> {
         let levels = self.levels();
         if levels == 0 || levels > LEVEL_LIMIT {
-            return Err(fields.refuse(
-                "block_out_channels",
-                format!("must have 1 to {LEVEL_LIMIT} entries"),
-            ));
+            return Err(fields
+                .refuse("block_out_channels", format!("must have 1 to {LEVEL_LIMIT} entries")));
         }
         let remedy = format!("must have as many entries as block_out_channels, {levels}");
         if self.down_blocks.len() != levels {
@@ -59,19 +57,15 @@ impl UNet2DConfig {
             }
         }
         if let Some(head) = self.attention_head_dim
-            && let Some(channels) = self
-                .attention_widths()
-                .find(|width| !width.is_multiple_of(head))
+            && let Some(channels) =
+                self.attention_widths().find(|width| !width.is_multiple_of(head))
         {
             let remedy =
                 format!("must divide the {channels} channels of every block with attention");
             return Err(fields.refuse("attention_head_dim", remedy));
         }
         let last = self.channels[self.levels() - 1];
-        if self
-            .attn_norm_num_groups
-            .is_some_and(|groups| !last.is_multiple_of(groups))
-        {
+        if self.attn_norm_num_groups.is_some_and(|groups| !last.is_multiple_of(groups)) {
             let remedy = format!("must divide the {last} channels of the mid block");
             return Err(fields.refuse("attn_norm_num_groups", remedy));
         }
@@ -129,11 +123,7 @@ impl UNet2DConfig {
             let heads = self.heads(level).unwrap_or(0) as u64;
             let scores = pixels.saturating_mul(pixels).saturating_mul(heads);
             if activation.max(scores) > ELEMENT_LIMIT {
-                let what = if scores > activation {
-                    "attention scores"
-                } else {
-                    "activations"
-                };
+                let what = if scores > activation { "attention scores" } else { "activations" };
                 let remedy = format!(
                     "level {level} would have {} {what} per sample; at most {ELEMENT_LIMIT} are supported",
                     activation.max(scores)

@@ -153,18 +153,9 @@ impl UNet2DConfig {
 
 const DOWN_NAMES: [&str; 3] = ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"];
 const UP_NAMES: [&str; 3] = ["UpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D"];
-const DOWN_DEFAULT: [&str; 4] = [
-    "DownBlock2D",
-    "AttnDownBlock2D",
-    "AttnDownBlock2D",
-    "AttnDownBlock2D",
-];
-const UP_DEFAULT: [&str; 4] = [
-    "AttnUpBlock2D",
-    "AttnUpBlock2D",
-    "AttnUpBlock2D",
-    "UpBlock2D",
-];
+const DOWN_DEFAULT: [&str; 4] =
+    ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"];
+const UP_DEFAULT: [&str; 4] = ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"];
 
 fn blocks(
     fields: &Fields,
@@ -221,10 +212,7 @@ fn time_embedding(fields: &Fields) -> Result<TimeEmbedding> {
         Some("positional") => Ok(TimeEmbedding::Positional),
         Some("fourier") => Ok(TimeEmbedding::Fourier),
         Some("learned") => Ok(TimeEmbedding::Learned),
-        _ => Err(fields.refuse(
-            "time_embedding_type",
-            "must be positional, fourier or learned",
-        )),
+        _ => Err(fields.refuse("time_embedding_type", "must be positional, fourier or learned")),
     }
 }
 
@@ -248,10 +236,10 @@ fn downsample_padding(fields: &Fields) -> Result<usize> {
     match fields.get("downsample_padding").map(Value::as_u64) {
         None | Some(Some(1)) => Ok(1),
         Some(Some(0)) => Ok(0),
-        Some(_) => Err(fields.refuse(
-            "downsample_padding",
-            "must be 0 or 1; others do not halve the image",
-        )),
+        Some(_) => {
+            Err(fields
+                .refuse("downsample_padding", "must be 0 or 1; others do not halve the image"))
+        }
     }
 }
 
@@ -308,9 +296,5 @@ fn class_embedding(fields: &Fields) -> Result<ClassEmbedding> {
 
 /// diffusers' files say `1`, not `1.0`, where the constructor's annotation is a whole number.
 fn whole_if_exact(number: f64) -> Value {
-    if number.fract() == 0.0 && number.abs() < 1e9 {
-        json!(number as i64)
-    } else {
-        json!(number)
-    }
+    if number.fract() == 0.0 && number.abs() < 1e9 { json!(number as i64) } else { json!(number) }
 }
