@@ -47,14 +47,9 @@ fn is_model(folder: &Path) -> bool {
     folder.join("model_index.json").is_file()
 }
 
-/// The id of a `MODEL` argument: `owner--name` for a Hub id, else the folder's name.
+/// The id that a model serves under: `owner--name` for a Hub id, else the name itself.
 pub fn id_of(model: &str) -> String {
-    if is_hub_id(model) && !is_model(Path::new(model)) {
-        return model.replace('/', "--");
-    }
-    let path = Path::new(model);
-    let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    whole.file_name().map_or_else(|| model.to_owned(), |name| name.to_string_lossy().into_owned())
+    if is_hub_id(model) { model.replace('/', "--") } else { model.to_owned() }
 }
 
 /// Whether it reads `owner/name`.
