@@ -149,7 +149,7 @@ impl Hub {
         }
         let opened = ModelFolder::open(&folder)?;
         download.file(&weights)?;
-        for shard in opened.weight_files()? {
+        for shard in opened.weight_files()?.iter().filter(|shard| !shard.is_file()) {
             let name = shard.file_name().unwrap_or_default().to_string_lossy();
             download.file(&format!("{prefix}{name}"))?;
         }
