@@ -21,8 +21,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::{
+    Draft,
     card::Card,
-    file::{read_json, read_text, write_atomically},
+    file::{read_json, read_text},
 };
 use crate::{
     Conditioning, Denoiser, Error, Result,
@@ -118,69 +119,30 @@ impl ModelFolder {
         Ok(Loaded { network: Box::new(network), schedule: self.schedule, card: self.card })
     }
 
-    /// Writes a folder that this crate and diffusers read. `path` must not exist; it appears whole or
-    /// not at all.
+    /// Writes a folder that this crate and diffusers read, at the place the draft was begun for.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file; nothing is left behind then.
+    /// [`Error::Io`] or [`Error::Format`] naming the file; nothing is left behind then.
     pub fn write(
-        path: &Path,
+        draft: Draft,
         unet: &UNet2DConfig,
         weights: &HashMap<String, Tensor>,
         schedule: &ScheduleConfig,
         card: &Card,
     ) -> Result<()> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.partial", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        let written = write_into(&temporary, unet, weights, schedule, card).and_then(|()| {
-            fs::rename(&temporary, path)
-                .map_err(|source| Error::Io { path: path.to_owned(), source })
+        let schedule = schedule.to_json();
+        let index = json!({
+            "_class_name": "DDPMPipeline",
+            "scheduler": ["diffusers", schedule["_class_name"]],
+            "unet": ["diffusers", "UNet2DModel"],
         });
-        if written.is_err() {
-            let _ = fs::remove_dir_all(&temporary);
-        }
-        written
+        draft.write_json("model_index.json", &index)?;
+        draft.write_json("unet/config.json", &unet.to_json())?;
+        draft.write_json("scheduler/scheduler_config.json", &schedule)?;
+        draft.write_json(CARD, &json!(card))?;
+        draft.write_tensors(&format!("unet/{WEIGHTS}"), weights)?;
+        draft.finish()
     }
-}
-
-fn write_into(
-    path: &Path,
-    unet: &UNet2DConfig,
-    weights: &HashMap<String, Tensor>,
-    schedule: &ScheduleConfig,
-    card: &Card,
-) -> Result<()> {
-    for folder in ["unet", "scheduler"] {
-        let folder = path.join(folder);
-        fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder, source })?;
-    }
-    let schedule = schedule.to_json();
-    let index = json!({
-        "_class_name": "DDPMPipeline",
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", schedule["_class_name"]],
-    });
-    let card = serde_json::to_value(card)
-        .map_err(|error| Error::Format { path: path.join(CARD), problem: error.to_string() })?;
-    let tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
-    // diffusers refuses weights whose metadata does not say which framework wrote them.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let weights_path = path.join("unet").join(WEIGHTS);
-    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::Format {
-        path: weights_path.clone(),
-        problem: error.to_string(),
-    })?;
-    write_atomically(&weights_path, &bytes)?;
-    for (file, value) in [
-        ("model_index.json", index),
-        ("unet/config.json", unet.to_json()),
-        ("scheduler/scheduler_config.json", schedule),
-        (CARD, card),
-    ] {
-        write_atomically(&path.join(file), format!("{value:#}\n").as_bytes())?;
-    }
-    Ok(())
 }
 
 /// `folder/file`, or `file` beside the index where only that is there.
