@@ -17,6 +17,7 @@ use understudy_models::{
     checkpoint::{
         ModelFolder,
         card::{Card, Role},
+        hub::{self, Hub},
     },
     schedule::ScheduleConfig,
 };
@@ -147,7 +148,8 @@ pub enum LoadError {
 pub struct Settings {
     /// The folder whose direct subfolders are models.
     pub folder: PathBuf,
-    /// The id of the default model, if it was named.
+    /// The default model, if it was named: an id, or a Hub id (`owner/name`), which is downloaded and
+    /// serves as `owner--name`.
     pub default_model: Option<String>,
     /// Where networks run.
     pub device: Device,
@@ -155,6 +157,26 @@ pub struct Settings {
     pub dtype: DType,
     /// Rows per evaluation, instead of what the warm-up finds useful.
     pub max_rows: Option<usize>,
+}
+
+impl Settings {
+    fn default_id(&self) -> Option<String> {
+        self.default_model.as_deref().map(hub::id_of)
+    }
+
+    /// The Hub id behind an id, if that is where it comes from.
+    fn hub_id(&self, id: &str) -> Option<&str> {
+        let named = self.default_model.as_deref().filter(|model| hub::is_hub_id(model))?;
+        (hub::id_of(named) == id).then_some(named)
+    }
+
+    /// The folder of an id; blocks while it is downloaded.
+    fn folder_of(&self, id: &str) -> understudy_models::Result<PathBuf> {
+        match self.hub_id(id) {
+            Some(model) => Hub::from_env()?.fetch(model),
+            None => Ok(self.folder.join(id)),
+        }
+    }
 }
 
 /// All models of the server.
@@ -201,13 +223,15 @@ impl Registry {
             .filter(|id| servable_id(id) && is_model(&settings.folder.join(id)));
         // Loading, until `load_all` has been through them: the server is not ready before.
         let entry = Entry { loading: true, ..Entry::default() };
-        let entries: BTreeMap<_, _> = ids.map(|id| (id, entry.clone())).collect();
-        if let Some(id) = &settings.default_model
+        let named = settings.default_id();
+        let from_hub = named.clone().filter(|id| settings.hub_id(id).is_some());
+        let entries: BTreeMap<_, _> = ids.chain(from_hub).map(|id| (id, entry.clone())).collect();
+        if let Some(id) = &named
             && !entries.contains_key(id)
         {
             let known: Vec<&str> = entries.keys().map(String::as_str).collect();
             return Err(format!(
-                "--default-model {id}: not in {shown}, which holds: {}",
+                "--default-model {id}: not in {shown}, which holds: {}; for a Hugging Face Hub model write owner/name",
                 if known.is_empty() { "no model".into() } else { known.join(", ") }
             ));
         }
@@ -246,7 +270,7 @@ impl Registry {
                 problems.collect::<String>()
             ));
         };
-        let named = self.settings.default_model.clone();
+        let named = self.settings.default_id();
         let _ = self.default_id.set(named.unwrap_or_else(|| first.id.clone()));
         Ok(())
     }
@@ -286,7 +310,9 @@ impl Registry {
     /// # Errors
     /// [`LoadError`].
     pub async fn load(&self, id: &str) -> Result<(), LoadError> {
-        if !servable_id(id) || !is_model(&self.settings.folder.join(id)) {
+        let settings = &self.settings;
+        let known = settings.hub_id(id).is_some() || is_model(&settings.folder.join(id));
+        if !servable_id(id) || !known {
             return Err(LoadError::Unknown(id.to_owned()));
         }
         {
@@ -345,7 +371,7 @@ impl Registry {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
-            let folder = settings.folder.join(&id_);
+            let folder = settings.folder_of(&id_)?;
             Model::load(&folder, id_, key, settings.dtype, &settings.device)
         };
         let model = tokio::task::spawn_blocking(read)

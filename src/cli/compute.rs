@@ -3,6 +3,7 @@
 use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, DeviceLocation};
+use understudy_models::checkpoint::hub;
 
 use crate::{engine::CostModel, registry::Model};
 
@@ -68,27 +69,13 @@ impl ModelArg {
     /// A sentence naming the file or field to mend.
     pub(super) fn load(&self, compute: &Compute, max_rows: usize) -> Result<Arc<Model>, String> {
         let (device, dtype) = (compute.device()?, compute.dtype()?);
-        let model = Model::load(&self.folder()?, self.model.clone(), 0, dtype, &device)
-            .map_err(|error| format!("--model {}: {error}", self.model))?;
+        let explain = |error| format!("--model {}: {error}", self.model);
+        let models = super::models_folder(self.models.as_deref())?;
+        let folder = hub::resolve(&self.model, &models).map_err(explain)?;
+        let model =
+            Model::load(&folder, hub::id_of(&self.model), 0, dtype, &device).map_err(explain)?;
         model.set_cost(CostModel::new(vec![(1, 0.0)], Some(max_rows)));
         Ok(Arc::new(model))
-    }
-
-    fn folder(&self) -> Result<PathBuf, String> {
-        let as_path = PathBuf::from(&self.model);
-        if as_path.join("model_index.json").is_file() {
-            return Ok(as_path);
-        }
-        let models = super::models_folder(self.models.as_deref())?;
-        let named = models.join(&self.model);
-        if named.join("model_index.json").is_file() {
-            return Ok(named);
-        }
-        Err(format!(
-            "--model {}: neither a folder with a model_index.json, nor one inside {}",
-            self.model,
-            models.display()
-        ))
     }
 }
 

@@ -31,8 +31,8 @@ use crate::{
     unet::{UNet2DConfig, UNet2DModel},
 };
 
-const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-const CARD: &str = "understudy.json";
+pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+pub(super) const CARD: &str = "understudy.json";
 
 /// A folder whose descriptions have been read and understood; its weights have not.
 #[derive(Debug)]
@@ -88,13 +88,29 @@ impl ModelFolder {
         Ok(Self { path: path.to_owned(), unet, schedule, card, weights })
     }
 
+    /// The files that hold the weights: one, or the shards that an index beside it names. They need not
+    /// exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] naming the index.
+    pub fn weight_files(&self) -> Result<Vec<PathBuf>> {
+        let index = index_of(&self.weights);
+        if self.weights.exists() || !index.exists() {
+            return Ok(vec![self.weights.clone()]);
+        }
+        shards(&index)
+    }
+
     /// Reads the weights and builds the network.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] for a corrupt file, [`Error::Weights`] naming what is missing, extra or of the
     /// wrong shape.
     pub fn load(self, dtype: DType, device: &Device) -> Result<Loaded> {
-        let weights = read_weights(&self.weights)?;
+        let mut weights = HashMap::new();
+        for file in self.weight_files()? {
+            weights.extend(read_safetensors(&file)?);
+        }
         let network =
             UNet2DModel::load(&self.unet, weights, dtype, device).map_err(|error| match error {
                 Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
@@ -182,30 +198,28 @@ pub fn normal_name(name: &str) -> String {
     name.trim().to_lowercase().replace(['-', '_'], " ")
 }
 
-/// All tensors of a safetensors file, or of the shards that its index names.
-fn read_weights(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let mut index = path.as_os_str().to_owned();
+/// The index of weights that are split into shards.
+fn index_of(weights: &Path) -> PathBuf {
+    let mut index = weights.as_os_str().to_owned();
     index.push(".index.json");
-    let index = PathBuf::from(index);
-    if path.exists() || !index.exists() {
-        return read_safetensors(path);
-    }
-    let value = read_json(&index)?;
+    index.into()
+}
+
+fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     let malformed = || Error::Format {
-        path: index.clone(),
+        path: index.to_owned(),
         problem: "`weight_map` must map tensor names to file names beside it".into(),
     };
+    let value = read_json(index)?;
     let map = value["weight_map"].as_object().ok_or_else(malformed)?;
-    let shards: Option<BTreeSet<&str>> = map.values().map(Value::as_str).collect();
-    let mut weights = HashMap::new();
-    for shard in shards.ok_or_else(malformed)? {
-        // A shard is a file beside its index, never elsewhere.
-        if Path::new(shard).components().count() != 1 || shard == ".." {
-            return Err(malformed());
-        }
-        weights.extend(read_safetensors(&index.with_file_name(shard))?);
+    let names: Option<BTreeSet<&str>> = map.values().map(Value::as_str).collect();
+    // A shard is a file beside its index, never elsewhere.
+    let beside = |name: &&str| Path::new(name).components().count() == 1 && *name != "..";
+    let names = names.ok_or_else(malformed)?;
+    if names.is_empty() || !names.iter().all(beside) {
+        return Err(malformed());
     }
-    Ok(weights)
+    Ok(names.into_iter().map(|name| index.with_file_name(name)).collect())
 }
 
 fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {

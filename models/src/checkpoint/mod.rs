@@ -5,6 +5,7 @@ pub mod card;
 mod draft;
 mod file;
 mod folder;
+pub mod hub;
 
 pub use draft::Draft;
 pub use file::write_atomically;
