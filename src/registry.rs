@@ -203,10 +203,12 @@ impl Registry {
         &self.settings.folder
     }
 
-    /// Whether every model has been tried, and every one that can be loaded is warm.
+    /// Whether every model has been tried, every one that can be loaded is warm, and there is one.
     pub fn ready(&self) -> bool {
+        let entries = self.entries();
         self.default_id.get().is_some()
-            && self.entries().values().all(|entry| !entry.loading || entry.current.is_some())
+            && entries.values().any(|entry| entry.current.is_some())
+            && entries.values().all(|entry| !entry.loading || entry.current.is_some())
     }
 
     /// Loads or reloads; resolves when the model is warm. Requests in flight finish on the weights they
