@@ -84,7 +84,7 @@ pub struct ServeArgs {
     /// Ask for the API key on health and metrics too.
     #[arg(long, env = "UNDERSTUDY_API_KEY_EVERYWHERE")]
     pub api_key_everywhere: bool,
-    /// An origin whose pages may call this server, such as https://example.org, or *; repeatable.
+    /// An origin whose pages may call this server, such as `https://example.org`, or `*`; repeatable.
     #[arg(
         long,
         env = "UNDERSTUDY_CORS_ALLOW_ORIGIN",
