@@ -23,7 +23,7 @@ FROM ${CUDA_IMAGE}-runtime-ubuntu24.04 AS run-cuda
 
 FROM build-${VARIANT} AS build
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/*
 COPY --from=rust /usr/local/rustup /usr/local/rustup
 COPY --from=rust /usr/local/cargo /usr/local/cargo
