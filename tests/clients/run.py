@@ -252,7 +252,8 @@ def server(where):
     # A thousand steps of many images would take minutes; out of time (504) is as good an answer.
     command = [program, "serve", "--port=0", "--max-images-per-request=2",
                "--request-timeout-seconds=10"]
-    with open("understudy-clients.log", "w") as log:
+    log_path = pathlib.Path(tempfile.gettempdir(), "understudy-clients.log")
+    with log_path.open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)
     try:
         for line in process.stdout:
@@ -260,7 +261,7 @@ def server(where):
                 yield address.group(0)
                 break
         else:
-            sys.exit(f"{program} ended early; see understudy-clients.log")
+            sys.exit(f"{program} ended early; see {log_path}")
         assert process.poll() is None, f"the server ended with {process.returncode}"
     finally:
         process.terminate()
