@@ -49,7 +49,10 @@ fn http_never_names_a_tensor() {
 
 #[test]
 fn the_batcher_is_a_pure_function() {
-    never("src/engine/batcher.rs", &["candle", "tokio", "Instant", "SystemTime", "Mutex", "Atomic"]);
+    never(
+        "src/engine/batcher.rs",
+        &["candle", "tokio", "Instant", "SystemTime", "Mutex", "Atomic"],
+    );
 }
 
 #[test]
