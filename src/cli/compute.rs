@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
 
-use candle_core::{DType, Device, DeviceLocation};
+use candle_core::{DType, Device, DeviceLocation, utils::cuda_is_available};
 use understudy_models::checkpoint::hub;
 
 use crate::{engine::CostModel, registry::Model};
@@ -38,12 +38,21 @@ impl Compute {
     /// # Errors
     /// A sentence when it is not one that this build has.
     pub(crate) fn device(&self) -> Result<Device, String> {
-        match self.device.as_str() {
-            "auto" | "cpu" => Ok(Device::Cpu),
-            other => {
-                Err(format!("--device {other}: this build runs on the CPU alone; use auto or cpu"))
-            }
-        }
+        let named = self.device.as_str();
+        let gpu = match named {
+            "cpu" => None,
+            "auto" => cuda_is_available().then_some(0),
+            _ => match named.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(gpu)) => Some(gpu),
+                _ => return Err(format!("--device {named}: use auto, cpu or cuda:N")),
+            },
+        };
+        let Some(gpu) = gpu else { return Ok(Device::Cpu) };
+        Device::new_cuda(gpu).map_err(|error| {
+            format!(
+                "--device {named}: {error}; use cpu, or a build with --features cuda and its GPU"
+            )
+        })
     }
 
     /// The element type of weights and activations.
