@@ -8,13 +8,12 @@ fn main() {
     divan::main();
 }
 
-/// `samples` in flight over four models, all of which fit one evaluation.
-fn busy(samples: u64) -> Batcher {
+/// `samples` in flight of each of so many models, all of which fit one evaluation.
+fn busy(models: u64, samples: u64) -> Batcher {
     let mut batcher = Batcher::default();
-    for sample in 0..samples {
-        // Three in four are the first model's: its batch is the one that is planned.
-        let model = if sample % 4 == 3 { 1 + sample % 3 } else { 0 };
-        batcher.join(ModelKey(model), SampleKey(sample), 1, samples as usize);
+    for sample in 0..models * samples {
+        let (model, key) = (ModelKey(sample % models), SampleKey(sample));
+        batcher.join(model, key, 1, samples as usize);
     }
     batcher
 }
@@ -22,10 +21,7 @@ fn busy(samples: u64) -> Batcher {
 /// One evaluation's worth of planning: who is next, and what it cost.
 #[divan::bench(args = [8, 64, 256])]
 fn plan(bencher: divan::Bencher, samples: u64) {
-    let mut batcher = Batcher::default();
-    for sample in 0..samples {
-        batcher.join(ModelKey(0), SampleKey(sample), 1, samples as usize);
-    }
+    let mut batcher = busy(1, samples);
     bencher.bench_local(|| {
         let batch = batcher.next();
         batcher.ran(ModelKey(0), 0.01);
@@ -33,11 +29,12 @@ fn plan(bencher: divan::Bencher, samples: u64) {
     });
 }
 
-/// The same with every sample leaving and a new one joining.
+/// The same among four models, as many samples each, with every sample of the batch leaving and a
+/// new one joining: the most that an evaluation can change.
 #[divan::bench(args = [8, 64, 256])]
 fn plan_with_turnover(bencher: divan::Bencher, samples: u64) {
-    let mut batcher = busy(samples);
-    let mut newest = samples;
+    let mut batcher = busy(4, samples);
+    let mut newest = 4 * samples;
     bencher.bench_local(|| {
         let Some(batch) = batcher.next() else { return };
         batcher.ran(batch.model, 0.01);

@@ -26,6 +26,9 @@ pub(super) struct BenchArgs {
     /// Network steps of the whole images.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..))]
     steps: u16,
+    /// Seconds for which the evaluation is repeated, at least three times.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    seconds: u16,
     /// One JSON object on standard output, everything else on standard error.
     #[arg(long)]
     json: bool,
@@ -36,8 +39,6 @@ pub(super) struct BenchArgs {
 const WARM_UPS: usize = 2;
 const LEAST_EVALUATIONS: usize = 3;
 const MOST_EVALUATIONS: usize = 100;
-/// Evaluations are repeated for about this long.
-const MEASURE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 ///
@@ -46,7 +47,8 @@ const MEASURE: Duration = Duration::from_secs(10);
 pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
     let batch = usize::from(args.batch);
     let model = args.model.load(&args.compute, batch)?;
-    let evaluation_seconds = evaluation_seconds(&model, batch)?;
+    let evaluation_seconds =
+        evaluation_seconds(&model, batch, Duration::from_secs(args.seconds.into()))?;
     let image_seconds = image_seconds(&model, batch, usize::from(args.steps))?;
     let report = json!({
         "model": model.id,
@@ -69,7 +71,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
 }
 
 /// Median of many, after warm-up.
-fn evaluation_seconds(model: &Model, batch: usize) -> Result<f64, String> {
+fn evaluation_seconds(model: &Model, batch: usize, measure: Duration) -> Result<f64, String> {
     let timestep = (model.schedule.train_timesteps() - 1) as f32;
     let evaluate = || -> Result<f64, String> {
         let began = Instant::now();
@@ -82,7 +84,7 @@ fn evaluation_seconds(model: &Model, batch: usize) -> Result<f64, String> {
     let began = Instant::now();
     let mut seconds = Vec::new();
     while seconds.len() < LEAST_EVALUATIONS
-        || (began.elapsed() < MEASURE && seconds.len() < MOST_EVALUATIONS)
+        || (began.elapsed() < measure && seconds.len() < MOST_EVALUATIONS)
     {
         seconds.push(evaluate()?);
     }
