@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use understudy_models::Denoiser;
+use understudy_models::{Conditioning, Denoiser};
 use understudy_models::unet::{UNet2DConfig, UNet2DModel};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,13 +32,20 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let x = formula(&[batch, geometry.in_channels, geometry.height, geometry.width], 1.7, 3)?;
     let t: Vec<f32> = (0..batch).map(|i| (i * 97 % 1000) as f32).collect();
     let t = Tensor::from_vec(t, batch, &Device::Cpu)?;
+    let condition = match geometry.conditioning {
+        Conditioning::None => None,
+        Conditioning::Classes(_) => Some(Tensor::zeros(batch, DType::U32, &Device::Cpu)?),
+        Conditioning::Timestep => Some(t.clone()),
+        Conditioning::Embedding(width) => Some(formula(&[batch, width], 1.0, 4)?),
+    };
+    let condition = condition.as_ref();
     for _ in 0..3 {
-        model.forward(&x, &t, None)?;
+        model.forward(&x, &t, condition)?;
     }
     if arguments.iter().any(|argument| argument == "--profile") {
         let (mut names, mut best): (Vec<_>, Vec<f64>) = (Vec::new(), Vec::new());
         for _ in 0..30 {
-            let lines = model.profile(&x, &t, None)?;
+            let lines = model.profile(&x, &t, condition)?;
             best.resize(lines.len(), f64::INFINITY);
             for (best, line) in best.iter_mut().zip(&lines) {
                 *best = best.min(line.2);
@@ -53,19 +60,23 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let flop: f64 = names.iter().map(|line| line.1).sum();
         println!("total {:.3} ms, {:.3} GFLOP", 1e3 * total, flop * 1e-9);
     }
-    let mut times = Vec::new();
+    let (mut times, mut cpu) = (Vec::new(), Vec::new());
     let start = Instant::now();
     while start.elapsed().as_secs_f64() < seconds {
-        let begin = Instant::now();
-        model.forward(&x, &t, None)?;
+        let (begin, cpu_begin) = (Instant::now(), on_cpu());
+        model.forward(&x, &t, condition)?;
         times.push(1e3 * begin.elapsed().as_secs_f64() / batch as f64);
+        cpu.push(1e3 * (on_cpu() - cpu_begin) / batch as f64);
     }
     times.sort_by(f64::total_cmp);
+    cpu.sort_by(f64::total_cmp);
     println!(
-        "batch {batch}: {:.3} ms per image (median of {}), least {:.3}",
+        "batch {batch}: {:.3} ms per image (median of {}), least {:.3}; calling thread on the CPU {:.3}, least {:.3}",
         times[times.len() / 2],
         times.len(),
-        times[0]
+        times[0],
+        cpu[cpu.len() / 2],
+        cpu[0]
     );
     Ok(())
 }
@@ -90,4 +101,12 @@ fn formula(shape: &[usize], scale: f32, seed: u32) -> candle_core::Result<Tensor
     };
     let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|_| next()).collect();
     Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// Seconds that this thread has run, where Linux tells: with one thread the figure to look at on a
+/// machine that others use too.
+fn on_cpu() -> f64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split(' ').next().and_then(|word| word.parse::<f64>().ok());
+    nanoseconds.unwrap_or(0.0) * 1e-9
 }
