@@ -7,8 +7,8 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use understudy_models::{Conditioning, Denoiser};
 use understudy_models::unet::{UNet2DConfig, UNet2DModel};
+use understudy_models::{Conditioning, Denoiser};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();

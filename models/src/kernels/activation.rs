@@ -89,3 +89,65 @@ pub(super) fn silu<S: Simd>(s: S, x: S::V) -> S::V {
     let e = exp(s, s.sub(s.splat(0.0), x));
     s.div(x, s.add(s.splat(1.0), e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::isa::{Isa, Kernel, dispatch};
+    use super::super::simd::Simd;
+
+    struct Each<'a> {
+        x: &'a [f32],
+        y: &'a mut [f32],
+        exp: bool,
+    }
+
+    impl Kernel for Each<'_> {
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            let lanes = self.x.chunks_exact(S::LANES).zip(self.y.chunks_exact_mut(S::LANES));
+            for (x, y) in lanes {
+                // SAFETY: both chunks are as long as a vector.
+                unsafe {
+                    let x = s.load(x.as_ptr());
+                    let v = if self.exp { super::exp(s, x) } else { super::silu(s, x) };
+                    s.store(y.as_mut_ptr(), v);
+                }
+            }
+        }
+    }
+
+    /// The largest error in units of the last place of the exact result, over a fine grid.
+    fn worst(isa: Isa, exp: bool, from: f32, to: f32, exact: impl Fn(f64) -> f64) -> f64 {
+        let count = 1 << 22;
+        let x: Vec<f32> =
+            (0..count).map(|i| from + (to - from) * (i as f32 / count as f32)).collect();
+        let mut y = vec![0.0; count];
+        dispatch(isa, Each { x: &x, y: &mut y, exp });
+        let error = |(x, y): (&f32, &f32)| {
+            let exact = exact(f64::from(*x));
+            let near = (exact as f32).abs();
+            let unit = f64::from(near.next_up()) - f64::from(near);
+            (f64::from(*y) - exact).abs() / unit
+        };
+        x.iter().zip(&y).map(error).fold(0.0, f64::max)
+    }
+
+    #[test]
+    fn exponential_and_silu_err_by_few_units_in_the_last_place() {
+        for isa in Isa::available() {
+            let exponential = worst(isa, true, -86.9, 87.9, libm::exp);
+            let silu = worst(isa, false, -20.0, 20.0, |x| x / (1.0 + libm::exp(-x)));
+            println!("{isa}: exp {exponential:.2} ulp, silu {silu:.2} ulp");
+            assert!(exponential <= 2.4 && silu <= 4.0, "{isa}: {exponential} and {silu} ulp");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_so() {
+        for isa in Isa::available() {
+            let mut y = [0.0; 16];
+            dispatch(isa, Each { x: &[f32::NAN; 16], y: &mut y, exp: false });
+            assert!(y.iter().all(|y| y.is_nan()), "{isa}");
+        }
+    }
+}

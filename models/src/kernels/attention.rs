@@ -249,7 +249,7 @@ impl Rows for Scores<'_> {
             let mut keys = memory.at(attend.keys, sample).add(head * width * all).cast_const();
             let mut target = scores.add(self.row * all);
             for _ in 0..all / panel {
-                let mut acc = gemm::zeros::<S, R>(s);
+                let mut acc = gemm::zeros::<S, R, 2>(s);
                 gemm::accumulate(s, &mut acc, &rows, keys, panel, width);
                 for (r, sums) in acc.iter().enumerate() {
                     s.store(target.add(r * all), sums[0]);
@@ -287,7 +287,7 @@ impl Rows for Values<'_> {
             let target = target.add((first + self.row) * to + head * width);
             let mut c = 0;
             while c < width {
-                let mut acc = gemm::zeros::<S, R>(s);
+                let mut acc = gemm::zeros::<S, R, 2>(s);
                 gemm::accumulate(s, &mut acc, &rows, values.add(c), from, attend.input.pixels());
                 for (r, block) in acc.iter().enumerate() {
                     let inverse = s.splat(*sums.add(self.row + r));

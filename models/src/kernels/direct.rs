@@ -59,7 +59,13 @@ pub(crate) struct Direct {
     panel: usize,
     rows: usize,
     zeros: Aligned,
+    /// Whether rows are copied together instead of gathered by pointers: for the few channels of a
+    /// network's input.
+    copied: bool,
 }
+
+/// Rows up to this length are copied.
+const SHORT: usize = 64;
 
 impl Direct {
     /// `weights` is `[output channels, input channels, side, side]`.
@@ -71,7 +77,9 @@ impl Direct {
         weights: &[f32],
         finish: Finish,
     ) -> Self {
-        let panel = isa.panel();
+        // Few output channels need not pay for a whole panel.
+        let narrow = output.channels() <= isa.lanes();
+        let panel = if narrow { isa.lanes() } else { isa.panel() };
         let channels: usize = sources.iter().map(Image::channels).sum();
         let depth: usize = sources.iter().map(Image::depth).sum();
         let (outputs, count) = (output.channels(), taps.count());
@@ -102,6 +110,7 @@ impl Direct {
             panel,
             rows: isa.rows(),
             zeros: Aligned::zeros(widest),
+            copied: count > 1 && count * depth <= SHORT,
         }
     }
 
@@ -111,6 +120,11 @@ impl Direct {
 
     fn panels(&self) -> usize {
         self.output.channels().div_ceil(self.panel)
+    }
+
+    /// Floats that the table of pointers takes: a pointer takes the place of two.
+    fn table_len(&self) -> usize {
+        padded(2 * self.chunk() * self.taps.count() * self.sources.len())
     }
 
     /// Output pixels of a chunk.
@@ -127,11 +141,9 @@ impl Direct {
 impl Operation for Direct {
     fn split(&self, batch: usize, threads: usize) -> Split {
         let chunks = (batch * self.output.pixels()).div_ceil(self.chunk());
-        // A pointer takes the place of two floats.
-        let pointers = self.chunk() * self.taps.count() * self.sources.len();
         Split {
             items: [chunks * self.parts(chunks, threads), 0],
-            needs: Needs { scratch: 2 * pointers, shared: 0 },
+            needs: Needs { scratch: self.table_len() + self.chunk() * SHORT, shared: 0 },
         }
     }
 
@@ -172,6 +184,10 @@ impl Operation for Direct {
         let table = memory.scratch(worker).cast::<*const f32>();
         // SAFETY: the scratch holds a pointer for every tap, source and row of a chunk.
         unsafe { self.gather(memory, first, count, table) };
+        if self.copied {
+            // SAFETY: behind the table there is room for a row of `SHORT` for each row of the chunk.
+            unsafe { self.copy(count, table, memory.scratch(worker).add(self.table_len())) };
+        }
         dispatch(memory.isa, Run { conv: self, memory, first, count, table, panels });
     }
 }
@@ -200,6 +216,32 @@ impl Direct {
                     unsafe { *table.add((tap * sources + i) * chunk + row) = pointer };
                 }
             }
+        }
+    }
+}
+
+impl Direct {
+    /// Copies what the table points to into one row after another, and makes the table that of one
+    /// tap.
+    ///
+    /// # Safety
+    /// `table` is as [`Direct::gather`] left it; `rows` is good for `count` rows of `SHORT`.
+    unsafe fn copy(&self, count: usize, table: *mut *const f32, rows: *mut f32) {
+        for row in 0..count {
+            let start = rows.wrapping_add(row * SHORT);
+            let mut to = start;
+            for tap in 0..self.taps.count() {
+                for (i, source) in self.sources.iter().enumerate() {
+                    let place = (tap * self.sources.len() + i) * self.chunk() + row;
+                    for c in 0..source.depth() {
+                        // SAFETY: the caller's promise; all taps together are at most `SHORT` long.
+                        unsafe { *to.add(c) = *(*table.add(place)).add(c) };
+                    }
+                    to = to.wrapping_add(source.depth());
+                }
+            }
+            // SAFETY: the caller's promise; what stood there has been copied.
+            unsafe { *table.add(row) = start };
         }
     }
 }
@@ -238,22 +280,43 @@ struct RowBlock<'a> {
 impl Rows for RowBlock<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.run.conv.panel == S::LANES {
+                self.columns::<S, R, 1>(s);
+            } else {
+                self.columns::<S, R, 2>(s);
+            }
+        }
+    }
+}
+
+impl RowBlock<'_> {
+    /// # Safety
+    /// The table holds `R` rows from `row` on, and a panel is `C` vectors wide.
+    #[inline(always)]
+    unsafe fn columns<S: Simd, const R: usize, const C: usize>(&self, s: S) {
         let Run { conv, memory, first, table, .. } = *self.run;
         let (depth, taps) = (conv.depth(), conv.taps.count());
-        let width = 2 * S::LANES;
-        let mut acc = gemm::zeros::<S, R>(s);
+        let width = C * S::LANES;
+        let mut acc = gemm::zeros::<S, R, C>(s);
         // SAFETY: the table holds `R` rows from `row` on for every tap and source, each good for the
         // source's depth; the packed weights have as many columns.
         unsafe {
             let mut weights =
                 conv.weights.as_slice().as_ptr().add(self.panel * taps * depth * width);
             let mut row = table.add(self.row);
-            for _ in 0..taps {
-                for source in &conv.sources {
-                    let rows = *row.cast::<[*const f32; R]>();
-                    gemm::accumulate(s, &mut acc, &rows, weights, width, source.depth());
-                    weights = weights.add(source.depth() * width);
-                    row = row.wrapping_add(conv.chunk());
+            if conv.copied {
+                let rows = *row.cast::<[*const f32; R]>();
+                gemm::accumulate(s, &mut acc, &rows, weights, width, taps * depth);
+            } else {
+                for _ in 0..taps {
+                    for source in &conv.sources {
+                        let rows = *row.cast::<[*const f32; R]>();
+                        gemm::accumulate(s, &mut acc, &rows, weights, width, source.depth());
+                        weights = weights.add(source.depth() * width);
+                        row = row.wrapping_add(conv.chunk());
+                    }
                 }
             }
         }
@@ -263,12 +326,19 @@ impl Rows for RowBlock<'_> {
             let (sample, pixel) = (pixel / pixels, pixel % pixels);
             let terms: Terms = conv.finish.terms(memory, sample, pixel);
             let target = memory.at(conv.output.buffer, sample).wrapping_add(pixel * stride);
-            for (half, sum) in sums.iter().enumerate() {
-                let c = self.panel * width + half * S::LANES;
+            for (i, sum) in sums.iter().enumerate() {
+                let c = self.panel * width + i * S::LANES;
                 if c < padded(conv.output.channels()) {
                     // SAFETY: the vector lies in the pixel's padded channels, and the pixel in the item.
                     unsafe { s.store(target.add(c), conv.finish.apply(s, *sum, terms, c)) };
                 }
+            }
+            // A narrow panel may end before the padding does.
+            let mut c = conv.panels() * width;
+            while C == 1 && c < stride {
+                // SAFETY: as above.
+                unsafe { s.store(target.add(c), s.splat(0.0)) };
+                c += S::LANES;
             }
         }
     }

@@ -2,24 +2,24 @@
 
 use super::simd::Simd;
 
-/// `R` rows of two vectors.
-pub(super) type Block<S, const R: usize> = [[<S as Simd>::V; 2]; R];
+/// `R` rows of `C` vectors.
+pub(super) type Block<S, const R: usize, const C: usize> = [[<S as Simd>::V; C]; R];
 
 /// A block of zeros.
 #[inline(always)]
-pub(super) fn zeros<S: Simd, const R: usize>(s: S) -> Block<S, R> {
-    [[s.splat(0.0); 2]; R]
+pub(super) fn zeros<S: Simd, const R: usize, const C: usize>(s: S) -> Block<S, R, C> {
+    [[s.splat(0.0); C]; R]
 }
 
 /// `acc[r][c] += Σ_k rows[r][k] · columns[k·pitch + c]` for `k < depth`, one product after another, so
 /// a row's bits do not depend on how many rows there are.
 ///
 /// # Safety
-/// Each of `rows` is good for reading `depth` floats; `columns` for two vectors at each `k·pitch`.
+/// Each of `rows` is good for reading `depth` floats; `columns` for `C` vectors at each `k·pitch`.
 #[inline(always)]
-pub(super) unsafe fn accumulate<S: Simd, const R: usize>(
+pub(super) unsafe fn accumulate<S: Simd, const R: usize, const C: usize>(
     s: S,
-    acc: &mut Block<S, R>,
+    acc: &mut Block<S, R, C>,
     rows: &[*const f32; R],
     columns: *const f32,
     pitch: usize,
@@ -30,12 +30,16 @@ pub(super) unsafe fn accumulate<S: Simd, const R: usize>(
     for k in 0..depth {
         // SAFETY: k is below `depth`, for which the caller vouches.
         unsafe {
-            let (left, right) = (s.load(column), s.load(column.add(S::LANES)));
+            let mut panel = [s.splat(0.0); C];
+            for c in 0..C {
+                panel[c] = s.load(column.add(c * S::LANES));
+            }
             column = column.wrapping_add(pitch);
             for r in 0..R {
                 let x = s.splat(*rows[r].add(k));
-                block[r][0] = s.fma(x, left, block[r][0]);
-                block[r][1] = s.fma(x, right, block[r][1]);
+                for c in 0..C {
+                    block[r][c] = s.fma(x, panel[c], block[r][c]);
+                }
             }
         }
     }

@@ -13,6 +13,7 @@
 mod activation;
 mod arena;
 mod attention;
+mod convolution;
 mod direct;
 mod finish;
 mod gemm;
@@ -23,11 +24,16 @@ mod program;
 mod scheme;
 mod simd;
 mod team;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod twin;
 mod winograd;
 
 pub(crate) use activation::Function;
 pub(crate) use arena::{Buffer, Layout, padded};
 pub(crate) use attention::{Attend, PackKeys};
+pub use convolution::{Algorithm, Convolution};
 pub(crate) use direct::{Direct, Taps};
 pub(crate) use finish::Finish;
 pub(crate) use image::{Downsample, Export, Image, Import, Upsample};

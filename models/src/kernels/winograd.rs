@@ -13,10 +13,11 @@ use super::program::{Memory, Needs, Operation, Split};
 use super::scheme::{F2, F4, Scheme};
 use super::simd::Simd;
 
-/// Blocks of rows in a block of tiles.
+/// Blocks of rows in a block of tiles, where all weights stay in a cache that is near enough, and where
+/// they are so many bytes that each should be used more often when it comes by.
 const BLOCKS: usize = 4;
-/// Panels of output channels whose products are worked out before they are transformed back.
-const GROUP: usize = 4;
+const BLOCKS_FOR_MANY: usize = 6;
+const MANY: usize = 2 << 20;
 /// Where the streams of the 36 products begin, shifted by a line so that they do not share cache sets.
 const SHIFT: usize = 16;
 
@@ -53,10 +54,13 @@ pub(crate) struct Winograd {
     source: Image,
     output: Image,
     doubled: bool,
-    /// `[panels of output channels][positions][depth][panel]`.
+    /// `[groups][positions][panels of a group][depth][panel]`, in the order in which it is read.
     weights: Aligned,
     finish: Finish,
     panel: usize,
+    /// Panels of output channels whose products are worked out before they are transformed back; the
+    /// last group may have fewer.
+    group: usize,
     rows: usize,
     zeros: Aligned,
 }
@@ -77,7 +81,10 @@ impl Winograd {
         let depth = source.stride();
         let (_, side) = variant.sides();
         let positions = side * side;
-        let mut packed = Aligned::zeros(outputs.div_ceil(panel) * positions * depth * panel);
+        let panels = outputs.div_ceil(panel);
+        // More would use the tiles more often, but their products would leave the near cache.
+        let group = if panels < 8 { 1 } else { 2 };
+        let mut packed = Aligned::zeros(panels * positions * depth * panel);
         let all = packed.as_mut_slice();
         let g = variant.weight_rows();
         for o in 0..outputs {
@@ -89,7 +96,8 @@ impl Winograd {
                         for (t, tap) in taps.iter().enumerate() {
                             sum += gi[t / 3] * gj[t % 3] * f64::from(*tap);
                         }
-                        let row = (o / panel * positions + i * side + j) * depth + source.place(c);
+                        let start = panel_place(panels, group, positions, o / panel, i * side + j);
+                        let row = start * depth + source.place(c);
                         all[row * panel + o % panel] = sum as f32;
                     }
                 }
@@ -104,6 +112,7 @@ impl Winograd {
             weights: packed,
             finish,
             panel,
+            group,
             rows: isa.rows(),
             zeros,
         }
@@ -124,18 +133,40 @@ impl Winograd {
         self.output.channels().div_ceil(self.panel)
     }
 
+    fn groups(&self) -> usize {
+        self.panels().div_ceil(self.group)
+    }
+
     /// How the work is cut for so many samples and threads.
     fn cut(&self, batch: usize, threads: usize) -> Cut {
         let (down, across) = self.tiles();
         let all = batch * down * across;
-        let block = BLOCKS * self.rows;
+        let many = 4 * self.weights.as_slice().len() > MANY;
+        let most = self.rows * if many { BLOCKS_FOR_MANY } else { BLOCKS };
+        let blocks = all.div_ceil(most);
+        let block = all.div_ceil(blocks).next_multiple_of(self.rows);
         let blocks = all.div_ceil(block);
         // Few blocks leave threads without work: then all tiles are transformed first, and the
-        // products are cut by panels as well.
+        // products are cut by groups of panels as well.
         let apart = threads > 1 && blocks < 4 * threads;
-        let parts = if apart { (4 * threads).div_ceil(blocks).min(self.panels()) } else { 1 };
+        let parts = if apart { (4 * threads).div_ceil(blocks).min(self.groups()) } else { 1 };
         Cut { all, block, blocks, apart, parts }
     }
+}
+
+/// The number of a panel's weights for a position in the order of `[groups][positions][panels of a
+/// group]`.
+#[inline(always)]
+fn panel_place(
+    panels: usize,
+    group: usize,
+    positions: usize,
+    panel: usize,
+    position: usize,
+) -> usize {
+    let first = panel / group * group;
+    let size = group.min(panels - first);
+    first * positions + position * size + panel - first
 }
 
 /// Tiles and panels as items.
@@ -159,7 +190,7 @@ impl Operation for Winograd {
     fn split(&self, batch: usize, threads: usize) -> Split {
         let cut = self.cut(batch, threads);
         let position = |tiles: usize| tiles * self.source.stride() + SHIFT;
-        let products = self.positions() * cut.block * self.panel * GROUP.min(self.panels());
+        let products = self.positions() * cut.block * self.panel * self.group;
         if cut.apart {
             let shared = self.positions() * position(cut.all);
             Split {
@@ -225,8 +256,9 @@ impl Operation for Winograd {
             let pitch = pitch(cut.all);
             let start = memory.shared().wrapping_add(tiles.first * depth);
             let from = Transformed { start, pitch };
-            let count = self.panels();
-            let panels = (part * count / cut.parts)..((part + 1) * count / cut.parts);
+            let count = self.groups();
+            let groups = (part * count / cut.parts)..((part + 1) * count / cut.parts);
+            let panels = groups.start * self.group..self.panels().min(groups.end * self.group);
             let run = Multiply { conv: self, memory, tiles, from, products: scratch, panels };
             dispatch(memory.isa, run);
         }
@@ -376,7 +408,7 @@ impl Kernel for Multiply<'_> {
     fn run<S: Simd>(self, s: S) {
         let mut panel = self.panels.start;
         while panel < self.panels.end {
-            let count = GROUP.min(self.panels.end - panel);
+            let count = self.conv.group.min(self.panels.end - panel);
             for position in 0..self.conv.positions() {
                 for i in 0..count {
                     let mut row = 0;
@@ -483,9 +515,10 @@ impl Rows for RowBlock<'_> {
             for (r, pointer) in rows.iter_mut().enumerate() {
                 *pointer = pointer.add(r * depth);
             }
-            let panel = (self.panel * conv.positions() + self.position) * depth * width;
-            let weights = conv.weights.as_slice().as_ptr().add(panel);
-            let mut acc = gemm::zeros::<S, R>(s);
+            let (panels, positions) = (conv.panels(), conv.positions());
+            let panel = panel_place(panels, conv.group, positions, self.panel, self.position);
+            let weights = conv.weights.as_slice().as_ptr().add(panel * depth * width);
+            let mut acc = gemm::zeros::<S, R, 2>(s);
             gemm::accumulate(s, &mut acc, &rows, weights, width, depth);
             let target = run.product(self.i, self.position, self.row);
             for (r, sums) in acc.iter().enumerate() {
