@@ -10,6 +10,9 @@
 //! not depend on its neighbours or on the number of threads: items never share a sum, and every sum
 //! has an order that only the layer's shape decides.
 
+// Loops over lanes and tiles index several arrays at once, and must leave nothing that is not inlined.
+#![allow(clippy::needless_range_loop)]
+
 mod activation;
 mod arena;
 mod attention;

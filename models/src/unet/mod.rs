@@ -42,7 +42,7 @@ pub struct UNet2DModel {
 /// All but the time embedding.
 enum Body {
     /// Operations that have a gradient and run on any device.
-    Layers(Layers),
+    Layers(Box<Layers>),
     /// Kernels for the CPU, over weights that do not change.
     Plan(Plan),
 }
@@ -90,7 +90,7 @@ impl UNet2DModel {
         let body = if weights.may_merge() && dtype == DType::F32 && device.is_cpu() {
             Body::Plan(Plan::new(config, weights, Isa::detect())?)
         } else {
-            Body::Layers(Layers::new(config, weights)?)
+            Body::Layers(Box::new(Layers::new(config, weights)?))
         };
         Ok(Self {
             embedding: Embedding::new(config, weights, dtype, device)?,
