@@ -1,119 +1,25 @@
 //! Model folders become loaded, warmed, ready models.
 
+mod model;
+
 use std::{
     collections::BTreeMap,
-    fmt,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
 };
 
 use candle_core::{DType, Device};
-use understudy_models::{
-    Denoiser, Geometry,
-    checkpoint::{
-        ModelFolder,
-        card::{Card, Role},
-    },
-    schedule::ScheduleConfig,
+use understudy_models::checkpoint::{
+    card::Role,
+    hub::{self, Hub},
 };
 
-use crate::{
-    engine::{CostModel, Engine, batcher::ModelKey},
-    metrics::Metrics,
-};
+use crate::{engine::Engine, metrics::Metrics};
 
-/// A model that is ready to serve.
-pub struct Model {
-    /// Its folder's name (`owner--name` for a Hub model).
-    pub id: String,
-    /// This load of it; another load of the same folder has another key.
-    pub key: ModelKey,
-    /// Its model card, with defaults where the folder has none.
-    pub card: Card,
-    /// Shapes of its network.
-    pub geometry: Geometry,
-    /// Its noise schedule.
-    pub schedule: ScheduleConfig,
-    /// Number of weights.
-    pub parameters: usize,
-    /// `f32`, `bf16` or `f16`.
-    pub dtype: &'static str,
-    /// Unix seconds when it was loaded.
-    pub created: u64,
-    network: Box<dyn Denoiser>,
-    /// What its evaluations cost; replaced by the warm-up.
-    cost: Mutex<CostModel>,
-}
-
-impl Model {
-    /// Reads a model folder onto a device. What it costs is not known yet: it takes one row at a time
-    /// until it is warmed up, or told.
-    ///
-    /// # Errors
-    /// As [`ModelFolder::open`] and [`ModelFolder::load`].
-    pub fn load(
-        folder: &Path,
-        id: String,
-        key: u64,
-        dtype: DType,
-        device: &Device,
-    ) -> understudy_models::Result<Self> {
-        let loaded = ModelFolder::open(folder)?.load(dtype, device)?;
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-        Ok(Self {
-            id,
-            key: ModelKey(key),
-            card: loaded.card,
-            geometry: loaded.network.geometry().clone(),
-            schedule: loaded.schedule,
-            parameters: loaded.network.parameters(),
-            dtype: dtype.as_str(),
-            created: since_epoch.map_or(0, |since| since.as_secs()),
-            network: loaded.network,
-            cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)),
-        })
-    }
-
-    /// Most rows an evaluation of it has.
-    pub fn max_rows(&self) -> usize {
-        self.cost().max_rows()
-    }
-
-    /// Predicted seconds of one evaluation of so many rows.
-    pub fn evaluation_seconds(&self, rows: usize) -> f64 {
-        self.cost().seconds(rows)
-    }
-
-    /// For the device thread alone.
-    pub(crate) fn network(&self) -> &dyn Denoiser {
-        self.network.as_ref()
-    }
-
-    pub(crate) fn observe(&self, rows: usize, seconds: f64) {
-        self.cost().observe(rows, seconds);
-    }
-
-    pub(crate) fn set_cost(&self, cost: CostModel) {
-        *self.cost() = cost;
-    }
-
-    fn cost(&self) -> MutexGuard<'_, CostModel> {
-        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for Model {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Model")
-            .field("id", &self.id)
-            .field("key", &self.key)
-            .finish_non_exhaustive()
-    }
-}
+pub use model::Model;
 
 /// What the registry knows of one id.
 #[derive(Debug, Clone)]
@@ -147,7 +53,8 @@ pub enum LoadError {
 pub struct Settings {
     /// The folder whose direct subfolders are models.
     pub folder: PathBuf,
-    /// The id of the default model, if it was named.
+    /// The default model, if it was named: an id, or a Hub id (`owner/name`), which is downloaded and
+    /// serves as `owner--name`.
     pub default_model: Option<String>,
     /// Where networks run.
     pub device: Device,
@@ -155,6 +62,26 @@ pub struct Settings {
     pub dtype: DType,
     /// Rows per evaluation, instead of what the warm-up finds useful.
     pub max_rows: Option<usize>,
+}
+
+impl Settings {
+    fn default_id(&self) -> Option<String> {
+        self.default_model.as_deref().map(hub::id_of)
+    }
+
+    /// The Hub id behind an id, if that is where it comes from.
+    fn hub_id(&self, id: &str) -> Option<&str> {
+        let named = self.default_model.as_deref().filter(|model| hub::is_hub_id(model))?;
+        (hub::id_of(named) == id).then_some(named)
+    }
+
+    /// The folder of an id; blocks while it is downloaded.
+    fn folder_of(&self, id: &str) -> understudy_models::Result<PathBuf> {
+        match self.hub_id(id) {
+            Some(model) => Hub::from_env()?.fetch(model),
+            None => Ok(self.folder.join(id)),
+        }
+    }
 }
 
 /// All models of the server.
@@ -201,13 +128,15 @@ impl Registry {
             .filter(|id| servable_id(id) && is_model(&settings.folder.join(id)));
         // Loading, until `load_all` has been through them: the server is not ready before.
         let entry = Entry { loading: true, ..Entry::default() };
-        let entries: BTreeMap<_, _> = ids.map(|id| (id, entry.clone())).collect();
-        if let Some(id) = &settings.default_model
+        let named = settings.default_id();
+        let from_hub = named.clone().filter(|id| settings.hub_id(id).is_some());
+        let entries: BTreeMap<_, _> = ids.chain(from_hub).map(|id| (id, entry.clone())).collect();
+        if let Some(id) = &named
             && !entries.contains_key(id)
         {
             let known: Vec<&str> = entries.keys().map(String::as_str).collect();
             return Err(format!(
-                "--default-model {id}: not in {shown}, which holds: {}",
+                "--default-model {id}: not in {shown}, which holds: {}; for a Hugging Face Hub model write owner/name",
                 if known.is_empty() { "no model".into() } else { known.join(", ") }
             ));
         }
@@ -246,7 +175,7 @@ impl Registry {
                 problems.collect::<String>()
             ));
         };
-        let named = self.settings.default_model.clone();
+        let named = self.settings.default_id();
         let _ = self.default_id.set(named.unwrap_or_else(|| first.id.clone()));
         Ok(())
     }
@@ -274,10 +203,12 @@ impl Registry {
         &self.settings.folder
     }
 
-    /// Whether every model has been tried, and every one that can be loaded is warm.
+    /// Whether every model has been tried, every one that can be loaded is warm, and there is one.
     pub fn ready(&self) -> bool {
+        let entries = self.entries();
         self.default_id.get().is_some()
-            && self.entries().values().all(|entry| !entry.loading || entry.current.is_some())
+            && entries.values().any(|entry| entry.current.is_some())
+            && entries.values().all(|entry| !entry.loading || entry.current.is_some())
     }
 
     /// Loads or reloads; resolves when the model is warm. Requests in flight finish on the weights they
@@ -286,7 +217,9 @@ impl Registry {
     /// # Errors
     /// [`LoadError`].
     pub async fn load(&self, id: &str) -> Result<(), LoadError> {
-        if !servable_id(id) || !is_model(&self.settings.folder.join(id)) {
+        let settings = &self.settings;
+        let known = settings.hub_id(id).is_some() || is_model(&settings.folder.join(id));
+        if !servable_id(id) || !known {
             return Err(LoadError::Unknown(id.to_owned()));
         }
         {
@@ -345,7 +278,7 @@ impl Registry {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
-            let folder = settings.folder.join(&id_);
+            let folder = settings.folder_of(&id_)?;
             Model::load(&folder, id_, key, settings.dtype, &settings.device)
         };
         let model = tokio::task::spawn_blocking(read)
@@ -409,39 +342,4 @@ fn servable_id(id: &str) -> bool {
 
 fn is_model(folder: &Path) -> bool {
     folder.join("model_index.json").is_file()
-}
-
-#[cfg(test)]
-impl Model {
-    /// A model around any network, costing `seconds` per evaluation however many rows it has.
-    pub(crate) fn for_test(
-        network: Box<dyn Denoiser>,
-        schedule: ScheduleConfig,
-        card: Card,
-        key: u64,
-        max_rows: usize,
-        seconds: f64,
-    ) -> Arc<Self> {
-        Arc::new(Self {
-            id: format!("model-{key}"),
-            key: ModelKey(key),
-            card,
-            geometry: network.geometry().clone(),
-            schedule,
-            parameters: network.parameters(),
-            dtype: "f32",
-            created: 0,
-            network,
-            cost: Mutex::new(CostModel::new(
-                vec![(1, seconds), (max_rows.max(2), seconds)],
-                Some(max_rows),
-            )),
-        })
-    }
-
-    /// The model in a folder, on the CPU.
-    pub(crate) fn from_folder_for_test(folder: &Path) -> Arc<Self> {
-        let model = Self::load(folder, "model".into(), 0, DType::F32, &Device::Cpu);
-        Arc::new(model.expect("a model folder"))
-    }
 }

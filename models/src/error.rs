@@ -31,6 +31,14 @@ pub enum Error {
         /// The limit, and what to do instead.
         remedy: String,
     },
+    /// A model could not be had from the Hugging Face Hub.
+    #[error("Hub model `{id}`: {problem}")]
+    Hub {
+        /// `owner/name`.
+        id: String,
+        /// What happened, with the file and the HTTP status where there is one, and the remedy.
+        problem: String,
+    },
     /// Weights do not fit the network that the configuration describes.
     #[error("weights: {0}")]
     Weights(String),

@@ -8,6 +8,7 @@
 pub mod checkpoint;
 mod denoiser;
 mod error;
+pub mod kernels;
 pub mod noise;
 pub mod sampler;
 pub mod schedule;

@@ -108,6 +108,64 @@ fn answers_as_diffusers_does() {
     }
 }
 
+/// The kernels choose their instructions once per process, so each set needs a process of its own: this
+/// test runs the ones above and below again.
+#[test]
+fn every_instruction_set_answers_as_diffusers_does() {
+    for isa in understudy_models::kernels::Isa::available() {
+        let names = ["answers_as_diffusers_does", "a_row_does_not_depend_on_its_batch"];
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .arg("--exact")
+            .args(names)
+            .env("UNDERSTUDY_ISA", isa.to_string())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{isa}: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+/// The Frobenius norm of the difference, relative to that of `expected`.
+fn frobenius(found: &Tensor, expected: &Tensor) -> f64 {
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap().sqrt();
+    let found = found.to_dtype(DType::F64).unwrap();
+    norm(&(found - expected).unwrap()) / norm(expected)
+}
+
+/// Against the same network of candle's operations in f64 (time embedding projected in f32 by both).
+#[test]
+fn the_compiled_network_errs_by_less_than_3e_5() {
+    let in_f64 = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
+    let load = |config: &UNet2DConfig, weights: HashMap<String, Tensor>, dtype| {
+        UNet2DModel::load(config, weights, dtype, &Device::Cpu).unwrap()
+    };
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("zoo/fashion-mnist-teacher/unet");
+    let json = std::fs::read(folder.join("config.json")).unwrap();
+    let json: Value = serde_json::from_slice(&json).unwrap();
+    let config = UNet2DConfig::from_json(&json, "config.json").unwrap();
+    let file = folder.join("diffusion_pytorch_model.safetensors");
+    let weights = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let x = formula(&[3, 1, 32, 32], 1.7, 1);
+    let t = Tensor::new(&[1f32, 500., 999.], &Device::Cpu).unwrap();
+    let labels = Tensor::new(&[0u32, 4, 9], &Device::Cpu).unwrap();
+    let found = load(&config, weights.clone(), DType::F32).forward(&x, &t, Some(&labels)).unwrap();
+    let reference = load(&config, weights, DType::F64);
+    let expected = reference.forward(&in_f64(&x), &t, Some(&labels)).unwrap();
+    let error = frobenius(&found, &expected);
+    println!("teacher: {error:.2e}");
+    assert!(error <= 3e-5, "teacher: {error:e}");
+
+    for golden in Golden::all() {
+        let condition = golden.condition();
+        let (x, t) = (&golden.x, &golden.timesteps);
+        let found = golden.model().forward(x, t, condition.as_ref()).unwrap();
+        let reference = load(&golden.config(), golden.weights.clone(), DType::F64);
+        let expected = reference.forward(&in_f64(x), t, condition.as_ref()).unwrap();
+        let error = frobenius(&found, &expected);
+        println!("{}: {error:.2e}", golden.name);
+        assert!(error <= 3e-5, "{}: {error:e}", golden.name);
+    }
+}
+
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
     for golden in Golden::all() {

@@ -2,7 +2,8 @@
 
 use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
 
-use candle_core::{DType, Device, DeviceLocation};
+use candle_core::{DType, Device, DeviceLocation, utils::cuda_is_available};
+use understudy_models::checkpoint::hub;
 
 use crate::{engine::CostModel, registry::Model};
 
@@ -37,12 +38,21 @@ impl Compute {
     /// # Errors
     /// A sentence when it is not one that this build has.
     pub(crate) fn device(&self) -> Result<Device, String> {
-        match self.device.as_str() {
-            "auto" | "cpu" => Ok(Device::Cpu),
-            other => {
-                Err(format!("--device {other}: this build runs on the CPU alone; use auto or cpu"))
-            }
-        }
+        let named = self.device.as_str();
+        let gpu = match named {
+            "cpu" => None,
+            "auto" => cuda_is_available().then_some(0),
+            _ => match named.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(gpu)) => Some(gpu),
+                _ => return Err(format!("--device {named}: use auto, cpu or cuda:N")),
+            },
+        };
+        let Some(gpu) = gpu else { return Ok(Device::Cpu) };
+        Device::new_cuda(gpu).map_err(|error| {
+            format!(
+                "--device {named}: {error}; use cpu, or a build with --features cuda and its GPU"
+            )
+        })
     }
 
     /// The element type of weights and activations.
@@ -68,27 +78,13 @@ impl ModelArg {
     /// A sentence naming the file or field to mend.
     pub(super) fn load(&self, compute: &Compute, max_rows: usize) -> Result<Arc<Model>, String> {
         let (device, dtype) = (compute.device()?, compute.dtype()?);
-        let model = Model::load(&self.folder()?, self.model.clone(), 0, dtype, &device)
-            .map_err(|error| format!("--model {}: {error}", self.model))?;
+        let explain = |error| format!("--model {}: {error}", self.model);
+        let models = super::models_folder(self.models.as_deref())?;
+        let folder = hub::resolve(&self.model, &models).map_err(explain)?;
+        let model =
+            Model::load(&folder, hub::id_of(&self.model), 0, dtype, &device).map_err(explain)?;
         model.set_cost(CostModel::new(vec![(1, 0.0)], Some(max_rows)));
         Ok(Arc::new(model))
-    }
-
-    fn folder(&self) -> Result<PathBuf, String> {
-        let as_path = PathBuf::from(&self.model);
-        if as_path.join("model_index.json").is_file() {
-            return Ok(as_path);
-        }
-        let models = super::models_folder(self.models.as_deref())?;
-        let named = models.join(&self.model);
-        if named.join("model_index.json").is_file() {
-            return Ok(named);
-        }
-        Err(format!(
-            "--model {}: neither a folder with a model_index.json, nor one inside {}",
-            self.model,
-            models.display()
-        ))
     }
 }
 

@@ -2,6 +2,8 @@
 
 mod bench;
 mod compute;
+mod health;
+mod import;
 mod openapi;
 mod sample;
 mod serve;
@@ -29,6 +31,10 @@ enum Command {
     Serve(Box<ServeArgs>),
     Sample(Box<sample::SampleArgs>),
     Bench(Box<bench::BenchArgs>),
+    Import(import::ImportArgs),
+    /// Ask a running server whether it is ready; for container health checks.
+    #[command(hide = true)]
+    Health(health::HealthArgs),
     /// Print the OpenAPI document; `openapi/openapi.json` is made with it.
     #[command(hide = true)]
     Openapi,
@@ -51,7 +57,7 @@ impl Cli {
             Some(Command::Serve(arguments)) => arguments.compute.threads,
             Some(Command::Sample(arguments)) => arguments.compute.threads,
             Some(Command::Bench(arguments)) => arguments.compute.threads,
-            Some(Command::Openapi) | None => None,
+            Some(Command::Import(_) | Command::Health(_) | Command::Openapi) | None => None,
         };
         // Knows of affinity and of cgroup quotas.
         let there = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -65,6 +71,8 @@ impl Cli {
             Some(Command::Serve(arguments)) => serve::run(*arguments, threads),
             Some(Command::Sample(arguments)) => sample::run(&arguments),
             Some(Command::Bench(arguments)) => bench::run(&arguments),
+            Some(Command::Import(arguments)) => import::run(&arguments),
+            Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),
         };

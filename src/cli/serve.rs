@@ -32,7 +32,8 @@ pub struct ServeArgs {
     /// Folder whose subfolders are models [default: the bundled ones].
     #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
     pub models: Option<PathBuf>,
-    /// The model that serves requests which name none [default: the first teacher by name].
+    /// The model that serves requests which name none: an id, or a Hugging Face Hub id (owner/name),
+    /// which is downloaded and serves as owner--name [default: the first teacher by name].
     #[arg(long, env = "UNDERSTUDY_DEFAULT_MODEL", value_name = "ID")]
     pub default_model: Option<String>,
     #[command(flatten)]
@@ -83,7 +84,7 @@ pub struct ServeArgs {
     /// Ask for the API key on health and metrics too.
     #[arg(long, env = "UNDERSTUDY_API_KEY_EVERYWHERE")]
     pub api_key_everywhere: bool,
-    /// An origin whose pages may call this server, such as https://example.org, or *; repeatable.
+    /// An origin whose pages may call this server, such as `https://example.org`, or `*`; repeatable.
     #[arg(
         long,
         env = "UNDERSTUDY_CORS_ALLOW_ORIGIN",

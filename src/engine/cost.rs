@@ -10,20 +10,26 @@ pub struct CostModel {
     max_rows: usize,
 }
 
-/// A batch is larger than useful when a smaller one costs hardly more per row.
-const USEFUL_WITHIN: f64 = 1.03;
+/// Batches whose cost per row is within this of the best are all useful.
+const USEFUL_WITHIN: f64 = 1.05;
+/// Of the useful batches the largest is taken that takes no longer than this: the larger, the sooner a
+/// newcomer takes part; the shorter, the sooner it joins, and the finer models share the device.
+const LONGEST_SECONDS: f64 = 0.2;
 /// Weight of the newest observation in the drift.
 const DRIFT_GAIN: f64 = 0.1;
 
 impl CostModel {
     /// From at least one measured (rows, seconds), rows ascending. `max_rows` overrides the largest
-    /// useful batch, which otherwise is the smallest whose cost per row is within 3 % of the best.
+    /// useful batch, which otherwise is the largest within 5 % of the best cost per row that takes at
+    /// most 0.2 s, or the smallest within 5 % if all take longer.
     pub fn new(points: Vec<(usize, f64)>, max_rows: Option<usize>) -> Self {
         let per_row = |&(rows, seconds): &(usize, f64)| seconds / rows as f64;
         let best = points.iter().map(per_row).fold(f64::INFINITY, f64::min);
-        let useful = points.iter().find(|point| per_row(point) <= best * USEFUL_WITHIN);
-        let useful = useful.map_or(1, |&(rows, _)| rows);
-        Self { points, drift: 1.0, max_rows: max_rows.unwrap_or(useful) }
+        let useful: Vec<_> =
+            points.iter().filter(|point| per_row(point) <= best * USEFUL_WITHIN).collect();
+        let short = useful.iter().rev().find(|(_, seconds)| *seconds <= LONGEST_SECONDS);
+        let largest = short.or(useful.first()).map_or(1, |&&(rows, _)| rows);
+        Self { points, drift: 1.0, max_rows: max_rows.unwrap_or(largest) }
     }
 
     /// Most rows an evaluation of this model has.
@@ -61,10 +67,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_useful_batch_is_where_rows_stop_getting_cheaper() {
-        let measured = vec![(1, 1.0), (2, 1.5), (4, 2.4), (8, 4.75), (16, 9.5)];
-        assert_eq!(CostModel::new(measured.clone(), None).max_rows(), 4);
-        assert_eq!(CostModel::new(measured, Some(16)).max_rows(), 16);
+    fn the_largest_batch_that_is_useful_and_short_is_taken() {
+        let scaled = |unit: f64| {
+            let measured = [(1, 1.0), (2, 1.5), (4, 2.4), (8, 4.75), (16, 9.5), (32, 25.0)];
+            let points = measured.into_iter().map(|(rows, units)| (rows, units * unit)).collect();
+            CostModel::new(points, None)
+        };
+        assert_eq!(scaled(0.01).max_rows(), 16, "32 rows cost more per row");
+        assert_eq!(scaled(0.03).max_rows(), 8, "16 rows take 0.285 s");
+        assert_eq!(scaled(1.0).max_rows(), 4, "all take too long: the shortest useful one");
+        assert_eq!(CostModel::new(vec![(1, 1.0)], Some(16)).max_rows(), 16);
     }
 
     #[test]

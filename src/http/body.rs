@@ -136,18 +136,18 @@ fn explain<T: JsonRequest>(bytes: &[u8], path: &str, error: &serde_json::Error) 
         let message = format!("`{field}` stands in the body more than once: keep one");
         return Problem::new(StatusCode::BAD_REQUEST, "duplicate_field", message).at(&field);
     }
+    if path == "." {
+        let message = format!("the body does not fit: {text}; send a JSON object");
+        return Problem::new(StatusCode::BAD_REQUEST, "invalid_body", message);
+    }
     let field = path.split(['.', '[']).next().unwrap_or_default();
     if path != field {
         let message = format!("`{path}` does not fit: {text}");
         return Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at(path);
     }
-    if !matches!(field, "" | "?") {
-        let value = serde_json::from_slice(bytes)
-            .ok()
-            .and_then(|body: serde_json::Value| body.get(field).map(ToString::to_string))
-            .unwrap_or_else(|| "there".into());
-        return Problem::value(field, value, format!("it takes {}", T::takes(field)));
-    }
-    let message = format!("the body does not fit: {text}; GET /openapi.json describes it");
-    Problem::new(StatusCode::BAD_REQUEST, "invalid_body", message)
+    let value = serde_json::from_slice(bytes)
+        .ok()
+        .and_then(|body: serde_json::Value| body.get(field).map(ToString::to_string))
+        .unwrap_or_else(|| "not fit".into());
+    Problem::value(field, value, format!("it takes {}", T::takes(field)))
 }

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use understudy_models::{
-    Conditioning, noise,
+    Conditioning,
+    checkpoint::normal_name,
+    noise,
     sampler::{self, Kind},
 };
 
@@ -235,7 +237,7 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
         ClassLabel::Number(number) => Some(*number),
         ClassLabel::Name(name) => names
             .iter()
-            .position(|known| same_name(known, name))
+            .position(|known| normal_name(known) == normal_name(name))
             .map(|index| index as i64)
             .or_else(|| name.trim().parse().ok()),
     };
@@ -249,15 +251,6 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
         let remedy = format!("{} has the classes 0 to {}{names}", model.id, count - 1);
         Problem::value(field, shown, remedy)
     })
-}
-
-/// Case does not matter; space, `-` and `_` are the same.
-fn same_name(left: &str, right: &str) -> bool {
-    let letters = |name: &str| -> String {
-        let lower = name.trim().to_lowercase();
-        lower.chars().map(|c| if matches!(c, '-' | '_') { ' ' } else { c }).collect()
-    };
-    letters(left) == letters(right)
 }
 
 fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajectory, Problem> {

@@ -51,7 +51,6 @@
 
 mod architecture;
 mod flags;
-mod folder;
 mod names;
 mod schedule;
 
@@ -62,6 +61,9 @@ use std::path::Path;
 use candle_core::pickle::PthTensors;
 use candle_core::{DType, Tensor};
 
+use super::card::Card;
+use super::{Draft, ModelFolder};
+use crate::schedule::ScheduleConfig;
 use crate::unet::UNet2DConfig;
 use crate::unet::weights::{Shapes, mismatch};
 use crate::{Error, Result};
@@ -82,13 +84,10 @@ use names::Target;
 pub fn import(weights: &Path, arch: &Path, out: &Path) -> Result<UNet2DConfig> {
     let architecture = Architecture::read(arch)?;
     let config = architecture.config()?;
-    let destination = folder::Pending::new(out)?;
+    let draft = Draft::new(out)?;
     let tensors = convert(weights, &architecture, &config)?;
-    destination.write_json("model_index.json", &folder::model_index())?;
-    destination.write_json("unet/config.json", &config.to_json())?;
-    destination.write_json("scheduler/scheduler_config.json", &architecture.scheduler())?;
-    destination.write_tensors("unet/diffusion_pytorch_model.safetensors", &tensors)?;
-    destination.finish()?;
+    let schedule = ScheduleConfig::from_json(&architecture.scheduler(), "the flags' scheduler")?;
+    ModelFolder::write(draft, &config, &tensors, &schedule, &Card::default())?;
     Ok(config)
 }
 

@@ -21,8 +21,9 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 
 use super::{
+    Draft,
     card::Card,
-    file::{read_json, read_text, write_atomically},
+    file::{read_json, read_text},
 };
 use crate::{
     Conditioning, Denoiser, Error, Result,
@@ -30,8 +31,8 @@ use crate::{
     unet::{UNet2DConfig, UNet2DModel},
 };
 
-const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-const CARD: &str = "understudy.json";
+pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+pub(super) const CARD: &str = "understudy.json";
 
 /// A folder whose descriptions have been read and understood; its weights have not.
 #[derive(Debug)]
@@ -87,13 +88,29 @@ impl ModelFolder {
         Ok(Self { path: path.to_owned(), unet, schedule, card, weights })
     }
 
+    /// The files that hold the weights: one, or the shards that an index beside it names. They need not
+    /// exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] naming the index.
+    pub fn weight_files(&self) -> Result<Vec<PathBuf>> {
+        let index = index_of(&self.weights);
+        if self.weights.exists() || !index.exists() {
+            return Ok(vec![self.weights.clone()]);
+        }
+        shards(&index)
+    }
+
     /// Reads the weights and builds the network.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] for a corrupt file, [`Error::Weights`] naming what is missing, extra or of the
     /// wrong shape.
     pub fn load(self, dtype: DType, device: &Device) -> Result<Loaded> {
-        let weights = read_weights(&self.weights)?;
+        let mut weights = HashMap::new();
+        for file in self.weight_files()? {
+            weights.extend(read_safetensors(&file)?);
+        }
         let network =
             UNet2DModel::load(&self.unet, weights, dtype, device).map_err(|error| match error {
                 Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
@@ -102,69 +119,30 @@ impl ModelFolder {
         Ok(Loaded { network: Box::new(network), schedule: self.schedule, card: self.card })
     }
 
-    /// Writes a folder that this crate and diffusers read. `path` must not exist; it appears whole or
-    /// not at all.
+    /// Writes a folder that this crate and diffusers read, at the place the draft was begun for.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file; nothing is left behind then.
+    /// [`Error::Io`] or [`Error::Format`] naming the file; nothing is left behind then.
     pub fn write(
-        path: &Path,
+        draft: Draft,
         unet: &UNet2DConfig,
         weights: &HashMap<String, Tensor>,
         schedule: &ScheduleConfig,
         card: &Card,
     ) -> Result<()> {
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(format!(".{}.partial", std::process::id()));
-        let temporary = PathBuf::from(temporary);
-        let written = write_into(&temporary, unet, weights, schedule, card).and_then(|()| {
-            fs::rename(&temporary, path)
-                .map_err(|source| Error::Io { path: path.to_owned(), source })
+        let schedule = schedule.to_json();
+        let index = json!({
+            "_class_name": "DDPMPipeline",
+            "scheduler": ["diffusers", schedule["_class_name"]],
+            "unet": ["diffusers", "UNet2DModel"],
         });
-        if written.is_err() {
-            let _ = fs::remove_dir_all(&temporary);
-        }
-        written
+        draft.write_json("model_index.json", &index)?;
+        draft.write_json("unet/config.json", &unet.to_json())?;
+        draft.write_json("scheduler/scheduler_config.json", &schedule)?;
+        draft.write_json(CARD, &json!(card))?;
+        draft.write_tensors(&format!("unet/{WEIGHTS}"), weights)?;
+        draft.finish()
     }
-}
-
-fn write_into(
-    path: &Path,
-    unet: &UNet2DConfig,
-    weights: &HashMap<String, Tensor>,
-    schedule: &ScheduleConfig,
-    card: &Card,
-) -> Result<()> {
-    for folder in ["unet", "scheduler"] {
-        let folder = path.join(folder);
-        fs::create_dir_all(&folder).map_err(|source| Error::Io { path: folder, source })?;
-    }
-    let schedule = schedule.to_json();
-    let index = json!({
-        "_class_name": "DDPMPipeline",
-        "unet": ["diffusers", "UNet2DModel"],
-        "scheduler": ["diffusers", schedule["_class_name"]],
-    });
-    let card = serde_json::to_value(card)
-        .map_err(|error| Error::Format { path: path.join(CARD), problem: error.to_string() })?;
-    let tensors: Vec<(&String, &Tensor)> = weights.iter().collect();
-    // diffusers refuses weights whose metadata does not say which framework wrote them.
-    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let weights_path = path.join("unet").join(WEIGHTS);
-    let bytes = safetensors::serialize(tensors, Some(metadata)).map_err(|error| Error::Format {
-        path: weights_path.clone(),
-        problem: error.to_string(),
-    })?;
-    write_atomically(&weights_path, &bytes)?;
-    for (file, value) in [
-        ("model_index.json", index),
-        ("unet/config.json", unet.to_json()),
-        ("scheduler/scheduler_config.json", schedule),
-        (CARD, card),
-    ] {
-        write_atomically(&path.join(file), format!("{value:#}\n").as_bytes())?;
-    }
-    Ok(())
 }
 
 /// `folder/file`, or `file` beside the index where only that is there.
@@ -220,30 +198,28 @@ pub fn normal_name(name: &str) -> String {
     name.trim().to_lowercase().replace(['-', '_'], " ")
 }
 
-/// All tensors of a safetensors file, or of the shards that its index names.
-fn read_weights(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let mut index = path.as_os_str().to_owned();
+/// The index of weights that are split into shards.
+fn index_of(weights: &Path) -> PathBuf {
+    let mut index = weights.as_os_str().to_owned();
     index.push(".index.json");
-    let index = PathBuf::from(index);
-    if path.exists() || !index.exists() {
-        return read_safetensors(path);
-    }
-    let value = read_json(&index)?;
+    index.into()
+}
+
+fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     let malformed = || Error::Format {
-        path: index.clone(),
+        path: index.to_owned(),
         problem: "`weight_map` must map tensor names to file names beside it".into(),
     };
+    let value = read_json(index)?;
     let map = value["weight_map"].as_object().ok_or_else(malformed)?;
-    let shards: Option<BTreeSet<&str>> = map.values().map(Value::as_str).collect();
-    let mut weights = HashMap::new();
-    for shard in shards.ok_or_else(malformed)? {
-        // A shard is a file beside its index, never elsewhere.
-        if Path::new(shard).components().count() != 1 || shard == ".." {
-            return Err(malformed());
-        }
-        weights.extend(read_safetensors(&index.with_file_name(shard))?);
+    let names: Option<BTreeSet<&str>> = map.values().map(Value::as_str).collect();
+    // A shard is a file beside its index, never elsewhere.
+    let beside = |name: &&str| Path::new(name).components().count() == 1 && *name != "..";
+    let names = names.ok_or_else(malformed)?;
+    if names.is_empty() || !names.iter().all(beside) {
+        return Err(malformed());
     }
-    Ok(weights)
+    Ok(names.into_iter().map(|name| index.with_file_name(name)).collect())
 }
 
 fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {

@@ -2,8 +2,11 @@
 
 pub mod adm;
 pub mod card;
+mod draft;
 mod file;
 mod folder;
+pub mod hub;
 
+pub use draft::Draft;
 pub use file::write_atomically;
 pub use folder::{Loaded, ModelFolder, normal_name};

@@ -136,9 +136,11 @@ impl GroupNorm {
         groups: usize,
         eps: f64,
     ) -> crate::Result<Self> {
-        // Statistics and affine map are worked out in f32, as torch does.
-        let weight = weights.get_as("weight", &[channels], DType::F32)?;
-        let bias = weights.get_as("bias", &[channels], DType::F32)?;
+        // Statistics and affine map are worked out in f32, as torch does, or in f64 in a network that
+        // serves as the reference.
+        let dtype = working(weights.dtype());
+        let weight = weights.get_as("weight", &[channels], dtype)?;
+        let bias = weights.get_as("bias", &[channels], dtype)?;
         Ok(Self { weight, bias, groups, eps })
     }
 
@@ -155,8 +157,9 @@ impl GroupNorm {
         shift: &Tensor,
     ) -> Result<Tensor> {
         self.normalise(x, |own_scale, own_shift| {
-            let factor = (scale.to_dtype(DType::F32)? + 1.0)?.unsqueeze(2)?;
-            let shift = shift.to_dtype(DType::F32)?.unsqueeze(2)?;
+            let dtype = self.weight.dtype();
+            let factor = (scale.to_dtype(dtype)? + 1.0)?.unsqueeze(2)?;
+            let shift = shift.to_dtype(dtype)?.unsqueeze(2)?;
             Ok(((own_scale * &factor)?, (own_shift.broadcast_mul(&factor)? + shift)?))
         })
     }
@@ -170,7 +173,7 @@ impl GroupNorm {
         modulate: impl FnOnce(Tensor, Tensor) -> Result<(Tensor, Tensor)>,
     ) -> Result<Tensor> {
         let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-        let grouped = x.to_dtype(DType::F32)?.reshape((batch, self.groups, ()))?;
+        let grouped = x.to_dtype(self.weight.dtype())?.reshape((batch, self.groups, ()))?;
         let centred = grouped.broadcast_sub(&grouped.mean_keepdim(2)?)?;
         let deviation = (centred.sqr()?.mean_keepdim(2)? + self.eps)?.sqrt()?;
         let scale = self
@@ -197,10 +200,15 @@ impl Activation {
     }
 }
 
-/// Softmax over the last dimension, in f32.
+/// The type that sums over many values are worked out in.
+fn working(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+/// Softmax over the last dimension, in f32 or f64.
 pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
     let dtype = x.dtype();
-    let x = x.to_dtype(DType::F32)?;
+    let x = x.to_dtype(working(dtype))?;
     let y = if x.track_op() {
         candle_nn::ops::softmax(&x, D::Minus1)?
     } else {

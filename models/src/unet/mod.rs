@@ -10,6 +10,7 @@ mod config;
 mod embeddings;
 pub(crate) mod fields;
 mod layers;
+mod plan;
 mod resnet;
 pub(crate) mod weights;
 
@@ -17,30 +18,44 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, bail};
 
+use crate::kernels::Isa;
 use crate::{Conditioning, Denoiser, Geometry, Result};
 use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
 use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
 use layers::{Conv2d, GroupNorm};
+use plan::Plan;
 use weights::Weights;
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
 pub struct UNet2DModel {
     embedding: Embedding,
+    body: Body,
+    activation: Activation,
+    geometry: Geometry,
+    dtype: DType,
+    device: Device,
+    parameters: usize,
+}
+
+/// All but the time embedding.
+enum Body {
+    /// Operations that have a gradient and run on any device.
+    Layers(Box<Layers>),
+    /// Kernels for the CPU, over weights that do not change.
+    Plan(Plan),
+}
+
+struct Layers {
     conv_in: Conv2d,
     down_blocks: Vec<DownBlock>,
     mid_block: Option<MidBlock>,
     up_blocks: Vec<UpBlock>,
     norm_out: GroupNorm,
     conv_out: Conv2d,
-    activation: Activation,
     center_input: bool,
     divide_by_time: bool,
-    geometry: Geometry,
-    dtype: DType,
-    device: Device,
-    parameters: usize,
 }
 
 impl UNet2DModel {
@@ -71,32 +86,45 @@ impl UNet2DModel {
 
     fn build(config: &UNet2DConfig, weights: &Weights) -> Result<Self> {
         let (dtype, device) = (weights.dtype(), weights.device());
-        let top = config.channels[0];
-        let levels = 0..config.levels();
-        let (groups, eps) = (config.norm_num_groups, config.norm_eps);
-        let down = |i| DownBlock::new(config, &weights.at(format_args!("down_blocks.{i}")), i);
-        let up = |i| UpBlock::new(config, &weights.at(format_args!("up_blocks.{i}")), i);
-        let mid_block = if config.mid_block {
-            Some(MidBlock::new(config, &weights.at("mid_block"))?)
+        // Where weights may be merged they do not change either, so they may be packed as well.
+        let body = if weights.may_merge() && dtype == DType::F32 && device.is_cpu() {
+            Body::Plan(Plan::new(config, weights, Isa::detect())?)
         } else {
-            None
+            Body::Layers(Box::new(Layers::new(config, weights)?))
         };
         Ok(Self {
             embedding: Embedding::new(config, weights, dtype, device)?,
-            conv_in: Conv2d::same(&weights.at("conv_in"), config.in_channels, top)?,
-            down_blocks: levels.clone().map(down).collect::<Result<_>>()?,
-            mid_block,
-            up_blocks: levels.map(up).collect::<Result<_>>()?,
-            norm_out: GroupNorm::new(&weights.at("conv_norm_out"), top, groups, eps)?,
-            conv_out: Conv2d::same(&weights.at("conv_out"), top, config.out_channels)?,
+            body,
             activation: config.activation,
-            center_input: config.center_input_sample,
-            divide_by_time: config.time_embedding == TimeEmbedding::Fourier,
             geometry: config.geometry(),
             dtype,
             device: device.clone(),
             parameters: weights.parameters(),
         })
+    }
+
+    /// Name, floating-point operations (as a direct implementation would need them) and seconds of each
+    /// kernel in one evaluation; nothing where the network is not compiled.
+    pub fn profile(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> candle_core::Result<Vec<(String, f64, f64)>> {
+        self.check(x, timesteps, condition)?;
+        let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
+        match &self.body {
+            Body::Layers(_) => Ok(Vec::new()),
+            Body::Plan(plan) => plan.profile(x, &time, timesteps),
+        }
+    }
+
+    /// Bytes that a compiled network keeps from one evaluation to the next beside its weights.
+    pub fn workspace_bytes(&self) -> usize {
+        match &self.body {
+            Body::Layers(_) => 0,
+            Body::Plan(plan) => plan.workspace_bytes(),
+        }
     }
 
     /// Refuses inputs of the wrong shape or type, so that a mistake is named where it is made.
@@ -145,26 +173,10 @@ impl Denoiser for UNet2DModel {
         // Every residual block begins its use of the embedding with the same activation.
         let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
 
-        let x = if self.center_input { x.affine(2.0, -1.0)? } else { x.clone() };
-        let mut x = self.conv_in.forward(&x)?;
-        let mut skips = vec![x.clone()];
-        for block in &self.down_blocks {
-            x = block.forward(x, &time, &mut skips)?;
+        match &self.body {
+            Body::Layers(layers) => layers.forward(x, &time, timesteps),
+            Body::Plan(plan) => plan.forward(x, &time, timesteps),
         }
-        if let Some(block) = &self.mid_block {
-            x = block.forward(&x, &time)?;
-        }
-        for block in &self.up_blocks {
-            x = block.forward(x, &time, &mut skips)?;
-        }
-        let x = self.conv_out.forward(&Activation::Silu.forward(&self.norm_out.forward(&x)?)?)?;
-
-        if self.divide_by_time {
-            // Time is a noise level here, and the answer a score.
-            let sigma = timesteps.to_dtype(self.dtype)?.reshape(((), 1, 1, 1))?;
-            return x.broadcast_div(&sigma);
-        }
-        Ok(x)
     }
 
     fn geometry(&self) -> &Geometry {
@@ -181,5 +193,58 @@ impl Denoiser for UNet2DModel {
 
     fn parameters(&self) -> usize {
         self.parameters
+    }
+}
+
+impl Layers {
+    fn new(config: &UNet2DConfig, weights: &Weights) -> Result<Self> {
+        let top = config.channels[0];
+        let levels = 0..config.levels();
+        let (groups, eps) = (config.norm_num_groups, config.norm_eps);
+        let down = |i| DownBlock::new(config, &weights.at(format_args!("down_blocks.{i}")), i);
+        let up = |i| UpBlock::new(config, &weights.at(format_args!("up_blocks.{i}")), i);
+        let mid_block = if config.mid_block {
+            Some(MidBlock::new(config, &weights.at("mid_block"))?)
+        } else {
+            None
+        };
+        Ok(Self {
+            conv_in: Conv2d::same(&weights.at("conv_in"), config.in_channels, top)?,
+            down_blocks: levels.clone().map(down).collect::<Result<_>>()?,
+            mid_block,
+            up_blocks: levels.map(up).collect::<Result<_>>()?,
+            norm_out: GroupNorm::new(&weights.at("conv_norm_out"), top, groups, eps)?,
+            conv_out: Conv2d::same(&weights.at("conv_out"), top, config.out_channels)?,
+            center_input: config.center_input_sample,
+            divide_by_time: config.time_embedding == TimeEmbedding::Fourier,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        time: &Tensor,
+        timesteps: &Tensor,
+    ) -> candle_core::Result<Tensor> {
+        let x = if self.center_input { x.affine(2.0, -1.0)? } else { x.clone() };
+        let mut x = self.conv_in.forward(&x)?;
+        let mut skips = vec![x.clone()];
+        for block in &self.down_blocks {
+            x = block.forward(x, time, &mut skips)?;
+        }
+        if let Some(block) = &self.mid_block {
+            x = block.forward(&x, time)?;
+        }
+        for block in &self.up_blocks {
+            x = block.forward(x, time, &mut skips)?;
+        }
+        let x = self.conv_out.forward(&Activation::Silu.forward(&self.norm_out.forward(&x)?)?)?;
+
+        if self.divide_by_time {
+            // Time is a noise level here, and the answer a score.
+            let sigma = timesteps.to_dtype(x.dtype())?.reshape(((), 1, 1, 1))?;
+            return x.broadcast_div(&sigma);
+        }
+        Ok(x)
     }
 }

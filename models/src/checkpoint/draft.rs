@@ -7,19 +7,23 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{Error, Result};
 
 /// A folder in the making, beside the one it will be; removed again unless it is finished.
-pub(super) struct Pending {
+#[derive(Debug)]
+pub struct Draft {
     draft: PathBuf,
     out: PathBuf,
 }
 
-impl Pending {
+impl Draft {
     /// Begins a folder that will be `out`, which must not exist, or be empty.
-    pub(super) fn new(out: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Value`] when `out` exists, [`Error::Io`] when nothing can be made there.
+    pub fn new(out: &Path) -> Result<Self> {
         let Some(name) = out.file_name() else {
             return Err(Error::value("out", out.display(), "must be the path of a new folder"));
         };
@@ -78,7 +82,7 @@ impl Pending {
     }
 }
 
-impl Drop for Pending {
+impl Drop for Draft {
     fn drop(&mut self) {
         // After `finish` nothing is there any more, and of a failure to clean up there is nobody to tell.
         let _ = fs::remove_dir_all(&self.draft);
@@ -102,13 +106,4 @@ fn sync(folder: Option<&Path>) -> Result<()> {
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     |source| Error::Io { path, source }
-}
-
-/// What diffusers needs to know to load the folder as a pipeline.
-pub(super) fn model_index() -> Value {
-    json!({
-        "_class_name": "DDPMPipeline",
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    })
 }

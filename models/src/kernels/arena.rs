@@ -1,0 +1,143 @@
+//! Memory: aligned floats, and a plan of which part of one arena each intermediate result uses.
+
+/// Floats in a cache line; channels are padded to a multiple of this, with zeros.
+pub(crate) const LINE: usize = 16;
+
+/// `n` rounded up to whole cache lines.
+pub(crate) fn padded(n: usize) -> usize {
+    n.next_multiple_of(LINE)
+}
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct CacheLine([f32; LINE]);
+
+/// Floats that begin on a cache line, all 0 at first.
+pub(crate) struct Aligned {
+    lines: Vec<CacheLine>,
+    len: usize,
+}
+
+impl Aligned {
+    /// `len` zeros.
+    pub(crate) fn zeros(len: usize) -> Self {
+        Self { lines: vec![CacheLine([0.0; LINE]); len.div_ceil(LINE)], len }
+    }
+
+    /// The floats.
+    pub(crate) fn as_slice(&self) -> &[f32] {
+        // SAFETY: the vector holds at least `len` floats in lines without gaps.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+    }
+
+    /// The floats.
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
+        // SAFETY: the vector holds at least `len` floats in lines without gaps.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// A part of the arena: `len` floats for each sample, the samples one after another.
+///
+/// Offsets are per sample as well, so a plan holds for any batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Buffer {
+    /// Where it begins, in floats per sample.
+    pub(crate) offset: usize,
+    /// Floats of one sample, whole cache lines.
+    pub(crate) len: usize,
+}
+
+impl Buffer {
+    /// Whether both use some of the same memory.
+    pub(crate) fn overlaps(self, other: Self) -> bool {
+        self.offset < other.offset + other.len && other.offset < self.offset + self.len
+    }
+}
+
+/// Gives out parts of the arena while a plan is made, in the order in which its steps will run:
+/// what is given back may be used by the next step.
+#[derive(Default)]
+pub(crate) struct Layout {
+    /// Unused gaps below `end`, ordered, never adjacent.
+    gaps: Vec<Buffer>,
+    end: usize,
+}
+
+impl Layout {
+    /// A part that nothing else uses now, for `len` floats per sample.
+    pub(crate) fn take(&mut self, len: usize) -> Buffer {
+        let len = padded(len.max(1));
+        // The smallest gap that is large enough.
+        let fitting = self.gaps.iter().enumerate().filter(|(_, gap)| gap.len >= len);
+        if let Some((i, _)) = fitting.min_by_key(|(_, gap)| gap.len) {
+            let gap = &mut self.gaps[i];
+            let taken = Buffer { offset: gap.offset, len };
+            *gap = Buffer { offset: gap.offset + len, len: gap.len - len };
+            if gap.len == 0 {
+                self.gaps.remove(i);
+            }
+            return taken;
+        }
+        // Or the gap at the end, made larger.
+        let offset = match self.gaps.last() {
+            Some(gap) if gap.offset + gap.len == self.end => gap.offset,
+            _ => self.end,
+        };
+        if offset < self.end {
+            self.gaps.pop();
+        }
+        self.end = offset + len;
+        Buffer { offset, len }
+    }
+
+    /// Gives a part back.
+    pub(crate) fn give(&mut self, buffer: Buffer) {
+        let at = self.gaps.partition_point(|gap| gap.offset < buffer.offset);
+        self.gaps.insert(at, buffer);
+        let joined = |a: Buffer, b: Buffer| {
+            (a.offset + a.len == b.offset)
+                .then_some(Buffer { offset: a.offset, len: a.len + b.len })
+        };
+        if at + 1 < self.gaps.len()
+            && let Some(gap) = joined(self.gaps[at], self.gaps[at + 1])
+        {
+            self.gaps[at] = gap;
+            self.gaps.remove(at + 1);
+        }
+        if at > 0
+            && let Some(gap) = joined(self.gaps[at - 1], self.gaps[at])
+        {
+            self.gaps[at - 1] = gap;
+            self.gaps.remove(at);
+        }
+    }
+
+    /// Floats per sample that the whole plan needs.
+    pub(crate) fn len(&self) -> usize {
+        self.end
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_in_use_never_overlaps(steps in prop::collection::vec((0usize..200, 0usize..8), 1..100)) {
+            let mut layout = Layout::default();
+            let mut used: Vec<Buffer> = Vec::new();
+            for (len, give) in steps {
+                let new = layout.take(len);
+                prop_assert!(new.len >= len && new.offset + new.len <= layout.len());
+                prop_assert!(used.iter().all(|old| !old.overlaps(new)));
+                used.push(new);
+                if give < used.len() {
+                    layout.give(used.remove(give));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,304 @@
+//! Self-attention over the pixels of a map (Vaswani et al. 2017), a block of queries at a time.
+//!
+//! The scores of a block against all keys stay in a near cache from their product to the one with the
+//! values; no matrix of all scores exists.
+
+use super::activation::exp;
+use super::arena::{Buffer, padded};
+use super::gemm::{self, Rows};
+use super::image::Image;
+use super::isa::{Kernel, dispatch};
+use super::program::{Memory, Needs, Operation, Split};
+use super::simd::Simd;
+
+/// Blocks of rows in a block of queries.
+const BLOCKS: usize = 2;
+
+/// Keys as the columns of packed panels: `[heads][panels of keys][head channels][panel]`, with
+/// zeros after the last key.
+pub(crate) struct PackKeys {
+    /// Queries, keys and values, one after another in the channels.
+    pub(crate) input: Image,
+    pub(crate) heads: usize,
+    pub(crate) panel: usize,
+    pub(crate) output: Buffer,
+}
+
+impl PackKeys {
+    /// Floats per sample of the result.
+    pub(crate) fn len(input: &Image, panel: usize) -> usize {
+        input.channels() / 3 * input.pixels().next_multiple_of(panel)
+    }
+}
+
+impl Operation for PackKeys {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.heads)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output]
+    }
+    fn name(&self) -> String {
+        "pack keys".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let (sample, head) = (item / self.heads, item % self.heads);
+        let (pixels, stride) = (self.input.pixels(), self.input.stride());
+        let channels = self.input.channels() / 3;
+        let (width, len) = (channels / self.heads, pixels.next_multiple_of(self.panel));
+        // SAFETY: the sample's part of the input, which nothing writes now, and the head's part of
+        // the output, which this item alone writes.
+        let (input, output) = unsafe {
+            let to = memory.at(self.output, sample).wrapping_add(head * width * len);
+            (
+                std::slice::from_raw_parts(memory.at(self.input.buffer, sample), pixels * stride),
+                std::slice::from_raw_parts_mut(to, width * len),
+            )
+        };
+        for (i, panel) in output.chunks_exact_mut(width * self.panel).enumerate() {
+            for (j, pixel) in (i * self.panel..(i + 1) * self.panel).enumerate() {
+                for c in 0..width {
+                    panel[c * self.panel + j] = if pixel < pixels {
+                        input[pixel * stride + channels + head * width + c]
+                    } else {
+                        0.0
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// The values, averaged for each query and head with weights `softmax(query · keys)`; whoever made the
+/// queries has scaled them.
+pub(crate) struct Attend {
+    /// Queries, keys and values, one after another in the channels.
+    pub(crate) input: Image,
+    pub(crate) keys: Buffer,
+    pub(crate) heads: usize,
+    pub(crate) panel: usize,
+    pub(crate) rows: usize,
+    pub(crate) output: Image,
+}
+
+impl Attend {
+    fn block(&self) -> usize {
+        BLOCKS * self.rows
+    }
+
+    /// Keys, padded to whole panels.
+    fn padded_keys(&self) -> usize {
+        self.input.pixels().next_multiple_of(self.panel)
+    }
+
+    fn width(&self) -> usize {
+        self.output.channels() / self.heads
+    }
+}
+
+impl Operation for Attend {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        let items = batch * self.heads * self.output.pixels().div_ceil(self.block());
+        // The scores, and one over the sum of each query's weights.
+        let scratch = self.block() * (self.padded_keys() + 1);
+        Split { items: [items, 0], needs: Needs { scratch, shared: 0 } }
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer, self.keys]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        format!("attend {} heads of {} at {}", self.heads, self.width(), self.output.pixels())
+    }
+    fn flop(&self) -> f64 {
+        4.0 * (self.output.pixels() * self.output.pixels() * self.output.channels()) as f64
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, worker: usize) {
+        let blocks = self.output.pixels().div_ceil(self.block());
+        let (sample, head, block) =
+            (item / blocks / self.heads, item / blocks % self.heads, item % blocks);
+        let first = block * self.block();
+        let count = self.block().min(self.output.pixels() - first);
+        let scores = memory.scratch(worker);
+        let sums = scores.wrapping_add(self.block() * self.padded_keys());
+        let run = Queries { attend: self, memory, sample, head, first, count, scores, sums };
+        dispatch(memory.isa, run);
+    }
+}
+
+struct Queries<'a> {
+    attend: &'a Attend,
+    memory: &'a Memory<'a>,
+    sample: usize,
+    head: usize,
+    first: usize,
+    count: usize,
+    /// `[queries][padded keys]`.
+    scores: *mut f32,
+    /// `[queries]`.
+    sums: *mut f32,
+}
+
+impl Kernel for Queries<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut row = 0;
+        while row < self.count {
+            let rows = S::ROWS.min(self.count - row);
+            // SAFETY: the rows are queries of this item.
+            unsafe {
+                gemm::with_rows(s, rows, &Scores { queries: &self, row });
+                for r in row..row + rows {
+                    self.softmax(s, r);
+                }
+                gemm::with_rows(s, rows, &Values { queries: &self, row });
+            }
+            row += rows;
+        }
+        if self.head == 0 {
+            self.clear_padding();
+        }
+    }
+}
+
+impl Queries<'_> {
+    /// `e^(score − max)` in place, and one over the sum, both in an order that only the number of keys
+    /// decides.
+    ///
+    /// # Safety
+    /// The query's scores are there.
+    #[inline(always)]
+    unsafe fn softmax<S: Simd>(&self, s: S, row: usize) {
+        let (keys, all) = (self.attend.input.pixels(), self.attend.padded_keys());
+        let scores = self.scores.wrapping_add(row * all);
+        // SAFETY: a row has `all` scores, whole vectors; vectors have at most 16 lanes.
+        unsafe {
+            // What is beyond the last key must weigh nothing.
+            for i in keys..all {
+                *scores.add(i) = f32::NEG_INFINITY;
+            }
+            let mut most = s.load(scores);
+            let mut i = S::LANES;
+            while i < all {
+                most = s.max(most, s.load(scores.add(i)));
+                i += S::LANES;
+            }
+            let mut lanes = [0f32; 16];
+            s.store(lanes.as_mut_ptr(), most);
+            let most = lanes[..S::LANES].iter().fold(f32::NEG_INFINITY, |a, &b| a.max(b));
+            let most = s.splat(most);
+            let mut sum = s.splat(0.0);
+            let mut i = 0;
+            while i < all {
+                let weight = exp(s, s.sub(s.load(scores.add(i)), most));
+                s.store(scores.add(i), weight);
+                i += S::LANES;
+            }
+            for i in keys..all {
+                *scores.add(i) = 0.0;
+            }
+            let mut i = 0;
+            while i < all {
+                sum = s.add(sum, s.load(scores.add(i)));
+                i += S::LANES;
+            }
+            s.store(lanes.as_mut_ptr(), sum);
+            *self.sums.add(row) = 1.0 / lanes[..S::LANES].iter().sum::<f32>();
+        }
+    }
+
+    /// Zeros in the padding of the output's channels, which no head writes.
+    #[inline(always)]
+    fn clear_padding(&self) {
+        let output = &self.attend.output;
+        let (stride, channels) = (output.stride(), output.channels());
+        for p in self.first..self.first + self.count {
+            let pixel = self.memory.at(output.buffer, self.sample).wrapping_add(p * stride);
+            for c in channels..padded(channels) {
+                // SAFETY: the pixel is one of this item, and only head 0 writes its padding.
+                unsafe { *pixel.add(c) = 0.0 };
+            }
+        }
+    }
+}
+
+/// `scores = queries · keysᵀ` for some rows.
+struct Scores<'a> {
+    queries: &'a Queries<'a>,
+    row: usize,
+}
+
+impl Rows for Scores<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
+        let Queries { attend, memory, sample, head, first, scores, .. } = *self.queries;
+        let (width, all, panel) = (attend.width(), attend.padded_keys(), 2 * S::LANES);
+        let stride = attend.input.stride();
+        // SAFETY: the rows are queries of the sample; keys and scores have `all` columns.
+        unsafe {
+            let start = memory.at(attend.input.buffer, sample).cast_const();
+            let mut rows = [start.add((first + self.row) * stride + head * width); R];
+            for (r, pointer) in rows.iter_mut().enumerate() {
+                *pointer = pointer.add(r * stride);
+            }
+            let mut keys = memory.at(attend.keys, sample).add(head * width * all).cast_const();
+            let mut target = scores.add(self.row * all);
+            for _ in 0..all / panel {
+                let mut acc = gemm::zeros::<S, R, 2>(s);
+                gemm::accumulate(s, &mut acc, &rows, keys, panel, width);
+                for (r, sums) in acc.iter().enumerate() {
+                    s.store(target.add(r * all), sums[0]);
+                    s.store(target.add(r * all + S::LANES), sums[1]);
+                }
+                keys = keys.add(width * panel);
+                target = target.add(panel);
+            }
+        }
+    }
+}
+
+/// `output = weights · values / sum` for some rows.
+struct Values<'a> {
+    queries: &'a Queries<'a>,
+    row: usize,
+}
+
+impl Rows for Values<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
+        let Queries { attend, memory, sample, head, first, scores, sums, .. } = *self.queries;
+        let (width, all, panel) = (attend.width(), attend.padded_keys(), 2 * S::LANES);
+        let (from, to) = (attend.input.stride(), attend.output.stride());
+        // SAFETY: the rows are queries of the sample. A panel that is wider than what is left of the
+        // head reads what follows in the input, or the arena's slack, and does not store it.
+        unsafe {
+            let mut rows = [scores.add(self.row * all).cast_const(); R];
+            for (r, pointer) in rows.iter_mut().enumerate() {
+                *pointer = pointer.add(r * all);
+            }
+            let values = memory.at(attend.input.buffer, sample).cast_const();
+            let values = values.add(2 * attend.output.channels() + head * width);
+            let target = memory.at(attend.output.buffer, sample);
+            let target = target.add((first + self.row) * to + head * width);
+            let mut c = 0;
+            while c < width {
+                let mut acc = gemm::zeros::<S, R, 2>(s);
+                gemm::accumulate(s, &mut acc, &rows, values.add(c), from, attend.input.pixels());
+                for (r, block) in acc.iter().enumerate() {
+                    let inverse = s.splat(*sums.add(self.row + r));
+                    let mut lanes = [0f32; 32];
+                    s.store(lanes.as_mut_ptr(), s.mul(block[0], inverse));
+                    s.store(lanes.as_mut_ptr().add(S::LANES), s.mul(block[1], inverse));
+                    let count = panel.min(width - c);
+                    std::ptr::copy_nonoverlapping(lanes.as_ptr(), target.add(r * to + c), count);
+                }
+                c += panel;
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Feature maps in the arena, and how they come in, go out, and change size.
+
+use super::arena::{Buffer, padded};
+use super::program::{Memory, Operation, Split};
+
+/// Feature maps of each sample, channels last: `[height, width, stride]`.
+///
+/// The channels are one segment, or two where two maps were joined; each segment is padded with
+/// zeros to whole cache lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Image {
+    pub(crate) buffer: Buffer,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    /// Channels of the segments; the second may be empty.
+    pub(crate) segments: [usize; 2],
+}
+
+impl Image {
+    /// Floats from one pixel to the next.
+    pub(crate) fn stride(&self) -> usize {
+        padded(self.segments[0]) + padded(self.segments[1])
+    }
+
+    /// Pixels of a sample.
+    pub(crate) fn pixels(&self) -> usize {
+        self.height * self.width
+    }
+
+    /// Channels, padding not counted.
+    pub(crate) fn channels(&self) -> usize {
+        self.segments[0] + self.segments[1]
+    }
+
+    /// How many floats of a pixel a product must read: with one segment the padding is left out.
+    pub(crate) fn depth(&self) -> usize {
+        if self.segments[1] == 0 { self.segments[0] } else { self.stride() }
+    }
+
+    /// Where in a pixel channel `c` is.
+    pub(crate) fn place(&self, c: usize) -> usize {
+        if c < self.segments[0] { c } else { padded(self.segments[0]) + c - self.segments[0] }
+    }
+}
+
+/// Pixels that one item of a simple pass works on.
+const CHUNK: usize = 128;
+
+/// The network's input, channels first and unpadded, as an image: `factor·x + shift`.
+pub(crate) struct Import {
+    pub(crate) input: usize,
+    pub(crate) output: Image,
+    pub(crate) factor: f32,
+    pub(crate) shift: f32,
+}
+
+impl Operation for Import {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        Vec::new()
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        "import".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let (pixels, channels, stride) =
+            (self.output.pixels(), self.output.channels(), self.output.stride());
+        let len = pixels * channels;
+        let input = &memory.inputs[self.input][sample * len..][..len];
+        // SAFETY: the sample's part of the output, which this item alone writes.
+        let output = unsafe {
+            std::slice::from_raw_parts_mut(memory.at(self.output.buffer, sample), pixels * stride)
+        };
+        for (p, pixel) in output.chunks_exact_mut(stride).enumerate() {
+            for (c, value) in pixel.iter_mut().enumerate() {
+                *value = if c < channels {
+                    self.factor * input[c * pixels + p] + self.shift
+                } else {
+                    0.0
+                };
+            }
+        }
+    }
+}
+
+/// An image as the network's output, channels first and unpadded; where `divisor` is given, divided
+/// by each sample's number in that input.
+pub(crate) struct Export {
+    pub(crate) input: Image,
+    pub(crate) divisor: Option<usize>,
+}
+
+impl Operation for Export {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        Vec::new()
+    }
+    fn name(&self) -> String {
+        "export".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let (pixels, channels, stride) =
+            (self.input.pixels(), self.input.channels(), self.input.stride());
+        let divisor = self.divisor.map_or(1.0, |input| memory.inputs[input][sample]);
+        let len = pixels * channels;
+        // SAFETY: the sample's part of the input, which nothing writes now, and of the output, which
+        // this item alone writes and whose length the program has checked.
+        let (input, output) = unsafe {
+            (
+                std::slice::from_raw_parts(memory.at(self.input.buffer, sample), pixels * stride),
+                std::slice::from_raw_parts_mut(memory.output().wrapping_add(sample * len), len),
+            )
+        };
+        for (c, plane) in output.chunks_exact_mut(pixels).enumerate() {
+            for (p, value) in plane.iter_mut().enumerate() {
+                *value = input[p * stride + c] / divisor;
+            }
+        }
+    }
+}
+
+/// Half the size, by the mean of each four pixels.
+pub(crate) struct Downsample {
+    pub(crate) input: Image,
+    pub(crate) output: Image,
+}
+
+impl Operation for Downsample {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.output.pixels().div_ceil(CHUNK))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        "downsample".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let (stride, width) = (self.output.stride(), self.output.width);
+        resample(&self.input, &self.output, memory, item, |input, p, pixel| {
+            let first = (p / width * 2 * self.input.width + p % width * 2) * stride;
+            let below = first + self.input.width * stride;
+            for (c, value) in pixel.iter_mut().enumerate() {
+                let above = input[first + c] + input[first + stride + c];
+                *value = (above + (input[below + c] + input[below + stride + c])) * 0.25;
+            }
+        });
+    }
+}
+
+/// Twice the size, each pixel becoming four.
+pub(crate) struct Upsample {
+    pub(crate) input: Image,
+    pub(crate) output: Image,
+}
+
+impl Operation for Upsample {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.output.pixels().div_ceil(CHUNK))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        "upsample".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let (stride, width) = (self.output.stride(), self.output.width);
+        resample(&self.input, &self.output, memory, item, |input, p, pixel| {
+            let from = (p / width / 2 * self.input.width + p % width / 2) * stride;
+            pixel.copy_from_slice(&input[from..][..stride]);
+        });
+    }
+}
+
+/// Calls `fill(input of the sample, pixel number, pixel)` for the output pixels of one item.
+fn resample(
+    input: &Image,
+    output: &Image,
+    memory: &Memory,
+    item: usize,
+    fill: impl Fn(&[f32], usize, &mut [f32]),
+) {
+    let chunks = output.pixels().div_ceil(CHUNK);
+    let (sample, first) = (item / chunks, item % chunks * CHUNK);
+    let count = CHUNK.min(output.pixels() - first);
+    let (stride, from) = (output.stride(), input.pixels() * input.stride());
+    // SAFETY: the sample's part of the input, which nothing writes now, and the item's pixels of the
+    // output, which it alone writes.
+    let (source, target) = unsafe {
+        let target = memory.at(output.buffer, sample).wrapping_add(first * stride);
+        (
+            std::slice::from_raw_parts(memory.at(input.buffer, sample), from),
+            std::slice::from_raw_parts_mut(target, count * stride),
+        )
+    };
+    for (i, pixel) in target.chunks_exact_mut(stride).enumerate() {
+        fill(source, first + i, pixel);
+    }
+}

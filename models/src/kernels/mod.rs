@@ -1,0 +1,46 @@
+//! What makes the networks fast on a CPU.
+//!
+//! A network is compiled into a [`program::Program`]: a list of operations over one arena, whose
+//! buffers the planner has assigned. The program checks once that no operation can leave the arena or
+//! overwrite its own input, and is safe to run from then on; `unsafe` stays in here. Each operation is
+//! cut into items that a [`team`] of threads works on; what vectors compute is written once, for any
+//! instruction set ([`simd`]), and the set is chosen in one place ([`isa`]).
+//!
+//! Maps are channels last, with channels padded by zeros to whole cache lines. A sample's result does
+//! not depend on its neighbours or on the number of threads: items never share a sum, and every sum
+//! has an order that only the layer's shape decides.
+
+// Loops over lanes and tiles index several arrays at once, and must leave nothing that is not inlined.
+#![allow(clippy::needless_range_loop)]
+
+mod activation;
+mod arena;
+mod attention;
+mod convolution;
+mod direct;
+mod finish;
+mod gemm;
+mod image;
+mod isa;
+mod norm;
+mod program;
+mod scheme;
+mod simd;
+mod team;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod twin;
+mod winograd;
+
+pub(crate) use activation::Function;
+pub(crate) use arena::{Buffer, Layout, padded};
+pub(crate) use attention::{Attend, PackKeys};
+pub use convolution::{Algorithm, Convolution};
+pub(crate) use direct::{Direct, Taps};
+pub(crate) use finish::Finish;
+pub(crate) use image::{Downsample, Export, Image, Import, Upsample};
+pub use isa::Isa;
+pub(crate) use norm::{Apply, Measure, Settle};
+pub(crate) use program::{Operation, Program};
+pub(crate) use winograd::{Variant, Winograd};

@@ -1,0 +1,317 @@
+//! Group normalisation (Wu & He 2018) in three steps: statistics of each channel, from them a factor
+//! and a term for each channel, and one pass that applies these and the activation.
+//!
+//! The statistics belong to a map, not to a norm, so a map that is normalised twice (once alone, once
+//! joined to another) is measured once.
+
+use super::activation::Function;
+use super::arena::{Aligned, Buffer};
+use super::image::Image;
+use super::isa::{Kernel, dispatch};
+use super::program::{Memory, Operation, Split};
+use super::simd::Simd;
+
+/// Pixels whose mean and squared deviations are worked out together; merged in order, in f64.
+const CHUNK: usize = 64;
+
+/// Mean and sum of squared deviations of each channel in each chunk of pixels.
+pub(crate) struct Measure {
+    pub(crate) input: Image,
+    /// `[chunks][2][stride]`.
+    pub(crate) output: Buffer,
+}
+
+impl Measure {
+    /// Floats per sample of the result.
+    pub(crate) fn len(input: &Image) -> usize {
+        input.pixels().div_ceil(CHUNK) * 2 * input.stride()
+    }
+}
+
+impl Operation for Measure {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.input.pixels().div_ceil(CHUNK))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output]
+    }
+    fn name(&self) -> String {
+        "measure".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let (pixels, stride) = (self.input.pixels(), self.input.stride());
+        let chunks = pixels.div_ceil(CHUNK);
+        let (sample, chunk) = (item / chunks, item % chunks);
+        let from = memory.at(self.input.buffer, sample).wrapping_add(chunk * CHUNK * stride);
+        let to = memory.at(self.output, sample).wrapping_add(chunk * 2 * stride);
+        let count = CHUNK.min(pixels - chunk * CHUNK);
+        dispatch(memory.isa, Moments { from, to, count, stride });
+    }
+}
+
+struct Moments {
+    from: *const f32,
+    to: *mut f32,
+    count: usize,
+    stride: usize,
+}
+
+impl Kernel for Moments {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut c = 0;
+        while c < self.stride {
+            let share = s.splat(1.0 / self.count as f32);
+            let mean = s.mul(self.sum(s, c, s.splat(0.0), false), share);
+            let squares = self.sum(s, c, mean, true);
+            // SAFETY: the result has two rows of `stride` for this chunk.
+            unsafe {
+                s.store(self.to.add(c), mean);
+                s.store(self.to.add(self.stride + c), squares);
+            }
+            c += S::LANES;
+        }
+    }
+}
+
+impl Moments {
+    /// The sum of `x − centre`, or of its square, in four chains that are then added in pairs.
+    #[inline(always)]
+    fn sum<S: Simd>(&self, s: S, c: usize, centre: S::V, squared: bool) -> S::V {
+        let mut sums = [s.splat(0.0); 4];
+        let mut p = 0;
+        while p < self.count {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                if p + i < self.count {
+                    // SAFETY: the pixel is one of the chunk, and the vector one of its channels.
+                    let x = unsafe { s.load(self.from.add((p + i) * self.stride + c)) };
+                    let x = s.sub(x, centre);
+                    *sum = if squared { s.fma(x, x, *sum) } else { s.add(*sum, x) };
+                }
+            }
+            p += 4;
+        }
+        s.add(s.add(sums[0], sums[1]), s.add(sums[2], sums[3]))
+    }
+}
+
+/// From statistics, `factor = weight/σ·(1 + scale)` and `term = (bias − mean·weight/σ)·(1 + scale) + shift`
+/// for each channel.
+pub(crate) struct Settle {
+    /// Maps that are normalised as one with the channels of all, and their statistics.
+    pub(crate) sources: Vec<(Image, Buffer)>,
+    /// The normalised map, for where its channels are.
+    pub(crate) target: Image,
+    pub(crate) groups: usize,
+    pub(crate) eps: f64,
+    pub(crate) weight: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
+    /// Scales and then shifts of each sample: the buffer and where in it they begin.
+    pub(crate) modulation: Option<(Buffer, usize)>,
+    /// `[2][stride of the target]`.
+    pub(crate) output: Buffer,
+}
+
+impl Operation for Settle {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.groups.div_ceil(self.groups_per_item()))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        let modulation = self.modulation.map(|(buffer, _)| buffer);
+        self.sources.iter().map(|(_, buffer)| *buffer).chain(modulation).collect()
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output]
+    }
+    fn name(&self) -> String {
+        "settle".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let items = self.groups.div_ceil(self.groups_per_item());
+        let (sample, first) = (item / items, item % items * self.groups_per_item());
+        for group in first..(first + self.groups_per_item()).min(self.groups) {
+            // SAFETY: groups are distinct, so this writes channels that nothing else does.
+            unsafe { self.group(memory, sample, group) };
+        }
+    }
+}
+
+impl Settle {
+    fn groups_per_item(&self) -> usize {
+        self.groups.div_ceil(4)
+    }
+
+    /// Calls `f(pixels, mean, squares)` for each chunk of each channel of a group.
+    #[inline(always)]
+    fn visit(
+        &self,
+        memory: &Memory,
+        sample: usize,
+        channels: std::ops::Range<usize>,
+        mut f: impl FnMut(f64, f64, f64),
+    ) {
+        let mut before = 0;
+        for (image, statistics) in &self.sources {
+            let (pixels, stride, own) = (image.pixels(), image.stride(), image.channels());
+            let chunks = pixels.div_ceil(CHUNK);
+            // SAFETY: the statistics were written in an earlier phase, and nothing writes them now.
+            let rows = unsafe {
+                std::slice::from_raw_parts(memory.at(*statistics, sample), chunks * 2 * stride)
+            };
+            let (from, to) = (channels.start.max(before), channels.end.min(before + own));
+            for (chunk, rows) in rows.chunks_exact(2 * stride).enumerate() {
+                let count = CHUNK.min(pixels - chunk * CHUNK) as f64;
+                for c in from..to {
+                    let place = image.place(c - before);
+                    f(count, f64::from(rows[place]), f64::from(rows[stride + place]));
+                }
+            }
+            before += own;
+        }
+    }
+
+    /// # Safety
+    /// Nothing else reads or writes the result's places for the group's channels.
+    unsafe fn group(&self, memory: &Memory, sample: usize, group: usize) {
+        let channels = self.target.channels();
+        let width = channels / self.groups;
+        let own = group * width..(group + 1) * width;
+        let (mut sum, mut count) = (0.0, 0.0);
+        self.visit(memory, sample, own.clone(), |n, mean, _| {
+            sum += n * mean;
+            count += n;
+        });
+        let mean = sum / count;
+        let mut squares = 0.0;
+        self.visit(memory, sample, own.clone(), |n, m, s| {
+            squares += s + n * (m - mean) * (m - mean)
+        });
+        let inverse = 1.0 / (squares / count + self.eps).sqrt();
+        let to = memory.at(self.output, sample);
+        for c in own {
+            let (scale, shift) = match self.modulation {
+                None => (1.0, 0.0),
+                Some((buffer, start)) => {
+                    let from = memory.at(buffer, sample).wrapping_add(start);
+                    // SAFETY: the buffer has `channels` scales and as many shifts at `start`.
+                    unsafe { (1.0 + f64::from(*from.add(c)), f64::from(*from.add(channels + c))) }
+                }
+            };
+            let factor = f64::from(self.weight[c]) * inverse;
+            let term = (f64::from(self.bias[c]) - mean * factor) * scale + shift;
+            let place = self.target.place(c);
+            // SAFETY: the result has two rows of the target's stride.
+            unsafe {
+                *to.add(place) = (factor * scale) as f32;
+                *to.add(self.target.stride() + place) = term as f32;
+            }
+        }
+    }
+}
+
+/// `function(x·factor + term)`, for one map or for two whose channels are then joined.
+pub(crate) struct Apply {
+    sources: Vec<Image>,
+    output: Image,
+    /// `[2][stride of the output]`: factors and terms; where there are none, `x` as it is.
+    map: Buffer,
+    function: Function,
+    /// 1 for channels, 0 for padding.
+    real: Aligned,
+}
+
+impl Apply {
+    pub(crate) fn new(sources: &[Image], output: Image, map: Buffer, function: Function) -> Self {
+        let mut real = Aligned::zeros(output.stride());
+        for c in 0..output.channels() {
+            real.as_mut_slice()[output.place(c)] = 1.0;
+        }
+        Self { sources: sources.to_vec(), output, map, function, real }
+    }
+
+    /// Pixels of an item: about 32 KiB.
+    fn chunk(&self) -> usize {
+        (8192 / self.output.stride()).max(1)
+    }
+}
+
+impl Operation for Apply {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.output.pixels().div_ceil(self.chunk()))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        self.sources.iter().map(|source| source.buffer).chain([self.map]).collect()
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        let (height, width) = (self.output.height, self.output.width);
+        format!("apply {:?} {} at {height}×{width}", self.function, self.output.channels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let chunks = self.output.pixels().div_ceil(self.chunk());
+        let (sample, first) = (item / chunks, item % chunks * self.chunk());
+        let count = self.chunk().min(self.output.pixels() - first);
+        dispatch(memory.isa, Pixels { apply: self, memory, sample, first, count });
+    }
+}
+
+struct Pixels<'a> {
+    apply: &'a Apply,
+    memory: &'a Memory<'a>,
+    sample: usize,
+    first: usize,
+    count: usize,
+}
+
+impl Kernel for Pixels<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // One loop for each function, so that the choice is not made for each vector.
+        match self.apply.function {
+            Function::Identity => self.with(s, Function::Identity),
+            Function::Silu => self.with(s, Function::Silu),
+            Function::Relu => self.with(s, Function::Relu),
+            other => self.with(s, other),
+        }
+    }
+}
+
+impl Pixels<'_> {
+    #[inline(always)]
+    fn with<S: Simd>(&self, s: S, function: Function) {
+        let Apply { sources, output, map, real, .. } = self.apply;
+        let stride = output.stride();
+        let map = self.memory.at(*map, self.sample).cast_const();
+        let to = self.memory.at(output.buffer, self.sample).wrapping_add(self.first * stride);
+        let mut before = 0;
+        for source in sources {
+            let own = source.stride();
+            let from = self.memory.at(source.buffer, self.sample).wrapping_add(self.first * own);
+            let mut c = 0;
+            while c < own {
+                // SAFETY: the vector is one of the source's padded channels, which follow `before`
+                // others in the output, and the pixels are those of the item.
+                unsafe {
+                    // Padding may hold anything in the map: make it 0.
+                    let factor = s.load(map.add(before + c));
+                    let term = s.load(map.add(stride + before + c));
+                    let whole = *real.as_slice().get_unchecked(before + c + S::LANES - 1) == 1.0;
+                    let mask = s.load(real.as_slice().as_ptr().add(before + c));
+                    for p in 0..self.count {
+                        let x = s.load(from.add(p * own + c));
+                        let y = function.vector(s, s.fma(x, factor, term));
+                        let y = if whole { y } else { s.keep(y, mask) };
+                        s.store(to.add(p * stride + before + c), y);
+                    }
+                }
+                c += S::LANES;
+            }
+            before += own;
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Vectors of f32, the same operations for each instruction set.
+//!
+//! A value of a type that implements [`Simd`] is proof that the processor has the instructions: it
+//! is only made after asking. So arithmetic is safe, and only memory is not.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64 as x86;
+
+/// Vectors of `LANES` f32.
+pub(crate) trait Simd: Copy {
+    /// Floats in a vector.
+    const LANES: usize;
+    /// Rows of the register block of products, beside two vectors of columns: as many as the
+    /// registers hold.
+    const ROWS: usize;
+    /// A vector.
+    type V: Copy;
+
+    /// `x` in every lane.
+    fn splat(self, x: f32) -> Self::V;
+    /// `LANES` floats from `p`, which need not be aligned.
+    ///
+    /// # Safety
+    /// `p` is good for reading `LANES` floats.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// `LANES` floats to `p`, which need not be aligned.
+    ///
+    /// # Safety
+    /// `p` is good for writing `LANES` floats.
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a − b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`, correctly rounded.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`, rounded once where the processor can.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger; `b` where one of them is no number.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller; `b` where one of them is no number.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `2ⁿ` for whole `n` from −126 to 127.
+    fn exp2(self, n: Self::V) -> Self::V;
+    /// `a` where `mask` is 1 and 0 where it is 0, whatever `a` is there.
+    fn keep(self, a: Self::V, mask: Self::V) -> Self::V;
+}
+
+/// What the compiler makes of arrays.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+/// Applies `f` lane by lane.
+#[inline(always)]
+fn lanes(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+    let mut y = [0.0; 8];
+    for i in 0..8 {
+        y[i] = f(a[i], b[i]);
+    }
+    y
+}
+
+impl Simd for Portable {
+    const LANES: usize = 8;
+    const ROWS: usize = 3;
+    type V = [f32; 8];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<Self::V>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::V) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<Self::V>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        lanes(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        lanes(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        lanes(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        lanes(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        self.add(self.mul(a, b), c)
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        lanes(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        lanes(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn exp2(self, n: Self::V) -> Self::V {
+        lanes(n, n, |n, _| f32::from_bits(((n as i32 + 127) << 23) as u32))
+    }
+    #[inline(always)]
+    fn keep(self, a: Self::V, mask: Self::V) -> Self::V {
+        lanes(a, mask, |a, mask| if mask == 0.0 { 0.0 } else { a })
+    }
+}
+
+/// Vectors of 8 with fused multiply-add. Its field keeps others from making one unasked.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Vectors of 16 with fused multiply-add. Its field keeps others from making one unasked.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+#[cfg(target_arch = "x86_64")]
+impl Avx2 {
+    /// A token where the processor has AVX2 and FMA.
+    #[inline]
+    pub(crate) fn detect() -> Option<Self> {
+        let found = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+        found.then_some(Self(()))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512 {
+    /// A token where the processor has AVX-512F, AVX2 and FMA.
+    #[inline]
+    pub(crate) fn detect() -> Option<Self> {
+        (std::is_x86_feature_detected!("avx512f") && Avx2::detect().is_some()).then_some(Self(()))
+    }
+}
+
+/// The methods of [`Simd`] that are one intrinsic each.
+#[cfg(target_arch = "x86_64")]
+macro_rules! intrinsics {
+    ($vector:ty, $splat:ident, $load:ident, $store:ident, $fma:ident, $exp2:expr, $keep:expr,
+     $($name:ident => $two:ident),*) => {
+        type V = $vector;
+
+        #[inline(always)]
+        fn splat(self, x: f32) -> Self::V {
+            // SAFETY: `self` is proof that the processor has the instruction.
+            unsafe { x86::$splat(x) }
+        }
+        #[inline(always)]
+        unsafe fn load(self, p: *const f32) -> Self::V {
+            // SAFETY: `self` is proof of the instruction, the caller vouches for the memory.
+            unsafe { x86::$load(p) }
+        }
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32, v: Self::V) {
+            // SAFETY: `self` is proof of the instruction, the caller vouches for the memory.
+            unsafe { x86::$store(p, v) }
+        }
+        #[inline(always)]
+        fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+            // SAFETY: `self` is proof that the processor has the instruction.
+            unsafe { x86::$fma(a, b, c) }
+        }
+        #[inline(always)]
+        fn exp2(self, n: Self::V) -> Self::V {
+            // SAFETY: `self` is proof that the processor has the instructions.
+            unsafe { $exp2(n) }
+        }
+        #[inline(always)]
+        fn keep(self, a: Self::V, mask: Self::V) -> Self::V {
+            // SAFETY: `self` is proof that the processor has the instructions.
+            unsafe { $keep(a, mask) }
+        }
+        $(
+            #[inline(always)]
+            fn $name(self, a: Self::V, b: Self::V) -> Self::V {
+                // SAFETY: `self` is proof that the processor has the instruction.
+                unsafe { x86::$two(a, b) }
+            }
+        )*
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Simd for Avx2 {
+    const LANES: usize = 8;
+    const ROWS: usize = 6;
+
+    intrinsics!(
+        x86::__m256, _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps,
+        |n| {
+            let biased = x86::_mm256_add_epi32(x86::_mm256_cvtps_epi32(n), x86::_mm256_set1_epi32(127));
+            x86::_mm256_castsi256_ps(x86::_mm256_slli_epi32::<23>(biased))
+        },
+        |a, mask| {
+            let zero = x86::_mm256_setzero_ps();
+            x86::_mm256_and_ps(a, x86::_mm256_cmp_ps::<{ x86::_CMP_NEQ_OQ }>(mask, zero))
+        },
+        add => _mm256_add_ps, sub => _mm256_sub_ps, mul => _mm256_mul_ps, div => _mm256_div_ps,
+        max => _mm256_max_ps, min => _mm256_min_ps
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const ROWS: usize = 14;
+
+    intrinsics!(
+        x86::__m512, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps,
+        |n| {
+            let biased = x86::_mm512_add_epi32(x86::_mm512_cvtps_epi32(n), x86::_mm512_set1_epi32(127));
+            x86::_mm512_castsi512_ps(x86::_mm512_slli_epi32::<23>(biased))
+        },
+        |a, mask| {
+            let kept = x86::_mm512_cmp_ps_mask::<{ x86::_CMP_NEQ_OQ }>(mask, x86::_mm512_setzero_ps());
+            x86::_mm512_maskz_mov_ps(kept, a)
+        },
+        add => _mm512_add_ps, sub => _mm512_sub_ps, mul => _mm512_mul_ps, div => _mm512_div_ps,
+        max => _mm512_max_ps, min => _mm512_min_ps
+    );
+}

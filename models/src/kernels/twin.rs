@@ -1,0 +1,161 @@
+//! The kernels' mathematics as plain loops in f64, for tests.
+
+use super::Function;
+
+/// A map: `[channels, height, width]`.
+pub(super) struct Plain {
+    size: [usize; 3],
+    pub(super) values: Vec<f64>,
+}
+
+impl Plain {
+    pub(super) fn new(size: [usize; 3], values: &[f32]) -> Self {
+        Self { size, values: values.iter().map(|&x| f64::from(x)).collect() }
+    }
+
+    fn at(&self, c: usize, y: usize, x: usize) -> f64 {
+        self.values[(c * self.size[1] + y) * self.size[2] + x]
+    }
+
+    fn from_fn(size: [usize; 3], f: impl Fn(usize, usize, usize) -> f64) -> Self {
+        let mut values = Vec::new();
+        for c in 0..size[0] {
+            for y in 0..size[1] {
+                for x in 0..size[2] {
+                    values.push(f(c, y, x));
+                }
+            }
+        }
+        Self { size, values }
+    }
+
+    /// The channels of all, one after another.
+    pub(super) fn joined(parts: &[Self]) -> Self {
+        let [_, height, width] = parts[0].size;
+        let channels = parts.iter().map(|part| part.size[0]).sum();
+        let values = parts.iter().flat_map(|part| part.values.iter().copied()).collect();
+        Self { size: [channels, height, width], values }
+    }
+
+    pub(super) fn doubled(&self) -> Self {
+        let [channels, height, width] = self.size;
+        Self::from_fn([channels, 2 * height, 2 * width], |c, y, x| self.at(c, y / 2, x / 2))
+    }
+
+    pub(super) fn halved(&self) -> Self {
+        let [channels, height, width] = self.size;
+        Self::from_fn([channels, height / 2, width / 2], |c, y, x| {
+            let at = |i: usize, j: usize| self.at(c, 2 * y + i, 2 * x + j);
+            (at(0, 0) + at(0, 1) + at(1, 0) + at(1, 1)) / 4.0
+        })
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn convolve(
+        &self,
+        size: [usize; 3],
+        weights: &[f32],
+        bias: &[f32],
+        side: usize,
+        stride: usize,
+        padding: usize,
+        doubled: bool,
+    ) -> Self {
+        if doubled {
+            return self.doubled().convolve(size, weights, bias, side, stride, padding, false);
+        }
+        let [channels, height, width] = self.size;
+        Self::from_fn(size, |o, y, x| {
+            let mut sum = f64::from(bias[o]);
+            for i in 0..side {
+                for j in 0..side {
+                    let (y, x) = (y * stride + i, x * stride + j);
+                    if y < padding || y - padding >= height || x < padding || x - padding >= width {
+                        continue;
+                    }
+                    for c in 0..channels {
+                        let weight = weights[((o * channels + c) * side + i) * side + j];
+                        sum += f64::from(weight) * self.at(c, y - padding, x - padding);
+                    }
+                }
+            }
+            sum
+        })
+    }
+
+    /// `(self + vector + residual) · factor`.
+    pub(super) fn finished(&self, vector: &Self, residual: &Self, factor: f32) -> Self {
+        Self::from_fn(self.size, |c, y, x| {
+            (self.at(c, y, x) + vector.values[c] + residual.at(c, y, x)) * f64::from(factor)
+        })
+    }
+
+    pub(super) fn normalised(
+        &self,
+        groups: usize,
+        eps: f64,
+        weight: &[f32],
+        bias: &[f32],
+        modulation: Option<&Self>,
+        function: Function,
+    ) -> Self {
+        let channels = self.size[0];
+        let len = self.values.len() / groups;
+        let moments: Vec<(f64, f64)> = self
+            .values
+            .chunks_exact(len)
+            .map(|group| {
+                let mean = group.iter().sum::<f64>() / len as f64;
+                let squares = group.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>();
+                (mean, (squares / len as f64 + eps).sqrt())
+            })
+            .collect();
+        Self::from_fn(self.size, |c, y, x| {
+            let (mean, deviation) = moments[c / (channels / groups)];
+            let normal = (self.at(c, y, x) - mean) / deviation;
+            let affine = normal * f64::from(weight[c]) + f64::from(bias[c]);
+            let modulated = match modulation {
+                None => affine,
+                Some(m) => affine * (1.0 + m.values[c]) + m.values[channels + c],
+            };
+            function.scalar(modulated)
+        })
+    }
+
+    pub(super) fn attended(&self, heads: usize) -> Self {
+        let [channels, height, width] = [self.size[0] / 3, self.size[1], self.size[2]];
+        let (pixels, of_head) = (height * width, channels / heads);
+        let at = |c: usize, p: usize| self.values[c * pixels + p];
+        let mut values = vec![0.0; channels * pixels];
+        for head in 0..heads {
+            for query in 0..pixels {
+                let own = head * of_head..(head + 1) * of_head;
+                let score = |key: usize| -> f64 {
+                    own.clone().map(|c| at(c, query) * at(channels + c, key)).sum()
+                };
+                let scores: Vec<f64> = (0..pixels).map(score).collect();
+                let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+                let sum: f64 = weights.iter().sum();
+                for c in own {
+                    let value = |key: usize| weights[key] * at(2 * channels + c, key);
+                    values[c * pixels + query] = (0..pixels).map(value).sum::<f64>() / sum;
+                }
+            }
+        }
+        Self { size: [channels, height, width], values }
+    }
+}
+
+/// The Frobenius norm of the difference, relative to that of `expected`; infinite where one is no
+/// number.
+pub(super) fn relative_error(found: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let square = |sum: f64, x: f64| sum + x * x;
+    let difference = found.iter().zip(expected).map(|(&a, b)| f64::from(a) - b).fold(0.0, square);
+    let size = expected.iter().copied().fold(0.0, square);
+    match difference / size.max(1e-12) {
+        error if error.is_nan() => f64::INFINITY,
+        error => error.sqrt(),
+    }
+}

@@ -1,0 +1,195 @@
+//! Model folders as users have them: whole, damaged, and written back.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use understudy_models::{
+    checkpoint::{Draft, ModelFolder, card::Card},
+    schedule::ScheduleConfig,
+    unet::{UNet2DConfig, UNet2DModel},
+};
+
+fn unet() -> Value {
+    json!({
+        "_class_name": "UNet2DModel",
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "block_out_channels": [8, 8],
+        "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "num_class_embeds": 3
+    })
+}
+
+/// A small model, whole; `change` it before it is written.
+fn folder(change: impl FnOnce(&mut HashMap<String, Tensor>, &mut Card)) -> (TempDir, PathBuf) {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("small");
+    let config = UNet2DConfig::from_json(&unet(), "config.json").unwrap();
+    let schedule = json!({"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"});
+    let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
+    let tensor = |(name, shape): (String, Vec<usize>)| {
+        let values: Vec<f32> =
+            (0..shape.iter().product()).map(|i: usize| (i % 7) as f32 * 0.01).collect();
+        (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    };
+    let mut weights: HashMap<_, _> =
+        UNet2DModel::weight_shapes(&config).unwrap().into_iter().map(tensor).collect();
+    let names = ["Coat", "Bag", "Ankle boot"].map(String::from);
+    let mut card = Card { class_names: names.into(), ..Card::default() };
+    change(&mut weights, &mut card);
+    ModelFolder::write(Draft::new(&path).unwrap(), &config, &weights, &schedule, &card).unwrap();
+    (home, path)
+}
+
+/// What opening and loading says is wrong.
+fn problem(path: &Path) -> String {
+    let loaded = ModelFolder::open(path).and_then(|folder| folder.load(DType::F32, &Device::Cpu));
+    loaded.err().expect("a problem").to_string()
+}
+
+fn edit(path: &Path, file: &str, change: impl FnOnce(&mut Value)) {
+    let path = path.join(file);
+    let mut value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    change(&mut value);
+    fs::write(&path, value.to_string()).unwrap();
+}
+
+const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
+
+#[test]
+fn what_is_written_is_read_back() {
+    let (_home, path) = folder(|_, _| {});
+    let opened = ModelFolder::open(&path).unwrap();
+    assert_eq!(opened.card.class_names, ["Coat", "Bag", "Ankle boot"]);
+    let loaded = opened.load(DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(loaded.network.geometry().height, 8);
+    assert_eq!(loaded.schedule.train_timesteps(), 1000);
+    let index: Value =
+        serde_json::from_str(&fs::read_to_string(path.join("model_index.json")).unwrap()).unwrap();
+    assert_eq!(index["unet"], json!(["diffusers", "UNet2DModel"]));
+}
+
+#[test]
+fn early_folders_have_their_files_beside_the_index() {
+    let (_home, path) = folder(|_, _| {});
+    for file in ["unet/config.json", WEIGHTS, "scheduler/scheduler_config.json"] {
+        fs::rename(path.join(file), path.join(Path::new(file).file_name().unwrap())).unwrap();
+    }
+    assert!(ModelFolder::open(&path).unwrap().load(DType::F32, &Device::Cpu).is_ok());
+}
+
+#[test]
+fn shards_are_put_together_and_never_fetched_from_elsewhere() {
+    let (_home, path) = folder(|_, _| {});
+    let weights = candle_core::safetensors::load(path.join(WEIGHTS), &Device::Cpu).unwrap();
+    fs::remove_file(path.join(WEIGHTS)).unwrap();
+    let (mut map, mut shards) = (serde_json::Map::new(), [HashMap::new(), HashMap::new()]);
+    for (i, (name, tensor)) in weights.into_iter().enumerate() {
+        map.insert(name.clone(), json!(format!("part-{}.safetensors", i % 2)));
+        shards[i % 2].insert(name, tensor);
+    }
+    for (i, shard) in shards.iter().enumerate() {
+        candle_core::safetensors::save(shard, path.join(format!("unet/part-{i}.safetensors")))
+            .unwrap();
+    }
+    let index = path.join(format!("{WEIGHTS}.index.json"));
+    fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
+    assert!(ModelFolder::open(&path).unwrap().load(DType::F32, &Device::Cpu).is_ok());
+
+    fs::write(&index, json!({"weight_map": {"conv_in.weight": "../../secret"}}).to_string())
+        .unwrap();
+    assert!(problem(&path).contains("weight_map"), "{}", problem(&path));
+}
+
+#[test]
+fn missing_extra_and_misshapen_tensors_are_named() {
+    let (_home, path) = folder(|weights, _| {
+        weights.remove("conv_in.bias");
+        let stray = Tensor::zeros(3, DType::F32, &Device::Cpu).unwrap();
+        weights.insert("stray.weight".into(), stray.clone());
+        weights.insert("conv_out.bias".into(), stray);
+    });
+    let problem = problem(&path);
+    for named in ["conv_in.bias", "stray.weight", "conv_out.bias", WEIGHTS] {
+        assert!(problem.contains(named), "{named} in: {problem}");
+    }
+}
+
+#[test]
+fn damaged_weights_are_an_error_that_names_the_file() {
+    let (_home, path) = folder(|_, _| {});
+    let whole = fs::read(path.join(WEIGHTS)).unwrap();
+    let damaged: [(&str, Vec<u8>); 4] = [
+        ("empty", Vec::new()),
+        ("cut in the header", whole[..20].to_vec()),
+        ("cut in the tensors", whole[..whole.len() - 1].to_vec()),
+        ("a header of absurd length", [&u64::MAX.to_le_bytes()[..], &whole[8..]].concat()),
+    ];
+    for (what, bytes) in damaged {
+        fs::write(path.join(WEIGHTS), bytes).unwrap();
+        assert!(problem(&path).contains(WEIGHTS), "{what}: {}", problem(&path));
+    }
+    fs::remove_file(path.join(WEIGHTS)).unwrap();
+    assert!(problem(&path).contains(WEIGHTS), "{}", problem(&path));
+}
+
+#[test]
+fn a_file_that_cannot_be_honoured_is_refused_by_name() {
+    type Change = fn(&mut Value);
+    let cases: [(&str, Change, &[&str]); 7] = [
+        (
+            "unet/config.json",
+            |v| v["down_block_types"][1] = json!("SkipDownBlock2D"),
+            &["down_block_types", "SkipDownBlock2D"],
+        ),
+        ("unet/config.json", |v| v["block_out_channels"] = json!([8, 9]), &["9"]),
+        (
+            "scheduler/scheduler_config.json",
+            |v| v["beta_schedule"] = json!("moonlight"),
+            &["beta_schedule", "moonlight"],
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            |v| v["_class_name"] = json!("PNDMScheduler"),
+            &["PNDMScheduler"],
+        ),
+        ("model_index.json", |v| v["unet"] = json!(["diffusers", "UNet3DModel"]), &["UNet3DModel"]),
+        ("understudy.json", |v| v["rôle"] = json!("teacher"), &["understudy.json", "rôle"]),
+        ("understudy.json", |v| v["class_names"] = json!(["Coat"]), &["class_names", "1", "3"]),
+    ];
+    for (file, change, named) in cases {
+        let (_home, path) = folder(|_, _| {});
+        edit(&path, file, change);
+        let problem = problem(&path);
+        for name in named {
+            assert!(problem.contains(name), "{name} in: {problem}");
+        }
+        fs::write(path.join(file), "{\"cut").unwrap();
+        assert!(self::problem(&path).contains(file), "{}", self::problem(&path));
+    }
+}
+
+#[test]
+fn a_folder_appears_whole_or_not_at_all() {
+    let (home, path) = folder(|_, _| {});
+    assert!(Draft::new(&path).is_err(), "what exists is not overwritten");
+    let other = home.path().join("other");
+    let draft = Draft::new(&other).unwrap();
+    assert!(!other.exists());
+    drop(draft);
+    let left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["small"], "nothing is left of an abandoned draft");
+}

@@ -1,0 +1,200 @@
+//! Hub ids against a local server with the Hub's URL shape.
+#![allow(clippy::unwrap_used)]
+
+mod hub_server;
+
+use std::{fs, path::Path};
+
+use hub_server::HubServer;
+use tempfile::TempDir;
+use understudy_models::checkpoint::{
+    ModelFolder,
+    hub::{Hub, id_of, resolve},
+};
+
+const ID: &str = "somebody/clothes";
+const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
+
+/// The bundled teacher's files, by their names in a repository.
+fn teacher() -> Vec<(String, Vec<u8>)> {
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("zoo/fashion-mnist-teacher");
+    let names = ["model_index.json", "unet/config.json", WEIGHTS, "understudy.json"];
+    let names = names.into_iter().chain(["scheduler/scheduler_config.json"]);
+    names.map(|name| (name.to_owned(), fs::read(zoo.join(name)).expect("zoo file"))).collect()
+}
+
+/// `from` called `to`.
+fn renamed(mut files: Vec<(String, Vec<u8>)>, from: &str, to: &str) -> Vec<(String, Vec<u8>)> {
+    files.iter_mut().filter(|(name, _)| name == from).for_each(|(name, _)| *name = to.to_owned());
+    files
+}
+
+fn hub(server: &HubServer, home: &TempDir) -> Hub {
+    Hub::new(&server.endpoint, home.path(), None)
+}
+
+fn problem(server: &HubServer, home: &TempDir) -> String {
+    let problem = hub(server, home).fetch(ID).expect_err("must fail").to_string();
+    assert!(problem.contains(ID), "{problem}");
+    problem
+}
+
+#[test]
+fn repository_becomes_a_model_folder() {
+    let (server, home) = (HubServer::new(ID, teacher()), TempDir::new().unwrap());
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    let opened = ModelFolder::open(&folder).unwrap();
+    assert_eq!(opened.card.class_names.len(), 10);
+    for (name, bytes) in teacher() {
+        assert_eq!(fs::read(folder.join(&name)).unwrap(), bytes, "{name}");
+    }
+    assert!(folder.starts_with(home.path().join("hub/models--somebody--clothes/snapshots")));
+}
+
+#[test]
+fn second_call_needs_no_network() {
+    let (server, home) = (HubServer::new(ID, teacher()), TempDir::new().unwrap());
+    let hub = hub(&server, &home);
+    let first = hub.fetch(ID).unwrap();
+    drop(server);
+    assert_eq!(hub.fetch(ID).unwrap(), first);
+}
+
+#[test]
+fn only_what_serving_reads_is_downloaded() {
+    let mut files = teacher();
+    for name in ["README.md", "unet/diffusion_pytorch_model.bin", "vae/config.json"] {
+        files.push((name.to_owned(), b"not asked for".to_vec()));
+    }
+    let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    for name in ["README.md", "unet/diffusion_pytorch_model.bin", "vae"] {
+        assert!(!folder.join(name).exists(), "{name}");
+    }
+}
+
+#[test]
+fn flat_layout_of_early_repositories() {
+    let mut files = teacher();
+    for (name, _) in &mut files {
+        *name = name.rsplit('/').next().unwrap().to_owned();
+    }
+    let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    let weights = ModelFolder::open(&folder).unwrap().weight_files().unwrap();
+    assert_eq!(weights, [folder.join("diffusion_pytorch_model.safetensors")]);
+    assert!(weights[0].is_file());
+}
+
+#[test]
+fn sharded_weights() {
+    let shards = ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"];
+    let mut files = renamed(teacher(), WEIGHTS, &format!("unet/{}", shards[0]));
+    files.push((format!("unet/{}", shards[1]), b"shard".to_vec()));
+    let index = format!(r#"{{"weight_map": {{"a": "{}", "b": "{}"}}}}"#, shards[0], shards[1]);
+    files.push((format!("{WEIGHTS}.index.json"), index.into_bytes()));
+    let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
+    let hub = hub(&server, &home);
+    let folder = hub.fetch(ID).unwrap();
+    assert!(shards.iter().all(|shard| folder.join("unet").join(shard).is_file()));
+
+    fs::remove_file(folder.join("unet").join(shards[1])).unwrap();
+    assert_eq!(hub.fetch(ID).unwrap(), folder, "an incomplete snapshot is completed");
+    assert!(folder.join("unet").join(shards[1]).is_file());
+}
+
+#[test]
+fn unknown_repository_is_told_with_its_status() {
+    let (server, home) = (HubServer::new("somebody/else", teacher()), TempDir::new().unwrap());
+    let problem = problem(&server, &home);
+    assert!(problem.contains("HTTP 404") && problem.contains("spelling"), "{problem}");
+}
+
+#[test]
+fn private_repository_opens_with_its_token() {
+    let server = HubServer::new(ID, teacher()).with_token("secret");
+    let home = TempDir::new().unwrap();
+    let problem = problem(&server, &home);
+    assert!(problem.contains("HTTP 401") && problem.contains("HF_TOKEN"), "{problem}");
+    Hub::new(&server.endpoint, home.path(), Some("secret".into())).fetch(ID).unwrap();
+}
+
+#[test]
+fn pickled_weights_are_refused_by_name() {
+    let bin = "unet/diffusion_pytorch_model.bin";
+    let server = HubServer::new(ID, renamed(teacher(), WEIGHTS, bin));
+    let home = TempDir::new().unwrap();
+    let problem = problem(&server, &home);
+    assert!(problem.contains(bin) && problem.contains("safe_serialization"), "{problem}");
+}
+
+#[test]
+fn repository_without_a_pipeline_is_refused() {
+    let server = HubServer::new(ID, renamed(teacher(), "model_index.json", "index.json"));
+    let problem = problem(&server, &TempDir::new().unwrap());
+    assert!(problem.contains("model_index.json"), "{problem}");
+}
+
+#[test]
+fn weights_of_a_model_that_cannot_be_served_are_not_downloaded() {
+    let mut files = teacher();
+    let index = &mut files.iter_mut().find(|(name, _)| name == "model_index.json").unwrap().1;
+    *index = br#"{"unet": ["diffusers", "UNet2DConditionModel"]}"#.to_vec();
+    let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
+    let problem = hub(&server, &home).fetch(ID).unwrap_err().to_string();
+    assert!(problem.contains("UNet2DConditionModel"), "{problem}");
+    assert!(!server.requests().iter().any(|path| path.contains("safetensors")));
+}
+
+#[test]
+fn interrupted_download_says_so_and_goes_on_from_there() {
+    let server = HubServer::new(ID, teacher());
+    let home = TempDir::new().unwrap();
+    server.cut_short(Some(1_000_000));
+    let problem = problem(&server, &home);
+    assert!(problem.contains(WEIGHTS) && problem.contains("run it again"), "{problem}");
+
+    server.cut_short(None);
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    let weights = &teacher()[2].1;
+    assert!(fs::read(folder.join(WEIGHTS)).unwrap() == *weights);
+    assert!(server.requests().iter().any(|line| line.contains("bytes=1000000-")));
+}
+
+#[test]
+fn file_shorter_than_listed_does_not_stay_in_the_cache() {
+    let server = HubServer::new(ID, teacher());
+    let home = TempDir::new().unwrap();
+    server.shrink(true);
+    let problem = problem(&server, &home);
+    assert!(problem.contains("bytes came"), "{problem}");
+
+    server.shrink(false);
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    assert!(fs::read(folder.join(WEIGHTS)).unwrap() == teacher()[2].1);
+}
+
+#[test]
+fn no_answer_names_the_endpoint() {
+    let home = TempDir::new().unwrap();
+    let hub = Hub::new("http://127.0.0.1:9", home.path(), None);
+    let problem = hub.fetch(ID).unwrap_err().to_string();
+    assert!(problem.contains("http://127.0.0.1:9") && problem.contains("HF_ENDPOINT"), "{problem}");
+}
+
+#[test]
+fn model_is_a_folder_or_a_name_inside_the_models_folder() {
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("zoo");
+    let teacher = zoo.join("fashion-mnist-teacher");
+    assert_eq!(resolve("fashion-mnist-teacher", &zoo).unwrap(), teacher);
+    assert_eq!(resolve(teacher.to_str().unwrap(), Path::new("nowhere")).unwrap(), teacher);
+    let problem = resolve("no-such-model", &zoo).unwrap_err().to_string();
+    assert!(problem.contains("no-such-model") && problem.contains("owner/name"), "{problem}");
+    assert!(resolve("../zoo", &zoo).is_err());
+}
+
+#[test]
+fn hub_model_serves_under_an_id_without_a_slash() {
+    assert_eq!(id_of("google/ddpm-cifar10-32"), "google--ddpm-cifar10-32");
+    assert_eq!(id_of("fashion-mnist-teacher"), "fashion-mnist-teacher");
+}

@@ -1,0 +1,141 @@
+//! A model: a network with all that belongs to it.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use candle_core::{DType, Device};
+use understudy_models::{
+    Denoiser, Geometry,
+    checkpoint::{ModelFolder, card::Card},
+    schedule::ScheduleConfig,
+};
+
+use crate::engine::{CostModel, batcher::ModelKey};
+
+/// A model that is ready to serve.
+pub struct Model {
+    /// Its folder's name (`owner--name` for a Hub model).
+    pub id: String,
+    /// This load of it; another load of the same folder has another key.
+    pub key: ModelKey,
+    /// Its model card, with defaults where the folder has none.
+    pub card: Card,
+    /// Shapes of its network.
+    pub geometry: Geometry,
+    /// Its noise schedule.
+    pub schedule: ScheduleConfig,
+    /// Number of weights.
+    pub parameters: usize,
+    /// `f32`, `bf16` or `f16`.
+    pub dtype: &'static str,
+    /// Unix seconds when it was loaded.
+    pub created: u64,
+    network: Box<dyn Denoiser>,
+    /// What its evaluations cost; replaced by the warm-up.
+    cost: Mutex<CostModel>,
+}
+
+impl Model {
+    /// Reads a model folder onto a device. What it costs is not known yet: it takes one row at a time
+    /// until it is warmed up, or told.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`] and [`ModelFolder::load`].
+    pub fn load(
+        folder: &Path,
+        id: String,
+        key: u64,
+        dtype: DType,
+        device: &Device,
+    ) -> understudy_models::Result<Self> {
+        let loaded = ModelFolder::open(folder)?.load(dtype, device)?;
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(Self {
+            id,
+            key: ModelKey(key),
+            card: loaded.card,
+            geometry: loaded.network.geometry().clone(),
+            schedule: loaded.schedule,
+            parameters: loaded.network.parameters(),
+            dtype: dtype.as_str(),
+            created: since_epoch.map_or(0, |since| since.as_secs()),
+            network: loaded.network,
+            cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)),
+        })
+    }
+
+    /// Most rows an evaluation of it has.
+    pub fn max_rows(&self) -> usize {
+        self.cost().max_rows()
+    }
+
+    /// Predicted seconds of one evaluation of so many rows.
+    pub fn evaluation_seconds(&self, rows: usize) -> f64 {
+        self.cost().seconds(rows)
+    }
+
+    /// For the device thread alone.
+    pub(crate) fn network(&self) -> &dyn Denoiser {
+        self.network.as_ref()
+    }
+
+    pub(crate) fn observe(&self, rows: usize, seconds: f64) {
+        self.cost().observe(rows, seconds);
+    }
+
+    pub(crate) fn set_cost(&self, cost: CostModel) {
+        *self.cost() = cost;
+    }
+
+    fn cost(&self) -> MutexGuard<'_, CostModel> {
+        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Model {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Model")
+            .field("id", &self.id)
+            .field("key", &self.key)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl Model {
+    /// A model around any network, costing `seconds` per evaluation however many rows it has.
+    pub(crate) fn for_test(
+        network: Box<dyn Denoiser>,
+        schedule: ScheduleConfig,
+        card: Card,
+        key: u64,
+        max_rows: usize,
+        seconds: f64,
+    ) -> std::sync::Arc<Self> {
+        std::sync::Arc::new(Self {
+            id: format!("model-{key}"),
+            key: ModelKey(key),
+            card,
+            geometry: network.geometry().clone(),
+            schedule,
+            parameters: network.parameters(),
+            dtype: "f32",
+            created: 0,
+            network,
+            cost: Mutex::new(CostModel::new(
+                vec![(1, seconds), (max_rows.max(2), seconds)],
+                Some(max_rows),
+            )),
+        })
+    }
+
+    /// The model in a folder, on the CPU.
+    pub(crate) fn from_folder_for_test(folder: &Path) -> std::sync::Arc<Self> {
+        let model = Self::load(folder, "model".into(), 0, DType::F32, &Device::Cpu);
+        std::sync::Arc::new(model.expect("a model folder"))
+    }
+}

@@ -1,0 +1,12 @@
+//! The server from outside: requests in, replies out, over tiny networks with random weights.
+#![allow(clippy::unwrap_used)]
+
+mod access;
+mod images;
+mod inference;
+mod lifecycle;
+mod models;
+mod openapi;
+mod refusals;
+mod server;
+mod streaming;

@@ -1,0 +1,60 @@
+//! Models: listed, loaded, unloaded.
+
+use serde_json::json;
+
+use crate::server::{CLASSES, PLAIN, Server, write_model};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_begins_with_the_default_model() {
+    let server = Server::start().await;
+    let list = server.get("/v1/models").await.json();
+    assert_eq!(list["object"], "list");
+    let ids: Vec<_> = list["data"].as_array().unwrap().iter().map(|entry| &entry["id"]).collect();
+    assert_eq!(json!(ids), json!([CLASSES, PLAIN]));
+    let model = server.get("/v1/models/classes").await.json();
+    assert_eq!(model, list["data"][0]);
+    assert_eq!(model["object"], "model");
+    assert_eq!((&model["role"], &model["ready"]), (&json!("teacher"), &json!(true)));
+    assert_eq!(model["num_classes"], 4);
+    assert_eq!(model["defaults"], json!({"num_inference_steps": 2, "scheduler": "ddim"}));
+    for id in ["nope", "..", "%2e%2e", "%ff", "auto"] {
+        assert_eq!(server.get(&format!("/v1/models/{id}")).await.status, 404, "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_come_and_go_while_the_server_runs() {
+    let server = Server::start().await;
+    let load = |id: &str| format!("/v2/repository/models/{id}/load");
+    let unload = |id: &str| format!("/v2/repository/models/{id}/unload");
+
+    assert_eq!(server.post(&unload(CLASSES), "").await.status, 200);
+    let reply = server.generate(json!({"model": CLASSES})).await;
+    assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (503, &json!("not_ready")));
+    let entry = server.get("/v1/models/classes").await.json();
+    assert_eq!(entry["ready"], false);
+    assert!(entry["reason"].as_str().unwrap().contains("/v2/repository/models/classes/load"));
+    assert_eq!(server.get("/v2/models/classes/ready").await.status, 503);
+    assert_eq!(server.get("/v2/models/classes").await.status, 503);
+    let ready = server.post("/v2/repository/index", "{\"ready\": true}").await.json();
+    assert_eq!(ready.as_array().unwrap().len(), 1);
+
+    assert_eq!(server.post(&load(CLASSES), "").await.json()["state"], "READY");
+    assert_eq!(server.generate(json!({"model": CLASSES})).await.status, 200);
+
+    // A folder that was not there when the server started, one that is broken, and one that is not there.
+    write_model(server.models.path(), "late", 1, None, json!({}));
+    assert_eq!(server.post(&load("late"), "{}").await.status, 200);
+    assert_eq!(server.generate(json!({"model": "late"})).await.status, 200);
+    write_model(server.models.path(), "broken", 1, None, json!({}));
+    let weights = server.models.path().join("broken/unet/diffusion_pytorch_model.safetensors");
+    std::fs::write(weights, b"short").unwrap();
+    let refused = server.post(&load("broken"), "").await;
+    assert_eq!(refused.status, 400, "{}", refused.text());
+    assert!(refused.text().contains("safetensors"), "{}", refused.text());
+    for id in ["nope", "%2e%2e", "..%2fclasses"] {
+        assert_eq!(server.post(&load(id), "").await.status, 404, "{id}");
+        assert_eq!(server.post(&unload(id), "").await.status, 404, "{id}");
+    }
+    assert_eq!(server.post("/v2/repository/index", "").await.json().as_array().unwrap().len(), 4);
+}

@@ -1,0 +1,181 @@
+//! A server over two tiny networks, and what the tests ask it with.
+
+use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, Request, StatusCode},
+};
+use candle_core::{DType, Device, Tensor};
+use http_body_util::BodyExt;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tower::ServiceExt;
+use understudy::{
+    engine::Engine,
+    http::{self, App, Settings},
+    metrics::Metrics,
+    registry::{self, Registry},
+};
+use understudy_models::{
+    checkpoint::{Draft, ModelFolder, card::Card},
+    noise,
+    schedule::ScheduleConfig,
+    unet::{UNet2DConfig, UNet2DModel},
+};
+
+/// Gray, 8×8, four classes of which the last means "none"; 20,000 training steps, so that a request
+/// can be made to take as long as a test needs.
+pub(crate) const CLASSES: &str = "classes";
+/// RGB, 8×8, unconditional; not a teacher, so not the default.
+pub(crate) const PLAIN: &str = "plain";
+/// Steps of a request that must not finish before the test is done with it.
+pub(crate) const ENDLESS: usize = 20_000;
+
+pub(crate) struct Server {
+    pub(crate) app: App,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) models: TempDir,
+}
+
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Reply {
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.text()))
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// A server whose operator decided otherwise.
+    pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let models = tempfile::tempdir().unwrap();
+        let card = json!({
+            "class_names": ["T-shirt/top", "Ankle boot", "Bag", "nothing"],
+            "null_class": 3,
+            "defaults": {"num_inference_steps": 2},
+        });
+        write_model(models.path(), CLASSES, 1, Some(4), card);
+        write_model(models.path(), PLAIN, 3, None, json!({"role": "baseline"}));
+        let mut settings = Settings {
+            max_images: 4,
+            max_rows: 8,
+            request_timeout: Duration::from_secs(60),
+            max_body_bytes: 4096,
+            api_keys: Vec::new(),
+            api_key_everywhere: false,
+            cors_allow_origin: Vec::new(),
+        };
+        change(&mut settings);
+        let metrics = Metrics::new().unwrap();
+        let engine = Engine::start(settings.max_rows, Arc::clone(&metrics)).unwrap();
+        let where_and_how = registry::Settings {
+            folder: models.path().to_owned(),
+            default_model: None,
+            device: Device::Cpu,
+            dtype: DType::F32,
+            max_rows: Some(4),
+        };
+        let registry = Registry::open(where_and_how, engine.clone(), Arc::clone(&metrics)).unwrap();
+        let registry = Arc::new(registry);
+        registry.load_all().await.unwrap();
+        let app = App::new(engine, registry, Arc::clone(&metrics), settings);
+        Self { app, metrics, models }
+    }
+
+    pub(crate) fn router(&self) -> Router {
+        http::router(self.app.clone())
+    }
+
+    pub(crate) async fn send(&self, request: Request<Body>) -> Reply {
+        let response = self.router().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().await.unwrap().to_bytes().to_vec();
+        Reply { status: head.status, headers: head.headers, body }
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Reply {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    pub(crate) async fn post(&self, path: &str, body: impl Into<Body>) -> Reply {
+        self.send(post(path, body)).await
+    }
+
+    pub(crate) async fn generate(&self, body: Value) -> Reply {
+        self.post("/v1/images/generations", body.to_string()).await
+    }
+
+    /// Lets other tasks run until something is true.
+    pub(crate) async fn until(&self, what: &str, is_true: impl Fn(&Self) -> bool) {
+        let patience = Duration::from_secs(30);
+        let wait = async {
+            while !is_true(self) {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(patience, wait).await.unwrap_or_else(|_| panic!("never: {what}"));
+    }
+
+    pub(crate) fn running(&self) -> i64 {
+        self.metrics.samples_running.with_label_values(&[CLASSES]).get()
+    }
+}
+
+pub(crate) fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
+    Request::post(path).header("content-type", "application/json").body(body.into()).unwrap()
+}
+
+/// A model folder with random weights.
+pub(crate) fn write_model(
+    folder: &Path,
+    id: &str,
+    channels: usize,
+    classes: Option<usize>,
+    card: Value,
+) {
+    let unet = json!({
+        "_class_name": "UNet2DModel",
+        "sample_size": 8, "in_channels": channels, "out_channels": channels,
+        "block_out_channels": [8, 8], "layers_per_block": 1, "norm_num_groups": 4,
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "add_attention": false,
+        "num_class_embeds": classes,
+    });
+    let unet = UNet2DConfig::from_json(&unet, "config.json").unwrap();
+    let schedule = json!({"_class_name": "DDIMScheduler", "num_train_timesteps": ENDLESS,
+        "beta_start": 1e-6, "beta_end": 1e-4});
+    let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
+    let shapes = UNet2DModel::weight_shapes(&unet).unwrap();
+    let weights: HashMap<_, _> = shapes
+        .into_iter()
+        .enumerate()
+        .map(|(seed, (name, shape))| {
+            let mut values = vec![0.0; shape.iter().product()];
+            noise::normal(seed as u64, 0, &mut values);
+            values.iter_mut().for_each(|value| *value *= 0.1);
+            (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+        })
+        .collect();
+    let card: Card = serde_json::from_value(card).unwrap();
+    let draft = Draft::new(&folder.join(id)).unwrap();
+    ModelFolder::write(draft, &unet, &weights, &schedule, &card).unwrap();
+}

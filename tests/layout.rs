@@ -1,0 +1,99 @@
+//! The invariants of ARCHITECTURE.md, "What must not exist", read off the sources.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// All Rust sources below a folder (or the one file), tests apart.
+fn sources(below: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(below)];
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs")
+            && !path.file_stem().unwrap().to_string_lossy().ends_with("tests")
+        {
+            let text = fs::read_to_string(&path).unwrap();
+            found.push((path, text));
+        }
+    }
+    assert!(!found.is_empty(), "{below} has sources");
+    found
+}
+
+/// Nothing below `below` mentions any of `words` outside comments.
+fn never(below: &str, words: &[&str]) {
+    for (path, text) in sources(below) {
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap();
+            for word in words {
+                assert!(!code.contains(word), "{}:{}: {word}", path.display(), number + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn models_knows_nothing_of_serving() {
+    never("models/src", &["tokio", "axum", "hyper", "clap", "prometheus", "async fn"]);
+}
+
+#[test]
+fn http_never_names_a_tensor() {
+    never("src/http", &["candle_core", "candle_nn", "Tensor::", "&Tensor"]);
+}
+
+#[test]
+fn the_batcher_is_a_pure_function() {
+    never(
+        "src/engine/batcher.rs",
+        &["candle", "tokio", "Instant", "SystemTime", "Mutex", "Atomic"],
+    );
+}
+
+#[test]
+fn serving_never_imports_distillation() {
+    for below in ["src/http", "src/engine", "src/registry.rs", "models/src"] {
+        never(below, &["understudy_distill"]);
+    }
+}
+
+#[test]
+fn there_is_no_global_random_generator() {
+    for below in ["src", "models/src"] {
+        never(below, &["thread_rng", "rand::random", "Tensor::randn", "Tensor::rand"]);
+    }
+}
+
+#[test]
+fn unsafe_stands_in_kernels_and_once_in_main() {
+    for below in ["src", "models/src"] {
+        for (path, text) in sources(below) {
+            let count = text.lines().filter(|line| line.contains("unsafe {")).count();
+            let allowed = match path.to_string_lossy() {
+                path if path.contains("/kernels/") => usize::MAX,
+                path if path.ends_with("src/main.rs") => 1,
+                _ => 0,
+            };
+            assert!(count <= allowed, "{}: {count} unsafe blocks", path.display());
+        }
+    }
+}
+
+#[test]
+fn bundled_weights_stay_small() {
+    let mut bytes = 0;
+    let mut pending = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo")];
+    while let Some(path) = pending.pop() {
+        if path.is_dir() {
+            pending.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else {
+            bytes += fs::metadata(&path).unwrap().len();
+        }
+    }
+    assert!(bytes < 25_000_000, "{bytes} bytes in models/zoo");
+}
