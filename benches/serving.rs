@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo bench --bench serving -- --json serving.json          # speed: a minute or two
-//! cargo bench --bench serving -- --memory --json memory.json  # resident size over 2,000 images
+//! cargo bench --bench serving -- --memory --json memory.json  # resident size over 4,000 images
 //! ```
 //!
 //! The real server runs in this process, with the bundled teacher, warmed up; the clients are threads
@@ -48,14 +48,14 @@ const MOST_OF_ONE_REQUEST: f64 = 1.1;
 /// Growth of the resident size, from the first count of images to the last, that counts as flat.
 const FLAT: f64 = 1.02;
 /// Images after which the resident size is read.
-const MEMORY_AT: [usize; 4] = [200, 500, 1000, 2000];
+const MEMORY_AT: [usize; 5] = [200, 500, 1000, 2000, 4000];
 
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Where to write the figures.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Read the resident size over 2,000 images instead of timing.
+    /// Read the resident size over 4,000 images instead of timing.
     #[arg(long)]
     memory: bool,
     /// Turns; the medians of their ratios count.
