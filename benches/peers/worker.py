@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -117,6 +116,12 @@ def product(precision: str) -> Callable:
     return lambda: torch.mm(a, b).float().numpy()
 
 
+def max_rss_bytes() -> int:
+    """As `understudy bench` reads it; getrusage's figure starts at the parent's size on Linux."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
 def build(arguments: argparse.Namespace) -> Callable:
     folder, batch, precision = arguments.model, arguments.batch, arguments.precision
     match arguments.runtime:
@@ -177,8 +182,7 @@ def main() -> None:
             numpy.save(command["path"], output)
             answer({"shape": list(output.shape)})
         else:
-            kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            answer({"max_rss_bytes": kib * 1024})
+            answer({"max_rss_bytes": max_rss_bytes()})
             return
 
 
