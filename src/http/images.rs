@@ -18,7 +18,7 @@ use super::{
     generate::{Plan, Shape},
     observe::{DeviceTime, Received},
     stream,
-    wire::{Binary, ErrorReply, GenerationReply, GenerationRequest, StreamEvent, Timings},
+    wire::{Binary, ErrorReply, GenerationReply, GenerationRequest, Streamed, Timings},
 };
 use crate::engine::{Event, Image, SampleTimings, Submission};
 
@@ -31,7 +31,7 @@ use crate::engine::{Event, Image, SampleTimings, Submission};
     responses(
         (status = 200, description = "The images; the image itself or events when asked for", content(
             (GenerationReply = "application/json"),
-            (StreamEvent = "text/event-stream"),
+            (Streamed = "text/event-stream"),
             (Binary = "image/png"),
             (Binary = "image/jpeg"),
             (Binary = "image/webp"),

@@ -20,7 +20,7 @@ use super::{
     generate::Plan,
     images::{observe, unix_seconds},
     observe::out_of_time,
-    wire::{StreamEvent, StreamedImage, Timings, Usage},
+    wire::{StreamEvent, Streamed, StreamedImage, Timings, Usage},
 };
 use crate::engine::{Event, Image, Submission};
 
@@ -49,7 +49,9 @@ pub(super) fn events(
     let events = unfold(Some(streaming), |streaming| async {
         let mut streaming = streaming?;
         match streaming.next().await {
-            Ok(Some(event)) => Some((written(event.name(), &event), Some(streaming))),
+            Ok(Some(event)) => {
+                Some((written(event.name(), &Streamed::Image(event)), Some(streaming)))
+            }
             Ok(None) => {
                 observe(&streaming.app, &streaming.plan, streaming.received);
                 None
@@ -57,7 +59,7 @@ pub(super) fn events(
             Err(problem) => {
                 let cause = problem.detail.as_ref().unwrap_or(&problem.message);
                 tracing::warn!(cause, "stream ended early");
-                Some((written("error", &problem.body()), None))
+                Some((written("error", &Streamed::Error(problem.body())), None))
             }
         }
     });
@@ -101,7 +103,7 @@ impl Streaming {
     }
 }
 
-fn written(name: &str, body: &impl serde::Serialize) -> Result<sse::Event, Infallible> {
+fn written(name: &str, body: &Streamed) -> Result<sse::Event, Infallible> {
     let event = sse::Event::default().event(name);
     // Only a map with keys that are no strings cannot become JSON, and there is none.
     Ok(event.json_data(body).unwrap_or_default())

@@ -220,7 +220,7 @@ def schemathesis(base, *options):
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}"
     return re.search(r"\d+ generated", done.stdout).group(0)
 
 

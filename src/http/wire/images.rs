@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::ErrorReply;
 use crate::http::body::JsonRequest;
 
 /// A request for images. Fields that are absent or null take their defaults; unknown fields are refused.
@@ -221,6 +222,16 @@ pub(in crate::http) enum StreamEvent {
         /// Always zero: there are no tokens here.
         usage: Usage,
     },
+}
+
+/// What a stream's events carry.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub(in crate::http) enum Streamed {
+    /// An image.
+    Image(StreamEvent),
+    /// What went wrong after the start; the last event.
+    Error(ErrorReply),
 }
 
 impl StreamEvent {
