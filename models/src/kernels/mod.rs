@@ -1,10 +1,10 @@
 //! What makes the networks fast on a CPU.
 //!
-//! A network is compiled into a [`program::Program`]: a list of operations over one arena, whose
+//! A network is compiled into a `program::Program`: a list of operations over one arena, whose
 //! buffers the planner has assigned. The program checks once that no operation can leave the arena or
 //! overwrite its own input, and is safe to run from then on; `unsafe` stays in here. Each operation is
-//! cut into items that a [`team`] of threads works on; what vectors compute is written once, for any
-//! instruction set ([`simd`]), and the set is chosen in one place ([`isa`]).
+//! cut into items that a `team` of threads works on; what vectors compute is written once, for any
+//! instruction set (`simd`), and the set is chosen in one place (`isa`).
 //!
 //! Maps are channels last, with channels padded by zeros to whole cache lines. A sample's result does
 //! not depend on its neighbours or on the number of threads: items never share a sum, and every sum
