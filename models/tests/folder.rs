@@ -126,6 +126,12 @@ fn missing_extra_and_misshapen_tensors_are_named() {
     for named in ["conv_in.bias", "stray.weight", "conv_out.bias", WEIGHTS] {
         assert!(problem.contains(named), "{named} in: {problem}");
     }
+    let (_home, path) = folder(|weights, _| {
+        let bias = weights["conv_in.bias"].to_dtype(DType::I64).unwrap();
+        weights.insert("conv_in.bias".into(), bias);
+    });
+    let problem = self::problem(&path);
+    assert!(problem.contains("`conv_in.bias` is i64"), "{problem}");
 }
 
 #[test]
@@ -144,12 +150,13 @@ fn damaged_weights_are_an_error_that_names_the_file() {
     }
     fs::remove_file(path.join(WEIGHTS)).unwrap();
     assert!(problem(&path).contains(WEIGHTS), "{}", problem(&path));
+    assert!(problem(&path).contains("save_pretrained"), "{}", problem(&path));
 }
 
 #[test]
 fn a_file_that_cannot_be_honoured_is_refused_by_name() {
     type Change = fn(&mut Value);
-    let cases: [(&str, Change, &[&str]); 7] = [
+    let cases: [(&str, Change, &[&str]); 9] = [
         (
             "unet/config.json",
             |v| v["down_block_types"][1] = json!("SkipDownBlock2D"),
@@ -169,6 +176,16 @@ fn a_file_that_cannot_be_honoured_is_refused_by_name() {
         ("model_index.json", |v| v["unet"] = json!(["diffusers", "UNet3DModel"]), &["UNet3DModel"]),
         ("understudy.json", |v| v["rôle"] = json!("teacher"), &["understudy.json", "rôle"]),
         ("understudy.json", |v| v["class_names"] = json!(["Coat"]), &["class_names", "1", "3"]),
+        (
+            "understudy.json",
+            |v| v["defaults"] = json!({"num_inference_steps": 1001}),
+            &["num_inference_steps", "1001", "1 to 1000"],
+        ),
+        (
+            "understudy.json",
+            |v| v["defaults"] = json!({"scheduler": "plms"}),
+            &["understudy.json", "scheduler", "plms", "dpm++"],
+        ),
     ];
     for (file, change, named) in cases {
         let (_home, path) = folder(|_, _| {});

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
+    io::{self, Write},
     path::Path,
 };
 
@@ -32,18 +32,30 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     written.map_err(io)
 }
 
-/// Reads a text file.
+/// Reads a text file of a model folder.
 ///
 /// # Errors
-/// [`Error::Io`] naming the file.
+/// As [`unreadable`].
 pub(super) fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })
+    fs::read_to_string(path).map_err(|source| unreadable(path, source))
 }
 
-/// Reads a JSON file.
+/// Why a file of a model folder could not be read: [`Error::Io`], or [`Error::Format`] with the remedy
+/// where it is not there.
+pub(super) fn unreadable(path: &Path, source: io::Error) -> Error {
+    let path = path.to_owned();
+    if source.kind() != io::ErrorKind::NotFound {
+        return Error::Io { path, source };
+    }
+    let problem = "not there; every model folder has one, and diffusers' save_pretrained(…, \
+                   safe_serialization=True) writes it";
+    Error::Format { path, problem: problem.into() }
+}
+
+/// Reads a JSON file of a model folder.
 ///
 /// # Errors
-/// [`Error::Io`] or [`Error::Format`] naming the file.
+/// As [`unreadable`]; [`Error::Format`] for what is not JSON.
 pub(super) fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_str(&read_text(path)?)
         .map_err(|error| Error::Format { path: path.to_owned(), problem: error.to_string() })

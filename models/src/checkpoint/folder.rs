@@ -23,10 +23,11 @@ use serde_json::{Value, json};
 use super::{
     Draft,
     card::Card,
-    file::{read_json, read_text},
+    file::{read_json, read_text, unreadable},
 };
 use crate::{
     Conditioning, Denoiser, Error, Result,
+    sampler::Kind,
     schedule::ScheduleConfig,
     unet::{UNet2DConfig, UNet2DModel},
 };
@@ -83,7 +84,7 @@ impl ModelFolder {
         let schedule =
             ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
         let card = read_card(&path.join(CARD))?;
-        check_card(&card, &unet, &path.join(CARD))?;
+        check_card(&card, &unet, &schedule, &path.join(CARD))?;
         let weights = unet_path.with_file_name(WEIGHTS);
         Ok(Self { path: path.to_owned(), unet, schedule, card, weights })
     }
@@ -165,8 +166,13 @@ fn read_card(path: &Path) -> Result<Card> {
         .map_err(|error| Error::Format { path: path.to_owned(), problem: error.to_string() })
 }
 
-/// A card that speaks of classes the network does not have would mislead every request.
-fn check_card(card: &Card, unet: &UNet2DConfig, path: &Path) -> Result<()> {
+/// A card that speaks of classes, steps or samplers that are not there would mislead every request.
+fn check_card(
+    card: &Card,
+    unet: &UNet2DConfig,
+    schedule: &ScheduleConfig,
+    path: &Path,
+) -> Result<()> {
     let refuse = |problem: String| Err(Error::Format { path: path.to_owned(), problem });
     let classes = match unet.geometry().conditioning {
         Conditioning::Classes(classes) => classes,
@@ -188,6 +194,17 @@ fn check_card(card: &Card, unet: &UNet2DConfig, path: &Path) -> Result<()> {
         && null_class as usize >= classes
     {
         return refuse(format!("`null_class` is {null_class}, the network has {classes} classes"));
+    }
+    let most = schedule.train_timesteps();
+    if let Some(steps) = card.defaults.num_inference_steps
+        && !(1..=most).contains(&steps)
+    {
+        return refuse(format!(
+            "`defaults.num_inference_steps` is {steps}: the schedule allows 1 to {most}"
+        ));
+    }
+    if let Some(Err(error)) = card.defaults.scheduler.as_ref().map(|name| name.parse::<Kind>()) {
+        return refuse(format!("`defaults`: {error}"));
     }
     Ok(())
 }
@@ -223,7 +240,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let bytes = fs::read(path).map_err(|source| unreadable(path, source))?;
     candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|error| Error::Format {
         path: path.to_owned(),
         problem: format!("not a whole safetensors file ({error}); fetch or convert it again"),
