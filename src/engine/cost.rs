@@ -11,20 +11,21 @@ pub struct CostModel {
 }
 
 /// Batches whose cost per row is within this of the best are all useful.
-const USEFUL_WITHIN: f64 = 1.05;
+const USEFUL_WITHIN: f64 = 1.1;
 /// Of the useful batches the largest is taken that takes no longer than this: the larger, the sooner a
 /// newcomer takes part; the shorter, the sooner it joins, and the finer models share the device.
 const LONGEST_SECONDS: f64 = 0.2;
+/// Where larger batches take longer than that, they are tried while they make a row this much cheaper.
+const WORTH: f64 = 0.97;
 /// Weight of the newest observation in the drift.
 const DRIFT_GAIN: f64 = 0.1;
 
 impl CostModel {
     /// From at least one measured (rows, seconds), rows ascending. `max_rows` overrides the largest
-    /// useful batch, which otherwise is the largest within 5 % of the best cost per row that takes at
-    /// most 0.2 s, or the smallest within 5 % if all take longer.
+    /// useful batch, which otherwise is the largest within 10 % of the best cost per row that takes at
+    /// most 0.2 s, or the smallest within 10 % if all take longer.
     pub fn new(points: Vec<(usize, f64)>, max_rows: Option<usize>) -> Self {
-        let per_row = |&(rows, seconds): &(usize, f64)| seconds / rows as f64;
-        let best = points.iter().map(per_row).fold(f64::INFINITY, f64::min);
+        let best = best_per_row(&points);
         let useful: Vec<_> =
             points.iter().filter(|point| per_row(point) <= best * USEFUL_WITHIN).collect();
         let short = useful.iter().rev().find(|(_, seconds)| *seconds <= LONGEST_SECONDS);
@@ -62,6 +63,26 @@ impl CostModel {
     }
 }
 
+/// Whether a batch of twice the last point's rows may be the one to take: the last two points tell, so
+/// that one hiccup does not end the search.
+pub(super) fn worth_doubling(points: &[(usize, f64)]) -> bool {
+    let Some(&(_, longest)) = points.last() else { return true };
+    let short = 2.0 * longest <= LONGEST_SECONDS;
+    (points.len().saturating_sub(2)..points.len()).any(|i| {
+        let cost = per_row(&points[i]);
+        let before = best_per_row(&points[..i]);
+        cost < before * WORTH || (short && cost <= before * USEFUL_WITHIN)
+    })
+}
+
+fn per_row(&(rows, seconds): &(usize, f64)) -> f64 {
+    seconds / rows as f64
+}
+
+fn best_per_row(points: &[(usize, f64)]) -> f64 {
+    points.iter().map(per_row).fold(f64::INFINITY, f64::min)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +98,21 @@ mod tests {
         assert_eq!(scaled(0.03).max_rows(), 8, "16 rows take 0.285 s");
         assert_eq!(scaled(1.0).max_rows(), 4, "all take too long: the shortest useful one");
         assert_eq!(CostModel::new(vec![(1, 1.0)], Some(16)).max_rows(), 16);
+    }
+
+    #[test]
+    fn doubling_goes_on_while_a_larger_batch_may_be_taken() {
+        // Flat: as far as an evaluation stays short.
+        let flat: Vec<_> = (0..8).map(|i| (1 << i, 0.002 * f64::from(1 << i))).collect();
+        assert!((1..=6).all(|n| worth_doubling(&flat[..n])));
+        assert!(!worth_doubling(&flat[..7]), "128 rows take 0.256 s");
+        // Cheaper with every doubling, but slow.
+        assert!(worth_doubling(&[(1, 1.0), (2, 1.5), (4, 2.4)]));
+        assert!(!worth_doubling(&[(1, 1.0), (2, 2.0), (4, 4.0)]));
+        // Dearer: once may be a hiccup, twice is not.
+        assert!(worth_doubling(&[(1, 0.001), (2, 0.002), (4, 0.006)]));
+        assert!(!worth_doubling(&[(1, 0.001), (2, 0.003), (4, 0.006)]));
+        assert!(worth_doubling(&[]));
     }
 
     #[test]

@@ -10,17 +10,18 @@ use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
 use understudy_models::{Conditioning, Denoiser, noise};
 
-use super::cost::CostModel;
+use super::cost::{CostModel, worth_doubling};
 use crate::registry::Model;
 
 /// A model's warm-up stops here, if it has measured anything.
 const BUDGET: Duration = Duration::from_secs(4);
-/// Evaluations per batch size, of which the fastest counts (the first also pages memory in).
+/// Least evaluations per batch size, of which the median counts.
 const REPEATS: usize = 3;
+/// Least seconds per batch size. Small batches take a thousandth of that, and over so short a time one is
+/// luckier than another.
+const WINDOW_SECONDS: f64 = 0.06;
 /// The largest batch ever tried.
 const LARGEST: usize = 256;
-/// Doubling the batch goes on while it makes a row at least this much cheaper, or did so last time.
-const WORTH: f64 = 0.97;
 
 /// A warm-up under way. It is done an evaluation at a time, between those that serve clients.
 pub(super) struct WarmUp {
@@ -29,7 +30,7 @@ pub(super) struct WarmUp {
     reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
     began: Option<Instant>,
     rows: usize,
-    /// Seconds of the evaluations at `rows`.
+    /// Seconds of the evaluations at `rows`, ascending.
     measured: Vec<f64>,
     points: Vec<(usize, f64)>,
 }
@@ -66,29 +67,24 @@ impl WarmUp {
             Err(_) => return self.tell(Err("its evaluation panicked".into())),
         }
         self.measured.push(started.elapsed().as_secs_f64());
-        let fastest = self.measured.iter().copied().fold(f64::INFINITY, f64::min);
+        self.measured.sort_by(f64::total_cmp);
+        let median = self.measured[self.measured.len() / 2];
         let spent = began.elapsed();
-        if self.measured.len() < REPEATS && spent + Duration::from_secs_f64(fastest) < BUDGET {
+        let enough =
+            self.measured.len() >= REPEATS && self.measured.iter().sum::<f64>() >= WINDOW_SECONDS;
+        if !enough && spent + Duration::from_secs_f64(median) < BUDGET {
             return false;
         }
-        self.points.push((self.rows, fastest));
+        self.points.push((self.rows, median));
         self.measured.clear();
-        let affordable = spent + Duration::from_secs_f64(2.0 * fastest) < BUDGET;
-        if affordable && self.rows * 2 <= self.max_rows.unwrap_or(LARGEST) && self.still_worth() {
+        let affordable = spent + Duration::from_secs_f64(2.0 * median) < BUDGET;
+        let allowed = self.rows * 2 <= self.max_rows.unwrap_or(LARGEST);
+        if affordable && allowed && worth_doubling(&self.points) {
             self.rows *= 2;
             return false;
         }
         self.model.set_cost(CostModel::new(std::mem::take(&mut self.points), self.max_rows));
         self.tell(Ok(()))
-    }
-
-    /// Whether one of the last two doublings made a row cheaper.
-    fn still_worth(&self) -> bool {
-        let per_row: Vec<f64> = self.points.iter().map(|&(rows, s)| s / rows as f64).collect();
-        match per_row[..] {
-            [.., a, b, c] => c < a.min(b) * WORTH || b < a * WORTH,
-            _ => true,
-        }
     }
 
     fn tell(&mut self, result: std::result::Result<(), String>) -> bool {
