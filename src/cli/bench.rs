@@ -8,7 +8,10 @@ use std::{
 use serde_json::json;
 use understudy_models::{Conditioning, sampler};
 
-use super::compute::{Compute, ModelArg};
+use super::{
+    compute::{Compute, ModelArg, device_name},
+    print,
+};
 use crate::{
     engine::{Engine, Event, GenerateRequest, SampleSpec, probe},
     metrics::Metrics,
@@ -57,17 +60,12 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
         "images_per_second": batch as f64 / image_seconds,
         "batch": batch,
         "steps": args.steps,
-        "device": "cpu",
+        "device": device_name(&args.compute.device()?),
         "dtype": model.dtype,
         "threads": rayon::current_num_threads(),
         "max_rss_bytes": max_rss_bytes(),
     });
-    if args.json {
-        println!("{report}");
-    } else {
-        println!("{report:#}");
-    }
-    Ok(())
+    if args.json { print(report) } else { print(format!("{report:#}")) }
 }
 
 /// Median of many, after warm-up.

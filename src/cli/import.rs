@@ -24,9 +24,8 @@ pub(super) struct ImportArgs {
 /// A sentence naming the file, flag or tensor to mend.
 pub(super) fn run(args: &ImportArgs) -> Result<(), String> {
     adm::import(&args.from, &args.arch, &args.out).map_err(|error| error.to_string())?;
-    println!(
+    super::print(format!(
         "{}: serve it with `understudy serve --models` and its parent folder",
         args.out.display()
-    );
-    Ok(())
+    ))
 }

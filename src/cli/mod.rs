@@ -5,10 +5,15 @@ mod compute;
 mod health;
 mod import;
 mod openapi;
+mod progress;
 mod sample;
 mod serve;
 
-use std::{num::NonZeroUsize, process::ExitCode};
+use std::{
+    io::{self, Write},
+    num::NonZeroUsize,
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -79,9 +84,21 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => {
-                eprintln!("error: {problem}");
+                // Where standard error takes nothing, the exit code still tells.
+                let _ = writeln!(io::stderr(), "error: {problem}");
                 ExitCode::FAILURE
             }
         }
     }
+}
+
+/// Writes a line to standard output.
+///
+/// # Errors
+/// A sentence when nobody takes it: a full disk, a closed pipe.
+fn print(line: impl std::fmt::Display) -> Result<(), String> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|error| format!("standard output: {error}"))
 }

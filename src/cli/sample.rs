@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use image::{ColorType, DynamicImage, GenericImage, ImageFormat};
-use indicatif::{ProgressBar, ProgressStyle};
 use understudy_models::{Conditioning, checkpoint::write_atomically, sampler};
 
-use super::compute::{Compute, ModelArg};
+use super::{
+    compute::{Compute, ModelArg},
+    print,
+    progress::Progress,
+};
 use crate::{
     engine::{Engine, Event, GenerateRequest, Image, SampleSpec},
     metrics::Metrics,
@@ -45,7 +48,7 @@ pub(super) struct SampleArgs {
     pub(super) compute: Compute,
 }
 
-/// Previews per image that only move the progress bar.
+/// Previews per image that only show progress.
 const TICKS: usize = 3;
 
 /// Runs the command.
@@ -54,11 +57,11 @@ const TICKS: usize = 3;
 /// A sentence naming what to mend.
 pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
     let model = args.model.load(&args.compute, args.batch as usize)?;
-    let kind = match args.scheduler.as_deref().or(model.card.defaults.scheduler.as_deref()) {
+    let kind = match &args.scheduler {
         Some(name) => name.parse().map_err(|error| format!("--scheduler: {error}"))?,
-        None => sampler::Kind::for_scheduler_class(&model.schedule),
+        None => model.default_scheduler(),
     };
-    let steps = args.steps.or(model.card.defaults.num_inference_steps).unwrap_or(50);
+    let steps = args.steps.unwrap_or_else(|| model.default_steps());
     let geometry = &model.geometry;
     let learned = geometry.out_channels == 2 * geometry.in_channels;
     let trajectory = sampler::trajectory(&model.schedule, kind, steps, args.eta, learned)
@@ -98,26 +101,22 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         deadline: None,
     });
     let images = collect(submission.map_err(|rejected| rejected.to_string())?, seeds.len())?;
-    write(&args.out, &images, &seeds)
+    write(&args.out, &images, &seeds)?;
+    print(format!("{}: {} images", args.out.display(), images.len()))
 }
 
-/// Waits for all images, in order, and moves a progress bar meanwhile.
+/// Waits for all images, in order, and tells meanwhile how far they are.
 fn collect(mut submission: crate::engine::Submission, n: usize) -> Result<Vec<Image>, String> {
-    let bar = ProgressBar::new((n * (TICKS + 1)) as u64);
-    let style = "{bar:40} {percent}%  {elapsed} elapsed, {eta} to go";
-    bar.set_style(
-        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
+    let mut progress = Progress::new(n, "images");
     let mut images: Vec<Option<Image>> = vec![None; n];
     while let Some(event) = submission.blocking_next() {
-        bar.inc(1);
+        progress.advance(1.0 / (TICKS + 1) as f64);
         match event {
             Event::Completed { index, image, .. } => images[index] = Some(image),
             Event::Failed { index, failure } => return Err(format!("image {index}: {failure}")),
             Event::Partial { .. } | Event::Inferred { .. } => {}
         }
     }
-    bar.finish_and_clear();
     images.into_iter().collect::<Option<_>>().ok_or_else(|| "the device thread ended early".into())
 }
 

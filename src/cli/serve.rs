@@ -11,7 +11,10 @@ use std::{
 use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 
-use super::compute::{Compute, device_name};
+use super::{
+    compute::{Compute, device_name},
+    print,
+};
 use crate::{
     config::Config,
     engine::Engine,
@@ -132,7 +135,10 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let server = http::serve(listener, app, stop(), config.drain);
     let load = async {
         registry.load_all().await?;
-        announce(&registry, address, &config, threads);
+        // A server that cannot say so serves all the same.
+        if let Err(problem) = print(announcement(&registry, address, &config, threads)) {
+            tracing::warn!(problem, "not announced");
+        }
         Ok::<_, String>(())
     };
     tokio::pin!(server);
@@ -180,7 +186,9 @@ fn log(format: LogFormat) {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        // It would tell of a line that standard error does not take on standard error, and panic.
+        .log_internal_errors(false);
     match format {
         LogFormat::Text => lines.init(),
         LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).init(),
@@ -188,22 +196,29 @@ fn log(format: LogFormat) {
 }
 
 /// What a newcomer needs to know, and one line to paste.
-fn announce(registry: &Registry, address: SocketAddr, config: &Config, threads: NonZeroUsize) {
-    println!("Understudy serves on http://{address}   (API: http://{address}/docs/)");
-    println!("  device   {}, {threads} threads", device_name(&config.registry.device));
+fn announcement(
+    registry: &Registry,
+    address: SocketAddr,
+    config: &Config,
+    threads: NonZeroUsize,
+) -> String {
+    let mut lines = vec![
+        format!("Understudy serves on http://{address}   (API: http://{address}/docs/)"),
+        format!("  device   {}, {threads} threads", device_name(&config.registry.device)),
+    ];
     for (id, state) in registry.list() {
         let default = if registry.default_id() == Some(&id) { ", default" } else { "" };
-        match state {
-            State::Ready(model) => println!(
+        lines.push(match state {
+            State::Ready(model) => format!(
                 "  model    {id}: ready{default}, {}x{}, {:.1} million weights, {}",
                 model.geometry.width,
                 model.geometry.height,
                 model.parameters as f64 / 1e6,
                 model.dtype
             ),
-            State::Failed(problem) => println!("  model    {id}: not ready: {problem}"),
-            State::Loading | State::Unloaded => println!("  model    {id}: not ready"),
-        }
+            State::Failed(problem) => format!("  model    {id}: not ready: {problem}"),
+            State::Loading | State::Unloaded => format!("  model    {id}: not ready"),
+        });
     }
     let reachable = match address {
         SocketAddr::V4(v4) if v4.ip().is_unspecified() => format!("127.0.0.1:{}", v4.port()),
@@ -211,8 +226,9 @@ fn announce(registry: &Registry, address: SocketAddr, config: &Config, threads: 
         address => address.to_string(),
     };
     let key = if config.http.api_keys.is_empty() { "" } else { " -H 'Authorization: Bearer KEY'" };
-    println!("\nAn image:\n");
-    println!(
+    lines.push("\nAn image:\n".into());
+    lines.push(format!(
         "  curl -s http://{reachable}/v1/images/generations -H 'Content-Type: application/json' -H 'Accept: image/png'{key} -d '{{\"seed\": 1}}' -o image.png\n"
-    );
+    ));
+    lines.join("\n")
 }

@@ -14,7 +14,6 @@ use super::{
     accept::Wanted,
     encode::Encoding,
     error::{Problem, quoted},
-    models::{default_scheduler, default_steps},
     wire::{ClassLabel, GeneratedImage, GenerationRequest, OutputFormat},
 };
 use crate::{
@@ -256,10 +255,10 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
 fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajectory, Problem> {
     let limit = model.schedule.train_timesteps();
     let steps = whole(wire.num_inference_steps, "num_inference_steps", 1..=limit as u64)?;
-    let steps = steps.map_or_else(|| default_steps(model), |steps| steps as usize);
+    let steps = steps.map_or_else(|| model.default_steps(), |steps| steps as usize);
     let kind = match &wire.scheduler {
         Some(name) => name.parse::<Kind>()?,
-        None => default_scheduler(model),
+        None => model.default_scheduler(),
     };
     let eta = wire.eta.unwrap_or(0.0);
     Ok(sampler::trajectory(&model.schedule, kind, steps, eta, learned_variance(model))?)

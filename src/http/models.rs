@@ -6,7 +6,7 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use understudy_models::{Conditioning, checkpoint::card::Role, sampler::Kind};
+use understudy_models::{Conditioning, checkpoint::card::Role};
 
 use super::{
     App,
@@ -18,9 +18,6 @@ use crate::{
     metrics::UNKNOWN_MODEL,
     registry::{Model, State as ModelState},
 };
-
-/// Steps of a model whose card does not say.
-const DEFAULT_STEPS: usize = 50;
 
 impl App {
     /// The model that a request names, or the default one; it must be ready.
@@ -65,18 +62,6 @@ pub(super) fn reason(id: &str, state: &ModelState) -> String {
         }
         ModelState::Failed(reason) => reason.clone(),
     }
-}
-
-/// Steps of a request that does not say.
-pub(super) fn default_steps(model: &Model) -> usize {
-    let steps = model.card.defaults.num_inference_steps.unwrap_or(DEFAULT_STEPS);
-    steps.min(model.schedule.train_timesteps())
-}
-
-/// The sampler of a request that does not say.
-pub(super) fn default_scheduler(model: &Model) -> Kind {
-    let named = model.card.defaults.scheduler.as_ref().and_then(|name| name.parse().ok());
-    named.unwrap_or_else(|| Kind::for_scheduler_class(&model.schedule))
 }
 
 /// The models, the default one first.
@@ -140,8 +125,8 @@ fn card(model: &Model) -> ModelCard {
         },
         null_class: card.null_class,
         defaults: ModelDefaults {
-            num_inference_steps: default_steps(model),
-            scheduler: default_scheduler(model).to_string(),
+            num_inference_steps: model.default_steps(),
+            scheduler: model.default_scheduler().to_string(),
         },
         num_train_timesteps: model.schedule.train_timesteps(),
         size: size(model),

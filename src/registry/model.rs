@@ -11,10 +11,14 @@ use candle_core::{DType, Device};
 use understudy_models::{
     Denoiser, Geometry,
     checkpoint::{ModelFolder, card::Card},
+    sampler::Kind,
     schedule::ScheduleConfig,
 };
 
 use crate::engine::{CostModel, batcher::ModelKey};
+
+/// Steps of a model whose card does not say.
+const DEFAULT_STEPS: usize = 50;
 
 /// A model that is ready to serve.
 pub struct Model {
@@ -76,6 +80,19 @@ impl Model {
     /// Predicted seconds of one evaluation of so many rows.
     pub fn evaluation_seconds(&self, rows: usize) -> f64 {
         self.cost().seconds(rows)
+    }
+
+    /// Steps of who does not say: the card's, else 50, or all the schedule has where those are fewer.
+    pub fn default_steps(&self) -> usize {
+        let steps = self.card.defaults.num_inference_steps.unwrap_or(DEFAULT_STEPS);
+        steps.min(self.schedule.train_timesteps())
+    }
+
+    /// The sampler of who does not say: the card's, else the one that fits the schedule's class.
+    pub fn default_scheduler(&self) -> Kind {
+        // A card that names no sampler there is has been refused.
+        let named = self.card.defaults.scheduler.as_ref().and_then(|name| name.parse().ok());
+        named.unwrap_or_else(|| Kind::for_scheduler_class(&self.schedule))
     }
 
     /// For the device thread alone.
