@@ -1,17 +1,17 @@
 //! The one error type of the crate.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 /// What can go wrong between a file and a network's answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file could not be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}{}", path.display(), remedy(.source))]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A file holds something that is not what its format allows.
     #[error("{}: {problem}", path.display())]
@@ -45,6 +45,15 @@ pub enum Error {
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
+}
+
+/// What to do about the commonest of the system's answers.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::StorageFull => "; make room there, or choose another place",
+        io::ErrorKind::PermissionDenied => "; check who may use it, or choose another place",
+        _ => "",
+    }
 }
 
 impl Error {

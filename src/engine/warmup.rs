@@ -62,7 +62,7 @@ impl WarmUp {
         }));
         match result {
             Ok(Ok(true)) => {}
-            Ok(Ok(false)) => return self.tell(Err("its answer to noise is not finite".into())),
+            Ok(Ok(false)) => return self.tell(Err("its answer to noise is not finite: the weights are damaged; fetch or convert them again".into())),
             Ok(Err(error)) => return self.tell(Err(error.to_string())),
             Err(_) => return self.tell(Err("its evaluation panicked".into())),
         }
