@@ -256,9 +256,10 @@ def server(where):
     if not program:
         sys.exit("no target/*/understudy: run `cargo build --release` first, or name a binary")
     # A thousand steps of many images would take minutes; out of time (504) is as good an answer, if
-    # it comes before schemathesis' own limit of 10 s.
+    # it comes before schemathesis' own limit of 10 s. It loads models by the hundred, and few sizes of
+    # batches to warm up with make that quick.
     command = [program, "serve", "--port=0", "--max-images-per-request=2",
-               "--request-timeout-seconds=5"]
+               "--request-timeout-seconds=5", "--max-batch=4"]
     log_path = pathlib.Path(tempfile.gettempdir(), "understudy-clients.log")
     with log_path.open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)

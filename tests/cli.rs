@@ -1,0 +1,83 @@
+//! The binary from outside: what it says when it cannot, and when nobody takes what it says.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    net::TcpListener,
+    process::{Command, Output, Stdio},
+};
+
+fn understudy(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
+    command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
+/// What a run that must fail says: one screen, no panic.
+fn failure(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("error: ") && !said.contains("panicked"), "{said}");
+    said
+}
+
+#[test]
+fn a_port_in_use_is_told_with_the_way_out() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    let said = failure(&understudy(&["serve", "--port", &port]).output().unwrap());
+    assert!(said.contains(&port) && said.contains("--port 0"), "{said}");
+}
+
+#[test]
+fn a_model_that_is_not_there_is_told_with_the_places() {
+    let output = understudy(&["sample", "--model", "nope", "--out", "x.png"]).output().unwrap();
+    let said = failure(&output);
+    assert!(said.contains("\"nope\"") && said.contains("models/zoo"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+mod full_disk {
+    use std::{
+        fs::{File, OpenOptions},
+        io::{BufRead, BufReader, Read, Write},
+        net::TcpStream,
+    };
+
+    use super::*;
+
+    fn full() -> File {
+        OpenOptions::new().write(true).open("/dev/full").unwrap()
+    }
+
+    #[test]
+    fn behind_standard_output_is_an_error() {
+        let said = failure(&understudy(&["openapi"]).stdout(full()).output().unwrap());
+        assert!(said.contains("standard output"), "{said}");
+    }
+
+    #[test]
+    fn behind_the_log_does_not_stop_the_server() {
+        let mut child = understudy(&["serve", "--port", "0"])
+            .stdout(Stdio::piped())
+            .stderr(full())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let address = lines
+            .find_map(|line| Some(line.split_once("http://")?.1.split(' ').next()?.to_owned()));
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(address.as_deref().unwrap_or_default())?;
+            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            let mut reply = String::new();
+            stream.read_to_string(&mut reply)?;
+            Ok(reply)
+        };
+        // Every answer is a line in the log.
+        let replies = [ask(), ask()];
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for reply in replies {
+            assert!(reply.as_ref().is_ok_and(|r| r.starts_with("HTTP/1.1 200")), "{reply:?}");
+        }
+    }
+}
