@@ -112,12 +112,6 @@ pub(super) fn build(
         let problem = format!("`{name}` is {dtype}: weights are f16, bf16, f32 or f64");
         return Err(Error::Weights(problem));
     }
-    let whole = tensors.iter().filter(|(_, tensor)| !tensor.dtype().is_float());
-    if let Some((name, tensor)) = whole.min_by_key(|(name, _)| *name) {
-        let dtype = tensor.dtype().as_str();
-        let problem = format!("`{name}` is {dtype}: weights are f16, bf16, f32 or f64");
-        return Err(Error::Weights(problem));
-    }
     let trained = tensors.values().any(Tensor::track_op);
     let parameters = tensors.values().map(Tensor::elem_count).sum();
     let store = RefCell::new(Store::Take { tensors, trained });
