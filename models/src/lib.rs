@@ -8,7 +8,9 @@
 pub mod checkpoint;
 mod denoiser;
 mod error;
+mod initial;
 pub mod kernels;
+mod network;
 pub mod noise;
 pub mod sampler;
 pub mod schedule;
@@ -16,3 +18,4 @@ pub mod unet;
 
 pub use denoiser::{Conditioning, Denoiser, Geometry};
 pub use error::{Error, Result};
+pub use network::NetworkConfig;

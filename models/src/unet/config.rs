@@ -3,6 +3,7 @@
 mod check;
 mod json;
 
+use crate::initial::Distribution;
 use crate::{Conditioning, Geometry};
 
 /// How the timestep becomes a vector.
@@ -112,6 +113,21 @@ impl UNet2DConfig {
                 ClassEmbedding::Timestep => Conditioning::Timestep,
                 ClassEmbedding::Identity => Conditioning::Embedding(self.time_width()),
             },
+        }
+    }
+
+    /// The share of activations dropped while training, 0 to 1; see [`crate::NetworkConfig::dropout`].
+    pub(crate) fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    /// How diffusers draws the weight `name` where its shape does not tell: tables of embeddings, and
+    /// the random frequencies of Song et al. 2021, which have a scale of 16.
+    pub(crate) fn unusual(&self, name: &str) -> Option<Distribution> {
+        match (name, self.time_embedding) {
+            ("time_proj.weight", TimeEmbedding::Fourier) => Some(Distribution::Normal(16.0)),
+            ("time_proj.weight" | "class_embedding.weight", _) => Some(Distribution::Normal(1.0)),
+            _ => None,
         }
     }
 

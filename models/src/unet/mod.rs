@@ -79,6 +79,17 @@ impl UNet2DModel {
         weights::build(config, weights, dtype, device)
     }
 
+    /// The weights under today's names, checked to be exactly those the network needs.
+    ///
+    /// # Errors
+    /// As [`UNet2DModel::load`].
+    pub(crate) fn fit(
+        config: &UNet2DConfig,
+        weights: HashMap<String, Tensor>,
+    ) -> Result<HashMap<String, Tensor>> {
+        weights::fit(config, weights)
+    }
+
     /// Names and shapes of all weights, without a tensor.
     pub fn weight_shapes(config: &UNet2DConfig) -> Result<BTreeMap<String, Vec<usize>>> {
         weights::shapes(config)

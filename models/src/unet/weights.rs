@@ -93,19 +93,29 @@ pub(super) fn shapes(config: &UNet2DConfig) -> Result<Shapes> {
     }
 }
 
-/// Builds the network from checked tensors.
-pub(super) fn build(
+/// Gives the tensors their names of today and checks that they are exactly those needed.
+pub(super) fn fit(
     config: &UNet2DConfig,
     mut tensors: HashMap<String, Tensor>,
+) -> Result<HashMap<String, Tensor>> {
+    rename_legacy_attention(&mut tensors);
+    let found = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
+    match mismatch(&shapes(config)?, &found.collect()) {
+        None => Ok(tensors),
+        Some(difference) => Err(Error::Weights(format!(
+            "{difference}. use the config.json that belongs to these weights"
+        ))),
+    }
+}
+
+/// Checks the tensors and builds the network.
+pub(super) fn build(
+    config: &UNet2DConfig,
+    tensors: HashMap<String, Tensor>,
     dtype: DType,
     device: &Device,
 ) -> Result<UNet2DModel> {
-    rename_legacy_attention(&mut tensors);
-    let found = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
-    if let Some(difference) = mismatch(&shapes(config)?, &found.collect()) {
-        let remedy = "use the config.json that belongs to these weights";
-        return Err(Error::Weights(format!("{difference}. {remedy}")));
-    }
+    let tensors = fit(config, tensors)?;
     let trained = tensors.values().any(Tensor::track_op);
     let parameters = tensors.values().map(Tensor::elem_count).sum();
     let store = RefCell::new(Store::Take { tensors, trained });
