@@ -8,6 +8,7 @@
 pub mod checkpoint;
 mod denoiser;
 mod error;
+mod image;
 pub mod kernels;
 pub mod noise;
 pub mod sampler;
@@ -16,3 +17,4 @@ pub mod unet;
 
 pub use denoiser::{Conditioning, Denoiser, Geometry};
 pub use error::{Error, Result};
+pub use image::Image;
