@@ -25,6 +25,11 @@ pub struct Snapshot {
 const STATE: &str = "state";
 
 impl Snapshot {
+    /// A snapshot that holds `state` and no tensors yet.
+    pub fn new(state: Value) -> Self {
+        Self { state, ..Self::default() }
+    }
+
     /// Puts in f32 values.
     pub fn f32(&mut self, name: &str, shape: &[usize], values: &[f32]) {
         let bytes = bytemuck::cast_slice(values).to_vec();
@@ -48,7 +53,10 @@ impl Snapshot {
     /// [`Error::Format`] naming what is missing.
     pub fn get_f32(&self, name: &str) -> Result<Vec<f32>> {
         let bytes = self.get(name, Dtype::F32)?;
-        Ok(bytes.chunks_exact(4).map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]])).collect())
+        Ok(bytes
+            .chunks_exact(4)
+            .map(|four| f32::from_le_bytes([four[0], four[1], four[2], four[3]]))
+            .collect())
     }
 
     /// f32 values as a tensor of their shape.
@@ -67,7 +75,8 @@ impl Snapshot {
     /// [`Error::Format`] naming what is missing.
     pub fn get_u64(&self, name: &str) -> Result<Vec<u64>> {
         let bytes = self.get(name, Dtype::U64)?;
-        let number = |eight: &[u8]| eight.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
+        let number =
+            |eight: &[u8]| eight.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte));
         Ok(bytes.chunks_exact(8).map(number).collect())
     }
 
@@ -119,8 +128,7 @@ impl Snapshot {
     }
 
     fn write_to(&self, path: &Path) -> Result<()> {
-        let malformed =
-            |error: String| Error::Format { path: path.into(), problem: error };
+        let malformed = |error: String| Error::Format { path: path.into(), problem: error };
         let mut views = Vec::with_capacity(self.tensors.len());
         for (name, (dtype, shape, bytes)) in &self.tensors {
             let view = TensorView::new(*dtype, shape.clone(), bytes);

@@ -4,6 +4,21 @@
 //! Architecture*, CVPR 2025). The crate knows nothing of HTTP, of the server's engine or of the command
 //! line: it stands beside the server on `understudy-models`.
 
+pub mod checkpoint;
 pub mod data;
 pub mod generate;
+pub mod lesson;
 mod npz;
+pub mod objective;
+pub mod optimizer;
+pub mod parameters;
+pub mod picture;
+pub mod pool;
+mod publish;
+mod random;
+mod slices;
+pub mod student;
+pub mod teacher;
+pub mod train;
+pub mod walk;
+pub mod watch;

@@ -32,13 +32,10 @@ pub fn write(path: &Path, image: &Image) -> Result<()> {
         3 => RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
         _ => None,
     };
-    let picture = picture.ok_or_else(|| {
-        malformed(format!("{} channels: a picture has 1 or 3", image.channels))
-    })?;
+    let picture = picture
+        .ok_or_else(|| malformed(format!("{} channels: a picture has 1 or 3", image.channels)))?;
     let mut bytes = Cursor::new(Vec::new());
-    picture
-        .write_to(&mut bytes, ImageFormat::Png)
-        .map_err(|error| malformed(error.to_string()))?;
+    picture.write_to(&mut bytes, ImageFormat::Png).map_err(|error| malformed(error.to_string()))?;
     write_atomically(path, bytes.get_ref())
 }
 

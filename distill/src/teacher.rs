@@ -87,8 +87,7 @@ fn hash(
     let mut names: Vec<&String> = weights.keys().collect();
     names.sort();
     for name in names {
-        let values: Vec<f32> =
-            weights[name].to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        let values: Vec<f32> = weights[name].to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
         hash.update(name);
         for value in values {
             hash.update(value.to_le_bytes());

@@ -8,8 +8,8 @@
 pub mod checkpoint;
 mod denoiser;
 mod error;
-mod initial;
 mod image;
+mod initial;
 pub mod kernels;
 mod network;
 pub mod noise;
@@ -19,5 +19,5 @@ pub mod unet;
 
 pub use denoiser::{Conditioning, Denoiser, Geometry};
 pub use error::{Error, Result};
-pub use network::NetworkConfig;
 pub use image::Image;
+pub use network::NetworkConfig;

@@ -2,9 +2,11 @@
 
 mod bench;
 mod compute;
+mod distill;
 mod health;
 mod import;
 mod openapi;
+mod progress;
 mod sample;
 mod serve;
 
@@ -32,6 +34,7 @@ enum Command {
     Sample(Box<sample::SampleArgs>),
     Bench(Box<bench::BenchArgs>),
     Import(import::ImportArgs),
+    Distill(Box<distill::DistillArgs>),
     /// Ask a running server whether it is ready; for container health checks.
     #[command(hide = true)]
     Health(health::HealthArgs),
@@ -57,6 +60,7 @@ impl Cli {
             Some(Command::Serve(arguments)) => arguments.compute.threads,
             Some(Command::Sample(arguments)) => arguments.compute.threads,
             Some(Command::Bench(arguments)) => arguments.compute.threads,
+            Some(Command::Distill(arguments)) => arguments.compute.threads,
             Some(Command::Import(_) | Command::Health(_) | Command::Openapi) | None => None,
         };
         // Knows of affinity and of cgroup quotas.
@@ -72,6 +76,7 @@ impl Cli {
             Some(Command::Sample(arguments)) => sample::run(&arguments),
             Some(Command::Bench(arguments)) => bench::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
+            Some(Command::Distill(arguments)) => distill::run(&arguments, threads),
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),

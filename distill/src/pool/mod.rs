@@ -112,7 +112,11 @@ impl<'a> Pool<'a> {
         }
         let count = settings.order.slots(settings.batch, teacher.schedule.train_timesteps());
         if u32::try_from(count).is_err() {
-            return Err(Error::value("rho", count, "the pool has too many samples; take a smaller one"));
+            return Err(Error::value(
+                "rho",
+                count,
+                "the pool has too many samples; take a smaller one",
+            ));
         }
         let geometry = teacher.geometry();
         let length = geometry.in_channels * geometry.height * geometry.width;
@@ -182,9 +186,7 @@ impl<'a> Pool<'a> {
         let Settings { order, batch, seed, .. } = self.settings;
         match order {
             Order::Iterative | Order::Shuffled => (0..self.len()).collect(),
-            Order::Dynamic { .. } => {
-                random::distinct(seed, Purpose::Slot, step, batch, self.len())
-            }
+            Order::Dynamic { .. } => random::distinct(seed, Purpose::Slot, step, batch, self.len()),
         }
     }
 
@@ -219,8 +221,7 @@ impl<'a> Pool<'a> {
             timesteps.push(at.timestep as usize);
         }
         let seeds: Vec<u64> = slots.iter().map(|&slot| self.slots[slot].seed).collect();
-        let labels: Option<Vec<u32>> =
-            seeds.iter().map(|&seed| self.teacher.label(seed)).collect();
+        let labels: Option<Vec<u32>> = seeds.iter().map(|&seed| self.teacher.label(seed)).collect();
         let x = Tensor::from_vec(x, shape, device)?;
         let mut lesson = Lesson { answer: x.clone(), x, timesteps, labels, seeds };
 
@@ -374,8 +375,8 @@ impl Curriculum for Pool<'_> {
         };
         for (i, slot) in self.slots.iter_mut().enumerate() {
             let (offset, position) = (offsets[i], positions[i]);
-            let within = offset < self.walks.offsets() as u64
-                && position <= self.walks.steps() as u64;
+            let within =
+                offset < self.walks.offsets() as u64 && position <= self.walks.steps() as u64;
             if !within {
                 return Err(snapshot.malformed("its pool's samples are on other walks"));
             }

@@ -79,7 +79,10 @@ impl Rows {
         let found = map[..HEADER].split(|&byte| byte == b'\n').next().unwrap_or_default();
         if found != owner.as_bytes() {
             return refuse(
-                format!("another pool ({})", String::from_utf8_lossy(&found[..found.len().min(200)])),
+                format!(
+                    "another pool ({})",
+                    String::from_utf8_lossy(&found[..found.len().min(200)])
+                ),
                 &format!("this one is {owner}; name another file, or remove this one"),
             );
         }
