@@ -94,6 +94,11 @@ impl Batch {
 const SEEDS: u64 = 1 << 53;
 
 impl Sampling {
+    /// The seed of sample number `index`.
+    pub fn seed(&self, index: usize) -> u64 {
+        (self.first_seed + index as u64) % SEEDS
+    }
+
     /// The samples with the numbers in `range`, batch by batch.
     pub fn batches<'a>(
         &'a self,
@@ -110,8 +115,7 @@ impl Sampling {
     fn run(&self, network: &dyn Denoiser, range: Range<usize>) -> Result<Batch> {
         let geometry = network.geometry();
         let rows = range.len();
-        let seeds: Vec<u64> =
-            range.clone().map(|index| (self.first_seed + index as u64) % SEEDS).collect();
+        let seeds: Vec<u64> = range.clone().map(|index| self.seed(index)).collect();
         let labels: Option<Vec<u32>> =
             range.zip(&seeds).map(|(index, &seed)| self.classes.label(index, seed)).collect();
         let condition = match &labels {

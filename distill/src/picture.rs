@@ -1,22 +1,32 @@
 //! Pictures on disk: finished samples, and grids of them.
 
 use std::io::Cursor;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 use understudy_models::checkpoint::write_atomically;
 use understudy_models::{Error, Image, Result};
 
-/// Writes `image` to `folder/CLASS/SEED.png`, or `folder/SEED.png` without classes.
-pub(crate) fn keep(folder: &Path, class: Option<u32>, seed: u64, image: &Image) -> Result<()> {
-    let folder = match class {
+/// Where the sample with that class and seed is kept: `folder/CLASS/SEED.png`, or `folder/SEED.png`.
+pub(crate) fn place(folder: &Path, class: Option<u32>, seed: u64) -> PathBuf {
+    let name = format!("{seed}.png");
+    match class {
         // As many digits as make the names' order that of the numbers, which readers of folders go by.
-        Some(class) => folder.join(format!("{class:04}")),
-        None => folder.to_owned(),
-    };
-    std::fs::create_dir_all(&folder)
-        .map_err(|source| Error::Io { path: folder.clone(), source })?;
-    write(&folder.join(format!("{seed}.png")), image)
+        Some(class) => folder.join(format!("{class:04}")).join(name),
+        None => folder.join(name),
+    }
+}
+
+/// Writes a PNG, and the folder it is in where there is none yet.
+///
+/// # Errors
+/// As [`write`].
+pub(crate) fn write_new(path: &Path, image: &Image) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        let io = |source| Error::Io { path: folder.to_owned(), source };
+        std::fs::create_dir_all(folder).map_err(io)?;
+    }
+    write(path, image)
 }
 
 /// Writes a PNG, whole or not at all.

@@ -9,6 +9,8 @@ use understudy_models::checkpoint::ModelFolder;
 use understudy_models::schedule::{Class, PredictionType, ScheduleConfig};
 use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result};
 
+use crate::lesson::Curriculum;
+use crate::prune;
 use crate::teacher::{Teacher, learned_variance};
 
 /// A student before its first lesson.
@@ -98,6 +100,63 @@ impl Student {
             None => (config.initial_weights(seed)?, "random".into()),
         };
         Ok(Self { config, schedule, weights, initialisation })
+    }
+
+    /// Begins with the teacher's most important channels instead ([`prune::weights`]), as they matter on
+    /// the samples of `lessons`.
+    ///
+    /// # Errors
+    /// As [`prune::weights`]; [`Error::Value`] for a student that comes with weights or predicts something
+    /// else than its teacher.
+    pub fn pruned(
+        mut self,
+        teacher: &Teacher,
+        lessons: &mut dyn Curriculum,
+        seed: u64,
+    ) -> Result<Self> {
+        if self.initialisation != "random" {
+            let remedy =
+                "the student's folder has weights; give its config.json, or leave out --init";
+            return Err(Error::value("init", "pruned", remedy));
+        }
+        if self.schedule.prediction_type() != teacher.schedule.prediction_type() {
+            let remedy = "weights of one prediction do not serve another; leave out --prediction";
+            return Err(Error::value("init", "pruned", remedy));
+        }
+        self.weights = prune::weights(teacher, &self.config, lessons, seed)?;
+        self.initialisation = "the teacher's most important channels".into();
+        Ok(self)
+    }
+
+    /// A network with random weights drawn by `seed` that learns from images alone.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for what training does not honour.
+    pub fn untaught(candidate: Candidate, schedule: ScheduleConfig, seed: u64) -> Result<Self> {
+        let config = candidate.config;
+        refuse_dropout(&config)?;
+        let weights = config.initial_weights(seed)?;
+        Ok(Self { config, schedule, weights, initialisation: "random".into() })
+    }
+
+    /// A trained network that goes on learning, on its own schedule.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a candidate without weights; [`Error::Format`] and [`Error::Weights`] for
+    /// weights that cannot be read.
+    pub fn continued(candidate: Candidate) -> Result<Self> {
+        let Candidate { config, trained: Some(folder) } = candidate else {
+            return Err(Error::value(
+                "init",
+                "a config.json",
+                "name a model folder, which has weights",
+            ));
+        };
+        refuse_dropout(&config)?;
+        let name = folder.path.file_name().unwrap_or_default().to_string_lossy();
+        let initialisation = format!("weights of {name}");
+        let weights = config.fit(folder.tensors()?)?.into_iter().collect();
+        Ok(Self { config, schedule: folder.schedule, weights, initialisation })
     }
 
     /// Its number of weights.

@@ -1,6 +1,7 @@
 //! The network that is learned from.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -19,6 +20,8 @@ pub struct Teacher {
     pub schedule: ScheduleConfig,
     /// Its model card.
     pub card: Card,
+    /// Where it was read from.
+    folder: PathBuf,
     /// SHA-256 of its architecture and weights, in hexadecimal.
     pub hash: String,
     network: Box<dyn Denoiser>,
@@ -31,6 +34,7 @@ impl Teacher {
     /// As [`ModelFolder::open`] and [`ModelFolder::load`]; [`Error::Value`] for a network that is told
     /// numbers instead of classes.
     pub fn open(folder: &Path, name: String) -> Result<Self> {
+        let path = folder.to_owned();
         let folder = ModelFolder::open(folder)?;
         if let Conditioning::Timestep | Conditioning::Embedding(_) =
             folder.network.geometry().conditioning
@@ -45,7 +49,8 @@ impl Teacher {
         let weights = config.fit(folder.tensors()?)?;
         let hash = hash(&config, &weights)?;
         let network = config.load(weights, DType::F32, &Device::Cpu)?;
-        Ok(Self { name, config, schedule: folder.schedule, card: folder.card, hash, network })
+        let (schedule, card) = (folder.schedule, folder.card);
+        Ok(Self { name, config, schedule, card, folder: path, hash, network })
     }
 
     /// The shapes.
@@ -61,6 +66,16 @@ impl Teacher {
     /// The network itself.
     pub fn network(&self) -> &dyn Denoiser {
         self.network.as_ref()
+    }
+
+    /// Its weights, f32 on the CPU, read again: the network itself keeps them packed.
+    ///
+    /// # Errors
+    /// As [`Teacher::open`].
+    pub fn weights(&self) -> Result<BTreeMap<String, Tensor>> {
+        let weights = self.config.fit(ModelFolder::open(&self.folder)?.tensors()?)?;
+        let single = |(name, weight): (String, Tensor)| Ok((name, weight.to_dtype(DType::F32)?));
+        weights.into_iter().map(single).collect()
     }
 
     /// The class of the trajectory with that seed, for a class-conditional teacher; the class that means

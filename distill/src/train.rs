@@ -70,6 +70,7 @@ const PREPARING: Duration = Duration::from_secs(60);
 /// [`Error::Value`] when `out` holds another run, and when a loss is not finite (naming the step and the
 /// seed of its lesson); [`Error::Io`] when the disk is full: the last checkpoint stays good.
 pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
+    check_out(&task.out)?;
     let workshop = task.out.join(WORKSHOP);
     let settings = task.settings.clone();
     let parameters = Parameters::new(std::mem::take(&mut task.student.weights))?;
@@ -92,7 +93,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
     let mut checkpointed = Instant::now();
     while let Some(done) = task.curriculum.prepare()? {
         watch.event(Event::Preparing { done });
-        if checkpointed.elapsed() > PREPARING {
+        if checkpointed.elapsed() > PREPARING || done >= 1.0 {
             state.seconds = clock.seconds();
             state.save(&mut task, &workshop)?;
             checkpointed = Instant::now();
@@ -134,6 +135,35 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         }
     }
     finish(&state, task)
+}
+
+/// Refuses a folder that holds something else than a run.
+///
+/// # Errors
+/// [`Error::Value`] naming it.
+pub fn check_out(out: &Path) -> Result<()> {
+    if out.join(WORKSHOP).join(CHECKPOINT).exists() {
+        return Ok(());
+    }
+    let foreign = match std::fs::read_dir(out) {
+        Ok(entries) => {
+            let mut names = entries.flatten().map(|entry| entry.file_name());
+            names.find(|name| name != WORKSHOP)
+        }
+        // A file, or nothing yet.
+        Err(_) => out.exists().then(|| out.as_os_str().to_owned()),
+    };
+    match foreign {
+        None => Ok(()),
+        Some(name) => Err(Error::value(
+            "out",
+            out.display(),
+            format!(
+                "holds {}, which is not of an unfinished run; name a new folder",
+                name.to_string_lossy()
+            ),
+        )),
+    }
 }
 
 /// What changes while a run goes on, beside the curriculum.

@@ -5,6 +5,7 @@
 //! request's settings become a [`sampler::Trajectory`]; whoever owns the device alternates network
 //! evaluations with [`sampler::advance`].
 
+pub mod channels;
 pub mod checkpoint;
 mod denoiser;
 mod error;

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
+use crate::channels::Channels;
 use crate::initial::{self, Distribution};
 use crate::unet::{UNet2DConfig, UNet2DModel};
 use crate::{Denoiser, Error, Geometry, Result};
@@ -104,6 +105,22 @@ impl NetworkConfig {
         match self {
             Self::UNet(config) => UNet2DModel::fit(config, weights),
         }
+    }
+
+    /// Which channels stand or fall together; nothing for a network that has no narrower twin.
+    pub fn channels(&self) -> Option<Channels> {
+        match self {
+            Self::UNet(config) => config.channels(),
+        }
+    }
+
+    /// The same network with its widths times `factor`, rounded to what its norms and attentions can
+    /// divide; nothing where that is the same network, or none.
+    pub fn scaled(&self, factor: f64) -> Option<Self> {
+        let scaled = match self {
+            Self::UNet(config) => config.scaled(factor).map(Self::UNet),
+        };
+        scaled.filter(|scaled| scaled != self)
     }
 
     /// Builds the network from its weights, in `dtype` on `device`. Where a weight is a

@@ -1,24 +1,29 @@
 //! `understudy distill`: a faster network learns from a model, without any training data.
 
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use understudy_distill::{
+    generate::{Classes, Sampling},
+    generated::Generated,
+    lesson::Curriculum,
     objective::Dkdm,
     pool::{self, Order, Pool},
+    shrink,
     student::{Candidate, Student},
     teacher::Teacher,
     train::{self, Task},
     walk::Walks,
 };
 use understudy_models::{
+    Conditioning,
     checkpoint::{
         card::{Card, Role},
-        hub,
+        hub, write_atomically,
     },
-    sampler::Kind,
+    sampler::{self, Kind},
     schedule::PredictionType,
 };
 
@@ -34,15 +39,27 @@ pub(super) struct DistillArgs {
     /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).
     #[arg(long, value_name = "MODEL")]
     teacher: String,
-    /// The student: a config.json of its architecture, or a model folder, whose weights it begins with.
+    /// The student: a config.json of its architecture; a model folder, whose weights it begins with; or
+    /// the part of the teacher's time that it may take, such as 0.5x: the widths are found by measuring.
     #[arg(long, value_name = "MODEL-OR-CONFIG")]
     student: PathBuf,
+    /// The weights a student without any begins with: random, or its teacher's most important channels
+    /// (pruned; for students of the teacher's shape, only narrower).
+    #[arg(long, value_enum, default_value_t = Init::Random)]
+    init: Init,
     /// The model folder to make.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Folder of model folders [default: ./models/zoo, else the bundled one].
     #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
     models: Option<PathBuf>,
+    /// dkdm, or the paper's baseline: the teacher draws --samples images, and the student is trained on
+    /// them as if they were data.
+    #[arg(long, value_enum, default_value_t = Method::Dkdm)]
+    method: Method,
+    /// Images that the baseline's teacher draws, each in --walk-steps steps of --walk-sampler.
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::new(10_000).unwrap_or(NonZeroUsize::MIN))]
+    samples: NonZeroUsize,
     /// In which order the student sees noisy images: all of a batch at one time (iterative), each at
     /// its own (shuffled), or drawn from a pool (dynamic, the paper's choice).
     #[arg(long, value_enum, default_value_t = Schedule::Dynamic)]
@@ -71,6 +88,18 @@ pub(super) struct DistillArgs {
     training: TrainingArgs,
     #[command(flatten)]
     pub(super) compute: Compute,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    Dkdm,
+    DataFreeBaseline,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Init {
+    Random,
+    Pruned,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -178,58 +207,29 @@ impl TrainingArgs {
 pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
     args.compute.for_training()?;
+    train::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings()?;
     let teacher = open_teacher(args)?;
-    let student = Candidate::open(&args.student)
-        .map_err(|error| format!("--student {}: {error}", args.student.display()))?;
-    let student =
-        Student::new(student, &teacher, prediction(args)?, args.training.seed).map_err(shown)?;
-
-    let sampler: Kind =
-        args.walk_sampler.parse().map_err(|error| format!("--walk-sampler: {error}"))?;
-    let learned = teacher.learned_variance();
-    let walks = Walks::new(&teacher.schedule, sampler, args.walk_steps, learned).map_err(shown)?;
-    let identity = identity(args, &teacher, &student);
-    let pool = Pool::new(
-        &teacher,
-        walks,
-        pool::Settings {
-            order: match args.schedule {
-                Schedule::Iterative => Order::Iterative,
-                Schedule::Shuffled => Order::Shuffled,
-                Schedule::Dynamic => Order::Dynamic { rho: args.rho },
-            },
-            batch: args.training.batch as usize,
-            seed: args.training.seed,
-            run: args.out.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-            file: args.pool_file.clone(),
-            finished: args.keep_samples.clone(),
-        },
-    )
-    .map_err(shown)?;
-    let objective = Dkdm::new(
-        &teacher.schedule,
-        teacher.schedule.prediction_type(),
-        student.schedule.prediction_type(),
-        learned,
-    )
-    .map_err(shown)?;
+    let student = student(args, &teacher)?;
+    let lessons = match args.method {
+        Method::Dkdm => dkdm(args, &teacher, &student),
+        Method::DataFreeBaseline => data_free_baseline(args, &teacher, &student),
+    }?;
+    let Lessons { identity, curriculum, answers, learned, role } = lessons;
+    let objective =
+        Dkdm::new(&teacher.schedule, answers, student.schedule.prediction_type(), learned)
+            .map_err(shown)?;
 
     let mut recipe = identity.clone();
-    recipe.insert("method".into(), "dkdm".into());
-    recipe.insert("pool_samples".into(), pool.len().into());
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
-    let card = Card { role: Role::Student, recipe, ..card(&teacher) };
-    let parameters = student.parameters();
+    let card = Card { role, recipe, ..card(&teacher) };
     eprintln!(
-        "{} ({} weights) teaches {} weights; {} samples in the pool",
+        "{} ({} weights) teaches {} weights",
         teacher.name,
         teacher.network().parameters(),
-        parameters,
-        pool.len()
+        student.parameters()
     );
-    let curriculum = Box::new(pool);
     let out = args.out.clone();
     let task = Task { out, identity, curriculum, objective, student, settings, card };
     train::train(task, &mut Progress::new()).map_err(shown)?;
@@ -238,6 +238,148 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         args.out.display()
     );
     Ok(())
+}
+
+/// The student before its first lesson.
+fn student(args: &DistillArgs, teacher: &Teacher) -> Result<Student, String> {
+    let explain =
+        |error: understudy_models::Error| format!("--student {}: {error}", args.student.display());
+    let seed = args.training.seed;
+    let candidate = match share(&args.student) {
+        None => Candidate::open(&args.student).map_err(explain)?,
+        Some(share) => shrunk(args, teacher, share)?,
+    };
+    let student = Student::new(candidate, teacher, prediction(args)?, seed).map_err(explain)?;
+    // A resumed run has its weights in the checkpoint.
+    let checkpoint = args.out.join(train::WORKSHOP).join(train::CHECKPOINT);
+    if args.init == Init::Random || checkpoint.exists() {
+        return Ok(student);
+    }
+    // Samples of the teacher's walk, at times of their own; as the lessons will be, but other ones.
+    eprintln!("finding the teacher's most important channels");
+    let steps = args.walk_steps.min(PROBE_STEPS);
+    let settings = pool::Settings {
+        order: Order::Shuffled,
+        batch: 32,
+        seed: seed ^ (1 << 63),
+        run: String::new(),
+        file: None,
+        finished: None,
+    };
+    let shown = |error: understudy_models::Error| error.to_string();
+    let learned = teacher.learned_variance();
+    let walks = Walks::new(&teacher.schedule, Kind::Ddpm, steps, learned).map_err(shown)?;
+    let mut pool = Pool::new(teacher, walks, settings).map_err(shown)?;
+    student.pruned(teacher, &mut pool, seed).map_err(shown)
+}
+
+/// Steps of the walk on which importance is measured: every time is visited whatever their number.
+const PROBE_STEPS: usize = 50;
+
+/// `0.5x` as a number.
+fn share(student: &Path) -> Option<f64> {
+    student.to_str()?.strip_suffix('x')?.parse().ok()
+}
+
+/// The network found for a share of the teacher's time; a resumed run must have the same.
+fn shrunk(args: &DistillArgs, teacher: &Teacher, share: f64) -> Result<Candidate, String> {
+    let workshop = args.out.join(train::WORKSHOP);
+    let found = workshop.join("student.json");
+    let shown = |error: understudy_models::Error| error.to_string();
+    if !found.exists() {
+        let shrunk = shrink::shrink(teacher, share).map_err(shown)?;
+        eprintln!("a student of {:.2} of the teacher's time: {}", shrunk.share, found.display());
+        std::fs::create_dir_all(&workshop)
+            .map_err(|error| format!("{}: {error}", workshop.display()))?;
+        let text = format!("{:#}\n", shrunk.config.to_json());
+        write_atomically(&found, text.as_bytes()).map_err(shown)?;
+    }
+    Candidate::open(&found).map_err(shown)
+}
+
+/// Where lessons come from, and how they are to be read.
+struct Lessons<'a> {
+    identity: Map<String, Value>,
+    curriculum: Box<dyn Curriculum + 'a>,
+    answers: PredictionType,
+    learned: bool,
+    role: Role,
+}
+
+/// The pool on which the teacher walks.
+fn dkdm<'a>(
+    args: &DistillArgs,
+    teacher: &'a Teacher,
+    student: &Student,
+) -> Result<Lessons<'a>, String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    let learned = teacher.learned_variance();
+    let walks = Walks::new(&teacher.schedule, walk_sampler(args)?, args.walk_steps, learned);
+    let mut identity = identity(args, teacher, student);
+    let schedule = args.schedule.to_possible_value();
+    let schedule = schedule.map(|value| value.get_name().to_owned());
+    identity.insert("schedule".into(), schedule.into());
+    if args.schedule == Schedule::Dynamic {
+        identity.insert("rho".into(), args.rho.into());
+    }
+    let settings = pool::Settings {
+        order: match args.schedule {
+            Schedule::Iterative => Order::Iterative,
+            Schedule::Shuffled => Order::Shuffled,
+            Schedule::Dynamic => Order::Dynamic { rho: args.rho },
+        },
+        batch: args.training.batch as usize,
+        seed: args.training.seed,
+        run: args.out.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        file: args.pool_file.clone(),
+        finished: args.keep_samples.clone(),
+    };
+    let pool = Pool::new(teacher, walks.map_err(shown)?, settings).map_err(shown)?;
+    let (curriculum, role) = (Box::new(pool), Role::Student);
+    let answers = teacher.schedule.prediction_type();
+    Ok(Lessons { identity, curriculum, answers, learned, role })
+}
+
+/// The teacher's images as data.
+fn data_free_baseline<'a>(
+    args: &DistillArgs,
+    teacher: &'a Teacher,
+    student: &Student,
+) -> Result<Lessons<'a>, String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    if teacher.learned_variance() {
+        return Err(
+            "--method data-free-baseline: the teacher learns its variance, which images do \
+                    not teach; use --method dkdm"
+                .into(),
+        );
+    }
+    let kind = walk_sampler(args)?;
+    let trajectory = sampler::trajectory(&teacher.schedule, kind, args.walk_steps, 0.0, false);
+    let mut identity = identity(args, teacher, student);
+    identity.insert("samples".into(), args.samples.get().into());
+    let (batch, seed) = (args.training.batch as usize, args.training.seed);
+    let sampling = Sampling {
+        trajectory: trajectory.map_err(shown)?,
+        classes: match teacher.geometry().conditioning {
+            Conditioning::Classes(classes) => Classes::FromSeed(classes),
+            _ => Classes::None,
+        },
+        // Runs of different seeds are to see different images.
+        first_seed: seed.wrapping_mul(1 << 32),
+        batch: 64,
+    };
+    let folder = args.out.join(train::WORKSHOP).join("teacher-samples");
+    let network = (student.config.clone(), student.schedule.clone());
+    let count = args.samples.get();
+    let curriculum =
+        Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed));
+    let (answers, learned) = (PredictionType::Epsilon, false);
+    Ok(Lessons { identity, curriculum, answers, learned, role: Role::Baseline })
+}
+
+fn walk_sampler(args: &DistillArgs) -> Result<Kind, String> {
+    args.walk_sampler.parse().map_err(|error| format!("--walk-sampler: {error}"))
 }
 
 fn open_teacher(args: &DistillArgs) -> Result<Teacher, String> {
@@ -258,12 +400,10 @@ fn prediction(args: &DistillArgs) -> Result<Option<PredictionType>, String> {
 /// What makes the run another one than its neighbour.
 fn identity(args: &DistillArgs, teacher: &Teacher, student: &Student) -> Map<String, Value> {
     let mut identity = args.training.identity();
-    let schedule = args.schedule.to_possible_value();
-    let schedule = schedule.map(|value| value.get_name().to_owned());
-    if args.schedule == Schedule::Dynamic {
-        identity.insert("rho".into(), args.rho.into());
-    }
-    identity.insert("schedule".into(), schedule.into());
+    let method = args.method.to_possible_value().map(|value| value.get_name().to_owned());
+    identity.insert("method".into(), method.into());
+    let init = args.init.to_possible_value().map(|value| value.get_name().to_owned());
+    identity.insert("init".into(), init.into());
     identity.insert("walk_steps".into(), args.walk_steps.into());
     identity.insert("walk_sampler".into(), args.walk_sampler.clone().into());
     identity.insert("teacher_sha256".into(), teacher.hash.clone().into());

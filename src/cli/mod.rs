@@ -9,6 +9,7 @@ mod openapi;
 mod progress;
 mod sample;
 mod serve;
+mod train;
 
 use std::{num::NonZeroUsize, process::ExitCode};
 
@@ -35,6 +36,7 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
     Import(import::ImportArgs),
     Distill(Box<distill::DistillArgs>),
+    Train(Box<train::TrainArgs>),
     /// Ask a running server whether it is ready; for container health checks.
     #[command(hide = true)]
     Health(health::HealthArgs),
@@ -61,6 +63,7 @@ impl Cli {
             Some(Command::Sample(arguments)) => arguments.compute.threads,
             Some(Command::Bench(arguments)) => arguments.compute.threads,
             Some(Command::Distill(arguments)) => arguments.compute.threads,
+            Some(Command::Train(arguments)) => arguments.compute.threads,
             Some(Command::Import(_) | Command::Health(_) | Command::Openapi) | None => None,
         };
         // Knows of affinity and of cgroup quotas.
@@ -77,6 +80,7 @@ impl Cli {
             Some(Command::Bench(arguments)) => bench::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
             Some(Command::Distill(arguments)) => distill::run(&arguments, threads),
+            Some(Command::Train(arguments)) => train::run(&arguments, threads),
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),

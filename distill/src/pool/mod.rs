@@ -19,6 +19,7 @@ use understudy_models::{Error, Image, Result, noise};
 
 use crate::checkpoint::Snapshot;
 use crate::lesson::{Curriculum, Lesson};
+use crate::picture;
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
 use crate::walk::Walks;
@@ -265,7 +266,8 @@ impl<'a> Pool<'a> {
                 let class = walked.lesson.labels.as_ref().map(|labels| labels[row]);
                 let images = Image::from_batch(&walked.next.narrow(0, row, 1)?)?;
                 for image in &images {
-                    crate::picture::keep(folder, class, self.slots[slot].seed, image)?;
+                    let path = picture::place(folder, class, self.slots[slot].seed);
+                    picture::write_new(&path, image)?;
                 }
             }
         }

@@ -6,6 +6,7 @@
 
 mod attention;
 mod blocks;
+mod channels;
 mod config;
 mod embeddings;
 pub(crate) mod fields;
