@@ -29,7 +29,7 @@ impl Progress {
 
     /// Whether it is time for another line.
     fn due(&mut self) -> bool {
-        let due = self.shown.is_none_or(|shown| shown.elapsed() > LINE_EVERY);
+        let due = self.bar.is_none() && self.shown.is_none_or(|shown| shown.elapsed() > LINE_EVERY);
         if due {
             self.shown = Some(Instant::now());
         }
@@ -38,14 +38,16 @@ impl Progress {
 
     fn preparing(&mut self, done: f64) {
         let message = format!("the teacher fills the pool: {:.0} %", 100.0 * done);
-        match &self.bar {
-            Some(bar) => bar.set_message(message),
-            None if self.due() => eprintln!("{message}"),
-            None => {}
+        if self.due() {
+            eprintln!("{message}");
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_message(message);
         }
     }
 
     fn step(&mut self, record: &Record, steps: u64) {
+        let due = self.due();
         match &self.bar {
             Some(bar) => {
                 if bar.length() != Some(steps) {
@@ -60,7 +62,7 @@ impl Progress {
                     bar.finish();
                 }
             }
-            None if self.due() || record.step == steps => {
+            None if due || record.step == steps => {
                 let rate = record.seconds / record.step as f64;
                 let left = Duration::from_secs((rate * (steps - record.step) as f64) as u64);
                 eprintln!(

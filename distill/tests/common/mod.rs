@@ -18,7 +18,7 @@ use understudy_models::sampler::Kind;
 use understudy_models::schedule::ScheduleConfig;
 
 /// A network of so many channels; `more` replaces fields.
-pub fn network(channels: usize, more: &Value) -> NetworkConfig {
+pub(crate) fn network(channels: usize, more: &Value) -> NetworkConfig {
     let mut config = json!({
         "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1,
         "block_out_channels": [channels, channels], "norm_num_groups": 4, "layers_per_block": 1,
@@ -31,7 +31,7 @@ pub fn network(channels: usize, more: &Value) -> NetworkConfig {
     NetworkConfig::from_json(&config, "config.json").unwrap()
 }
 
-pub fn schedule(more: &Value) -> ScheduleConfig {
+pub(crate) fn schedule(more: &Value) -> ScheduleConfig {
     let mut config = json!({
         "_class_name": "DDPMScheduler", "num_train_timesteps": 20,
         "beta_schedule": "squaredcos_cap_v2",
@@ -43,7 +43,7 @@ pub fn schedule(more: &Value) -> ScheduleConfig {
 }
 
 /// Writes a model folder with random weights.
-pub fn folder(
+pub(crate) fn folder(
     home: &Path,
     name: &str,
     network: &NetworkConfig,
@@ -56,19 +56,19 @@ pub fn folder(
     path
 }
 
-pub fn teacher(home: &Path) -> Teacher {
+pub(crate) fn teacher(home: &Path) -> Teacher {
     let path = folder(home, "teacher", &network(16, &json!({})), &schedule(&json!({})));
     Teacher::open(&path, "teacher".into()).unwrap()
 }
 
 /// A teacher that learns its variance.
-pub fn learned_teacher(home: &Path) -> Teacher {
+pub(crate) fn learned_teacher(home: &Path) -> Teacher {
     let network = network(16, &json!({"out_channels": 2}));
     let schedule = schedule(&json!({"variance_type": "learned_range"}));
     Teacher::open(&folder(home, "learned", &network, &schedule), "learned".into()).unwrap()
 }
 
-pub fn pool<'a>(
+pub(crate) fn pool<'a>(
     teacher: &'a Teacher,
     order: Order,
     steps: usize,
@@ -81,7 +81,12 @@ pub fn pool<'a>(
 }
 
 /// A run of `steps` steps into `out`.
-pub fn task<'a>(teacher: &'a Teacher, out: &Path, steps: u64, file: Option<PathBuf>) -> Task<'a> {
+pub(crate) fn task<'a>(
+    teacher: &'a Teacher,
+    out: &Path,
+    steps: u64,
+    file: Option<PathBuf>,
+) -> Task<'a> {
     let learned = teacher.learned_variance();
     let channels = if learned { json!({"out_channels": 2}) } else { json!({}) };
     let candidate = Candidate { config: network(8, &channels), trained: None };
@@ -99,7 +104,7 @@ pub fn task<'a>(teacher: &'a Teacher, out: &Path, steps: u64, file: Option<PathB
     }
 }
 
-pub fn settings(steps: u64) -> Settings {
+pub(crate) fn settings(steps: u64) -> Settings {
     Settings {
         steps,
         accumulate: 1,
@@ -116,14 +121,14 @@ pub fn settings(steps: u64) -> Settings {
 }
 
 /// Whoever does not look.
-pub struct Blind;
+pub(crate) struct Blind;
 
 impl Watch for Blind {
     fn event(&mut self, _: Event<'_>) {}
 }
 
 /// The losses a run wrote down, without its times.
-pub fn curve(out: &Path) -> Vec<Value> {
+pub(crate) fn curve(out: &Path) -> Vec<Value> {
     let log = std::fs::read_to_string(out.join(train::WORKSHOP).join("log.jsonl")).unwrap();
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();
