@@ -4,7 +4,8 @@
 //! `FOLDER` holds the network as diffusers writes it (`config.json`,
 //! `diffusion_pytorch_model.safetensors`), the batch `sample`, `timestep` (f32), `target` and, for a
 //! class-conditional network, `class_labels`. Prints one line of JSON: seconds of each step after two
-//! that warm up, of its parts, minor page faults per step, and the losses.
+//! that warm up, of its parts, minor page faults per step, and the losses. With 0 seconds it prints what
+//! each kernel of a step took instead.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -16,6 +17,9 @@ use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Var};
 use rayon::prelude::*;
 use understudy_models::Denoiser;
 use understudy_models::unet::{UNet2DConfig, UNet2DModel};
+
+/// Steps that are not counted.
+const WARM_UPS: usize = 2;
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
@@ -38,6 +42,14 @@ fn main() {
     let (x, times, target) = (&batch["sample"], &batch["timestep"], &batch["target"]);
     let condition = batch.get("class_labels").map(|labels| labels.to_dtype(DType::U32).unwrap());
 
+    if seconds == 0.0 {
+        let profile = || model.profile(x, times, condition.as_ref()).unwrap();
+        profile();
+        for (name, flop, seconds) in profile() {
+            println!("{:9.3} ms {:7.1} GFLOP/s  {name}", 1e3 * seconds, 1e-9 * flop / seconds);
+        }
+        return;
+    }
     let moments: Vec<AdamW> = vars.values().map(|var| AdamW::new(var.elem_count())).collect();
     let (mut steps, mut parts) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
     let mut faults = minor_faults();
@@ -59,8 +71,7 @@ fn main() {
         for (part, time) in parts.iter_mut().zip([forward, backward - forward, all - backward]) {
             part.push(time);
         }
-        if steps.len() == 2 {
-            // Warm now.
+        if losses.len() == WARM_UPS {
             faults = minor_faults();
             steps.clear();
             parts.iter_mut().for_each(Vec::clear);

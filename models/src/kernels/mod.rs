@@ -49,5 +49,5 @@ pub(crate) use gradient::{
 pub(crate) use image::{Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;
 pub(crate) use norm::{Apply, Measure, Settle};
-pub(crate) use program::{Call, Operation, Part, Program, Workspace};
+pub(crate) use program::{Call, Operation, Part, Profile, Program, Workspace};
 pub(crate) use winograd::{Variant, Winograd};

@@ -109,7 +109,8 @@ impl UNet2DModel {
     }
 
     /// Name, floating-point operations (as a direct implementation would need them) and seconds of each
-    /// kernel in one evaluation; nothing where the network is not compiled.
+    /// kernel in one evaluation, and of the gradients of weights that are trained; nothing where the
+    /// network is not compiled.
     pub fn profile(
         &self,
         x: &Tensor,
@@ -119,8 +120,9 @@ impl UNet2DModel {
         self.check(x, timesteps, condition)?;
         let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
         match &self.body {
-            Body::Layers(_) | Body::Training(_) => Ok(Vec::new()),
+            Body::Layers(_) => Ok(Vec::new()),
             Body::Plan(plan) => plan.profile(x, &time, timesteps),
+            Body::Training(plan) => plan.profile(x, &time, timesteps),
         }
     }
 

@@ -21,8 +21,6 @@ pub(crate) struct Row {
 pub(crate) struct Filter {
     /// One for each output channel.
     pub(crate) rows: Vec<Row>,
-    /// Input channels.
-    pub(crate) channels: usize,
     /// Taps.
     pub(crate) taps: usize,
 }

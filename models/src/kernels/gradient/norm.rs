@@ -67,9 +67,11 @@ impl Operation for NormGradient {
         values.chain(modulation).chain([self.map, self.moments]).collect()
     }
     fn writes(&self) -> Vec<Buffer> {
-        let gradients = self.sources.iter().map(|source| source.gradient.buffer);
+        let mut gradients: Vec<_> = self.sources.iter().map(|one| one.gradient.buffer).collect();
+        // A map joined to itself gets both parts, one after the other.
+        gradients.dedup();
         let modulation = self.modulation.map(|(_, gradients)| gradients);
-        gradients.chain(modulation).chain([self.target.buffer, self.shares]).collect()
+        gradients.into_iter().chain(modulation).chain([self.target.buffer, self.shares]).collect()
     }
     fn name(&self) -> String {
         let (height, width) = (self.target.height, self.target.width);

@@ -42,7 +42,7 @@ impl Case<'_> {
 
     fn filter(&self, outputs: usize, channels: usize, taps: usize) -> Filter {
         let rows = (0..outputs).map(|o| self.row(0, o * channels * taps)).collect();
-        Filter { rows, channels, taps }
+        Filter { rows, taps }
     }
 
     /// The output map and the gradients of all parameters, by each instruction set.

@@ -108,7 +108,7 @@ impl Builder<'_> {
     ) -> crate::Result<()> {
         let images: Vec<Image> = sources.iter().map(|&source| self.image(source)).collect();
         let to = self.image(target);
-        let channels = images.iter().map(Image::channels).sum();
+        let channels: usize = images.iter().map(Image::channels).sum();
         let count = taps.side * taps.side;
         let (mut rows, mut biases) = (Vec::new(), Vec::new());
         let tape = self.tape();
@@ -120,7 +120,7 @@ impl Builder<'_> {
                 biases.push(tape.row(bias, o, *factor));
             }
         }
-        let filter = Filter { rows, channels, taps: count };
+        let filter = Filter { rows, taps: count };
 
         let form = form(&images, &to, taps);
         let inputs = places(&images, 0, form == Form::Direct);

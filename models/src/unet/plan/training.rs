@@ -12,7 +12,7 @@ use candle_core::{
 
 use super::builder::Builder;
 use super::{Ends, assemble, floats, inputs, slice};
-use crate::kernels::{Call, Export, Import, Isa, Part, Program, Scale, Workspace};
+use crate::kernels::{Call, Export, Import, Isa, Part, Profile, Program, Scale, Workspace};
 use crate::unet::UNet2DConfig;
 use crate::unet::config::TimeEmbedding;
 use crate::unet::weights::Weights;
@@ -96,16 +96,41 @@ impl Training {
         let evaluation = Evaluation {
             network: self.0.clone(),
             sigma: sigma.contiguous()?,
-            parameters: self
-                .0
-                .parameters
-                .iter()
-                .map(|(parameter, _)| parameter.contiguous())
-                .collect::<Result<_>>()?,
+            parameters: self.0.parameters()?,
             workspace: Mutex::new(None),
             gradients,
         };
         x.contiguous()?.apply_op3(&time.contiguous()?, &link, evaluation)
+    }
+
+    /// Name, floating-point operations and seconds of each kernel of one evaluation and of the gradients
+    /// of its weights, the output's own gradient being the output.
+    pub(in crate::unet) fn profile(
+        &self,
+        x: &Tensor,
+        time: &Tensor,
+        sigma: &Tensor,
+    ) -> Result<Profile> {
+        let network = &self.0;
+        let tensors = [x.contiguous()?, time.contiguous()?, sigma.contiguous()?];
+        let storages = tensors.each_ref().map(Tensor::storage_and_layout);
+        let mut inputs: [&[f32]; 3] = [&[]; 3];
+        for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
+            *input = floats(storage, layout)?;
+        }
+        let batch = x.dim(0)?;
+        let mut output = vec![0.0; batch * network.outputs.iter().product::<usize>()];
+        let (mut of_time, mut of_weights) =
+            (vec![0.0; time.elem_count()], vec![0.0; network.total]);
+        let mut workspace = network.program.begin();
+        let (mut profile, parameters) = (Profile::new(), network.parameters()?);
+        let lines = Some(&mut profile);
+        network.run(&parameters, (FORWARD, &mut workspace), batch, &inputs, &mut output, &mut [], lines)?;
+        let (inputs, lines) = ([&output[..]], Some(&mut profile));
+        let place = (BACKWARD, &mut workspace);
+        network.run(&parameters, place, batch, &inputs, &mut of_time, &mut of_weights, lines)?;
+        network.program.end(workspace);
+        Ok(profile)
     }
 
     /// Bytes kept from one evaluation to the next beside the weights.
@@ -126,24 +151,44 @@ struct Evaluation {
     gradients: Gradients,
 }
 
-impl Evaluation {
+impl Network {
+    /// The weights as they are now.
+    fn parameters(&self) -> Result<Vec<Tensor>> {
+        self.parameters.iter().map(|(parameter, _)| parameter.contiguous()).collect()
+    }
+
+    #[allow(clippy::too_many_arguments)]
     fn run(
         &self,
-        part: usize,
-        workspace: &mut Workspace,
+        parameters: &[Tensor],
+        (part, workspace): (usize, &mut Workspace),
         batch: usize,
         inputs: &[&[f32]],
         output: &mut [f32],
         gradients: &mut [f32],
+        profile: Option<&mut Profile>,
     ) -> Result<()> {
-        let storages: Vec<_> = self.parameters.iter().map(Tensor::storage_and_layout).collect();
+        let storages: Vec<_> = parameters.iter().map(Tensor::storage_and_layout).collect();
         let parameters: Vec<&[f32]> = storages
             .iter()
             .map(|(storage, layout)| floats(storage, layout))
             .collect::<Result<_>>()?;
         let call = Call { batch, inputs, parameters: &parameters, output, gradients };
-        self.network.program.run_part(part, workspace, call, None);
+        self.program.run_part(part, workspace, call, profile);
         Ok(())
+    }
+}
+
+impl Evaluation {
+    fn run(
+        &self,
+        place: (usize, &mut Workspace),
+        batch: usize,
+        inputs: &[&[f32]],
+        output: &mut [f32],
+        gradients: &mut [f32],
+    ) -> Result<()> {
+        self.network.run(&self.parameters, place, batch, inputs, output, gradients, None)
     }
 }
 
@@ -176,7 +221,7 @@ impl CustomOp3 for Evaluation {
         let [channels, height, width] = self.network.outputs;
         let mut output = vec![0.0; batch * channels * height * width];
         let mut workspace = self.network.program.begin();
-        self.run(FORWARD, &mut workspace, batch, &inputs, &mut output, &mut [])?;
+        self.run((FORWARD, &mut workspace), batch, &inputs, &mut output, &mut [])?;
         *locked(&self.workspace) = Some(workspace);
         Ok((CpuStorage::F32(output), Shape::from((batch, channels, height, width))))
     }
@@ -203,12 +248,12 @@ impl CustomOp3 for Evaluation {
         let mut of_time = vec![0.0; time.elem_count()];
         let mut of_weights = vec![0.0; self.network.total];
         let input = [floats(&storage, layout)?];
-        self.run(BACKWARD, &mut workspace, batch, &input, &mut of_time, &mut of_weights)?;
+        self.run((BACKWARD, &mut workspace), batch, &input, &mut of_time, &mut of_weights)?;
         let total = of_weights.len();
         *locked(&self.gradients) = Some(Tensor::from_vec(of_weights, total, &Device::Cpu)?);
         let of_x = if x.track_op() {
             let mut of_x = vec![0.0; x.elem_count()];
-            self.run(INPUT, &mut workspace, batch, &[], &mut of_x, &mut [])?;
+            self.run((INPUT, &mut workspace), batch, &[], &mut of_x, &mut [])?;
             Some(Tensor::from_vec(of_x, x.shape(), &Device::Cpu)?)
         } else {
             None
