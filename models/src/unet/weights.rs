@@ -63,6 +63,11 @@ impl Weights<'_> {
         matches!(&*self.store.borrow(), Store::Take { trained: false, .. })
     }
 
+    /// Whether some weight tracks gradients.
+    pub(super) fn trained(&self) -> bool {
+        matches!(&*self.store.borrow(), Store::Take { trained: true, .. })
+    }
+
     /// The element type of the network.
     pub(super) fn dtype(&self) -> DType {
         self.dtype
