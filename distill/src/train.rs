@@ -134,7 +134,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
             watch.event(Event::Checkpoint { step });
         }
     }
-    finish(&state, task)
+    finish(&state, task, clock.rate)
 }
 
 /// Refuses a folder that holds something else than a run.
@@ -275,8 +275,11 @@ impl State {
 
 /// A folder that holds another run is not overwritten.
 fn check_identity(there: &Value, asked: &Map<String, Value>, out: &Path) -> Result<()> {
+    // Read back from text as what is there was, which may move the last bit of a number.
+    let text = Value::Object(asked.clone()).to_string();
+    let asked: Value = serde_json::from_str(&text).unwrap_or_default();
     let differs = |name: &&String| there[name.as_str()] != asked[name.as_str()];
-    match asked.keys().find(differs) {
+    match asked.as_object().into_iter().flat_map(Map::keys).find(differs) {
         None => Ok(()),
         Some(name) => {
             let show = |value: &Value| {
@@ -298,8 +301,13 @@ fn check_identity(there: &Value, asked: &Map<String, Value>, out: &Path) -> Resu
 }
 
 /// The averaged weights become the model.
-fn finish(state: &State, mut task: Task<'_>) -> Result<()> {
+fn finish(state: &State, mut task: Task<'_>, rate: Option<f64>) -> Result<()> {
     let recipe = &mut task.card.recipe;
+    // It stands in a file of its own.
+    recipe.remove("student_network");
+    if let Some(rate) = rate {
+        recipe.insert("images_per_second".into(), rate.round().into());
+    }
     recipe.insert("student_steps".into(), state.step.into());
     let evaluations = task.curriculum.teacher_evaluations();
     recipe.insert("teacher_evaluations".into(), evaluations.into());

@@ -8,7 +8,10 @@ use understudy_distill::objective::Dkdm;
 use understudy_models::schedule::{PredictionType, ScheduleConfig};
 
 fn cosine() -> ScheduleConfig {
-    let config = json!({"_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2"});
+    let config = json!({
+        "_class_name": "DDPMScheduler", "beta_schedule": "squaredcos_cap_v2",
+        "variance_type": "learned_range",
+    });
     ScheduleConfig::from_json(&config, "scheduler_config.json").unwrap()
 }
 

@@ -1,7 +1,8 @@
 //! DKDM's objective (Xiang et al., CVPR 2025, eq. 12–14): the teacher's noise, and its variance.
 
 use candle_core::{Result, Tensor};
-use understudy_models::schedule::{Class, PredictionType, ScheduleConfig};
+use understudy_models::Error;
+use understudy_models::schedule::{Class, PredictionType, ScheduleConfig, VarianceType};
 
 use super::parametrisation::{Linear, apply, column, to_eps, to_x0};
 use crate::lesson::Lesson;
@@ -50,7 +51,8 @@ impl Dkdm {
     /// both answer with twice their input's channels; λ is then 0.001·T, as in the paper's code.
     ///
     /// # Errors
-    /// [`understudy_models::Error::Value`] for betas that make no usable schedule.
+    /// [`Error::Value`] for betas that make no usable schedule, and for a variance that is
+    /// learned otherwise than within the range of β̃_t and β_t.
     pub fn new(
         schedule: &ScheduleConfig,
         teacher: PredictionType,
@@ -58,6 +60,13 @@ impl Dkdm {
         learned_variance: bool,
     ) -> understudy_models::Result<Self> {
         let schedule = schedule.schedule(Class::Ddpm)?;
+        if learned_variance && schedule.variance_type != VarianceType::LearnedRange {
+            return Err(Error::value(
+                format!("{}: variance_type", schedule.file),
+                schedule.variance_type.name(),
+                "a network that tells a variance is distilled as learned_range",
+            ));
+        }
         let weight = 0.001 * schedule.train_timesteps() as f64;
         Ok(Self {
             teacher,

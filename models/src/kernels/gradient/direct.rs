@@ -56,13 +56,7 @@ impl DirectGradient {
     }
 
     /// Where the sums of a part, tap and block are.
-    fn sums(
-        &self,
-        memory: &Memory,
-        part: usize,
-        tap: usize,
-        (i, j): (usize, usize),
-    ) -> *mut f32 {
+    fn sums(&self, memory: &Memory, part: usize, tap: usize, (i, j): (usize, usize)) -> *mut f32 {
         let (down, across) = self.blocks();
         let block = ((part * self.taps.count() + tap) * down + i) * across + j;
         memory.shared().wrapping_add(block * SIDE * SIDE)
@@ -113,9 +107,8 @@ impl Operation for DirectGradient {
                 for tap in 0..self.taps.count() {
                     // SAFETY: the sums of all parts are there; each weight has one item.
                     unsafe {
-                        let of = |part| {
-                            *self.sums(memory, part, tap, block).add(row * SIDE + column)
-                        };
+                        let of =
+                            |part| *self.sums(memory, part, tap, block).add(row * SIDE + column);
                         let sum = (0..self.parts(memory.batch)).map(of).sum();
                         self.filter.note(memory, block.1 * SIDE + column, c, tap, sum);
                     }

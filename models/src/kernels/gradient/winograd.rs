@@ -170,12 +170,16 @@ impl Accumulate<'_> {
                 // position.
                 unsafe {
                     let tile = self.input::<F>(sample, y, x, first_in, rows);
-                    transform::<S>(
-                        s, &tile, F::IN, F::IN, F::forward, seen.add(t * SIDE), pitch,
-                    );
+                    transform::<S>(s, &tile, F::IN, F::IN, F::forward, seen.add(t * SIDE), pitch);
                     let tile = self.answer::<F>(sample, y, x, first_out, columns);
                     transform::<S>(
-                        s, &tile, F::OUT, F::IN, F::spread, answers.add(t * SIDE), pitch,
+                        s,
+                        &tile,
+                        F::OUT,
+                        F::IN,
+                        F::spread,
+                        answers.add(t * SIDE),
+                        pitch,
                     );
                 }
             }
