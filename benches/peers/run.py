@@ -37,6 +37,8 @@ PEERS = {
 # Share of the processors that others may use before a result is no figure to quote: runtimes that
 # spin while they wait for a thread lose many times more by it than those that sleep.
 QUIET = 0.1
+# Steps that a worker makes before it answers.
+WARM_UPS = 2
 # Relative error (Frobenius norm) against f64, above which a runtime does not answer our question.
 AGREES = {"f32": 1e-4, "bf16": 5e-2}
 
@@ -64,6 +66,8 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--bf16", choices=["auto", "always", "never"], default="auto",
                         help="auto: where the processor multiplies bf16 itself")
     parser.add_argument("--steps", type=int, default=50, help="of the whole images; 0 leaves them out")
+    parser.add_argument("--training", action="store_true", help="training steps, and nothing else")
+    parser.add_argument("--example", type=Path, help="the training example, instead of building it")
     parser.add_argument("--out", type=Path, help="default: results/DATE.json")
     return parser.parse_args()
 
@@ -105,11 +109,12 @@ class Worker:
         return json.loads(line)
 
 
-def build() -> Path:
-    subprocess.run(["cargo", "build", "--release"], cwd=ROOT, check=True)
+def build(*options: str) -> Path:
+    """Builds the programs, and says where they are."""
+    subprocess.run(["cargo", "build", "--release", *options], cwd=ROOT, check=True)
     metadata = ["cargo", "metadata", "--format-version", "1", "--no-deps"]
     done = subprocess.run(metadata, cwd=ROOT, check=True, capture_output=True)
-    return Path(json.loads(done.stdout)["target_directory"]) / "release" / "understudy"
+    return Path(json.loads(done.stdout)["target_directory"]) / "release"
 
 
 def relative_error(answer, reference) -> float:
@@ -239,6 +244,67 @@ def whole_images(arguments, folder: Path) -> dict:
     }
 
 
+def training(arguments, name: str, config: dict, batch: int) -> dict:
+    """Training steps of one network: forward, backward and AdamW, from the same weights and batch."""
+    import numpy
+    from machine import OtherLoad
+    from networks import write_training
+
+    say(f"training {name}, batch {batch}: the runtimes get ready")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        write_training(folder, config, batch)
+        names = ["train-eager", "train-compile"]
+        workers = [Worker(name, arguments.threads, model=folder) for name in names]
+        rounds: dict[str, list[float]] = {"understudy": [], **{name: [] for name in names}}
+        reports, busy, losses = [], [], {}
+        for worker in workers:
+            # The step after those that warm up: weights have moved by as many gradients.
+            worker.ask(do="output", path=str(folder / "loss.npy"))
+            losses[worker.runtime] = float(numpy.load(folder / "loss.npy")[0])
+        for round_ in range(arguments.rounds):
+            other = OtherLoad([worker.process.pid for worker in workers])
+            reports.append(train_ours(arguments, folder))
+            rounds["understudy"].append(reports[-1]["median_seconds"])
+            for worker in workers:
+                rounds[worker.runtime].append(worker.turn(arguments.seconds))
+            busy.append(other.share())
+            shown = "  ".join(f"{name} {all_[-1]:.3f}" for name, all_ in rounds.items())
+            say(f"  round {round_ + 1}: seconds/step: {shown}; "
+                f"others used {busy[-1]:.0%} of the processors")
+        losses["understudy"] = reports[0]["losses"][WARM_UPS]
+        for runtime, loss in losses.items():
+            if not abs(loss - losses["train-eager"]) <= AGREES["f32"] * losses["train-eager"]:
+                raise SystemExit(f"{runtime} does not train as PyTorch does: losses {losses}")
+        memory = {worker.runtime: worker.end() for worker in workers}
+    memory["understudy"] = max(report["max_rss_bytes"] for report in reports)
+    return {
+        "network": name,
+        "parameters": reports[0]["parameters"],
+        "batch": batch,
+        "other_load": [round(share, 3) for share in busy],
+        "losses": losses,
+        "ours": reports[-1],
+        "runtimes": {
+            name: {
+                "seconds_per_step": all_,
+                "median_seconds_per_step": statistics.median(all_),
+                "times_ours": times(all_, rounds["understudy"]),
+                "max_rss_bytes": memory[name],
+            }
+            for name, all_ in rounds.items()
+        },
+    }
+
+
+def train_ours(arguments, folder: Path) -> dict:
+    environment = os.environ | {"RAYON_NUM_THREADS": str(arguments.threads)}
+    command = [arguments.example, folder, folder / "batch.safetensors", arguments.seconds]
+    command = [str(one) for one in command]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
 def times(theirs: list[float], ours: list[float] | None) -> float | None:
     """How many times our time they take: the median over the rounds."""
     if not ours:
@@ -271,6 +337,15 @@ def table(report: dict) -> str:
                   f"{result['steps']} DDIM steps", f"  {'':18}{'s/image':>10}{'× ours':>9}"]
         for name, one in by_speed(result["runtimes"], "median_seconds_per_image"):
             lines.append(f"  {name:18}{one['median_seconds_per_image']:10.4f}{ratio(one['times_ours'])}")
+        lines += warning(result)
+    for result in report["training"]:
+        lines += ["", f"training {result['network']}, {result['parameters'] / 1e6:.1f} million "
+                  f"parameters, batch {result['batch']}",
+                  f"  {'':18}{'s/step':>10}{'× ours':>9}{'MiB':>7}"]
+        for name, one in by_speed(result["runtimes"], "median_seconds_per_step"):
+            lines.append(f"  {name:18}{one['median_seconds_per_step']:10.3f}"
+                         f"{ratio(one['times_ours'])}{one['max_rss_bytes'] / 2**20:7.0f}")
+        lines.append(f"  against the fastest peer: {against_fastest(result['runtimes'])}")
         lines += warning(result)
     return "\n".join(lines)
 
@@ -310,30 +385,12 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def main() -> None:
-    arguments = read_arguments()
-    if arguments.setup:
-        return setup()
-    own = ENVIRONMENT / "bin" / "python"
-    if own.exists() and Path(sys.prefix) != ENVIRONMENT:
-        os.execv(own, [str(own), *sys.argv])
-    arguments.understudy = arguments.understudy or build()
-
-    import torch
-    from machine import describe, native
+def evaluations(arguments, precisions: list[str]) -> dict:
+    """All evaluations and whole images that were asked for."""
+    from machine import native
     from networks import write_random_cifar10
 
-    torch.set_num_threads(arguments.threads)
-    bf16 = arguments.bf16 == "always" or (arguments.bf16 == "auto" and native("bf16"))
-    precisions = ["f32", "bf16"] if bf16 else ["f32"]
-    today = datetime.date.today().isoformat()
-    report: dict = {
-        "date": today,
-        "machine": describe(),
-        "versions": versions(),
-        "threads": arguments.threads,
-        "rounds": arguments.rounds,
-    }
+    report: dict = {}
     with tempfile.TemporaryDirectory() as scratch:
         models = Path(scratch)
         if CIFAR10 in arguments.models:
@@ -356,13 +413,53 @@ def main() -> None:
         report["images"] = [whole_images(arguments, models / TEACHER)] if images else []
         for worker in peaks.values():
             worker.end()
+    return report
+
+
+def main() -> None:
+    arguments = read_arguments()
+    if arguments.setup:
+        return setup()
+    own = ENVIRONMENT / "bin" / "python"
+    if own.exists() and Path(sys.prefix) != ENVIRONMENT:
+        os.execv(own, [str(own), *sys.argv])
+    if arguments.training:
+        options = ["-p", "understudy-models", "--example", "training"]
+        arguments.example = arguments.example or build(*options) / "examples" / "training"
+    else:
+        arguments.understudy = arguments.understudy or build() / "understudy"
+
+    import torch
+    from machine import describe, native
+    from networks import STUDENT_14M, half_width
+
+    torch.set_num_threads(arguments.threads)
+    bf16 = arguments.bf16 == "always" or (arguments.bf16 == "auto" and native("bf16"))
+    precisions = ["f32", "bf16"] if bf16 else ["f32"]
+    today = datetime.date.today().isoformat()
+    report: dict = {
+        "date": today,
+        "machine": describe(),
+        "versions": versions(),
+        "threads": arguments.threads,
+        "rounds": arguments.rounds,
+    }
+    if arguments.training:
+        student = half_width(ROOT / "models" / "zoo" / TEACHER)
+        report |= {"products_gflops": {}, "evaluations": [], "images": [], "training": [
+            training(arguments, "DKDM's 14M student", STUDENT_14M, 32),
+            training(arguments, "the bundled teacher at half its width", student, 64),
+        ]}
+    else:
+        report |= evaluations(arguments, precisions) | {"training": []}
 
     machine, products = report["machine"], report["products_gflops"]
     print(f"{machine['processor']}, {arguments.threads} threads, {' '.join(machine['flags'])}")
     shown = ", ".join(f"{name} {speed:.0f}" for name, speed in products.items())
     print(f"2048³ products in PyTorch, Gop/s: {shown}")
     print(table(report))
-    out = arguments.out or HERE / "results" / f"{today}.json"
+    kind = "-training" if arguments.training else ""
+    out = arguments.out or HERE / "results" / f"{today}{kind}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
     say(f"\nwritten to {out}")

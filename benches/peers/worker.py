@@ -103,6 +103,32 @@ def ddim_images(folder: Path, batch: int, steps: int, compiled: bool) -> Callabl
     return images
 
 
+def training(folder: Path, compiled: bool) -> Callable:
+    """Training steps: forward, mean squared error, backward, AdamW; each answers with its loss."""
+    import torch
+    from diffusers import UNet2DModel
+    from safetensors.torch import load_file
+
+    network = UNet2DModel.from_pretrained(folder, low_cpu_mem_usage=False).train()
+    network = network.to(memory_format=torch.channels_last)
+    batch = load_file(folder / "batch.safetensors")
+    sample = batch["sample"].to(memory_format=torch.channels_last)
+    target = batch["target"].to(memory_format=torch.channels_last)
+    labels = batch["class_labels"].long() if "class_labels" in batch else None
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=True)
+    run = torch.compile(network) if compiled else network
+
+    def step():
+        answer = run(sample, batch["timestep"], labels, return_dict=False)[0]
+        loss = torch.nn.functional.mse_loss(answer, target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach().reshape(1).numpy()
+
+    return step
+
+
 def product(precision: str) -> Callable:
     """A 2048³ matrix product: what the machine's arithmetic reaches in practice."""
     import torch
@@ -133,6 +159,8 @@ def build(arguments: argparse.Namespace) -> Callable:
             return onnxruntime(folder, batch)
         case "diffusers-eager" | "diffusers-compile" as name:
             return ddim_images(folder, batch, arguments.steps, name == "diffusers-compile")
+        case "train-eager" | "train-compile" as name:
+            return training(folder, name == "train-compile")
         case "product":
             return product(precision)
         case other:
@@ -154,7 +182,8 @@ def main() -> None:
     os.dup2(2, 1)
     # Before torch is imported: freezing folds constants and packs weights, as inference should.
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    os.environ["TORCHINDUCTOR_FREEZING"] = "1"
+    if not arguments.runtime.startswith("train"):
+        os.environ["TORCHINDUCTOR_FREEZING"] = "1"
     import torch
 
     torch.set_num_threads(arguments.threads)

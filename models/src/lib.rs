@@ -5,10 +5,14 @@
 //! request's settings become a [`sampler::Trajectory`]; whoever owns the device alternates network
 //! evaluations with [`sampler::advance`].
 
+pub mod channels;
 pub mod checkpoint;
 mod denoiser;
 mod error;
+mod image;
+mod initial;
 pub mod kernels;
+mod network;
 pub mod noise;
 pub mod sampler;
 pub mod schedule;
@@ -16,3 +20,5 @@ pub mod unet;
 
 pub use denoiser::{Conditioning, Denoiser, Geometry};
 pub use error::{Error, Result};
+pub use image::Image;
+pub use network::NetworkConfig;

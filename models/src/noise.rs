@@ -31,10 +31,27 @@ pub fn uniform_u64(seed: u64, stream: u64) -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
+/// Fills `out` with uniform numbers in [0, 1), multiples of 2⁻²⁴: draw number `stream` (below 2⁶³) among
+/// those that are not noise. Element `i` does not depend on the length of `out`.
+pub fn uniform(seed: u64, stream: u64, out: &mut [f32]) {
+    for (block, four) in out.chunks_mut(4).enumerate() {
+        let words = philox(counter(block as u64, stream | NOT_NOISE), key(seed));
+        for (out, word) in four.iter_mut().zip(words) {
+            *out = (word >> 8) as f32 / 16_777_216.0;
+        }
+    }
+}
+
+/// A number below `limit` (0 where that is 0) of the sample with seed `seed`: draw number `stream` among
+/// those that are not noise. Probabilities differ by less than `limit`/2⁶⁴.
+pub fn below(seed: u64, stream: u64, limit: usize) -> usize {
+    ((u128::from(uniform_u64(seed, stream)) * limit as u128) >> 64) as usize
+}
+
 /// A class label below `classes` for the sample with seed `seed`; 0 where `classes` is 0. The labels'
 /// probabilities differ by less than `classes`/2⁶⁴.
 pub fn class_label(seed: u64, classes: usize) -> usize {
-    ((u128::from(uniform_u64(seed, 0)) * classes as u128) >> 64) as usize
+    below(seed, 0, classes)
 }
 
 fn key(seed: u64) -> [u32; 2] {
@@ -147,6 +164,18 @@ mod tests {
         let mut short = [0.0; 7];
         normal(3, 4, &mut short);
         assert_eq!(short, stream(3, 4)[..7]);
+    }
+
+    #[test]
+    fn uniform_numbers_are_even_and_do_not_depend_on_the_length() {
+        let mut draws = vec![0.0; 1 << 16];
+        uniform(3, 1, &mut draws);
+        assert!(draws.iter().all(|draw| (0.0..1.0).contains(draw)));
+        let mean = mean(draws.iter().map(|&draw| f64::from(draw)));
+        assert!((mean - 0.5).abs() < 0.006, "mean {mean}");
+        let mut short = [0.0; 7];
+        uniform(3, 1, &mut short);
+        assert_eq!(short, draws[..7]);
     }
 
     #[test]

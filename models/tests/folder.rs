@@ -50,7 +50,8 @@ fn folder(change: impl FnOnce(&mut HashMap<String, Tensor>, &mut Card)) -> (Temp
     let names = ["Coat", "Bag", "Ankle boot"].map(String::from);
     let mut card = Card { class_names: names.into(), ..Card::default() };
     change(&mut weights, &mut card);
-    ModelFolder::write(Draft::new(&path).unwrap(), &config, &weights, &schedule, &card).unwrap();
+    ModelFolder::write(Draft::new(&path).unwrap(), &config.into(), &weights, &schedule, &card)
+        .unwrap();
     (home, path)
 }
 

@@ -508,3 +508,95 @@ fn every_weight_has_the_gradient_that_differences_show() {
         }
     }
 }
+
+/// Gradients of `Σ output·direction` with respect to all weights, and to `x`.
+fn gradients(golden: &Golden, dtype: DType) -> HashMap<String, Tensor> {
+    let to = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap();
+    let mut vars: HashMap<String, Var> = golden
+        .weights
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Var::from_tensor(&to(tensor)).unwrap()))
+        .collect();
+    let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    let model = UNet2DModel::load(&golden.config(), weights, dtype, &Device::Cpu).unwrap();
+    let x = Var::from_tensor(&to(&golden.x)).unwrap();
+    let condition = golden.condition();
+    let y = model.forward(&x, &golden.timesteps, condition.as_ref()).unwrap();
+    let direction = to(&formula(golden.output.dims(), 1.0, 5));
+    let loss = (y * direction).unwrap().sum_all().unwrap();
+    let grads = loss.backward().unwrap();
+    vars.insert("x".to_string(), x);
+    let found = vars.iter().map(|(name, var)| {
+        let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
+        (name.clone(), grad.clone())
+    });
+    found.collect()
+}
+
+/// Against candle's own gradients of the same network in f64; where a gradient is nothing but rounding,
+/// as that of a key's bias, against the size of all.
+#[test]
+fn the_compiled_gradients_are_those_of_f64() {
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    for golden in Golden::all() {
+        let (found, expected) = (gradients(&golden, DType::F32), gradients(&golden, DType::F64));
+        let all = expected.values().map(norm).sum::<f64>().sqrt();
+        let mut worst = (0.0, String::new());
+        for (name, expected) in &expected {
+            let difference = (found[name].to_dtype(DType::F64).unwrap() - expected).unwrap();
+            let error = norm(&difference).sqrt() / (norm(expected).sqrt() + 1e-3 * all);
+            if !(error <= worst.0) {
+                worst = (error, name.clone());
+            }
+        }
+        println!("{}: {:.2e} in {}", golden.name, worst.0, worst.1);
+        assert!(worst.0 <= 1e-4, "{}: {:e} in {}", golden.name, worst.0, worst.1);
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_training_step() {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    for name in ["adm", "mixed", "ddpm"] {
+        let golden = Golden::named(name);
+        let step = || -> Vec<(String, Vec<u32>)> {
+            let mut all: Vec<_> = gradients(&golden, DType::F32)
+                .into_iter()
+                .map(|(name, gradient)| (name, bits(&gradient)))
+                .collect();
+            all.sort();
+            all
+        };
+        let expected = pool(1).install(step);
+        for threads in [2, 3, 7] {
+            assert!(pool(threads).install(step) == expected, "{name}: {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn the_gradient_of_one_evaluation_is_taken_once() {
+    let golden = Golden::named("ddpm");
+    let vars: Vec<(String, Var)> = golden
+        .weights
+        .iter()
+        .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
+        .collect();
+    let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    let model = UNet2DModel::load(&golden.config(), weights, DType::F32, &Device::Cpu).unwrap();
+    let evaluate = || {
+        let condition = golden.condition();
+        model.forward(&golden.x, &golden.timesteps, condition.as_ref()).unwrap().sum_all().unwrap()
+    };
+    let (first, second) = (evaluate(), evaluate());
+    let bits_of = |loss: &Tensor| {
+        let grads = loss.backward().unwrap();
+        vars.iter().map(|(_, var)| bits(grads.get(var).unwrap())).collect::<Vec<_>>()
+    };
+    // Two evaluations wait side by side, and both can be in one loss.
+    let both = bits_of(&(&evaluate() + &evaluate()).unwrap());
+    assert!(bits_of(&first) == bits_of(&second));
+    assert!(both != bits_of(&evaluate()));
+    let message = first.backward().unwrap_err().to_string();
+    assert!(message.contains("evaluate the network again"), "{message}");
+}

@@ -55,6 +55,18 @@ impl Compute {
         })
     }
 
+    /// Refuses what training cannot use.
+    ///
+    /// # Errors
+    /// A sentence naming the flag.
+    pub(super) fn for_training(&self) -> Result<(), String> {
+        self.dtype()?;
+        match self.device()? {
+            Device::Cpu => Ok(()),
+            _ => Err(format!("--device {}: training runs on the CPU; use cpu", self.device)),
+        }
+    }
+
     /// The element type of weights and activations.
     ///
     /// # Errors

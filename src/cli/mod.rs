@@ -2,12 +2,15 @@
 
 mod bench;
 mod compute;
+mod distill;
 mod health;
 mod import;
 mod openapi;
 mod progress;
 mod sample;
 mod serve;
+mod train;
+mod training_progress;
 
 use std::{
     io::{self, Write},
@@ -37,6 +40,8 @@ enum Command {
     Sample(Box<sample::SampleArgs>),
     Bench(Box<bench::BenchArgs>),
     Import(import::ImportArgs),
+    Distill(Box<distill::DistillArgs>),
+    Train(Box<train::TrainArgs>),
     /// Ask a running server whether it is ready; for container health checks.
     #[command(hide = true)]
     Health(health::HealthArgs),
@@ -62,6 +67,8 @@ impl Cli {
             Some(Command::Serve(arguments)) => arguments.compute.threads,
             Some(Command::Sample(arguments)) => arguments.compute.threads,
             Some(Command::Bench(arguments)) => arguments.compute.threads,
+            Some(Command::Distill(arguments)) => arguments.compute.threads,
+            Some(Command::Train(arguments)) => arguments.compute.threads,
             Some(Command::Import(_) | Command::Health(_) | Command::Openapi) | None => None,
         };
         // Knows of affinity and of cgroup quotas.
@@ -77,6 +84,8 @@ impl Cli {
             Some(Command::Sample(arguments)) => sample::run(&arguments),
             Some(Command::Bench(arguments)) => bench::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
+            Some(Command::Distill(arguments)) => distill::run(&arguments, threads),
+            Some(Command::Train(arguments)) => train::run(&arguments, threads),
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),

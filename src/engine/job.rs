@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::sync::mpsc;
+pub use understudy_models::Image;
 use understudy_models::sampler::Trajectory;
 
 use crate::registry::Model;
@@ -49,19 +50,6 @@ pub struct InferRequest {
     pub condition: Option<Vec<f32>>,
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
-}
-
-/// An 8-bit picture, rows top to bottom, channels interleaved.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Image {
-    /// Pixels, left to right.
-    pub width: usize,
-    /// Pixels, top to bottom.
-    pub height: usize,
-    /// 1 (gray) or 3 (RGB).
-    pub channels: usize,
-    /// `height × width × channels` bytes.
-    pub pixels: Vec<u8>,
 }
 
 /// Where an image's time went.

@@ -1,6 +1,6 @@
 //! One batched network evaluation, and what every sample in it makes of the answer.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use understudy_models::{
     Conditioning, Denoiser, noise,
     sampler::{self, NoiseScale, Step},
@@ -198,13 +198,9 @@ fn latent_shape(network: &dyn Denoiser, rows: usize) -> [usize; 4] {
     [rows, geometry.in_channels, geometry.height, geometry.width]
 }
 
-/// `round(255·clamp(x/2 + 1/2, 0, 1))`, channels interleaved, of one f32 `[1, C, H, W]`.
+/// The picture of one f32 `[1, C, H, W]`.
 fn image(x: &Tensor) -> Result<Image> {
-    let (_, channels, height, width) = x.dims4()?;
-    let values: Vec<f32> =
-        x.to_device(&Device::Cpu)?.permute((0, 2, 3, 1))?.flatten_all()?.to_vec1()?;
-    let byte = |x: &f32| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round() as u8;
-    Ok(Image { width, height, channels, pixels: values.iter().map(byte).collect() })
+    Image::from_batch(x)?.pop().ok_or_else(|| candle_core::Error::Msg("an empty batch".into()))
 }
 
 #[cfg(test)]

@@ -177,5 +177,5 @@ pub(crate) fn write_model(
         .collect();
     let card: Card = serde_json::from_value(card).unwrap();
     let draft = Draft::new(&folder.join(id)).unwrap();
-    ModelFolder::write(draft, &unet, &weights, &schedule, &card).unwrap();
+    ModelFolder::write(draft, &unet.into(), &weights, &schedule, &card).unwrap();
 }

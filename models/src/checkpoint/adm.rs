@@ -87,7 +87,7 @@ pub fn import(weights: &Path, arch: &Path, out: &Path) -> Result<UNet2DConfig> {
     let draft = Draft::new(out)?;
     let tensors = convert(weights, &architecture, &config)?;
     let schedule = ScheduleConfig::from_json(&architecture.scheduler(), "the flags' scheduler")?;
-    ModelFolder::write(draft, &config, &tensors, &schedule, &Card::default())?;
+    ModelFolder::write(draft, &config.clone().into(), &tensors, &schedule, &Card::default())?;
     Ok(config)
 }
 

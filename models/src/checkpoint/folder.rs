@@ -26,10 +26,7 @@ use super::{
     file::{read_json, read_text, unreadable},
 };
 use crate::{
-    Conditioning, Denoiser, Error, Result,
-    sampler::Kind,
-    schedule::ScheduleConfig,
-    unet::{UNet2DConfig, UNet2DModel},
+    Conditioning, Denoiser, Error, NetworkConfig, Result, sampler::Kind, schedule::ScheduleConfig,
 };
 
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -41,7 +38,7 @@ pub struct ModelFolder {
     /// Where it is.
     pub path: PathBuf,
     /// The network.
-    pub unet: UNet2DConfig,
+    pub network: NetworkConfig,
     /// The noise schedule.
     pub schedule: ScheduleConfig,
     /// The model card; a folder without one is a teacher with the defaults of its scheduler.
@@ -68,8 +65,8 @@ impl ModelFolder {
     pub fn open(path: &Path) -> Result<Self> {
         let index_path = path.join("model_index.json");
         let index = read_json(&index_path)?;
-        let class = index["unet"][1].as_str();
-        if class != Some("UNet2DModel") {
+        let names = |(component, class): &&(&str, &str)| index[component][1] == *class;
+        let Some((folder, _)) = NetworkConfig::FAMILIES.iter().find(names) else {
             return Err(Error::Format {
                 path: index_path,
                 problem: format!(
@@ -77,16 +74,16 @@ impl ModelFolder {
                     index["unet"]
                 ),
             });
-        }
-        let unet_path = component(path, "unet", "config.json");
-        let unet = UNet2DConfig::from_json(&read_json(&unet_path)?, &shown(&unet_path))?;
+        };
+        let network_path = component(path, folder, "config.json");
+        let network = NetworkConfig::from_json(&read_json(&network_path)?, &shown(&network_path))?;
         let schedule_path = component(path, "scheduler", "scheduler_config.json");
         let schedule =
             ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
         let card = read_card(&path.join(CARD))?;
-        check_card(&card, &unet, &schedule, &path.join(CARD))?;
-        let weights = unet_path.with_file_name(WEIGHTS);
-        Ok(Self { path: path.to_owned(), unet, schedule, card, weights })
+        check_card(&card, &network, &schedule, &path.join(CARD))?;
+        let weights = network_path.with_file_name(WEIGHTS);
+        Ok(Self { path: path.to_owned(), network, schedule, card, weights })
     }
 
     /// The files that hold the weights: one, or the shards that an index beside it names. They need not
@@ -108,16 +105,24 @@ impl ModelFolder {
     /// [`Error::Io`], [`Error::Format`] for a corrupt file, [`Error::Weights`] naming what is missing, extra or of the
     /// wrong shape.
     pub fn load(self, dtype: DType, device: &Device) -> Result<Loaded> {
+        let network =
+            self.network.load(self.tensors()?, dtype, device).map_err(|error| match error {
+                Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
+                error => error,
+            })?;
+        Ok(Loaded { network, schedule: self.schedule, card: self.card })
+    }
+
+    /// Reads the weights as they are in the files, on the CPU.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Format`] for a corrupt file.
+    pub fn tensors(&self) -> Result<HashMap<String, Tensor>> {
         let mut weights = HashMap::new();
         for file in self.weight_files()? {
             weights.extend(read_safetensors(&file)?);
         }
-        let network =
-            UNet2DModel::load(&self.unet, weights, dtype, device).map_err(|error| match error {
-                Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
-                error => error,
-            })?;
-        Ok(Loaded { network: Box::new(network), schedule: self.schedule, card: self.card })
+        Ok(weights)
     }
 
     /// Writes a folder that this crate and diffusers read, at the place the draft was begun for.
@@ -126,22 +131,23 @@ impl ModelFolder {
     /// [`Error::Io`] or [`Error::Format`] naming the file; nothing is left behind then.
     pub fn write(
         draft: Draft,
-        unet: &UNet2DConfig,
+        network: &NetworkConfig,
         weights: &HashMap<String, Tensor>,
         schedule: &ScheduleConfig,
         card: &Card,
     ) -> Result<()> {
         let schedule = schedule.to_json();
+        let component = network.component();
         let index = json!({
-            "_class_name": "DDPMPipeline",
+            "_class_name": network.pipeline(),
             "scheduler": ["diffusers", schedule["_class_name"]],
-            "unet": ["diffusers", "UNet2DModel"],
+            component: ["diffusers", network.class_name()],
         });
         draft.write_json("model_index.json", &index)?;
-        draft.write_json("unet/config.json", &unet.to_json())?;
+        draft.write_json(&format!("{component}/config.json"), &network.to_json())?;
         draft.write_json("scheduler/scheduler_config.json", &schedule)?;
         draft.write_json(CARD, &json!(card))?;
-        draft.write_tensors(&format!("unet/{WEIGHTS}"), weights)?;
+        draft.write_tensors(&format!("{component}/{WEIGHTS}"), weights)?;
         draft.finish()
     }
 }
@@ -169,12 +175,12 @@ fn read_card(path: &Path) -> Result<Card> {
 /// A card that speaks of classes, steps or samplers that are not there would mislead every request.
 fn check_card(
     card: &Card,
-    unet: &UNet2DConfig,
+    network: &NetworkConfig,
     schedule: &ScheduleConfig,
     path: &Path,
 ) -> Result<()> {
     let refuse = |problem: String| Err(Error::Format { path: path.to_owned(), problem });
-    let classes = match unet.geometry().conditioning {
+    let classes = match network.geometry().conditioning {
         Conditioning::Classes(classes) => classes,
         _ => 0,
     };

@@ -36,6 +36,39 @@ impl Function {
         }
     }
 
+    /// Its derivative, in f64.
+    pub(crate) fn slope(self, x: f64) -> f64 {
+        let logistic = 1.0 / (1.0 + libm::exp(-x));
+        match self {
+            Self::Identity => 1.0,
+            Self::Silu => logistic * (1.0 + x * (1.0 - logistic)),
+            Self::Mish => {
+                let t = libm::tanh(x.max(0.0) + libm::log1p(libm::exp(-x.abs())));
+                t + x * (1.0 - t * t) * logistic
+            }
+            Self::Gelu => {
+                let density = libm::exp(-0.5 * x * x) / (2.0 * std::f64::consts::PI).sqrt();
+                0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)) + x * density
+            }
+            // At 0 itself candle and PyTorch take 0.
+            Self::Relu => f64::from(u8::from(x > 0.0)),
+        }
+    }
+
+    /// The derivative at each lane.
+    #[inline(always)]
+    pub(super) fn slopes<S: Simd>(self, s: S, x: S::V) -> S::V {
+        let one = s.splat(1.0);
+        match self {
+            Self::Identity => one,
+            Self::Silu => {
+                let logistic = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), x))));
+                s.mul(logistic, s.fma(x, s.sub(one, logistic), one))
+            }
+            other => each(s, x, |x| other.slope(x)),
+        }
+    }
+
     /// The function of each lane.
     #[inline(always)]
     pub(super) fn vector<S: Simd>(self, s: S, x: S::V) -> S::V {
@@ -44,18 +77,22 @@ impl Function {
             Self::Silu => silu(s, x),
             // With `x` second, what is no number stays so.
             Self::Relu => s.max(s.splat(0.0), x),
-            Self::Mish | Self::Gelu => {
-                let mut lanes = [0f32; 16];
-                // SAFETY: no vector is longer than 16.
-                unsafe {
-                    s.store(lanes.as_mut_ptr(), x);
-                    for lane in &mut lanes[..S::LANES] {
-                        *lane = self.scalar(f64::from(*lane)) as f32;
-                    }
-                    s.load(lanes.as_ptr())
-                }
-            }
+            Self::Mish | Self::Gelu => each(s, x, |x| self.scalar(x)),
         }
+    }
+}
+
+/// `f` of each lane, in f64.
+#[inline(always)]
+fn each<S: Simd>(s: S, x: S::V, f: impl Fn(f64) -> f64) -> S::V {
+    let mut lanes = [0f32; 16];
+    // SAFETY: no vector is longer than 16.
+    unsafe {
+        s.store(lanes.as_mut_ptr(), x);
+        for lane in &mut lanes[..S::LANES] {
+            *lane = f(f64::from(*lane)) as f32;
+        }
+        s.load(lanes.as_ptr())
     }
 }
 

@@ -4,6 +4,7 @@
 //! of zeros outside the image; nothing is copied (the indirect convolution of Dukhan 2019).
 
 use super::arena::{Aligned, Buffer, padded};
+use super::constants::Constants;
 use super::finish::{Finish, Terms};
 use super::gemm::{self, Rows};
 use super::image::Image;
@@ -32,19 +33,31 @@ impl Taps {
     pub(crate) const POINT: Self = Self { side: 1, stride: 1, padding: 0, doubled: false };
 
     /// Taps per output pixel.
-    fn count(self) -> usize {
+    pub(super) fn count(self) -> usize {
         self.side * self.side
     }
 
     /// The input pixel under tap `tap` of the output pixel in row `y` and column `x`.
     #[inline(always)]
-    fn pixel(self, input: &Image, tap: usize, y: usize, x: usize) -> Option<usize> {
+    pub(super) fn pixel(self, input: &Image, tap: usize, y: usize, x: usize) -> Option<usize> {
         let shift = usize::from(self.doubled);
         // Left of or above the image wraps to something huge.
         let row = (y * self.stride + tap / self.side).wrapping_sub(self.padding);
         let column = (x * self.stride + tap % self.side).wrapping_sub(self.padding);
         (row < input.height << shift && column < input.width << shift)
             .then(|| (row >> shift) * input.width + (column >> shift))
+    }
+
+    /// The output pixel, in a map like `output`, that sees the input pixel in row `y` and column `x`
+    /// under tap `tap`; of the input at twice its size, where that is what is seen.
+    #[inline(always)]
+    fn pixel_above(self, output: &Image, tap: usize, y: usize, x: usize) -> Option<usize> {
+        let row = (y + self.padding).wrapping_sub(tap / self.side);
+        let column = (x + self.padding).wrapping_sub(tap % self.side);
+        let (down, across) = (row / self.stride, column / self.stride);
+        let whole = row.is_multiple_of(self.stride) && column.is_multiple_of(self.stride);
+        (whole && down < output.height && across < output.width)
+            .then(|| down * output.width + across)
     }
 }
 
@@ -54,14 +67,22 @@ pub(crate) struct Direct {
     output: Image,
     taps: Taps,
     /// `[panels of output channels][taps][depth of all sources][panel]`.
-    weights: Aligned,
+    weights: Constants,
     finish: Finish,
+    /// Whether this is the gradient of the convolution with these taps: its output pixels are that
+    /// one's input pixels.
+    reversed: bool,
     panel: usize,
     rows: usize,
     zeros: Aligned,
     /// Whether rows are copied together instead of gathered by pointers: for the few channels of a
     /// network's input.
     copied: bool,
+}
+
+/// Columns of a panel: few output channels need not pay for a whole one.
+pub(super) fn panel_of(isa: Isa, outputs: usize) -> usize {
+    if outputs <= isa.lanes() { isa.lanes() } else { isa.panel() }
 }
 
 /// Rows up to this length are copied.
@@ -77,9 +98,7 @@ impl Direct {
         weights: &[f32],
         finish: Finish,
     ) -> Self {
-        // Few output channels need not pay for a whole panel.
-        let narrow = output.channels() <= isa.lanes();
-        let panel = if narrow { isa.lanes() } else { isa.panel() };
+        let panel = panel_of(isa, output.channels());
         let channels: usize = sources.iter().map(Image::channels).sum();
         let depth: usize = sources.iter().map(Image::depth).sum();
         let (outputs, count) = (output.channels(), taps.count());
@@ -100,18 +119,38 @@ impl Direct {
                 }
             }
         }
+        Self::with(isa, sources, output, taps, Constants::Own(packed), finish)
+    }
+
+    /// `weights` is packed.
+    pub(crate) fn with(
+        isa: Isa,
+        sources: &[Image],
+        output: Image,
+        taps: Taps,
+        weights: Constants,
+        finish: Finish,
+    ) -> Self {
+        let depth: usize = sources.iter().map(Image::depth).sum();
         let widest = sources.iter().map(Image::stride).max().unwrap_or(0);
+        let count = taps.count();
         Self {
             sources: sources.to_vec(),
             output,
             taps,
-            weights: packed,
+            weights,
             finish,
-            panel,
+            reversed: false,
+            panel: panel_of(isa, output.channels()),
             rows: isa.rows(),
             zeros: Aligned::zeros(widest),
             copied: count > 1 && count * depth <= SHORT,
         }
+    }
+
+    /// The gradient of the convolution with these taps.
+    pub(crate) fn reversed(self) -> Self {
+        Self { reversed: true, ..self }
     }
 
     fn depth(&self) -> usize {
@@ -156,6 +195,10 @@ impl Operation for Direct {
         vec![self.output.buffer]
     }
 
+    fn placed(&self) -> Vec<Buffer> {
+        self.weights.placed().into_iter().chain(self.finish.bias.placed()).collect()
+    }
+
     fn in_place(&self) -> Option<Buffer> {
         let residual = self.finish.residual.map(|image| image.buffer);
         residual.filter(|buffer| *buffer == self.output.buffer)
@@ -166,7 +209,8 @@ impl Operation for Direct {
         let (from, to) = (self.depth(), self.output.channels());
         let size = (self.output.height, self.output.width);
         let doubled = if doubled { " doubled" } else { "" };
-        format!("direct {side}×{side}/{stride}{doubled} {from}→{to} at {}×{}", size.0, size.1)
+        let direct = if self.reversed { "direct reversed" } else { "direct" };
+        format!("{direct} {side}×{side}/{stride}{doubled} {from}→{to} at {}×{}", size.0, size.1)
     }
 
     fn flop(&self) -> f64 {
@@ -205,7 +249,12 @@ impl Direct {
             let (y, x) = (p / width, p % width);
             for tap in 0..self.taps.count() {
                 for (i, source) in self.sources.iter().enumerate() {
-                    let pointer = match self.taps.pixel(source, tap, y, x) {
+                    let pixel = if self.reversed {
+                        self.taps.pixel_above(source, tap, y, x)
+                    } else {
+                        self.taps.pixel(source, tap, y, x)
+                    };
+                    let pointer = match pixel {
                         None => self.zeros.as_slice().as_ptr(),
                         Some(pixel) => memory
                             .at(source.buffer, sample)
@@ -303,8 +352,7 @@ impl RowBlock<'_> {
         // SAFETY: the table holds `R` rows from `row` on for every tap and source, each good for the
         // source's depth; the packed weights have as many columns.
         unsafe {
-            let mut weights =
-                conv.weights.as_slice().as_ptr().add(self.panel * taps * depth * width);
+            let mut weights = conv.weights.at(memory).add(self.panel * taps * depth * width);
             let mut row = table.add(self.row);
             if conv.copied {
                 let rows = *row.cast::<[*const f32; R]>();

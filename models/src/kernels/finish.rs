@@ -1,6 +1,7 @@
 //! What happens to a convolution's sums before they are stored.
 
 use super::arena::{Aligned, Buffer};
+use super::constants::Constants;
 use super::image::Image;
 use super::program::Memory;
 use super::simd::Simd;
@@ -8,7 +9,7 @@ use super::simd::Simd;
 /// `(sum + bias + offset + residual) · factor`.
 pub(crate) struct Finish {
     /// One for each output channel, padded with zeros to whole panels.
-    pub(crate) bias: Aligned,
+    pub(crate) bias: Constants,
     /// A vector of each sample, added at every pixel: the buffer and where in it the vector begins.
     pub(crate) offset: Option<(Buffer, usize)>,
     /// An image of the output's shape that is added.
@@ -22,7 +23,12 @@ impl Finish {
     pub(crate) fn new(bias: &[f32], panel: usize) -> Self {
         let mut all = Aligned::zeros(bias.len().next_multiple_of(panel));
         all.as_mut_slice()[..bias.len()].copy_from_slice(bias);
-        Self { bias: all, offset: None, residual: None, factor: 1.0 }
+        Self::with(Constants::Own(all))
+    }
+
+    /// A bias alone, as it lies in memory.
+    pub(crate) fn with(bias: Constants) -> Self {
+        Self { bias, offset: None, residual: None, factor: 1.0 }
     }
 
     /// The buffers it reads.
@@ -35,6 +41,7 @@ impl Finish {
     #[inline(always)]
     pub(super) fn terms(&self, memory: &Memory, sample: usize, pixel: usize) -> Terms {
         Terms {
+            bias: self.bias.at(memory),
             offset: match self.offset {
                 None => std::ptr::null(),
                 Some((buffer, start)) => memory.at(buffer, sample).wrapping_add(start),
@@ -55,7 +62,7 @@ impl Finish {
     pub(super) unsafe fn apply<S: Simd>(&self, s: S, sum: S::V, terms: Terms, c: usize) -> S::V {
         // SAFETY: bias, offset and residual have as many padded channels as the output.
         unsafe {
-            let mut y = s.add(sum, s.load(self.bias.as_slice().as_ptr().add(c)));
+            let mut y = s.add(sum, s.load(terms.bias.add(c)));
             if !terms.offset.is_null() {
                 y = s.add(y, s.load(terms.offset.add(c)));
             }
@@ -73,6 +80,7 @@ impl Finish {
 /// Where a pixel's terms begin; null where there are none.
 #[derive(Clone, Copy)]
 pub(super) struct Terms {
+    bias: *const f32,
     offset: *const f32,
     residual: *const f32,
 }

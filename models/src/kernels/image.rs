@@ -44,7 +44,7 @@ impl Image {
 }
 
 /// Pixels that one item of a simple pass works on.
-const CHUNK: usize = 128;
+pub(super) const CHUNK: usize = 128;
 
 /// The network's input, channels first and unpadded, as an image: `factor·x + shift`.
 pub(crate) struct Import {
@@ -190,7 +190,7 @@ impl Operation for Upsample {
 }
 
 /// Calls `fill(input of the sample, pixel number, pixel)` for the output pixels of one item.
-fn resample(
+pub(super) fn resample(
     input: &Image,
     output: &Image,
     memory: &Memory,

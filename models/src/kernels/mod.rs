@@ -16,10 +16,12 @@
 mod activation;
 mod arena;
 mod attention;
+mod constants;
 mod convolution;
 mod direct;
 mod finish;
 mod gemm;
+mod gradient;
 mod image;
 mod isa;
 mod norm;
@@ -36,11 +38,16 @@ mod winograd;
 pub(crate) use activation::Function;
 pub(crate) use arena::{Buffer, Layout, padded};
 pub(crate) use attention::{Attend, PackKeys};
+pub(crate) use constants::{Constants, Values};
 pub use convolution::{Algorithm, Convolution};
 pub(crate) use direct::{Direct, Taps};
 pub(crate) use finish::Finish;
+pub(crate) use gradient::{
+    AttendGradient, Combine, DirectGradient, Filter, Form, NormGradient, NormSource, Pack,
+    PackBias, Row, Scale, Sums, Way, WinogradGradient, places,
+};
 pub(crate) use image::{Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;
 pub(crate) use norm::{Apply, Measure, Settle};
-pub(crate) use program::{Operation, Program};
+pub(crate) use program::{Call, Operation, Part, Profile, Program, Workspace};
 pub(crate) use winograd::{Variant, Winograd};

@@ -6,6 +6,7 @@
 
 use super::activation::Function;
 use super::arena::{Aligned, Buffer};
+use super::constants::Values;
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
 use super::program::{Memory, Operation, Split};
@@ -107,12 +108,14 @@ pub(crate) struct Settle {
     pub(crate) target: Image,
     pub(crate) groups: usize,
     pub(crate) eps: f64,
-    pub(crate) weight: Vec<f32>,
-    pub(crate) bias: Vec<f32>,
+    pub(crate) weight: Values,
+    pub(crate) bias: Values,
     /// Scales and then shifts of each sample: the buffer and where in it they begin.
     pub(crate) modulation: Option<(Buffer, usize)>,
     /// `[2][stride of the target]`.
     pub(crate) output: Buffer,
+    /// Where the mean and one over the deviation of each group are kept as well: `[2][groups]`.
+    pub(crate) moments: Option<Buffer>,
 }
 
 impl Operation for Settle {
@@ -124,7 +127,7 @@ impl Operation for Settle {
         self.sources.iter().map(|(_, buffer)| *buffer).chain(modulation).collect()
     }
     fn writes(&self) -> Vec<Buffer> {
-        vec![self.output]
+        [self.output].into_iter().chain(self.moments).collect()
     }
     fn name(&self) -> String {
         "settle".to_string()
@@ -190,6 +193,15 @@ impl Settle {
             squares += s + n * (m - mean) * (m - mean)
         });
         let inverse = 1.0 / (squares / count + self.eps).sqrt();
+        if let Some(moments) = self.moments {
+            let to = memory.at(moments, sample);
+            // SAFETY: the buffer has two rows of `groups`, and this group's place is this item's.
+            unsafe {
+                *to.add(group) = mean as f32;
+                *to.add(self.groups + group) = inverse as f32;
+            }
+        }
+        let (weight, bias) = (self.weight.get(memory), self.bias.get(memory));
         let to = memory.at(self.output, sample);
         for c in own {
             let (scale, shift) = match self.modulation {
@@ -200,8 +212,8 @@ impl Settle {
                     unsafe { (1.0 + f64::from(*from.add(c)), f64::from(*from.add(channels + c))) }
                 }
             };
-            let factor = f64::from(self.weight[c]) * inverse;
-            let term = (f64::from(self.bias[c]) - mean * factor) * scale + shift;
+            let factor = f64::from(weight[c]) * inverse;
+            let term = (f64::from(bias[c]) - mean * factor) * scale + shift;
             let place = self.target.place(c);
             // SAFETY: the result has two rows of the target's stride.
             unsafe {

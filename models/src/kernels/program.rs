@@ -1,5 +1,6 @@
 //! A list of operations over one arena, checked once and then run any number of times.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use super::arena::{Aligned, Buffer, LINE, Layout};
@@ -46,6 +47,11 @@ pub(crate) trait Operation: Send + Sync {
     /// The buffers it writes; they overlap none that it reads, except as [`Operation::in_place`].
     fn writes(&self) -> Vec<Buffer>;
 
+    /// The parts of the memory for weights that it reads or writes.
+    fn placed(&self) -> Vec<Buffer> {
+        Vec::new()
+    }
+
     /// A buffer it reads and writes such that each item reads only what it writes itself.
     fn in_place(&self) -> Option<Buffer> {
         None
@@ -81,9 +87,13 @@ pub(crate) struct Memory<'a> {
     shared: *mut f32,
     scratch: *mut f32,
     scratch_len: usize,
+    placed: *mut f32,
     /// What comes from outside, in the order agreed on with the operations that read it.
     pub(crate) inputs: &'a [&'a [f32]],
+    /// The weights of a network that is trained, as they are outside.
+    pub(crate) parameters: &'a [&'a [f32]],
     output: *mut f32,
+    gradients: *mut f32,
 }
 
 // SAFETY: the pointers lead into memory that `Program::run` holds exclusively for as long as a
@@ -114,7 +124,19 @@ impl Memory<'_> {
         self.shared
     }
 
-    /// The result of the whole program, for all samples.
+    /// Where `buffer` of the memory for weights begins; it is the same for all samples.
+    #[inline]
+    pub(crate) fn placed(&self, buffer: Buffer) -> *mut f32 {
+        self.placed.wrapping_add(buffer.offset)
+    }
+
+    /// The gradients of all parameters, one after another.
+    #[inline]
+    pub(crate) fn gradients(&self) -> *mut f32 {
+        self.gradients
+    }
+
+    /// The result of the part of the program that runs, for all samples.
     #[inline]
     pub(crate) fn output(&self) -> *mut f32 {
         self.output
@@ -123,32 +145,63 @@ impl Memory<'_> {
 
 /// Memory of one run, kept for the next.
 #[derive(Default)]
-struct Workspace {
+pub(crate) struct Workspace {
+    batch: usize,
     arena: Option<Aligned>,
+    placed: Option<Aligned>,
     shared: Option<Aligned>,
     scratch: Option<Aligned>,
     phases: Vec<usize>,
     places: Vec<(usize, usize)>,
 }
 
+/// Operations that run by themselves, before or after others over the same arena.
+pub(crate) struct Part {
+    /// Which ones.
+    pub(crate) operations: Range<usize>,
+    /// Floats per sample of the input with each number.
+    pub(crate) inputs: Vec<usize>,
+    /// Floats per sample of the output.
+    pub(crate) output: usize,
+}
+
+/// What comes into one run of a part, and where its results go.
+pub(crate) struct Call<'a> {
+    /// Samples.
+    pub(crate) batch: usize,
+    /// One slice for each of the part's inputs.
+    pub(crate) inputs: &'a [&'a [f32]],
+    /// The network's weights, where it is trained.
+    pub(crate) parameters: &'a [&'a [f32]],
+    /// The part's output.
+    pub(crate) output: &'a mut [f32],
+    /// The gradients of all parameters, one after another; empty in a part that makes none.
+    pub(crate) gradients: &'a mut [f32],
+}
+
+/// Name, floating-point operations and seconds of each operation of a run.
+pub(crate) type Profile = Vec<(String, f64, f64)>;
+
 /// Operations over an arena, checked.
 pub(crate) struct Program {
     isa: Isa,
     operations: Vec<Box<dyn Operation>>,
+    parts: Vec<Part>,
     /// Floats per sample.
     arena: usize,
-    /// Floats per sample of the input with each number, and of the output.
-    inputs: Vec<usize>,
-    output: usize,
+    /// Floats for weights.
+    placed: usize,
+    /// Floats of each parameter.
+    parameters: Vec<usize>,
     /// As many as there were runs at the same time.
     workspaces: Mutex<Vec<Workspace>>,
 }
 
 impl Program {
-    /// Checks that every buffer lies in the arena and that no operation overwrites what it reads.
+    /// A program of one part, whose operations have their weights.
     ///
     /// # Panics
-    /// Where that does not hold: the plan is wrong, not its input.
+    /// As [`Program::in_parts`].
     pub(crate) fn new(
         isa: Isa,
         operations: Vec<Box<dyn Operation>>,
@@ -156,11 +209,30 @@ impl Program {
         inputs: Vec<usize>,
         output: usize,
     ) -> Self {
+        let part = Part { operations: 0..operations.len(), inputs, output };
+        Self::in_parts(isa, operations, [layout, &Layout::default()], vec![part], Vec::new())
+    }
+
+    /// Checks that every buffer lies in its memory, the arena or that for weights, and that no
+    /// operation overwrites what it reads.
+    ///
+    /// # Panics
+    /// Where that does not hold: the plan is wrong, not its input.
+    pub(crate) fn in_parts(
+        isa: Isa,
+        operations: Vec<Box<dyn Operation>>,
+        [layout, placed]: [&Layout; 2],
+        parts: Vec<Part>,
+        parameters: Vec<usize>,
+    ) -> Self {
         for operation in &operations {
             let (reads, writes) = (operation.reads(), operation.writes());
             let name = operation.name();
             for buffer in reads.iter().chain(&writes) {
                 assert!(buffer.offset + buffer.len <= layout.len(), "{name} leaves the arena");
+            }
+            for buffer in operation.placed() {
+                assert!(buffer.offset + buffer.len <= placed.len(), "{name} leaves the weights");
             }
             for (i, write) in writes.iter().enumerate() {
                 let shared = |read: &&Buffer| Some(**read) != operation.in_place();
@@ -168,97 +240,119 @@ impl Program {
                 assert!(!others.any(|other| other.overlaps(*write)), "{name} overwrites its input");
             }
         }
-        let arena = layout.len();
-        Self { isa, operations, arena, inputs, output, workspaces: Mutex::default() }
+        let (arena, placed) = (layout.len(), placed.len());
+        let workspaces = Mutex::default();
+        Self { isa, operations, parts, arena, placed, parameters, workspaces }
     }
 
-    /// Runs all operations for `batch` samples on the threads of the current rayon pool.
+    /// Runs all operations of a program of one part for `batch` samples on the threads of the current
+    /// rayon pool.
     ///
     /// # Panics
     /// Where inputs and output do not have the lengths that were agreed on.
     pub(crate) fn run(&self, batch: usize, inputs: &[&[f32]], output: &mut [f32]) {
-        self.run_with(batch, inputs, output, &|memory, workspace| {
-            let work = |phase: usize, item: usize, worker: usize| {
-                let (operation, part) = workspace.places[phase];
-                // SAFETY: the team runs the phases one after another, and `new` and `run_with` saw to
-                // the memory.
-                unsafe { self.operations[operation].run(memory, part, item, worker) }
-            };
-            team::run(memory.threads, &workspace.phases, &work);
-        });
+        let mut workspace = self.begin();
+        let call = Call { batch, inputs, parameters: &[], output, gradients: &mut [] };
+        self.run_part(0, &mut workspace, call, None);
+        self.end(workspace);
     }
 
     /// As [`Program::run`], giving name, work and seconds of each operation.
-    pub(crate) fn profile(
-        &self,
-        batch: usize,
-        inputs: &[&[f32]],
-        output: &mut [f32],
-    ) -> Vec<(String, f64, f64)> {
-        let times = Mutex::new(Vec::new());
-        self.run_with(batch, inputs, output, &|memory, _| {
-            for operation in &self.operations {
-                let start = std::time::Instant::now();
-                let items = operation.split(batch, memory.threads).items;
-                // SAFETY: as in `run`, with one operation at a time.
-                let work = |phase: usize, item: usize, worker: usize| unsafe {
-                    operation.run(memory, phase, item, worker);
-                };
-                team::run(memory.threads, &items, &work);
-                let line = (
-                    operation.name(),
-                    operation.flop() * batch as f64,
-                    start.elapsed().as_secs_f64(),
-                );
-                times.lock().unwrap_or_else(|e| e.into_inner()).push(line);
-            }
-        });
-        times.into_inner().unwrap_or_else(|e| e.into_inner())
+    pub(crate) fn profile(&self, batch: usize, inputs: &[&[f32]], output: &mut [f32]) -> Profile {
+        let (mut workspace, mut profile) = (self.begin(), Profile::new());
+        let call = Call { batch, inputs, parameters: &[], output, gradients: &mut [] };
+        self.run_part(0, &mut workspace, call, Some(&mut profile));
+        self.end(workspace);
+        profile
     }
 
-    fn run_with(
-        &self,
-        batch: usize,
-        inputs: &[&[f32]],
-        output: &mut [f32],
-        work: &(dyn Fn(&Memory, &Workspace) + Sync),
-    ) {
-        assert_eq!(inputs.len(), self.inputs.len());
-        for (input, len) in inputs.iter().zip(&self.inputs) {
-            assert_eq!(input.len(), batch * len);
-        }
-        assert_eq!(output.len(), batch * self.output);
-        let threads = rayon::current_num_threads().max(1);
+    /// Memory for a run of all parts.
+    pub(crate) fn begin(&self) -> Workspace {
         let kept = self.workspaces.lock().unwrap_or_else(|e| e.into_inner()).pop();
-        let mut workspace = kept.unwrap_or_default();
-        let needs = self.schedule(batch, threads, &mut workspace);
+        Workspace { batch: 0, ..kept.unwrap_or_default() }
+    }
+
+    /// Keeps such memory for the next run.
+    pub(crate) fn end(&self, workspace: Workspace) {
+        self.workspaces.lock().unwrap_or_else(|e| e.into_inner()).push(workspace);
+    }
+
+    /// Runs one part, on the threads of the current rayon pool; what the parts before have left in the
+    /// workspace is there. With `profile`, one operation at a time.
+    ///
+    /// # Panics
+    /// Where a length is not what was agreed on, or the batch not that of the parts before.
+    pub(crate) fn run_part(
+        &self,
+        part: usize,
+        workspace: &mut Workspace,
+        call: Call,
+        profile: Option<&mut Profile>,
+    ) {
+        let part = &self.parts[part];
+        let Call { batch, inputs, parameters, output, gradients } = call;
+        assert!(inputs.iter().map(|input| input.len()).eq(part.inputs.iter().map(|n| batch * n)));
+        assert!(parameters.iter().map(|one| one.len()).eq(self.parameters.iter().copied()));
+        assert_eq!(output.len(), batch * part.output);
+        assert!(gradients.is_empty() || gradients.len() == self.parameters.iter().sum::<usize>());
+        assert!(workspace.batch == 0 || workspace.batch == batch);
+        workspace.batch = batch;
+        let threads = rayon::current_num_threads().max(1);
+        let needs = self.schedule(part, batch, threads, workspace);
         let scratch_len = needs.scratch.next_multiple_of(LINE) + SLACK;
         let memory = Memory {
             isa: self.isa,
             batch,
             threads,
             arena: grown(&mut workspace.arena, self.arena * batch + SLACK),
+            placed: grown(&mut workspace.placed, self.placed + SLACK),
             shared: grown(&mut workspace.shared, needs.shared + SLACK),
             scratch: grown(&mut workspace.scratch, scratch_len * threads),
             scratch_len,
             inputs,
+            parameters,
             output: output.as_mut_ptr(),
+            gradients: gradients.as_mut_ptr(),
         };
-        work(&memory, &workspace);
-        self.workspaces.lock().unwrap_or_else(|e| e.into_inner()).push(workspace);
+        let Some(profile) = profile else {
+            let work = |phase: usize, item: usize, worker: usize| {
+                let (operation, phase) = workspace.places[phase];
+                // SAFETY: the team runs the phases one after another, and the checks above and in
+                // `in_parts` saw to the memory.
+                unsafe { self.operations[operation].run(&memory, phase, item, worker) }
+            };
+            return team::run(threads, &workspace.phases, &work);
+        };
+        for operation in &self.operations[part.operations.clone()] {
+            let start = std::time::Instant::now();
+            // SAFETY: as above, with one operation at a time.
+            let work = |phase: usize, item: usize, worker: usize| unsafe {
+                operation.run(&memory, phase, item, worker);
+            };
+            team::run(threads, &operation.split(batch, threads).items, &work);
+            let flop = operation.flop() * batch as f64;
+            profile.push((operation.name(), flop, start.elapsed().as_secs_f64()));
+        }
     }
 
-    /// Notes all phases with work in them, and gives the largest needs.
-    fn schedule(&self, batch: usize, threads: usize, workspace: &mut Workspace) -> Needs {
+    /// Notes all phases of a part with work in them, and gives the largest needs.
+    fn schedule(
+        &self,
+        part: &Part,
+        batch: usize,
+        threads: usize,
+        workspace: &mut Workspace,
+    ) -> Needs {
         workspace.phases.clear();
         workspace.places.clear();
         let mut needs = Needs::default();
-        for (i, operation) in self.operations.iter().enumerate() {
-            let split = operation.split(batch, threads);
-            for (part, items) in split.items.into_iter().enumerate().filter(|(_, items)| *items > 0)
+        for i in part.operations.clone() {
+            let split = self.operations[i].split(batch, threads);
+            for (phase, items) in
+                split.items.into_iter().enumerate().filter(|(_, items)| *items > 0)
             {
                 workspace.phases.push(items);
-                workspace.places.push((i, part));
+                workspace.places.push((i, phase));
             }
             needs.scratch = needs.scratch.max(split.needs.scratch);
             needs.shared = needs.shared.max(split.needs.shared);
@@ -270,10 +364,10 @@ impl Program {
     pub(crate) fn workspace_bytes(&self) -> usize {
         let workspaces = self.workspaces.lock().unwrap_or_else(|e| e.into_inner());
         let floats = |memory: &Option<Aligned>| memory.as_ref().map_or(0, |m| m.as_slice().len());
-        workspaces
-            .iter()
-            .map(|w| 4 * (floats(&w.arena) + floats(&w.shared) + floats(&w.scratch)))
-            .sum()
+        let all = |w: &Workspace| {
+            [&w.arena, &w.placed, &w.shared, &w.scratch].into_iter().map(floats).sum::<usize>()
+        };
+        4 * workspaces.iter().map(all).sum::<usize>()
     }
 }
 

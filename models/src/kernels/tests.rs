@@ -8,7 +8,7 @@ use super::twin::{self, Plain};
 use super::*;
 
 /// Numbers from −1 to 1.
-fn numbers(len: usize, seed: u32) -> Vec<f32> {
+pub(super) fn numbers(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -18,9 +18,9 @@ fn numbers(len: usize, seed: u32) -> Vec<f32> {
 }
 
 /// Channels, height, width.
-type Size = [usize; 3];
+pub(super) type Size = [usize; 3];
 
-fn take(layout: &mut Layout, [channels, height, width]: Size) -> Image {
+pub(super) fn take(layout: &mut Layout, [channels, height, width]: Size) -> Image {
     let segments = [channels, 0];
     Image { buffer: layout.take(height * width * padded(channels)), height, width, segments }
 }
@@ -100,7 +100,7 @@ fn check(
     }
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
@@ -215,7 +215,8 @@ proptest! {
                 let modulation = modulated.then_some((images[count].buffer, 0));
                 operations.push(Box::new(Settle {
                     sources, target: joined, groups, eps: 1e-5,
-                    weight: weight.clone(), bias: bias.clone(), modulation, output: map,
+                    weight: Values::Own(weight.clone()), bias: Values::Own(bias.clone()), modulation,
+                    output: map, moments: None,
                 }));
                 operations.push(Box::new(Apply::new(&images[..count], joined, map, function)));
                 // Back to one segment, by a product with the identity.
@@ -228,7 +229,9 @@ proptest! {
             })
         }, |plain| {
             let modulation = modulated.then_some(&plain[count]);
-            Plain::joined(&plain[..count]).normalised(groups, 1e-5, &weight, &bias, modulation, function)
+            let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+            let joined = Plain::joined(&plain[..count]);
+            joined.normalised(groups, 1e-5, &wide(&weight), &wide(&bias), modulation, function)
         }, 2e-6);
     }
 

@@ -4,7 +4,7 @@ use super::Function;
 
 /// A map: `[channels, height, width]`.
 pub(super) struct Plain {
-    size: [usize; 3],
+    pub(super) size: [usize; 3],
     pub(super) values: Vec<f64>,
 }
 
@@ -13,11 +13,11 @@ impl Plain {
         Self { size, values: values.iter().map(|&x| f64::from(x)).collect() }
     }
 
-    fn at(&self, c: usize, y: usize, x: usize) -> f64 {
+    pub(super) fn at(&self, c: usize, y: usize, x: usize) -> f64 {
         self.values[(c * self.size[1] + y) * self.size[2] + x]
     }
 
-    fn from_fn(size: [usize; 3], f: impl Fn(usize, usize, usize) -> f64) -> Self {
+    pub(super) fn from_fn(size: [usize; 3], f: impl Fn(usize, usize, usize) -> f64) -> Self {
         let mut values = Vec::new();
         for c in 0..size[0] {
             for y in 0..size[1] {
@@ -94,8 +94,8 @@ impl Plain {
         &self,
         groups: usize,
         eps: f64,
-        weight: &[f32],
-        bias: &[f32],
+        weight: &[f64],
+        bias: &[f64],
         modulation: Option<&Self>,
         function: Function,
     ) -> Self {
@@ -113,7 +113,7 @@ impl Plain {
         Self::from_fn(self.size, |c, y, x| {
             let (mean, deviation) = moments[c / (channels / groups)];
             let normal = (self.at(c, y, x) - mean) / deviation;
-            let affine = normal * f64::from(weight[c]) + f64::from(bias[c]);
+            let affine = normal * weight[c] + bias[c];
             let modulated = match modulation {
                 None => affine,
                 Some(m) => affine * (1.0 + m.values[c]) + m.values[channels + c],

@@ -5,6 +5,7 @@
 //! four pixels instead of 144, 16 for two by two instead of 36.
 
 use super::arena::{Aligned, Buffer, padded};
+use super::constants::Constants;
 use super::finish::Finish;
 use super::gemm::{self, Rows};
 use super::image::Image;
@@ -32,15 +33,21 @@ pub(crate) enum Variant {
 
 impl Variant {
     /// Side of the output tile, and of the input tile.
-    fn sides(self) -> (usize, usize) {
+    pub(super) fn sides(self) -> (usize, usize) {
         match self {
             Self::F2 => (F2::OUT, F2::IN),
             Self::F4 => (F4::OUT, F4::IN),
         }
     }
 
+    /// Products of a tile: pixels of its input tile.
+    pub(super) fn positions(self) -> usize {
+        let (_, side) = self.sides();
+        side * side
+    }
+
     /// The rows of `G`.
-    fn weight_rows(self) -> &'static [[f64; 3]] {
+    pub(super) fn weight_rows(self) -> &'static [[f64; 3]] {
         match self {
             Self::F2 => &F2::G,
             Self::F4 => &F4::G,
@@ -55,7 +62,7 @@ pub(crate) struct Winograd {
     output: Image,
     doubled: bool,
     /// `[groups][positions][panels of a group][depth][panel]`, in the order in which it is read.
-    weights: Aligned,
+    weights: Constants,
     finish: Finish,
     panel: usize,
     /// Panels of output channels whose products are worked out before they are transformed back; the
@@ -79,11 +86,10 @@ impl Winograd {
         let (panel, channels, outputs) = (isa.panel(), source.channels(), output.channels());
         assert_eq!(weights.len(), outputs * channels * 9);
         let depth = source.stride();
-        let (_, side) = variant.sides();
-        let positions = side * side;
+        let side = variant.sides().1;
+        let positions = variant.positions();
         let panels = outputs.div_ceil(panel);
-        // More would use the tiles more often, but their products would leave the near cache.
-        let group = if panels < 8 { 1 } else { 2 };
+        let group = group_size(panels);
         let mut packed = Aligned::zeros(panels * positions * depth * panel);
         let all = packed.as_mut_slice();
         let g = variant.weight_rows();
@@ -103,19 +109,23 @@ impl Winograd {
                 }
             }
         }
-        let zeros = Aligned::zeros(source.stride());
-        Self {
-            variant,
-            source,
-            output,
-            doubled,
-            weights: packed,
-            finish,
-            panel,
-            group,
-            rows: isa.rows(),
-            zeros,
-        }
+        Self::with(isa, variant, source, output, doubled, Constants::Own(packed), finish)
+    }
+
+    /// `weights` is transformed and packed.
+    pub(crate) fn with(
+        isa: Isa,
+        variant: Variant,
+        source: Image,
+        output: Image,
+        doubled: bool,
+        weights: Constants,
+        finish: Finish,
+    ) -> Self {
+        let panel = isa.panel();
+        let group = group_size(output.channels().div_ceil(panel));
+        let (rows, zeros) = (isa.rows(), Aligned::zeros(source.stride()));
+        Self { variant, source, output, doubled, weights, finish, panel, group, rows, zeros }
     }
 
     /// Tiles down and across.
@@ -141,7 +151,7 @@ impl Winograd {
     fn cut(&self, batch: usize, threads: usize) -> Cut {
         let (down, across) = self.tiles();
         let all = batch * down * across;
-        let many = 4 * self.weights.as_slice().len() > MANY;
+        let many = 4 * self.weights.len() > MANY;
         let most = self.rows * if many { BLOCKS_FOR_MANY } else { BLOCKS };
         let blocks = all.div_ceil(most);
         let block = all.div_ceil(blocks).next_multiple_of(self.rows);
@@ -154,10 +164,16 @@ impl Winograd {
     }
 }
 
+/// Panels in a group.
+pub(super) fn group_size(panels: usize) -> usize {
+    // More would use the tiles more often, but their products would leave the near cache.
+    if panels < 8 { 1 } else { 2 }
+}
+
 /// The number of a panel's weights for a position in the order of `[groups][positions][panels of a
 /// group]`.
 #[inline(always)]
-fn panel_place(
+pub(super) fn panel_place(
     panels: usize,
     group: usize,
     positions: usize,
@@ -211,6 +227,10 @@ impl Operation for Winograd {
 
     fn writes(&self) -> Vec<Buffer> {
         vec![self.output.buffer]
+    }
+
+    fn placed(&self) -> Vec<Buffer> {
+        self.weights.placed().into_iter().chain(self.finish.bias.placed()).collect()
     }
 
     fn in_place(&self) -> Option<Buffer> {
@@ -517,7 +537,7 @@ impl Rows for RowBlock<'_> {
             }
             let (panels, positions) = (conv.panels(), conv.positions());
             let panel = panel_place(panels, conv.group, positions, self.panel, self.position);
-            let weights = conv.weights.as_slice().as_ptr().add(panel * depth * width);
+            let weights = conv.weights.at(run.memory).add(panel * depth * width);
             let mut acc = gemm::zeros::<S, R, 2>(s);
             gemm::accumulate(s, &mut acc, &rows, weights, width, depth);
             let target = run.product(self.i, self.position, self.row);

@@ -3,6 +3,7 @@
 mod check;
 mod json;
 
+use crate::initial::Distribution;
 use crate::{Conditioning, Geometry};
 
 /// How the timestep becomes a vector.
@@ -112,6 +113,48 @@ impl UNet2DConfig {
                 ClassEmbedding::Timestep => Conditioning::Timestep,
                 ClassEmbedding::Identity => Conditioning::Embedding(self.time_width()),
             },
+        }
+    }
+
+    /// The share of activations dropped while training, 0 to 1; see [`crate::NetworkConfig::dropout`].
+    pub(crate) fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    /// See [`crate::NetworkConfig::scaled`]. Attentions keep their number of heads where all have the
+    /// same width; elsewhere heads keep theirs, or become as wide as divides all.
+    pub(crate) fn scaled(&self, factor: f64) -> Option<Self> {
+        let groups = self.norm_num_groups.max(self.attn_norm_num_groups.unwrap_or(1));
+        let width = |&channels: &usize| {
+            ((channels as f64 * factor / groups as f64).round() as usize).max(1) * groups
+        };
+        let mut scaled =
+            Self { channels: self.channels.iter().map(width).collect(), ..self.clone() };
+        scaled.time_embedding_dim =
+            self.time_embedding_dim.map(|width| ((width as f64 * factor).round() as usize).max(1));
+        if let Some(head) = self.attention_head_dim {
+            let widths: Vec<usize> = scaled.attention_widths().collect();
+            let theirs = self.attention_widths().next();
+            let same = |all: &[usize]| all.windows(2).all(|pair| pair[0] == pair[1]);
+            let heads = theirs.map_or(1, |width| width / head);
+            let wanted = match widths.first() {
+                Some(width) if same(&widths) && width.is_multiple_of(heads) => width / heads,
+                _ => head,
+            };
+            let fits = |head: &usize| widths.iter().all(|width| width.is_multiple_of(*head));
+            scaled.attention_head_dim = (1..=wanted).rev().find(fits);
+        }
+        // Whatever is not a network after all is refused where every configuration is.
+        Self::from_json(&scaled.to_json(), "a scaled config.json").ok()
+    }
+
+    /// How diffusers draws the weight `name` where its shape does not tell: tables of embeddings, and
+    /// the random frequencies of Song et al. 2021, which have a scale of 16.
+    pub(crate) fn unusual(&self, name: &str) -> Option<Distribution> {
+        match (name, self.time_embedding) {
+            ("time_proj.weight", TimeEmbedding::Fourier) => Some(Distribution::Normal(16.0)),
+            ("time_proj.weight" | "class_embedding.weight", _) => Some(Distribution::Normal(1.0)),
+            _ => None,
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod attention;
 mod blocks;
+mod channels;
 mod config;
 mod embeddings;
 pub(crate) mod fields;
@@ -25,7 +26,7 @@ pub use config::UNet2DConfig;
 use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
 use layers::{Conv2d, GroupNorm};
-use plan::Plan;
+use plan::{Plan, Training};
 use weights::Weights;
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
@@ -45,6 +46,8 @@ enum Body {
     Layers(Box<Layers>),
     /// Kernels for the CPU, over weights that do not change.
     Plan(Plan),
+    /// Kernels for the CPU, over weights that are trained.
+    Training(Training),
 }
 
 struct Layers {
@@ -79,6 +82,17 @@ impl UNet2DModel {
         weights::build(config, weights, dtype, device)
     }
 
+    /// The weights under today's names, checked to be exactly those the network needs.
+    ///
+    /// # Errors
+    /// As [`UNet2DModel::load`].
+    pub(crate) fn fit(
+        config: &UNet2DConfig,
+        weights: HashMap<String, Tensor>,
+    ) -> Result<HashMap<String, Tensor>> {
+        weights::fit(config, weights)
+    }
+
     /// Names and shapes of all weights, without a tensor.
     pub fn weight_shapes(config: &UNet2DConfig) -> Result<BTreeMap<String, Vec<usize>>> {
         weights::shapes(config)
@@ -87,8 +101,11 @@ impl UNet2DModel {
     fn build(config: &UNet2DConfig, weights: &Weights) -> Result<Self> {
         let (dtype, device) = (weights.dtype(), weights.device());
         // Where weights may be merged they do not change either, so they may be packed as well.
-        let body = if weights.may_merge() && dtype == DType::F32 && device.is_cpu() {
+        let compiled = dtype == DType::F32 && device.is_cpu();
+        let body = if compiled && weights.may_merge() {
             Body::Plan(Plan::new(config, weights, Isa::detect())?)
+        } else if compiled && weights.trained() {
+            Body::Training(Training::new(config, weights, Isa::detect())?)
         } else {
             Body::Layers(Box::new(Layers::new(config, weights)?))
         };
@@ -104,7 +121,8 @@ impl UNet2DModel {
     }
 
     /// Name, floating-point operations (as a direct implementation would need them) and seconds of each
-    /// kernel in one evaluation; nothing where the network is not compiled.
+    /// kernel in one evaluation, and of the gradients of weights that are trained; nothing where the
+    /// network is not compiled.
     pub fn profile(
         &self,
         x: &Tensor,
@@ -116,6 +134,7 @@ impl UNet2DModel {
         match &self.body {
             Body::Layers(_) => Ok(Vec::new()),
             Body::Plan(plan) => plan.profile(x, &time, timesteps),
+            Body::Training(plan) => plan.profile(x, &time, timesteps),
         }
     }
 
@@ -124,6 +143,7 @@ impl UNet2DModel {
         match &self.body {
             Body::Layers(_) => 0,
             Body::Plan(plan) => plan.workspace_bytes(),
+            Body::Training(plan) => plan.workspace_bytes(),
         }
     }
 
@@ -176,6 +196,7 @@ impl Denoiser for UNet2DModel {
         match &self.body {
             Body::Layers(layers) => layers.forward(x, &time, timesteps),
             Body::Plan(plan) => plan.forward(x, &time, timesteps),
+            Body::Training(plan) => plan.forward(x, &time, timesteps),
         }
     }
 

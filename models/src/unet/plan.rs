@@ -5,14 +5,17 @@ mod attention;
 mod blocks;
 mod builder;
 mod resnet;
+mod tape;
+mod training;
 
-use candle_core::{CpuStorage, Device, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
 
 use super::UNet2DConfig;
 use super::config::{Activation, TimeEmbedding};
 use super::weights::Weights;
 use crate::kernels::{Export, Function, Import, Isa, Program};
-use builder::Builder;
+use builder::{Builder, Map};
+pub(super) use training::Training;
 
 /// Numbers of the program's inputs.
 const X: usize = 0;
@@ -29,37 +32,12 @@ impl Plan {
     /// Takes all weights but those of the time and class embedding.
     pub(super) fn new(config: &UNet2DConfig, weights: &Weights, isa: Isa) -> crate::Result<Self> {
         let mut builder = Builder::new(config, isa)?;
-        let (height, width) = (config.height, config.width);
-
-        let time = builder.map(1, 1, config.time_width());
-        let time_image = builder.image(time);
-        builder.push(Import { input: TIME, output: time_image, factor: 1.0, shift: 0.0 });
-        // The projections' weights are gathered while the blocks are built; their place in the list is
-        // here, and in memory for as long as the program runs.
-        let projections_at = builder.len();
-
-        let x = builder.map(height, width, config.in_channels);
-        let (factor, shift) = if config.center_input_sample { (2.0, -1.0) } else { (1.0, 0.0) };
-        let output = builder.image(x);
-        builder.push(Import { input: X, output, factor, shift });
-        let first = builder.same(&weights.at("conv_in"), x, config.channels[0])?;
-        builder.release(x);
-
-        let bottom = blocks::network(&mut builder, weights, first)?;
-
-        let (groups, name) = (config.norm_num_groups, weights.at("conv_norm_out"));
-        let normed = builder.normalise(&name, &[bottom], groups, None, Function::Silu)?;
-        builder.release(bottom);
-        let y = builder.same(&weights.at("conv_out"), normed, config.out_channels)?;
-        builder.release(normed);
-        let fourier = config.time_embedding == TimeEmbedding::Fourier;
-        let input = builder.image(y);
-        builder.push(Export { input, divisor: fourier.then_some(SIGMA) });
-
-        builder.insert_projections(projections_at, time_image);
-        let inputs = vec![height * width * config.in_channels, config.time_width(), 1];
-        let outputs = [config.out_channels, height, width];
-        Ok(Self { program: builder.finish(inputs, outputs.iter().product()), outputs })
+        let Ends { time, projections, .. } = assemble(&mut builder, weights)?;
+        let time = builder.image(time);
+        builder.insert_projections(projections, time);
+        let outputs = [config.out_channels, config.height, config.width];
+        let program = builder.finish(inputs(config), outputs.iter().product());
+        Ok(Self { program, outputs })
     }
 
     /// `x` `[B, C, H, W]`, `time` `[B, time width]`, already through the activation, `sigma` `[B]`, by
@@ -96,10 +74,7 @@ impl Plan {
         let storages = tensors.each_ref().map(Tensor::storage_and_layout);
         let mut inputs: [&[f32]; 3] = [&[]; 3];
         for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
-            let Storage::Cpu(CpuStorage::F32(values)) = &**storage else {
-                bail!("the compiled network takes f32 on the CPU")
-            };
-            *input = &values[layout.start_offset()..][..layout.shape().elem_count()];
+            *input = floats(storage, layout)?;
         }
         let [channels, height, width] = self.outputs;
         let mut output = vec![0.0; batch * channels * height * width];
@@ -110,6 +85,68 @@ impl Plan {
     /// Bytes kept from one evaluation to the next beside the weights.
     pub(super) fn workspace_bytes(&self) -> usize {
         self.program.workspace_bytes()
+    }
+}
+
+/// Where a network begins and ends.
+struct Ends {
+    x: Map,
+    time: Map,
+    y: Map,
+    /// Where in the list the projections of the time embedding belong: their weights are gathered while
+    /// the blocks are built.
+    projections: usize,
+}
+
+/// Floats per sample of each input of an evaluation.
+fn inputs(config: &UNet2DConfig) -> Vec<usize> {
+    vec![config.height * config.width * config.in_channels, config.time_width(), 1]
+}
+
+/// The whole network, from its inputs to its output.
+fn assemble(builder: &mut Builder, weights: &Weights) -> crate::Result<Ends> {
+    let config = builder.config;
+    let time = builder.map(1, 1, config.time_width());
+    let output = builder.image(time);
+    builder.push(Import { input: TIME, output, factor: 1.0, shift: 0.0 });
+    if let Some(tape) = &mut builder.tape {
+        tape.time = Some(time);
+    }
+    let projections = builder.len();
+
+    let x = builder.map(config.height, config.width, config.in_channels);
+    let (factor, shift) = if config.center_input_sample { (2.0, -1.0) } else { (1.0, 0.0) };
+    let output = builder.image(x);
+    builder.push(Import { input: X, output, factor, shift });
+    let first = builder.same(&weights.at("conv_in"), x, config.channels[0])?;
+    builder.release(x);
+
+    let bottom = blocks::network(builder, weights, first)?;
+
+    let (groups, name) = (config.norm_num_groups, weights.at("conv_norm_out"));
+    let normed = builder.normalise(&name, &[bottom], groups, None, Function::Silu)?;
+    builder.release(bottom);
+    let y = builder.same(&weights.at("conv_out"), normed, config.out_channels)?;
+    builder.release(normed);
+    let fourier = config.time_embedding == TimeEmbedding::Fourier;
+    let input = builder.image(y);
+    builder.push(Export { input, divisor: fourier.then_some(SIGMA) });
+    Ok(Ends { x, time, y, projections })
+}
+
+/// The floats of a contiguous f32 tensor on the CPU.
+fn floats<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
+    match storage {
+        Storage::Cpu(storage) => slice(storage, layout),
+        _ => bail!("the compiled network takes tensors on the CPU"),
+    }
+}
+
+/// The floats of contiguous f32.
+fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        _ => bail!("the compiled network takes contiguous f32"),
     }
 }
 

@@ -63,6 +63,11 @@ impl Weights<'_> {
         matches!(&*self.store.borrow(), Store::Take { trained: false, .. })
     }
 
+    /// Whether some weight tracks gradients.
+    pub(super) fn trained(&self) -> bool {
+        matches!(&*self.store.borrow(), Store::Take { trained: true, .. })
+    }
+
     /// The element type of the network.
     pub(super) fn dtype(&self) -> DType {
         self.dtype
@@ -93,13 +98,11 @@ pub(super) fn shapes(config: &UNet2DConfig) -> Result<Shapes> {
     }
 }
 
-/// Builds the network from checked tensors.
-pub(super) fn build(
+/// Gives the tensors their names of today and checks that they are exactly those needed.
+pub(super) fn fit(
     config: &UNet2DConfig,
     mut tensors: HashMap<String, Tensor>,
-    dtype: DType,
-    device: &Device,
-) -> Result<UNet2DModel> {
+) -> Result<HashMap<String, Tensor>> {
     rename_legacy_attention(&mut tensors);
     let found = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
     if let Some(difference) = mismatch(&shapes(config)?, &found.collect()) {
@@ -112,6 +115,17 @@ pub(super) fn build(
         let problem = format!("`{name}` is {dtype}: weights are f16, bf16, f32 or f64");
         return Err(Error::Weights(problem));
     }
+    Ok(tensors)
+}
+
+/// Checks the tensors and builds the network.
+pub(super) fn build(
+    config: &UNet2DConfig,
+    tensors: HashMap<String, Tensor>,
+    dtype: DType,
+    device: &Device,
+) -> Result<UNet2DModel> {
+    let tensors = fit(config, tensors)?;
     let trained = tensors.values().any(Tensor::track_op);
     let parameters = tensors.values().map(Tensor::elem_count).sum();
     let store = RefCell::new(Store::Take { tensors, trained });

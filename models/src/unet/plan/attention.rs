@@ -1,16 +1,20 @@
 //! Norm, self-attention and the way around: [`crate::unet::attention`] as kernels.
 
-use super::builder::{Builder, Map, values};
+use candle_core::Tensor;
+
+use super::builder::{Builder, End, Map};
+use super::tape::Step;
 use crate::kernels::{Attend, Function, PackKeys};
 use crate::unet::weights::Weights;
 
-/// Attention over `x`, normalised in `groups` groups or not at all; the sum is divided by `scale`.
+/// Attention over `x`, normalised in `groups` groups or not at all; the sum is divided by
+/// `scale_down`.
 pub(super) fn attention(
     builder: &mut Builder,
     weights: &Weights,
     x: Map,
     groups: Option<usize>,
-    scale: f64,
+    scale_down: f64,
 ) -> crate::Result<Map> {
     let image = builder.image(x);
     let (height, width, channels) = (image.height, image.width, image.channels());
@@ -24,9 +28,16 @@ pub(super) fn attention(
             builder.normalise(&name, &[x], groups, None, Function::Identity)?
         }
     };
-    let (weight, bias) = merged(weights, channels, head_dim)?;
     let qkv = builder.map(height, width, 3 * channels);
-    builder.pointwise(&[normed], qkv, &weight, &bias, |_| {});
+    let scale = 1.0 / (head_dim as f64).sqrt();
+    let part = |name, factor| -> crate::Result<(Tensor, Tensor, f64)> {
+        let place = weights.at(name);
+        let weight = place.get("weight", &[channels, channels])?;
+        Ok((weight, place.get("bias", &[channels])?, factor))
+    };
+    // The scale of the scores goes into the queries.
+    let parts = [part("to_q", scale)?, part("to_k", 1.0)?, part("to_v", 1.0)?];
+    builder.pointwise(&[normed], qkv, &parts, End::default())?;
     builder.release(normed);
 
     let (input, panel, rows) = (builder.image(qkv), builder.isa.panel(), builder.isa.rows());
@@ -36,35 +47,12 @@ pub(super) fn attention(
     let output = builder.image(gathered);
     builder.push(Attend { input, keys, heads, panel, rows, output });
     builder.give(keys);
+    builder.record(Step::Attend { qkv, target: gathered, heads });
     builder.release(qkv);
 
-    let place = weights.at("to_out.0");
-    let weight = values(&place.get("weight", &[channels, channels])?)?;
-    let bias = values(&place.get("bias", &[channels])?)?;
     let sum = builder.map(height, width, channels);
-    builder.pointwise(&[gathered], sum, &weight, &bias, |finish| {
-        finish.residual = Some(image);
-        finish.factor = (1.0 / scale) as f32;
-    });
+    let end = End { residual: Some(x), factor: (1.0 / scale_down) as f32, ..End::default() };
+    builder.pointwise(&[gathered], sum, &[part("to_out.0", 1.0)?], end)?;
     builder.release(gathered);
     Ok(sum)
-}
-
-/// Weights and biases of query, key and value one below the other, the scale of the scores already in
-/// the query's.
-fn merged(
-    weights: &Weights,
-    channels: usize,
-    head_dim: usize,
-) -> crate::Result<(Vec<f32>, Vec<f32>)> {
-    let scale = 1.0 / (head_dim as f64).sqrt();
-    let (mut weight, mut bias) = (Vec::new(), Vec::new());
-    for (name, factor) in [("to_q", scale), ("to_k", 1.0), ("to_v", 1.0)] {
-        let place = weights.at(name);
-        let scaled = |x: f32| (f64::from(x) * factor) as f32;
-        let part = values(&place.get("weight", &[channels, channels])?)?;
-        weight.extend(part.into_iter().map(scaled));
-        bias.extend(values(&place.get("bias", &[channels])?)?.into_iter().map(scaled));
-    }
-    Ok((weight, bias))
 }

@@ -1,7 +1,7 @@
 //! The way down, the bottom, and the way up: [`crate::unet::blocks`] as kernels.
 
 use super::attention::attention;
-use super::builder::{Builder, Map};
+use super::builder::{Builder, End, Map};
 use super::resnet::resnet;
 use crate::kernels::Taps;
 use crate::unet::config::{Block, Resample};
@@ -51,7 +51,7 @@ fn down(
                 let taps = Taps { side: 3, stride: 2, padding, doubled: false };
                 let image = builder.image(x);
                 let target = builder.map(image.height / 2, image.width / 2, output);
-                builder.convolve(&place.at("conv"), x, target, taps, |_| {})?;
+                builder.convolve(&place.at("conv"), x, target, taps, End::default())?;
                 target
             }
         };
@@ -110,7 +110,7 @@ fn up(
                 let taps = Taps { side: 3, stride: 1, padding: 1, doubled: true };
                 let image = builder.image(x);
                 let target = builder.map(2 * image.height, 2 * image.width, output);
-                builder.convolve(&place.at("conv"), x, target, taps, |_| {})?;
+                builder.convolve(&place.at("conv"), x, target, taps, End::default())?;
                 target
             }
         };

@@ -2,22 +2,51 @@
 
 use candle_core::Tensor;
 
+use super::tape::{Normalised, Step, Tape};
 use crate::kernels::{
-    Apply, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Operation, Program,
-    Settle, Taps, Variant, Winograd, padded,
+    Apply, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Operation, Part, Program,
+    Settle, Taps, Values, Variant, Winograd, padded,
 };
 use crate::unet::weights::Weights;
 use crate::unet::{UNet2DConfig, UNet2DModel};
 
 /// A map that some later step still reads.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Map(usize);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Map(pub(super) usize);
 
-struct Entry {
-    image: Image,
+pub(super) struct Entry {
+    pub(super) image: Image,
     /// Mean and deviations of its channels, once a norm has asked for them.
-    statistics: Option<Buffer>,
+    pub(super) statistics: Option<Buffer>,
     uses: usize,
+    /// Where its gradient is, once there is one.
+    pub(super) gradient: Option<Image>,
+}
+
+/// A vector of each sample that the time embedding is projected to.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Projection {
+    pub(super) buffer: Buffer,
+    /// Where in the buffer it begins.
+    pub(super) start: usize,
+    /// The map that it is, where the network is trained.
+    pub(super) map: Option<Map>,
+}
+
+/// What is added to a convolution's sums.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    /// At every pixel.
+    pub(super) offset: Option<Projection>,
+    pub(super) residual: Option<Map>,
+    /// What all of it is multiplied with then.
+    pub(super) factor: f32,
+}
+
+impl Default for End {
+    fn default() -> Self {
+        Self { offset: None, residual: None, factor: 1.0 }
+    }
 }
 
 /// The linear maps of the time embedding, one for each residual block, as one.
@@ -33,10 +62,12 @@ struct Projections {
 pub(super) struct Builder<'a> {
     pub(super) config: &'a UNet2DConfig,
     pub(super) isa: Isa,
-    layout: Layout,
-    operations: Vec<Box<dyn Operation>>,
-    maps: Vec<Entry>,
+    pub(super) layout: Layout,
+    pub(super) operations: Vec<Box<dyn Operation>>,
+    pub(super) maps: Vec<Entry>,
     projections: Projections,
+    /// How the gradients follow, where the network is trained.
+    pub(super) tape: Option<Tape>,
 }
 
 impl<'a> Builder<'a> {
@@ -50,7 +81,19 @@ impl<'a> Builder<'a> {
         let buffer = layout.take(total);
         let (weight, bias) = (Vec::new(), Vec::new());
         let projections = Projections { buffer, weight, bias, total };
-        Ok(Self { config, isa, layout, operations: Vec::new(), maps: Vec::new(), projections })
+        Ok(Self { projections, layout, ..Self::empty(config, isa, None) })
+    }
+
+    /// For a network that is trained.
+    pub(super) fn trained(config: &'a UNet2DConfig, isa: Isa) -> Self {
+        Self::empty(config, isa, Some(Tape::default()))
+    }
+
+    fn empty(config: &'a UNet2DConfig, isa: Isa, tape: Option<Tape>) -> Self {
+        let buffer = Buffer { offset: 0, len: 0 };
+        let projections = Projections { buffer, weight: Vec::new(), bias: Vec::new(), total: 0 };
+        let (layout, operations, maps) = (Layout::default(), Vec::new(), Vec::new());
+        Self { config, isa, layout, operations, maps, projections, tape }
     }
 
     /// Steps so far.
@@ -81,7 +124,7 @@ impl<'a> Builder<'a> {
     fn joined(&mut self, height: usize, width: usize, segments: [usize; 2]) -> Map {
         let len = height * width * (padded(segments[0]) + padded(segments[1]));
         let image = Image { buffer: self.layout.take(len), height, width, segments };
-        self.maps.push(Entry { image, statistics: None, uses: 1 });
+        self.maps.push(Entry { image, statistics: None, uses: 1, gradient: None });
         Map(self.maps.len() - 1)
     }
 
@@ -96,8 +139,12 @@ impl<'a> Builder<'a> {
         map
     }
 
-    /// One use less; after the last one the map's memory is used for others.
+    /// One use less; after the last one the map's memory is used for others, unless the network is
+    /// trained: then gradients still need it.
     pub(super) fn release(&mut self, map: Map) {
+        if self.tape.is_some() {
+            return;
+        }
         let entry = &mut self.maps[map.0];
         entry.uses -= 1;
         if entry.uses == 0 {
@@ -126,26 +173,52 @@ impl<'a> Builder<'a> {
         weights: &Weights,
         sources: &[Map],
         groups: usize,
-        modulation: Option<usize>,
+        modulation: Option<Projection>,
         function: Function,
     ) -> crate::Result<Map> {
         let images: Vec<Image> = sources.iter().map(|&source| self.image(source)).collect();
         let statistics: Vec<Buffer> = sources.iter().map(|&map| self.statistics(map)).collect();
         let segments = [images[0].channels(), images.get(1).map_or(0, Image::channels)];
         let channels = segments[0] + segments[1];
-        let weight = values(&weights.get("weight", &[channels])?)?;
-        let bias = values(&weights.get("bias", &[channels])?)?;
+        let weight = self.values(weights.get("weight", &[channels])?)?;
+        let bias = self.values(weights.get("bias", &[channels])?)?;
         let map = self.joined(images[0].height, images[0].width, segments);
         let target = self.image(map);
         let output = self.take(2 * target.stride());
-        let modulation = modulation.map(|start| (self.projections.buffer, start));
+        let moments = self.tape.is_some().then(|| self.take(2 * groups));
+        if let (Some(moments), Some(tape)) = (moments, &mut self.tape) {
+            let parameters = [tape.number(&weight), tape.number(&bias)];
+            let sources = sources.to_vec();
+            tape.steps.push(Step::Normalise(Normalised {
+                sources,
+                target: map,
+                groups,
+                function,
+                map: output,
+                moments,
+                parameters,
+                modulation: modulation.and_then(|projection| projection.map),
+            }));
+        }
+        let modulation = modulation.map(|projection| (projection.buffer, projection.start));
         let eps = self.config.norm_eps;
         let pairs = images.iter().copied().zip(statistics).collect();
-        let settle =
-            Settle { sources: pairs, target, groups, eps, weight, bias, modulation, output };
+        let settle = Settle {
+            sources: pairs,
+            target,
+            groups,
+            eps,
+            weight,
+            bias,
+            modulation,
+            output,
+            moments,
+        };
         self.push(settle);
         self.push(Apply::new(&images, target, output, function));
-        self.give(output);
+        if self.tape.is_none() {
+            self.give(output);
+        }
         Ok(map)
     }
 
@@ -159,66 +232,103 @@ impl<'a> Builder<'a> {
         let taps = Taps { side: 3, stride: 1, padding: 1, doubled: false };
         let image = self.image(source);
         let target = self.map(image.height, image.width, channels);
-        self.convolve(weights, source, target, taps, |_| {})?;
+        self.convolve(weights, source, target, taps, End::default())?;
         Ok(target)
     }
 
-    /// A 3×3 convolution with bias into `target`; `finish` adds what else goes into the sums.
+    /// A 3×3 convolution with bias into `target`; `end` is what else goes into the sums.
     pub(super) fn convolve(
         &mut self,
         weights: &Weights,
         source: Map,
         target: Map,
         taps: Taps,
-        finish: impl FnOnce(&mut Finish),
+        end: End,
     ) -> crate::Result<()> {
-        let (source, target) = (self.image(source), self.image(target));
-        let (from, to) = (source.channels(), target.channels());
-        let weight = values(&weights.get("weight", &[to, from, 3, 3])?)?;
-        let bias = values(&weights.get("bias", &[to])?)?;
-        let mut end = Finish::new(&bias, self.isa.panel());
-        finish(&mut end);
-        match variant(&source, &target, taps) {
+        let (from, to) = (self.image(source), self.image(target));
+        let weight = weights.get("weight", &[to.channels(), from.channels(), 3, 3])?;
+        let bias = weights.get("bias", &[to.channels()])?;
+        if self.tape.is_some() {
+            self.trained_convolution(&[source], target, taps, &[(weight, bias, 1.0)], end)?;
+            return Ok(());
+        }
+        let finish = self.finish_of(&values(&bias)?, end);
+        let weight = values(&weight)?;
+        match variant(&from, &to, taps) {
             Some(variant) => {
                 let doubled = taps.doubled;
-                self.push(Winograd::new(self.isa, variant, source, target, doubled, &weight, end));
+                self.push(Winograd::new(self.isa, variant, from, to, doubled, &weight, finish));
             }
-            None => self.push(Direct::new(self.isa, &[source], target, taps, &weight, end)),
+            None => self.push(Direct::new(self.isa, &[from], to, taps, &weight, finish)),
         }
         Ok(())
     }
 
-    /// A linear map of each pixel, `weight` being `[output channels, input channels]`.
+    /// A linear map of each pixel: the products with all `parts`, each a weight
+    /// `[output channels, input channels]`, a bias, and a factor for both, one after another.
     pub(super) fn pointwise(
         &mut self,
         sources: &[Map],
         target: Map,
-        weight: &[f32],
-        bias: &[f32],
-        finish: impl FnOnce(&mut Finish),
-    ) {
+        parts: &[(Tensor, Tensor, f64)],
+        end: End,
+    ) -> crate::Result<()> {
+        if self.tape.is_some() {
+            return self.trained_convolution(sources, target, Taps::POINT, parts, end);
+        }
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        for (one, other, factor) in parts {
+            let scaled = |x: f32| (f64::from(x) * factor) as f32;
+            weight.extend(values(one)?.into_iter().map(scaled));
+            bias.extend(values(other)?.into_iter().map(scaled));
+        }
         let sources: Vec<Image> = sources.iter().map(|&source| self.image(source)).collect();
-        let mut end = Finish::new(bias, self.isa.panel());
-        finish(&mut end);
+        let finish = self.finish_of(&bias, end);
         let target = self.image(target);
-        self.push(Direct::new(self.isa, &sources, target, Taps::POINT, weight, end));
+        self.push(Direct::new(self.isa, &sources, target, Taps::POINT, &weight, finish));
+        Ok(())
     }
 
-    /// The time embedding's projection to `width` numbers: where in [`Builder::projected`] they begin.
-    pub(super) fn project(&mut self, weights: &Weights, width: usize) -> crate::Result<usize> {
+    fn finish_of(&self, bias: &[f32], end: End) -> Finish {
+        self.finish_with(Finish::new(bias, self.isa.panel()), end)
+    }
+
+    /// A finish with all that `end` says.
+    pub(super) fn finish_with(&self, finish: Finish, end: End) -> Finish {
+        Finish {
+            offset: end.offset.map(|projection| (projection.buffer, projection.start)),
+            residual: end.residual.map(|map| self.image(map)),
+            factor: end.factor,
+            ..finish
+        }
+    }
+
+    /// The numbers of a weight, or where they will be, where the network is trained.
+    fn values(&mut self, tensor: Tensor) -> crate::Result<Values> {
+        Ok(match &mut self.tape {
+            None => Values::Own(values(&tensor)?),
+            Some(tape) => Values::Parameter(tape.register(tensor)),
+        })
+    }
+
+    /// The time embedding's projection to `width` numbers.
+    pub(super) fn project(&mut self, weights: &Weights, width: usize) -> crate::Result<Projection> {
         let input = self.config.time_width();
+        let weight = weights.get("weight", &[width, input])?;
+        let bias = weights.get("bias", &[width])?;
+        if let Some(time) = self.tape.as_ref().and_then(|tape| tape.time) {
+            let map = self.map(1, 1, width);
+            self.pointwise(&[time], map, &[(weight, bias, 1.0)], End::default())?;
+            let buffer = self.image(map).buffer;
+            return Ok(Projection { buffer, start: 0, map: Some(map) });
+        }
         let start = self.projections.bias.len();
         let end = start + padded(width);
-        self.projections.weight.extend(values(&weights.get("weight", &[width, input])?)?);
+        self.projections.weight.extend(values(&weight)?);
         self.projections.weight.resize(end * input, 0.0);
-        self.projections.bias.extend(values(&weights.get("bias", &[width])?)?);
+        self.projections.bias.extend(values(&bias)?);
         self.projections.bias.resize(end, 0.0);
-        Ok(start)
-    }
-
-    /// Where all projections of a sample are.
-    pub(super) fn projected(&self) -> Buffer {
-        self.projections.buffer
+        Ok(Projection { buffer: self.projections.buffer, start, map: None })
     }
 
     /// Puts the product of all projections at place `at` of the list.
@@ -233,6 +343,19 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// The program of a network that is trained, its weights and where each one's gradient begins, and
+    /// the floats of all gradients.
+    pub(super) fn finish_training(
+        self,
+        parts: Vec<Part>,
+    ) -> (Program, Vec<(Tensor, usize)>, usize) {
+        let tape = self.tape.unwrap_or_default();
+        let lens = tape.parameters.iter().map(|(tensor, _)| tensor.elem_count()).collect();
+        let layouts = [&self.layout, &tape.placed];
+        let program = Program::in_parts(self.isa, self.operations, layouts, parts, lens);
+        (program, tape.parameters, tape.total)
+    }
+
     /// The program.
     pub(super) fn finish(self, inputs: Vec<usize>, output: usize) -> Program {
         Program::new(self.isa, self.operations, &self.layout, inputs, output)
@@ -241,7 +364,7 @@ impl<'a> Builder<'a> {
 
 /// Which algorithm pays for a 3×3 convolution, from its shape alone: the same for any batch, so that
 /// the batch cannot show in the result.
-fn variant(source: &Image, target: &Image, taps: Taps) -> Option<Variant> {
+pub(super) fn variant(source: &Image, target: &Image, taps: Taps) -> Option<Variant> {
     let fits = taps.side == 3 && taps.stride == 1 && taps.padding == 1;
     let side = target.height.min(target.width);
     if !fits || source.channels() < 16 || target.channels() < 16 || side < 8 {
@@ -254,6 +377,6 @@ fn variant(source: &Image, target: &Image, taps: Taps) -> Option<Variant> {
 }
 
 /// All numbers of a tensor, row by row.
-pub(super) fn values(tensor: &Tensor) -> crate::Result<Vec<f32>> {
+fn values(tensor: &Tensor) -> crate::Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_vec1::<f32>()?)
 }

@@ -1,6 +1,7 @@
 //! The residual block: [`crate::unet::resnet`] as kernels.
 
-use super::builder::{Builder, Map, values};
+use super::builder::{Builder, End, Map};
+use super::tape::Step;
 use crate::kernels::{Downsample, Taps, Upsample};
 use crate::unet::resnet::Resize;
 use crate::unet::weights::Weights;
@@ -31,10 +32,10 @@ pub(super) fn resnet(
     let (offset, modulation) = if config.scale_shift {
         (None, Some(builder.project(&weights.at("time_emb_proj"), 2 * output)?))
     } else {
-        let start = builder.project(&weights.at("time_emb_proj"), output)?;
-        (Some((builder.projected(), start)), None)
+        (Some(builder.project(&weights.at("time_emb_proj"), output)?), None)
     };
-    builder.convolve(&weights.at("conv1"), h, first, taps, |finish| finish.offset = offset)?;
+    let end = End { offset, ..End::default() };
+    builder.convolve(&weights.at("conv1"), h, first, taps, end)?;
     builder.release(h);
 
     let name = weights.at("norm2");
@@ -50,44 +51,24 @@ pub(super) fn resnet(
         }
     };
     let sum = builder.map(height, width, output);
-    let residual = if input == output && around.len() == 1 {
+    // Two maps always join to more channels than there are afterwards.
+    let residual = if input == output {
         around[0]
     } else {
-        shortcut(builder, weights, &around, sum, (input, output))?;
+        let place = weights.at("conv_shortcut");
+        let weight = place.get("weight", &[output, input, 1, 1])?;
+        let part = (weight, place.get("bias", &[output])?, 1.0);
+        builder.pointwise(&around, sum, &[part], End::default())?;
         sum
     };
-    let residual = builder.image(residual);
     let taps = Taps { doubled: false, ..taps };
-    builder.convolve(&weights.at("conv2"), normed, sum, taps, |finish| {
-        finish.residual = Some(residual);
-        finish.factor = (1.0 / scale) as f32;
-    })?;
+    let end = End { residual: Some(residual), factor: (1.0 / scale) as f32, ..End::default() };
+    builder.convolve(&weights.at("conv2"), normed, sum, taps, end)?;
     builder.release(normed);
     for map in around {
         builder.release(map);
     }
     Ok(sum)
-}
-
-/// The way around where the number of channels changes; where two maps join to as many channels as
-/// there are afterwards, diffusers has no weights, and they are only joined.
-fn shortcut(
-    builder: &mut Builder,
-    weights: &Weights,
-    around: &[Map],
-    target: Map,
-    (input, output): (usize, usize),
-) -> crate::Result<()> {
-    let (weight, bias) = if input == output {
-        let identity = (0..input * input).map(|i| f32::from(u8::from(i / input == i % input)));
-        (identity.collect(), vec![0.0; input])
-    } else {
-        let place = weights.at("conv_shortcut");
-        let weight = values(&place.get("weight", &[output, input, 1, 1])?)?;
-        (weight, values(&place.get("bias", &[output])?)?)
-    };
-    builder.pointwise(around, target, &weight, &bias, |_| {});
-    Ok(())
 }
 
 /// The map at half the size; the map itself is released.
@@ -96,6 +77,7 @@ fn halve(builder: &mut Builder, map: Map) -> Map {
     let half = builder.map(input.height / 2, input.width / 2, input.channels());
     let output = builder.image(half);
     builder.push(Downsample { input, output });
+    builder.record(Step::Halve { source: map, target: half });
     builder.release(map);
     half
 }
@@ -106,5 +88,6 @@ fn double(builder: &mut Builder, map: Map) -> Map {
     let double = builder.map(2 * input.height, 2 * input.width, input.channels());
     let output = builder.image(double);
     builder.push(Upsample { input, output });
+    builder.record(Step::Double { source: map, target: double });
     double
 }

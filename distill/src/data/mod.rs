@@ -1,0 +1,140 @@
+//! Sets of images on disk, read whole into memory as bytes.
+//!
+//! | what | how it is known | labels |
+//! | --- | --- | --- |
+//! | an `idx` file (MNIST, Fashion-MNIST), gzipped or not | its first bytes | its sibling `…-labels-idx1-…` |
+//! | a folder of PNG, JPEG or WebP files | a folder | subfolders are classes, by name |
+//! | a `.tar`, `.tar.gz` or `.tar.zst` of such files | its name | as in a folder |
+//! | an `.npz` with `arr_0`, uint8 `[N, H, W, C]` | its name | `arr_1` |
+
+mod arrays;
+mod idx;
+mod pictures;
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use understudy_models::{Error, Result};
+
+/// A set of images of one size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Images {
+    /// 1 (gray) or 3 (RGB).
+    pub channels: usize,
+    /// Pixels, top to bottom.
+    pub height: usize,
+    /// Pixels, left to right.
+    pub width: usize,
+    /// `[N, height, width, channels]`, 0 to 255.
+    pub pixels: Vec<u8>,
+    /// The class of each image, where the set tells.
+    pub labels: Option<Vec<u32>>,
+    /// The classes' names, in the order of their numbers, where the set tells.
+    pub class_names: Vec<String>,
+}
+
+impl Images {
+    /// Reads the set at `path`; the module says which kinds there are.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] naming the file: unreadable, corrupt, not an image, of another
+    /// size than the first, without images.
+    pub fn open(path: &Path) -> Result<Self> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        let images = if path.is_dir() {
+            pictures::folder(path)
+        } else if name.ends_with(".npz") {
+            arrays::read(path)
+        } else if name.ends_with(".tgz") || name.contains(".tar") {
+            pictures::archive(path)
+        } else {
+            idx::read(path)
+        }?;
+        if images.is_empty() {
+            return Err(malformed(path, "holds no images"));
+        }
+        Ok(images)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.pixels.len() / self.image_bytes()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pixels.is_empty()
+    }
+
+    /// Bytes of one image.
+    pub fn image_bytes(&self) -> usize {
+        self.channels * self.height * self.width
+    }
+
+    /// The bytes of image `index`, `[height, width, channels]`.
+    pub fn image(&self, index: usize) -> &[u8] {
+        &self.pixels[index * self.image_bytes()..][..self.image_bytes()]
+    }
+
+    /// Number of classes: one more than the largest label; 0 without labels.
+    pub fn classes(&self) -> usize {
+        self.labels.iter().flatten().max().map_or(0, |&label| label as usize + 1)
+    }
+
+    /// The set at the size a network takes. Smaller images are centred on background, which is 0 (−1 to
+    /// a network); an odd pixel goes to the bottom and the right. `what` names the set in errors.
+    ///
+    /// # Errors
+    /// [`Error::Value`] where images are larger, or gray for a colour network or the other way round.
+    pub fn fit(self, what: &str, channels: usize, height: usize, width: usize) -> Result<Self> {
+        if self.channels != channels || self.height > height || self.width > width {
+            let shape = |c: usize, h: usize, w: usize| {
+                format!("{w}×{h} {}", if c == 1 { "gray".into() } else { format!("{c}-channel") })
+            };
+            return Err(Error::value(
+                what,
+                format!("a set of {} images", shape(self.channels, self.height, self.width)),
+                format!(
+                    "the network takes {} and images are padded, never scaled or recoloured; \
+                     convert them first",
+                    shape(channels, height, width)
+                ),
+            ));
+        }
+        if (self.height, self.width) == (height, width) {
+            return Ok(self);
+        }
+        let (top, left) = ((height - self.height) / 2, (width - self.width) / 2);
+        let (row, line) = (self.width * channels, width * channels);
+        let mut pixels = vec![0; self.len() * height * line];
+        for (padded, image) in
+            pixels.chunks_exact_mut(height * line).zip(self.pixels.chunks_exact(self.image_bytes()))
+        {
+            for (y, bytes) in image.chunks_exact(row).enumerate() {
+                padded[(top + y) * line + left * channels..][..row].copy_from_slice(bytes);
+            }
+        }
+        Ok(Self { height, width, pixels, ..self })
+    }
+
+    /// The images with the given numbers as a network takes them: f32 `[B, C, H, W]`, `byte/127.5 − 1`.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn batch(&self, indices: &[usize], device: &Device) -> candle_core::Result<Tensor> {
+        let mut values = Vec::with_capacity(indices.len() * self.image_bytes());
+        for &index in indices {
+            values.extend(self.image(index).iter().map(|&byte| f32::from(byte) / 127.5 - 1.0));
+        }
+        let shape = (indices.len(), self.height, self.width, self.channels);
+        Tensor::from_vec(values, shape, device)?.permute((0, 3, 1, 2))?.contiguous()
+    }
+}
+
+/// A file that does not hold what it should.
+fn malformed(path: &Path, problem: impl Into<String>) -> Error {
+    Error::Format { path: path.to_owned(), problem: problem.into() }
+}
+
+#[cfg(test)]
+mod tests;

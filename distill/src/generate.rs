@@ -1,0 +1,155 @@
+//! Images from any network, a batch at a time.
+
+use std::ops::Range;
+
+use candle_core::{Result, Tensor, bail};
+use understudy_models::{
+    Conditioning, Denoiser, Image, noise,
+    sampler::{self, Step, Trajectory},
+};
+
+/// Which class each sample is of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Classes {
+    /// None: the network knows of no classes.
+    None,
+    /// Sample `i` (counted from the first, whatever its seed) takes entry `i mod len`.
+    InTurn(Vec<u32>),
+    /// Drawn from the sample's seed, evenly among the first so many, as the server does for a request that
+    /// names none.
+    FromSeed(usize),
+}
+
+impl Classes {
+    /// All classes of a network in turn, but for the one that means "none" (`null_class` of its card).
+    ///
+    /// # Errors
+    /// [`understudy_models::Error::Value`] for a network that is told numbers instead of classes.
+    pub fn all(
+        conditioning: Conditioning,
+        null_class: Option<u32>,
+    ) -> understudy_models::Result<Self> {
+        match conditioning {
+            Conditioning::None => Ok(Self::None),
+            Conditioning::Classes(classes) => {
+                let labels = (0..classes as u32).filter(|&label| Some(label) != null_class);
+                Ok(Self::InTurn(labels.collect()))
+            }
+            Conditioning::Timestep | Conditioning::Embedding(_) => {
+                Err(understudy_models::Error::value(
+                    "class_embed_type",
+                    "a number or an embedding",
+                    "use a network that is unconditional or conditioned on classes",
+                ))
+            }
+        }
+    }
+
+    /// The class of sample number `index`, which has the seed `seed`.
+    pub fn label(&self, index: usize, seed: u64) -> Option<u32> {
+        match self {
+            Self::None => None,
+            Self::InTurn(labels) => labels.get(index % labels.len().max(1)).copied(),
+            Self::FromSeed(classes) => Some(noise::class_label(seed, *classes) as u32),
+        }
+    }
+}
+
+/// What is to be sampled. Sample `i` has the seed `first_seed + i`, and is the same to the bit on the
+/// CPU as the server's for that seed, class and trajectory, whatever the batch.
+#[derive(Debug, Clone)]
+pub struct Sampling {
+    /// The steps that all samples take.
+    pub trajectory: Trajectory,
+    /// Classes.
+    pub classes: Classes,
+    /// The seed of sample 0; seeds stay below 2⁵³ and wrap there.
+    pub first_seed: u64,
+    /// Samples per network evaluation, at least 1.
+    pub batch: usize,
+}
+
+/// Clean samples, in the order of their numbers.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// f32 `[B, C, H, W]`, about [−1, 1], on the network's device.
+    pub x: Tensor,
+    /// Each one's seed.
+    pub seeds: Vec<u64>,
+    /// Each one's class, for a network that has classes.
+    pub labels: Option<Vec<u32>>,
+}
+
+impl Batch {
+    /// The samples as 8-bit pictures.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn images(&self) -> Result<Vec<Image>> {
+        Image::from_batch(&self.x)
+    }
+}
+
+/// The seeds that a request may name.
+const SEEDS: u64 = 1 << 53;
+
+impl Sampling {
+    /// The seed of sample number `index`.
+    pub fn seed(&self, index: usize) -> u64 {
+        (self.first_seed + index as u64) % SEEDS
+    }
+
+    /// The samples with the numbers in `range`, batch by batch.
+    pub fn batches<'a>(
+        &'a self,
+        network: &'a dyn Denoiser,
+        range: Range<usize>,
+    ) -> impl Iterator<Item = Result<Batch>> + 'a {
+        let end = range.end;
+        range
+            .step_by(self.batch.max(1))
+            .map(move |begin| self.run(network, begin..end.min(begin + self.batch.max(1))))
+    }
+
+    /// The samples with the numbers in `range`, all in one batch.
+    fn run(&self, network: &dyn Denoiser, range: Range<usize>) -> Result<Batch> {
+        let geometry = network.geometry();
+        let rows = range.len();
+        let seeds: Vec<u64> = range.clone().map(|index| self.seed(index)).collect();
+        let labels: Option<Vec<u32>> =
+            range.zip(&seeds).map(|(index, &seed)| self.classes.label(index, seed)).collect();
+        let condition = match &labels {
+            Some(labels) => Some(Tensor::new(&labels[..], network.device())?),
+            None => None,
+        };
+        let draw = |step: u64| {
+            let elements = geometry.in_channels * geometry.height * geometry.width;
+            let mut values = vec![0.0; rows * elements];
+            for (seed, values) in seeds.iter().zip(values.chunks_exact_mut(elements)) {
+                noise::normal(*seed, step, values);
+            }
+            let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
+            Tensor::from_vec(values, shape, network.device())
+        };
+        // Step 0 of a sample's noise is where it starts.
+        let mut x = draw(0)?;
+        let mut memory = x.zeros_like()?;
+        for (position, evaluation) in self.trajectory.iter().enumerate() {
+            let timesteps = Tensor::full(evaluation.timestep as f32, rows, network.device())?;
+            let answer =
+                network.forward(&x.to_dtype(network.dtype())?, &timesteps, condition.as_ref())?;
+            let noise = match evaluation.step.needs_noise() {
+                true => Some(draw(position as u64 + 1)?),
+                false => None,
+            };
+            let steps: Vec<Step> = vec![evaluation.step; rows];
+            let next = sampler::advance(&x, &memory, &answer, noise.as_ref(), &steps)?;
+            (x, memory) = (next.x, next.memory);
+        }
+        let sums: Vec<f32> = x.flatten_from(1)?.sum(1)?.to_vec1()?;
+        if let Some(row) = sums.iter().position(|sum| !sum.is_finite()) {
+            bail!("the sample with seed {} came out as NaN or infinity", seeds[row])
+        }
+        Ok(Batch { x, seeds, labels })
+    }
+}

@@ -1,0 +1,88 @@
+//! What a student is shown in one iteration.
+
+use candle_core::{Device, Result, Tensor};
+
+use crate::checkpoint::Snapshot;
+
+/// Noisy samples, each at its own time, and the answers that are to be learned.
+#[derive(Debug, Clone)]
+pub struct Lesson {
+    /// x_t, f32 `[B, C, H, W]`.
+    pub x: Tensor,
+    /// t of each row, whole training timesteps.
+    pub timesteps: Vec<usize>,
+    /// The class of each row, for class-conditional networks.
+    pub labels: Option<Vec<u32>>,
+    /// The teacher's raw answer, `[B, C, H, W]`, or `[B, 2C, H, W]` with the variance half second.
+    pub answer: Tensor,
+    /// The seed each row came from, for messages.
+    pub seeds: Vec<u64>,
+}
+
+impl Lesson {
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.timesteps.len()
+    }
+
+    /// The timesteps as a network takes them, f32 `[B]`.
+    pub fn times(&self, device: &Device) -> Result<Tensor> {
+        let times: Vec<f32> = self.timesteps.iter().map(|&t| t as f32).collect();
+        Tensor::new(times, device)
+    }
+
+    /// The classes as a network takes them, u32 `[B]`.
+    pub fn condition(&self, device: &Device) -> Result<Option<Tensor>> {
+        self.labels.as_ref().map(|labels| Tensor::new(&labels[..], device)).transpose()
+    }
+
+    /// Part `index` of `parts` of equal size.
+    ///
+    /// # Errors
+    /// Rows that `parts` does not divide.
+    pub fn part(&self, index: usize, parts: usize) -> Result<Self> {
+        let rows = self.rows() / parts;
+        let range = index * rows..(index + 1) * rows;
+        Ok(Self {
+            x: self.x.narrow(0, range.start, rows)?,
+            timesteps: self.timesteps[range.clone()].to_vec(),
+            labels: self.labels.as_ref().map(|labels| labels[range.clone()].to_vec()),
+            answer: self.answer.narrow(0, range.start, rows)?,
+            seeds: self.seeds[range].to_vec(),
+        })
+    }
+}
+
+/// Where lessons come from. Its state goes into checkpoints, so that a resumed run sees the same ones.
+pub trait Curriculum {
+    /// Does a part of what must be done before the first lesson, and tells how much of all is done, from
+    /// 0 to 1; nothing once everything is.
+    ///
+    /// # Errors
+    /// As [`Curriculum::lesson`].
+    fn prepare(&mut self) -> understudy_models::Result<Option<f64>>;
+
+    /// The lesson of iteration `step`, of `rows` rows.
+    ///
+    /// # Errors
+    /// What the teacher's evaluation says; a teacher's answer that is not finite, with its seed.
+    fn lesson(&mut self, step: u64) -> understudy_models::Result<Lesson>;
+
+    /// Network evaluations of the teacher so far, counted in rows.
+    fn teacher_evaluations(&self) -> u64;
+
+    /// Writes the state.
+    ///
+    /// # Errors
+    /// When it cannot be brought to disk.
+    fn save(&self, snapshot: &mut Snapshot) -> understudy_models::Result<()>;
+
+    /// Tells that the snapshot last saved to is on disk.
+    fn keep(&mut self);
+
+    /// Reads the state back.
+    ///
+    /// # Errors
+    /// A snapshot that holds something else.
+    fn restore(&mut self, snapshot: &Snapshot) -> understudy_models::Result<()>;
+}

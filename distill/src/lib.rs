@@ -1,0 +1,28 @@
+//! Data-free distillation of diffusion models, ordinary training, and evaluation.
+//!
+//! The method is DKDM (Xiang et al., *Data-Free Knowledge Distillation for Diffusion Models with Any
+//! Architecture*, CVPR 2025). The crate knows nothing of HTTP, of the server's engine or of the command
+//! line: it stands beside the server on `understudy-models`.
+
+pub mod checkpoint;
+pub mod data;
+pub mod generate;
+pub mod generated;
+pub mod lesson;
+pub mod noised;
+mod npz;
+pub mod objective;
+pub mod optimizer;
+pub mod parameters;
+pub mod picture;
+pub mod pool;
+pub mod prune;
+mod publish;
+mod random;
+pub mod shrink;
+mod slices;
+pub mod student;
+pub mod teacher;
+pub mod train;
+pub mod walk;
+pub mod watch;

@@ -1,0 +1,134 @@
+//! Ordinary training: images, noised, and the noise to be found (Ho et al. 2020, Algorithm 1).
+
+use candle_core::{Device, Tensor};
+use understudy_models::schedule::{Class, ScheduleConfig};
+use understudy_models::{Conditioning, Error, NetworkConfig, Result, noise};
+
+use crate::checkpoint::Snapshot;
+use crate::data::Images;
+use crate::lesson::{Curriculum, Lesson};
+use crate::random::{self, Purpose};
+
+/// Lessons from images: `x_t = sqrt(alpha_bar_t)·x0 + sqrt(1 − alpha_bar_t)·eps`, t uniform, and eps the
+/// answer. Draws are a function of the run's seed and the step, so there is no state.
+pub struct Noised {
+    images: Images,
+    /// sqrt(alpha_bar) and sqrt(1 − alpha_bar) of every timestep.
+    levels: Vec<(f32, f32)>,
+    classes: bool,
+    batch: usize,
+    seed: u64,
+}
+
+impl Noised {
+    /// Lessons of `batch` images, which are padded to the network's size.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for images that do not fit the network; for a class-conditional network, images
+    /// without classes or with more than it has; for fewer images than a batch.
+    pub fn new(
+        images: Images,
+        network: &NetworkConfig,
+        schedule: &ScheduleConfig,
+        batch: usize,
+        seed: u64,
+    ) -> Result<Self> {
+        let geometry = network.geometry();
+        if geometry.out_channels != geometry.in_channels {
+            return Err(Error::value(
+                "out_channels",
+                geometry.out_channels,
+                format!("training on images needs {}, a fixed variance", geometry.in_channels),
+            ));
+        }
+        let images = images.fit("data", geometry.in_channels, geometry.height, geometry.width)?;
+        let classes = match geometry.conditioning {
+            Conditioning::None => false,
+            Conditioning::Classes(classes) => {
+                check_classes(&images, classes)?;
+                true
+            }
+            Conditioning::Timestep | Conditioning::Embedding(_) => {
+                return Err(Error::value(
+                    "class_embed_type",
+                    "a number or an embedding",
+                    "train one that is unconditional or conditioned on classes",
+                ));
+            }
+        };
+        if images.len() < batch {
+            return Err(Error::value(
+                "data",
+                format!("{} images", images.len()),
+                format!("a batch has {batch}; take more images or a smaller --batch"),
+            ));
+        }
+        let level = |alpha_bar: &f64| (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
+        let levels = schedule.schedule(Class::Ddpm)?.alpha_bar.iter().map(level).collect();
+        Ok(Self { images, levels, classes, batch, seed })
+    }
+}
+
+fn check_classes(images: &Images, classes: usize) -> Result<()> {
+    let (found, remedy) = match &images.labels {
+        None => ("without classes".to_string(), "give each class a subfolder"),
+        Some(_) if images.classes() > classes => (
+            format!("of {} classes", images.classes()),
+            "raise num_class_embeds, or leave some out",
+        ),
+        Some(_) => return Ok(()),
+    };
+    Err(Error::value("data", found, format!("the network has {classes} classes; {remedy}")))
+}
+
+impl Curriculum for Noised {
+    fn prepare(&mut self) -> Result<Option<f64>> {
+        Ok(None)
+    }
+
+    fn lesson(&mut self, step: u64) -> Result<Lesson> {
+        let Self { seed, batch, .. } = *self;
+        let drawn = random::distinct(seed, Purpose::Picture, step, batch, self.images.len());
+        let mut x: Vec<f32> = self.images.batch(&drawn, &Device::Cpu)?.flatten_all()?.to_vec1()?;
+        let mut answer = vec![0.0; x.len()];
+        let length = x.len() / batch;
+        let mut timesteps = Vec::with_capacity(batch);
+        let mut seeds = Vec::with_capacity(batch);
+        for (row, (x, eps)) in
+            x.chunks_exact_mut(length).zip(answer.chunks_exact_mut(length)).enumerate()
+        {
+            let row = row as u64;
+            let t = random::below(seed, Purpose::Timestep, step, row, self.levels.len());
+            let noise_seed = random::number(seed, Purpose::Noise, step, row);
+            noise::normal(noise_seed, 0, eps);
+            let (alpha, s) = self.levels[t];
+            x.iter_mut().zip(eps).for_each(|(x, eps)| *x = alpha * *x + s * *eps);
+            timesteps.push(t);
+            seeds.push(noise_seed);
+        }
+        let labels = self.images.labels.as_ref().filter(|_| self.classes);
+        let labels = labels.map(|labels| drawn.iter().map(|&index| labels[index]).collect());
+        let geometry = (batch, self.images.channels, self.images.height, self.images.width);
+        Ok(Lesson {
+            x: Tensor::from_vec(x, geometry, &Device::Cpu)?,
+            timesteps,
+            labels,
+            answer: Tensor::from_vec(answer, geometry, &Device::Cpu)?,
+            seeds,
+        })
+    }
+
+    fn teacher_evaluations(&self) -> u64 {
+        0
+    }
+
+    fn save(&self, _: &mut Snapshot) -> Result<()> {
+        Ok(())
+    }
+
+    fn keep(&mut self) {}
+
+    fn restore(&mut self, _: &Snapshot) -> Result<()> {
+        Ok(())
+    }
+}

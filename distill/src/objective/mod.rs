@@ -1,0 +1,7 @@
+//! What a student's answer is held against.
+
+mod dkdm;
+mod parametrisation;
+
+pub use dkdm::{Dkdm, Losses};
+pub use parametrisation::{Linear, to_eps, to_x0};

@@ -1,0 +1,392 @@
+//! The pool of noisy samples on which the teacher walks: DKDM §3.3, "dynamic iterative distillation".
+//!
+//! ```text
+//! pool:  slots, x ~ N(0, I), each walked by the teacher to a place of its own
+//! loop:  take a batch of slots; those at their end restart from noise
+//!        the teacher answers; the answer is the lesson, and advances the samples one step
+//! ```
+//!
+//! A slot's trajectory is that of a request with its seed, its class and the walk's sampler: noise is
+//! keyed by (seed, step) as everywhere, so nothing depends on which slots share an evaluation.
+
+mod rows;
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Tensor};
+use understudy_models::sampler::{self, Step};
+use understudy_models::{Error, Image, Result, noise};
+
+use crate::checkpoint::Snapshot;
+use crate::lesson::{Curriculum, Lesson};
+use crate::picture;
+use crate::random::{self, Purpose};
+use crate::teacher::Teacher;
+use crate::walk::Walks;
+use rows::{Rows, Saved};
+
+/// In which order noisy samples are shown (DKDM §3.3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Order {
+    /// One batch, all at the same time, walked from noise to image together, again and again.
+    Iterative,
+    /// One batch, each walked a random number of steps before the first lesson.
+    Shuffled,
+    /// `round(rho·T)` batches, each sample at a time of its own; every lesson draws from all.
+    Dynamic {
+        /// ρ, above 0.
+        rho: f64,
+    },
+}
+
+impl Order {
+    /// Samples in the pool for lessons of `batch` rows and `timesteps` training timesteps.
+    pub fn slots(self, batch: usize, timesteps: usize) -> usize {
+        match self {
+            Self::Iterative | Self::Shuffled => batch,
+            Self::Dynamic { rho } => ((rho * timesteps as f64).round() as usize).max(1) * batch,
+        }
+    }
+}
+
+/// What a pool is to be.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The order of the lessons.
+    pub order: Order,
+    /// Rows of a lesson.
+    pub batch: usize,
+    /// The run's seed.
+    pub seed: u64,
+    /// What tells the run from others, so that none takes another's pool file: text without line breaks.
+    pub run: String,
+    /// The file the samples are kept in; in memory without one.
+    pub file: Option<PathBuf>,
+    /// The folder for finished samples, as `CLASS/SEED.png`; not kept without one.
+    pub finished: Option<PathBuf>,
+}
+
+/// The pool.
+pub struct Pool<'a> {
+    teacher: &'a Teacher,
+    walks: Walks,
+    settings: Settings,
+    rows: Rows,
+    slots: Vec<Slot>,
+    /// Trajectories begun so far.
+    begun: u64,
+    evaluations: u64,
+    finished: u64,
+    /// The next slot that is to be walked to its first place; past the last once the pool is filled.
+    filling: usize,
+    active: Vec<usize>,
+}
+
+/// A sample on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Slot {
+    /// Of its trajectory; below 2⁵³, as seeds of requests are.
+    seed: u64,
+    /// Which walk.
+    offset: u32,
+    /// Steps done.
+    position: u32,
+}
+
+/// What a batch of slots went through in one evaluation.
+struct Walked {
+    lesson: Lesson,
+    next: Tensor,
+}
+
+impl<'a> Pool<'a> {
+    /// A pool that [`Curriculum::prepare`] will fill.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for settings out of range; [`Error::Io`] for a file that cannot be made;
+    /// [`Error::Value`] for one that is another pool's.
+    pub fn new(teacher: &'a Teacher, walks: Walks, settings: Settings) -> Result<Self> {
+        if let Order::Dynamic { rho } = settings.order
+            && !(rho.is_finite() && rho > 0.0)
+        {
+            return Err(Error::value("rho", rho, "must be above 0; the paper has 0.4"));
+        }
+        let count = settings.order.slots(settings.batch, teacher.schedule.train_timesteps());
+        if u32::try_from(count).is_err() {
+            return Err(Error::value(
+                "rho",
+                count,
+                "the pool has too many samples; take a smaller one",
+            ));
+        }
+        let geometry = teacher.geometry();
+        let length = geometry.in_channels * geometry.height * geometry.width;
+        let rows = match &settings.file {
+            None => Rows::in_memory(count, length),
+            Some(path) => Rows::mapped(path, count, length, &owner(teacher, &settings))?,
+        };
+        Ok(Self {
+            teacher,
+            walks,
+            settings,
+            rows,
+            slots: vec![Slot { seed: 0, offset: 0, position: 0 }; count],
+            begun: 0,
+            evaluations: 0,
+            finished: 0,
+            filling: 0,
+            active: Vec::new(),
+        })
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Trajectories that reached their end.
+    pub fn finished(&self) -> u64 {
+        self.finished
+    }
+
+    /// Starts a new trajectory in `slot`: step 0 of its noise.
+    fn begin(&mut self, slot: usize) {
+        let run = self.settings.seed;
+        let seed = random::number(run, Purpose::Trajectory, self.begun, 0) >> 11;
+        // The samples of an iterative batch stand at the same time, so they share a walk.
+        let round = match self.settings.order {
+            Order::Iterative => self.begun / self.settings.batch as u64,
+            Order::Shuffled | Order::Dynamic { .. } => self.begun,
+        };
+        let offset = random::below(run, Purpose::Offset, round, 0, self.walks.offsets()) as u32;
+        self.begun += 1;
+        self.slots[slot] = Slot { seed, offset, position: 0 };
+        let mut x = vec![0.0; self.rows.length()];
+        noise::normal(seed, 0, &mut x);
+        self.rows.set(slot, &x);
+    }
+
+    /// How many steps `slot` is walked before the first lesson.
+    fn target(&self, slot: usize) -> u32 {
+        match self.settings.order {
+            Order::Iterative => 0,
+            Order::Shuffled | Order::Dynamic { .. } => {
+                let steps = self.walks.steps();
+                random::below(self.settings.seed, Purpose::Target, slot as u64, 0, steps) as u32
+            }
+        }
+    }
+
+    /// The slots of the lesson of iteration `step`.
+    fn draw(&self, step: u64) -> Vec<usize> {
+        let Settings { order, batch, seed, .. } = self.settings;
+        match order {
+            Order::Iterative | Order::Shuffled => (0..self.len()).collect(),
+            Order::Dynamic { .. } => random::distinct(seed, Purpose::Slot, step, batch, self.len()),
+        }
+    }
+
+    /// One evaluation of the teacher for `slots`, none of which is at its end: every sample advances.
+    fn advance(&mut self, slots: &[usize]) -> Result<Lesson> {
+        let walked = self.walk(slots)?;
+        self.evaluations += slots.len() as u64;
+        let next: Vec<f32> = walked.next.flatten_all()?.to_vec1()?;
+        for (&slot, row) in slots.iter().zip(next.chunks_exact(self.rows.length())) {
+            self.rows.set(slot, row);
+            self.slots[slot].position += 1;
+        }
+        self.collect(slots, &walked)?;
+        Ok(walked.lesson)
+    }
+
+    /// What [`Pool::advance`] works out, without a change to the pool.
+    fn walk(&self, slots: &[usize]) -> Result<Walked> {
+        let (network, geometry) = (self.teacher.network(), self.teacher.geometry());
+        let (rows, length, device) = (slots.len(), self.rows.length(), network.device());
+        let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
+
+        let mut x = Vec::with_capacity(rows * length);
+        let mut steps: Vec<Step> = Vec::with_capacity(rows);
+        let mut timesteps = Vec::with_capacity(rows);
+        for &slot in slots {
+            x.extend_from_slice(self.rows.get(slot));
+            let Slot { offset, position, .. } = self.slots[slot];
+            let at = self.walks.evaluation(offset as usize, position as usize);
+            let at = at.ok_or_else(|| Error::Weights(format!("slot {slot} is past its end")))?;
+            steps.push(at.step);
+            timesteps.push(at.timestep as usize);
+        }
+        let seeds: Vec<u64> = slots.iter().map(|&slot| self.slots[slot].seed).collect();
+        let labels: Option<Vec<u32>> = seeds.iter().map(|&seed| self.teacher.label(seed)).collect();
+        let x = Tensor::from_vec(x, shape, device)?;
+        let mut lesson = Lesson { answer: x.clone(), x, timesteps, labels, seeds };
+
+        let times = lesson.times(device)?;
+        let condition = lesson.condition(device)?;
+        let answer = network.forward(&lesson.x, &times, condition.as_ref())?;
+        lesson.answer = answer.to_dtype(DType::F32)?;
+        check_finite(&lesson)?;
+
+        let noise = if steps.iter().any(Step::needs_noise) {
+            let mut values = vec![0.0; rows * length];
+            for ((&slot, step), values) in
+                slots.iter().zip(&steps).zip(values.chunks_exact_mut(length))
+            {
+                if step.needs_noise() {
+                    let Slot { seed, position, .. } = self.slots[slot];
+                    noise::normal(seed, u64::from(position) + 1, values);
+                }
+            }
+            Some(Tensor::from_vec(values, shape, device)?)
+        } else {
+            None
+        };
+        // Neither DDPM nor DDIM remembers anything.
+        let memory = Tensor::zeros(shape, DType::F32, device)?;
+        let advanced =
+            sampler::advance(&lesson.x, &memory, &lesson.answer, noise.as_ref(), &steps)?;
+        Ok(Walked { lesson, next: advanced.x })
+    }
+
+    /// Counts the samples that reached their end, and keeps them where that is wanted. Their names follow
+    /// from their seeds, so a resumed run writes the same files again.
+    fn collect(&mut self, slots: &[usize], walked: &Walked) -> Result<()> {
+        let steps = self.walks.steps() as u32;
+        for (row, &slot) in slots.iter().enumerate() {
+            if self.slots[slot].position < steps {
+                continue;
+            }
+            self.finished += 1;
+            if let Some(folder) = &self.settings.finished {
+                let class = walked.lesson.labels.as_ref().map(|labels| labels[row]);
+                let images = Image::from_batch(&walked.next.narrow(0, row, 1)?)?;
+                for image in &images {
+                    let path = picture::place(folder, class, self.slots[slot].seed);
+                    picture::write_new(&path, image)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Says whose pool a file holds.
+fn owner(teacher: &Teacher, settings: &Settings) -> String {
+    format!("understudy pool 1: teacher {}, run {}", &teacher.hash[..16], settings.run)
+}
+
+/// NaN and infinity survive a sum.
+fn check_finite(lesson: &Lesson) -> Result<()> {
+    let sums: Vec<f32> = lesson.answer.flatten_from(1)?.sum(1)?.to_vec1()?;
+    match sums.iter().position(|sum| !sum.is_finite()) {
+        None => Ok(()),
+        Some(row) => Err(Error::value(
+            "teacher's answer",
+            format!(
+                "not finite for the trajectory with seed {} at timestep {}",
+                lesson.seeds[row], lesson.timesteps[row]
+            ),
+            "check its weights and schedule: `understudy sample` shows whether it draws at all",
+        )),
+    }
+}
+
+/// How many slots are walked together while the pool is filled.
+const FILL_ROWS: usize = 64;
+
+impl Curriculum for Pool<'_> {
+    fn prepare(&mut self) -> Result<Option<f64>> {
+        // Not when the pool is made: a resumed run must find the rows of its checkpoint in the file.
+        if self.begun == 0 {
+            (0..self.len()).for_each(|slot| self.begin(slot));
+        }
+        // A slot that reaches its place makes room for the next. Which slots share an evaluation does not
+        // matter, so a resumed run may group them otherwise.
+        while self.active.len() < FILL_ROWS.max(self.settings.batch) && self.filling < self.len() {
+            if self.slots[self.filling].position < self.target(self.filling) {
+                self.active.push(self.filling);
+            }
+            self.filling += 1;
+        }
+        if self.active.is_empty() {
+            return Ok(None);
+        }
+        let active = std::mem::take(&mut self.active);
+        self.advance(&active)?;
+        let short = |&slot: &usize| self.slots[slot].position < self.target(slot);
+        self.active = active.into_iter().filter(short).collect();
+        let waiting = self.len() - self.filling;
+        Ok(Some(1.0 - (waiting + self.active.len()) as f64 / self.len() as f64))
+    }
+
+    fn lesson(&mut self, step: u64) -> Result<Lesson> {
+        let slots = self.draw(step);
+        let end = self.walks.steps() as u32;
+        for &slot in &slots {
+            if self.slots[slot].position == end {
+                self.begin(slot);
+            }
+        }
+        self.advance(&slots)
+    }
+
+    fn teacher_evaluations(&self) -> u64 {
+        self.evaluations
+    }
+
+    fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
+        match self.rows.save()? {
+            Saved::Values(values) => {
+                snapshot.f32("pool.x", &[self.len(), self.rows.length()], values);
+            }
+            Saved::Copies(copies) => snapshot.u8("pool.copies", copies),
+        }
+        let column = |part: fn(&Slot) -> u64| self.slots.iter().map(part).collect::<Vec<u64>>();
+        snapshot.u64("pool.seeds", &column(|slot| slot.seed));
+        snapshot.u64("pool.offsets", &column(|slot| slot.offset.into()));
+        snapshot.u64("pool.positions", &column(|slot| slot.position.into()));
+        let filled = self.filling == self.len() && self.active.is_empty();
+        let counters = [self.begun, self.evaluations, self.finished, filled.into()];
+        snapshot.u64("pool.counters", &counters);
+        Ok(())
+    }
+
+    fn keep(&mut self) {
+        self.rows.keep();
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let restored = match &self.rows {
+            Rows::Memory { .. } => self.rows.restore(Saved::Values(&snapshot.get_f32("pool.x")?)),
+            Rows::Mapped(_) => self.rows.restore(Saved::Copies(&snapshot.get_u8("pool.copies")?)),
+        };
+        let seeds = snapshot.get_u64("pool.seeds")?;
+        let offsets = snapshot.get_u64("pool.offsets")?;
+        let positions = snapshot.get_u64("pool.positions")?;
+        let counters = snapshot.get_u64("pool.counters")?;
+        let lengths = [seeds.len(), offsets.len(), positions.len()];
+        let (&[begun, evaluations, finished, filled], true) =
+            (&counters[..], restored && lengths == [self.len(); 3])
+        else {
+            return Err(snapshot.malformed("its pool is of another size"));
+        };
+        for (i, slot) in self.slots.iter_mut().enumerate() {
+            let (offset, position) = (offsets[i], positions[i]);
+            let within =
+                offset < self.walks.offsets() as u64 && position <= self.walks.steps() as u64;
+            if !within {
+                return Err(snapshot.malformed("its pool's samples are on other walks"));
+            }
+            *slot = Slot { seed: seeds[i], offset: offset as u32, position: position as u32 };
+        }
+        (self.begun, self.evaluations, self.finished) = (begun, evaluations, finished);
+        self.filling = if filled == 1 { self.len() } else { 0 };
+        self.active = Vec::new();
+        Ok(())
+    }
+}

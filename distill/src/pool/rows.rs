@@ -1,0 +1,199 @@
+//! Where the samples of a pool are kept.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use memmap2::MmapMut;
+use understudy_models::{Error, Result};
+
+/// Rows of f32, all of one length.
+pub(super) enum Rows {
+    /// In memory; a checkpoint holds them.
+    Memory { values: Vec<f32>, length: usize },
+    /// In a memory-mapped file that holds every row twice: what a checkpoint saw is not written to again
+    /// until the next one, so a run that is killed finds the rows of its last checkpoint. A checkpoint
+    /// holds only which copy is which.
+    Mapped(Mapped),
+}
+
+pub(super) struct Mapped {
+    map: MmapMut,
+    /// Kept for its lock.
+    _file: File,
+    path: PathBuf,
+    length: usize,
+    /// Which copy of each row is the newest, and which the last checkpoint's.
+    newest: Vec<u8>,
+    kept: Vec<u8>,
+}
+
+/// Bytes before the rows: a line of text that says whose they are, then zeros. A page, so that rows are
+/// aligned.
+const HEADER: usize = 4096;
+
+impl Rows {
+    /// `count` rows of zeros in memory.
+    pub(super) fn in_memory(count: usize, length: usize) -> Self {
+        Self::Memory { values: vec![0.0; count * length], length }
+    }
+
+    /// `count` rows in the file at `path`, which is made where it does not exist. `owner`, a line of text,
+    /// says whose pool it is.
+    ///
+    /// # Errors
+    /// [`Error::Io`] (no room on the disk, no permission), [`Error::Value`] when the file is another
+    /// owner's or in use.
+    pub(super) fn mapped(path: &Path, count: usize, length: usize, owner: &str) -> Result<Self> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let refuse = |problem: String, remedy: &str| {
+            Err(Error::value(format!("pool-file {}", path.display()), problem, remedy))
+        };
+        let bytes = HEADER + 2 * count * length * size_of::<f32>();
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(io)?;
+        if file.try_lock().is_err() {
+            return refuse("in use by another run".into(), "wait for it, or name another file");
+        }
+        let there = file.metadata().map_err(io)?.len();
+        if there == 0 {
+            create(&file, owner, bytes).map_err(|source| {
+                // Half a pool would be refused next time.
+                let _ = std::fs::remove_file(path);
+                io(source)
+            })?;
+        } else if there != bytes as u64 {
+            return refuse(
+                format!("of {there} bytes"),
+                &format!("this pool needs {bytes}; name another file, or remove this one"),
+            );
+        }
+        // SAFETY: nobody else writes to or shortens the file while it is mapped: this process holds its
+        // lock, which every run takes, until the map is gone.
+        let map = unsafe { MmapMut::map_mut(&file) }.map_err(io)?;
+        let found = map[..HEADER].split(|&byte| byte == b'\n').next().unwrap_or_default();
+        if found != owner.as_bytes() {
+            return refuse(
+                format!(
+                    "another pool ({})",
+                    String::from_utf8_lossy(&found[..found.len().min(200)])
+                ),
+                &format!("this one is {owner}; name another file, or remove this one"),
+            );
+        }
+        let path = path.to_owned();
+        let (newest, kept) = (vec![0; count], vec![0; count]);
+        Ok(Self::Mapped(Mapped { map, _file: file, path, length, newest, kept }))
+    }
+
+    /// Values per row.
+    pub(super) fn length(&self) -> usize {
+        match self {
+            Self::Memory { length, .. } | Self::Mapped(Mapped { length, .. }) => *length,
+        }
+    }
+
+    /// Row `index`.
+    pub(super) fn get(&self, index: usize) -> &[f32] {
+        match self {
+            Self::Memory { values, length } => &values[index * length..][..*length],
+            Self::Mapped(rows) => {
+                let range = rows.range(index, rows.newest[index]);
+                bytemuck::cast_slice(&rows.map[range])
+            }
+        }
+    }
+
+    /// Replaces row `index`.
+    pub(super) fn set(&mut self, index: usize, row: &[f32]) {
+        match self {
+            Self::Memory { values, length } => {
+                values[index * *length..][..*length].copy_from_slice(row);
+            }
+            Self::Mapped(rows) => {
+                rows.newest[index] = 1 - rows.kept[index];
+                let range = rows.range(index, rows.newest[index]);
+                rows.map[range].copy_from_slice(bytemuck::cast_slice(row));
+            }
+        }
+    }
+
+    /// What a checkpoint must hold: the values, or which copy is which, once these are on disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub(super) fn save(&self) -> Result<Saved<'_>> {
+        match self {
+            Self::Memory { values, .. } => Ok(Saved::Values(values)),
+            Self::Mapped(rows) => {
+                let io = |source| Error::Io { path: rows.path.clone(), source };
+                rows.map.flush().map_err(io)?;
+                Ok(Saved::Copies(&rows.newest))
+            }
+        }
+    }
+
+    /// Tells that what [`Rows::save`] gave is on disk and will be what a resumed run finds.
+    pub(super) fn keep(&mut self) {
+        if let Self::Mapped(rows) = self {
+            rows.kept.copy_from_slice(&rows.newest);
+        }
+    }
+
+    /// Goes back to what a checkpoint held; false where that is of another size or kind.
+    #[must_use]
+    pub(super) fn restore(&mut self, saved: Saved<'_>) -> bool {
+        match (self, saved) {
+            (Self::Memory { values, .. }, Saved::Values(saved)) if saved.len() == values.len() => {
+                values.copy_from_slice(saved);
+                true
+            }
+            (Self::Mapped(rows), Saved::Copies(saved))
+                if saved.len() == rows.newest.len() && saved.iter().all(|&copy| copy < 2) =>
+            {
+                rows.newest.copy_from_slice(saved);
+                rows.kept.copy_from_slice(saved);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What a checkpoint holds of the rows.
+pub(super) enum Saved<'a> {
+    /// All values.
+    Values(&'a [f32]),
+    /// The copy, 0 or 1, of each row.
+    Copies(&'a [u8]),
+}
+
+impl Mapped {
+    fn range(&self, index: usize, copy: u8) -> std::ops::Range<usize> {
+        let bytes = self.length * size_of::<f32>();
+        let from = HEADER + (2 * index + usize::from(copy)) * bytes;
+        from..from + bytes
+    }
+}
+
+/// Every byte is written, so that a full disk is met here and not while the rows are in use.
+fn create(mut file: &File, owner: &str, bytes: usize) -> std::io::Result<()> {
+    let mut header = vec![0; HEADER];
+    let line = format!("{owner}\n");
+    let line = &line.as_bytes()[..line.len().min(HEADER)];
+    header[..line.len()].copy_from_slice(line);
+    file.write_all(&header)?;
+    let zeros = vec![0; 1 << 20];
+    let mut left = bytes - HEADER;
+    while left > 0 {
+        let part = left.min(zeros.len());
+        file.write_all(&zeros[..part])?;
+        left -= part;
+    }
+    file.sync_all()
+}

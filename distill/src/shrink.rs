@@ -1,0 +1,92 @@
+//! `--student 0.5x`: the widest network like the teacher that takes half its time, as measured here.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use understudy_models::{Conditioning, Denoiser, Error, NetworkConfig, Result};
+
+use crate::teacher::Teacher;
+
+/// Samples of an evaluation that is timed: as a server's batches are.
+const ROWS: usize = 8;
+/// Rounds, in each of which teacher and student take turns, so that a busy machine troubles both.
+const ROUNDS: usize = 5;
+/// Widths that are tried, as parts of the teacher's.
+const PARTS: usize = 64;
+
+/// A network of the teacher's shape and a part of its widths.
+#[derive(Debug, Clone)]
+pub struct Shrunk {
+    /// The network.
+    pub config: NetworkConfig,
+    /// Its share of the teacher's time per evaluation, as measured.
+    pub share: f64,
+}
+
+/// Finds the widest network of the teacher's shape whose evaluation takes at most `share` of the
+/// teacher's. Wider networks are not always slower, so the time of each is measured, not worked out.
+///
+/// # Errors
+/// [`Error::Value`] for a share that is not within 0 and 1, and where even the narrowest takes longer.
+pub fn shrink(teacher: &Teacher, share: f64) -> Result<Shrunk> {
+    if !(share > 0.0 && share < 1.0) {
+        return Err(Error::value("student", format!("{share}x"), "use a part of 1, such as 0.5x"));
+    }
+    let mut candidates: Vec<NetworkConfig> = Vec::new();
+    for part in 1..PARTS {
+        let scaled = teacher.config.scaled(part as f64 / PARTS as f64);
+        candidates.extend(scaled.filter(|scaled| candidates.last() != Some(scaled)));
+    }
+    // From below: the first that is too slow ends the search, and the slow ones are never timed.
+    let mut best: Option<Shrunk> = None;
+    let mut fastest = f64::INFINITY;
+    for config in candidates {
+        let measured = measure(teacher, &config)?;
+        fastest = fastest.min(measured);
+        if measured <= share {
+            best = Some(Shrunk { config, share: measured });
+        } else if best.is_some() {
+            break;
+        }
+    }
+    best.ok_or_else(|| {
+        Error::value(
+            "student",
+            format!("{share}x"),
+            format!(
+                "the narrowest network of the teacher's shape takes {fastest:.2} of its time; write a \
+                 config.json with fewer blocks or layers"
+            ),
+        )
+    })
+}
+
+/// The median over rounds of the ratio of the two networks' times.
+fn measure(teacher: &Teacher, config: &NetworkConfig) -> Result<f64> {
+    let weights = config.initial_weights(0)?.into_iter().collect();
+    let student = config.load(weights, DType::F32, &Device::Cpu)?;
+    let mut ratios = Vec::with_capacity(ROUNDS);
+    for round in 0..=ROUNDS {
+        let ratio = seconds(student.as_ref())? / seconds(teacher.network())?;
+        // The first warms up.
+        if round > 0 {
+            ratios.push(ratio);
+        }
+    }
+    ratios.sort_by(f64::total_cmp);
+    Ok(ratios[ROUNDS / 2])
+}
+
+fn seconds(network: &dyn Denoiser) -> Result<f64> {
+    let geometry = network.geometry();
+    let shape = (ROWS, geometry.in_channels, geometry.height, geometry.width);
+    let x = Tensor::zeros(shape, DType::F32, network.device())?;
+    let times = Tensor::zeros(ROWS, DType::F32, network.device())?;
+    let condition = match geometry.conditioning {
+        Conditioning::Classes(_) => Some(Tensor::zeros(ROWS, DType::U32, network.device())?),
+        _ => None,
+    };
+    let began = Instant::now();
+    network.forward(&x, &times, condition.as_ref())?;
+    Ok(began.elapsed().as_secs_f64())
+}

@@ -1,0 +1,219 @@
+//! The network that learns: where it comes from, and whether it fits its teacher.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use candle_core::Tensor;
+use understudy_models::checkpoint::ModelFolder;
+use understudy_models::schedule::{Class, PredictionType, ScheduleConfig};
+use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result};
+
+use crate::lesson::Curriculum;
+use crate::prune;
+use crate::teacher::{Teacher, learned_variance};
+
+/// A student before its first lesson.
+pub struct Student {
+    /// Its architecture.
+    pub config: NetworkConfig,
+    /// Its noise schedule: the teacher's, but for what it predicts.
+    pub schedule: ScheduleConfig,
+    /// The weights it begins with.
+    pub weights: BTreeMap<String, Tensor>,
+    /// Where these come from, for its card.
+    pub initialisation: String,
+}
+
+/// An architecture, with weights where it came with some.
+pub struct Candidate {
+    /// The architecture.
+    pub config: NetworkConfig,
+    /// The schedule and the folder of a network that has weights.
+    pub trained: Option<ModelFolder>,
+}
+
+impl Candidate {
+    /// Reads a `config.json` as diffusers writes it, or a model folder, whose weights the student will
+    /// begin with.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::Format`], [`Error::Value`] naming the file and the field.
+    pub fn open(path: &Path) -> Result<Self> {
+        if path.is_dir() {
+            let folder = ModelFolder::open(path)?;
+            return Ok(Self { config: folder.network.clone(), trained: Some(folder) });
+        }
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let text = fs::read_to_string(path).map_err(io)?;
+        let value = serde_json::from_str(&text)
+            .map_err(|error| Error::Format { path: path.into(), problem: error.to_string() })?;
+        let config = NetworkConfig::from_json(&value, &path.display().to_string())?;
+        Ok(Self { config, trained: None })
+    }
+}
+
+impl Student {
+    /// A student of `teacher` with random weights drawn by `seed`, or those the candidate came with. It
+    /// predicts what `prediction` says, else what its folder says, else what its teacher does.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for networks that do not fit each other ([`check`]), and for a folder whose noise
+    /// schedule is not the teacher's.
+    pub fn new(
+        candidate: Candidate,
+        teacher: &Teacher,
+        prediction: Option<PredictionType>,
+        seed: u64,
+    ) -> Result<Self> {
+        let Candidate { config, trained } = candidate;
+        check(teacher, &config)?;
+        let mut schedule = teacher.schedule.clone();
+        let own = trained.as_ref().map(|folder| folder.schedule.prediction_type());
+        if let (Some(own), Some(asked)) = (own, prediction)
+            && own != asked
+        {
+            return Err(Error::value(
+                "prediction",
+                asked.name(),
+                format!("the student's folder was trained for {}; leave the flag out", own.name()),
+            ));
+        }
+        schedule.prediction_type =
+            Some(prediction.or(own).unwrap_or(teacher.schedule.prediction_type()));
+        let (weights, initialisation) = match trained {
+            Some(folder) => {
+                let alpha_bar = |config: &ScheduleConfig| -> Result<Vec<f64>> {
+                    Ok(config.schedule(Class::Ddpm)?.alpha_bar)
+                };
+                if alpha_bar(&folder.schedule)? != alpha_bar(&teacher.schedule)? {
+                    return Err(Error::value(
+                        "student",
+                        "a folder with another noise schedule than the teacher's",
+                        "give the path of its config.json, to begin from random weights",
+                    ));
+                }
+                let name = folder.path.file_name().unwrap_or_default().to_string_lossy();
+                let origin = format!("weights of {name}");
+                (config.fit(folder.tensors()?)?.into_iter().collect(), origin)
+            }
+            None => (config.initial_weights(seed)?, "random".into()),
+        };
+        Ok(Self { config, schedule, weights, initialisation })
+    }
+
+    /// Begins with the teacher's most important channels instead ([`prune::weights`]), as they matter on
+    /// the samples of `lessons`.
+    ///
+    /// # Errors
+    /// As [`prune::weights`]; [`Error::Value`] for a student that comes with weights or predicts something
+    /// else than its teacher.
+    pub fn pruned(
+        mut self,
+        teacher: &Teacher,
+        lessons: &mut dyn Curriculum,
+        seed: u64,
+    ) -> Result<Self> {
+        if self.initialisation != "random" {
+            let remedy =
+                "the student's folder has weights; give its config.json, or leave out --init";
+            return Err(Error::value("init", "pruned", remedy));
+        }
+        if self.schedule.prediction_type() != teacher.schedule.prediction_type() {
+            let remedy = "weights of one prediction do not serve another; leave out --prediction";
+            return Err(Error::value("init", "pruned", remedy));
+        }
+        self.weights = prune::weights(teacher, &self.config, lessons, seed)?;
+        self.initialisation = "the teacher's most important channels".into();
+        Ok(self)
+    }
+
+    /// A network with random weights drawn by `seed` that learns from images alone.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for what training does not honour.
+    pub fn untaught(candidate: Candidate, schedule: ScheduleConfig, seed: u64) -> Result<Self> {
+        let config = candidate.config;
+        refuse_dropout(&config)?;
+        let weights = config.initial_weights(seed)?;
+        Ok(Self { config, schedule, weights, initialisation: "random".into() })
+    }
+
+    /// A trained network that goes on learning, on its own schedule.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a candidate without weights; [`Error::Format`] and [`Error::Weights`] for
+    /// weights that cannot be read.
+    pub fn continued(candidate: Candidate) -> Result<Self> {
+        let Candidate { config, trained: Some(folder) } = candidate else {
+            return Err(Error::value(
+                "init",
+                "a config.json",
+                "name a model folder, which has weights",
+            ));
+        };
+        refuse_dropout(&config)?;
+        let name = folder.path.file_name().unwrap_or_default().to_string_lossy();
+        let initialisation = format!("weights of {name}");
+        let weights = config.fit(folder.tensors()?)?.into_iter().collect();
+        Ok(Self { config, schedule: folder.schedule, weights, initialisation })
+    }
+
+    /// Its number of weights.
+    pub fn parameters(&self) -> usize {
+        self.weights.values().map(Tensor::elem_count).sum()
+    }
+}
+
+/// Refuses what cannot learn from that teacher.
+///
+/// # Errors
+/// [`Error::Value`] naming what differs.
+pub fn check(teacher: &Teacher, student: &NetworkConfig) -> Result<()> {
+    let (theirs, ours) = (teacher.geometry().clone(), student.geometry());
+    let refuse = |what: &str, student: String, teacher: String| {
+        Err(Error::value(
+            format!("student's {what}"),
+            student,
+            format!("the teacher's is {teacher}; the two must agree"),
+        ))
+    };
+    let size = |geometry: &Geometry| format!("{}×{}", geometry.width, geometry.height);
+    if size(&theirs) != size(&ours) {
+        return refuse("image size", size(&ours), size(&theirs));
+    }
+    if theirs.in_channels != ours.in_channels {
+        return refuse("in_channels", ours.in_channels.to_string(), theirs.in_channels.to_string());
+    }
+    let variance = |geometry: &Geometry| match learned_variance(geometry) {
+        true => format!("{} (it learns its variance)", geometry.out_channels),
+        false => format!("{} (its variance is fixed)", geometry.out_channels),
+    };
+    if theirs.out_channels != ours.out_channels {
+        return refuse("out_channels", variance(&ours), variance(&theirs));
+    }
+    let classes = |geometry: &Geometry| match geometry.conditioning {
+        Conditioning::None => "none".into(),
+        Conditioning::Classes(classes) => classes.to_string(),
+        Conditioning::Timestep | Conditioning::Embedding(_) => "a number, not classes".into(),
+    };
+    if theirs.conditioning != ours.conditioning {
+        return refuse("num_class_embeds", classes(&ours), classes(&theirs));
+    }
+    refuse_dropout(student)
+}
+
+/// Refuses what training would have to honour and does not.
+///
+/// # Errors
+/// [`Error::Value`] on `dropout`.
+pub fn refuse_dropout(config: &NetworkConfig) -> Result<()> {
+    match config.dropout() {
+        0.0 => Ok(()),
+        dropout => Err(Error::value(
+            "student's dropout",
+            dropout,
+            "training here drops nothing; set it to 0",
+        )),
+    }
+}

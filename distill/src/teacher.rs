@@ -1,0 +1,112 @@
+//! The network that is learned from.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use sha2::{Digest, Sha256};
+use understudy_models::checkpoint::ModelFolder;
+use understudy_models::checkpoint::card::Card;
+use understudy_models::schedule::ScheduleConfig;
+use understudy_models::{Conditioning, Denoiser, Error, Geometry, NetworkConfig, Result, noise};
+
+/// A teacher: a network without gradients, and what belongs to it.
+pub struct Teacher {
+    /// What its folder is called.
+    pub name: String,
+    /// Its architecture.
+    pub config: NetworkConfig,
+    /// Its noise schedule.
+    pub schedule: ScheduleConfig,
+    /// Its model card.
+    pub card: Card,
+    /// Where it was read from.
+    folder: PathBuf,
+    /// SHA-256 of its architecture and weights, in hexadecimal.
+    pub hash: String,
+    network: Box<dyn Denoiser>,
+}
+
+impl Teacher {
+    /// Reads a model folder onto the CPU, in f32; `name` is what the student's card will call it.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`] and [`ModelFolder::load`]; [`Error::Value`] for a network that is told
+    /// numbers instead of classes.
+    pub fn open(folder: &Path, name: String) -> Result<Self> {
+        let path = folder.to_owned();
+        let folder = ModelFolder::open(folder)?;
+        if let Conditioning::Timestep | Conditioning::Embedding(_) =
+            folder.network.geometry().conditioning
+        {
+            return Err(Error::value(
+                "teacher",
+                "conditioned on numbers",
+                "choose one that is unconditional or conditioned on classes",
+            ));
+        }
+        let config = folder.network.clone();
+        let weights = config.fit(folder.tensors()?)?;
+        let hash = hash(&config, &weights)?;
+        let network = config.load(weights, DType::F32, &Device::Cpu)?;
+        let (schedule, card) = (folder.schedule, folder.card);
+        Ok(Self { name, config, schedule, card, folder: path, hash, network })
+    }
+
+    /// The shapes.
+    pub fn geometry(&self) -> &Geometry {
+        self.network.geometry()
+    }
+
+    /// Whether it tells a variance beside its prediction.
+    pub fn learned_variance(&self) -> bool {
+        learned_variance(self.geometry())
+    }
+
+    /// The network itself.
+    pub fn network(&self) -> &dyn Denoiser {
+        self.network.as_ref()
+    }
+
+    /// Its weights, f32 on the CPU, read again: the network itself keeps them packed.
+    ///
+    /// # Errors
+    /// As [`Teacher::open`].
+    pub fn weights(&self) -> Result<BTreeMap<String, Tensor>> {
+        let weights = self.config.fit(ModelFolder::open(&self.folder)?.tensors()?)?;
+        let single = |(name, weight): (String, Tensor)| Ok((name, weight.to_dtype(DType::F32)?));
+        weights.into_iter().map(single).collect()
+    }
+
+    /// The class of the trajectory with that seed, for a class-conditional teacher; the class that means
+    /// "none" is drawn like any other, so that the student learns it too.
+    pub fn label(&self, seed: u64) -> Option<u32> {
+        match self.geometry().conditioning {
+            Conditioning::Classes(classes) => Some(noise::class_label(seed, classes) as u32),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a network of that geometry tells a variance beside its prediction.
+pub fn learned_variance(geometry: &Geometry) -> bool {
+    geometry.out_channels == 2 * geometry.in_channels
+}
+
+fn hash(
+    config: &NetworkConfig,
+    weights: &std::collections::HashMap<String, Tensor>,
+) -> Result<String> {
+    let mut hash = Sha256::new();
+    hash.update(config.to_json().to_string());
+    let mut names: Vec<&String> = weights.keys().collect();
+    names.sort();
+    for name in names {
+        let values: Vec<f32> = weights[name].to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+        hash.update(name);
+        for value in values {
+            hash.update(value.to_le_bytes());
+        }
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}

@@ -1,0 +1,343 @@
+//! The loop: lesson, answer, loss, step, average, and now and then a checkpoint.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device};
+use serde_json::{Map, Value, json};
+use understudy_models::checkpoint::card::Card;
+use understudy_models::{Denoiser, Error, Result};
+
+use crate::checkpoint::Snapshot;
+use crate::lesson::{Curriculum, Lesson};
+use crate::objective::Dkdm;
+use crate::optimizer::{self, AdamW, Gradients};
+use crate::parameters::{Average, Parameters};
+use crate::publish::publish;
+use crate::student::Student;
+use crate::watch::{Event, Journal, Record, Watch, grid};
+
+/// How long, how often.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Student steps in all.
+    pub steps: u64,
+    /// Parts a lesson is cut into, whose gradients are averaged: memory for one part is enough.
+    pub accumulate: usize,
+    /// The optimizer.
+    pub optimizer: optimizer::Settings,
+    /// The limit of the running average's decay, below 1.
+    pub average: f64,
+    /// Steps between checkpoints.
+    pub checkpoint_every: u64,
+    /// Steps between grids of samples; 0 for none.
+    pub sample_every: u64,
+}
+
+/// Everything a run is made of.
+pub struct Task<'a> {
+    /// The folder that becomes the model; [`WORKSHOP`] in it holds what belongs to the run.
+    pub out: PathBuf,
+    /// Whatever makes this run another one than its neighbour: a resumed run must find the same.
+    pub identity: Map<String, Value>,
+    /// Where lessons come from.
+    pub curriculum: Box<dyn Curriculum + 'a>,
+    /// What answers are held against.
+    pub objective: Dkdm,
+    /// Who learns.
+    pub student: Student,
+    /// How long, how often.
+    pub settings: Settings,
+    /// The model's card; the loop adds what was counted and measured to its recipe.
+    pub card: Card,
+}
+
+/// The folder inside the model folder that belongs to the run.
+pub const WORKSHOP: &str = "training";
+
+/// The file that holds a run's state.
+pub const CHECKPOINT: &str = "checkpoint.safetensors";
+
+/// Between checkpoints while the first lesson is prepared.
+const PREPARING: Duration = Duration::from_secs(60);
+
+/// Trains until `settings.steps` are done, going on from the last checkpoint in `out`, and leaves a model
+/// folder there.
+///
+/// On the CPU a run that is killed and resumed has the same losses, to the bit, as one that is not.
+///
+/// # Errors
+/// [`Error::Value`] when `out` holds another run, and when a loss is not finite (naming the step and the
+/// seed of its lesson); [`Error::Io`] when the disk is full: the last checkpoint stays good.
+pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
+    check_out(&task.out)?;
+    let workshop = task.out.join(WORKSHOP);
+    let settings = task.settings.clone();
+    let parameters = Parameters::new(std::mem::take(&mut task.student.weights))?;
+    let student = task.student.config.load(parameters.tensors(), DType::F32, &Device::Cpu)?;
+    let mut state = State {
+        optimizer: AdamW::new(&parameters, settings.optimizer),
+        average: Average::new(&parameters, settings.average)?,
+        parameters,
+        step: 0,
+        seconds: 0.0,
+    };
+    let snapshot = Snapshot::read(&workshop.join(CHECKPOINT))?;
+    if let Some(snapshot) = &snapshot {
+        state.restore(snapshot, &mut task)?;
+        watch.event(Event::Resumed { step: state.step });
+    }
+    let mut journal = Journal::open(&workshop, state.step)?;
+    let mut clock = Clock::new(state.seconds);
+
+    let mut checkpointed = Instant::now();
+    while let Some(done) = task.curriculum.prepare()? {
+        watch.event(Event::Preparing { done });
+        if checkpointed.elapsed() > PREPARING || done >= 1.0 {
+            state.seconds = clock.seconds();
+            state.save(&mut task, &workshop)?;
+            checkpointed = Instant::now();
+        }
+    }
+    for step in state.step + 1..=settings.steps {
+        let lesson = task.curriculum.lesson(step)?;
+        let learned = learn(&lesson, student.as_ref(), &task.objective, &state, &settings)?;
+        check_finite(&learned, step, &lesson)?;
+        let learning_rate = state.optimizer.learning_rate();
+        let norm = state.optimizer.step(&state.parameters, &learned.gradients)?;
+        check_norm(norm, step, &lesson)?;
+        state.average.update(&state.parameters)?;
+        state.step = step;
+
+        let record = Record {
+            step,
+            loss: learned.loss,
+            simple: learned.simple,
+            vlb: learned.vlb,
+            gradient_norm: norm,
+            learning_rate,
+            teacher_evaluations: task.curriculum.teacher_evaluations(),
+            images_per_second: clock.lap(lesson.rows()),
+            seconds: clock.seconds(),
+        };
+        journal.write(&record)?;
+        watch.event(Event::Step { record: &record, steps: settings.steps });
+        if settings.sample_every > 0 && step.is_multiple_of(settings.sample_every) {
+            let picture = workshop.join(format!("samples-{step:07}.png"));
+            let weights = state.average.tensors(&state.parameters)?;
+            grid(&task.student, weights, task.card.null_class, &picture)?;
+        }
+        if step.is_multiple_of(settings.checkpoint_every) || step == settings.steps {
+            state.seconds = clock.seconds();
+            journal.sync()?;
+            state.save(&mut task, &workshop)?;
+            watch.event(Event::Checkpoint { step });
+        }
+    }
+    finish(&state, task, clock.rate)
+}
+
+/// Refuses a folder that holds something else than a run.
+///
+/// # Errors
+/// [`Error::Value`] naming it.
+pub fn check_out(out: &Path) -> Result<()> {
+    if out.join(WORKSHOP).join(CHECKPOINT).exists() {
+        return Ok(());
+    }
+    let foreign = match std::fs::read_dir(out) {
+        Ok(entries) => {
+            let mut names = entries.flatten().map(|entry| entry.file_name());
+            names.find(|name| name != WORKSHOP)
+        }
+        // A file, or nothing yet.
+        Err(_) => out.exists().then(|| out.as_os_str().to_owned()),
+    };
+    match foreign {
+        None => Ok(()),
+        Some(name) => Err(Error::value(
+            "out",
+            out.display(),
+            format!(
+                "holds {}, which is not of an unfinished run; name a new folder",
+                name.to_string_lossy()
+            ),
+        )),
+    }
+}
+
+/// What changes while a run goes on, beside the curriculum.
+struct State {
+    parameters: Parameters,
+    optimizer: AdamW,
+    average: Average,
+    /// Steps done.
+    step: u64,
+    /// Time spent, in all sessions up to the last checkpoint.
+    seconds: f64,
+}
+
+/// What one lesson gave.
+struct Learned {
+    gradients: Gradients,
+    loss: f32,
+    simple: f32,
+    vlb: Option<f32>,
+}
+
+/// Forward, loss, backward, in `settings.accumulate` parts of equal size.
+fn learn(
+    lesson: &Lesson,
+    student: &dyn Denoiser,
+    objective: &Dkdm,
+    state: &State,
+    settings: &Settings,
+) -> Result<Learned> {
+    let parts = settings.accumulate;
+    let mut sum: Option<Learned> = None;
+    for index in 0..parts {
+        let lesson = lesson.part(index, parts)?;
+        let times = lesson.times(student.device())?;
+        let condition = lesson.condition(student.device())?;
+        let answer = student.forward(&lesson.x, &times, condition.as_ref())?;
+        let losses = objective.losses(&lesson, &answer)?;
+        let mut gradients = (&losses.total * (1.0 / parts as f64))?.backward()?;
+        let gradients = Gradients::take(&state.parameters, &mut gradients)?;
+        let share = |loss: &candle_core::Tensor| -> Result<f32> {
+            Ok(loss.to_dtype(DType::F32)?.to_scalar::<f32>()? / parts as f32)
+        };
+        let (loss, simple) = (share(&losses.total)?, share(&losses.simple)?);
+        let vlb = losses.vlb.as_ref().map(share).transpose()?;
+        match &mut sum {
+            None => sum = Some(Learned { gradients, loss, simple, vlb }),
+            Some(sum) => {
+                sum.gradients.add(gradients)?;
+                sum.loss += loss;
+                sum.simple += simple;
+                sum.vlb = sum.vlb.zip(vlb).map(|(sum, part)| sum + part);
+            }
+        }
+    }
+    sum.ok_or_else(|| Error::value("accumulate", 0, "must be at least 1"))
+}
+
+/// Stops a run that would only spoil its weights from here on.
+fn check_finite(learned: &Learned, step: u64, lesson: &Lesson) -> Result<()> {
+    if learned.loss.is_finite() { Ok(()) } else { not_finite("loss", step, lesson) }
+}
+
+fn check_norm(norm: f64, step: u64, lesson: &Lesson) -> Result<()> {
+    if norm.is_finite() { Ok(()) } else { not_finite("gradient", step, lesson) }
+}
+
+fn not_finite(what: &str, step: u64, lesson: &Lesson) -> Result<()> {
+    let row =
+        |row: usize| format!("seed {} at timestep {}", lesson.seeds[row], lesson.timesteps[row]);
+    Err(Error::value(
+        what,
+        format!("not finite at step {step} (its first sample: {})", row(0)),
+        "the last checkpoint is good; run again with another --out and a lower --learning-rate or \
+         --clip-norm",
+    ))
+}
+
+impl State {
+    /// Writes the checkpoint.
+    fn save(&mut self, task: &mut Task<'_>, workshop: &Path) -> Result<()> {
+        let state = json!({
+            "identity": task.identity,
+            "step": self.step,
+            "seconds": self.seconds,
+        });
+        let mut snapshot = Snapshot::new(state);
+        self.parameters.save(&mut snapshot)?;
+        self.optimizer.save(&self.parameters, &mut snapshot);
+        self.average.save(&self.parameters, &mut snapshot);
+        task.curriculum.save(&mut snapshot)?;
+        snapshot.write(&workshop.join(CHECKPOINT))?;
+        task.curriculum.keep();
+        Ok(())
+    }
+
+    /// Goes back to a checkpoint.
+    fn restore(&mut self, snapshot: &Snapshot, task: &mut Task<'_>) -> Result<()> {
+        check_identity(&snapshot.state["identity"], &task.identity, &task.out)?;
+        self.parameters.restore(snapshot)?;
+        self.optimizer.restore(&self.parameters, snapshot)?;
+        self.average.restore(&self.parameters, snapshot)?;
+        task.curriculum.restore(snapshot)?;
+        let step = snapshot.state["step"].as_u64();
+        self.step = step.ok_or_else(|| snapshot.malformed("`step` is not in it"))?;
+        self.seconds = snapshot.state["seconds"].as_f64().unwrap_or_default();
+        Ok(())
+    }
+}
+
+/// A folder that holds another run is not overwritten.
+fn check_identity(there: &Value, asked: &Map<String, Value>, out: &Path) -> Result<()> {
+    // Read back from text as what is there was, which may move the last bit of a number.
+    let text = Value::Object(asked.clone()).to_string();
+    let asked: Value = serde_json::from_str(&text).unwrap_or_default();
+    let differs = |name: &&String| there[name.as_str()] != asked[name.as_str()];
+    match asked.as_object().into_iter().flat_map(Map::keys).find(differs) {
+        None => Ok(()),
+        Some(name) => {
+            let show = |value: &Value| {
+                let text = value.to_string();
+                text.chars().take(60).collect::<String>()
+            };
+            Err(Error::value(
+                "out",
+                out.display(),
+                format!(
+                    "it holds another run: `{name}` is {} there and {} here; give the same arguments to \
+                     resume it, or name another folder",
+                    show(&there[name.as_str()]),
+                    show(&asked[name.as_str()])
+                ),
+            ))
+        }
+    }
+}
+
+/// The averaged weights become the model.
+fn finish(state: &State, mut task: Task<'_>, rate: Option<f64>) -> Result<()> {
+    let recipe = &mut task.card.recipe;
+    // It stands in a file of its own.
+    recipe.remove("student_network");
+    if let Some(rate) = rate {
+        recipe.insert("images_per_second".into(), rate.round().into());
+    }
+    recipe.insert("student_steps".into(), state.step.into());
+    let evaluations = task.curriculum.teacher_evaluations();
+    recipe.insert("teacher_evaluations".into(), evaluations.into());
+    recipe.insert("seconds".into(), state.seconds.round().into());
+    let weights = state.average.tensors(&state.parameters)?;
+    publish(&task.out, &task.student, &weights, &task.card)
+}
+
+/// Time spent over all sessions, and the rate of late.
+struct Clock {
+    before: f64,
+    began: Instant,
+    last: Instant,
+    rate: Option<f64>,
+}
+
+impl Clock {
+    fn new(before: f64) -> Self {
+        Self { before, began: Instant::now(), last: Instant::now(), rate: None }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.before + self.began.elapsed().as_secs_f64()
+    }
+
+    /// Images per second, averaged over about the last twenty laps.
+    fn lap(&mut self, images: usize) -> f64 {
+        let rate = images as f64 / self.last.elapsed().as_secs_f64().max(1e-9);
+        self.last = Instant::now();
+        let smooth = self.rate.map_or(rate, |before| before + 0.05 * (rate - before));
+        *self.rate.insert(smooth)
+    }
+}

@@ -1,0 +1,41 @@
+//! Watching a run: what it tells whoever started it, and what it leaves on disk.
+
+mod journal;
+mod samples;
+mod tensorboard;
+
+pub use journal::{Journal, Record};
+pub(crate) use samples::grid;
+
+/// What happens in a run.
+#[derive(Debug, Clone, Copy)]
+pub enum Event<'a> {
+    /// It goes on from a checkpoint.
+    Resumed {
+        /// Steps done before.
+        step: u64,
+    },
+    /// The first lesson is being prepared.
+    Preparing {
+        /// How much of it is done, 0 to 1.
+        done: f64,
+    },
+    /// A step is done.
+    Step {
+        /// Its figures.
+        record: &'a Record,
+        /// Steps in all.
+        steps: u64,
+    },
+    /// The state is on disk.
+    Checkpoint {
+        /// Steps done.
+        step: u64,
+    },
+}
+
+/// Whoever looks on.
+pub trait Watch {
+    /// Told of everything, as it happens.
+    fn event(&mut self, event: Event<'_>);
+}

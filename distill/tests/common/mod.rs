@@ -1,0 +1,141 @@
+//! Small networks for tests: 8×8 gray images, 20 training timesteps.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use understudy_distill::objective::Dkdm;
+use understudy_distill::optimizer;
+use understudy_distill::pool::{self, Order, Pool};
+use understudy_distill::student::{Candidate, Student};
+use understudy_distill::teacher::Teacher;
+use understudy_distill::train::{self, Settings, Task};
+use understudy_distill::walk::Walks;
+use understudy_distill::watch::{Event, Watch};
+use understudy_models::NetworkConfig;
+use understudy_models::checkpoint::{Draft, ModelFolder, card::Card};
+use understudy_models::sampler::Kind;
+use understudy_models::schedule::ScheduleConfig;
+
+/// A network of so many channels; `more` replaces fields.
+pub(crate) fn network(channels: usize, more: &Value) -> NetworkConfig {
+    let mut config = json!({
+        "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1,
+        "block_out_channels": [channels, channels], "norm_num_groups": 4, "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "DownBlock2D"], "attention_head_dim": 4,
+        "up_block_types": ["UpBlock2D", "UpBlock2D"], "num_class_embeds": 3,
+    });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        config[name] = value.clone();
+    }
+    NetworkConfig::from_json(&config, "config.json").unwrap()
+}
+
+pub(crate) fn schedule(more: &Value) -> ScheduleConfig {
+    let mut config = json!({
+        "_class_name": "DDPMScheduler", "num_train_timesteps": 20,
+        "beta_schedule": "squaredcos_cap_v2",
+    });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        config[name] = value.clone();
+    }
+    ScheduleConfig::from_json(&config, "scheduler_config.json").unwrap()
+}
+
+/// Writes a model folder with random weights.
+pub(crate) fn folder(
+    home: &Path,
+    name: &str,
+    network: &NetworkConfig,
+    schedule: &ScheduleConfig,
+) -> PathBuf {
+    let path = home.join(name);
+    let weights = network.initial_weights(7).unwrap().into_iter().collect();
+    let card = Card::default();
+    ModelFolder::write(Draft::new(&path).unwrap(), network, &weights, schedule, &card).unwrap();
+    path
+}
+
+pub(crate) fn teacher(home: &Path) -> Teacher {
+    let path = folder(home, "teacher", &network(16, &json!({})), &schedule(&json!({})));
+    Teacher::open(&path, "teacher".into()).unwrap()
+}
+
+/// A teacher that learns its variance.
+pub(crate) fn learned_teacher(home: &Path) -> Teacher {
+    let network = network(16, &json!({"out_channels": 2}));
+    let schedule = schedule(&json!({"variance_type": "learned_range"}));
+    Teacher::open(&folder(home, "learned", &network, &schedule), "learned".into()).unwrap()
+}
+
+pub(crate) fn pool<'a>(
+    teacher: &'a Teacher,
+    order: Order,
+    steps: usize,
+    file: Option<PathBuf>,
+) -> Pool<'a> {
+    let walks = Walks::new(&teacher.schedule, Kind::Ddpm, steps, teacher.learned_variance());
+    let run = "test".into();
+    let settings = pool::Settings { order, batch: 4, seed: 3, run, file, finished: None };
+    Pool::new(teacher, walks.unwrap(), settings).unwrap()
+}
+
+/// A run of `steps` steps into `out`.
+pub(crate) fn task<'a>(
+    teacher: &'a Teacher,
+    out: &Path,
+    steps: u64,
+    file: Option<PathBuf>,
+) -> Task<'a> {
+    let learned = teacher.learned_variance();
+    let channels = if learned { json!({"out_channels": 2}) } else { json!({}) };
+    let candidate = Candidate { config: network(8, &channels), trained: None };
+    let student = Student::new(candidate, teacher, None, 5).unwrap();
+    let kind = teacher.schedule.prediction_type();
+    let identity: Map<_, _> = [("seed".to_string(), json!(3))].into_iter().collect();
+    Task {
+        out: out.into(),
+        identity,
+        curriculum: Box::new(pool(teacher, Order::Dynamic { rho: 0.2 }, 10, file)),
+        objective: Dkdm::new(&teacher.schedule, kind, kind, learned).unwrap(),
+        student,
+        settings: settings(steps),
+        card: Card::default(),
+    }
+}
+
+pub(crate) fn settings(steps: u64) -> Settings {
+    Settings {
+        steps,
+        accumulate: 1,
+        optimizer: optimizer::Settings {
+            learning_rate: 1e-3,
+            warmup_steps: 3,
+            weight_decay: 0.01,
+            clip_norm: 1.0,
+        },
+        average: 0.9,
+        checkpoint_every: 4,
+        sample_every: 0,
+    }
+}
+
+/// Whoever does not look.
+pub(crate) struct Blind;
+
+impl Watch for Blind {
+    fn event(&mut self, _: Event<'_>) {}
+}
+
+/// The losses a run wrote down, without its times.
+pub(crate) fn curve(out: &Path) -> Vec<Value> {
+    let log = std::fs::read_to_string(out.join(train::WORKSHOP).join("log.jsonl")).unwrap();
+    let line = |line: &str| {
+        let mut value: Value = serde_json::from_str(line).unwrap();
+        let object = value.as_object_mut().unwrap();
+        object.remove("images_per_second");
+        object.remove("seconds");
+        value
+    };
+    log.lines().map(line).collect()
+}

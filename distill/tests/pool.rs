@@ -1,0 +1,160 @@
+//! The pool walks as the server samples.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs;
+
+use common::{learned_teacher, network, pool, schedule, teacher};
+use serde_json::json;
+use understudy_distill::data::Images;
+use understudy_distill::generate::{Classes, Sampling};
+use understudy_distill::lesson::Curriculum;
+use understudy_distill::pool::{Order, Pool, Settings};
+use understudy_distill::prune;
+use understudy_distill::teacher::Teacher;
+use understudy_distill::walk::Walks;
+use understudy_models::sampler::{self, Kind};
+
+fn fill(pool: &mut Pool<'_>) {
+    while pool.prepare().unwrap().is_some() {}
+}
+
+/// A sample that reaches its end is the image of its seed, to the bit.
+#[test]
+fn finished_samples_are_those_of_their_seeds() {
+    let home = tempfile::tempdir().unwrap();
+    for teacher in [teacher(home.path()), learned_teacher(home.path())] {
+        let learned = teacher.learned_variance();
+        let kept = home.path().join(format!("kept-{learned}"));
+        let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, learned).unwrap();
+        let settings = Settings {
+            order: Order::Iterative,
+            batch: 4,
+            seed: 3,
+            run: "test".into(),
+            file: None,
+            finished: Some(kept.clone()),
+        };
+        let mut pool = Pool::new(&teacher, walks, settings).unwrap();
+        fill(&mut pool);
+        let mut seeds = Vec::new();
+        for step in 0..20 {
+            let lesson = pool.lesson(step).unwrap();
+            assert!(lesson.timesteps.iter().all(|&t| t == 19 - step as usize));
+            seeds = lesson.seeds;
+        }
+        assert_eq!(pool.finished(), 4);
+        assert_eq!(pool.teacher_evaluations(), 80);
+        for seed in seeds {
+            let sampling = Sampling {
+                trajectory: sampler::trajectory(&teacher.schedule, Kind::Ddpm, 20, 0.0, learned)
+                    .unwrap(),
+                classes: Classes::FromSeed(3),
+                first_seed: seed,
+                batch: 1,
+            };
+            let batch = sampling.batches(teacher.network(), 0..1).next().unwrap().unwrap();
+            let class = batch.labels.as_ref().unwrap()[0];
+            let path = kept.join(format!("{class:04}/{seed}.png"));
+            let picture = Images::open(path.parent().unwrap()).unwrap();
+            let names: Vec<_> = fs::read_dir(path.parent().unwrap())
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .collect();
+            assert!(names.contains(&path));
+            let found = (0..picture.len())
+                .any(|index| picture.image(index) == batch.images().unwrap()[0].pixels);
+            assert!(found, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn orders_spread_times_as_the_paper_says() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path());
+    let times = |order| {
+        let mut pool = pool(&teacher, order, 20, None);
+        fill(&mut pool);
+        (0..3).map(|step| pool.lesson(step).unwrap().timesteps).collect::<Vec<_>>()
+    };
+    let distinct = |times: &[usize]| times.iter().collect::<HashSet<_>>().len();
+    assert!(times(Order::Iterative).iter().all(|times| distinct(times) == 1));
+    let shuffled = times(Order::Shuffled);
+    assert!(distinct(&shuffled[0]) > 1);
+    // The same samples, one step on.
+    for (before, after) in shuffled[0].iter().zip(&shuffled[1]) {
+        assert!(*after + 1 == *before || (*before, *after) == (0, 19));
+    }
+    let dynamic = times(Order::Dynamic { rho: 1.0 });
+    assert!(dynamic.iter().any(|times| distinct(times) > 2));
+}
+
+/// Walks of few steps show every time, and samples that reach their end begin again.
+#[test]
+fn short_walks_visit_every_timestep() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path());
+    let mut pool = pool(&teacher, Order::Dynamic { rho: 0.5 }, 5, None);
+    fill(&mut pool);
+    let mut seen = HashSet::new();
+    (0..100).for_each(|step| seen.extend(pool.lesson(step).unwrap().timesteps));
+    assert_eq!(seen.len(), 20);
+    assert!(pool.finished() > 40);
+}
+
+#[test]
+fn another_pools_file_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let (first, second) = (teacher(home.path()), learned_teacher(home.path()));
+    let file = home.path().join("pool");
+    let open = |teacher: &Teacher| {
+        let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, teacher.learned_variance());
+        let settings = Settings {
+            order: Order::Shuffled,
+            batch: 4,
+            seed: 3,
+            run: "test".into(),
+            file: Some(file.clone()),
+            finished: None,
+        };
+        Pool::new(teacher, walks.unwrap(), settings).map(drop).map_err(|error| error.to_string())
+    };
+    open(&first).unwrap();
+    open(&first).unwrap();
+    let problem = open(&second).unwrap_err();
+    assert!(problem.contains("another pool") && problem.contains("pool-file"), "{problem}");
+    fs::write(&file, b"something else").unwrap();
+    assert!(open(&first).unwrap_err().contains("14 bytes"));
+}
+
+/// All channels kept is the teacher itself; half of them make a network that runs.
+#[test]
+fn a_pruned_student_begins_with_its_teachers_weights() {
+    let home = tempfile::tempdir().unwrap();
+    let attention = json!({
+        "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+        "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "block_out_channels": [16, 24],
+    });
+    let config = network(16, &attention);
+    let path = common::folder(home.path(), "attention", &config, &schedule(&json!({})));
+    let teacher = Teacher::open(&path, "teacher".into()).unwrap();
+    let mut lessons = pool(&teacher, Order::Shuffled, 10, None);
+    let same = prune::weights(&teacher, &config, &mut lessons, 1).unwrap();
+    for (name, weight) in teacher.weights().unwrap() {
+        let difference = (&same[&name] - &weight).unwrap().abs().unwrap().sum_all().unwrap();
+        assert_eq!(difference.to_scalar::<f32>().unwrap(), 0.0, "{name}");
+    }
+
+    let half = config.scaled(0.5).unwrap();
+    let mut lessons = pool(&teacher, Order::Shuffled, 10, None);
+    let narrow = prune::weights(&teacher, &half, &mut lessons, 1).unwrap();
+    half.fit(narrow.into_iter().collect()).unwrap();
+
+    let deeper = network(8, &json!({"layers_per_block": 2}));
+    let mut lessons = pool(&teacher, Order::Shuffled, 10, None);
+    let problem = prune::weights(&teacher, &deeper, &mut lessons, 1).unwrap_err().to_string();
+    assert!(problem.contains("different layers"), "{problem}");
+}

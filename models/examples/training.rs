@@ -1,0 +1,155 @@
+//! Times training steps of a network on the CPU: forward, mean squared error, backward, AdamW.
+//!
+//! `cargo run --release -p understudy-models --example training -- FOLDER BATCH.safetensors SECONDS`:
+//! `FOLDER` holds the network as diffusers writes it (`config.json`,
+//! `diffusion_pytorch_model.safetensors`), the batch `sample`, `timestep` (f32), `target` and, for a
+//! class-conditional network, `class_labels`. Prints one line of JSON: seconds of each step after two
+//! that warm up, of its parts, minor page faults per step, and the losses. With 0 seconds it prints what
+//! each kernel of a step took instead.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Var};
+use rayon::prelude::*;
+use understudy_models::Denoiser;
+use understudy_models::unet::{UNet2DConfig, UNet2DModel};
+
+/// Steps that are not counted.
+const WARM_UPS: usize = 2;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, folder, file, seconds] = &arguments[..] else {
+        panic!("training FOLDER BATCH.safetensors SECONDS");
+    };
+    let (folder, seconds) = (Path::new(folder), seconds.parse::<f64>().unwrap());
+    let json = std::fs::read(folder.join("config.json")).unwrap();
+    let json = serde_json::from_slice(&json).unwrap();
+    let config = UNet2DConfig::from_json(&json, "config.json").unwrap();
+    let file_of_weights = folder.join("diffusion_pytorch_model.safetensors");
+    let vars: BTreeMap<String, Var> = candle_core::safetensors::load(file_of_weights, &Device::Cpu)
+        .unwrap()
+        .into_iter()
+        .map(|(name, tensor)| (name, Var::from_tensor(&tensor).unwrap()))
+        .collect();
+    let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    let model = UNet2DModel::load(&config, weights, DType::F32, &Device::Cpu).unwrap();
+    let batch = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    let (x, times, target) = (&batch["sample"], &batch["timestep"], &batch["target"]);
+    let condition = batch.get("class_labels").map(|labels| labels.to_dtype(DType::U32).unwrap());
+
+    if seconds == 0.0 {
+        let profile = || model.profile(x, times, condition.as_ref()).unwrap();
+        profile();
+        for (name, flop, seconds) in profile() {
+            println!("{:9.3} ms {:7.1} GFLOP/s  {name}", 1e3 * seconds, 1e-9 * flop / seconds);
+        }
+        return;
+    }
+    let moments: Vec<AdamW> = vars.values().map(|var| AdamW::new(var.elem_count())).collect();
+    let (mut steps, mut parts) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
+    let mut faults = minor_faults();
+    let mut losses = Vec::new();
+    while steps.len() < 5 || steps.iter().sum::<f64>() < seconds {
+        let began = Instant::now();
+        let y = model.forward(x, times, condition.as_ref()).unwrap();
+        let forward = began.elapsed().as_secs_f64();
+        let loss = (y - target).unwrap().sqr().unwrap().mean_all().unwrap();
+        let grads = loss.backward().unwrap();
+        let backward = began.elapsed().as_secs_f64();
+        let each: Vec<_> = vars.values().zip(&moments).collect();
+        each.into_par_iter().for_each(|(var, adam)| {
+            var.inplace_op2(grads.get(var).unwrap(), adam).unwrap();
+        });
+        let all = began.elapsed().as_secs_f64();
+        losses.push(loss.to_scalar::<f32>().unwrap());
+        steps.push(all);
+        for (part, time) in parts.iter_mut().zip([forward, backward - forward, all - backward]) {
+            part.push(time);
+        }
+        if losses.len() == WARM_UPS {
+            faults = minor_faults();
+            steps.clear();
+            parts.iter_mut().for_each(Vec::clear);
+        }
+    }
+    let faults = (minor_faults() - faults) as f64 / steps.len() as f64;
+    let [forward, backward, optimizer] = parts.map(median);
+    println!(
+        "{}",
+        serde_json::json!({
+            "batch": x.dim(0).unwrap(), "parameters": model.parameters(), "seconds": steps,
+            "median_seconds": median(steps.clone()), "forward_seconds": forward,
+            "backward_seconds": backward, "optimizer_seconds": optimizer,
+            "minor_faults_per_step": faults, "losses": losses, "max_rss_bytes": max_rss_bytes(),
+        })
+    );
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The most memory that was resident, where Linux says so.
+fn max_rss_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+    line.split_whitespace().next().and_then(|kib| kib.parse().ok()).unwrap_or(0) * 1024
+}
+
+/// Pages that the process was given without reading them, where Linux says so.
+fn minor_faults() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
+    fields.get(8).and_then(|field| field.parse().ok()).unwrap_or(0)
+}
+
+/// Means, mean squares, steps so far.
+type Moments = (Vec<f32>, Vec<f32>, i32);
+
+/// AdamW (Loshchilov & Hutter 2019) of one parameter, as PyTorch has it by default but for its learning
+/// rate of 1e-4.
+struct AdamW(Mutex<Moments>);
+
+impl AdamW {
+    fn new(len: usize) -> Self {
+        Self(Mutex::new((vec![0.0; len], vec![0.0; len], 0)))
+    }
+}
+
+impl InplaceOp2 for AdamW {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(
+        &self,
+        weights: &mut CpuStorage,
+        at: &Layout,
+        gradients: &CpuStorage,
+        gradients_at: &Layout,
+    ) -> Result<()> {
+        let (CpuStorage::F32(weights), CpuStorage::F32(gradients)) = (weights, gradients) else {
+            candle_core::bail!("weights and gradients must be f32");
+        };
+        let len = at.shape().elem_count();
+        let weights = &mut weights[at.start_offset()..][..len];
+        let gradients = &gradients[gradients_at.start_offset()..][..len];
+        let (first, second, steps) = &mut *self.0.lock().unwrap();
+        *steps += 1;
+        let rate = 1e-4 / (1.0 - 0.9f32.powi(*steps));
+        let root = (1.0 - 0.999f32.powi(*steps)).sqrt();
+        for ((w, g), (m, v)) in weights.iter_mut().zip(gradients).zip(first.iter_mut().zip(second))
+        {
+            *m += 0.1 * (g - *m);
+            *v += 0.001 * (g * g - *v);
+            *w = *w * (1.0 - 1e-6) - rate * *m / (v.sqrt() / root + 1e-8);
+        }
+        Ok(())
+    }
+}

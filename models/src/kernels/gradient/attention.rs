@@ -1,0 +1,372 @@
+//! The gradient of self-attention.
+//!
+//! Per head, with `P = softmax(Q·Kᵀ)` and `∂P = ∂O·Vᵀ`: `∂V = Pᵀ·∂O`, `∂S = P ⊙ (∂P − rows(P ⊙ ∂P))`,
+//! `∂Q = ∂S·K`, `∂K = ∂Sᵀ·Q`. The scores are worked out again instead of being kept.
+
+use super::outer;
+use crate::kernels::activation::exp;
+use crate::kernels::arena::{Buffer, padded};
+use crate::kernels::gemm::{self, Rows};
+use crate::kernels::image::Image;
+use crate::kernels::isa::{Isa, Kernel, dispatch};
+use crate::kernels::program::{Memory, Needs, Operation, Split};
+use crate::kernels::simd::Simd;
+
+/// From the gradient of attention's result, those of queries, keys and values.
+pub(crate) struct AttendGradient {
+    /// Queries, keys and values, one after another in the channels.
+    pub(crate) input: Image,
+    /// The gradient of the result.
+    pub(crate) output: Image,
+    /// Where the gradient of the input goes.
+    pub(crate) gradient: Image,
+    pub(crate) heads: usize,
+    pub(crate) panel: usize,
+}
+
+impl AttendGradient {
+    pub(crate) fn new(
+        isa: Isa,
+        input: Image,
+        output: Image,
+        gradient: Image,
+        heads: usize,
+    ) -> Self {
+        Self { input, output, gradient, heads, panel: isa.panel() }
+    }
+
+    fn channels(&self) -> usize {
+        self.output.channels()
+    }
+
+    /// Channels of a head.
+    fn width(&self) -> usize {
+        self.channels() / self.heads
+    }
+
+    /// Keys, padded to whole panels.
+    fn keys(&self) -> usize {
+        self.input.pixels().next_multiple_of(self.panel)
+    }
+}
+
+impl Operation for AttendGradient {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        // Two matrices of queries by keys, and keys and values as packed columns.
+        let scratch = 2 * self.keys() * (self.input.pixels() + self.width());
+        Split { items: [batch * self.heads, 0], needs: Needs { scratch, shared: 0 } }
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer, self.output.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.gradient.buffer]
+    }
+    fn name(&self) -> String {
+        format!("attend gradient {} heads of {}", self.heads, self.width())
+    }
+    fn flop(&self) -> f64 {
+        10.0 * (self.output.pixels() * self.output.pixels() * self.channels()) as f64
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, worker: usize) {
+        let (sample, head) = (item / self.heads, item % self.heads);
+        let weights = memory.scratch(worker);
+        let slopes = weights.wrapping_add(self.keys() * self.input.pixels());
+        let columns = slopes.wrapping_add(self.keys() * self.input.pixels());
+        dispatch(memory.isa, Head { op: self, memory, sample, head, weights, slopes, columns });
+        if head == 0 {
+            let (channels, stride) = (3 * self.channels(), self.gradient.stride());
+            for p in 0..self.gradient.pixels() {
+                let pixel = memory.at(self.gradient.buffer, sample).wrapping_add(p * stride);
+                for c in channels..padded(channels) {
+                    // SAFETY: the padding of the sample's gradient, which only head 0 writes.
+                    unsafe { *pixel.add(c) = 0.0 };
+                }
+            }
+        }
+    }
+}
+
+struct Head<'a> {
+    op: &'a AttendGradient,
+    memory: &'a Memory<'a>,
+    sample: usize,
+    head: usize,
+    /// `[queries][keys]`: `P`.
+    weights: *mut f32,
+    /// `[queries][keys]`: `∂P`, then `∂S`.
+    slopes: *mut f32,
+    /// `[2]` of packed columns.
+    columns: *mut f32,
+}
+
+impl Kernel for Head<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (width, keys, pixels) = (self.op.width(), self.op.keys(), self.op.input.pixels());
+        let values = self.columns.wrapping_add(width * keys);
+        let (query, stride) = self.part(0);
+        let (answer, answer_stride) = self.answer();
+        // SAFETY: the scratch is as `split` says; the head's channels are part of each pixel.
+        unsafe {
+            self.pack(1, self.columns);
+            self.pack(2, values);
+            let mut row = 0;
+            while row < pixels {
+                let rows = S::ROWS.min(pixels - row);
+                let of = Columns { from: query, stride, row, width, columns: self.columns };
+                gemm::with_rows(s, rows, &Scores { of, keys, to: self.weights });
+                let of =
+                    Columns { from: answer, stride: answer_stride, row, width, columns: values };
+                gemm::with_rows(s, rows, &Scores { of, keys, to: self.slopes });
+                for r in row..row + rows {
+                    self.softmax(s, r);
+                }
+                let (key, _) = self.part(1);
+                gemm::with_rows(s, rows, &Queries { head: &self, row, key });
+                row += rows;
+            }
+            let (from, to) = (self.part(0).0, self.gradient(1));
+            self.across(s, self.slopes, (from, stride), to);
+            self.across(s, self.weights, (answer, answer_stride), self.gradient(2));
+        }
+    }
+}
+
+impl Head<'_> {
+    /// Where the head's queries (0), keys (1) or values (2) begin, and the floats between pixels.
+    #[inline(always)]
+    fn part(&self, number: usize) -> (*const f32, usize) {
+        let start = number * self.op.channels() + self.head * self.op.width();
+        let input = &self.op.input;
+        let from = self.memory.at(input.buffer, self.sample).wrapping_add(start);
+        (from.cast_const(), input.stride())
+    }
+
+    #[inline(always)]
+    fn gradient(&self, number: usize) -> *mut f32 {
+        let start = number * self.op.channels() + self.head * self.op.width();
+        self.memory.at(self.op.gradient.buffer, self.sample).wrapping_add(start)
+    }
+
+    #[inline(always)]
+    fn answer(&self) -> (*const f32, usize) {
+        let output = &self.op.output;
+        let from = self.memory.at(output.buffer, self.sample);
+        (from.wrapping_add(self.head * self.op.width()).cast_const(), output.stride())
+    }
+
+    /// Keys or values as the columns of panels, zeros after the last.
+    ///
+    /// # Safety
+    /// `to` is good for writing `width × keys` floats.
+    #[inline(always)]
+    unsafe fn pack(&self, number: usize, to: *mut f32) {
+        let (from, stride) = self.part(number);
+        let (width, pixels, panel) = (self.op.width(), self.op.input.pixels(), self.op.panel);
+        for j in 0..self.op.keys() {
+            for c in 0..width {
+                // SAFETY: the caller's promise; the pixel has these channels.
+                unsafe {
+                    let value = if j < pixels { *from.add(j * stride + c) } else { 0.0 };
+                    *to.add((j / panel * width + c) * panel + j % panel) = value;
+                }
+            }
+        }
+    }
+
+    /// Of one query: scores become `P`, `∂P` becomes `∂S`.
+    ///
+    /// # Safety
+    /// Both rows are there.
+    #[inline(always)]
+    unsafe fn softmax<S: Simd>(&self, s: S, row: usize) {
+        let (pixels, keys) = (self.op.input.pixels(), self.op.keys());
+        let weights = self.weights.wrapping_add(row * keys);
+        let slopes = self.slopes.wrapping_add(row * keys);
+        // SAFETY: the caller's promise; a row has `keys` floats, whole vectors.
+        unsafe {
+            for i in pixels..keys {
+                *weights.add(i) = f32::NEG_INFINITY;
+            }
+            let mut most = s.load(weights);
+            for i in (S::LANES..keys).step_by(S::LANES) {
+                most = s.max(most, s.load(weights.add(i)));
+            }
+            let most = s.splat(across(s, most, f32::NEG_INFINITY, f32::max));
+            let mut sum = s.splat(0.0);
+            for i in (0..keys).step_by(S::LANES) {
+                s.store(weights.add(i), exp(s, s.sub(s.load(weights.add(i)), most)));
+            }
+            for i in pixels..keys {
+                *weights.add(i) = 0.0;
+            }
+            for i in (0..keys).step_by(S::LANES) {
+                sum = s.add(sum, s.load(weights.add(i)));
+            }
+            let inverse = s.splat(1.0 / across(s, sum, 0.0, |a, b| a + b));
+            let mut mean = s.splat(0.0);
+            for i in (0..keys).step_by(S::LANES) {
+                let weight = s.mul(s.load(weights.add(i)), inverse);
+                s.store(weights.add(i), weight);
+                mean = s.fma(weight, s.load(slopes.add(i)), mean);
+            }
+            let mean = s.splat(across(s, mean, 0.0, |a, b| a + b));
+            for i in (0..keys).step_by(S::LANES) {
+                let slope = s.sub(s.load(slopes.add(i)), mean);
+                s.store(slopes.add(i), s.mul(s.load(weights.add(i)), slope));
+            }
+        }
+    }
+
+    /// `to[key][c] = Σ_query matrix[query][key] · from[query][c]`.
+    ///
+    /// # Safety
+    /// The matrix is there; `from` has the head's channels of each pixel, and so has `to`, which this
+    /// item alone writes.
+    #[inline(always)]
+    unsafe fn across<S: Simd>(
+        &self,
+        s: S,
+        matrix: *const f32,
+        (from, stride): (*const f32, usize),
+        to: *mut f32,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if S::LANES == 16 {
+                self.across_by::<S, 8>(s, matrix, (from, stride), to);
+            } else {
+                self.across_by::<S, 4>(s, matrix, (from, stride), to);
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Head::across`].
+    #[inline(always)]
+    unsafe fn across_by<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        matrix: *const f32,
+        (from, stride): (*const f32, usize),
+        to: *mut f32,
+    ) {
+        let (pixels, keys, width) = (self.op.input.pixels(), self.op.keys(), self.op.width());
+        for c in (0..width).step_by(2 * S::LANES) {
+            for key in (0..pixels).step_by(R) {
+                let mut acc = gemm::zeros::<S, R, 2>(s);
+                let x = |query: usize| matrix.wrapping_add(query * keys + key);
+                let y = |query: usize| from.wrapping_add(query * stride + c);
+                // SAFETY: a row of the matrix is padded to whole panels; a vector that is wider than
+                // what is left of the head reads what follows it, or the arena's slack.
+                unsafe {
+                    outer::accumulate(s, &mut acc, pixels, x, y);
+                    for (r, sums) in acc.iter().enumerate().take(pixels - key) {
+                        let to = to.add((key + r) * self.op.gradient.stride() + c);
+                        store(s, sums, to, width - c);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// All lanes as one number.
+#[inline(always)]
+fn across<S: Simd>(s: S, v: S::V, start: f32, f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut lanes = [0f32; 16];
+    // SAFETY: no vector is longer than 16.
+    unsafe { s.store(lanes.as_mut_ptr(), v) };
+    lanes[..S::LANES].iter().fold(start, |a, &b| f(a, b))
+}
+
+/// Stores up to `count` of two vectors' floats.
+///
+/// # Safety
+/// `to` is good for writing as many.
+#[inline(always)]
+unsafe fn store<S: Simd>(s: S, vectors: &[S::V; 2], to: *mut f32, count: usize) {
+    let mut lanes = [0f32; 32];
+    // SAFETY: two vectors are no longer than 32; the caller's promise.
+    unsafe {
+        s.store(lanes.as_mut_ptr(), vectors[0]);
+        s.store(lanes.as_mut_ptr().add(S::LANES), vectors[1]);
+        std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count.min(2 * S::LANES));
+    }
+}
+
+/// Some rows of a map against packed columns.
+#[derive(Clone, Copy)]
+struct Columns {
+    from: *const f32,
+    stride: usize,
+    row: usize,
+    width: usize,
+    columns: *const f32,
+}
+
+/// `to[row][key] = from[row] · columns[key]`.
+struct Scores {
+    of: Columns,
+    keys: usize,
+    to: *mut f32,
+}
+
+impl Rows for Scores {
+    #[inline(always)]
+    unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
+        let Columns { from, stride, row, width, mut columns } = self.of;
+        let panel = 2 * S::LANES;
+        // SAFETY: the rows are pixels of the sample; columns and result have `keys` columns.
+        unsafe {
+            let mut rows = [from.add(row * stride); R];
+            for (r, pointer) in rows.iter_mut().enumerate() {
+                *pointer = pointer.add(r * stride);
+            }
+            let mut target = self.to.add(row * self.keys);
+            for _ in 0..self.keys / panel {
+                let mut acc = gemm::zeros::<S, R, 2>(s);
+                gemm::accumulate(s, &mut acc, &rows, columns, panel, width);
+                for (r, sums) in acc.iter().enumerate() {
+                    s.store(target.add(r * self.keys), sums[0]);
+                    s.store(target.add(r * self.keys + S::LANES), sums[1]);
+                }
+                columns = columns.add(width * panel);
+                target = target.add(panel);
+            }
+        }
+    }
+}
+
+/// `∂Q = ∂S · K` for some rows.
+struct Queries<'a> {
+    head: &'a Head<'a>,
+    row: usize,
+    key: *const f32,
+}
+
+impl Rows for Queries<'_> {
+    #[inline(always)]
+    unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
+        let (head, op) = (self.head, self.head.op);
+        let (pixels, keys, width) = (op.input.pixels(), op.keys(), op.width());
+        let (from, to) = (op.input.stride(), op.gradient.stride());
+        // SAFETY: the rows are queries of the sample. A vector that is wider than what is left of the
+        // head reads what follows in the input, or the arena's slack, and does not store it.
+        unsafe {
+            let mut rows = [head.slopes.add(self.row * keys).cast_const(); R];
+            for (r, pointer) in rows.iter_mut().enumerate() {
+                *pointer = pointer.add(r * keys);
+            }
+            let target = head.gradient(0).add(self.row * to);
+            for c in (0..width).step_by(2 * S::LANES) {
+                let mut acc = gemm::zeros::<S, R, 2>(s);
+                gemm::accumulate(s, &mut acc, &rows, self.key.add(c), from, pixels);
+                for (r, sums) in acc.iter().enumerate() {
+                    store(s, sums, target.add(r * to + c), width - c);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,517 @@
+//! Every gradient against sums or differences in f64, over awkward shapes, with every instruction set
+//! that this processor has; and its bits on other numbers of threads.
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use crate::kernels::tests::{Size, bits, numbers, take};
+use crate::kernels::twin::{Plain, relative_error};
+use crate::kernels::*;
+
+/// What one run of operations is checked on.
+struct Case<'a> {
+    batch: usize,
+    inputs: &'a [Size],
+    parameters: &'a [Vec<f32>],
+    output: Size,
+}
+
+/// All maps, and the memory for weights.
+struct Memories {
+    layout: Layout,
+    placed: Layout,
+}
+
+impl Case<'_> {
+    fn input(&self, number: usize) -> Vec<f32> {
+        let len = self.batch * self.inputs[number].iter().product::<usize>();
+        numbers(len, 7 + number as u32)
+    }
+
+    /// Input `number` of one sample.
+    fn plain(&self, number: usize, sample: usize) -> Plain {
+        let len: usize = self.inputs[number].iter().product();
+        Plain::new(self.inputs[number], &self.input(number)[sample * len..][..len])
+    }
+
+    /// The row of a parameter's numbers from `start` on.
+    fn row(&self, parameter: usize, start: usize) -> Row {
+        let before: usize = self.parameters[..parameter].iter().map(Vec::len).sum();
+        Row { parameter, start, gradient: before + start, factor: 1.0 }
+    }
+
+    fn filter(&self, outputs: usize, channels: usize, taps: usize) -> Filter {
+        let rows = (0..outputs).map(|o| self.row(0, o * channels * taps)).collect();
+        Filter { rows, taps }
+    }
+
+    /// The output map and the gradients of all parameters, by each instruction set.
+    fn run(
+        &self,
+        build: impl Fn(Isa, &[Image], Image, &mut Memories) -> Vec<Box<dyn Operation>>,
+    ) -> Vec<(Isa, Vec<f32>, Vec<f32>)> {
+        let data: Vec<Vec<f32>> = (0..self.inputs.len()).map(|i| self.input(i)).collect();
+        let data: Vec<&[f32]> = data.iter().map(|data| &data[..]).collect();
+        let parameters: Vec<&[f32]> = self.parameters.iter().map(|one| &one[..]).collect();
+        let total = parameters.iter().map(|one| one.len()).sum();
+        let len: usize = self.output.iter().product();
+        let one = |isa: Isa| {
+            let mut memories = Memories { layout: Layout::default(), placed: Layout::default() };
+            let images: Vec<Image> =
+                self.inputs.iter().map(|&size| take(&mut memories.layout, size)).collect();
+            let target = take(&mut memories.layout, self.output);
+            let mut operations: Vec<Box<dyn Operation>> = Vec::new();
+            for (input, &output) in images.iter().enumerate() {
+                operations.push(Box::new(Import { input, output, factor: 1.0, shift: 0.0 }));
+            }
+            operations.extend(build(isa, &images, target, &mut memories));
+            operations.push(Box::new(Export { input: target, divisor: None }));
+            let inputs = self.inputs.iter().map(|size| size.iter().product()).collect();
+            let part = Part { operations: 0..operations.len(), inputs, output: len };
+            let layouts = [&memories.layout, &memories.placed];
+            let lens = self.parameters.iter().map(Vec::len).collect();
+            let program = Program::in_parts(isa, operations, layouts, vec![part], lens);
+            let run = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let (mut output, mut gradients) = (vec![0.0; self.batch * len], vec![0.0; total]);
+                let mut workspace = program.begin();
+                let call = Call {
+                    batch: self.batch,
+                    inputs: &data,
+                    parameters: &parameters,
+                    output: &mut output,
+                    gradients: &mut gradients,
+                };
+                pool.install(|| program.run_part(0, &mut workspace, call, None));
+                (output, gradients)
+            };
+            let (output, gradients) = run(1);
+            for threads in [2, 5] {
+                let (others, other_gradients) = run(threads);
+                assert!(bits(&others) == bits(&output), "{isa}: {threads} threads");
+                assert!(bits(&other_gradients) == bits(&gradients), "{isa}: {threads} threads");
+            }
+            (isa, output, gradients)
+        };
+        Isa::available().into_iter().map(one).collect()
+    }
+}
+
+/// Nothing: the output of a case whose results are gradients.
+fn nothing(output: Image) -> Box<dyn Operation> {
+    Box::new(Scale { map: output, factor: 0.0 })
+}
+
+/// The output pixel's input pixel under a tap.
+fn under(taps: Taps, tap: usize, y: usize, x: usize, size: Size) -> Option<(usize, usize)> {
+    let row = (y * taps.stride + tap / taps.side).checked_sub(taps.padding)?;
+    let column = (x * taps.stride + tap % taps.side).checked_sub(taps.padding)?;
+    let shift = usize::from(taps.doubled);
+    (row < size[1] << shift && column < size[2] << shift).then_some((row >> shift, column >> shift))
+}
+
+/// `Σ x·∂y` for each weight.
+fn weight_gradient(case: &Case, taps: Taps, x: &[Plain], dy: &[Plain]) -> Vec<f64> {
+    let (channels, outputs) = (case.inputs[0][0], case.inputs[1][0]);
+    let mut all = Vec::new();
+    for o in 0..outputs {
+        for c in 0..channels {
+            for tap in 0..taps.side * taps.side {
+                let mut sum = 0.0;
+                for (x, dy) in x.iter().zip(dy) {
+                    for row in 0..dy.size[1] {
+                        for column in 0..dy.size[2] {
+                            if let Some((i, j)) = under(taps, tap, row, column, x.size) {
+                                sum += x.at(c, i, j) * dy.at(o, row, column);
+                            }
+                        }
+                    }
+                }
+                all.push(sum);
+            }
+        }
+    }
+    all
+}
+
+/// The gradient of a convolution's input, by scattering.
+fn input_gradient(taps: Taps, weights: &[f32], size: Size, dy: &Plain) -> Vec<f64> {
+    let mut all = vec![0.0; size.iter().product()];
+    let count = taps.side * taps.side;
+    for o in 0..dy.size[0] {
+        for row in 0..dy.size[1] {
+            for column in 0..dy.size[2] {
+                for tap in 0..count {
+                    if let Some((i, j)) = under(taps, tap, row, column, size) {
+                        for c in 0..size[0] {
+                            let weight = f64::from(weights[(o * size[0] + c) * count + tap]);
+                            all[(c * size[1] + i) * size[2] + j] += weight * dy.at(o, row, column);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+const KINDS: [Taps; 5] = [
+    Taps { side: 1, stride: 1, padding: 0, doubled: false },
+    Taps { side: 3, stride: 1, padding: 1, doubled: false },
+    Taps { side: 3, stride: 2, padding: 1, doubled: false },
+    Taps { side: 3, stride: 2, padding: 0, doubled: false },
+    Taps { side: 3, stride: 1, padding: 1, doubled: true },
+];
+
+/// The form a 3×3 convolution that keeps the size may have.
+fn form(taps: Taps, number: usize) -> Form {
+    match (taps.side == 3 && taps.stride == 1, number) {
+        (true, 1) => Form::Winograd(Variant::F2),
+        (true, 2) => Form::Winograd(Variant::F4),
+        _ => Form::Direct,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn weights_packed_in_a_run_convolve_as_others(
+        batch in 1usize..4, (height, width) in (1usize..9, 1usize..9),
+        (channels, outputs) in (1usize..40, 1usize..70), kind in 0usize..5, number in 0usize..3,
+    ) {
+        let taps = KINDS[kind];
+        let form = form(taps, number);
+        let (height, width) = (height * taps.stride, width * taps.stride);
+        let size = |side: usize| (side << usize::from(taps.doubled)) / taps.stride;
+        let output = [outputs, size(height), size(width)];
+        let count = taps.side * taps.side;
+        let parameters = [numbers(outputs * channels * count, 1), numbers(outputs, 2)];
+        let inputs = [[channels, height, width]];
+        let case = Case { batch, inputs: &inputs, parameters: &parameters, output };
+        let results = case.run(|isa, images, target, memories| {
+            let inputs = places(images, 0, form == Form::Direct);
+            let len = Pack::len(form, isa, inputs.len(), outputs, count);
+            let filter = case.filter(outputs, channels, count);
+            let (weights, bias) = (memories.placed.take(len), memories.placed.take(outputs + 32));
+            let pack = Pack {
+                filter, form, turned: false, inputs, outputs: (0..outputs).map(Some).collect(),
+                output: weights,
+            };
+            let rows = (0..outputs).map(|o| case.row(1, o)).collect();
+            let finish = Finish::with(Constants::Placed(bias));
+            let constants = Constants::Placed(weights);
+            let convolution: Box<dyn Operation> = match form {
+                Form::Direct => Box::new(Direct::with(isa, images, target, taps, constants, finish)),
+                Form::Winograd(variant) => Box::new(Winograd::with(
+                    isa, variant, images[0], target, taps.doubled, constants, finish,
+                )),
+            };
+            vec![Box::new(pack), Box::new(PackBias { rows, output: bias }), convolution]
+        });
+        for (isa, found, _) in results {
+            for sample in 0..batch {
+                let Taps { side, stride, padding, doubled } = taps;
+                let plain = case.plain(0, sample);
+                let expected = plain.convolve(
+                    output, &parameters[0], &parameters[1], side, stride, padding, doubled,
+                );
+                let len = expected.values.len();
+                let error = relative_error(&found[sample * len..][..len], &expected.values);
+                prop_assert!(error <= 5e-6, "{isa}: {error:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_a_convolutions_input_are_scattered(
+        batch in 1usize..4, (height, width) in (1usize..9, 1usize..9),
+        (channels, outputs) in (1usize..40, 1usize..70), kind in 0usize..4, number in 0usize..3,
+        add: bool,
+    ) {
+        let taps = KINDS[kind];
+        let form = form(taps, number);
+        let (height, width) = (height * taps.stride, width * taps.stride);
+        let small = [outputs, height / taps.stride, width / taps.stride];
+        let output = [channels, height, width];
+        let count = taps.side * taps.side;
+        let parameters = [numbers(outputs * channels * count, 1)];
+        let inputs = [small, output];
+        let case = Case { batch, inputs: &inputs, parameters: &parameters, output };
+        let results = case.run(|isa, images, target, memories| {
+            let inputs = places(&images[..1], 0, form == Form::Direct);
+            let len = Pack::len(form, isa, inputs.len(), channels, count);
+            let filter = case.filter(outputs, channels, count);
+            let weights = memories.placed.take(len);
+            let pack = Pack {
+                filter, form, turned: true, inputs, outputs: (0..channels).map(Some).collect(),
+                output: weights,
+            };
+            let residual = add.then_some(images[1]);
+            let finish = Finish { residual, ..Finish::new(&vec![0.0; channels], isa.panel()) };
+            let constants = Constants::Placed(weights);
+            let convolution: Box<dyn Operation> = match form {
+                Form::Direct => Box::new(
+                    Direct::with(isa, &images[..1], target, taps, constants, finish).reversed(),
+                ),
+                Form::Winograd(variant) => Box::new(Winograd::with(
+                    isa, variant, images[0], target, false, constants, finish,
+                )),
+            };
+            vec![Box::new(pack), convolution]
+        });
+        for (isa, found, _) in results {
+            for sample in 0..batch {
+                let dy = case.plain(0, sample);
+                let mut expected = input_gradient(taps, &parameters[0], output, &dy);
+                if add {
+                    let there = case.plain(1, sample).values;
+                    expected.iter_mut().zip(there).for_each(|(a, b)| *a += b);
+                }
+                let len = expected.len();
+                let error = relative_error(&found[sample * len..][..len], &expected);
+                prop_assert!(error <= 5e-6, "{isa}: {error:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_weights_are_sums_over_all_pixels(
+        batch in 1usize..6, (height, width) in (1usize..9, 1usize..9),
+        (channels, outputs) in (1usize..90, 1usize..70), kind in 0usize..5, number in 0usize..3,
+    ) {
+        let taps = KINDS[kind];
+        let form = form(taps, number);
+        let (height, width) = (height * taps.stride, width * taps.stride);
+        let size = |side: usize| (side << usize::from(taps.doubled)) / taps.stride;
+        let count = taps.side * taps.side;
+        let parameters = [vec![0.0; outputs * channels * count], vec![0.0; outputs]];
+        let inputs = [[channels, height, width], [outputs, size(height), size(width)]];
+        let output = [1, 1, 1];
+        let case = Case { batch, inputs: &inputs, parameters: &parameters, output };
+        let results = case.run(|_, images, target, memories| {
+            let filter = case.filter(outputs, channels, count);
+            let weights: Box<dyn Operation> = match form {
+                Form::Direct => {
+                    Box::new(DirectGradient::new(images[0], images[1], taps, filter, 0))
+                }
+                Form::Winograd(variant) => Box::new(WinogradGradient::new(
+                    variant, images[0], images[1], taps.doubled, filter,
+                )),
+            };
+            let biases = (0..outputs).map(|o| case.row(1, o)).collect();
+            let sums = memories.layout.take(images[1].stride());
+            let sums = Sums { input: images[1], biases, output: sums };
+            vec![weights, Box::new(sums), nothing(target)]
+        });
+        let plain = |number| (0..batch).map(|s| case.plain(number, s)).collect::<Vec<_>>();
+        let dy = plain(1);
+        let expected = weight_gradient(&case, taps, &plain(0), &dy);
+        let pixels = dy[0].values.len() / outputs;
+        let of_bias = |o: usize| -> f64 {
+            dy.iter().map(|dy| dy.values[o * pixels..][..pixels].iter().sum::<f64>()).sum()
+        };
+        let biases: Vec<f64> = (0..outputs).map(of_bias).collect();
+        for (isa, _, found) in results {
+            let (weights, rest) = found.split_at(expected.len());
+            let error = relative_error(weights, &expected);
+            prop_assert!(error <= 5e-6, "{isa}: {error:e}");
+            let error = relative_error(rest, &biases);
+            prop_assert!(error <= 1e-5, "{isa}: bias {error:e}");
+        }
+    }
+
+    #[test]
+    fn gradients_of_a_norm_are_what_differences_show(
+        batch in 1usize..3, (height, width) in (1usize..5, 2usize..5),
+        (groups, of_first, of_second) in (1usize..4, 1usize..5, 0usize..5),
+        function in prop::sample::select(vec![
+            Function::Identity, Function::Silu, Function::Mish, Function::Gelu,
+        ]),
+        (modulated, add): (bool, bool),
+    ) {
+        let first = groups * of_first + (groups - of_second % groups) % groups;
+        let channels = first + of_second;
+        let mut inputs = vec![[first, height, width]];
+        if of_second > 0 {
+            inputs.push([of_second, height, width]);
+        }
+        let count = inputs.len();
+        // Modulation, the gradient of the result, and one that is there already.
+        inputs.extend([[2 * channels, 1, 1], [channels, height, width], inputs[0]]);
+        let parameters = [numbers(channels, 3), numbers(channels, 4)];
+        let output = inputs[0];
+        let case = Case { batch, inputs: &inputs, parameters: &parameters, output };
+        let results = case.run(|isa, images, target, memories| {
+            let layout = &mut memories.layout;
+            let mut operations: Vec<Box<dyn Operation>> = Vec::new();
+            let mut sources = Vec::new();
+            for &input in &images[..count] {
+                let output = layout.take(Measure::len(&input));
+                operations.push(Box::new(Measure { input, output }));
+                sources.push((input, output));
+            }
+            let len = height * width * (padded(first) + padded(of_second));
+            let segments = [first, of_second];
+            let joined = Image { buffer: layout.take(len), height, width, segments };
+            let (map, moments) = (layout.take(2 * joined.stride()), layout.take(2 * groups));
+            let values = images[count].buffer;
+            operations.push(Box::new(Settle {
+                sources, target: joined, groups, eps: 1e-5, weight: Values::Parameter(0),
+                bias: Values::Parameter(1), modulation: modulated.then_some((values, 0)),
+                output: map, moments: Some(moments),
+            }));
+            // The result's gradient has one segment; the norm's has as many as the sources.
+            let place = |c: usize| (0..channels).map(|i| f32::from(u8::from(i == c))).collect();
+            let rows: Vec<Vec<f32>> = (0..joined.stride())
+                .map(|p| (0..channels).find(|&c| joined.place(c) == p).map_or(vec![0.0; channels], place))
+                .collect();
+            let gradient = Image { segments: [joined.stride(), 0], ..joined };
+            let finish = Finish::new(&vec![0.0; joined.stride()], isa.panel());
+            let spread = Direct::new(
+                isa, &images[count + 1..count + 2], gradient, Taps::POINT, &rows.concat(), finish,
+            );
+            operations.push(Box::new(spread));
+            if add {
+                let input = images[count + 2];
+                operations.push(Box::new(Combine { input, output: target, way: Way::Same, add: false }));
+            }
+            let mut pairs = vec![NormSource { value: images[0], gradient: target, add }];
+            if count > 1 {
+                let gradient = take(layout, inputs[1]);
+                pairs.push(NormSource { value: images[1], gradient, add: false });
+            }
+            let shares = layout.take(2 * channels);
+            let of_modulation = layout.take(2 * channels);
+            operations.push(Box::new(NormGradient {
+                sources: pairs, target: joined, function, groups, map, moments,
+                weight: case.row(0, 0), bias: case.row(1, 0),
+                modulation: modulated.then_some((values, of_modulation)), shares,
+                real: NormGradient::mask(&joined),
+            }));
+            operations
+        });
+        let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
+        let (weight, bias) = (wide(&parameters[0]), wide(&parameters[1]));
+        // `Σ y·∂y` of one sample.
+        let loss = |sample: usize, x: &Plain, weight: &[f64], bias: &[f64]| -> f64 {
+            let mut parts = vec![Plain { size: x.size, values: x.values.clone() }];
+            if count > 1 {
+                parts.push(case.plain(1, sample));
+            }
+            let modulation = case.plain(count, sample);
+            let modulation = modulated.then_some(&modulation);
+            let y = Plain::joined(&parts).normalised(groups, 1e-5, weight, bias, modulation, function);
+            y.values.iter().zip(case.plain(count + 1, sample).values).map(|(a, b)| a * b).sum()
+        };
+        let step = 1e-4;
+        for (isa, found, gradients) in results {
+            for sample in 0..batch {
+                let x = case.plain(0, sample);
+                let there = case.plain(count + 2, sample).values;
+                let slope = |i: usize| {
+                    let at = |offset: f64| {
+                        let mut moved = Plain { size: x.size, values: x.values.clone() };
+                        moved.values[i] += offset;
+                        loss(sample, &moved, &weight, &bias)
+                    };
+                    let slope = (at(step) - at(-step)) / (2.0 * step);
+                    if add { slope + there[i] } else { slope }
+                };
+                let expected: Vec<f64> = (0..x.values.len()).map(slope).collect();
+                let found = &found[sample * expected.len()..][..expected.len()];
+                // Where the group is small its numbers may be nearly equal: then the gradient is large.
+                let size = 1.0 + expected.iter().fold(0f64, |a, b| a.max(b.abs()));
+                let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
+                let worst = worst.fold(0.0, f64::max) / size;
+                prop_assert!(worst <= 1e-4, "{isa}: {worst:e} of {size}");
+            }
+            for (parameter, values) in [&weight, &bias].into_iter().enumerate() {
+                let slope = |c: usize| -> f64 {
+                    let at = |offset: f64| -> f64 {
+                        let mut both = [weight.clone(), bias.clone()];
+                        both[parameter][c] += offset;
+                        (0..batch).map(|s| loss(s, &case.plain(0, s), &both[0], &both[1])).sum()
+                    };
+                    (at(step) - at(-step)) / (2.0 * step)
+                };
+                let expected: Vec<f64> = (0..values.len()).map(slope).collect();
+                let found = &gradients[parameter * channels..][..channels];
+                let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
+                let size = 1.0 + expected.iter().fold(0f64, |a, b| a.max(b.abs()));
+                let worst = worst.fold(0.0, f64::max) / size;
+                prop_assert!(worst <= 1e-4, "{isa}: parameter {parameter}: {worst:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_attention_are_what_differences_show(
+        batch in 1usize..3, (height, width) in (1usize..5, 1usize..5),
+        (heads, of_head) in (1usize..4, 1usize..8),
+    ) {
+        let channels = heads * of_head;
+        let inputs = [[3 * channels, height, width], [channels, height, width]];
+        let case = Case { batch, inputs: &inputs, parameters: &[], output: inputs[0] };
+        let results = case.run(|isa, images, target, _| {
+            vec![Box::new(AttendGradient::new(isa, images[0], images[1], target, heads))]
+        });
+        let step = 1e-4;
+        for (isa, found, _) in results {
+            for sample in 0..batch {
+                let (x, dy) = (case.plain(0, sample), case.plain(1, sample));
+                let slope = |i: usize| {
+                    let at = |offset: f64| -> f64 {
+                        let mut moved = Plain { size: x.size, values: x.values.clone() };
+                        moved.values[i] += offset;
+                        let y = moved.attended(heads);
+                        y.values.iter().zip(&dy.values).map(|(a, b)| a * b).sum()
+                    };
+                    (at(step) - at(-step)) / (2.0 * step)
+                };
+                let expected: Vec<f64> = (0..x.values.len()).map(slope).collect();
+                let len = expected.len();
+                let error = relative_error(&found[sample * len..][..len], &expected);
+                prop_assert!(error <= 1e-5, "{isa}: {error:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_sizes_are_those_of_plain_loops(
+        batch in 1usize..3, channels in 1usize..40, (height, width) in (1usize..8, 1usize..8),
+        add: bool,
+    ) {
+        let (small, large) = ([channels, height, width], [channels, 2 * height, 2 * width]);
+        for (way, from, to) in [(Way::Doubled, large, small), (Way::Halved, small, large), (Way::Same, small, small)] {
+            let inputs = [from, to];
+            let case = Case { batch, inputs: &inputs, parameters: &[], output: to };
+            let results = case.run(|_, images, output, _| {
+                let (input, there) = (images[0], images[1]);
+                vec![
+                    Box::new(Combine { input: there, output, way: Way::Same, add: false }),
+                    Box::new(Combine { input, output, way, add }),
+                ]
+            });
+            for (isa, found, _) in results {
+                for sample in 0..batch {
+                    let (dy, there) = (case.plain(0, sample), case.plain(1, sample));
+                    let expected = Plain::from_fn(to, |c, y, x| {
+                        let moved = match way {
+                            Way::Same => dy.at(c, y, x),
+                            Way::Halved => 0.25 * dy.at(c, y / 2, x / 2),
+                            Way::Doubled => {
+                                let at = |i, j| dy.at(c, 2 * y + i, 2 * x + j);
+                                at(0, 0) + at(0, 1) + at(1, 0) + at(1, 1)
+                            }
+                        };
+                        if add { moved + there.at(c, y, x) } else { moved }
+                    });
+                    let len = expected.values.len();
+                    let error = relative_error(&found[sample * len..][..len], &expected.values);
+                    prop_assert!(error <= 1e-6, "{isa}: {way:?} {error:e}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! A network's architecture, of whichever family: the one place that knows them all.
+
+use std::collections::{BTreeMap, HashMap};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+
+use crate::channels::Channels;
+use crate::initial::{self, Distribution};
+use crate::unet::{UNet2DConfig, UNet2DModel};
+use crate::{Denoiser, Error, Geometry, Result};
+
+/// The checked configuration of a network, as a diffusers `config.json` tells it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NetworkConfig {
+    /// diffusers' `UNet2DModel`.
+    UNet(UNet2DConfig),
+}
+
+impl From<UNet2DConfig> for NetworkConfig {
+    fn from(config: UNet2DConfig) -> Self {
+        Self::UNet(config)
+    }
+}
+
+impl NetworkConfig {
+    /// Reads and checks a `config.json`, whose `_class_name` says which family it is of; `file` is what
+    /// error messages call it.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming file, field, value and remedy.
+    pub fn from_json(value: &Value, file: &str) -> Result<Self> {
+        match value.get("_class_name").and_then(Value::as_str) {
+            // Left out by people who write one by hand; the family's own check speaks of other values.
+            None | Some("UNet2DModel") => UNet2DConfig::from_json(value, file).map(Self::UNet),
+            Some(other) => Err(Error::value(
+                format!("{file}: _class_name"),
+                format!("{other:?}"),
+                "only UNet2DModel is supported",
+            )),
+        }
+    }
+
+    /// The same configuration as diffusers writes it, every field present.
+    pub fn to_json(&self) -> Value {
+        match self {
+            Self::UNet(config) => config.to_json(),
+        }
+    }
+
+    /// The component and the diffusers class of every family, as `model_index.json` names them.
+    pub const FAMILIES: [(&str, &str); 1] = [("unet", "UNet2DModel")];
+
+    /// The diffusers class.
+    pub fn class_name(&self) -> &'static str {
+        match self {
+            Self::UNet(_) => "UNet2DModel",
+        }
+    }
+
+    /// The folder of a diffusers model that holds it, which is also its name in `model_index.json`.
+    pub fn component(&self) -> &'static str {
+        match self {
+            Self::UNet(_) => "unet",
+        }
+    }
+
+    /// The diffusers pipeline that samples from it.
+    pub fn pipeline(&self) -> &'static str {
+        match self {
+            Self::UNet(_) => "DDPMPipeline",
+        }
+    }
+
+    /// The shapes the network takes and gives.
+    pub fn geometry(&self) -> Geometry {
+        match self {
+            Self::UNet(config) => config.geometry(),
+        }
+    }
+
+    /// The share of activations that training should drop, which no network here does: training
+    /// refuses what is not 0; answering needs none of it.
+    pub fn dropout(&self) -> f64 {
+        match self {
+            Self::UNet(config) => config.dropout(),
+        }
+    }
+
+    /// Names and shapes of all weights, without a tensor.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] when the architecture asks for one twice.
+    pub fn weight_shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
+        match self {
+            Self::UNet(config) => UNet2DModel::weight_shapes(config),
+        }
+    }
+
+    /// The weights of a file under today's names, checked to be exactly those of this network.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] naming what is missing, what does not belong, and what has another shape.
+    pub fn fit(&self, weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+        match self {
+            Self::UNet(config) => UNet2DModel::fit(config, weights),
+        }
+    }
+
+    /// Which channels stand or fall together; nothing for a network that has no narrower twin.
+    pub fn channels(&self) -> Option<Channels> {
+        match self {
+            Self::UNet(config) => config.channels(),
+        }
+    }
+
+    /// The same network with its widths times `factor`, rounded to what its norms and attentions can
+    /// divide; nothing where that is the same network, or none.
+    pub fn scaled(&self, factor: f64) -> Option<Self> {
+        let scaled = match self {
+            Self::UNet(config) => config.scaled(factor).map(Self::UNet),
+        };
+        scaled.filter(|scaled| scaled != self)
+    }
+
+    /// Builds the network from its weights, in `dtype` on `device`. Where a weight is a
+    /// [`candle_core::Var`] the network has gradients and sees later changes of it.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] naming what is missing, what does not belong, and what has another shape.
+    pub fn load(
+        &self,
+        weights: HashMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Box<dyn Denoiser>> {
+        Ok(match self {
+            Self::UNet(config) => Box::new(UNet2DModel::load(config, weights, dtype, device)?),
+        })
+    }
+
+    /// Random weights, f32 on the CPU, drawn as PyTorch and diffusers draw those of a new network; the
+    /// same seed gives the same weights.
+    ///
+    /// # Errors
+    /// As [`NetworkConfig::weight_shapes`].
+    pub fn initial_weights(&self, seed: u64) -> Result<BTreeMap<String, Tensor>> {
+        initial::weights(&self.weight_shapes()?, |name| self.unusual(name), seed)
+    }
+
+    /// How `name` is drawn where that is not what its shape says.
+    fn unusual(&self, name: &str) -> Option<Distribution> {
+        match self {
+            Self::UNet(config) => config.unusual(name),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn small(more: Value) -> NetworkConfig {
+        let mut config = json!({
+            "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1,
+            "block_out_channels": [16, 32], "norm_num_groups": 4, "layers_per_block": 1,
+            "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+            "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+        });
+        for (name, value) in more.as_object().unwrap() {
+            config[name] = value.clone();
+        }
+        NetworkConfig::from_json(&config, "config.json").unwrap()
+    }
+
+    fn extremes(weights: &BTreeMap<String, Tensor>, name: &str) -> (f32, f32) {
+        let values: Vec<f32> = weights[name].flatten_all().unwrap().to_vec1().unwrap();
+        let fold = |pick: fn(f32, f32) -> f32| values.iter().copied().reduce(pick).unwrap();
+        (fold(f32::min), fold(f32::max))
+    }
+
+    #[test]
+    fn new_weights_have_pytorchs_bounds() {
+        let weights = small(json!({"num_class_embeds": 10})).initial_weights(1).unwrap();
+        for (name, fan_in) in [("down_blocks.0.resnets.0.conv1", 16 * 9), ("conv_in", 9)] {
+            let bound = 1.0 / (fan_in as f32).sqrt();
+            for part in ["weight", "bias"] {
+                let (low, high) = extremes(&weights, &format!("{name}.{part}"));
+                assert!(-bound <= low && low < -0.5 * bound, "{name}.{part}: {low}");
+                assert!(0.5 * bound < high && high < bound, "{name}.{part}: {high}");
+            }
+        }
+        assert_eq!(extremes(&weights, "conv_norm_out.weight"), (1.0, 1.0));
+        assert_eq!(extremes(&weights, "conv_norm_out.bias"), (0.0, 0.0));
+        // A table of 640 normal numbers reaches further than any product's bound.
+        assert!(extremes(&weights, "class_embedding.weight").1 > 2.0);
+    }
+
+    #[test]
+    fn new_weights_follow_the_seed_and_make_a_network() {
+        let config = small(json!({}));
+        let first = |seed| -> Vec<f32> {
+            let weights = config.initial_weights(seed).unwrap();
+            weights["conv_in.weight"].flatten_all().unwrap().to_vec1().unwrap()
+        };
+        assert_eq!(first(1), first(1));
+        assert_ne!(first(1), first(2));
+        let weights = config.initial_weights(1).unwrap().into_iter().collect();
+        let network = config.load(weights, DType::F32, &Device::Cpu).unwrap();
+        let x = Tensor::zeros((2, 1, 8, 8), DType::F32, &Device::Cpu).unwrap();
+        let t = Tensor::new(&[0f32, 999.0], &Device::Cpu).unwrap();
+        assert_eq!(network.forward(&x, &t, None).unwrap().dims(), [2, 1, 8, 8]);
+    }
+
+    #[test]
+    fn another_family_is_refused_by_name() {
+        let error = NetworkConfig::from_json(&json!({"_class_name": "VQModel"}), "config.json");
+        assert!(error.unwrap_err().to_string().contains("VQModel"));
+    }
+}

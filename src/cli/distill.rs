@@ -1,0 +1,424 @@
+//! `understudy distill`: a faster network learns from a model, without any training data.
+
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+use serde_json::{Map, Value, json};
+use understudy_distill::{
+    generate::{Classes, Sampling},
+    generated::Generated,
+    lesson::Curriculum,
+    objective::Dkdm,
+    pool::{self, Order, Pool},
+    shrink,
+    student::{Candidate, Student},
+    teacher::Teacher,
+    train::{self, Task},
+    walk::Walks,
+};
+use understudy_models::{
+    Conditioning,
+    checkpoint::{
+        card::{Card, Role},
+        hub, write_atomically,
+    },
+    sampler::{self, Kind},
+    schedule::PredictionType,
+};
+
+use super::{compute::Compute, training_progress::TrainingProgress};
+
+/// Teach a faster network (the student) what a model (the teacher) knows, without any data.
+///
+/// The teacher draws the noisy images itself (DKDM, CVPR 2025). The result is a model folder at --out,
+/// which `understudy serve` and diffusers read. Interrupted, the same command goes on from the last
+/// checkpoint, as if it had not been.
+#[derive(Debug, clap::Args)]
+pub(super) struct DistillArgs {
+    /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).
+    #[arg(long, value_name = "MODEL")]
+    teacher: String,
+    /// The student: a config.json of its architecture; a model folder, whose weights it begins with; or
+    /// the part of the teacher's time that it may take, such as 0.5x: the widths are found by measuring.
+    #[arg(long, value_name = "MODEL-OR-CONFIG")]
+    student: PathBuf,
+    /// The weights a student without any begins with: random, or its teacher's most important channels
+    /// (pruned; for students of the teacher's shape, only narrower).
+    #[arg(long, value_enum, default_value_t = Init::Random)]
+    init: Init,
+    /// The model folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Folder of model folders [default: ./models/zoo, else the bundled one].
+    #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
+    models: Option<PathBuf>,
+    /// dkdm, or the paper's baseline: the teacher draws --samples images, and the student is trained on
+    /// them as if they were data.
+    #[arg(long, value_enum, default_value_t = Method::Dkdm)]
+    method: Method,
+    /// Images that the baseline's teacher draws, each in --walk-steps steps of --walk-sampler.
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::new(10_000).unwrap_or(NonZeroUsize::MIN))]
+    samples: NonZeroUsize,
+    /// In which order the student sees noisy images: all of a batch at one time (iterative), each at
+    /// its own (shuffled), or drawn from a pool (dynamic, the paper's choice).
+    #[arg(long, value_enum, default_value_t = Schedule::Dynamic)]
+    schedule: Schedule,
+    /// Size of the dynamic pool: rho × training timesteps batches. The paper has 0.4; filling it costs
+    /// half a walk of the teacher per image.
+    #[arg(long, default_value_t = 0.1)]
+    rho: f64,
+    /// Steps of the teacher's walk from noise to image. The paper has 1000; with fewer it costs less and
+    /// its images are fresher. Must divide the teacher's training timesteps.
+    #[arg(long, value_name = "STEPS", default_value_t = 50)]
+    walk_steps: usize,
+    /// The teacher's sampler on its walk: ddpm or ddim.
+    #[arg(long, value_name = "SAMPLER", default_value = "ddpm")]
+    walk_sampler: String,
+    /// Keep the pool in this file, memory-mapped, instead of in memory.
+    #[arg(long, value_name = "FILE")]
+    pool_file: Option<PathBuf>,
+    /// Keep the images that the teacher finishes on the way, as DIR/CLASS/SEED.png.
+    #[arg(long, value_name = "DIR")]
+    keep_samples: Option<PathBuf>,
+    /// What the student predicts: epsilon, sample or v_prediction [default: what its teacher does].
+    #[arg(long)]
+    prediction: Option<String>,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    pub(super) compute: Compute,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Method {
+    Dkdm,
+    DataFreeBaseline,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Init {
+    Random,
+    Pruned,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Schedule {
+    Iterative,
+    Shuffled,
+    Dynamic,
+}
+
+/// Arguments of every kind of training.
+#[derive(Debug, clap::Args)]
+pub(super) struct TrainingArgs {
+    /// Steps of the student.
+    #[arg(long, default_value_t = NonZeroU64::new(20_000).unwrap_or(NonZeroU64::MIN))]
+    pub(super) steps: NonZeroU64,
+    /// Images per step.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub(super) batch: u32,
+    /// Parts a batch is cut into, so that memory for one part is enough.
+    #[arg(long, value_name = "PARTS", default_value_t = NonZeroU32::MIN)]
+    pub(super) accumulate: NonZeroU32,
+    /// Learning rate of AdamW, constant after the warm-up.
+    #[arg(long, default_value_t = 2e-4)]
+    pub(super) learning_rate: f64,
+    /// Steps over which the learning rate rises from nothing.
+    #[arg(long, default_value_t = 200)]
+    pub(super) warmup_steps: u64,
+    /// Decoupled weight decay.
+    #[arg(long, default_value_t = 0.0)]
+    pub(super) weight_decay: f64,
+    /// Largest norm of the gradients; larger ones are scaled down to it.
+    #[arg(long, default_value_t = 1.0)]
+    pub(super) clip_norm: f64,
+    /// Decay of the running average of the weights, which is what becomes the model.
+    #[arg(long, default_value_t = 0.999)]
+    pub(super) ema: f64,
+    /// Seed of the run: weights, noise, order.
+    #[arg(long, default_value_t = 0)]
+    pub(super) seed: u64,
+    /// Steps between checkpoints.
+    #[arg(long, value_name = "STEPS", default_value_t = NonZeroU64::new(500).unwrap_or(NonZeroU64::MIN))]
+    pub(super) checkpoint_every: NonZeroU64,
+    /// Steps between grids of samples (DIR/training/samples-….png); 0 for none.
+    #[arg(long, value_name = "STEPS", default_value_t = 1000)]
+    pub(super) sample_every: u64,
+}
+
+impl TrainingArgs {
+    /// The settings of the loop.
+    ///
+    /// # Errors
+    /// A sentence naming the flag, its value and the limit.
+    pub(super) fn settings(&self) -> Result<train::Settings, String> {
+        let refuse =
+            |flag: &str, value: f64, limit: &str| Err(format!("--{flag} {value}: {limit}"));
+        let positive = |value: f64| value.is_finite() && value > 0.0;
+        if !positive(self.learning_rate) {
+            return refuse("learning-rate", self.learning_rate, "must be above 0, such as 2e-4");
+        }
+        if !positive(self.clip_norm) {
+            return refuse("clip-norm", self.clip_norm, "must be above 0, such as 1");
+        }
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return refuse("weight-decay", self.weight_decay, "must not be negative");
+        }
+        if !(0.0..1.0).contains(&self.ema) {
+            return refuse("ema", self.ema, "must be from 0 to below 1, such as 0.999");
+        }
+        if !self.batch.is_multiple_of(self.accumulate.get()) {
+            return Err(format!(
+                "--accumulate {}: must divide --batch {}",
+                self.accumulate, self.batch
+            ));
+        }
+        Ok(train::Settings {
+            steps: self.steps.get(),
+            accumulate: self.accumulate.get() as usize,
+            optimizer: understudy_distill::optimizer::Settings {
+                learning_rate: self.learning_rate,
+                warmup_steps: self.warmup_steps,
+                weight_decay: self.weight_decay,
+                clip_norm: self.clip_norm,
+            },
+            average: self.ema,
+            checkpoint_every: self.checkpoint_every.get(),
+            sample_every: self.sample_every,
+        })
+    }
+
+    /// What of it makes a run another one.
+    pub(super) fn identity(&self) -> Map<String, Value> {
+        let identity = json!({
+            "batch": self.batch, "accumulate": self.accumulate, "learning_rate": self.learning_rate,
+            "warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay,
+            "clip_norm": self.clip_norm, "ema": self.ema, "seed": self.seed,
+        });
+        identity.as_object().cloned().unwrap_or_default()
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A sentence naming the flag, file or field to mend.
+pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    args.compute.for_training()?;
+    train::check_out(&args.out).map_err(shown)?;
+    let settings = args.training.settings()?;
+    let teacher = open_teacher(args)?;
+    let student = student(args, &teacher)?;
+    let lessons = match args.method {
+        Method::Dkdm => dkdm(args, &teacher, &student),
+        Method::DataFreeBaseline => data_free_baseline(args, &teacher, &student),
+    }?;
+    let Lessons { identity, curriculum, answers, learned, role } = lessons;
+    let objective =
+        Dkdm::new(&teacher.schedule, answers, student.schedule.prediction_type(), learned)
+            .map_err(shown)?;
+
+    let mut recipe = identity.clone();
+    recipe.insert("initialisation".into(), student.initialisation.clone().into());
+    recipe.insert("threads".into(), threads.get().into());
+    let card = Card { role, recipe, ..card(&teacher) };
+    eprintln!(
+        "{} ({} weights) teaches {} weights",
+        teacher.name,
+        teacher.network().parameters(),
+        student.parameters()
+    );
+    let out = args.out.clone();
+    let task = Task { out, identity, curriculum, objective, student, settings, card };
+    train::train(task, &mut TrainingProgress::new()).map_err(shown)?;
+    println!(
+        "{}: serve it beside its teacher with `understudy serve --models` and its parent folder",
+        args.out.display()
+    );
+    Ok(())
+}
+
+/// The student before its first lesson.
+fn student(args: &DistillArgs, teacher: &Teacher) -> Result<Student, String> {
+    let explain =
+        |error: understudy_models::Error| format!("--student {}: {error}", args.student.display());
+    let seed = args.training.seed;
+    let candidate = match share(&args.student) {
+        None => Candidate::open(&args.student).map_err(explain)?,
+        Some(share) => shrunk(args, teacher, share)?,
+    };
+    let student = Student::new(candidate, teacher, prediction(args)?, seed).map_err(explain)?;
+    // A resumed run has its weights in the checkpoint.
+    let checkpoint = args.out.join(train::WORKSHOP).join(train::CHECKPOINT);
+    if args.init == Init::Random || checkpoint.exists() {
+        return Ok(student);
+    }
+    // Samples of the teacher's walk, at times of their own; as the lessons will be, but other ones.
+    eprintln!("finding the teacher's most important channels");
+    let steps = args.walk_steps.min(PROBE_STEPS);
+    let settings = pool::Settings {
+        order: Order::Shuffled,
+        batch: 32,
+        seed: seed ^ (1 << 63),
+        run: String::new(),
+        file: None,
+        finished: None,
+    };
+    let shown = |error: understudy_models::Error| error.to_string();
+    let learned = teacher.learned_variance();
+    let walks = Walks::new(&teacher.schedule, Kind::Ddpm, steps, learned).map_err(shown)?;
+    let mut pool = Pool::new(teacher, walks, settings).map_err(shown)?;
+    student.pruned(teacher, &mut pool, seed).map_err(shown)
+}
+
+/// Steps of the walk on which importance is measured: every time is visited whatever their number.
+const PROBE_STEPS: usize = 50;
+
+/// `0.5x` as a number.
+fn share(student: &Path) -> Option<f64> {
+    student.to_str()?.strip_suffix('x')?.parse().ok()
+}
+
+/// The network found for a share of the teacher's time; a resumed run must have the same.
+fn shrunk(args: &DistillArgs, teacher: &Teacher, share: f64) -> Result<Candidate, String> {
+    let workshop = args.out.join(train::WORKSHOP);
+    let found = workshop.join("student.json");
+    let shown = |error: understudy_models::Error| error.to_string();
+    if !found.exists() {
+        let shrunk = shrink::shrink(teacher, share).map_err(shown)?;
+        eprintln!("a student of {:.2} of the teacher's time: {}", shrunk.share, found.display());
+        std::fs::create_dir_all(&workshop)
+            .map_err(|error| format!("{}: {error}", workshop.display()))?;
+        let text = format!("{:#}\n", shrunk.config.to_json());
+        write_atomically(&found, text.as_bytes()).map_err(shown)?;
+    }
+    Candidate::open(&found).map_err(shown)
+}
+
+/// Where lessons come from, and how they are to be read.
+struct Lessons<'a> {
+    identity: Map<String, Value>,
+    curriculum: Box<dyn Curriculum + 'a>,
+    answers: PredictionType,
+    learned: bool,
+    role: Role,
+}
+
+/// The pool on which the teacher walks.
+fn dkdm<'a>(
+    args: &DistillArgs,
+    teacher: &'a Teacher,
+    student: &Student,
+) -> Result<Lessons<'a>, String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    let learned = teacher.learned_variance();
+    let walks = Walks::new(&teacher.schedule, walk_sampler(args)?, args.walk_steps, learned);
+    let mut identity = identity(args, teacher, student);
+    let schedule = args.schedule.to_possible_value();
+    let schedule = schedule.map(|value| value.get_name().to_owned());
+    identity.insert("schedule".into(), schedule.into());
+    if args.schedule == Schedule::Dynamic {
+        identity.insert("rho".into(), args.rho.into());
+    }
+    let settings = pool::Settings {
+        order: match args.schedule {
+            Schedule::Iterative => Order::Iterative,
+            Schedule::Shuffled => Order::Shuffled,
+            Schedule::Dynamic => Order::Dynamic { rho: args.rho },
+        },
+        batch: args.training.batch as usize,
+        seed: args.training.seed,
+        run: args.out.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        file: args.pool_file.clone(),
+        finished: args.keep_samples.clone(),
+    };
+    let pool = Pool::new(teacher, walks.map_err(shown)?, settings).map_err(shown)?;
+    let (curriculum, role) = (Box::new(pool), Role::Student);
+    let answers = teacher.schedule.prediction_type();
+    Ok(Lessons { identity, curriculum, answers, learned, role })
+}
+
+/// The teacher's images as data.
+fn data_free_baseline<'a>(
+    args: &DistillArgs,
+    teacher: &'a Teacher,
+    student: &Student,
+) -> Result<Lessons<'a>, String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    if teacher.learned_variance() {
+        return Err(
+            "--method data-free-baseline: the teacher learns its variance, which images do \
+                    not teach; use --method dkdm"
+                .into(),
+        );
+    }
+    let kind = walk_sampler(args)?;
+    let trajectory = sampler::trajectory(&teacher.schedule, kind, args.walk_steps, 0.0, false);
+    let mut identity = identity(args, teacher, student);
+    identity.insert("samples".into(), args.samples.get().into());
+    let (batch, seed) = (args.training.batch as usize, args.training.seed);
+    let sampling = Sampling {
+        trajectory: trajectory.map_err(shown)?,
+        classes: match teacher.geometry().conditioning {
+            Conditioning::Classes(classes) => Classes::FromSeed(classes),
+            _ => Classes::None,
+        },
+        // Runs of different seeds are to see different images.
+        first_seed: seed.wrapping_mul(1 << 32),
+        batch: 64,
+    };
+    let folder = args.out.join(train::WORKSHOP).join("teacher-samples");
+    let network = (student.config.clone(), student.schedule.clone());
+    let count = args.samples.get();
+    let curriculum =
+        Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed));
+    let (answers, learned) = (PredictionType::Epsilon, false);
+    Ok(Lessons { identity, curriculum, answers, learned, role: Role::Baseline })
+}
+
+fn walk_sampler(args: &DistillArgs) -> Result<Kind, String> {
+    args.walk_sampler.parse().map_err(|error| format!("--walk-sampler: {error}"))
+}
+
+fn open_teacher(args: &DistillArgs) -> Result<Teacher, String> {
+    let explain = |error| format!("--teacher {}: {error}", args.teacher);
+    let models = super::models_folder(args.models.as_deref())?;
+    let folder = hub::resolve(&args.teacher, &models).map_err(explain)?;
+    Teacher::open(&folder, hub::id_of(&args.teacher)).map_err(explain)
+}
+
+fn prediction(args: &DistillArgs) -> Result<Option<PredictionType>, String> {
+    let Some(name) = args.prediction.as_deref() else { return Ok(None) };
+    PredictionType::from_name(name).map(Some).ok_or_else(|| {
+        let names: Vec<_> = PredictionType::ALL.iter().map(|kind| kind.name()).collect();
+        format!("--prediction {name}: use one of {}", names.join(", "))
+    })
+}
+
+/// What makes the run another one than its neighbour.
+fn identity(args: &DistillArgs, teacher: &Teacher, student: &Student) -> Map<String, Value> {
+    let mut identity = args.training.identity();
+    let method = args.method.to_possible_value().map(|value| value.get_name().to_owned());
+    identity.insert("method".into(), method.into());
+    let init = args.init.to_possible_value().map(|value| value.get_name().to_owned());
+    identity.insert("init".into(), init.into());
+    identity.insert("walk_steps".into(), args.walk_steps.into());
+    identity.insert("walk_sampler".into(), args.walk_sampler.clone().into());
+    identity.insert("teacher_sha256".into(), teacher.hash.clone().into());
+    identity.insert("prediction".into(), student.schedule.prediction_type().name().into());
+    identity.insert("student_network".into(), student.config.to_json());
+    identity
+}
+
+/// What a student's card takes over from its teacher's.
+fn card(teacher: &Teacher) -> Card {
+    Card {
+        teacher: Some(teacher.name.clone()),
+        class_names: teacher.card.class_names.clone(),
+        null_class: teacher.card.null_class,
+        defaults: teacher.card.defaults.clone(),
+        ..Card::default()
+    }
+}

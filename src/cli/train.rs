@@ -1,0 +1,136 @@
+//! `understudy train`: an ordinary diffusion model, from images.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use understudy_distill::{
+    data::Images,
+    noised::Noised,
+    objective::Dkdm,
+    student::{Candidate, Student},
+    train::{self, Task},
+};
+use understudy_models::{
+    Conditioning, NetworkConfig,
+    checkpoint::card::{Card, Role},
+    schedule::{BetaSchedule, Class, PredictionType, ScheduleConfig},
+};
+
+use super::{compute::Compute, distill::TrainingArgs, training_progress::TrainingProgress};
+
+/// Train a diffusion model on images: a teacher, or a baseline to hold a student against.
+///
+/// The result is a model folder at --out, which `understudy serve` and diffusers read. Interrupted, the
+/// same command goes on from the last checkpoint, as if it had not been.
+#[derive(Debug, clap::Args)]
+pub(super) struct TrainArgs {
+    /// The images: an idx file (MNIST, Fashion-MNIST), a folder or tar of pictures with a subfolder per
+    /// class, or an .npz. Smaller ones are padded with black to the network's size.
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// The architecture: a config.json as diffusers writes it.
+    #[arg(long, value_name = "FILE", required_unless_present = "init")]
+    config: Option<PathBuf>,
+    /// Go on from a model folder's weights, on its noise schedule.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["config", "noise_schedule"])]
+    init: Option<PathBuf>,
+    /// The noise schedule: a scheduler_config.json [default: cosine, 1000 timesteps, predicting noise].
+    #[arg(long, value_name = "FILE")]
+    noise_schedule: Option<PathBuf>,
+    /// The model folder to make.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// The card says that the model is a baseline, to be held against students of this teacher.
+    #[arg(long, value_name = "TEACHER")]
+    baseline_of: Option<String>,
+    #[command(flatten)]
+    training: TrainingArgs,
+    #[command(flatten)]
+    pub(super) compute: Compute,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A sentence naming the flag, file or field to mend.
+pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    args.compute.for_training()?;
+    train::check_out(&args.out).map_err(shown)?;
+    let settings = args.training.settings()?;
+    let student = match (&args.init, &args.config) {
+        (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
+        (None, Some(file)) => {
+            let schedule = noise_schedule(args.noise_schedule.as_deref())?;
+            Student::untaught(Candidate::open(file).map_err(shown)?, schedule, args.training.seed)
+        }
+        (None, None) => return Err("--config: name the architecture, or --init a model".into()),
+    }
+    .map_err(shown)?;
+    let images = Images::open(&args.data)
+        .map_err(|error| format!("--data {}: {error}", args.data.display()))?;
+    let (count, names) = (images.len(), images.class_names.clone());
+    let (batch, seed) = (args.training.batch as usize, args.training.seed);
+    let lessons =
+        Noised::new(images, &student.config, &student.schedule, batch, seed).map_err(shown)?;
+    // What the lessons hold is the noise, whatever the network predicts.
+    let objective = Dkdm::new(
+        &student.schedule,
+        PredictionType::Epsilon,
+        student.schedule.prediction_type(),
+        false,
+    )
+    .map_err(shown)?;
+
+    let identity = identity(args, &student, count);
+    let mut recipe = identity.clone();
+    recipe.insert("method".into(), "training on images".into());
+    recipe.insert("initialisation".into(), student.initialisation.clone().into());
+    recipe.insert("threads".into(), threads.get().into());
+    let card = Card {
+        role: if args.baseline_of.is_some() { Role::Baseline } else { Role::Teacher },
+        teacher: args.baseline_of.clone(),
+        class_names: fitting_names(names, &student.config),
+        recipe,
+        ..Card::default()
+    };
+    eprintln!("{} weights learn from {count} images", student.parameters());
+    let (out, curriculum) = (args.out.clone(), Box::new(lessons));
+    let task = Task { out, identity, curriculum, objective, student, settings, card };
+    train::train(task, &mut TrainingProgress::new()).map_err(shown)?;
+    println!(
+        "{}: serve it with `understudy serve --models` and its parent folder",
+        args.out.display()
+    );
+    Ok(())
+}
+
+fn noise_schedule(file: Option<&Path>) -> Result<ScheduleConfig, String> {
+    let Some(path) = file else {
+        let mut cosine = ScheduleConfig::new(Class::Ddpm);
+        cosine.beta_schedule = Some(BetaSchedule::SquaredCosine);
+        return Ok(cosine);
+    };
+    let explain =
+        |error: &dyn std::fmt::Display| format!("--noise-schedule {}: {error}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| explain(&error))?;
+    ScheduleConfig::from_text(&text, &path.display().to_string()).map_err(|error| explain(&error))
+}
+
+/// What makes the run another one than its neighbour.
+fn identity(args: &TrainArgs, student: &Student, images: usize) -> Map<String, Value> {
+    let mut identity = args.training.identity();
+    identity.insert("images".into(), json!(images));
+    identity.insert("prediction".into(), student.schedule.prediction_type().name().into());
+    identity.insert("student_network".into(), student.config.to_json());
+    identity
+}
+
+/// The data's names for classes, where the network has as many.
+fn fitting_names(names: Vec<String>, network: &NetworkConfig) -> Vec<String> {
+    match network.geometry().conditioning {
+        Conditioning::Classes(classes) if classes == names.len() => names,
+        _ => Vec::new(),
+    }
+}

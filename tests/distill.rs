@@ -1,0 +1,158 @@
+//! `understudy distill` as a process: killed, out of disk, and resumed.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use understudy_models::NetworkConfig;
+use understudy_models::checkpoint::{Draft, ModelFolder, card::Card};
+use understudy_models::schedule::ScheduleConfig;
+
+struct Home(TempDir);
+
+impl Home {
+    /// A small teacher, and a smaller student's architecture.
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let config = |channels: usize, classes: usize| {
+            json!({
+                "_class_name": "UNet2DModel", "sample_size": 8, "in_channels": 1, "out_channels": 1,
+                "block_out_channels": [channels, channels], "norm_num_groups": 4,
+                "layers_per_block": 1, "num_class_embeds": classes, "attention_head_dim": 4,
+                "down_block_types": ["DownBlock2D", "DownBlock2D"],
+                "up_block_types": ["UpBlock2D", "UpBlock2D"],
+            })
+        };
+        let schedule = json!({
+            "_class_name": "DDPMScheduler", "num_train_timesteps": 20,
+            "beta_schedule": "squaredcos_cap_v2",
+        });
+        let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
+        let network = NetworkConfig::from_json(&config(16, 3), "config.json").unwrap();
+        let weights = network.initial_weights(1).unwrap().into_iter().collect();
+        let draft = Draft::new(&home.path().join("teacher")).unwrap();
+        ModelFolder::write(draft, &network, &weights, &schedule, &Card::default()).unwrap();
+        for (name, classes) in [("student.json", 3), ("other.json", 4)] {
+            fs::write(home.path().join(name), config(8, classes).to_string()).unwrap();
+        }
+        Self(home)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn arguments(&self, student: &str, out: &str, steps: usize) -> Vec<String> {
+        let path = |name: &str| self.path(name).display().to_string();
+        let more = "--batch 4 --rho 0.2 --walk-steps 10 --checkpoint-every 10 --sample-every 0 --threads 1";
+        let (teacher, student, out, steps) =
+            (path("teacher"), path(student), path(out), steps.to_string());
+        let first = ["distill", "--teacher", &teacher, "--student", &student, "--out", &out];
+        let steps = ["--steps", &steps];
+        first.into_iter().chain(steps).chain(more.split(' ')).map(String::from).collect()
+    }
+
+    fn run(&self, student: &str, out: &str, steps: usize) -> Output {
+        let arguments = self.arguments(student, out, steps);
+        Command::new(env!("CARGO_BIN_EXE_understudy")).args(arguments).output().unwrap()
+    }
+}
+
+/// Every line but its times.
+fn curve(out: &Path) -> Vec<Value> {
+    let line = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).ok()?;
+        line.as_object_mut()?
+            .retain(|name, _| !["images_per_second", "seconds"].contains(&&name[..]));
+        Some(line)
+    };
+    let log = fs::read_to_string(out.join("training/log.jsonl")).unwrap_or_default();
+    log.lines().filter_map(line).collect()
+}
+
+fn weights(out: &Path) -> Vec<u8> {
+    fs::read(out.join("unet/diffusion_pytorch_model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_killed_run_goes_on_as_if_it_had_not_been() {
+    let home = Home::new();
+    let whole = home.run("student.json", "whole", 60);
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+
+    // Killed some steps after a checkpoint, and again before the end.
+    for lines in [14, 37] {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_understudy"))
+            .args(home.arguments("student.json", "killed", 60))
+            .stderr(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        while curve(&home.path("killed")).len() < lines {
+            assert!(process.try_wait().unwrap().is_none(), "it ended before it could be killed");
+            std::thread::yield_now();
+        }
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(!home.path("killed/model_index.json").exists());
+    }
+    let resumed = home.run("student.json", "killed", 60);
+    let said = String::from_utf8_lossy(&resumed.stderr).into_owned();
+    assert!(resumed.status.success() && said.contains("going on from the checkpoint"), "{said}");
+    assert_eq!(curve(&home.path("whole")), curve(&home.path("killed")));
+    assert_eq!(weights(&home.path("whole")), weights(&home.path("killed")));
+
+    let folder = ModelFolder::open(&home.path("killed")).unwrap();
+    assert_eq!(folder.card.teacher.as_deref(), Some("teacher"));
+    assert_eq!(folder.card.recipe["student_steps"], 60);
+}
+
+/// A limit on the size of files stands in for a full disk: both fail a write in the middle.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_the_last_checkpoint() {
+    let home = Home::new();
+    assert!(home.run("student.json", "whole", 30).status.success());
+    assert!(home.run("student.json", "full", 10).status.success());
+    let stopped = Command::new("sh")
+        .arg("-c")
+        .arg("trap '' XFSZ; ulimit -f 20; exec \"$0\" \"$@\"")
+        .arg(env!("CARGO_BIN_EXE_understudy"))
+        .args(home.arguments("student.json", "full", 30))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&stopped.stderr).into_owned();
+    assert!(!stopped.status.success() && said.contains("checkpoint"), "{said}");
+    let left: Vec<_> = fs::read_dir(home.path("full/training"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(!left.iter().any(|name| name.contains("partial")), "{left:?}");
+    assert!(home.run("student.json", "full", 30).status.success());
+    assert_eq!(curve(&home.path("whole")), curve(&home.path("full")));
+}
+
+#[test]
+fn what_cannot_work_is_refused_at_the_start() {
+    let home = Home::new();
+    let refused = |student: &str, out: &str, words: &[&str]| {
+        let output = home.run(student, out, 1);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{said}");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    };
+    refused("other.json", "out", &["num_class_embeds", "is 4", "is 3"]);
+    refused("missing.json", "out", &["--student", "missing.json"]);
+    assert!(!home.path("out").exists(), "nothing is left of a run that was refused");
+    assert!(home.run("student.json", "taken", 1).status.success());
+    let mut arguments = home.arguments("student.json", "taken", 2);
+    arguments.extend(["--seed".into(), "9".into()]);
+    let output = Command::new(env!("CARGO_BIN_EXE_understudy")).args(arguments).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("another run") && said.contains("`seed`"), "{said}");
+    // A model that is not a run.
+    refused("student.json", "teacher", &["out", "not of an unfinished run"]);
+}
