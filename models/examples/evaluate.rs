@@ -27,7 +27,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(file) => candle_core::safetensors::load(file, &Device::Cpu)?,
         None => by_formula(&config)?,
     };
-    let model = UNet2DModel::load(&config, weights, DType::F32, &Device::Cpu)?;
+    let bf16 = arguments.iter().any(|argument| argument == "--bf16");
+    let dtype = if bf16 { DType::BF16 } else { DType::F32 };
+    let model = UNet2DModel::load(&config, weights, dtype, &Device::Cpu)?;
     let geometry = model.geometry().clone();
     let x = formula(&[batch, geometry.in_channels, geometry.height, geometry.width], 1.7, 3)?;
     let t: Vec<f32> = (0..batch).map(|i| (i * 97 % 1000) as f32).collect();
@@ -48,16 +50,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             let lines = model.profile(&x, &t, condition)?;
             best.resize(lines.len(), f64::INFINITY);
             for (best, line) in best.iter_mut().zip(&lines) {
-                *best = best.min(line.2);
+                *best = best.min(line.seconds);
             }
             names = lines;
         }
         let total: f64 = best.iter().sum();
-        for ((name, flop, _), time) in names.iter().zip(&best) {
+        for (line, time) in names.iter().zip(&best) {
+            let (name, flop) = (&line.name, line.flop);
             let (us, share) = (1e6 * time, 100.0 * time / total);
             println!("{us:9.1} µs {share:5.1} % {:7.1} GFLOP/s  {name}", flop / time * 1e-9);
         }
-        let flop: f64 = names.iter().map(|line| line.1).sum();
+        let flop: f64 = names.iter().map(|line| line.flop).sum();
         println!("total {:.3} ms, {:.3} GFLOP", 1e3 * total, flop * 1e-9);
     }
     let (mut times, mut cpu) = (Vec::new(), Vec::new());

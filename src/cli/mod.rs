@@ -5,6 +5,7 @@ mod compute;
 mod health;
 mod import;
 mod openapi;
+mod profile;
 mod sample;
 mod serve;
 

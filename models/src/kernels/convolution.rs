@@ -1,7 +1,7 @@
 //! One convolution by itself, from and to channels first: for benches and comparisons.
 
 use super::{
-    Direct, Export, Finish, Image, Import, Isa, Layout, Operation, Program, Taps, Variant,
+    Direct, Export, Finish, Image, Import, Isa, Layout, Numbers, Operation, Program, Taps, Variant,
     Winograd, padded,
 };
 
@@ -34,7 +34,7 @@ impl Convolution {
         let mut layout = Layout::default();
         let mut image = |channels: usize| {
             let buffer = layout.take(height * width * padded(channels));
-            Image { buffer, height, width, segments: [channels, 0] }
+            Image { buffer, numbers: Numbers::F32, height, width, segments: [channels, 0] }
         };
         let (source, target) = (image(channels), image(bias.len()));
         let finish = Finish::new(bias, isa.panel());

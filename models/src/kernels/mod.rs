@@ -8,7 +8,8 @@
 //!
 //! Maps are channels last, with channels padded by zeros to whole cache lines. A sample's result does
 //! not depend on its neighbours or on the number of threads: items never share a sum, and every sum
-//! has an order that only the layer's shape decides.
+//! has an order that only the layer's shape decides. Maps hold f32 or, where the processor multiplies
+//! it, bf16 (`numbers`); sums, norms and softmax are of f32 either way.
 
 // Loops over lanes and tiles index several arrays at once, and must leave nothing that is not inlined.
 #![allow(clippy::needless_range_loop)]
@@ -16,6 +17,7 @@
 mod activation;
 mod arena;
 mod attention;
+mod bf16;
 mod convolution;
 mod direct;
 mod finish;
@@ -23,6 +25,8 @@ mod gemm;
 mod image;
 mod isa;
 mod norm;
+mod numbers;
+mod peak;
 mod program;
 mod scheme;
 mod simd;
@@ -42,5 +46,8 @@ pub(crate) use finish::Finish;
 pub(crate) use image::{Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;
 pub(crate) use norm::{Apply, Measure, Settle};
+pub(crate) use numbers::Numbers;
+pub use peak::Peak;
+pub use program::{Footprint, Timing};
 pub(crate) use program::{Operation, Program};
 pub(crate) use winograd::{Variant, Winograd};

@@ -59,6 +59,11 @@ pub(crate) trait Operation: Send + Sync {
         0.0
     }
 
+    /// Bytes of the weights it keeps.
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
     /// Does one item of one phase.
     ///
     /// # Safety
@@ -131,12 +136,39 @@ struct Workspace {
     places: Vec<(usize, usize)>,
 }
 
+/// What one operation of an evaluation did, and how long it took.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// The operation.
+    pub name: String,
+    /// Floating-point operations for the whole batch, as a direct implementation would need them.
+    pub flop: f64,
+    /// Bytes of the maps it reads and writes, once each, and of its weights.
+    pub bytes: f64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// What a compiled network keeps in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Weights, in the one form that each layer needs.
+    pub weight_bytes: usize,
+    /// Intermediate results of one sample that are alive at the same time, at most.
+    pub live_bytes_per_sample: usize,
+    /// What is kept from one evaluation to the next beside the weights: intermediate results for the
+    /// largest batch so far, and what single operations need beside them.
+    pub workspace_bytes: usize,
+}
+
 /// Operations over an arena, checked.
 pub(crate) struct Program {
     isa: Isa,
     operations: Vec<Box<dyn Operation>>,
     /// Floats per sample.
     arena: usize,
+    /// Floats per sample in use at once at most.
+    live: usize,
     /// Floats per sample of the input with each number, and of the output.
     inputs: Vec<usize>,
     output: usize,
@@ -169,7 +201,8 @@ impl Program {
             }
         }
         let arena = layout.len();
-        Self { isa, operations, arena, inputs, output, workspaces: Mutex::default() }
+        let live = layout.peak();
+        Self { isa, operations, arena, live, inputs, output, workspaces: Mutex::default() }
     }
 
     /// Runs all operations for `batch` samples on the threads of the current rayon pool.
@@ -188,13 +221,13 @@ impl Program {
         });
     }
 
-    /// As [`Program::run`], giving name, work and seconds of each operation.
+    /// As [`Program::run`], giving what each operation did and how long it took.
     pub(crate) fn profile(
         &self,
         batch: usize,
         inputs: &[&[f32]],
         output: &mut [f32],
-    ) -> Vec<(String, f64, f64)> {
+    ) -> Vec<Timing> {
         let times = Mutex::new(Vec::new());
         self.run_with(batch, inputs, output, &|memory, _| {
             for operation in &self.operations {
@@ -205,12 +238,16 @@ impl Program {
                     operation.run(memory, phase, item, worker);
                 };
                 team::run(memory.threads, &items, &work);
-                let line = (
-                    operation.name(),
-                    operation.flop() * batch as f64,
-                    start.elapsed().as_secs_f64(),
-                );
-                times.lock().unwrap_or_else(|e| e.into_inner()).push(line);
+                let seconds = start.elapsed().as_secs_f64();
+                let floats = |buffers: Vec<Buffer>| buffers.iter().map(|b| b.len).sum::<usize>();
+                let floats = floats(operation.reads()) + floats(operation.writes());
+                let timing = Timing {
+                    name: operation.name(),
+                    flop: operation.flop() * batch as f64,
+                    bytes: (4 * floats * batch + operation.weight_bytes()) as f64,
+                    seconds,
+                };
+                times.lock().unwrap_or_else(|e| e.into_inner()).push(timing);
             }
         });
         times.into_inner().unwrap_or_else(|e| e.into_inner())
@@ -266,14 +303,16 @@ impl Program {
         needs
     }
 
-    /// Bytes kept for runs, all workspaces together.
-    pub(crate) fn workspace_bytes(&self) -> usize {
+    /// What it keeps in memory.
+    pub(crate) fn footprint(&self) -> Footprint {
         let workspaces = self.workspaces.lock().unwrap_or_else(|e| e.into_inner());
         let floats = |memory: &Option<Aligned>| memory.as_ref().map_or(0, |m| m.as_slice().len());
-        workspaces
-            .iter()
-            .map(|w| 4 * (floats(&w.arena) + floats(&w.shared) + floats(&w.scratch)))
-            .sum()
+        let kept = |w: &Workspace| 4 * (floats(&w.arena) + floats(&w.shared) + floats(&w.scratch));
+        Footprint {
+            weight_bytes: self.operations.iter().map(|operation| operation.weight_bytes()).sum(),
+            live_bytes_per_sample: 4 * self.live,
+            workspace_bytes: workspaces.iter().map(kept).sum(),
+        }
     }
 }
 

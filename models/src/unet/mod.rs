@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, bail};
 
-use crate::kernels::Isa;
+use crate::kernels::{Footprint, Isa, Numbers, Timing};
 use crate::{Conditioning, Denoiser, Geometry, Result};
 use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
@@ -62,6 +62,9 @@ impl UNet2DModel {
     /// Builds the network from its weights, named as in diffusers (today's names or those from
     /// before 0.15), converted to `dtype` on `device`.
     ///
+    /// On the CPU, bf16 is what products take and what is kept between layers, where the processor
+    /// multiplies it; such a network still takes and gives f32, and so says [`Denoiser::dtype`].
+    ///
     /// Where a weight tracks gradients (a [`candle_core::Var`]), the network is built of operations
     /// that all have one, and a later `Var::set` is seen by the network; such weights should already
     /// be of `dtype` and on `device`, since a converted copy would not follow. Norms, and the
@@ -69,7 +72,7 @@ impl UNet2DModel {
     ///
     /// # Errors
     /// [`crate::Error::Weights`] naming what is missing, what does not belong, and what has another
-    /// shape (up to eight of each).
+    /// shape (up to eight of each); [`crate::Error::Value`] for bf16 on a CPU that does not multiply it.
     pub fn load(
         config: &UNet2DConfig,
         weights: HashMap<String, Tensor>,
@@ -84,11 +87,11 @@ impl UNet2DModel {
         weights::shapes(config)
     }
 
-    fn build(config: &UNet2DConfig, weights: &Weights) -> Result<Self> {
+    fn build(config: &UNet2DConfig, weights: &Weights, numbers: Numbers) -> Result<Self> {
         let (dtype, device) = (weights.dtype(), weights.device());
         // Where weights may be merged they do not change either, so they may be packed as well.
         let body = if weights.may_merge() && dtype == DType::F32 && device.is_cpu() {
-            Body::Plan(Plan::new(config, weights, Isa::detect())?)
+            Body::Plan(Plan::new(config, weights, Isa::detect(), numbers)?)
         } else {
             Body::Layers(Box::new(Layers::new(config, weights)?))
         };
@@ -101,30 +104,6 @@ impl UNet2DModel {
             device: device.clone(),
             parameters: weights.parameters(),
         })
-    }
-
-    /// Name, floating-point operations (as a direct implementation would need them) and seconds of each
-    /// kernel in one evaluation; nothing where the network is not compiled.
-    pub fn profile(
-        &self,
-        x: &Tensor,
-        timesteps: &Tensor,
-        condition: Option<&Tensor>,
-    ) -> candle_core::Result<Vec<(String, f64, f64)>> {
-        self.check(x, timesteps, condition)?;
-        let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
-        match &self.body {
-            Body::Layers(_) => Ok(Vec::new()),
-            Body::Plan(plan) => plan.profile(x, &time, timesteps),
-        }
-    }
-
-    /// Bytes that a compiled network keeps from one evaluation to the next beside its weights.
-    pub fn workspace_bytes(&self) -> usize {
-        match &self.body {
-            Body::Layers(_) => 0,
-            Body::Plan(plan) => plan.workspace_bytes(),
-        }
     }
 
     /// Refuses inputs of the wrong shape or type, so that a mistake is named where it is made.
@@ -176,6 +155,31 @@ impl Denoiser for UNet2DModel {
         match &self.body {
             Body::Layers(layers) => layers.forward(x, &time, timesteps),
             Body::Plan(plan) => plan.forward(x, &time, timesteps),
+        }
+    }
+
+    fn profile(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> candle_core::Result<Vec<Timing>> {
+        self.check(x, timesteps, condition)?;
+        let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
+        match &self.body {
+            Body::Layers(_) => Ok(Vec::new()),
+            Body::Plan(plan) => plan.profile(x, &time, timesteps),
+        }
+    }
+
+    fn footprint(&self) -> Option<Footprint> {
+        match &self.body {
+            Body::Layers(_) => None,
+            Body::Plan(plan) => {
+                let mut footprint = plan.footprint();
+                footprint.weight_bytes += self.embedding.weight_bytes();
+                Some(footprint)
+            }
         }
     }
 

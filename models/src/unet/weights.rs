@@ -10,6 +10,7 @@ use std::fmt::Display;
 use candle_core::{DType, Device, Tensor};
 
 use super::{UNet2DConfig, UNet2DModel};
+use crate::kernels::{Isa, Numbers};
 use crate::{Error, Result};
 
 enum Store {
@@ -86,7 +87,7 @@ impl Weights<'_> {
 /// Names and shapes of all weights of the network that `config` describes.
 pub(super) fn shapes(config: &UNet2DConfig) -> Result<Shapes> {
     let store = RefCell::new(Store::Record(BTreeMap::new()));
-    UNet2DModel::build(config, &root(&store, DType::F32, &Device::Cpu, 0))?;
+    UNet2DModel::build(config, &root(&store, DType::F32, &Device::Cpu, 0), Numbers::F32)?;
     match store.into_inner() {
         Store::Record(shapes) => Ok(shapes),
         Store::Take { .. } => unreachable!("the store is made a few lines above"),
@@ -108,8 +109,22 @@ pub(super) fn build(
     }
     let trained = tensors.values().any(Tensor::track_op);
     let parameters = tensors.values().map(Tensor::elem_count).sum();
+    // The compiled network packs its weights from f32, whatever its products are of.
+    let (dtype, numbers) = match dtype {
+        DType::BF16 if device.is_cpu() && !trained => (DType::F32, bf16()?),
+        other => (other, Numbers::F32),
+    };
     let store = RefCell::new(Store::Take { tensors, trained });
-    UNet2DModel::build(config, &root(&store, dtype, device, parameters))
+    UNet2DModel::build(config, &root(&store, dtype, device, parameters), numbers)
+}
+
+/// bf16, where this processor multiplies it.
+fn bf16() -> Result<Numbers> {
+    if Isa::detect().multiplies_bf16() {
+        return Ok(Numbers::Bf16);
+    }
+    let remedy = "this processor does not multiply bf16 (AVX512-BF16); use f32";
+    Err(Error::value("dtype", "bf16", remedy))
 }
 
 fn root<'a>(

@@ -25,7 +25,7 @@ pub(super) fn attention(
         }
     };
     let (weight, bias) = merged(weights, channels, head_dim)?;
-    let qkv = builder.map(height, width, 3 * channels);
+    let qkv = builder.map_of_f32(height, width, 3 * channels);
     builder.pointwise(&[normed], qkv, &weight, &bias, |_| {});
     builder.release(normed);
 

@@ -3,8 +3,8 @@
 use candle_core::Tensor;
 
 use crate::kernels::{
-    Apply, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Operation, Program,
-    Settle, Taps, Variant, Winograd, padded,
+    Apply, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Numbers, Operation,
+    Program, Settle, Taps, Variant, Winograd, padded,
 };
 use crate::unet::weights::Weights;
 use crate::unet::{UNet2DConfig, UNet2DModel};
@@ -33,6 +33,8 @@ struct Projections {
 pub(super) struct Builder<'a> {
     pub(super) config: &'a UNet2DConfig,
     pub(super) isa: Isa,
+    /// What the maps between layers hold.
+    numbers: Numbers,
     layout: Layout,
     operations: Vec<Box<dyn Operation>>,
     maps: Vec<Entry>,
@@ -40,7 +42,7 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(config: &'a UNet2DConfig, isa: Isa) -> crate::Result<Self> {
+    pub(super) fn new(config: &'a UNet2DConfig, isa: Isa, numbers: Numbers) -> crate::Result<Self> {
         let mut layout = Layout::default();
         let total = UNet2DModel::weight_shapes(config)?
             .iter()
@@ -50,7 +52,8 @@ impl<'a> Builder<'a> {
         let buffer = layout.take(total);
         let (weight, bias) = (Vec::new(), Vec::new());
         let projections = Projections { buffer, weight, bias, total };
-        Ok(Self { config, isa, layout, operations: Vec::new(), maps: Vec::new(), projections })
+        let (operations, maps) = (Vec::new(), Vec::new());
+        Ok(Self { config, isa, numbers, layout, operations, maps, projections })
     }
 
     /// Steps so far.
@@ -75,12 +78,23 @@ impl<'a> Builder<'a> {
 
     /// A new map of one segment, with one use.
     pub(super) fn map(&mut self, height: usize, width: usize, channels: usize) -> Map {
-        self.joined(height, width, [channels, 0])
+        self.joined(self.numbers, height, width, [channels, 0])
     }
 
-    fn joined(&mut self, height: usize, width: usize, segments: [usize; 2]) -> Map {
-        let len = height * width * (padded(segments[0]) + padded(segments[1]));
-        let image = Image { buffer: self.layout.take(len), height, width, segments };
+    /// As [`Builder::map`], of f32 whatever the maps between layers hold.
+    pub(super) fn map_of_f32(&mut self, height: usize, width: usize, channels: usize) -> Map {
+        self.joined(Numbers::F32, height, width, [channels, 0])
+    }
+
+    fn joined(
+        &mut self,
+        numbers: Numbers,
+        height: usize,
+        width: usize,
+        segments: [usize; 2],
+    ) -> Map {
+        let len = height * width * numbers.words(padded(segments[0]) + padded(segments[1]));
+        let image = Image { buffer: self.layout.take(len), numbers, height, width, segments };
         self.maps.push(Entry { image, statistics: None, uses: 1 });
         Map(self.maps.len() - 1)
     }
@@ -135,7 +149,7 @@ impl<'a> Builder<'a> {
         let channels = segments[0] + segments[1];
         let weight = values(&weights.get("weight", &[channels])?)?;
         let bias = values(&weights.get("bias", &[channels])?)?;
-        let map = self.joined(images[0].height, images[0].width, segments);
+        let map = self.joined(self.numbers, images[0].height, images[0].width, segments);
         let target = self.image(map);
         let output = self.take(2 * target.stride());
         let modulation = modulation.map(|start| (self.projections.buffer, start));
@@ -149,18 +163,15 @@ impl<'a> Builder<'a> {
         Ok(map)
     }
 
-    /// A 3×3 convolution with bias that keeps the size.
+    /// A 3×3 convolution with bias from one map to another of its size.
     pub(super) fn same(
         &mut self,
         weights: &Weights,
         source: Map,
-        channels: usize,
-    ) -> crate::Result<Map> {
+        target: Map,
+    ) -> crate::Result<()> {
         let taps = Taps { side: 3, stride: 1, padding: 1, doubled: false };
-        let image = self.image(source);
-        let target = self.map(image.height, image.width, channels);
-        self.convolve(weights, source, target, taps, |_| {})?;
-        Ok(target)
+        self.convolve(weights, source, target, taps, |_| {})
     }
 
     /// A 3×3 convolution with bias into `target`; `finish` adds what else goes into the sums.
@@ -226,7 +237,8 @@ impl<'a> Builder<'a> {
         let Projections { buffer, weight, bias, total } = &self.projections;
         assert_eq!(bias.len(), *total, "every projection is in its place");
         if *total > 0 {
-            let output = Image { buffer: *buffer, height: 1, width: 1, segments: [*total, 0] };
+            let (numbers, segments) = (Numbers::F32, [*total, 0]);
+            let output = Image { buffer: *buffer, numbers, height: 1, width: 1, segments };
             let end = Finish::new(bias, self.isa.panel());
             let direct = Direct::new(self.isa, &[time], output, Taps::POINT, weight, end);
             self.operations.insert(at, Box::new(direct));
