@@ -13,7 +13,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -24,6 +23,7 @@ use super::{
     Draft,
     card::Card,
     file::{read_json, read_text},
+    tensors,
 };
 use crate::{
     Conditioning, Denoiser, Error, Result,
@@ -109,12 +109,16 @@ impl ModelFolder {
     pub fn load(self, dtype: DType, device: &Device) -> Result<Loaded> {
         let mut weights = HashMap::new();
         for file in self.weight_files()? {
-            weights.extend(read_safetensors(&file)?);
+            weights.extend(tensors::open(&file)?);
         }
         let network =
-            UNet2DModel::load(&self.unet, weights, dtype, device).map_err(|error| match error {
-                Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
-                error => error,
+            UNet2DModel::load_weights(&self.unet, weights, dtype, device).map_err(|error| {
+                match error {
+                    Error::Weights(problem) => {
+                        Error::Format { path: self.weights.clone(), problem }
+                    }
+                    error => error,
+                }
             })?;
         Ok(Loaded { network: Box::new(network), schedule: self.schedule, card: self.card })
     }
@@ -220,12 +224,4 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
         return Err(malformed());
     }
     Ok(names.into_iter().map(|name| index.with_file_name(name)).collect())
-}
-
-fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|error| Error::Format {
-        path: path.to_owned(),
-        problem: format!("not a whole safetensors file ({error}); fetch or convert it again"),
-    })
 }

@@ -15,10 +15,10 @@
 #![allow(clippy::needless_range_loop)]
 
 mod activation;
+mod alone;
 mod arena;
 mod attention;
 mod bf16;
-mod convolution;
 mod direct;
 mod finish;
 mod gemm;
@@ -38,9 +38,9 @@ mod twin;
 mod winograd;
 
 pub(crate) use activation::Function;
+pub use alone::{Alone, Layer};
 pub(crate) use arena::{Buffer, Layout, padded};
 pub(crate) use attention::{Attend, PackKeys};
-pub use convolution::{Algorithm, Convolution};
 pub(crate) use direct::{Direct, Taps};
 pub(crate) use finish::Finish;
 pub(crate) use image::{Downsample, Export, Image, Import, Upsample};

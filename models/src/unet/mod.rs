@@ -12,6 +12,7 @@ pub(crate) mod fields;
 mod layers;
 mod plan;
 mod resnet;
+pub(crate) mod weight;
 pub(crate) mod weights;
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,6 +27,7 @@ use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
 use layers::{Conv2d, GroupNorm};
 use plan::Plan;
+use weight::Weight;
 use weights::Weights;
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
@@ -76,6 +78,17 @@ impl UNet2DModel {
     pub fn load(
         config: &UNet2DConfig,
         weights: HashMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        let here = |(name, tensor)| (name, Weight::Here(tensor));
+        Self::load_weights(config, weights.into_iter().map(here).collect(), dtype, device)
+    }
+
+    /// As [`UNet2DModel::load`], of weights that may be read only when their layer is built.
+    pub(crate) fn load_weights(
+        config: &UNet2DConfig,
+        weights: HashMap<String, Weight>,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {

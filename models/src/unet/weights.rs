@@ -9,6 +9,7 @@ use std::fmt::Display;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::weight::Weight;
 use super::{UNet2DConfig, UNet2DModel};
 use crate::kernels::{Isa, Numbers};
 use crate::{Error, Result};
@@ -16,8 +17,8 @@ use crate::{Error, Result};
 enum Store {
     /// Nothing is there: note names and shapes.
     Record(Shapes),
-    /// Checked tensors, each taken once.
-    Take { tensors: HashMap<String, Tensor>, trained: bool },
+    /// Checked weights, each taken once.
+    Take { weights: HashMap<String, Weight>, trained: bool },
 }
 
 /// A place in the tree of weights, named as in diffusers: `down_blocks.0.resnets.1`.
@@ -49,11 +50,11 @@ impl Weights<'_> {
                 // One element seen everywhere: the right shape, and no memory however large it is.
                 Ok(Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?)
             }
-            Store::Take { tensors, .. } => {
-                let tensor = tensors
+            Store::Take { weights, .. } => {
+                let weight = weights
                     .remove(&name)
                     .ok_or_else(|| Error::Weights(format!("`{name}` is asked for twice")))?;
-                Ok(tensor.to_device(self.device)?.to_dtype(dtype)?)
+                Ok(weight.take()?.to_device(self.device)?.to_dtype(dtype)?)
             }
         }
     }
@@ -94,27 +95,27 @@ pub(super) fn shapes(config: &UNet2DConfig) -> Result<Shapes> {
     }
 }
 
-/// Builds the network from checked tensors.
+/// Checks the weights and builds the network from them.
 pub(super) fn build(
     config: &UNet2DConfig,
-    mut tensors: HashMap<String, Tensor>,
+    mut weights: HashMap<String, Weight>,
     dtype: DType,
     device: &Device,
 ) -> Result<UNet2DModel> {
-    rename_legacy_attention(&mut tensors);
-    let found = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
+    rename_legacy_attention(&mut weights);
+    let found = weights.iter().map(|(name, weight)| (name.clone(), weight.dims().to_vec()));
     if let Some(difference) = mismatch(&shapes(config)?, &found.collect()) {
         let remedy = "use the config.json that belongs to these weights";
         return Err(Error::Weights(format!("{difference}. {remedy}")));
     }
-    let trained = tensors.values().any(Tensor::track_op);
-    let parameters = tensors.values().map(Tensor::elem_count).sum();
+    let trained = weights.values().any(Weight::trained);
+    let parameters = weights.values().map(|weight| weight.dims().iter().product::<usize>()).sum();
     // The compiled network packs its weights from f32, whatever its products are of.
     let (dtype, numbers) = match dtype {
         DType::BF16 if device.is_cpu() && !trained => (DType::F32, bf16()?),
         other => (other, Numbers::F32),
     };
-    let store = RefCell::new(Store::Take { tensors, trained });
+    let store = RefCell::new(Store::Take { weights, trained });
     UNet2DModel::build(config, &root(&store, dtype, device, parameters), numbers)
 }
 
@@ -138,19 +139,19 @@ fn root<'a>(
 
 /// Checkpoints written before diffusers 0.15, most of those on the Hub among them, have other names
 /// for the four products of an attention.
-fn rename_legacy_attention(tensors: &mut HashMap<String, Tensor>) {
+fn rename_legacy_attention(weights: &mut HashMap<String, Weight>) {
     const RENAMED: [(&str, &str); 4] =
         [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
     let legacy: Vec<String> =
-        tensors.keys().filter(|name| name.contains("attentions.")).cloned().collect();
+        weights.keys().filter(|name| name.contains("attentions.")).cloned().collect();
     for name in legacy {
         for (old, new) in RENAMED {
             for end in ["weight", "bias"] {
                 let Some(path) = name.strip_suffix(&format!(".{old}.{end}")) else {
                     continue;
                 };
-                if let Some(tensor) = tensors.remove(&name) {
-                    tensors.insert(format!("{path}.{new}.{end}"), tensor);
+                if let Some(weight) = weights.remove(&name) {
+                    weights.insert(format!("{path}.{new}.{end}"), weight);
                 }
             }
         }
