@@ -1,58 +1,92 @@
-//! Convolutions of the bundled teacher and of `google/ddpm-cifar10-32`, by each algorithm.
+//! Every kernel over the layers of the bundled teacher and of `google/ddpm-cifar10-32`, in f32 and, where
+//! the processor multiplies it, bf16, with one and eight samples.
+//!
+//! Items are the floating-point operations of a direct implementation.
 #![allow(missing_docs)]
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use understudy_models::kernels::{Algorithm, Convolution, Isa};
+use understudy_models::kernels::{Alone, Isa, Layer};
 
 /// Channels in, channels out, side.
-const SHAPES: [(usize, usize, usize); 9] = [
+type Shape = (usize, usize, usize);
+
+const CONVOLUTIONS: [Shape; 10] = [
     (32, 32, 32),
     (96, 32, 32),
     (64, 64, 16),
     (160, 64, 16),
     (96, 96, 8),
     (128, 128, 32),
+    (384, 128, 32),
     (256, 256, 16),
     (256, 256, 8),
     (256, 256, 4),
 ];
+const STRIDED: [Shape; 4] = [(32, 32, 32), (64, 64, 16), (128, 128, 32), (256, 256, 16)];
+const POINTWISE: [Shape; 5] =
+    [(96, 32, 32), (64, 192, 16), (384, 128, 32), (256, 768, 16), (512, 4992, 1)];
+const MAPS: [Shape; 5] = [(32, 32, 32), (96, 96, 8), (128, 128, 32), (384, 384, 32), (256, 256, 8)];
+/// Queries, keys and values together, one of them, side.
+const ATTENTIONS: [Shape; 3] = [(192, 64, 16), (768, 256, 16), (768, 256, 4)];
 
 fn main() {
     divan::main();
 }
 
-/// Items are the floating-point operations of a direct convolution.
-#[divan::bench(args = SHAPES, consts = [1, 8])]
-fn direct<const BATCH: usize>(bencher: Bencher, shape: (usize, usize, usize)) {
-    convolve(bencher, Algorithm::Direct, shape, BATCH);
-}
-
-#[divan::bench(args = SHAPES, consts = [1, 8])]
-fn f2<const BATCH: usize>(bencher: Bencher, shape: (usize, usize, usize)) {
-    convolve(bencher, Algorithm::F2, shape, BATCH);
-}
-
-#[divan::bench(args = SHAPES, consts = [1, 8])]
-fn f4<const BATCH: usize>(bencher: Bencher, shape: (usize, usize, usize)) {
-    convolve(bencher, Algorithm::F4, shape, BATCH);
-}
-
-fn convolve(
-    bencher: Bencher,
-    algorithm: Algorithm,
-    (from, to, side): (usize, usize, usize),
-    batch: usize,
-) {
-    let numbers = |len: usize| -> Vec<f32> {
-        (0..len).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect()
+macro_rules! benches {
+    ($($name:ident: $layer:ident over $shapes:ident;)*) => {
+        $(
+            #[divan::bench(args = cases(&$shapes))]
+            fn $name(bencher: Bencher, case: &Case) {
+                case.run(bencher, Layer::$layer);
+            }
+        )*
     };
-    let (weights, bias) = (numbers(to * from * 9), numbers(to));
-    let size = [from, side, side];
-    let convolution = Convolution::new(Isa::detect(), algorithm, size, &weights, &bias);
-    let x = numbers(batch * from * side * side);
-    let mut y = vec![0.0; batch * to * side * side];
-    bencher
-        .counter(ItemsCount::new(18 * batch * from * to * side * side))
-        .bench_local(|| convolution.forward(batch, &x, &mut y));
+}
+
+benches! {
+    direct: Direct over CONVOLUTIONS;
+    f2: F2 over CONVOLUTIONS;
+    f4: F4 over CONVOLUTIONS;
+    strided: Strided over STRIDED;
+    pointwise: Pointwise over POINTWISE;
+    norm: Norm over MAPS;
+    upsample: Upsample over MAPS;
+    attention: Attention over ATTENTIONS;
+}
+
+struct Case {
+    bf16: bool,
+    batch: usize,
+    shape: Shape,
+}
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (from, to, side) = self.shape;
+        let numbers = if self.bf16 { "bf16" } else { "f32" };
+        write!(f, "{numbers} {}×{from}→{to} at {side}", self.batch)
+    }
+}
+
+/// All element types and batches of some shapes.
+fn cases(shapes: &[Shape]) -> Vec<Case> {
+    let types = if Isa::detect().multiplies_bf16() { &[false, true][..] } else { &[false] };
+    let mut cases = Vec::new();
+    for &shape in shapes {
+        for batch in [1, 8] {
+            cases.extend(types.iter().map(|&bf16| Case { bf16, batch, shape }));
+        }
+    }
+    cases
+}
+
+impl Case {
+    fn run(&self, bencher: Bencher, layer: Layer) {
+        let (from, to, side) = self.shape;
+        let alone = Alone::new(Isa::detect(), self.bf16, layer, [from, side], to);
+        let flop = self.batch as f64 * alone.flop();
+        bencher.counter(ItemsCount::new(flop as u64)).bench_local(|| alone.run(self.batch));
+    }
 }

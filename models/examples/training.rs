@@ -16,6 +16,7 @@ use std::time::Instant;
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Var};
 use rayon::prelude::*;
 use understudy_models::Denoiser;
+use understudy_models::kernels::Timing;
 use understudy_models::unet::{UNet2DConfig, UNet2DModel};
 
 /// Steps that are not counted.
@@ -45,7 +46,7 @@ fn main() {
     if seconds == 0.0 {
         let profile = || model.profile(x, times, condition.as_ref()).unwrap();
         profile();
-        for (name, flop, seconds) in profile() {
+        for Timing { name, flop, seconds, .. } in profile() {
             println!("{:9.3} ms {:7.1} GFLOP/s  {name}", 1e3 * seconds, 1e-9 * flop / seconds);
         }
         return;

@@ -1,6 +1,8 @@
 //! The one question every network answers.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::kernels::{Footprint, Timing};
 
 /// What a network is told beside the noisy sample and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,17 +44,31 @@ pub trait Denoiser: Send + Sync {
     /// - result: `[B, out_channels, height, width]` in [`Denoiser::dtype`], the raw network output.
     ///
     /// On the CPU row `i` of the result depends, to the bit, only on row `i` of the inputs.
-    fn forward(
+    fn forward(&self, x: &Tensor, timesteps: &Tensor, condition: Option<&Tensor>)
+    -> Result<Tensor>;
+
+    /// The same evaluation, kernel by kernel; nothing where the network is not compiled into kernels.
+    ///
+    /// # Errors
+    /// As [`Denoiser::forward`].
+    fn profile(
         &self,
-        x: &Tensor,
-        timesteps: &Tensor,
-        condition: Option<&Tensor>,
-    ) -> candle_core::Result<Tensor>;
+        _x: &Tensor,
+        _timesteps: &Tensor,
+        _condition: Option<&Tensor>,
+    ) -> Result<Vec<Timing>> {
+        Ok(Vec::new())
+    }
+
+    /// What the network keeps in memory; `None` where it is not compiled into kernels.
+    fn footprint(&self) -> Option<Footprint> {
+        None
+    }
 
     /// The shapes.
     fn geometry(&self) -> &Geometry;
 
-    /// The element type of weights and activations.
+    /// The element type of what it takes and gives.
     fn dtype(&self) -> DType;
 
     /// Where the weights live.

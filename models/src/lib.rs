@@ -17,6 +17,7 @@ pub mod noise;
 pub mod sampler;
 pub mod schedule;
 pub mod unet;
+mod weight;
 
 pub use denoiser::{Conditioning, Denoiser, Geometry};
 pub use error::{Error, Result};

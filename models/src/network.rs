@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::channels::Channels;
 use crate::initial::{self, Distribution};
 use crate::unet::{UNet2DConfig, UNet2DModel};
+use crate::weight::{Weight, here};
 use crate::{Denoiser, Error, Geometry, Result};
 
 /// The checked configuration of a network, as a diffusers `config.json` tells it.
@@ -102,9 +103,10 @@ impl NetworkConfig {
     /// # Errors
     /// [`Error::Weights`] naming what is missing, what does not belong, and what has another shape.
     pub fn fit(&self, weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
-        match self {
-            Self::UNet(config) => UNet2DModel::fit(config, weights),
-        }
+        let weights = match self {
+            Self::UNet(config) => UNet2DModel::fit(config, here(weights)),
+        }?;
+        weights.into_iter().map(|(name, weight)| Ok((name, weight.take()?))).collect()
     }
 
     /// Which channels stand or fall together; nothing for a network that has no narrower twin.
@@ -134,8 +136,20 @@ impl NetworkConfig {
         dtype: DType,
         device: &Device,
     ) -> Result<Box<dyn Denoiser>> {
+        self.load_weights(here(weights), dtype, device)
+    }
+
+    /// As [`NetworkConfig::load`], of weights that may be read only when their layer is built.
+    pub(crate) fn load_weights(
+        &self,
+        weights: HashMap<String, Weight>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Box<dyn Denoiser>> {
         Ok(match self {
-            Self::UNet(config) => Box::new(UNet2DModel::load(config, weights, dtype, device)?),
+            Self::UNet(config) => {
+                Box::new(UNet2DModel::load_weights(config, weights, dtype, device)?)
+            }
         })
     }
 

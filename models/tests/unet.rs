@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor, Var};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
+use understudy_models::kernels::Isa;
 use understudy_models::unet::{UNet2DConfig, UNet2DModel};
 use understudy_models::{Conditioning, Denoiser};
 
@@ -61,8 +62,12 @@ impl Golden {
     }
 
     fn model(&self) -> UNet2DModel {
+        self.model_in(DType::F32)
+    }
+
+    fn model_in(&self, dtype: DType) -> UNet2DModel {
         let weights = self.weights.clone();
-        UNet2DModel::load(&self.config(), weights, DType::F32, &Device::Cpu).unwrap()
+        UNet2DModel::load(&self.config(), weights, dtype, &Device::Cpu).unwrap()
     }
 
     /// The condition in the type the network asks for.
@@ -112,7 +117,7 @@ fn answers_as_diffusers_does() {
 /// test runs the ones above and below again.
 #[test]
 fn every_instruction_set_answers_as_diffusers_does() {
-    for isa in understudy_models::kernels::Isa::available() {
+    for isa in Isa::available() {
         let names = ["answers_as_diffusers_does", "a_row_does_not_depend_on_its_batch"];
         let output = std::process::Command::new(std::env::current_exe().unwrap())
             .arg("--exact")
@@ -166,10 +171,59 @@ fn the_compiled_network_errs_by_less_than_3e_5() {
     }
 }
 
+/// What the network's products may be of on this processor.
+fn dtypes() -> Vec<DType> {
+    let bf16 = Isa::detect().multiplies_bf16().then_some(DType::BF16);
+    std::iter::once(DType::F32).chain(bf16).collect()
+}
+
+/// Eight bits of mantissa throughout; PyTorch's autocast errs by as much (`benches/peers`).
+#[test]
+fn bf16_answers_nearly_as_diffusers_does() {
+    if !dtypes().contains(&DType::BF16) {
+        println!("this processor does not multiply bf16: nothing compared");
+        return;
+    }
+    for golden in Golden::all() {
+        let model = golden.model_in(DType::BF16);
+        assert_eq!(model.dtype(), DType::F32, "what it takes and gives");
+        let condition = golden.condition();
+        let output = model.forward(&golden.x, &golden.timesteps, condition.as_ref()).unwrap();
+        let error = frobenius(&output, &golden.output.to_dtype(DType::F64).unwrap());
+        println!("{}: {error:.2e}", golden.name);
+        assert!(error <= 3e-2, "{}: relative error {error:e}", golden.name);
+    }
+}
+
+/// In a process of its own, with an instruction set that lacks it.
+#[test]
+fn bf16_is_refused_where_the_processor_does_not_multiply_it() {
+    const CHILD: &str = "UNDERSTUDY_TEST_REFUSE_BF16";
+    if std::env::var_os(CHILD).is_some() {
+        let golden = Golden::named("ddpm");
+        let weights = golden.weights.clone();
+        let model = UNet2DModel::load(&golden.config(), weights, DType::BF16, &Device::Cpu);
+        let message = model.err().unwrap().to_string();
+        assert!(message.contains("does not multiply bf16"), "{message}");
+        assert!(message.contains("use f32"), "{message}");
+        return;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "bf16_is_refused_where_the_processor_does_not_multiply_it"])
+        .env(CHILD, "1")
+        .env("UNDERSTUDY_ISA", "portable")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+}
+
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    for golden in Golden::all() {
-        let model = golden.model();
+    let models = Golden::all().into_iter().flat_map(|golden| {
+        let golden = std::rc::Rc::new(golden);
+        dtypes().into_iter().map(move |dtype| (golden.clone(), golden.model_in(dtype)))
+    });
+    for (golden, model) in models {
         let condition = golden.condition();
         let forward = |rows: &[u32]| {
             let rows = Tensor::new(rows, &Device::Cpu).unwrap();
@@ -190,7 +244,7 @@ fn a_row_does_not_depend_on_its_batch() {
 }
 
 /// A network wide enough for the product's threads and blocks to matter, with weights by formula.
-fn wide() -> (UNet2DModel, Tensor, Tensor) {
+fn wide(dtype: DType) -> (UNet2DModel, Tensor, Tensor) {
     let config = json!({
         "sample_size": 16, "block_out_channels": [32, 160], "layers_per_block": 1,
         "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
@@ -198,7 +252,7 @@ fn wide() -> (UNet2DModel, Tensor, Tensor) {
         "time_embedding_dim": 1100,
     });
     let config = UNet2DConfig::from_json(&config, "config.json").unwrap();
-    let model = UNet2DModel::load(&config, formula_weights(&config), DType::F32, &Device::Cpu);
+    let model = UNet2DModel::load(&config, formula_weights(&config), dtype, &Device::Cpu);
     let x = formula(&[8, 3, 16, 16], 1.0, 17);
     let t = Tensor::new(&[0f32, 3., 77., 250., 499., 500., 731., 999.], &Device::Cpu).unwrap();
     (model.unwrap(), x, t)
@@ -225,18 +279,21 @@ fn formula_weights(config: &UNet2DConfig) -> HashMap<String, Tensor> {
 
 #[test]
 fn threads_and_neighbours_do_not_change_a_wide_network() {
-    let (model, x, t) = wide();
     let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-    let one = pool(1);
-    let expected = one.install(|| bits(&model.forward(&x, &t, None).unwrap()));
-    for threads in [2, 3, 7] {
-        let found = pool(threads).install(|| bits(&model.forward(&x, &t, None).unwrap()));
-        assert!(found == expected, "{threads} threads");
-    }
-    for row in 0..8 {
-        let (x, t) = (x.narrow(0, row, 1).unwrap(), t.narrow(0, row, 1).unwrap());
-        let found = bits(&model.forward(&x, &t, None).unwrap());
-        assert!(found[..] == expected[row * found.len()..][..found.len()], "row {row} alone");
+    for dtype in dtypes() {
+        let (model, x, t) = wide(dtype);
+        let one = pool(1);
+        let expected = one.install(|| bits(&model.forward(&x, &t, None).unwrap()));
+        for threads in [2, 3, 4, 7] {
+            let found = pool(threads).install(|| bits(&model.forward(&x, &t, None).unwrap()));
+            assert!(found == expected, "{dtype:?}: {threads} threads");
+        }
+        for row in 0..8 {
+            let (x, t) = (x.narrow(0, row, 1).unwrap(), t.narrow(0, row, 1).unwrap());
+            let found = bits(&model.forward(&x, &t, None).unwrap());
+            let together = &expected[row * found.len()..][..found.len()];
+            assert!(found[..] == *together, "{dtype:?}: row {row} alone");
+        }
     }
 }
 
@@ -246,7 +303,7 @@ fn threads_and_neighbours_do_not_change_a_wide_network() {
 fn the_process_thread_count_does_not_change_a_wide_network() {
     const CHILD: &str = "UNDERSTUDY_TEST_PRINT_DIGEST";
     if std::env::var_os(CHILD).is_some() {
-        let (model, x, t) = wide();
+        let (model, x, t) = wide(DType::F32);
         // FNV-1a.
         let digest = bits(&model.forward(&x, &t, None).unwrap())
             .into_iter()

@@ -10,7 +10,7 @@ use understudy_models::{Conditioning, sampler};
 
 use super::{
     compute::{Compute, ModelArg, device_name},
-    print,
+    print, profile,
 };
 use crate::{
     engine::{Engine, Event, GenerateRequest, SampleSpec, probe},
@@ -32,6 +32,9 @@ pub(super) struct BenchArgs {
     /// Seconds for which the evaluation is repeated, at least three times.
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     seconds: u16,
+    /// Also time every layer: GFLOP, bytes, and how near they come to what the machine reaches.
+    #[arg(long)]
+    profile: bool,
     /// One JSON object on standard output, everything else on standard error.
     #[arg(long)]
     json: bool,
@@ -50,13 +53,15 @@ const MOST_EVALUATIONS: usize = 100;
 pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
     let batch = usize::from(args.batch);
     let model = args.model.load(&args.compute, batch)?;
-    let evaluation_seconds =
-        evaluation_seconds(&model, batch, Duration::from_secs(args.seconds.into()))?;
+    let (evaluation_seconds, minor_faults) =
+        evaluations(&model, batch, Duration::from_secs(args.seconds.into()))?;
     let image_seconds = image_seconds(&model, batch, usize::from(args.steps))?;
-    let report = json!({
+    let footprint = model.network().footprint();
+    let mut report = json!({
         "model": model.id,
         "parameters": model.parameters,
         "ms_per_image_evaluation": evaluation_seconds * 1e3 / batch as f64,
+        "minor_faults_per_evaluation": minor_faults,
         "images_per_second": batch as f64 / image_seconds,
         "batch": batch,
         "steps": args.steps,
@@ -64,12 +69,27 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
         "dtype": model.dtype,
         "threads": rayon::current_num_threads(),
         "max_rss_bytes": max_rss_bytes(),
+        // Where a network is not compiled into kernels there is no plan to tell.
+        "weight_bytes": footprint.map(|footprint| footprint.weight_bytes),
+        "live_activation_bytes":
+            footprint.map(|footprint| footprint.live_bytes_per_sample * batch),
+        "workspace_bytes": footprint.map(|footprint| footprint.workspace_bytes),
     });
+    if args.profile {
+        let profile = profile::measure(&model, batch)?;
+        eprintln!("{}", profile.table());
+        report["profile"] = profile.json();
+    }
     if args.json { print(report) } else { print(format!("{report:#}")) }
 }
 
-/// Median of many, after warm-up.
-fn evaluation_seconds(model: &Model, batch: usize, measure: Duration) -> Result<f64, String> {
+/// Seconds of the median of many evaluations after warm-up, and how many pages on average each of them
+/// made the system map, where it tells.
+fn evaluations(
+    model: &Model,
+    batch: usize,
+    measure: Duration,
+) -> Result<(f64, Option<f64>), String> {
     let timestep = (model.schedule.train_timesteps() - 1) as f32;
     let evaluate = || -> Result<f64, String> {
         let began = Instant::now();
@@ -79,15 +99,25 @@ fn evaluation_seconds(model: &Model, batch: usize, measure: Duration) -> Result<
     for _ in 0..WARM_UPS {
         evaluate()?;
     }
-    let began = Instant::now();
-    let mut seconds = Vec::new();
+    let (began, faults_before) = (Instant::now(), minor_faults());
+    let mut seconds = Vec::with_capacity(MOST_EVALUATIONS);
     while seconds.len() < LEAST_EVALUATIONS
         || (began.elapsed() < measure && seconds.len() < MOST_EVALUATIONS)
     {
         seconds.push(evaluate()?);
     }
+    let faults = minor_faults().zip(faults_before).map(|(after, before)| after - before);
+    let faults = faults.map(|faults| faults as f64 / seconds.len() as f64);
     seconds.sort_by(f64::total_cmp);
-    Ok(seconds[seconds.len() / 2])
+    Ok((seconds[seconds.len() / 2], faults))
+}
+
+/// Page faults of this process so far that needed no disk.
+fn minor_faults() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The second field, the program's name in brackets, may hold anything.
+    let fields = stat.rsplit_once(") ")?.1;
+    fields.split(' ').nth(7)?.parse().ok()
 }
 
 /// One batch of images through the engine, deterministic DDIM.

@@ -3,7 +3,7 @@
 use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, DeviceLocation, utils::cuda_is_available};
-use understudy_models::checkpoint::hub;
+use understudy_models::{checkpoint::hub, kernels::Isa};
 
 use crate::{engine::CostModel, registry::Model};
 
@@ -24,7 +24,7 @@ pub(crate) struct Compute {
     /// auto, cpu or cuda:N.
     #[arg(long, env = "UNDERSTUDY_DEVICE", default_value = "auto")]
     pub(crate) device: String,
-    /// auto, f32, bf16 or f16; auto is f32 on a CPU.
+    /// auto, f32, bf16 or f16; auto is f32 on a CPU, which must have AVX512-BF16 for bf16.
     #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
     pub(crate) dtype: String,
     /// CPU threads [default: all this process may use].
@@ -74,10 +74,15 @@ impl Compute {
     pub(crate) fn dtype(&self) -> Result<DType, String> {
         match self.dtype.as_str() {
             "auto" | "f32" => Ok(DType::F32),
-            "bf16" | "f16" => Err(format!(
-                "--dtype {}: convolutions on the CPU are f32 in this build; use auto or f32",
-                self.dtype
-            )),
+            "bf16" if Isa::detect().multiplies_bf16() => Ok(DType::BF16),
+            "bf16" => {
+                Err("--dtype bf16: this processor does not multiply bf16 (AVX512-BF16); use \
+                           auto or f32"
+                    .into())
+            }
+            "f16" => {
+                Err("--dtype f16: networks on the CPU are f32 or bf16; use auto or f32".into())
+            }
             other => Err(format!("--dtype {other}: use auto, f32, bf16 or f16")),
         }
     }

@@ -6,6 +6,7 @@ mod distill;
 mod health;
 mod import;
 mod openapi;
+mod profile;
 mod progress;
 mod sample;
 mod serve;

@@ -29,3 +29,4 @@ pub use job::{
     Submission,
 };
 pub use warmup::probe;
+pub(crate) use warmup::probe_inputs;

@@ -100,6 +100,27 @@ impl WarmUp {
 /// # Errors
 /// When a tensor operation fails.
 pub fn probe(network: &dyn Denoiser, rows: usize, timestep: f32) -> Result<bool> {
+    let ProbeInputs { x, timesteps, condition } = probe_inputs(network, rows, timestep)?;
+    let answer = network.forward(&x, &timesteps, condition.as_ref())?;
+    Ok(answer.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite())
+}
+
+/// What [`probe`] asks a network about.
+pub(crate) struct ProbeInputs {
+    pub(crate) x: Tensor,
+    pub(crate) timesteps: Tensor,
+    pub(crate) condition: Option<Tensor>,
+}
+
+/// Noise at one timestep, and the first class.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub(crate) fn probe_inputs(
+    network: &dyn Denoiser,
+    rows: usize,
+    timestep: f32,
+) -> Result<ProbeInputs> {
     let geometry = network.geometry();
     let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
     let mut values = vec![0.0; rows * geometry.in_channels * geometry.height * geometry.width];
@@ -113,6 +134,5 @@ pub fn probe(network: &dyn Denoiser, rows: usize, timestep: f32) -> Result<bool>
         Conditioning::Timestep => Some(Tensor::zeros(rows, DType::F32, device)?),
         Conditioning::Embedding(width) => Some(Tensor::zeros((rows, width), DType::F32, device)?),
     };
-    let answer = network.forward(&x, &timesteps, condition.as_ref())?;
-    Ok(answer.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite())
+    Ok(ProbeInputs { x, timesteps, condition })
 }

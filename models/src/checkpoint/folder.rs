@@ -13,7 +13,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs,
     path::{Path, PathBuf},
 };
 
@@ -23,10 +22,12 @@ use serde_json::{Value, json};
 use super::{
     Draft,
     card::Card,
-    file::{read_json, read_text, unreadable},
+    file::{read_json, read_text},
+    tensors,
 };
 use crate::{
     Conditioning, Denoiser, Error, NetworkConfig, Result, sampler::Kind, schedule::ScheduleConfig,
+    weight::Weight,
 };
 
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -105,11 +106,12 @@ impl ModelFolder {
     /// [`Error::Io`], [`Error::Format`] for a corrupt file, [`Error::Weights`] naming what is missing, extra or of the
     /// wrong shape.
     pub fn load(self, dtype: DType, device: &Device) -> Result<Loaded> {
-        let network =
-            self.network.load(self.tensors()?, dtype, device).map_err(|error| match error {
+        let network = self.network.load_weights(self.weights()?, dtype, device).map_err(
+            |error| match error {
                 Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
                 error => error,
-            })?;
+            },
+        )?;
         Ok(Loaded { network, schedule: self.schedule, card: self.card })
     }
 
@@ -118,9 +120,13 @@ impl ModelFolder {
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] for a corrupt file.
     pub fn tensors(&self) -> Result<HashMap<String, Tensor>> {
+        self.weights()?.into_iter().map(|(name, weight)| Ok((name, weight.take()?))).collect()
+    }
+
+    fn weights(&self) -> Result<HashMap<String, Weight>> {
         let mut weights = HashMap::new();
         for file in self.weight_files()? {
-            weights.extend(read_safetensors(&file)?);
+            weights.extend(tensors::open(&file)?);
         }
         Ok(weights)
     }
@@ -243,12 +249,4 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>> {
         return Err(malformed());
     }
     Ok(names.into_iter().map(|name| index.with_file_name(name)).collect())
-}
-
-fn read_safetensors(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let bytes = fs::read(path).map_err(|source| unreadable(path, source))?;
-    candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).map_err(|error| Error::Format {
-        path: path.to_owned(),
-        problem: format!("not a whole safetensors file ({error}); fetch or convert it again"),
-    })
 }

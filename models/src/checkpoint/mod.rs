@@ -6,6 +6,7 @@ mod draft;
 mod file;
 mod folder;
 pub mod hub;
+mod tensors;
 
 pub use draft::Draft;
 pub use file::write_atomically;

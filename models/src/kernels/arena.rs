@@ -62,12 +62,17 @@ pub(crate) struct Layout {
     /// Unused gaps below `end`, ordered, never adjacent.
     gaps: Vec<Buffer>,
     end: usize,
+    /// Words per sample in use now, and when there were most.
+    live: usize,
+    peak: usize,
 }
 
 impl Layout {
     /// A part that nothing else uses now, for `len` floats per sample.
     pub(crate) fn take(&mut self, len: usize) -> Buffer {
         let len = padded(len.max(1));
+        self.live += len;
+        self.peak = self.peak.max(self.live);
         // The smallest gap that is large enough.
         let fitting = self.gaps.iter().enumerate().filter(|(_, gap)| gap.len >= len);
         if let Some((i, _)) = fitting.min_by_key(|(_, gap)| gap.len) {
@@ -93,6 +98,7 @@ impl Layout {
 
     /// Gives a part back.
     pub(crate) fn give(&mut self, buffer: Buffer) {
+        self.live -= buffer.len;
         let at = self.gaps.partition_point(|gap| gap.offset < buffer.offset);
         self.gaps.insert(at, buffer);
         let joined = |a: Buffer, b: Buffer| {
@@ -117,6 +123,11 @@ impl Layout {
     pub(crate) fn len(&self) -> usize {
         self.end
     }
+
+    /// Floats per sample in use at once at most: what the plan would need without gaps.
+    pub(crate) fn peak(&self) -> usize {
+        self.peak
+    }
 }
 
 #[cfg(test)]
@@ -132,6 +143,7 @@ mod tests {
             for (len, give) in steps {
                 let new = layout.take(len);
                 prop_assert!(new.len >= len && new.offset + new.len <= layout.len());
+                prop_assert!(layout.peak() <= layout.len());
                 prop_assert!(used.iter().all(|old| !old.overlaps(new)));
                 used.push(new);
                 if give < used.len() {

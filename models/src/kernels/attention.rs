@@ -8,6 +8,7 @@ use super::arena::{Buffer, padded};
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
+use super::numbers::F32;
 use super::program::{Memory, Needs, Operation, Split};
 use super::simd::Simd;
 
@@ -17,7 +18,7 @@ const BLOCKS: usize = 2;
 /// Keys as the columns of packed panels: `[heads][panels of keys][head channels][panel]`, with
 /// zeros after the last key.
 pub(crate) struct PackKeys {
-    /// Queries, keys and values, one after another in the channels.
+    /// Queries, keys and values in f32, one after another in the channels.
     pub(crate) input: Image,
     pub(crate) heads: usize,
     pub(crate) panel: usize,
@@ -75,7 +76,7 @@ impl Operation for PackKeys {
 /// The values, averaged for each query and head with weights `softmax(query · keys)`; whoever made the
 /// queries has scaled them.
 pub(crate) struct Attend {
-    /// Queries, keys and values, one after another in the channels.
+    /// Queries, keys and values in f32, one after another in the channels.
     pub(crate) input: Image,
     pub(crate) keys: Buffer,
     pub(crate) heads: usize,
@@ -216,13 +217,11 @@ impl Queries<'_> {
     #[inline(always)]
     fn clear_padding(&self) {
         let output = &self.attend.output;
-        let (stride, channels) = (output.stride(), output.channels());
+        let channels = output.channels();
         for p in self.first..self.first + self.count {
-            let pixel = self.memory.at(output.buffer, self.sample).wrapping_add(p * stride);
-            for c in channels..padded(channels) {
-                // SAFETY: the pixel is one of this item, and only head 0 writes its padding.
-                unsafe { *pixel.add(c) = 0.0 };
-            }
+            let pixel = self.memory.at(output.buffer, self.sample).wrapping_add(p * output.words());
+            // SAFETY: the pixel is one of this item, and only head 0 writes its padding.
+            unsafe { output.numbers.clear(pixel, channels..padded(channels)) };
         }
     }
 }
@@ -250,7 +249,7 @@ impl Rows for Scores<'_> {
             let mut target = scores.add(self.row * all);
             for _ in 0..all / panel {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                gemm::accumulate(s, &mut acc, &rows, keys, panel, width);
+                gemm::accumulate::<S, F32, R, 2>(s, &mut acc, &rows, keys, panel, width);
                 for (r, sums) in acc.iter().enumerate() {
                     s.store(target.add(r * all), sums[0]);
                     s.store(target.add(r * all + S::LANES), sums[1]);
@@ -273,7 +272,8 @@ impl Rows for Values<'_> {
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let Queries { attend, memory, sample, head, first, scores, sums, .. } = *self.queries;
         let (width, all, panel) = (attend.width(), attend.padded_keys(), 2 * S::LANES);
-        let (from, to) = (attend.input.stride(), attend.output.stride());
+        let (from, to) = (attend.input.words(), attend.output.words());
+        let numbers = attend.output.numbers;
         // SAFETY: the rows are queries of the sample. A panel that is wider than what is left of the
         // head reads what follows in the input, or the arena's slack, and does not store it.
         unsafe {
@@ -284,18 +284,20 @@ impl Rows for Values<'_> {
             let values = memory.at(attend.input.buffer, sample).cast_const();
             let values = values.add(2 * attend.output.channels() + head * width);
             let target = memory.at(attend.output.buffer, sample);
-            let target = target.add((first + self.row) * to + head * width);
+            let target = target.add((first + self.row) * to);
             let mut c = 0;
             while c < width {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                gemm::accumulate(s, &mut acc, &rows, values.add(c), from, attend.input.pixels());
+                let (columns, pixels) = (values.add(c), attend.input.pixels());
+                gemm::accumulate::<S, F32, R, 2>(s, &mut acc, &rows, columns, from, pixels);
                 for (r, block) in acc.iter().enumerate() {
                     let inverse = s.splat(*sums.add(self.row + r));
                     let mut lanes = [0f32; 32];
-                    s.store(lanes.as_mut_ptr(), s.mul(block[0], inverse));
-                    s.store(lanes.as_mut_ptr().add(S::LANES), s.mul(block[1], inverse));
+                    let start = lanes.as_mut_ptr();
+                    numbers.store(s, start, 0, s.mul(block[0], inverse));
+                    numbers.store(s, start, S::LANES, s.mul(block[1], inverse));
                     let count = panel.min(width - c);
-                    std::ptr::copy_nonoverlapping(lanes.as_ptr(), target.add(r * to + c), count);
+                    numbers.copy(start, target.add(r * to), head * width + c, count);
                 }
                 c += panel;
             }

@@ -30,6 +30,14 @@ impl Constants {
         }
     }
 
+    /// How many there are that the operation keeps itself.
+    pub(super) fn own_len(&self) -> usize {
+        match self {
+            Self::Own(numbers) => numbers.as_slice().len(),
+            Self::Placed(_) => 0,
+        }
+    }
+
     /// What of the memory for weights they are.
     pub(super) fn placed(&self) -> Option<Buffer> {
         match self {

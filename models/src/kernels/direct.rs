@@ -3,12 +3,15 @@
 //! Each output pixel's row is, tap by tap, the channels of the input pixel under that tap, or a row
 //! of zeros outside the image; nothing is copied (the indirect convolution of Dukhan 2019).
 
+use std::marker::PhantomData;
+
 use super::arena::{Aligned, Buffer, padded};
 use super::constants::Constants;
 use super::finish::{Finish, Terms};
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Isa, Kernel, dispatch};
+use super::numbers::{Bf16, Element, F32, Numbers};
 use super::program::{Memory, Needs, Operation, Split};
 use super::simd::Simd;
 
@@ -66,7 +69,8 @@ pub(crate) struct Direct {
     sources: Vec<Image>,
     output: Image,
     taps: Taps,
-    /// `[panels of output channels][taps][depth of all sources][panel]`.
+    numbers: Numbers,
+    /// `[panels of output channels][taps][depth of all sources][panel]` words.
     weights: Constants,
     finish: Finish,
     /// Whether this is the gradient of the convolution with these taps: its output pixels are that
@@ -103,19 +107,22 @@ impl Direct {
         let depth: usize = sources.iter().map(Image::depth).sum();
         let (outputs, count) = (output.channels(), taps.count());
         assert_eq!(weights.len(), outputs * channels * count);
+        let numbers = sources[0].numbers;
+        assert!(sources.iter().all(|source| source.numbers == numbers));
         let mut places = Vec::with_capacity(channels);
         let mut before = 0;
         for source in sources {
             places.extend((0..source.channels()).map(|c| before + source.place(c)));
-            before += source.depth();
+            before += source.depth() * numbers.per_word();
         }
         let mut packed = Aligned::zeros(outputs.div_ceil(panel) * count * depth * panel);
         let all = packed.as_mut_slice();
         for o in 0..outputs {
             for (c, place) in places.iter().enumerate() {
                 for tap in 0..count {
-                    let row = (o / panel * count + tap) * depth + place;
-                    all[row * panel + o % panel] = weights[(o * channels + c) * count + tap];
+                    let words = &mut all[(o / panel * count + tap) * depth * panel..];
+                    let weight = weights[(o * channels + c) * count + tap];
+                    numbers.put(words, *place, panel, o % panel, weight);
                 }
             }
         }
@@ -132,19 +139,20 @@ impl Direct {
         finish: Finish,
     ) -> Self {
         let depth: usize = sources.iter().map(Image::depth).sum();
-        let widest = sources.iter().map(Image::stride).max().unwrap_or(0);
-        let count = taps.count();
+        let widest = sources.iter().map(Image::words).max().unwrap_or(0);
+        let (count, numbers) = (taps.count(), sources[0].numbers);
         Self {
             sources: sources.to_vec(),
             output,
             taps,
+            numbers,
             weights,
             finish,
             reversed: false,
             panel: panel_of(isa, output.channels()),
             rows: isa.rows(),
             zeros: Aligned::zeros(widest),
-            copied: count > 1 && count * depth <= SHORT,
+            copied: numbers == Numbers::F32 && count > 1 && count * depth <= SHORT,
         }
     }
 
@@ -206,7 +214,8 @@ impl Operation for Direct {
 
     fn name(&self) -> String {
         let Taps { side, stride, doubled, .. } = self.taps;
-        let (from, to) = (self.depth(), self.output.channels());
+        let from: usize = self.sources.iter().map(Image::channels).sum();
+        let to = self.output.channels();
         let size = (self.output.height, self.output.width);
         let doubled = if doubled { " doubled" } else { "" };
         let direct = if self.reversed { "direct reversed" } else { "direct" };
@@ -216,6 +225,10 @@ impl Operation for Direct {
     fn flop(&self) -> f64 {
         let channels: usize = self.sources.iter().map(Image::channels).sum();
         2.0 * (self.output.pixels() * self.output.channels() * channels * self.taps.count()) as f64
+    }
+
+    fn weight_bytes(&self) -> usize {
+        4 * self.weights.own_len()
     }
 
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, worker: usize) {
@@ -258,7 +271,7 @@ impl Direct {
                         None => self.zeros.as_slice().as_ptr(),
                         Some(pixel) => memory
                             .at(source.buffer, sample)
-                            .wrapping_add(pixel * source.stride())
+                            .wrapping_add(pixel * source.words())
                             .cast_const(),
                     };
                     // SAFETY: the caller's promise.
@@ -308,25 +321,37 @@ struct Run<'a> {
 impl Kernel for Run<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        match self.conv.numbers {
+            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
+            _ => self.of::<S, F32>(s),
+        }
+    }
+}
+
+impl Run<'_> {
+    #[inline(always)]
+    fn of<S: Simd, E: Element>(&self, s: S) {
         for panel in self.panels.clone() {
             let mut row = 0;
             while row < self.count {
                 let count = S::ROWS.min(self.count - row);
+                let block = RowBlock { run: self, numbers: PhantomData::<E>, panel, row };
                 // SAFETY: these rows and this panel are part of the item.
-                unsafe { gemm::with_rows(s, count, &RowBlock { run: &self, panel, row }) };
+                unsafe { gemm::with_rows(s, count, &block) };
                 row += count;
             }
         }
     }
 }
 
-struct RowBlock<'a> {
+struct RowBlock<'a, E> {
+    numbers: PhantomData<E>,
     run: &'a Run<'a>,
     panel: usize,
     row: usize,
 }
 
-impl Rows for RowBlock<'_> {
+impl<E: Element> Rows for RowBlock<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         // SAFETY: the caller's promise.
@@ -340,7 +365,7 @@ impl Rows for RowBlock<'_> {
     }
 }
 
-impl RowBlock<'_> {
+impl<E: Element> RowBlock<'_, E> {
     /// # Safety
     /// The table holds `R` rows from `row` on, and a panel is `C` vectors wide.
     #[inline(always)]
@@ -356,36 +381,40 @@ impl RowBlock<'_> {
             let mut row = table.add(self.row);
             if conv.copied {
                 let rows = *row.cast::<[*const f32; R]>();
-                gemm::accumulate(s, &mut acc, &rows, weights, width, taps * depth);
+                gemm::accumulate::<S, E, R, C>(s, &mut acc, &rows, weights, width, taps * depth);
             } else {
                 for _ in 0..taps {
                     for source in &conv.sources {
                         let rows = *row.cast::<[*const f32; R]>();
-                        gemm::accumulate(s, &mut acc, &rows, weights, width, source.depth());
-                        weights = weights.add(source.depth() * width);
+                        let depth = source.depth();
+                        gemm::accumulate::<S, E, R, C>(s, &mut acc, &rows, weights, width, depth);
+                        weights = weights.add(depth * width);
                         row = row.wrapping_add(conv.chunk());
                     }
                 }
             }
         }
-        let (pixels, stride) = (conv.output.pixels(), conv.output.stride());
+        let (output, pixels) = (&conv.output, conv.output.pixels());
         for (r, sums) in acc.iter().enumerate() {
             let pixel = first + self.row + r;
             let (sample, pixel) = (pixel / pixels, pixel % pixels);
             let terms: Terms = conv.finish.terms(memory, sample, pixel);
-            let target = memory.at(conv.output.buffer, sample).wrapping_add(pixel * stride);
+            let target = memory.at(conv.output.buffer, sample).wrapping_add(pixel * output.words());
             for (i, sum) in sums.iter().enumerate() {
                 let c = self.panel * width + i * S::LANES;
-                if c < padded(conv.output.channels()) {
+                if c < padded(output.channels()) {
                     // SAFETY: the vector lies in the pixel's padded channels, and the pixel in the item.
-                    unsafe { s.store(target.add(c), conv.finish.apply(s, *sum, terms, c)) };
+                    unsafe {
+                        let y = conv.finish.apply(s, *sum, terms, c);
+                        output.numbers.store(s, target, c, y);
+                    }
                 }
             }
             // A narrow panel may end before the padding does.
             let mut c = conv.panels() * width;
-            while C == 1 && c < stride {
+            while C == 1 && c < output.stride() {
                 // SAFETY: as above.
-                unsafe { s.store(target.add(c), s.splat(0.0)) };
+                unsafe { output.numbers.store(s, target, c, s.splat(0.0)) };
                 c += S::LANES;
             }
         }

@@ -48,7 +48,7 @@ impl Finish {
             },
             residual: match self.residual {
                 None => std::ptr::null(),
-                Some(image) => memory.at(image.buffer, sample).wrapping_add(pixel * image.stride()),
+                Some(image) => memory.at(image.buffer, sample).wrapping_add(pixel * image.words()),
             },
         }
     }
@@ -66,8 +66,8 @@ impl Finish {
             if !terms.offset.is_null() {
                 y = s.add(y, s.load(terms.offset.add(c)));
             }
-            if !terms.residual.is_null() {
-                y = s.add(y, s.load(terms.residual.add(c)));
+            if let Some(image) = self.residual {
+                y = s.add(y, image.numbers.load(s, terms.residual, c));
             }
             if self.factor != 1.0 {
                 y = s.mul(y, s.splat(self.factor));

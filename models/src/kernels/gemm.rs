@@ -1,5 +1,6 @@
 //! The inner product of everything: a block of rows times a panel of packed columns, in registers.
 
+use super::numbers::Element;
 use super::simd::Simd;
 
 /// `R` rows of `C` vectors.
@@ -11,13 +12,13 @@ pub(super) fn zeros<S: Simd, const R: usize, const C: usize>(s: S) -> Block<S, R
     [[s.splat(0.0); C]; R]
 }
 
-/// `acc[r][c] += Σ_k rows[r][k] · columns[k·pitch + c]` for `k < depth`, one product after another, so
-/// a row's bits do not depend on how many rows there are.
+/// `acc[r][c] += Σ_k rows[r][k] · columns[k·pitch + c]` for words `k < depth`, one product after
+/// another, so a row's bits do not depend on how many rows there are.
 ///
 /// # Safety
-/// Each of `rows` is good for reading `depth` floats; `columns` for `C` vectors at each `k·pitch`.
+/// Each of `rows` is good for reading `depth` words; `columns` for `C` vectors at each `k·pitch`.
 #[inline(always)]
-pub(super) unsafe fn accumulate<S: Simd, const R: usize, const C: usize>(
+pub(super) unsafe fn accumulate<S: Simd, E: Element, const R: usize, const C: usize>(
     s: S,
     acc: &mut Block<S, R, C>,
     rows: &[*const f32; R],
@@ -38,7 +39,7 @@ pub(super) unsafe fn accumulate<S: Simd, const R: usize, const C: usize>(
             for r in 0..R {
                 let x = s.splat(*rows[r].add(k));
                 for c in 0..C {
-                    block[r][c] = s.fma(x, panel[c], block[r][c]);
+                    block[r][c] = E::multiply(s, x, panel[c], block[r][c]);
                 }
             }
         }

@@ -1,15 +1,18 @@
 //! Feature maps in the arena, and how they come in, go out, and change size.
 
 use super::arena::{Buffer, padded};
+use super::bf16;
+use super::numbers::Numbers;
 use super::program::{Memory, Operation, Split};
 
-/// Feature maps of each sample, channels last: `[height, width, stride]`.
+/// Feature maps of each sample, channels last: `[height, width, stride]` numbers.
 ///
 /// The channels are one segment, or two where two maps were joined; each segment is padded with
 /// zeros to whole cache lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Image {
     pub(crate) buffer: Buffer,
+    pub(crate) numbers: Numbers,
     pub(crate) height: usize,
     pub(crate) width: usize,
     /// Channels of the segments; the second may be empty.
@@ -17,9 +20,14 @@ pub(crate) struct Image {
 }
 
 impl Image {
-    /// Floats from one pixel to the next.
+    /// Channels of a pixel, padding counted.
     pub(crate) fn stride(&self) -> usize {
         padded(self.segments[0]) + padded(self.segments[1])
+    }
+
+    /// Words from one pixel to the next.
+    pub(crate) fn words(&self) -> usize {
+        self.numbers.words(self.stride())
     }
 
     /// Pixels of a sample.
@@ -32,9 +40,9 @@ impl Image {
         self.segments[0] + self.segments[1]
     }
 
-    /// How many floats of a pixel a product must read: with one segment the padding is left out.
+    /// How many words of a pixel a product must read: with one segment the padding is left out.
     pub(crate) fn depth(&self) -> usize {
-        if self.segments[1] == 0 { self.segments[0] } else { self.stride() }
+        self.numbers.words(if self.segments[1] == 0 { self.segments[0] } else { self.stride() })
     }
 
     /// Where in a pixel channel `c` is.
@@ -46,7 +54,7 @@ impl Image {
 /// Pixels that one item of a simple pass works on.
 pub(super) const CHUNK: usize = 128;
 
-/// The network's input, channels first and unpadded, as an image: `factor·x + shift`.
+/// The network's input, channels first and unpadded, as an image of f32: `factor·x + shift`.
 pub(crate) struct Import {
     pub(crate) input: usize,
     pub(crate) output: Image,
@@ -88,7 +96,7 @@ impl Operation for Import {
     }
 }
 
-/// An image as the network's output, channels first and unpadded; where `divisor` is given, divided
+/// An image of f32 as the network's output, channels first and unpadded; where `divisor` is given, divided
 /// by each sample's number in that input.
 pub(crate) struct Export {
     pub(crate) input: Image,
@@ -149,13 +157,25 @@ impl Operation for Downsample {
         "downsample".to_string()
     }
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
-        let (stride, width) = (self.output.stride(), self.output.width);
+        let (words, width) = (self.output.words(), self.output.width);
+        let mean = |above: [f32; 2], below: [f32; 2]| {
+            ((above[0] + above[1]) + (below[0] + below[1])) * 0.25
+        };
         resample(&self.input, &self.output, memory, item, |input, p, pixel| {
-            let first = (p / width * 2 * self.input.width + p % width * 2) * stride;
-            let below = first + self.input.width * stride;
-            for (c, value) in pixel.iter_mut().enumerate() {
-                let above = input[first + c] + input[first + stride + c];
-                *value = (above + (input[below + c] + input[below + stride + c])) * 0.25;
+            let first = (p / width * 2 * self.input.width + p % width * 2) * words;
+            let below = first + self.input.width * words;
+            for (c, word) in pixel.iter_mut().enumerate() {
+                let above = [input[first + c], input[first + words + c]];
+                let below = [input[below + c], input[below + words + c]];
+                match self.input.numbers {
+                    Numbers::F32 => *word = mean(above, below),
+                    Numbers::Bf16 => {
+                        for upper in [false, true] {
+                            let number = |word| bf16::get(word, upper);
+                            bf16::put(word, upper, mean(above.map(number), below.map(number)));
+                        }
+                    }
+                }
             }
         });
     }
@@ -181,10 +201,10 @@ impl Operation for Upsample {
         "upsample".to_string()
     }
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
-        let (stride, width) = (self.output.stride(), self.output.width);
+        let (words, width) = (self.output.words(), self.output.width);
         resample(&self.input, &self.output, memory, item, |input, p, pixel| {
-            let from = (p / width / 2 * self.input.width + p % width / 2) * stride;
-            pixel.copy_from_slice(&input[from..][..stride]);
+            let from = (p / width / 2 * self.input.width + p % width / 2) * words;
+            pixel.copy_from_slice(&input[from..][..words]);
         });
     }
 }
@@ -200,17 +220,17 @@ pub(super) fn resample(
     let chunks = output.pixels().div_ceil(CHUNK);
     let (sample, first) = (item / chunks, item % chunks * CHUNK);
     let count = CHUNK.min(output.pixels() - first);
-    let (stride, from) = (output.stride(), input.pixels() * input.stride());
+    let (words, from) = (output.words(), input.pixels() * input.words());
     // SAFETY: the sample's part of the input, which nothing writes now, and the item's pixels of the
     // output, which it alone writes.
     let (source, target) = unsafe {
-        let target = memory.at(output.buffer, sample).wrapping_add(first * stride);
+        let target = memory.at(output.buffer, sample).wrapping_add(first * words);
         (
             std::slice::from_raw_parts(memory.at(input.buffer, sample), from),
-            std::slice::from_raw_parts_mut(target, count * stride),
+            std::slice::from_raw_parts_mut(target, count * words),
         )
     };
-    for (i, pixel) in target.chunks_exact_mut(stride).enumerate() {
+    for (i, pixel) in target.chunks_exact_mut(words).enumerate() {
         fill(source, first + i, pixel);
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512};
+use super::simd::{Avx2, Avx512, Avx512Bf16};
 use super::simd::{Portable, Simd};
 
 /// An instruction set that the kernels are compiled for.
@@ -16,11 +16,13 @@ pub enum Isa {
     Avx2,
     /// 16 lanes with fused multiply-add.
     Avx512,
+    /// The same, with products of bf16.
+    Avx512Bf16,
 }
 
 impl Isa {
-    /// The best this processor has, or what `UNDERSTUDY_ISA` (`portable`, `avx2`, `avx512`) asks
-    /// for where the processor has that. The answer never changes within a process.
+    /// The best this processor has, or what `UNDERSTUDY_ISA` (`portable`, `avx2`, `avx512`,
+    /// `avx512bf16`) asks for where the processor has that. The answer never changes within a process.
     pub fn detect() -> Self {
         static FOUND: OnceLock<Isa> = OnceLock::new();
         *FOUND.get_or_init(|| {
@@ -42,8 +44,16 @@ impl Isa {
             if Avx512::detect().is_some() {
                 list.push(Self::Avx512);
             }
+            if Avx512Bf16::detect().is_some() {
+                list.push(Self::Avx512Bf16);
+            }
         }
         list
+    }
+
+    /// Whether products of bf16 are instructions here, not loops.
+    pub fn multiplies_bf16(self) -> bool {
+        self == Self::Avx512Bf16
     }
 
     /// Floats in one vector.
@@ -53,7 +63,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Avx512::LANES,
+            Self::Avx512 | Self::Avx512Bf16 => Avx512::LANES,
             #[cfg(not(target_arch = "x86_64"))]
             _ => Portable::LANES,
         }
@@ -66,7 +76,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Avx512::ROWS,
+            Self::Avx512 | Self::Avx512Bf16 => Avx512::ROWS,
             #[cfg(not(target_arch = "x86_64"))]
             _ => Portable::ROWS,
         }
@@ -84,6 +94,7 @@ impl fmt::Display for Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
         })
     }
 }
@@ -114,6 +125,12 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
             Some(token) => unsafe { with_avx512(token, kernel) },
             None => panic!("this processor has no AVX-512"),
         },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => match Avx512Bf16::detect() {
+            // SAFETY: the token is proof that the processor has these instructions.
+            Some(token) => unsafe { with_avx512_bf16(token, kernel) },
+            None => panic!("this processor has no AVX512-BF16"),
+        },
         #[cfg(not(target_arch = "x86_64"))]
         _ => kernel.run(Portable),
     }
@@ -132,5 +149,13 @@ unsafe fn with_avx2<K: Kernel>(token: Avx2, kernel: K) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx2,fma")]
 unsafe fn with_avx512<K: Kernel>(token: Avx512, kernel: K) {
+    kernel.run(token);
+}
+
+/// # Safety
+/// The processor has AVX512-BF16, AVX-512F, AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512f,avx2,fma")]
+unsafe fn with_avx512_bf16<K: Kernel>(token: Avx512Bf16, kernel: K) {
     kernel.run(token);
 }

@@ -8,16 +8,18 @@
 //!
 //! Maps are channels last, with channels padded by zeros to whole cache lines. A sample's result does
 //! not depend on its neighbours or on the number of threads: items never share a sum, and every sum
-//! has an order that only the layer's shape decides.
+//! has an order that only the layer's shape decides. Maps hold f32 or, where the processor multiplies
+//! it, bf16 (`numbers`); sums, norms and softmax are of f32 either way.
 
 // Loops over lanes and tiles index several arrays at once, and must leave nothing that is not inlined.
 #![allow(clippy::needless_range_loop)]
 
 mod activation;
+mod alone;
 mod arena;
 mod attention;
+mod bf16;
 mod constants;
-mod convolution;
 mod direct;
 mod finish;
 mod gemm;
@@ -25,6 +27,8 @@ mod gradient;
 mod image;
 mod isa;
 mod norm;
+mod numbers;
+mod peak;
 mod program;
 mod scheme;
 mod simd;
@@ -36,10 +40,10 @@ mod twin;
 mod winograd;
 
 pub(crate) use activation::Function;
+pub use alone::{Alone, Layer};
 pub(crate) use arena::{Buffer, Layout, padded};
 pub(crate) use attention::{Attend, PackKeys};
 pub(crate) use constants::{Constants, Values};
-pub use convolution::{Algorithm, Convolution};
 pub(crate) use direct::{Direct, Taps};
 pub(crate) use finish::Finish;
 pub(crate) use gradient::{
@@ -49,5 +53,8 @@ pub(crate) use gradient::{
 pub(crate) use image::{Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;
 pub(crate) use norm::{Apply, Measure, Settle};
-pub(crate) use program::{Call, Operation, Part, Profile, Program, Workspace};
+pub(crate) use numbers::Numbers;
+pub use peak::Peak;
+pub(crate) use program::{Call, Operation, Part, Program, Workspace};
+pub use program::{Footprint, Timing};
 pub(crate) use winograd::{Variant, Winograd};

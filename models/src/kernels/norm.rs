@@ -9,6 +9,7 @@ use super::arena::{Aligned, Buffer};
 use super::constants::Values;
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
+use super::numbers::{Bf16, Element, F32, Numbers};
 use super::program::{Memory, Operation, Split};
 use super::simd::Simd;
 
@@ -46,49 +47,60 @@ impl Operation for Measure {
         let (pixels, stride) = (self.input.pixels(), self.input.stride());
         let chunks = pixels.div_ceil(CHUNK);
         let (sample, chunk) = (item / chunks, item % chunks);
-        let from = memory.at(self.input.buffer, sample).wrapping_add(chunk * CHUNK * stride);
+        let first = chunk * CHUNK * self.input.words();
+        let from = memory.at(self.input.buffer, sample).wrapping_add(first);
         let to = memory.at(self.output, sample).wrapping_add(chunk * 2 * stride);
         let count = CHUNK.min(pixels - chunk * CHUNK);
-        dispatch(memory.isa, Moments { from, to, count, stride });
+        dispatch(memory.isa, Moments { input: &self.input, from, to, count });
     }
 }
 
-struct Moments {
+struct Moments<'a> {
+    input: &'a Image,
     from: *const f32,
     to: *mut f32,
     count: usize,
-    stride: usize,
 }
 
-impl Kernel for Moments {
+impl Kernel for Moments<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let mut c = 0;
-        while c < self.stride {
-            let share = s.splat(1.0 / self.count as f32);
-            let mean = s.mul(self.sum(s, c, s.splat(0.0), false), share);
-            let squares = self.sum(s, c, mean, true);
-            // SAFETY: the result has two rows of `stride` for this chunk.
-            unsafe {
-                s.store(self.to.add(c), mean);
-                s.store(self.to.add(self.stride + c), squares);
-            }
-            c += S::LANES;
+        match self.input.numbers {
+            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
+            _ => self.of::<S, F32>(s),
         }
     }
 }
 
-impl Moments {
+impl Moments<'_> {
+    #[inline(always)]
+    fn of<S: Simd, E: Element>(&self, s: S) {
+        let stride = self.input.stride();
+        let mut c = 0;
+        while c < stride {
+            let share = s.splat(1.0 / self.count as f32);
+            let mean = s.mul(self.sum::<S, E>(s, c, s.splat(0.0), false), share);
+            let squares = self.sum::<S, E>(s, c, mean, true);
+            // SAFETY: the result has two rows of `stride` for this chunk.
+            unsafe {
+                s.store(self.to.add(c), mean);
+                s.store(self.to.add(stride + c), squares);
+            }
+            c += S::LANES;
+        }
+    }
+
     /// The sum of `x − centre`, or of its square, in four chains that are then added in pairs.
     #[inline(always)]
-    fn sum<S: Simd>(&self, s: S, c: usize, centre: S::V, squared: bool) -> S::V {
+    fn sum<S: Simd, E: Element>(&self, s: S, c: usize, centre: S::V, squared: bool) -> S::V {
+        let words = self.input.words();
         let mut sums = [s.splat(0.0); 4];
         let mut p = 0;
         while p < self.count {
             for (i, sum) in sums.iter_mut().enumerate() {
                 if p + i < self.count {
                     // SAFETY: the pixel is one of the chunk, and the vector one of its channels.
-                    let x = unsafe { s.load(self.from.add((p + i) * self.stride + c)) };
+                    let x = unsafe { E::load(s, self.from.add((p + i) * words), c) };
                     let x = s.sub(x, centre);
                     *sum = if squared { s.fma(x, x, *sum) } else { s.add(*sum, x) };
                 }
@@ -237,6 +249,7 @@ pub(crate) struct Apply {
 
 impl Apply {
     pub(crate) fn new(sources: &[Image], output: Image, map: Buffer, function: Function) -> Self {
+        assert!(sources.iter().all(|source| source.numbers == output.numbers));
         let mut real = Aligned::zeros(output.stride());
         for c in 0..output.channels() {
             real.as_mut_slice()[output.place(c)] = 1.0;
@@ -296,14 +309,22 @@ impl Kernel for Pixels<'_> {
 impl Pixels<'_> {
     #[inline(always)]
     fn with<S: Simd>(&self, s: S, function: Function) {
+        match self.apply.output.numbers {
+            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s, function),
+            _ => self.of::<S, F32>(s, function),
+        }
+    }
+
+    #[inline(always)]
+    fn of<S: Simd, E: Element>(&self, s: S, function: Function) {
         let Apply { sources, output, map, real, .. } = self.apply;
-        let stride = output.stride();
+        let (stride, words) = (output.stride(), output.words());
         let map = self.memory.at(*map, self.sample).cast_const();
-        let to = self.memory.at(output.buffer, self.sample).wrapping_add(self.first * stride);
+        let to = self.memory.at(output.buffer, self.sample).wrapping_add(self.first * words);
         let mut before = 0;
         for source in sources {
-            let own = source.stride();
-            let from = self.memory.at(source.buffer, self.sample).wrapping_add(self.first * own);
+            let (own, pixel) = (source.stride(), source.words());
+            let from = self.memory.at(source.buffer, self.sample).wrapping_add(self.first * pixel);
             let mut c = 0;
             while c < own {
                 // SAFETY: the vector is one of the source's padded channels, which follow `before`
@@ -315,10 +336,10 @@ impl Pixels<'_> {
                     let whole = *real.as_slice().get_unchecked(before + c + S::LANES - 1) == 1.0;
                     let mask = s.load(real.as_slice().as_ptr().add(before + c));
                     for p in 0..self.count {
-                        let x = s.load(from.add(p * own + c));
+                        let x = E::load(s, from.add(p * pixel), c);
                         let y = function.vector(s, s.fma(x, factor, term));
                         let y = if whole { y } else { s.keep(y, mask) };
-                        s.store(to.add(p * stride + before + c), y);
+                        E::store(s, to.add(p * words), before + c, y);
                     }
                 }
                 c += S::LANES;

@@ -65,6 +65,11 @@ pub(crate) trait Operation: Send + Sync {
         0.0
     }
 
+    /// Bytes of the weights it keeps.
+    fn weight_bytes(&self) -> usize {
+        0
+    }
+
     /// Does one item of one phase.
     ///
     /// # Safety
@@ -179,8 +184,30 @@ pub(crate) struct Call<'a> {
     pub(crate) gradients: &'a mut [f32],
 }
 
-/// Name, floating-point operations and seconds of each operation of a run.
-pub(crate) type Profile = Vec<(String, f64, f64)>;
+/// What one operation of an evaluation did, and how long it took.
+#[derive(Debug, Clone)]
+pub struct Timing {
+    /// The operation.
+    pub name: String,
+    /// Floating-point operations for the whole batch, as a direct implementation would need them.
+    pub flop: f64,
+    /// Bytes of the maps it reads and writes, once each, and of its weights.
+    pub bytes: f64,
+    /// Wall time.
+    pub seconds: f64,
+}
+
+/// What a compiled network keeps in memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Weights, in the one form that each layer needs.
+    pub weight_bytes: usize,
+    /// Intermediate results of one sample that are alive at the same time, at most.
+    pub live_bytes_per_sample: usize,
+    /// What is kept from one evaluation to the next beside the weights: intermediate results for the
+    /// largest batch so far, and what single operations need beside them.
+    pub workspace_bytes: usize,
+}
 
 /// Operations over an arena, checked.
 pub(crate) struct Program {
@@ -189,6 +216,8 @@ pub(crate) struct Program {
     parts: Vec<Part>,
     /// Floats per sample.
     arena: usize,
+    /// Floats per sample in use at once at most.
+    live: usize,
     /// Floats for weights.
     placed: usize,
     /// Floats of each parameter.
@@ -240,9 +269,9 @@ impl Program {
                 assert!(!others.any(|other| other.overlaps(*write)), "{name} overwrites its input");
             }
         }
-        let (arena, placed) = (layout.len(), placed.len());
+        let (arena, live, placed) = (layout.len(), layout.peak(), placed.len());
         let workspaces = Mutex::default();
-        Self { isa, operations, parts, arena, placed, parameters, workspaces }
+        Self { isa, operations, parts, arena, live, placed, parameters, workspaces }
     }
 
     /// Runs all operations of a program of one part for `batch` samples on the threads of the current
@@ -257,9 +286,14 @@ impl Program {
         self.end(workspace);
     }
 
-    /// As [`Program::run`], giving name, work and seconds of each operation.
-    pub(crate) fn profile(&self, batch: usize, inputs: &[&[f32]], output: &mut [f32]) -> Profile {
-        let (mut workspace, mut profile) = (self.begin(), Profile::new());
+    /// As [`Program::run`], giving what each operation did and how long it took.
+    pub(crate) fn profile(
+        &self,
+        batch: usize,
+        inputs: &[&[f32]],
+        output: &mut [f32],
+    ) -> Vec<Timing> {
+        let (mut workspace, mut profile) = (self.begin(), Vec::new());
         let call = Call { batch, inputs, parameters: &[], output, gradients: &mut [] };
         self.run_part(0, &mut workspace, call, Some(&mut profile));
         self.end(workspace);
@@ -287,7 +321,7 @@ impl Program {
         part: usize,
         workspace: &mut Workspace,
         call: Call,
-        profile: Option<&mut Profile>,
+        profile: Option<&mut Vec<Timing>>,
     ) {
         let part = &self.parts[part];
         let Call { batch, inputs, parameters, output, gradients } = call;
@@ -330,8 +364,15 @@ impl Program {
                 operation.run(&memory, phase, item, worker);
             };
             team::run(threads, &operation.split(batch, threads).items, &work);
-            let flop = operation.flop() * batch as f64;
-            profile.push((operation.name(), flop, start.elapsed().as_secs_f64()));
+            let seconds = start.elapsed().as_secs_f64();
+            let floats = |buffers: Vec<Buffer>| buffers.iter().map(|b| b.len).sum::<usize>();
+            let floats = floats(operation.reads()) + floats(operation.writes());
+            profile.push(Timing {
+                name: operation.name(),
+                flop: operation.flop() * batch as f64,
+                bytes: (4 * floats * batch + operation.weight_bytes()) as f64,
+                seconds,
+            });
         }
     }
 
@@ -360,14 +401,18 @@ impl Program {
         needs
     }
 
-    /// Bytes kept for runs, all workspaces together.
-    pub(crate) fn workspace_bytes(&self) -> usize {
+    /// What it keeps in memory.
+    pub(crate) fn footprint(&self) -> Footprint {
         let workspaces = self.workspaces.lock().unwrap_or_else(|e| e.into_inner());
         let floats = |memory: &Option<Aligned>| memory.as_ref().map_or(0, |m| m.as_slice().len());
         let all = |w: &Workspace| {
-            [&w.arena, &w.placed, &w.shared, &w.scratch].into_iter().map(floats).sum::<usize>()
+            4 * [&w.arena, &w.placed, &w.shared, &w.scratch].into_iter().map(floats).sum::<usize>()
         };
-        4 * workspaces.iter().map(all).sum::<usize>()
+        Footprint {
+            weight_bytes: self.operations.iter().map(|operation| operation.weight_bytes()).sum(),
+            live_bytes_per_sample: 4 * self.live,
+            workspace_bytes: workspaces.iter().map(all).sum(),
+        }
     }
 }
 

@@ -6,6 +6,11 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as x86;
 
+use super::bf16;
+
+/// The most floats in a vector.
+const WIDEST: usize = 16;
+
 /// Vectors of `LANES` f32.
 pub(crate) trait Simd: Copy {
     /// Floats in a vector.
@@ -13,6 +18,8 @@ pub(crate) trait Simd: Copy {
     /// Rows of the register block of products, beside two vectors of columns: as many as the
     /// registers hold.
     const ROWS: usize;
+    /// Whether maps may be of bf16: where they are instructions, and in the twin.
+    const BF16: bool = false;
     /// A vector.
     type V: Copy;
 
@@ -46,6 +53,50 @@ pub(crate) trait Simd: Copy {
     fn exp2(self, n: Self::V) -> Self::V;
     /// `a` where `mask` is 1 and 0 where it is 0, whatever `a` is there.
     fn keep(self, a: Self::V, mask: Self::V) -> Self::V;
+
+    /// `acc + a₁·b₁ + a₀·b₀`, each lane of `a` and `b` being a word of two bf16: [`bf16::dot`], one lane
+    /// after another where there is no instruction.
+    #[inline(always)]
+    fn dot(self, a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
+        let mut lanes = [[0f32; WIDEST]; 3];
+        for (lanes, v) in lanes.iter_mut().zip([a, b, acc]) {
+            // SAFETY: no vector is wider.
+            unsafe { self.store(lanes.as_mut_ptr(), v) };
+        }
+        for i in 0..Self::LANES {
+            lanes[2][i] = bf16::dot(lanes[0][i], lanes[1][i], lanes[2][i]);
+        }
+        // SAFETY: no vector is wider.
+        unsafe { self.load(lanes[2].as_ptr()) }
+    }
+    /// `LANES` bf16, half as many words, from `p`, which need not be aligned.
+    ///
+    /// # Safety
+    /// `p` is good for reading so many.
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const f32) -> Self::V {
+        let mut lanes = [0f32; WIDEST];
+        for (i, lane) in lanes[..Self::LANES].iter_mut().enumerate() {
+            // SAFETY: the caller's promise.
+            *lane = bf16::widen(unsafe { p.cast::<u16>().add(i).read_unaligned() });
+        }
+        // SAFETY: no vector is wider.
+        unsafe { self.load(lanes.as_ptr()) }
+    }
+    /// `v` rounded to `LANES` bf16, half as many words, to `p`, which need not be aligned.
+    ///
+    /// # Safety
+    /// `p` is good for writing so many.
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut f32, v: Self::V) {
+        let mut lanes = [0f32; WIDEST];
+        // SAFETY: no vector is wider.
+        unsafe { self.store(lanes.as_mut_ptr(), v) };
+        for (i, lane) in lanes[..Self::LANES].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { p.cast::<u16>().add(i).write_unaligned(bf16::narrow(*lane)) };
+        }
+    }
 }
 
 /// What the compiler makes of arrays.
@@ -65,6 +116,7 @@ fn lanes(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
 impl Simd for Portable {
     const LANES: usize = 8;
     const ROWS: usize = 3;
+    const BF16: bool = true;
     type V = [f32; 8];
 
     #[inline(always)]
@@ -129,6 +181,12 @@ pub(crate) struct Avx2(());
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
+/// Vectors of 16 with fused multiply-add and products of bf16. Its field keeps others from making one
+/// unasked.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Bf16(());
+
 #[cfg(target_arch = "x86_64")]
 impl Avx2 {
     /// A token where the processor has AVX2 and FMA.
@@ -145,6 +203,16 @@ impl Avx512 {
     #[inline]
     pub(crate) fn detect() -> Option<Self> {
         (std::is_x86_feature_detected!("avx512f") && Avx2::detect().is_some()).then_some(Self(()))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512Bf16 {
+    /// A token where the processor has AVX512-BF16, AVX-512F, AVX2 and FMA.
+    #[inline]
+    pub(crate) fn detect() -> Option<Self> {
+        let found = std::is_x86_feature_detected!("avx512bf16") && Avx512::detect().is_some();
+        found.then_some(Self(()))
     }
 }
 
@@ -215,22 +283,64 @@ impl Simd for Avx2 {
     );
 }
 
+/// The methods of [`Simd`] that AVX-512F has.
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512f {
+    () => {
+        const LANES: usize = 16;
+        const ROWS: usize = 14;
+
+        intrinsics!(
+            x86::__m512, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps,
+            |n| {
+                let biased = x86::_mm512_add_epi32(x86::_mm512_cvtps_epi32(n), x86::_mm512_set1_epi32(127));
+                x86::_mm512_castsi512_ps(x86::_mm512_slli_epi32::<23>(biased))
+            },
+            |a, mask| {
+                let kept = x86::_mm512_cmp_ps_mask::<{ x86::_CMP_NEQ_OQ }>(mask, x86::_mm512_setzero_ps());
+                x86::_mm512_maskz_mov_ps(kept, a)
+            },
+            add => _mm512_add_ps, sub => _mm512_sub_ps, mul => _mm512_mul_ps, div => _mm512_div_ps,
+            max => _mm512_max_ps, min => _mm512_min_ps
+        );
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 impl Simd for Avx512 {
-    const LANES: usize = 16;
-    const ROWS: usize = 14;
+    avx512f!();
+}
 
-    intrinsics!(
-        x86::__m512, _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps,
-        |n| {
-            let biased = x86::_mm512_add_epi32(x86::_mm512_cvtps_epi32(n), x86::_mm512_set1_epi32(127));
-            x86::_mm512_castsi512_ps(x86::_mm512_slli_epi32::<23>(biased))
-        },
-        |a, mask| {
-            let kept = x86::_mm512_cmp_ps_mask::<{ x86::_CMP_NEQ_OQ }>(mask, x86::_mm512_setzero_ps());
-            x86::_mm512_maskz_mov_ps(kept, a)
-        },
-        add => _mm512_add_ps, sub => _mm512_sub_ps, mul => _mm512_mul_ps, div => _mm512_div_ps,
-        max => _mm512_max_ps, min => _mm512_min_ps
-    );
+#[cfg(target_arch = "x86_64")]
+impl Simd for Avx512Bf16 {
+    const BF16: bool = true;
+    avx512f!();
+
+    #[inline(always)]
+    fn dot(self, a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
+        // SAFETY: `self` is proof that the processor has the instruction; both types are 64 bytes, any
+        // of which are a vector of bf16.
+        unsafe {
+            let pairs = |v: Self::V| std::mem::transmute::<x86::__m512, x86::__m512bh>(v);
+            x86::_mm512_dpbf16_ps(acc, pairs(a), pairs(b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const f32) -> Self::V {
+        // SAFETY: `self` is proof of the instructions, the caller vouches for the memory.
+        unsafe {
+            let halves = x86::_mm512_cvtepu16_epi32(x86::_mm256_loadu_si256(p.cast()));
+            x86::_mm512_castsi512_ps(x86::_mm512_slli_epi32::<16>(halves))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut f32, v: Self::V) {
+        // SAFETY: `self` is proof of the instructions, the caller vouches for the memory; both types
+        // are 32 bytes.
+        unsafe {
+            let halves = x86::_mm512_cvtneps_pbh(v);
+            let halves = std::mem::transmute::<x86::__m256bh, x86::__m256i>(halves);
+            x86::_mm256_storeu_si256(p.cast(), halves);
+        }
+    }
 }

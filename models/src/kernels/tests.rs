@@ -7,8 +7,10 @@ use proptest::prelude::*;
 use super::twin::{self, Plain};
 use super::*;
 
+const BOTH: [Numbers; 2] = [Numbers::F32, Numbers::Bf16];
+
 /// Numbers from −1 to 1.
-pub(super) fn numbers(len: usize, seed: u32) -> Vec<f32> {
+pub(super) fn values(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -17,12 +19,52 @@ pub(super) fn numbers(len: usize, seed: u32) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
+/// The nearest numbers of the type.
+fn rounded(numbers: Numbers, values: Vec<f32>) -> Vec<f32> {
+    match numbers {
+        Numbers::F32 => values,
+        Numbers::Bf16 => values.into_iter().map(|x| bf16::widen(bf16::narrow(x))).collect(),
+    }
+}
+
 /// Channels, height, width.
 pub(super) type Size = [usize; 3];
 
-pub(super) fn take(layout: &mut Layout, [channels, height, width]: Size) -> Image {
+pub(super) fn take(
+    layout: &mut Layout,
+    numbers: Numbers,
+    [channels, height, width]: Size,
+) -> Image {
     let segments = [channels, 0];
-    Image { buffer: layout.take(height * width * padded(channels)), height, width, segments }
+    let buffer = layout.take(height * width * numbers.words(padded(channels)));
+    Image { buffer, numbers, height, width, segments }
+}
+
+type Operations = Vec<Box<dyn Operation>>;
+
+/// A product of every pixel with the identity.
+fn identity(isa: Isa, source: Image, target: Image) -> Box<dyn Operation> {
+    let channels = source.channels();
+    let one = |i| f32::from(u8::from(i / channels == i % channels));
+    let weights: Vec<f32> = (0..channels * channels).map(one).collect();
+    let finish = Finish::new(&vec![0.0; channels], isa.panel());
+    Box::new(Direct::new(isa, &[source], target, Taps::POINT, &weights, finish))
+}
+
+/// The image as one of `numbers`.
+fn of(
+    numbers: Numbers,
+    isa: Isa,
+    image: Image,
+    layout: &mut Layout,
+    operations: &mut Operations,
+) -> Image {
+    if numbers == image.numbers {
+        return image;
+    }
+    let copy = take(layout, numbers, [image.channels(), image.height, image.width]);
+    operations.push(identity(isa, image, copy));
+    copy
 }
 
 /// A program whose inputs are maps of these sizes, with what `build` makes of them in between.
@@ -33,8 +75,9 @@ fn program(
     build: impl FnOnce(&[Image], Image, &mut Layout) -> Vec<Box<dyn Operation>>,
 ) -> Program {
     let mut layout = Layout::default();
-    let images: Vec<Image> = inputs.iter().map(|&size| take(&mut layout, size)).collect();
-    let target = take(&mut layout, output);
+    let images: Vec<Image> =
+        inputs.iter().map(|&size| take(&mut layout, Numbers::F32, size)).collect();
+    let target = take(&mut layout, Numbers::F32, output);
     let mut operations: Vec<Box<dyn Operation>> = Vec::new();
     for (input, &output) in images.iter().enumerate() {
         operations.push(Box::new(Import { input, output, factor: 1.0, shift: 0.0 }));
@@ -45,9 +88,11 @@ fn program(
     Program::new(isa, operations, &layout, lens, output.iter().product())
 }
 
-/// Runs `make(isa)` for all instruction sets and compares it with `expected` of each sample, and its
-/// bits with those for one sample alone and on other numbers of threads.
+/// Runs `make(isa)` for all instruction sets that have `numbers`, in which inputs are given, and compares
+/// it with `expected` of each sample, and its bits with those for one sample alone and on other numbers
+/// of threads.
 fn check(
+    numbers: Numbers,
     batch: usize,
     inputs: &[Size],
     output: Size,
@@ -58,7 +103,8 @@ fn check(
     let data: Vec<Vec<f32>> = inputs
         .iter()
         .enumerate()
-        .map(|(i, size)| numbers(batch * size.iter().product::<usize>(), 7 + i as u32))
+        .map(|(i, size)| (7 + i as u32, batch * size.iter().product::<usize>()))
+        .map(|(seed, len)| rounded(numbers, values(len, seed)))
         .collect();
     let sample = |s: usize| -> Vec<&[f32]> {
         data.iter()
@@ -70,7 +116,10 @@ fn check(
             .collect()
     };
     let len: usize = output.iter().product();
-    for isa in Isa::available() {
+    let mut isas = Isa::available();
+    // The scalar twin, and where it is an instruction.
+    isas.retain(|&isa| numbers == Numbers::F32 || isa == Isa::Portable || isa.multiplies_bf16());
+    for isa in isas {
         let program = make(isa);
         let all: Vec<&[f32]> = data.iter().map(|data| &data[..]).collect();
         let run = |threads: usize| {
@@ -93,7 +142,7 @@ fn check(
             let expected = expected(&plain.collect::<Vec<_>>());
             let error = twin::relative_error(together, &expected.values);
             if s == 0 {
-                println!("{isa}: {inputs:?} → {output:?}: {error:.1e}");
+                println!("{isa} {numbers:?}: {inputs:?} → {output:?}: {error:.1e}");
             }
             assert!(error <= limit, "{isa}: sample {s} of {batch}: error {error:e}");
         }
@@ -115,6 +164,7 @@ proptest! {
         outputs in 1usize..70,
         kind in 0usize..6,
         factor in prop::sample::select(vec![1.0f32, 0.5]),
+        numbers in prop::sample::select(&BOTH[..]),
     ) {
         let [side, stride, padding, double] =
             [[1, 1, 0, 0], [3, 1, 1, 0], [3, 2, 1, 0], [3, 2, 0, 0], [3, 1, 1, 1], [1, 1, 0, 1]][kind];
@@ -127,19 +177,24 @@ proptest! {
             inputs.push([second, height, width]);
         }
         let channels = first + second;
-        let weights = numbers(outputs * channels * side * side, 1);
-        let bias = numbers(outputs, 2);
+        let weights = rounded(numbers, values(outputs * channels * side * side, 1));
+        let bias = values(outputs, 2);
         // A vector for each sample, and a residual.
         let count = inputs.len();
         inputs.push([outputs, 1, 1]);
         inputs.push(output);
-        check(batch, &inputs, output, |isa| {
-            program(isa, &inputs, output, |images, target, _| {
+        check(numbers, batch, &inputs, output, |isa| {
+            program(isa, &inputs, output, |images, target, layout| {
+                let mut operations = Vec::new();
+                let mut of = |image| of(numbers, isa, image, layout, &mut operations);
+                let sources: Vec<Image> = images[..count].iter().map(|&image| of(image)).collect();
                 let mut finish = Finish::new(&bias, isa.panel());
                 finish.offset = Some((images[count].buffer, 0));
-                finish.residual = Some(images[count + 1]);
+                finish.residual = Some(of(images[count + 1]));
                 finish.factor = factor;
-                vec![Box::new(Direct::new(isa, &images[..count], target, taps, &weights, finish))]
+                let direct = Direct::new(isa, &sources, target, taps, &weights, finish);
+                operations.push(Box::new(direct));
+                operations
             })
         }, |plain| {
             let joined = Plain::joined(&plain[..count]);
@@ -155,25 +210,31 @@ proptest! {
         (channels, outputs) in (1usize..40, 1usize..70),
         four: bool,
         doubled: bool,
+        numbers in prop::sample::select(&BOTH[..]),
     ) {
         let double = usize::from(doubled);
         let output = [outputs, height << double, width << double];
         let inputs = [[channels, height, width], [outputs, 1, 1], output];
-        let weights = numbers(outputs * channels * 9, 1);
-        let bias = numbers(outputs, 2);
+        let weights = values(outputs * channels * 9, 1);
+        let bias = values(outputs, 2);
         let variant = if four { Variant::F4 } else { Variant::F2 };
-        check(batch, &inputs, output, |isa| {
-            program(isa, &inputs, output, |images, target, _| {
+        check(numbers, batch, &inputs, output, |isa| {
+            program(isa, &inputs, output, |images, target, layout| {
+                let mut operations = Vec::new();
+                let mut of = |image| of(numbers, isa, image, layout, &mut operations);
+                let (source, residual) = (of(images[0]), of(images[2]));
                 let mut finish = Finish::new(&bias, isa.panel());
                 finish.offset = Some((images[1].buffer, 0));
-                finish.residual = Some(images[2]);
-                let source = images[0];
-                vec![Box::new(Winograd::new(isa, variant, source, target, doubled, &weights, finish))]
+                finish.residual = Some(residual);
+                operations.push(Box::new(Winograd::new(
+                    isa, variant, source, target, doubled, &weights, finish,
+                )));
+                operations
             })
         }, |plain| {
             let y = plain[0].convolve(output, &weights, &bias, 3, 1, 1, doubled);
             y.finished(&plain[1], &plain[2], 1.0)
-        }, 5e-6);
+        }, if numbers == Numbers::F32 { 5e-6 } else { 3e-2 });
     }
 
     #[test]
@@ -185,6 +246,7 @@ proptest! {
             Function::Identity, Function::Silu, Function::Mish, Function::Gelu, Function::Relu,
         ]),
         modulated: bool,
+        numbers in prop::sample::select(&BOTH[..]),
     ) {
         let parts = [groups * of_first, of_second];
         // The second part makes the whole a multiple of the groups only together with the first.
@@ -197,20 +259,22 @@ proptest! {
         let count = inputs.len();
         inputs.push([2 * channels, 1, 1]);
         let output = [channels, height, width];
-        let (weight, bias) = (numbers(channels, 3), numbers(channels, 4));
-        check(batch, &inputs, output, |isa| {
+        let (weight, bias) = (values(channels, 3), values(channels, 4));
+        check(numbers, batch, &inputs, output, |isa| {
             program(isa, &inputs, output, |images, target, layout| {
-                let images = images.to_vec();
-                let mut operations: Vec<Box<dyn Operation>> = Vec::new();
+                let mut operations = Vec::new();
+                let mut of = |&image| of(numbers, isa, image, layout, &mut operations);
+                let maps: Vec<Image> = images[..count].iter().map(&mut of).collect();
                 let mut sources = Vec::new();
-                for &input in &images[..count] {
+                for &input in &maps {
                     let output = layout.take(Measure::len(&input));
                     operations.push(Box::new(Measure { input, output }));
                     sources.push((input, output));
                 }
                 let segments = [parts[0], parts[1]];
-                let len = height * width * (padded(parts[0]) + padded(parts[1]));
-                let joined = Image { buffer: layout.take(len), height, width, segments };
+                let len = height * width * numbers.words(padded(parts[0]) + padded(parts[1]));
+                let buffer = layout.take(len);
+                let joined = Image { buffer, numbers, height, width, segments };
                 let map = layout.take(2 * joined.stride());
                 let modulation = modulated.then_some((images[count].buffer, 0));
                 operations.push(Box::new(Settle {
@@ -218,13 +282,9 @@ proptest! {
                     weight: Values::Own(weight.clone()), bias: Values::Own(bias.clone()), modulation,
                     output: map, moments: None,
                 }));
-                operations.push(Box::new(Apply::new(&images[..count], joined, map, function)));
-                // Back to one segment, by a product with the identity.
-                let identity: Vec<f32> =
-                    (0..channels * channels).map(|i| f32::from(u8::from(i / channels == i % channels))).collect();
-                let finish = Finish::new(&vec![0.0; channels], isa.panel());
-                let point = Direct::new(isa, &[joined], target, Taps::POINT, &identity, finish);
-                operations.push(Box::new(point));
+                operations.push(Box::new(Apply::new(&maps, joined, map, function)));
+                // Back to one segment.
+                operations.push(identity(isa, joined, target));
                 operations
             })
         }, |plain| {
@@ -232,7 +292,7 @@ proptest! {
             let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
             let joined = Plain::joined(&plain[..count]);
             joined.normalised(groups, 1e-5, &wide(&weight), &wide(&bias), modulation, function)
-        }, 2e-6);
+        }, if numbers == Numbers::F32 { 2e-6 } else { 4e-3 });
     }
 
     #[test]
@@ -240,66 +300,103 @@ proptest! {
         batch in 1usize..5,
         (height, width) in (1usize..8, 1usize..8),
         (heads, of_head) in (1usize..4, 1usize..40),
+        numbers in prop::sample::select(&BOTH[..]),
     ) {
         let channels = heads * of_head;
         let (inputs, output) = ([[3 * channels, height, width]], [channels, height, width]);
-        check(batch, &inputs, output, |isa| {
+        check(numbers, batch, &inputs, output, |isa| {
             program(isa, &inputs, output, |images, target, layout| {
                 let (input, panel, rows) = (images[0], isa.panel(), isa.rows());
                 let keys = layout.take(PackKeys::len(&input, panel));
+                let gathered = take(layout, numbers, output);
                 vec![
                     Box::new(PackKeys { input, heads, panel, output: keys }),
-                    Box::new(Attend { input, keys, heads, panel, rows, output: target }),
+                    Box::new(Attend { input, keys, heads, panel, rows, output: gathered }),
+                    identity(isa, gathered, target),
                 ]
             })
-        }, |plain| plain[0].attended(heads), 2e-6);
+        }, |plain| plain[0].attended(heads), if numbers == Numbers::F32 { 2e-6 } else { 4e-3 });
     }
 
     #[test]
     fn sizes_change_as_in_plain_loops(
         batch in 1usize..4, channels in 1usize..40, (height, width) in (1usize..12, 1usize..12),
+        numbers in prop::sample::select(&BOTH[..]),
     ) {
         let (small, large) = ([channels, height, width], [channels, 2 * height, 2 * width]);
-        check(batch, &[small], large, |isa| program(isa, &[small], large, |images, output, _| {
-            vec![Box::new(Upsample { input: images[0], output })]
-        }), |plain| plain[0].doubled(), 0.0);
-        check(batch, &[large], small, |isa| program(isa, &[large], small, |images, output, _| {
-            vec![Box::new(Downsample { input: images[0], output })]
-        }), |plain| plain[0].halved(), 1e-7);
+        let resampled = |isa, from, to, up: bool| {
+            program(isa, &[from], to, |images, target, layout| {
+                let mut operations = Vec::new();
+                let input = of(numbers, isa, images[0], layout, &mut operations);
+                let output = take(layout, numbers, to);
+                operations.push(if up {
+                    Box::new(Upsample { input, output })
+                } else {
+                    Box::new(Downsample { input, output })
+                });
+                operations.push(identity(isa, output, target));
+                operations
+            })
+        };
+        check(numbers, batch, &[small], large, |isa| resampled(isa, small, large, true),
+            |plain| plain[0].doubled(), 0.0);
+        check(numbers, batch, &[large], small, |isa| resampled(isa, large, small, false),
+            |plain| plain[0].halved(), if numbers == Numbers::F32 { 1e-7 } else { 4e-3 });
     }
 }
 
-/// The shapes of the two networks that must be fast, each within what a layer may err.
+/// The shapes of the two networks that must be fast, each within what a layer may err: in f32 less than
+/// 1e-5, in bf16 what its eight bits leave after the transforms.
 #[test]
-fn layers_of_real_networks_err_by_less_than_1e_5() {
+fn layers_of_real_networks_err_little() {
     use Variant::{F2, F4};
-    for (variant, from, to, side) in [
-        (F4, 32, 32, 32),
-        (F4, 96, 32, 32),
-        (F4, 160, 64, 16),
-        (F4, 192, 96, 8),
-        (F4, 128, 128, 32),
-        (F4, 256, 256, 16),
-        (F4, 512, 256, 16),
-        (F2, 512, 256, 8),
-    ] {
+    let layers = [
+        (Some(F4), 32, 32, 32),
+        (Some(F4), 96, 32, 32),
+        (Some(F4), 160, 64, 16),
+        (Some(F4), 192, 96, 8),
+        (Some(F4), 128, 128, 32),
+        (Some(F4), 256, 256, 16),
+        (Some(F4), 512, 256, 16),
+        (Some(F2), 512, 256, 8),
+        (None, 256, 256, 4),
+        (None, 512, 256, 4),
+    ];
+    for ((variant, from, to, side), numbers) in
+        layers.into_iter().flat_map(|layer| BOTH.map(|numbers| (layer, numbers)))
+    {
         let (input, output) = ([from, side, side], [to, side, side]);
-        let weights = numbers(to * from * 9, 1);
-        let bias = numbers(to, 2);
+        let weights = values(to * from * 9, 1);
+        let bias = values(to, 2);
         check(
+            numbers,
             1,
             &[input],
             output,
             |isa| {
-                program(isa, &[input], output, |images, target, _| {
+                program(isa, &[input], output, |images, target, layout| {
+                    let mut operations = Vec::new();
+                    let source = of(numbers, isa, images[0], layout, &mut operations);
                     let finish = Finish::new(&bias, isa.panel());
-                    vec![Box::new(Winograd::new(
-                        isa, variant, images[0], target, false, &weights, finish,
-                    ))]
+                    operations.push(match variant {
+                        Some(variant) => Box::new(Winograd::new(
+                            isa, variant, source, target, false, &weights, finish,
+                        )),
+                        None => {
+                            let taps = Taps { side: 3, stride: 1, padding: 1, doubled: false };
+                            Box::new(Direct::new(isa, &[source], target, taps, &weights, finish))
+                        }
+                    });
+                    operations
                 })
             },
             |plain| plain[0].convolve(output, &weights, &bias, 3, 1, 1, false),
-            1e-5,
+            match (numbers, variant) {
+                (Numbers::F32, _) => 1e-5,
+                (Numbers::Bf16, Some(F4)) => 2e-2,
+                (Numbers::Bf16, Some(F2)) => 1e-2,
+                (Numbers::Bf16, None) => 4e-3,
+            },
         );
     }
 }

@@ -4,12 +4,15 @@
 //! are independent matrix products, one for each position in the transformed tile: 36 for four by
 //! four pixels instead of 144, 16 for two by two instead of 36.
 
+use std::marker::PhantomData;
+
 use super::arena::{Aligned, Buffer, padded};
 use super::constants::Constants;
 use super::finish::Finish;
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Isa, Kernel, dispatch};
+use super::numbers::{Bf16, Element, F32, Numbers};
 use super::program::{Memory, Needs, Operation, Split};
 use super::scheme::{F2, F4, Scheme};
 use super::simd::Simd;
@@ -61,7 +64,7 @@ pub(crate) struct Winograd {
     source: Image,
     output: Image,
     doubled: bool,
-    /// `[groups][positions][panels of a group][depth][panel]`, in the order in which it is read.
+    /// `[groups][positions][panels of a group][depth][panel]` words, in the order in which it is read.
     weights: Constants,
     finish: Finish,
     panel: usize,
@@ -85,7 +88,7 @@ impl Winograd {
     ) -> Self {
         let (panel, channels, outputs) = (isa.panel(), source.channels(), output.channels());
         assert_eq!(weights.len(), outputs * channels * 9);
-        let depth = source.stride();
+        let depth = source.words();
         let side = variant.sides().1;
         let positions = variant.positions();
         let panels = outputs.div_ceil(panel);
@@ -103,8 +106,8 @@ impl Winograd {
                             sum += gi[t / 3] * gj[t % 3] * f64::from(*tap);
                         }
                         let start = panel_place(panels, group, positions, o / panel, i * side + j);
-                        let row = start * depth + source.place(c);
-                        all[row * panel + o % panel] = sum as f32;
+                        let (place, words) = (source.place(c), &mut all[start * depth * panel..]);
+                        source.numbers.put(words, place, panel, o % panel, sum as f32);
                     }
                 }
             }
@@ -124,7 +127,7 @@ impl Winograd {
     ) -> Self {
         let panel = isa.panel();
         let group = group_size(output.channels().div_ceil(panel));
-        let (rows, zeros) = (isa.rows(), Aligned::zeros(source.stride()));
+        let (rows, zeros) = (isa.rows(), Aligned::zeros(source.words()));
         Self { variant, source, output, doubled, weights, finish, panel, group, rows, zeros }
     }
 
@@ -205,7 +208,7 @@ const PIECE: usize = 4;
 impl Operation for Winograd {
     fn split(&self, batch: usize, threads: usize) -> Split {
         let cut = self.cut(batch, threads);
-        let position = |tiles: usize| tiles * self.source.stride() + SHIFT;
+        let position = |tiles: usize| tiles * self.source.words() + SHIFT;
         let products = self.positions() * cut.block * self.panel * self.group;
         if cut.apart {
             let shared = self.positions() * position(cut.all);
@@ -249,9 +252,13 @@ impl Operation for Winograd {
         18.0 * (self.output.pixels() * self.output.channels() * self.source.channels()) as f64
     }
 
+    fn weight_bytes(&self) -> usize {
+        4 * self.weights.own_len()
+    }
+
     unsafe fn run(&self, memory: &Memory, phase: usize, item: usize, worker: usize) {
         let cut = self.cut(memory.batch, memory.threads);
-        let depth = self.source.stride();
+        let depth = self.source.words();
         let scratch = memory.scratch(worker);
         let all = Tiles { first: 0, count: cut.all };
         let pitch = |tiles: usize| tiles * depth + SHIFT;
@@ -299,7 +306,7 @@ impl Tiles {
     }
 }
 
-/// Transformed tiles: `[positions][tiles][depth]`, `pitch` floats from one position to the next.
+/// Transformed tiles: `[positions][tiles][depth]` words, `pitch` from one position to the next.
 #[derive(Clone, Copy)]
 struct Transformed {
     start: *mut f32,
@@ -334,24 +341,26 @@ struct Forward<'a> {
 impl Kernel for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.conv.variant {
-            Variant::F2 => self.tiles::<S, F2>(s),
-            Variant::F4 => self.tiles::<S, F4>(s),
+        match (self.conv.variant, self.conv.source.numbers) {
+            (Variant::F2, Numbers::Bf16) if S::BF16 => self.tiles::<S, F2, Bf16>(s),
+            (Variant::F4, Numbers::Bf16) if S::BF16 => self.tiles::<S, F4, Bf16>(s),
+            (Variant::F2, _) => self.tiles::<S, F2, F32>(s),
+            (Variant::F4, _) => self.tiles::<S, F4, F32>(s),
         }
     }
 }
 
 impl Forward<'_> {
     #[inline(always)]
-    fn tiles<S: Simd, F: Scheme>(&self, s: S) {
-        let depth = self.conv.source.stride();
+    fn tiles<S: Simd, F: Scheme, E: Element>(&self, s: S) {
+        let (channels, depth) = (self.conv.source.stride(), self.conv.source.words());
         for t in 0..self.tiles.count {
             let pixels = self.pixels::<F>(self.tiles.first + t);
             let to = self.to.start.wrapping_add(t * depth);
             let mut c = 0;
-            while c < depth {
-                // SAFETY: each pixel has `depth` channels, and so has the tile at each position.
-                unsafe { self.vector::<S, F>(s, &pixels, c, to.add(c)) };
+            while c < channels {
+                // SAFETY: each pixel has so many channels, and so has the tile at each position.
+                unsafe { self.vector::<S, F, E>(s, &pixels, c, to) };
                 c += S::LANES;
             }
         }
@@ -372,7 +381,7 @@ impl Forward<'_> {
                 let (row, column) = ((place.y + i).wrapping_sub(1), (place.x + j).wrapping_sub(1));
                 if row < conv.output.height && column < conv.output.width {
                     let pixel = (row >> shift) * source.width + (column >> shift);
-                    pixels[i * F::IN + j] = base.wrapping_add(pixel * source.stride());
+                    pixels[i * F::IN + j] = base.wrapping_add(pixel * source.words());
                 }
             }
         }
@@ -380,9 +389,9 @@ impl Forward<'_> {
     }
 
     /// # Safety
-    /// The pixels are good for reading a vector at `c`, and `to` for writing one at each position.
+    /// The pixels are good for reading a vector at `c`, and the tile `to` for writing one at each position.
     #[inline(always)]
-    unsafe fn vector<S: Simd, F: Scheme>(
+    unsafe fn vector<S: Simd, F: Scheme, E: Element>(
         &self,
         s: S,
         pixels: &[*const f32; 36],
@@ -395,7 +404,7 @@ impl Forward<'_> {
             let mut column = [zero; 6];
             for i in 0..F::IN {
                 // SAFETY: the caller's promise.
-                column[i] = unsafe { s.load(pixels[i * F::IN + j].add(c)) };
+                column[i] = unsafe { E::load(s, pixels[i * F::IN + j], c) };
             }
             let column = F::forward(s, column);
             for i in 0..F::IN {
@@ -406,7 +415,7 @@ impl Forward<'_> {
             let row = F::forward(s, half[i]);
             for j in 0..F::IN {
                 // SAFETY: the caller's promise.
-                unsafe { s.store(to.add((i * F::IN + j) * self.to.pitch), row[j]) };
+                unsafe { E::store(s, to.add((i * F::IN + j) * self.to.pitch), c, row[j]) };
             }
         }
     }
@@ -426,6 +435,16 @@ struct Multiply<'a> {
 impl Kernel for Multiply<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        match self.conv.source.numbers {
+            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
+            _ => self.of::<S, F32>(s),
+        }
+    }
+}
+
+impl Multiply<'_> {
+    #[inline(always)]
+    fn of<S: Simd, E: Element>(&self, s: S) {
         let mut panel = self.panels.start;
         while panel < self.panels.end {
             let count = self.conv.group.min(self.panels.end - panel);
@@ -434,7 +453,8 @@ impl Kernel for Multiply<'_> {
                     let mut row = 0;
                     while row < self.tiles.count {
                         let rows = S::ROWS.min(self.tiles.count - row);
-                        let block = RowBlock { run: &self, position, panel: panel + i, i, row };
+                        let (panel, numbers) = (panel + i, PhantomData::<E>);
+                        let block = RowBlock { run: self, numbers, position, panel, i, row };
                         // SAFETY: these rows and this panel are part of the item.
                         unsafe { gemm::with_rows(s, rows, &block) };
                         row += rows;
@@ -450,9 +470,7 @@ impl Kernel for Multiply<'_> {
             panel += count;
         }
     }
-}
 
-impl Multiply<'_> {
     /// Where the products of panel `i` of the group begin for a position and a tile.
     #[inline(always)]
     fn product(&self, i: usize, position: usize, tile: usize) -> *mut f32 {
@@ -506,14 +524,15 @@ impl Multiply<'_> {
                 // SAFETY: the pixel is in the image, and the vector in its padded channels.
                 unsafe {
                     let y = conv.finish.apply(s, row[j], terms, c);
-                    s.store(target.add(pixel * output.stride() + c), y);
+                    output.numbers.store(s, target.add(pixel * output.words()), c, y);
                 }
             }
         }
     }
 }
 
-struct RowBlock<'a> {
+struct RowBlock<'a, E> {
+    numbers: PhantomData<E>,
     run: &'a Multiply<'a>,
     position: usize,
     panel: usize,
@@ -522,11 +541,11 @@ struct RowBlock<'a> {
     row: usize,
 }
 
-impl Rows for RowBlock<'_> {
+impl<E: Element> Rows for RowBlock<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let (run, conv) = (self.run, self.run.conv);
-        let (depth, width) = (conv.source.stride(), 2 * S::LANES);
+        let (depth, width) = (conv.source.words(), 2 * S::LANES);
         // SAFETY: `R` tiles from `row` on are transformed at every position, the packed weights have
         // as many columns, and the products have a place for each row.
         unsafe {
@@ -539,7 +558,7 @@ impl Rows for RowBlock<'_> {
             let panel = panel_place(panels, conv.group, positions, self.panel, self.position);
             let weights = conv.weights.at(run.memory).add(panel * depth * width);
             let mut acc = gemm::zeros::<S, R, 2>(s);
-            gemm::accumulate(s, &mut acc, &rows, weights, width, depth);
+            gemm::accumulate::<S, E, R, 2>(s, &mut acc, &rows, weights, width, depth);
             let target = run.product(self.i, self.position, self.row);
             for (r, sums) in acc.iter().enumerate() {
                 s.store(target.add(r * width), sums[0]);

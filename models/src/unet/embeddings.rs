@@ -155,6 +155,23 @@ impl Embedding {
         time + class
     }
 
+    /// Bytes of its weights.
+    pub(super) fn weight_bytes(&self) -> usize {
+        let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let projection = match &self.projection {
+            TimeProjection::Positional { frequencies, .. } => bytes(frequencies),
+            TimeProjection::Fourier { weight } => bytes(weight),
+            TimeProjection::Learned { table } => bytes(table),
+        };
+        let mlp = |mlp: &Mlp| mlp.linear_1.weight_bytes() + mlp.linear_2.weight_bytes();
+        let class = match &self.class {
+            Class::None | Class::Identity => 0,
+            Class::Table(table) => bytes(table),
+            Class::Timestep(class) => mlp(class),
+        };
+        projection + mlp(&self.time) + class
+    }
+
     fn embed(&self, mlp: &Mlp, numbers: &Tensor) -> Result<Tensor> {
         mlp.forward(&self.projection.forward(numbers)?.to_dtype(self.dtype)?)
     }

@@ -107,6 +107,12 @@ impl Linear {
         Ok(Self { weight, bias: weights.get("bias", &[output])? })
     }
 
+    /// Bytes of weight and bias.
+    pub(super) fn weight_bytes(&self) -> usize {
+        let count = self.weight.elem_count() + self.bias.elem_count();
+        count * self.weight.dtype().size_in_bytes()
+    }
+
     /// `[B, input]` → `[B, output]`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let y = if x.device().is_cpu() {

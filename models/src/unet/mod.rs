@@ -19,7 +19,8 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, bail};
 
-use crate::kernels::Isa;
+use crate::kernels::{Footprint, Isa, Numbers, Timing};
+use crate::weight::{Weight, here};
 use crate::{Conditioning, Denoiser, Geometry, Result};
 use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
@@ -65,6 +66,9 @@ impl UNet2DModel {
     /// Builds the network from its weights, named as in diffusers (today's names or those from
     /// before 0.15), converted to `dtype` on `device`.
     ///
+    /// On the CPU, bf16 is what products take and what is kept between layers, where the processor
+    /// multiplies it; such a network still takes and gives f32, and so says [`Denoiser::dtype`].
+    ///
     /// Where a weight tracks gradients (a [`candle_core::Var`]), the network is built of operations
     /// that all have one, and a later `Var::set` is seen by the network; such weights should already
     /// be of `dtype` and on `device`, since a converted copy would not follow. Norms, and the
@@ -72,10 +76,20 @@ impl UNet2DModel {
     ///
     /// # Errors
     /// [`crate::Error::Weights`] naming what is missing, what does not belong, and what has another
-    /// shape (up to eight of each).
+    /// shape (up to eight of each); [`crate::Error::Value`] for bf16 on a CPU that does not multiply it.
     pub fn load(
         config: &UNet2DConfig,
         weights: HashMap<String, Tensor>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::load_weights(config, here(weights), dtype, device)
+    }
+
+    /// As [`UNet2DModel::load`], of weights that may be read only when their layer is built.
+    pub(crate) fn load_weights(
+        config: &UNet2DConfig,
+        weights: HashMap<String, Weight>,
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
@@ -88,8 +102,8 @@ impl UNet2DModel {
     /// As [`UNet2DModel::load`].
     pub(crate) fn fit(
         config: &UNet2DConfig,
-        weights: HashMap<String, Tensor>,
-    ) -> Result<HashMap<String, Tensor>> {
+        weights: HashMap<String, Weight>,
+    ) -> Result<HashMap<String, Weight>> {
         weights::fit(config, weights)
     }
 
@@ -98,12 +112,12 @@ impl UNet2DModel {
         weights::shapes(config)
     }
 
-    fn build(config: &UNet2DConfig, weights: &Weights) -> Result<Self> {
+    fn build(config: &UNet2DConfig, weights: &Weights, numbers: Numbers) -> Result<Self> {
         let (dtype, device) = (weights.dtype(), weights.device());
         // Where weights may be merged they do not change either, so they may be packed as well.
         let compiled = dtype == DType::F32 && device.is_cpu();
         let body = if compiled && weights.may_merge() {
-            Body::Plan(Plan::new(config, weights, Isa::detect())?)
+            Body::Plan(Plan::new(config, weights, Isa::detect(), numbers)?)
         } else if compiled && weights.trained() {
             Body::Training(Training::new(config, weights, Isa::detect())?)
         } else {
@@ -118,33 +132,6 @@ impl UNet2DModel {
             device: device.clone(),
             parameters: weights.parameters(),
         })
-    }
-
-    /// Name, floating-point operations (as a direct implementation would need them) and seconds of each
-    /// kernel in one evaluation, and of the gradients of weights that are trained; nothing where the
-    /// network is not compiled.
-    pub fn profile(
-        &self,
-        x: &Tensor,
-        timesteps: &Tensor,
-        condition: Option<&Tensor>,
-    ) -> candle_core::Result<Vec<(String, f64, f64)>> {
-        self.check(x, timesteps, condition)?;
-        let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
-        match &self.body {
-            Body::Layers(_) => Ok(Vec::new()),
-            Body::Plan(plan) => plan.profile(x, &time, timesteps),
-            Body::Training(plan) => plan.profile(x, &time, timesteps),
-        }
-    }
-
-    /// Bytes that a compiled network keeps from one evaluation to the next beside its weights.
-    pub fn workspace_bytes(&self) -> usize {
-        match &self.body {
-            Body::Layers(_) => 0,
-            Body::Plan(plan) => plan.workspace_bytes(),
-            Body::Training(plan) => plan.workspace_bytes(),
-        }
     }
 
     /// Refuses inputs of the wrong shape or type, so that a mistake is named where it is made.
@@ -198,6 +185,31 @@ impl Denoiser for UNet2DModel {
             Body::Plan(plan) => plan.forward(x, &time, timesteps),
             Body::Training(plan) => plan.forward(x, &time, timesteps),
         }
+    }
+
+    fn profile(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> candle_core::Result<Vec<Timing>> {
+        self.check(x, timesteps, condition)?;
+        let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
+        match &self.body {
+            Body::Layers(_) => Ok(Vec::new()),
+            Body::Plan(plan) => plan.profile(x, &time, timesteps),
+            Body::Training(plan) => plan.profile(x, &time, timesteps),
+        }
+    }
+
+    fn footprint(&self) -> Option<Footprint> {
+        let mut footprint = match &self.body {
+            Body::Layers(_) => return None,
+            Body::Plan(plan) => plan.footprint(),
+            Body::Training(plan) => plan.footprint(),
+        };
+        footprint.weight_bytes += self.embedding.weight_bytes();
+        Some(footprint)
     }
 
     fn geometry(&self) -> &Geometry {

@@ -13,7 +13,7 @@ use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
 use super::UNet2DConfig;
 use super::config::{Activation, TimeEmbedding};
 use super::weights::Weights;
-use crate::kernels::{Export, Function, Import, Isa, Program};
+use crate::kernels::{Export, Footprint, Function, Import, Isa, Numbers, Program, Timing};
 use builder::{Builder, Map};
 pub(super) use training::Training;
 
@@ -29,9 +29,15 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Takes all weights but those of the time and class embedding.
-    pub(super) fn new(config: &UNet2DConfig, weights: &Weights, isa: Isa) -> crate::Result<Self> {
-        let mut builder = Builder::new(config, isa)?;
+    /// Takes all weights but those of the time and class embedding. Maps between layers, and with them
+    /// the operands of products, are of `numbers`; what comes in and goes out is f32.
+    pub(super) fn new(
+        config: &UNet2DConfig,
+        weights: &Weights,
+        isa: Isa,
+        numbers: Numbers,
+    ) -> crate::Result<Self> {
+        let mut builder = Builder::new(config, isa, numbers)?;
         let Ends { time, projections, .. } = assemble(&mut builder, weights)?;
         let time = builder.image(time);
         builder.insert_projections(projections, time);
@@ -48,13 +54,8 @@ impl Plan {
         })
     }
 
-    /// Name, floating-point operations and seconds of each kernel in one evaluation.
-    pub(super) fn profile(
-        &self,
-        x: &Tensor,
-        time: &Tensor,
-        sigma: &Tensor,
-    ) -> Result<Vec<(String, f64, f64)>> {
+    /// What each kernel does in one evaluation.
+    pub(super) fn profile(&self, x: &Tensor, time: &Tensor, sigma: &Tensor) -> Result<Vec<Timing>> {
         let mut lines = Vec::new();
         self.with_inputs(x, time, sigma, |program, batch, inputs, output| {
             lines = program.profile(batch, inputs, output);
@@ -82,9 +83,9 @@ impl Plan {
         Tensor::from_vec(output, (batch, channels, height, width), &Device::Cpu)
     }
 
-    /// Bytes kept from one evaluation to the next beside the weights.
-    pub(super) fn workspace_bytes(&self) -> usize {
-        self.program.workspace_bytes()
+    /// What it keeps in memory.
+    pub(super) fn footprint(&self) -> Footprint {
+        self.program.footprint()
     }
 }
 
@@ -106,7 +107,7 @@ fn inputs(config: &UNet2DConfig) -> Vec<usize> {
 /// The whole network, from its inputs to its output.
 fn assemble(builder: &mut Builder, weights: &Weights) -> crate::Result<Ends> {
     let config = builder.config;
-    let time = builder.map(1, 1, config.time_width());
+    let time = builder.map_of_f32(1, 1, config.time_width());
     let output = builder.image(time);
     builder.push(Import { input: TIME, output, factor: 1.0, shift: 0.0 });
     if let Some(tape) = &mut builder.tape {
@@ -114,11 +115,12 @@ fn assemble(builder: &mut Builder, weights: &Weights) -> crate::Result<Ends> {
     }
     let projections = builder.len();
 
-    let x = builder.map(config.height, config.width, config.in_channels);
+    let x = builder.map_of_f32(config.height, config.width, config.in_channels);
     let (factor, shift) = if config.center_input_sample { (2.0, -1.0) } else { (1.0, 0.0) };
     let output = builder.image(x);
     builder.push(Import { input: X, output, factor, shift });
-    let first = builder.same(&weights.at("conv_in"), x, config.channels[0])?;
+    let first = builder.map(config.height, config.width, config.channels[0]);
+    builder.same(&weights.at("conv_in"), x, first)?;
     builder.release(x);
 
     let bottom = blocks::network(builder, weights, first)?;
@@ -126,7 +128,8 @@ fn assemble(builder: &mut Builder, weights: &Weights) -> crate::Result<Ends> {
     let (groups, name) = (config.norm_num_groups, weights.at("conv_norm_out"));
     let normed = builder.normalise(&name, &[bottom], groups, None, Function::Silu)?;
     builder.release(bottom);
-    let y = builder.same(&weights.at("conv_out"), normed, config.out_channels)?;
+    let y = builder.map_of_f32(config.height, config.width, config.out_channels);
+    builder.same(&weights.at("conv_out"), normed, y)?;
     builder.release(normed);
     let fourier = config.time_embedding == TimeEmbedding::Fourier;
     let input = builder.image(y);

@@ -10,13 +10,15 @@ use std::fmt::Display;
 use candle_core::{DType, Device, Tensor};
 
 use super::{UNet2DConfig, UNet2DModel};
+use crate::kernels::{Isa, Numbers};
+use crate::weight::Weight;
 use crate::{Error, Result};
 
 enum Store {
     /// Nothing is there: note names and shapes.
     Record(Shapes),
-    /// Checked tensors, each taken once.
-    Take { tensors: HashMap<String, Tensor>, trained: bool },
+    /// Checked weights, each taken once.
+    Take { weights: HashMap<String, Weight>, trained: bool },
 }
 
 /// A place in the tree of weights, named as in diffusers: `down_blocks.0.resnets.1`.
@@ -48,11 +50,11 @@ impl Weights<'_> {
                 // One element seen everywhere: the right shape, and no memory however large it is.
                 Ok(Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?)
             }
-            Store::Take { tensors, .. } => {
-                let tensor = tensors
+            Store::Take { weights, .. } => {
+                let weight = weights
                     .remove(&name)
                     .ok_or_else(|| Error::Weights(format!("`{name}` is asked for twice")))?;
-                Ok(tensor.to_device(self.device)?.to_dtype(dtype)?)
+                Ok(weight.take()?.to_device(self.device)?.to_dtype(dtype)?)
             }
         }
     }
@@ -91,45 +93,59 @@ impl Weights<'_> {
 /// Names and shapes of all weights of the network that `config` describes.
 pub(super) fn shapes(config: &UNet2DConfig) -> Result<Shapes> {
     let store = RefCell::new(Store::Record(BTreeMap::new()));
-    UNet2DModel::build(config, &root(&store, DType::F32, &Device::Cpu, 0))?;
+    UNet2DModel::build(config, &root(&store, DType::F32, &Device::Cpu, 0), Numbers::F32)?;
     match store.into_inner() {
         Store::Record(shapes) => Ok(shapes),
         Store::Take { .. } => unreachable!("the store is made a few lines above"),
     }
 }
 
-/// Gives the tensors their names of today and checks that they are exactly those needed.
+/// Gives the weights their names of today and checks that they are exactly those needed.
 pub(super) fn fit(
     config: &UNet2DConfig,
-    mut tensors: HashMap<String, Tensor>,
-) -> Result<HashMap<String, Tensor>> {
-    rename_legacy_attention(&mut tensors);
-    let found = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()));
+    mut weights: HashMap<String, Weight>,
+) -> Result<HashMap<String, Weight>> {
+    rename_legacy_attention(&mut weights);
+    let found = weights.iter().map(|(name, weight)| (name.clone(), weight.dims().to_vec()));
     if let Some(difference) = mismatch(&shapes(config)?, &found.collect()) {
         let remedy = "use the config.json that belongs to these weights";
         return Err(Error::Weights(format!("{difference}. {remedy}")));
     }
-    let whole = tensors.iter().filter(|(_, tensor)| !tensor.dtype().is_float());
-    if let Some((name, tensor)) = whole.min_by_key(|(name, _)| *name) {
-        let dtype = tensor.dtype().as_str();
+    let whole = weights.iter().filter(|(_, weight)| !weight.dtype().is_float());
+    if let Some((name, weight)) = whole.min_by_key(|(name, _)| *name) {
+        let dtype = weight.dtype().as_str();
         let problem = format!("`{name}` is {dtype}: weights are f16, bf16, f32 or f64");
         return Err(Error::Weights(problem));
     }
-    Ok(tensors)
+    Ok(weights)
 }
 
-/// Checks the tensors and builds the network.
+/// Checks the weights and builds the network from them.
 pub(super) fn build(
     config: &UNet2DConfig,
-    tensors: HashMap<String, Tensor>,
+    weights: HashMap<String, Weight>,
     dtype: DType,
     device: &Device,
 ) -> Result<UNet2DModel> {
-    let tensors = fit(config, tensors)?;
-    let trained = tensors.values().any(Tensor::track_op);
-    let parameters = tensors.values().map(Tensor::elem_count).sum();
-    let store = RefCell::new(Store::Take { tensors, trained });
-    UNet2DModel::build(config, &root(&store, dtype, device, parameters))
+    let weights = fit(config, weights)?;
+    let trained = weights.values().any(Weight::trained);
+    let parameters = weights.values().map(|weight| weight.dims().iter().product::<usize>()).sum();
+    // The compiled network packs its weights from f32, whatever its products are of.
+    let (dtype, numbers) = match dtype {
+        DType::BF16 if device.is_cpu() && !trained => (DType::F32, bf16()?),
+        other => (other, Numbers::F32),
+    };
+    let store = RefCell::new(Store::Take { weights, trained });
+    UNet2DModel::build(config, &root(&store, dtype, device, parameters), numbers)
+}
+
+/// bf16, where this processor multiplies it.
+fn bf16() -> Result<Numbers> {
+    if Isa::detect().multiplies_bf16() {
+        return Ok(Numbers::Bf16);
+    }
+    let remedy = "this processor does not multiply bf16 (AVX512-BF16); use f32";
+    Err(Error::value("dtype", "bf16", remedy))
 }
 
 fn root<'a>(
@@ -143,19 +159,19 @@ fn root<'a>(
 
 /// Checkpoints written before diffusers 0.15, most of those on the Hub among them, have other names
 /// for the four products of an attention.
-fn rename_legacy_attention(tensors: &mut HashMap<String, Tensor>) {
+fn rename_legacy_attention(weights: &mut HashMap<String, Weight>) {
     const RENAMED: [(&str, &str); 4] =
         [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
     let legacy: Vec<String> =
-        tensors.keys().filter(|name| name.contains("attentions.")).cloned().collect();
+        weights.keys().filter(|name| name.contains("attentions.")).cloned().collect();
     for name in legacy {
         for (old, new) in RENAMED {
             for end in ["weight", "bias"] {
                 let Some(path) = name.strip_suffix(&format!(".{old}.{end}")) else {
                     continue;
                 };
-                if let Some(tensor) = tensors.remove(&name) {
-                    tensors.insert(format!("{path}.{new}.{end}"), tensor);
+                if let Some(weight) = weights.remove(&name) {
+                    weights.insert(format!("{path}.{new}.{end}"), weight);
                 }
             }
         }

@@ -9,6 +9,7 @@ use crate::kernels::arena::{Buffer, padded};
 use crate::kernels::gemm::{self, Rows};
 use crate::kernels::image::Image;
 use crate::kernels::isa::{Isa, Kernel, dispatch};
+use crate::kernels::numbers::F32;
 use crate::kernels::program::{Memory, Needs, Operation, Split};
 use crate::kernels::simd::Simd;
 
@@ -327,7 +328,7 @@ impl Rows for Scores {
             let mut target = self.to.add(row * self.keys);
             for _ in 0..self.keys / panel {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                gemm::accumulate(s, &mut acc, &rows, columns, panel, width);
+                gemm::accumulate::<S, F32, _, _>(s, &mut acc, &rows, columns, panel, width);
                 for (r, sums) in acc.iter().enumerate() {
                     s.store(target.add(r * self.keys), sums[0]);
                     s.store(target.add(r * self.keys + S::LANES), sums[1]);
@@ -362,7 +363,7 @@ impl Rows for Queries<'_> {
             let target = head.gradient(0).add(self.row * to);
             for c in (0..width).step_by(2 * S::LANES) {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                gemm::accumulate(s, &mut acc, &rows, self.key.add(c), from, pixels);
+                gemm::accumulate::<S, F32, _, _>(s, &mut acc, &rows, self.key.add(c), from, pixels);
                 for (r, sums) in acc.iter().enumerate() {
                     store(s, sums, target.add(r * to + c), width - c);
                 }

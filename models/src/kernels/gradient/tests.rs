@@ -4,7 +4,7 @@
 
 use proptest::prelude::*;
 
-use crate::kernels::tests::{Size, bits, numbers, take};
+use crate::kernels::tests::{Size, bits, take, values};
 use crate::kernels::twin::{Plain, relative_error};
 use crate::kernels::*;
 
@@ -25,7 +25,7 @@ struct Memories {
 impl Case<'_> {
     fn input(&self, number: usize) -> Vec<f32> {
         let len = self.batch * self.inputs[number].iter().product::<usize>();
-        numbers(len, 7 + number as u32)
+        values(len, 7 + number as u32)
     }
 
     /// Input `number` of one sample.
@@ -57,9 +57,12 @@ impl Case<'_> {
         let len: usize = self.output.iter().product();
         let one = |isa: Isa| {
             let mut memories = Memories { layout: Layout::default(), placed: Layout::default() };
-            let images: Vec<Image> =
-                self.inputs.iter().map(|&size| take(&mut memories.layout, size)).collect();
-            let target = take(&mut memories.layout, self.output);
+            let images: Vec<Image> = self
+                .inputs
+                .iter()
+                .map(|&size| take(&mut memories.layout, Numbers::F32, size))
+                .collect();
+            let target = take(&mut memories.layout, Numbers::F32, self.output);
             let mut operations: Vec<Box<dyn Operation>> = Vec::new();
             for (input, &output) in images.iter().enumerate() {
                 operations.push(Box::new(Import { input, output, factor: 1.0, shift: 0.0 }));
@@ -186,7 +189,7 @@ proptest! {
         let size = |side: usize| (side << usize::from(taps.doubled)) / taps.stride;
         let output = [outputs, size(height), size(width)];
         let count = taps.side * taps.side;
-        let parameters = [numbers(outputs * channels * count, 1), numbers(outputs, 2)];
+        let parameters = [values(outputs * channels * count, 1), values(outputs, 2)];
         let inputs = [[channels, height, width]];
         let case = Case { batch, inputs: &inputs, parameters: &parameters, output };
         let results = case.run(|isa, images, target, memories| {
@@ -235,7 +238,7 @@ proptest! {
         let small = [outputs, height / taps.stride, width / taps.stride];
         let output = [channels, height, width];
         let count = taps.side * taps.side;
-        let parameters = [numbers(outputs * channels * count, 1)];
+        let parameters = [values(outputs * channels * count, 1)];
         let inputs = [small, output];
         let case = Case { batch, inputs: &inputs, parameters: &parameters, output };
         let results = case.run(|isa, images, target, memories| {
@@ -328,7 +331,7 @@ proptest! {
         function in prop::sample::select(vec![
             Function::Identity, Function::Silu, Function::Mish, Function::Gelu,
         ]),
-        (modulated, add): (bool, bool),
+        (modulated, add) in any::<(bool, bool)>(),
     ) {
         let first = groups * of_first + (groups - of_second % groups) % groups;
         let channels = first + of_second;
@@ -339,7 +342,7 @@ proptest! {
         let count = inputs.len();
         // Modulation, the gradient of the result, and one that is there already.
         inputs.extend([[2 * channels, 1, 1], [channels, height, width], inputs[0]]);
-        let parameters = [numbers(channels, 3), numbers(channels, 4)];
+        let parameters = [values(channels, 3), values(channels, 4)];
         let output = inputs[0];
         let case = Case { batch, inputs: &inputs, parameters: &parameters, output };
         let results = case.run(|isa, images, target, memories| {
@@ -353,7 +356,7 @@ proptest! {
             }
             let len = height * width * (padded(first) + padded(of_second));
             let segments = [first, of_second];
-            let joined = Image { buffer: layout.take(len), height, width, segments };
+            let joined = Image { buffer: layout.take(len), numbers: Numbers::F32, height, width, segments };
             let (map, moments) = (layout.take(2 * joined.stride()), layout.take(2 * groups));
             let values = images[count].buffer;
             operations.push(Box::new(Settle {
@@ -378,7 +381,7 @@ proptest! {
             }
             let mut pairs = vec![NormSource { value: images[0], gradient: target, add }];
             if count > 1 {
-                let gradient = take(layout, inputs[1]);
+                let gradient = take(layout, Numbers::F32, inputs[1]);
                 pairs.push(NormSource { value: images[1], gradient, add: false });
             }
             let shares = layout.take(2 * channels);

@@ -28,7 +28,7 @@ pub(super) fn attention(
             builder.normalise(&name, &[x], groups, None, Function::Identity)?
         }
     };
-    let qkv = builder.map(height, width, 3 * channels);
+    let qkv = builder.map_of_f32(height, width, 3 * channels);
     let scale = 1.0 / (head_dim as f64).sqrt();
     let part = |name, factor| -> crate::Result<(Tensor, Tensor, f64)> {
         let place = weights.at(name);

@@ -4,8 +4,8 @@ use candle_core::Tensor;
 
 use super::tape::{Normalised, Step, Tape};
 use crate::kernels::{
-    Apply, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Operation, Part, Program,
-    Settle, Taps, Values, Variant, Winograd, padded,
+    Apply, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Numbers, Operation, Part,
+    Program, Settle, Taps, Values, Variant, Winograd, padded,
 };
 use crate::unet::weights::Weights;
 use crate::unet::{UNet2DConfig, UNet2DModel};
@@ -62,6 +62,8 @@ struct Projections {
 pub(super) struct Builder<'a> {
     pub(super) config: &'a UNet2DConfig,
     pub(super) isa: Isa,
+    /// What the maps between layers hold.
+    numbers: Numbers,
     pub(super) layout: Layout,
     pub(super) operations: Vec<Box<dyn Operation>>,
     pub(super) maps: Vec<Entry>,
@@ -71,7 +73,7 @@ pub(super) struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(config: &'a UNet2DConfig, isa: Isa) -> crate::Result<Self> {
+    pub(super) fn new(config: &'a UNet2DConfig, isa: Isa, numbers: Numbers) -> crate::Result<Self> {
         let mut layout = Layout::default();
         let total = UNet2DModel::weight_shapes(config)?
             .iter()
@@ -81,10 +83,10 @@ impl<'a> Builder<'a> {
         let buffer = layout.take(total);
         let (weight, bias) = (Vec::new(), Vec::new());
         let projections = Projections { buffer, weight, bias, total };
-        Ok(Self { projections, layout, ..Self::empty(config, isa, None) })
+        Ok(Self { projections, layout, numbers, ..Self::empty(config, isa, None) })
     }
 
-    /// For a network that is trained.
+    /// For a network that is trained, in f32.
     pub(super) fn trained(config: &'a UNet2DConfig, isa: Isa) -> Self {
         Self::empty(config, isa, Some(Tape::default()))
     }
@@ -93,7 +95,7 @@ impl<'a> Builder<'a> {
         let buffer = Buffer { offset: 0, len: 0 };
         let projections = Projections { buffer, weight: Vec::new(), bias: Vec::new(), total: 0 };
         let (layout, operations, maps) = (Layout::default(), Vec::new(), Vec::new());
-        Self { config, isa, layout, operations, maps, projections, tape }
+        Self { config, isa, numbers: Numbers::F32, layout, operations, maps, projections, tape }
     }
 
     /// Steps so far.
@@ -118,12 +120,23 @@ impl<'a> Builder<'a> {
 
     /// A new map of one segment, with one use.
     pub(super) fn map(&mut self, height: usize, width: usize, channels: usize) -> Map {
-        self.joined(height, width, [channels, 0])
+        self.joined(self.numbers, height, width, [channels, 0])
     }
 
-    fn joined(&mut self, height: usize, width: usize, segments: [usize; 2]) -> Map {
-        let len = height * width * (padded(segments[0]) + padded(segments[1]));
-        let image = Image { buffer: self.layout.take(len), height, width, segments };
+    /// As [`Builder::map`], of f32 whatever the maps between layers hold.
+    pub(super) fn map_of_f32(&mut self, height: usize, width: usize, channels: usize) -> Map {
+        self.joined(Numbers::F32, height, width, [channels, 0])
+    }
+
+    fn joined(
+        &mut self,
+        numbers: Numbers,
+        height: usize,
+        width: usize,
+        segments: [usize; 2],
+    ) -> Map {
+        let len = height * width * numbers.words(padded(segments[0]) + padded(segments[1]));
+        let image = Image { buffer: self.layout.take(len), numbers, height, width, segments };
         self.maps.push(Entry { image, statistics: None, uses: 1, gradient: None });
         Map(self.maps.len() - 1)
     }
@@ -182,7 +195,7 @@ impl<'a> Builder<'a> {
         let channels = segments[0] + segments[1];
         let weight = self.values(weights.get("weight", &[channels])?)?;
         let bias = self.values(weights.get("bias", &[channels])?)?;
-        let map = self.joined(images[0].height, images[0].width, segments);
+        let map = self.joined(self.numbers, images[0].height, images[0].width, segments);
         let target = self.image(map);
         let output = self.take(2 * target.stride());
         let moments = self.tape.is_some().then(|| self.take(2 * groups));
@@ -222,18 +235,15 @@ impl<'a> Builder<'a> {
         Ok(map)
     }
 
-    /// A 3×3 convolution with bias that keeps the size.
+    /// A 3×3 convolution with bias from one map to another of its size.
     pub(super) fn same(
         &mut self,
         weights: &Weights,
         source: Map,
-        channels: usize,
-    ) -> crate::Result<Map> {
+        target: Map,
+    ) -> crate::Result<()> {
         let taps = Taps { side: 3, stride: 1, padding: 1, doubled: false };
-        let image = self.image(source);
-        let target = self.map(image.height, image.width, channels);
-        self.convolve(weights, source, target, taps, End::default())?;
-        Ok(target)
+        self.convolve(weights, source, target, taps, End::default())
     }
 
     /// A 3×3 convolution with bias into `target`; `end` is what else goes into the sums.
@@ -336,7 +346,8 @@ impl<'a> Builder<'a> {
         let Projections { buffer, weight, bias, total } = &self.projections;
         assert_eq!(bias.len(), *total, "every projection is in its place");
         if *total > 0 {
-            let output = Image { buffer: *buffer, height: 1, width: 1, segments: [*total, 0] };
+            let (numbers, segments) = (Numbers::F32, [*total, 0]);
+            let output = Image { buffer: *buffer, numbers, height: 1, width: 1, segments };
             let end = Finish::new(bias, self.isa.panel());
             let direct = Direct::new(self.isa, &[time], output, Taps::POINT, weight, end);
             self.operations.insert(at, Box::new(direct));

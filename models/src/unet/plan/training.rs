@@ -12,7 +12,9 @@ use candle_core::{
 
 use super::builder::Builder;
 use super::{Ends, assemble, floats, inputs, slice};
-use crate::kernels::{Call, Export, Import, Isa, Part, Profile, Program, Scale, Workspace};
+use crate::kernels::{
+    Call, Export, Footprint, Import, Isa, Part, Program, Scale, Timing, Workspace,
+};
 use crate::unet::UNet2DConfig;
 use crate::unet::config::TimeEmbedding;
 use crate::unet::weights::Weights;
@@ -103,14 +105,13 @@ impl Training {
         x.contiguous()?.apply_op3(&time.contiguous()?, &link, evaluation)
     }
 
-    /// Name, floating-point operations and seconds of each kernel of one evaluation and of the gradients
-    /// of its weights, the output's own gradient being the output.
+    /// What each kernel of one evaluation did, and of the gradients of its weights, the output's own gradient being the output.
     pub(in crate::unet) fn profile(
         &self,
         x: &Tensor,
         time: &Tensor,
         sigma: &Tensor,
-    ) -> Result<Profile> {
+    ) -> Result<Vec<Timing>> {
         let network = &self.0;
         let tensors = [x.contiguous()?, time.contiguous()?, sigma.contiguous()?];
         let storages = tensors.each_ref().map(Tensor::storage_and_layout);
@@ -123,7 +124,7 @@ impl Training {
         let (mut of_time, mut of_weights) =
             (vec![0.0; time.elem_count()], vec![0.0; network.total]);
         let mut workspace = network.program.begin();
-        let (mut profile, parameters) = (Profile::new(), network.parameters()?);
+        let (mut profile, parameters) = (Vec::new(), network.parameters()?);
         let lines = Some(&mut profile);
         network.run(
             &parameters,
@@ -141,9 +142,12 @@ impl Training {
         Ok(profile)
     }
 
-    /// Bytes kept from one evaluation to the next beside the weights.
-    pub(in crate::unet) fn workspace_bytes(&self) -> usize {
-        self.0.program.workspace_bytes()
+    /// What it keeps in memory, all weights being those of the parameters.
+    pub(in crate::unet) fn footprint(&self) -> Footprint {
+        let elements = self.0.parameters.iter().map(|(one, _)| one.elem_count()).sum::<usize>();
+        let mut footprint = self.0.program.footprint();
+        footprint.weight_bytes += 4 * elements;
+        footprint
     }
 }
 
@@ -174,7 +178,7 @@ impl Network {
         inputs: &[&[f32]],
         output: &mut [f32],
         gradients: &mut [f32],
-        profile: Option<&mut Profile>,
+        profile: Option<&mut Vec<Timing>>,
     ) -> Result<()> {
         let storages: Vec<_> = parameters.iter().map(Tensor::storage_and_layout).collect();
         let parameters: Vec<&[f32]> = storages

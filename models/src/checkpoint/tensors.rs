@@ -1,0 +1,74 @@
+//! Weights that stay in their file until they are asked for: a network that packs its weights never holds
+//! them in two forms.
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    io::{Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::file::unreadable;
+use crate::{Error, Result, weight::Weight};
+
+/// The length of the header, which is where it begins, too.
+const HEADER: u64 = 8;
+
+/// All tensors of a safetensors file.
+///
+/// # Errors
+/// [`Error::Io`], or [`Error::Format`] where the file is not a whole safetensors file. A file that changes
+/// later fails when the tensor is read.
+pub(super) fn open(path: &Path) -> Result<HashMap<String, Weight>> {
+    let io = |source| unreadable(path, source);
+    let mut file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let mut size = [0; HEADER as usize];
+    file.read_exact(&mut size).map_err(|error| broken(path, error))?;
+    let size = u64::from_le_bytes(size);
+    if size > length - HEADER {
+        return Err(broken(path, "its header is longer than the file"));
+    }
+    let mut header = vec![0; size as usize];
+    file.read_exact(&mut header).map_err(|error| broken(path, error))?;
+    let header: Metadata = serde_json::from_slice(&header).map_err(|error| broken(path, error))?;
+    if header.data_len() as u64 != length - HEADER - size {
+        return Err(broken(path, "its tensors are not as long as its header says"));
+    }
+    let file = Arc::new((file, path.to_owned()));
+    let weight = |(name, info): (String, &TensorInfo)| {
+        let dtype = DType::try_from(info.dtype).map_err(|error| broken(path, error))?;
+        let start = HEADER + size + info.data_offsets.0 as u64;
+        let (file, shape) = (Arc::clone(&file), info.shape.clone());
+        let bytes = info.data_offsets.1 - info.data_offsets.0;
+        let read = move || tensor(&file, start, bytes, dtype, &shape);
+        Ok((name, Weight::Later { shape: info.shape.clone(), dtype, read: Box::new(read) }))
+    };
+    header.tensors().into_iter().map(weight).collect()
+}
+
+fn tensor(
+    (file, path): &(File, PathBuf),
+    start: u64,
+    bytes: usize,
+    dtype: DType,
+    shape: &[usize],
+) -> Result<Tensor> {
+    let mut data = vec![0; bytes];
+    let mut file = file;
+    file.seek(SeekFrom::Start(start))
+        .and_then(|_| file.read_exact(&mut data))
+        .map_err(|source| Error::Io { path: path.clone(), source })?;
+    Ok(Tensor::from_raw_buffer(&data, dtype, shape, &Device::Cpu)?)
+}
+
+fn broken(path: &Path, problem: impl std::fmt::Display) -> Error {
+    Error::Format {
+        path: path.to_owned(),
+        problem: format!("not a whole safetensors file ({problem}); fetch or convert it again"),
+    }
+}

@@ -1,0 +1,132 @@
+//! One layer by itself, on maps that stay in the arena: for benches.
+
+use super::{
+    Apply, Attend, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Numbers,
+    Operation, PackKeys, Program, Settle, Taps, Upsample, Values, Variant, Winograd, padded,
+};
+
+/// What a layer does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// A 3×3 convolution that keeps the size of a map, by all products.
+    Direct,
+    /// The same by Winograd's algorithm, two by two pixels at a time.
+    F2,
+    /// The same, four by four pixels at a time.
+    F4,
+    /// A 3×3 convolution to half the size.
+    Strided,
+    /// A linear map of each pixel.
+    Pointwise,
+    /// Group norm and SiLU.
+    Norm,
+    /// Self-attention with one head over queries, keys and values, a third of the channels each.
+    Attention,
+    /// Twice the size, by repetition.
+    Upsample,
+}
+
+/// A layer over maps `[channels, side, side]`, with weights by formula.
+pub struct Alone {
+    program: Program,
+    flop: f64,
+}
+
+impl Alone {
+    /// To `outputs` channels; norm, attention and upsampling decide on theirs themselves.
+    ///
+    /// # Panics
+    /// Where `isa` is not this processor's, or does not multiply bf16 that is asked for.
+    pub fn new(
+        isa: Isa,
+        bf16: bool,
+        layer: Layer,
+        [channels, side]: [usize; 2],
+        outputs: usize,
+    ) -> Self {
+        assert!(!bf16 || isa.multiplies_bf16(), "{isa} does not multiply bf16");
+        let numbers = if bf16 { Numbers::Bf16 } else { Numbers::F32 };
+        let mut layout = Layout::default();
+        let mut image = |numbers: Numbers, channels: usize, side: usize| {
+            let buffer = layout.take(side * side * numbers.words(padded(channels)));
+            Image { buffer, numbers, height: side, width: side, segments: [channels, 0] }
+        };
+        let source = match layer {
+            Layer::Attention => image(Numbers::F32, channels, side),
+            _ => image(numbers, channels, side),
+        };
+        let target = match layer {
+            Layer::Strided => image(numbers, outputs, side / 2),
+            Layer::Upsample => image(numbers, channels, 2 * side),
+            Layer::Norm => image(numbers, channels, side),
+            Layer::Attention => image(numbers, channels / 3, side),
+            _ => image(numbers, outputs, side),
+        };
+        let finish = || Finish::new(&formula(outputs), isa.panel());
+        let direct = |side, stride, padding| -> Vec<Box<dyn Operation>> {
+            let taps = Taps { side, stride, padding, doubled: false };
+            let weights = formula(outputs * channels * side * side);
+            vec![Box::new(Direct::new(isa, &[source], target, taps, &weights, finish()))]
+        };
+        let winograd = |variant| -> Vec<Box<dyn Operation>> {
+            let weights = formula(outputs * channels * 9);
+            vec![Box::new(Winograd::new(isa, variant, source, target, false, &weights, finish()))]
+        };
+        let operations: Vec<Box<dyn Operation>> = match layer {
+            Layer::Direct => direct(3, 1, 1),
+            Layer::F2 => winograd(Variant::F2),
+            Layer::F4 => winograd(Variant::F4),
+            Layer::Strided => direct(3, 2, 0),
+            Layer::Pointwise => direct(1, 1, 0),
+            Layer::Norm => norm(source, target, &mut layout),
+            Layer::Attention => {
+                let (heads, panel, rows) = (1, isa.panel(), isa.rows());
+                let keys = layout.take(PackKeys::len(&source, panel));
+                let pack = PackKeys { input: source, heads, panel, output: keys };
+                let attend = Attend { input: source, keys, heads, panel, rows, output: target };
+                vec![Box::new(pack), Box::new(attend)]
+            }
+            Layer::Upsample => vec![Box::new(Upsample { input: source, output: target })],
+        };
+        let flop = operations.iter().map(|operation| operation.flop()).sum();
+        Self { program: Program::new(isa, operations, &layout, Vec::new(), 0), flop }
+    }
+
+    /// Runs it for `batch` samples on the threads of the current rayon pool.
+    pub fn run(&self, batch: usize) {
+        self.program.run(batch, &[], &mut []);
+    }
+
+    /// Floating-point operations for one sample, counted as a direct implementation would need them; 0
+    /// where moving data is all there is.
+    pub fn flop(&self) -> f64 {
+        self.flop
+    }
+}
+
+fn norm(source: Image, target: Image, layout: &mut Layout) -> Vec<Box<dyn Operation>> {
+    let channels = source.channels();
+    let statistics: Buffer = layout.take(Measure::len(&source));
+    let map = layout.take(2 * target.stride());
+    let settle = Settle {
+        sources: vec![(source, statistics)],
+        target,
+        groups: 8,
+        eps: 1e-6,
+        weight: Values::Own(formula(channels)),
+        bias: Values::Own(formula(channels)),
+        modulation: None,
+        output: map,
+        moments: None,
+    };
+    vec![
+        Box::new(Measure { input: source, output: statistics }),
+        Box::new(settle),
+        Box::new(Apply::new(&[source], target, map, Function::Silu)),
+    ]
+}
+
+/// Numbers from −1 to 1.
+fn formula(len: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect()
+}
