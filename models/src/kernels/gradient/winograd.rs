@@ -333,9 +333,10 @@ impl Collect<'_> {
                 for lane in 0..S::LANES {
                     let o = first_out + column + lane;
                     if o < op.output.channels() {
+                        let (to, factor) = op.filter.gradients(memory, o, c);
                         for (tap, lanes) in lanes.iter().enumerate() {
                             // SAFETY: each weight belongs to one row of one block.
-                            unsafe { op.filter.note(memory, o, c, tap, lanes[lane]) };
+                            unsafe { *to.add(tap) = factor * lanes[lane] };
                         }
                     }
                 }
