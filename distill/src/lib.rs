@@ -5,5 +5,6 @@
 //! line: it stands beside the server on `understudy-models`.
 
 pub mod data;
+pub mod evaluate;
 pub mod generate;
 mod npz;
