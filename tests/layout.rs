@@ -64,7 +64,7 @@ fn serving_never_imports_distillation() {
 
 #[test]
 fn there_is_no_global_random_generator() {
-    for below in ["src", "models/src"] {
+    for below in ["src", "models/src", "distill/src"] {
         never(below, &["thread_rng", "rand::random", "Tensor::randn", "Tensor::rand"]);
     }
 }

@@ -2,11 +2,14 @@
 
 mod bench;
 mod compute;
+mod counter;
+mod evaluate;
 mod health;
 mod import;
 mod openapi;
 mod sample;
 mod serve;
+mod train_judge;
 
 use std::{num::NonZeroUsize, process::ExitCode};
 
@@ -32,6 +35,8 @@ enum Command {
     Sample(Box<sample::SampleArgs>),
     Bench(Box<bench::BenchArgs>),
     Import(import::ImportArgs),
+    Evaluate(Box<evaluate::EvaluateArgs>),
+    TrainJudge(train_judge::TrainJudgeArgs),
     /// Ask a running server whether it is ready; for container health checks.
     #[command(hide = true)]
     Health(health::HealthArgs),
@@ -57,7 +62,11 @@ impl Cli {
             Some(Command::Serve(arguments)) => arguments.compute.threads,
             Some(Command::Sample(arguments)) => arguments.compute.threads,
             Some(Command::Bench(arguments)) => arguments.compute.threads,
-            Some(Command::Import(_) | Command::Health(_) | Command::Openapi) | None => None,
+            Some(Command::Evaluate(arguments)) => arguments.compute.threads,
+            Some(
+                Command::Import(_) | Command::TrainJudge(_) | Command::Health(_) | Command::Openapi,
+            )
+            | None => None,
         };
         // Knows of affinity and of cgroup quotas.
         let there = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -72,6 +81,8 @@ impl Cli {
             Some(Command::Sample(arguments)) => sample::run(&arguments),
             Some(Command::Bench(arguments)) => bench::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
+            Some(Command::Evaluate(arguments)) => evaluate::run(&arguments),
+            Some(Command::TrainJudge(arguments)) => train_judge::run(&arguments),
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),
