@@ -221,3 +221,54 @@ pub(super) fn contiguous<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result
         _ => bail!("feature networks take contiguous f32 tensors"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Var};
+
+    use super::*;
+
+    fn numbers(seed: u64, shape: &[usize]) -> Result<Var> {
+        let mut values = vec![0.0; shape.iter().product()];
+        understudy_models::noise::normal(seed, 0, &mut values);
+        Var::from_tensor(&Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    fn apart(a: &Tensor, b: &Tensor) -> Result<f32> {
+        (a - b)?.abs()?.flatten_all()?.max(0)?.to_scalar()
+    }
+
+    #[test]
+    fn convolution_and_its_gradients_are_candles() -> Result<()> {
+        for (kernel, stride, padding) in [(3, 1, 1), (5, 2, 2), (3, 2, 0), (1, 1, 0)] {
+            let (x, weight) = (numbers(1, &[2, 3, 9, 8])?, numbers(2, &[4, 3, kernel, kernel])?);
+            let theirs = x.conv2d(&weight, padding, stride, 1, 1)?;
+            let convolution = Convolution::from_torch(&weight, None, stride, (padding, padding))?;
+            let y = convolution.forward(&x.permute((0, 2, 3, 1))?.contiguous()?)?;
+            let ours = y.permute((0, 3, 1, 2))?;
+            assert!(apart(&ours, &theirs)? < 1e-4, "{kernel} {stride} {padding}");
+            let weights = theirs.sin()?.detach();
+            let (ours, theirs) = (
+                (ours * &weights)?.sum_all()?.backward()?,
+                (theirs * &weights)?.sum_all()?.backward()?,
+            );
+            for var in [&x, &weight] {
+                let (Some(ours), Some(theirs)) = (ours.get(var), theirs.get(var)) else {
+                    bail!("no gradient")
+                };
+                assert!(apart(ours, theirs)? < 1e-3, "{kernel} {stride} {padding}");
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn pools_leave_the_padding_out() -> Result<()> {
+        let x = Tensor::new(&[[[[-1.0_f32], [-2.0]], [[-3.0], [-6.0]]]], &Device::Cpu)?;
+        let window = Window::square(3, 1, 1);
+        let values = |pool: Pool| pool.forward(&x, window)?.flatten_all()?.to_vec1::<f32>();
+        assert_eq!(values(Pool::Largest)?, [-1.0; 4]);
+        assert_eq!(values(Pool::Mean)?, [-3.0; 4]);
+        Ok(())
+    }
+}
