@@ -2,7 +2,9 @@
 
 mod bench;
 mod compute;
+mod counter;
 mod distill;
+mod evaluate;
 mod health;
 mod import;
 mod openapi;
@@ -11,6 +13,7 @@ mod progress;
 mod sample;
 mod serve;
 mod train;
+mod train_judge;
 mod training_progress;
 
 use std::{
@@ -43,6 +46,8 @@ enum Command {
     Import(import::ImportArgs),
     Distill(Box<distill::DistillArgs>),
     Train(Box<train::TrainArgs>),
+    Evaluate(Box<evaluate::EvaluateArgs>),
+    TrainJudge(train_judge::TrainJudgeArgs),
     /// Ask a running server whether it is ready; for container health checks.
     #[command(hide = true)]
     Health(health::HealthArgs),
@@ -70,7 +75,11 @@ impl Cli {
             Some(Command::Bench(arguments)) => arguments.compute.threads,
             Some(Command::Distill(arguments)) => arguments.compute.threads,
             Some(Command::Train(arguments)) => arguments.compute.threads,
-            Some(Command::Import(_) | Command::Health(_) | Command::Openapi) | None => None,
+            Some(Command::Evaluate(arguments)) => arguments.compute.threads,
+            Some(
+                Command::Import(_) | Command::TrainJudge(_) | Command::Health(_) | Command::Openapi,
+            )
+            | None => None,
         };
         // Knows of affinity and of cgroup quotas.
         let there = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
@@ -87,6 +96,8 @@ impl Cli {
             Some(Command::Import(arguments)) => import::run(&arguments),
             Some(Command::Distill(arguments)) => distill::run(&arguments, threads),
             Some(Command::Train(arguments)) => train::run(&arguments, threads),
+            Some(Command::Evaluate(arguments)) => evaluate::run(&arguments),
+            Some(Command::TrainJudge(arguments)) => train_judge::run(&arguments),
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),

@@ -11,7 +11,7 @@ mod arrays;
 mod idx;
 mod pictures;
 
-use std::path::Path;
+use std::{ops::Range, path::Path};
 
 use candle_core::{Device, Tensor};
 use understudy_models::{Error, Result};
@@ -74,6 +74,17 @@ impl Images {
     /// The bytes of image `index`, `[height, width, channels]`.
     pub fn image(&self, index: usize) -> &[u8] {
         &self.pixels[index * self.image_bytes()..][..self.image_bytes()]
+    }
+
+    /// The images with the numbers in `range`, as a set.
+    pub fn slice(&self, range: Range<usize>) -> Self {
+        let bytes = self.image_bytes();
+        Self {
+            pixels: self.pixels[range.start * bytes..range.end * bytes].to_vec(),
+            labels: self.labels.as_ref().map(|labels| labels[range].to_vec()),
+            class_names: self.class_names.clone(),
+            ..*self
+        }
     }
 
     /// Number of classes: one more than the largest label; 0 without labels.

@@ -1,0 +1,188 @@
+//! A judge: a small classifier whose features stand in where Inception's weights are not to be had.
+//!
+//! Convolutions with ReLU, the mean over the last map (the features), a linear layer. A judge is a
+//! folder that says itself what it is:
+//!
+//! ```text
+//! config.json          the layers, the classes, its test accuracy, how it was made
+//! model.safetensors    conv.I.{weight,bias} as in PyTorch, batch norms folded in; head.{weight,bias}
+//! ```
+
+mod norm;
+mod train;
+
+use std::{collections::HashMap, fs, path::Path};
+
+use candle_core::{Device, Result, Tensor, bail};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use understudy_models::{Error, checkpoint::write_atomically};
+
+use super::{
+    layers::Convolution,
+    network::{FeatureNetwork, Observed},
+};
+pub use train::{Training, train};
+
+const CONFIG: &str = "config.json";
+const WEIGHTS: &str = "model.safetensors";
+
+/// What a judge's `config.json` says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JudgeConfig {
+    /// The judge's name; its distance is `FD-<name>`.
+    pub name: String,
+    /// 1 (gray) or 3 (RGB).
+    pub channels: usize,
+    /// Pixels, top to bottom.
+    pub height: usize,
+    /// Pixels, left to right.
+    pub width: usize,
+    /// The convolutions, in order.
+    pub layers: Vec<Layer>,
+    /// Number of classes.
+    pub classes: usize,
+    /// The share of test images it classifies correctly, 0 to 1, as it was measured on the finished file.
+    pub test_accuracy: f64,
+    /// How it was made.
+    pub recipe: Map<String, Value>,
+}
+
+/// A convolution: square kernel of odd size, padded so that stride 1 keeps the map's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Layer {
+    /// Output channels.
+    pub channels: usize,
+    /// Rows and columns of the kernel.
+    pub kernel: usize,
+    /// Rows and columns from one output to the next.
+    pub stride: usize,
+}
+
+/// The network.
+pub struct Judge {
+    config: JudgeConfig,
+    convolutions: Vec<Convolution>,
+    /// `[width, classes]`
+    head: Tensor,
+    head_bias: Tensor,
+}
+
+impl Judge {
+    /// Reads a judge's folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] and [`Error::Format`] naming the file.
+    pub fn open(folder: &Path) -> understudy_models::Result<Self> {
+        let path = folder.join(CONFIG);
+        let text = fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let config: JudgeConfig = serde_json::from_slice(&text)
+            .map_err(|error| Error::Format { path, problem: error.to_string() })?;
+        let path = folder.join(WEIGHTS);
+        let bytes = fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+            .and_then(|tensors| Self::new(config, &tensors))
+            .map_err(|error| Error::Format { path, problem: error.to_string() })
+    }
+
+    /// From weights named as in the file.
+    ///
+    /// # Errors
+    /// A tensor that is not there, or of another shape.
+    pub fn new(config: JudgeConfig, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+        let find = |name: String, shape: &[usize]| match tensors.get(&name) {
+            Some(tensor) if tensor.dims() == shape => Ok(tensor.clone()),
+            Some(tensor) => bail!("`{name}` is {:?}, not {shape:?}", tensor.dims()),
+            None => bail!("has no tensor `{name}`"),
+        };
+        let mut inputs = config.channels;
+        let mut convolutions = Vec::new();
+        for (i, layer) in config.layers.iter().enumerate() {
+            let Layer { channels, kernel, stride } = *layer;
+            if stride == 0 || kernel % 2 == 0 {
+                bail!("layer {i} of the configuration: kernels are odd, strides at least 1");
+            }
+            let weight = find(format!("conv.{i}.weight"), &[channels, inputs, kernel, kernel])?;
+            let bias = find(format!("conv.{i}.bias"), &[channels])?;
+            let padding = (kernel / 2, kernel / 2);
+            convolutions.push(Convolution::from_torch(&weight, Some(bias), stride, padding)?);
+            inputs = channels;
+        }
+        let head = find("head.weight".into(), &[config.classes, inputs])?.t()?.contiguous()?;
+        let head_bias = find("head.bias".into(), &[config.classes])?;
+        Ok(Self { config, convolutions, head, head_bias })
+    }
+
+    /// What it says of itself.
+    pub fn config(&self) -> &JudgeConfig {
+        &self.config
+    }
+}
+
+/// Writes a judge's folder, which must be new or empty; the configuration comes last, so that a folder
+/// that has one is whole.
+///
+/// # Errors
+/// [`Error::Value`] when there is something already, [`Error::Io`] naming the file.
+pub fn write(
+    folder: &Path,
+    config: &JudgeConfig,
+    tensors: &HashMap<String, Tensor>,
+) -> understudy_models::Result<()> {
+    check_new(folder)?;
+    let io = |source| Error::Io { path: folder.to_owned(), source };
+    fs::create_dir_all(folder).map_err(io)?;
+    let path = folder.join(WEIGHTS);
+    let bytes = safetensors::serialize(tensors, None)
+        .map_err(|error| Error::Format { path: path.clone(), problem: error.to_string() })?;
+    write_atomically(&path, &bytes)?;
+    let text = serde_json::to_string_pretty(config)
+        .map_err(|error| Error::Format { path: folder.join(CONFIG), problem: error.to_string() })?;
+    write_atomically(&folder.join(CONFIG), format!("{text}\n").as_bytes())
+}
+
+/// Refuses a folder that holds something.
+///
+/// # Errors
+/// [`Error::Value`] on `--out`.
+pub fn check_new(folder: &Path) -> understudy_models::Result<()> {
+    let empty = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    if !empty && fs::symlink_metadata(folder).is_ok() {
+        return Err(Error::value("--out", folder.display(), "exists; choose another or remove it"));
+    }
+    Ok(())
+}
+
+impl FeatureNetwork for Judge {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn width(&self) -> usize {
+        self.config.layers.last().map_or(self.config.channels, |layer| layer.channels)
+    }
+
+    fn input(&self) -> Option<(usize, usize, usize)> {
+        Some((self.config.channels, self.config.height, self.config.width))
+    }
+
+    fn classes(&self) -> Option<usize> {
+        Some(self.config.classes)
+    }
+
+    fn batch(&self) -> usize {
+        100
+    }
+
+    fn observe(&self, images: &Tensor) -> Result<Observed> {
+        let mut x = images.permute((0, 2, 3, 1))?.contiguous()?;
+        for convolution in &self.convolutions {
+            x = convolution.forward(&x)?.relu()?;
+        }
+        let features = x.flatten(1, 2)?.mean(1)?;
+        let logits = features.matmul(&self.head)?.broadcast_add(&self.head_bias)?;
+        Ok(Observed { features, logits })
+    }
+}

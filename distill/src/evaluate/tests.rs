@@ -1,0 +1,299 @@
+//! Against pytorch-fid and torch-fidelity: `tests/golden/make_evaluation.py` made the numbers.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::Value;
+use tempfile::tempdir;
+
+use super::{
+    FeatureNetwork, Gaussian, Inception, InceptionScore, Judge, Moments, Observed, Observer,
+    Reference, compare, frechet_distance,
+    judge::{JudgeConfig, Training, train},
+    kernel_distance, precision_and_recall,
+};
+use crate::{data::Images, npz};
+
+fn golden() -> Value {
+    serde_json::from_str(include_str!("../../tests/golden/evaluation.json")).expect("JSON")
+}
+
+/// The script's `formula`.
+fn formula(count: usize, seed: u32) -> Vec<f32> {
+    let number = |index: u32| {
+        let mut x = index.wrapping_add(seed.wrapping_mul(0x9E37_79B9));
+        x = (x ^ (x >> 16)).wrapping_mul(0x85EB_CA6B);
+        x = (x ^ (x >> 13)).wrapping_mul(0xC2B2_AE35);
+        x ^= x >> 16;
+        (f64::from(x >> 8) / f64::from(1 << 23) - 1.0) as f32
+    };
+    (0..count as u32).map(number).collect()
+}
+
+fn tensor(values: Vec<f32>, shape: &[usize]) -> Tensor {
+    Tensor::from_vec(values, shape, &Device::Cpu).expect("a tensor")
+}
+
+/// The two sets of features, f32 `[60, 8]`.
+fn sets() -> (Tensor, Tensor) {
+    let b = formula(480, 2).into_iter().map(|x| x * 0.75 + 0.125).collect();
+    (tensor(formula(480, 1), &[60, 8]), tensor(b, &[60, 8]))
+}
+
+fn gaussian(features: &Tensor, batch: usize) -> Gaussian {
+    let (rows, width) = features.dims2().expect("a table");
+    let mut moments = Moments::new(width);
+    for begin in (0..rows).step_by(batch) {
+        let part = features.narrow(0, begin, batch.min(rows - begin)).expect("rows");
+        moments.add(&part).expect("added");
+    }
+    moments.gaussian().expect("two or more")
+}
+
+fn close(ours: f64, theirs: &Value, relative: f64) {
+    let theirs = theirs.as_f64().expect("a number");
+    assert!((ours - theirs).abs() <= relative * theirs.abs(), "{ours}, not {theirs}");
+}
+
+#[test]
+fn frechet_distance_is_pytorch_fids() {
+    let (a, b) = sets();
+    let distance = frechet_distance(&gaussian(&a, 7), &gaussian(&b, 60)).expect("a distance");
+    close(distance, &golden()["frechet"], 1e-6);
+    let itself = frechet_distance(&gaussian(&a, 7), &gaussian(&a, 13)).expect("a distance");
+    assert!(itself.abs() < 1e-12, "{itself}");
+}
+
+#[test]
+fn kernel_distance_is_torch_fidelitys() {
+    let (a, b) = sets();
+    let (a, b) = (a.to_dtype(DType::F64).expect("f64"), b.to_dtype(DType::F64).expect("f64"));
+    // One subset of all images is the same whatever drew it.
+    let (distance, deviation) = kernel_distance(&a, &b, 1, 60, 5).expect("a distance");
+    close(distance, &golden()["kernel"], 1e-9);
+    assert_eq!(deviation, 0.0);
+    let (smaller, deviation) = kernel_distance(&a, &b, 50, 40, 5).expect("a distance");
+    assert!((smaller - distance).abs() < 0.05 && deviation > 0.0, "{smaller} ± {deviation}");
+    assert_eq!(kernel_distance(&a, &b, 50, 40, 5).expect("again").0, smaller);
+}
+
+#[test]
+fn precision_and_recall_are_torch_fidelitys() {
+    let (a, b) = sets();
+    let (a, b) = (a.to_dtype(DType::F64).expect("f64"), b.to_dtype(DType::F64).expect("f64"));
+    let (precision, recall) = precision_and_recall(&a, &b).expect("both");
+    close(precision, &golden()["precision"], 1e-6);
+    close(recall, &golden()["recall"], 1e-6);
+}
+
+#[test]
+fn inception_score_is_torch_fidelitys() {
+    let logits = formula(970, 3).into_iter().map(|x| x * 4.0).collect();
+    let logits = tensor(logits, &[97, 10]);
+    let mut score = InceptionScore::new(97);
+    for begin in (0..97).step_by(20) {
+        let part = logits.narrow(0, begin, 20.min(97 - begin)).expect("rows");
+        score.add(&part).expect("added");
+    }
+    let (mean, deviation) = score.finish().expect("enough");
+    close(mean, &golden()["inception_score"][0], 1e-6);
+    close(deviation, &golden()["inception_score"][1], 1e-6);
+    assert!(score.add(&logits).is_err(), "more than were announced");
+}
+
+/// pytorch-fid's state dict with the script's weights.
+fn inception_weights() -> HashMap<String, Tensor> {
+    let golden = golden();
+    let convolutions = golden["inception"]["convolutions"].as_object().expect("an object");
+    let mut names = vec![("fc.weight".into(), vec![1008, 2048]), ("fc.bias".into(), vec![1008])];
+    for (name, shape) in convolutions {
+        let shape: Vec<usize> = serde_json::from_value(shape.clone()).expect("a shape");
+        for part in ["weight", "bias", "running_mean", "running_var"] {
+            names.push((format!("{name}.bn.{part}"), vec![shape[0]]));
+        }
+        names.push((format!("{name}.conv.weight"), shape));
+    }
+    names.sort();
+    let mut weights = HashMap::new();
+    for (seed, (name, shape)) in names.into_iter().enumerate() {
+        let count = shape.iter().product();
+        let fan_in: usize = shape.get(1..).unwrap_or_default().iter().product();
+        let scale = (6.0 / fan_in as f64).sqrt() as f32;
+        let number = |x: f32| match name.rsplit('.').next() {
+            _ if name.ends_with("conv.weight") => x * scale,
+            _ if name.ends_with("bn.weight") => 1.0 + x / 8.0,
+            Some("running_var") => 1.0 + x / 2.0,
+            _ if name.ends_with("fc.weight") => x / 32.0,
+            _ => x / 8.0,
+        };
+        let values = formula(count, seed as u32).into_iter().map(number).collect();
+        weights.insert(name, tensor(values, &shape));
+    }
+    weights
+}
+
+/// The script's images.
+fn images(seed: u32) -> Images {
+    let numbers = formula(6 * 20 * 24 * 3, seed);
+    let pixels = numbers.chunks(20 * 24 * 3).enumerate().flat_map(|(i, numbers)| {
+        let contrast = (0.2 + 0.14 * i as f64) as f32;
+        numbers.iter().map(move |x| (128.0 + 127.0 * contrast * x).clamp(0.0, 255.0) as u8)
+    });
+    Images {
+        channels: 3,
+        height: 20,
+        width: 24,
+        pixels: pixels.collect(),
+        labels: None,
+        class_names: Vec::new(),
+    }
+}
+
+#[test]
+fn inception_is_pytorch_fids() {
+    let network = Inception::new(&inception_weights()).expect("a network");
+    let observe = |seed: u32| -> Observed {
+        let batch = images(seed).batch(&[0, 1, 2, 3, 4, 5], &Device::Cpu).expect("a batch");
+        network.observe(&batch).expect("observed")
+    };
+    let (a, b) = (observe(4), observe(5));
+    let golden = &golden()["inception"];
+    for (ours, theirs) in [(&a.features, &golden["features"]), (&a.logits, &golden["logits"])] {
+        for row in 0..2 {
+            let ours: Vec<f32> = ours.get(row).and_then(|row| row.to_vec1()).expect("a row");
+            let theirs = theirs[row].as_array().expect("a row");
+            assert_eq!(theirs.len(), ours.len().div_ceil(16));
+            for (ours, theirs) in ours.iter().step_by(16).zip(theirs) {
+                let theirs = theirs.as_f64().expect("a number");
+                let bound = 1e-4 * theirs.abs().max(1.0);
+                assert!((f64::from(*ours) - theirs).abs() < bound, "{ours}, not {theirs}");
+            }
+        }
+    }
+    let fid = frechet_distance(&gaussian(&a.features, 6), &gaussian(&b.features, 6));
+    close(fid.expect("a distance"), &golden["fid"], 1e-3);
+}
+
+/// Classes that a judge of 32×32 images can tell: a bright stripe, upright or lying.
+fn stripes(count: usize, seed: u32) -> Images {
+    let places = formula(count, seed);
+    let mut pixels = vec![0; count * 1024];
+    for (i, image) in pixels.chunks_exact_mut(1024).enumerate() {
+        let place = (16.0 + 12.0 * places[i]) as usize;
+        for along in 0..32 {
+            let at = if i % 2 == 0 { along * 32 + place } else { place * 32 + along };
+            image[at] = 255;
+        }
+    }
+    let labels = Some((0..count as u32).map(|i| i % 2).collect());
+    Images { channels: 1, height: 32, width: 32, pixels, labels, class_names: Vec::new() }
+}
+
+#[test]
+fn judge_learns_and_is_read_back_and_scores() {
+    let training = Training { name: "stripes".into(), epochs: 4, seed: 3 };
+    let (set, test) = (stripes(640, 1), stripes(200, 2));
+    let mut losses = Vec::new();
+    let (config, tensors) =
+        train(&training, &set, &test, |_, _, loss| losses.push(loss)).expect("trained");
+    assert!(config.test_accuracy > 0.95, "{}: {losses:?}", config.test_accuracy);
+    let (_, again) = train(&training, &set, &test, |_, _, _| {}).expect("trained");
+    for (name, tensor) in &tensors {
+        let apart = (tensor - &again[name]).and_then(|d| d.abs()?.flatten_all()?.max(0));
+        assert_eq!(apart.and_then(|d| d.to_scalar::<f32>()).expect("a number"), 0.0, "{name}");
+    }
+
+    let folder = tempdir().expect("a folder");
+    let place = folder.path().join("stripes");
+    super::judge::write(&place, &config, &tensors).expect("written");
+    let judge = Judge::open(&place).expect("a judge");
+    assert_eq!(judge.distance(), "FD-stripes");
+    assert!(super::judge::write(&place, &config, &tensors).is_err(), "nothing is overwritten");
+
+    let mut reference = Observer::new(&judge, "--reference", 640, 200).expect("enough");
+    reference.add(&set).expect("seen");
+    let reference = Reference::from_images(&reference).expect("a reference");
+    let mut samples = Observer::new(&judge, "--samples", 200, 200).expect("enough");
+    samples.add(&test).expect("seen");
+    let scores = compare(&samples, &reference).expect("scores");
+    let gaussian = samples.gaussian().expect("a Gaussian");
+    let spread: f64 = (0..128).map(|i| gaussian.covariance[i * 129]).sum();
+    assert!(scores.distance >= 0.0 && scores.distance < spread, "{scores:?} of {spread}");
+    assert_eq!(scores.class_agreement, Some(config.test_accuracy));
+    let (precision, recall) = scores.precision_and_recall.expect("kept");
+    assert!(precision > 0.5 && recall > 0.5, "{scores:?}");
+}
+
+/// A network whose features are the first pixels.
+struct Pixels;
+
+impl FeatureNetwork for Pixels {
+    fn name(&self) -> &str {
+        "pixels"
+    }
+
+    fn width(&self) -> usize {
+        3
+    }
+
+    fn input(&self) -> Option<(usize, usize, usize)> {
+        Some((1, 2, 2))
+    }
+
+    fn batch(&self) -> usize {
+        4
+    }
+
+    fn observe(&self, images: &Tensor) -> candle_core::Result<Observed> {
+        let features = images.flatten_from(1)?.narrow(1, 0, 3)?;
+        Ok(Observed { logits: features.clone(), features })
+    }
+}
+
+#[test]
+fn too_few_samples_are_refused_before_work() {
+    let refused = Observer::new(&Pixels, "--n", 3, 0).err().expect("refused").to_string();
+    assert!(refused.contains("`--n` is 3 images") && refused.contains("at least 4"), "{refused}");
+    assert!(Observer::new(&Pixels, "--n", 4, 0).is_ok());
+}
+
+#[test]
+fn statistics_are_read_back_and_other_networks_are_refused() {
+    let folder = tempdir().expect("a folder");
+    let path = folder.path().join("stats.npz");
+    let features = tensor(formula(60, 9), &[20, 3]);
+    let gaussian = gaussian(&features, 20);
+    gaussian.write(&path, &Pixels).expect("written");
+    assert!(Gaussian::is_at(&path));
+    assert_eq!(Gaussian::open(&path, &Pixels).expect("read"), gaussian);
+
+    let config = JudgeConfig {
+        name: "another".into(),
+        channels: 3,
+        height: 1,
+        width: 1,
+        layers: Vec::new(),
+        classes: 1,
+        test_accuracy: 0.0,
+        recipe: serde_json::Map::new(),
+    };
+    let head = [("head.weight", vec![1, 3]), ("head.bias", vec![1])];
+    let head = head
+        .map(|(name, shape)| (name.to_owned(), tensor(vec![0.0; shape.iter().product()], &shape)));
+    let judge = Judge::new(config, &HashMap::from(head)).expect("a judge");
+    let refused = Gaussian::open(&path, &judge).expect_err("refused").to_string();
+    assert!(refused.contains("statistics of pixels, not of another"), "{refused}");
+
+    // Without a name they might be anybody's.
+    let array = |shape: &[usize]| npz::Array {
+        shape: shape.to_vec(),
+        values: npz::Values::F64(vec![0.0; shape.iter().product()]),
+    };
+    npz::write(&path, &[("mu", array(&[3])), ("sigma", array(&[3, 3]))]).expect("written");
+    assert!(Gaussian::open(&path, &Pixels).is_err());
+    npz::write(&path, &[("mu", array(&[3]))]).expect("written");
+    assert!(Gaussian::open(&path, &Pixels).is_err());
+    std::fs::write(&path, b"PK").expect("written");
+    let refused = Gaussian::open(&path, &Pixels).expect_err("refused").to_string();
+    assert!(refused.contains("stats.npz: not a whole .npz archive"), "{refused}");
+}

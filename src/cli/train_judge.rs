@@ -1,0 +1,88 @@
+//! `understudy train-judge`: a small classifier whose features `understudy evaluate` measures in.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+use understudy_distill::{
+    data::Images,
+    evaluate::judge::{self, Training},
+};
+
+use super::counter::Counter;
+
+/// Train a judge: a small classifier in whose features `understudy evaluate` measures distances, where
+/// Inception's weights are not to be had.
+///
+/// Images are padded with background to 32×32. Only an accuracy on the test images of at least
+/// --least-accuracy makes a judge.
+#[derive(Debug, clap::Args)]
+pub(super) struct TrainJudgeArgs {
+    /// Labelled training images: an idx file, a folder with one subfolder per class, a .tar of one, an .npz.
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Labelled images to test it on.
+    #[arg(long, value_name = "PATH")]
+    test_data: PathBuf,
+    /// The judge's folder, new; its name is the judge's.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Times every training image is seen.
+    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    epochs: u16,
+    /// Seeds weights, order and shifts.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// The least share of the test images that it must classify correctly, 0 to 1.
+    #[arg(long, value_name = "SHARE", default_value_t = 0.92)]
+    least_accuracy: f64,
+}
+
+/// Pixels of a side; what the judge's strides are made for.
+const SIZE: usize = 32;
+
+/// Runs the command.
+///
+/// # Errors
+/// A sentence naming what to mend.
+pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
+    judge::check_new(&args.out).map_err(|error| error.to_string())?;
+    let name = args.out.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or("--out: must be the path of a new folder, whose name is the judge's")?;
+    let read = |flag: &str, path: &PathBuf| {
+        let images = Images::open(path).map_err(|error| format!("{flag}: {error}"))?;
+        if images.labels.is_none() {
+            return Err(format!("{flag} {}: has no labels; a judge needs them", path.display()));
+        }
+        let channels = images.channels;
+        images.fit(flag, channels, SIZE, SIZE).map_err(|error| error.to_string())
+    };
+    let (images, test) = (read("--data", &args.data)?, read("--test-data", &args.test_data)?);
+    if test.channels != images.channels || test.classes() > images.classes() {
+        return Err(format!(
+            "--test-data {}: {} channels and {} classes, --data has {} and {}; use sets of one kind",
+            args.test_data.display(),
+            test.channels,
+            test.classes(),
+            images.channels,
+            images.classes()
+        ));
+    }
+    let training = Training { name: name.to_owned(), epochs: args.epochs.into(), seed: args.seed };
+    let mut counter: Option<Counter> = None;
+    let (config, tensors) = judge::train(&training, &images, &test, |done, total, loss| {
+        let counter = counter.get_or_insert_with(|| Counter::new("steps", total));
+        counter.at(done, &format!("loss {loss:.4}"));
+    })
+    .map_err(|error| error.to_string())?;
+    drop(counter);
+    if config.test_accuracy < args.least_accuracy {
+        return Err(format!(
+            "the judge is right on {:.4} of the test images, fewer than --least-accuracy {}; \
+             use more --epochs or another --seed",
+            config.test_accuracy, args.least_accuracy
+        ));
+    }
+    judge::write(&args.out, &config, &tensors).map_err(|error| error.to_string())?;
+    println!("{}", json!({ "judge": name, "test_accuracy": config.test_accuracy }));
+    Ok(())
+}
