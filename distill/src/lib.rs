@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod generate;
 pub mod generated;
+pub mod guard;
 pub mod lesson;
 pub mod noised;
 mod npz;

@@ -10,6 +10,7 @@ mod progress;
 mod sample;
 mod serve;
 mod train;
+mod training;
 
 use std::{num::NonZeroUsize, process::ExitCode};
 
