@@ -65,10 +65,12 @@ impl UNet2DModel {
     /// Builds the network from its weights, named as in diffusers (today's names or those from
     /// before 0.15), converted to `dtype` on `device`.
     ///
-    /// Where a weight tracks gradients (a [`candle_core::Var`]), the network is built of operations
-    /// that all have one, and a later `Var::set` is seen by the network; such weights should already
-    /// be of `dtype` and on `device`, since a converted copy would not follow. Norms, and the
-    /// frequencies of a Fourier time embedding, are kept in f32.
+    /// Where a weight tracks gradients (a [`candle_core::Var`]), the network has gradients with respect
+    /// to its weights, its input and its condition, and a later `Var::set` is seen by the network; such
+    /// weights should already be of `dtype` and on `device`, since a converted copy would not follow. In
+    /// f32 on the CPU the network is compiled then too, and each evaluation keeps its intermediate
+    /// results until its gradient is taken, which can be done once, or until it is dropped. Norms, and
+    /// the frequencies of a Fourier time embedding, are kept in f32.
     ///
     /// # Errors
     /// [`crate::Error::Weights`] naming what is missing, what does not belong, and what has another

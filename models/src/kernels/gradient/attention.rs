@@ -5,7 +5,7 @@
 
 use super::outer;
 use crate::kernels::activation::exp;
-use crate::kernels::arena::{Buffer, padded};
+use crate::kernels::arena::{Buffer, LINE, padded};
 use crate::kernels::gemm::{self, Rows};
 use crate::kernels::image::Image;
 use crate::kernels::isa::{Isa, Kernel, dispatch};
@@ -48,12 +48,23 @@ impl AttendGradient {
     fn keys(&self) -> usize {
         self.input.pixels().next_multiple_of(self.panel)
     }
+
+    /// Floats from one row of a matrix to the next: not a power of two, or columns would share cache
+    /// sets.
+    fn pitch(&self) -> usize {
+        self.keys() + LINE
+    }
+
+    /// Floats of a matrix.
+    fn matrix(&self) -> usize {
+        self.pitch() * self.input.pixels()
+    }
 }
 
 impl Operation for AttendGradient {
     fn split(&self, batch: usize, _: usize) -> Split {
         // Two matrices of queries by keys, and keys and values as packed columns.
-        let scratch = 2 * self.keys() * (self.input.pixels() + self.width());
+        let scratch = 2 * (self.matrix() + self.keys() * self.width());
         Split { items: [batch * self.heads, 0], needs: Needs { scratch, shared: 0 } }
     }
     fn reads(&self) -> Vec<Buffer> {
@@ -71,8 +82,8 @@ impl Operation for AttendGradient {
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, worker: usize) {
         let (sample, head) = (item / self.heads, item % self.heads);
         let weights = memory.scratch(worker);
-        let slopes = weights.wrapping_add(self.keys() * self.input.pixels());
-        let columns = slopes.wrapping_add(self.keys() * self.input.pixels());
+        let slopes = weights.wrapping_add(self.matrix());
+        let columns = slopes.wrapping_add(self.matrix());
         dispatch(memory.isa, Head { op: self, memory, sample, head, weights, slopes, columns });
         if head == 0 {
             let (channels, stride) = (3 * self.channels(), self.gradient.stride());
@@ -104,7 +115,7 @@ impl Kernel for Head<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (width, keys, pixels) = (self.op.width(), self.op.keys(), self.op.input.pixels());
-        let values = self.columns.wrapping_add(width * keys);
+        let (pitch, values) = (self.op.pitch(), self.columns.wrapping_add(width * keys));
         let (query, stride) = self.part(0);
         let (answer, answer_stride) = self.answer();
         // SAFETY: the scratch is as `split` says; the head's channels are part of each pixel.
@@ -115,10 +126,16 @@ impl Kernel for Head<'_> {
             while row < pixels {
                 let rows = S::ROWS.min(pixels - row);
                 let of = Columns { from: query, stride, row, width, columns: self.columns };
+<<<<<<< HEAD
                 gemm::with_rows(s, rows, &Scores { of, keys, to: self.weights });
                 let of =
                     Columns { from: answer, stride: answer_stride, row, width, columns: values };
                 gemm::with_rows(s, rows, &Scores { of, keys, to: self.slopes });
+=======
+                gemm::with_rows(s, rows, &Scores { of, keys, pitch, to: self.weights });
+                let of = Columns { from: answer, stride: answer_stride, row, width, columns: values };
+                gemm::with_rows(s, rows, &Scores { of, keys, pitch, to: self.slopes });
+>>>>>>> train
                 for r in row..row + rows {
                     self.softmax(s, r);
                 }
@@ -164,12 +181,15 @@ impl Head<'_> {
     unsafe fn pack(&self, number: usize, to: *mut f32) {
         let (from, stride) = self.part(number);
         let (width, pixels, panel) = (self.op.width(), self.op.input.pixels(), self.op.panel);
-        for j in 0..self.op.keys() {
+        for first in (0..self.op.keys()).step_by(panel) {
             for c in 0..width {
-                // SAFETY: the caller's promise; the pixel has these channels.
-                unsafe {
-                    let value = if j < pixels { *from.add(j * stride + c) } else { 0.0 };
-                    *to.add((j / panel * width + c) * panel + j % panel) = value;
+                let to = to.wrapping_add(first * width + c * panel);
+                for j in 0..panel {
+                    // SAFETY: the caller's promise; the pixel has these channels.
+                    unsafe {
+                        let inside = first + j < pixels;
+                        *to.add(j) = if inside { *from.add((first + j) * stride + c) } else { 0.0 };
+                    }
                 }
             }
         }
@@ -182,8 +202,8 @@ impl Head<'_> {
     #[inline(always)]
     unsafe fn softmax<S: Simd>(&self, s: S, row: usize) {
         let (pixels, keys) = (self.op.input.pixels(), self.op.keys());
-        let weights = self.weights.wrapping_add(row * keys);
-        let slopes = self.slopes.wrapping_add(row * keys);
+        let weights = self.weights.wrapping_add(row * self.op.pitch());
+        let slopes = self.slopes.wrapping_add(row * self.op.pitch());
         // SAFETY: the caller's promise; a row has `keys` floats, whole vectors.
         unsafe {
             for i in pixels..keys {
@@ -252,11 +272,11 @@ impl Head<'_> {
         (from, stride): (*const f32, usize),
         to: *mut f32,
     ) {
-        let (pixels, keys, width) = (self.op.input.pixels(), self.op.keys(), self.op.width());
+        let (pixels, pitch, width) = (self.op.input.pixels(), self.op.pitch(), self.op.width());
         for c in (0..width).step_by(2 * S::LANES) {
             for key in (0..pixels).step_by(R) {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                let x = |query: usize| matrix.wrapping_add(query * keys + key);
+                let x = |query: usize| matrix.wrapping_add(query * pitch + key);
                 let y = |query: usize| from.wrapping_add(query * stride + c);
                 // SAFETY: a row of the matrix is padded to whole panels; a vector that is wider than
                 // what is left of the head reads what follows it, or the arena's slack.
@@ -287,6 +307,14 @@ fn across<S: Simd>(s: S, v: S::V, start: f32, f: impl Fn(f32, f32) -> f32) -> f3
 /// `to` is good for writing as many.
 #[inline(always)]
 unsafe fn store<S: Simd>(s: S, vectors: &[S::V; 2], to: *mut f32, count: usize) {
+    if count >= 2 * S::LANES {
+        // SAFETY: the caller's promise.
+        unsafe {
+            s.store(to, vectors[0]);
+            s.store(to.add(S::LANES), vectors[1]);
+        }
+        return;
+    }
     let mut lanes = [0f32; 32];
     // SAFETY: two vectors are no longer than 32; the caller's promise.
     unsafe {
@@ -310,6 +338,8 @@ struct Columns {
 struct Scores {
     of: Columns,
     keys: usize,
+    /// Floats from one row of the result to the next.
+    pitch: usize,
     to: *mut f32,
 }
 
@@ -324,13 +354,13 @@ impl Rows for Scores {
             for (r, pointer) in rows.iter_mut().enumerate() {
                 *pointer = pointer.add(r * stride);
             }
-            let mut target = self.to.add(row * self.keys);
+            let mut target = self.to.add(row * self.pitch);
             for _ in 0..self.keys / panel {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
                 gemm::accumulate(s, &mut acc, &rows, columns, panel, width);
                 for (r, sums) in acc.iter().enumerate() {
-                    s.store(target.add(r * self.keys), sums[0]);
-                    s.store(target.add(r * self.keys + S::LANES), sums[1]);
+                    s.store(target.add(r * self.pitch), sums[0]);
+                    s.store(target.add(r * self.pitch + S::LANES), sums[1]);
                 }
                 columns = columns.add(width * panel);
                 target = target.add(panel);
@@ -350,14 +380,14 @@ impl Rows for Queries<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let (head, op) = (self.head, self.head.op);
-        let (pixels, keys, width) = (op.input.pixels(), op.keys(), op.width());
+        let (pixels, pitch, width) = (op.input.pixels(), op.pitch(), op.width());
         let (from, to) = (op.input.stride(), op.gradient.stride());
         // SAFETY: the rows are queries of the sample. A vector that is wider than what is left of the
         // head reads what follows in the input, or the arena's slack, and does not store it.
         unsafe {
-            let mut rows = [head.slopes.add(self.row * keys).cast_const(); R];
+            let mut rows = [head.slopes.add(self.row * pitch).cast_const(); R];
             for (r, pointer) in rows.iter_mut().enumerate() {
-                *pointer = pointer.add(r * keys);
+                *pointer = pointer.add(r * pitch);
             }
             let target = head.gradient(0).add(self.row * to);
             for c in (0..width).step_by(2 * S::LANES) {

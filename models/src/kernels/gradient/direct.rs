@@ -103,14 +103,28 @@ impl Operation for DirectGradient {
             let Some(c) = self.inputs.get(block.0 * SIDE + row).copied().flatten() else {
                 continue;
             };
-            for column in 0..SIDE.min(self.output.channels().saturating_sub(block.1 * SIDE)) {
-                for tap in 0..self.taps.count() {
+            let columns = SIDE.min(self.output.channels().saturating_sub(block.1 * SIDE));
+            let parts = self.parts(memory.batch);
+            let of_part = self.taps.count() * down * across * SIDE * SIDE;
+            for tap in 0..self.taps.count() {
+                let from = self.sums(memory, 0, tap, block).wrapping_add(row * SIDE);
+                for column in 0..columns {
+                    let (to, factor) =
+                        self.filter.gradients(memory, block.1 * SIDE + column, c);
                     // SAFETY: the sums of all parts are there; each weight has one item.
                     unsafe {
+<<<<<<< HEAD
                         let of =
                             |part| *self.sums(memory, part, tap, block).add(row * SIDE + column);
                         let sum = (0..self.parts(memory.batch)).map(of).sum();
                         self.filter.note(memory, block.1 * SIDE + column, c, tap, sum);
+=======
+                        let mut sum = *from.add(column);
+                        for part in 1..parts {
+                            sum += *from.add(part * of_part + column);
+                        }
+                        *to.add(tap) = factor * sum;
+>>>>>>> train
                     }
                 }
             }

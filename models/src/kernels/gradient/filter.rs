@@ -35,16 +35,15 @@ impl Filter {
         (&all[..self.taps], row.factor)
     }
 
-    /// Notes the gradient of the weight from input channel `c` to output channel `o` under `tap`.
+    /// Where the gradients of the weights from input channel `c` to output channel `o` go, one for each
+    /// tap, and what they are multiplied with.
     ///
-    /// # Safety
-    /// Nothing else touches that place, and the run has gradients.
+    /// The pointer is good where the run has gradients: the filter lies in the parameters, of which each
+    /// has as many.
     #[inline(always)]
-    pub(super) unsafe fn note(&self, memory: &Memory, o: usize, c: usize, tap: usize, value: f32) {
-        let row = self.rows[o];
-        let place = row.gradient + c * self.taps + tap;
-        // SAFETY: the filter lies in the parameters, of which each has as many gradients.
-        unsafe { *memory.gradients().add(place) = row.factor * value };
+    pub(super) fn gradients(&self, memory: &Memory, o: usize, c: usize) -> (*mut f32, f32) {
+        let row = &self.rows[o];
+        (memory.gradients().wrapping_add(row.gradient + c * self.taps), row.factor)
     }
 }
 

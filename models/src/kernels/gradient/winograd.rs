@@ -170,17 +170,9 @@ impl Accumulate<'_> {
                 // position.
                 unsafe {
                     let tile = self.input::<F>(sample, y, x, first_in, rows);
-                    transform::<S>(s, &tile, F::IN, F::IN, F::forward, seen.add(t * SIDE), pitch);
+                    transform::<S, F, false>(s, &tile, seen.add(t * SIDE), pitch);
                     let tile = self.answer::<F>(sample, y, x, first_out, columns);
-                    transform::<S>(
-                        s,
-                        &tile,
-                        F::OUT,
-                        F::IN,
-                        F::spread,
-                        answers.add(t * SIDE),
-                        pitch,
-                    );
+                    transform::<S, F, true>(s, &tile, answers.add(t * SIDE), pitch);
                 }
             }
             for position in 0..F::IN * F::IN {
@@ -247,21 +239,19 @@ impl Accumulate<'_> {
     }
 }
 
-/// Transforms a tile of `from × from` pixels to one of `to × to`.
+/// `Bᵀ d B` of an input tile or, with `SPREAD`, `A ∂y Aᵀ` of an output tile.
 ///
 /// # Safety
 /// The pixels are good for reading the tile's channels, whole vectors, and `target` for writing them at
 /// each position, `pitch` apart.
 #[inline(always)]
-unsafe fn transform<S: Simd>(
+unsafe fn transform<S: Simd, F: Gradient, const SPREAD: bool>(
     s: S,
     tile: &Tile,
-    from: usize,
-    to: usize,
-    one: impl Fn(S, [S::V; 6]) -> [S::V; 6],
     target: *mut f32,
     pitch: usize,
 ) {
+    let from = if SPREAD { F::OUT } else { F::IN };
     let zero = s.splat(0.0);
     let mut c = 0;
     while c < tile.channels {
@@ -272,20 +262,25 @@ unsafe fn transform<S: Simd>(
                 // SAFETY: the caller's promise.
                 column[i] = unsafe { s.load(tile.pixels[i * from + j].add(c)) };
             }
-            let column = one(s, column);
-            for i in 0..to {
+            let column = one::<S, F, SPREAD>(s, column);
+            for i in 0..F::IN {
                 half[i][j] = column[i];
             }
         }
-        for i in 0..to {
-            let row = one(s, half[i]);
-            for j in 0..to {
+        for i in 0..F::IN {
+            let row = one::<S, F, SPREAD>(s, half[i]);
+            for j in 0..F::IN {
                 // SAFETY: the caller's promise.
-                unsafe { s.store(target.add((i * to + j) * pitch + c), row[j]) };
+                unsafe { s.store(target.add((i * F::IN + j) * pitch + c), row[j]) };
             }
         }
         c += S::LANES;
     }
+}
+
+#[inline(always)]
+fn one<S: Simd, F: Gradient, const SPREAD: bool>(s: S, x: [S::V; 6]) -> [S::V; 6] {
+    if SPREAD { F::spread(s, x) } else { F::forward(s, x) }
 }
 
 /// Adds the parts of some rows of a block, and transforms them back.
@@ -338,9 +333,10 @@ impl Collect<'_> {
                 for lane in 0..S::LANES {
                     let o = first_out + column + lane;
                     if o < op.output.channels() {
+                        let (to, factor) = op.filter.gradients(memory, o, c);
                         for (tap, lanes) in lanes.iter().enumerate() {
                             // SAFETY: each weight belongs to one row of one block.
-                            unsafe { op.filter.note(memory, o, c, tap, lanes[lane]) };
+                            unsafe { *to.add(tap) = factor * lanes[lane] };
                         }
                     }
                 }
