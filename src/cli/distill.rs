@@ -296,7 +296,12 @@ fn open_teacher(args: &DistillArgs) -> Result<Teacher, String> {
     let explain = |error| format!("--teacher {}: {error}", args.teacher);
     let models = super::models_folder(args.models.as_deref())?;
     let folder = hub::resolve(&args.teacher, &models).map_err(explain)?;
-    Teacher::open(&folder, hub::id_of(&args.teacher)).map_err(explain)
+    // As `serve` calls it: a Hub model by its id, any other by its folder.
+    let name = match hub::is_hub_id(&args.teacher) {
+        true => hub::id_of(&args.teacher),
+        false => folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    Teacher::open(&folder, name).map_err(explain)
 }
 
 fn prediction(args: &DistillArgs) -> Result<Option<PredictionType>, String> {

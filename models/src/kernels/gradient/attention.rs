@@ -126,16 +126,9 @@ impl Kernel for Head<'_> {
             while row < pixels {
                 let rows = S::ROWS.min(pixels - row);
                 let of = Columns { from: query, stride, row, width, columns: self.columns };
-<<<<<<< HEAD
-                gemm::with_rows(s, rows, &Scores { of, keys, to: self.weights });
-                let of =
-                    Columns { from: answer, stride: answer_stride, row, width, columns: values };
-                gemm::with_rows(s, rows, &Scores { of, keys, to: self.slopes });
-=======
                 gemm::with_rows(s, rows, &Scores { of, keys, pitch, to: self.weights });
                 let of = Columns { from: answer, stride: answer_stride, row, width, columns: values };
                 gemm::with_rows(s, rows, &Scores { of, keys, pitch, to: self.slopes });
->>>>>>> train
                 for r in row..row + rows {
                     self.softmax(s, r);
                 }

@@ -56,7 +56,13 @@ impl DirectGradient {
     }
 
     /// Where the sums of a part, tap and block are.
-    fn sums(&self, memory: &Memory, part: usize, tap: usize, (i, j): (usize, usize)) -> *mut f32 {
+    fn sums(
+        &self,
+        memory: &Memory,
+        part: usize,
+        tap: usize,
+        (i, j): (usize, usize),
+    ) -> *mut f32 {
         let (down, across) = self.blocks();
         let block = ((part * self.taps.count() + tap) * down + i) * across + j;
         memory.shared().wrapping_add(block * SIDE * SIDE)
@@ -113,18 +119,11 @@ impl Operation for DirectGradient {
                         self.filter.gradients(memory, block.1 * SIDE + column, c);
                     // SAFETY: the sums of all parts are there; each weight has one item.
                     unsafe {
-<<<<<<< HEAD
-                        let of =
-                            |part| *self.sums(memory, part, tap, block).add(row * SIDE + column);
-                        let sum = (0..self.parts(memory.batch)).map(of).sum();
-                        self.filter.note(memory, block.1 * SIDE + column, c, tap, sum);
-=======
                         let mut sum = *from.add(column);
                         for part in 1..parts {
                             sum += *from.add(part * of_part + column);
                         }
                         *to.add(tap) = factor * sum;
->>>>>>> train
                     }
                 }
             }
