@@ -9,6 +9,7 @@ pub mod data;
 pub mod evaluate;
 pub mod generate;
 pub mod generated;
+pub mod guard;
 pub mod lesson;
 pub mod noised;
 mod npz;

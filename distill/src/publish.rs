@@ -9,8 +9,8 @@ use understudy_models::checkpoint::card::Card;
 use understudy_models::checkpoint::{Draft, ModelFolder};
 use understudy_models::{Error, Result};
 
+use crate::guard::WORKSHOP;
 use crate::student::Student;
-use crate::train::WORKSHOP;
 
 /// Puts a model folder's files into `out`, which already holds the run's own folder.
 /// `model_index.json`, by which a model folder is known, goes first and comes last, so that whoever

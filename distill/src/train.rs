@@ -9,6 +9,7 @@ use understudy_models::checkpoint::card::Card;
 use understudy_models::{Denoiser, Error, Result};
 
 use crate::checkpoint::Snapshot;
+use crate::guard::{CHECKPOINT, WORKSHOP, check_finite, check_identity, check_out};
 use crate::lesson::{Curriculum, Lesson};
 use crate::objective::Dkdm;
 use crate::optimizer::{self, AdamW, Gradients};
@@ -52,12 +53,6 @@ pub struct Task<'a> {
     pub card: Card,
 }
 
-/// The folder inside the model folder that belongs to the run.
-pub const WORKSHOP: &str = "training";
-
-/// The file that holds a run's state.
-pub const CHECKPOINT: &str = "checkpoint.safetensors";
-
 /// Between checkpoints while the first lesson is prepared.
 const PREPARING: Duration = Duration::from_secs(60);
 
@@ -82,9 +77,8 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         step: 0,
         seconds: 0.0,
     };
-    let snapshot = Snapshot::read(&workshop.join(CHECKPOINT))?;
-    if let Some(snapshot) = &snapshot {
-        state.restore(snapshot, &mut task)?;
+    if let Some(snapshot) = Snapshot::read(&workshop.join(CHECKPOINT))? {
+        state.restore(&snapshot, &mut task)?;
         watch.event(Event::Resumed { step: state.step });
     }
     let mut journal = Journal::open(&workshop, state.step)?;
@@ -102,10 +96,10 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
     for step in state.step + 1..=settings.steps {
         let lesson = task.curriculum.lesson(step)?;
         let learned = learn(&lesson, student.as_ref(), &task.objective, &state, &settings)?;
-        check_finite(&learned, step, &lesson)?;
+        check_finite("loss", learned.loss.into(), step, &lesson)?;
         let learning_rate = state.optimizer.learning_rate();
         let norm = state.optimizer.step(&state.parameters, &learned.gradients)?;
-        check_norm(norm, step, &lesson)?;
+        check_finite("gradient", norm, step, &lesson)?;
         state.average.update(&state.parameters)?;
         state.step = step;
 
@@ -135,35 +129,6 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         }
     }
     finish(&state, task, clock.rate)
-}
-
-/// Refuses a folder that holds something else than a run.
-///
-/// # Errors
-/// [`Error::Value`] naming it.
-pub fn check_out(out: &Path) -> Result<()> {
-    if out.join(WORKSHOP).join(CHECKPOINT).exists() {
-        return Ok(());
-    }
-    let foreign = match std::fs::read_dir(out) {
-        Ok(entries) => {
-            let mut names = entries.flatten().map(|entry| entry.file_name());
-            names.find(|name| name != WORKSHOP)
-        }
-        // A file, or nothing yet.
-        Err(_) => out.exists().then(|| out.as_os_str().to_owned()),
-    };
-    match foreign {
-        None => Ok(()),
-        Some(name) => Err(Error::value(
-            "out",
-            out.display(),
-            format!(
-                "holds {}, which is not of an unfinished run; name a new folder",
-                name.to_string_lossy()
-            ),
-        )),
-    }
 }
 
 /// What changes while a run goes on, beside the curriculum.
@@ -221,26 +186,6 @@ fn learn(
     sum.ok_or_else(|| Error::value("accumulate", 0, "must be at least 1"))
 }
 
-/// Stops a run that would only spoil its weights from here on.
-fn check_finite(learned: &Learned, step: u64, lesson: &Lesson) -> Result<()> {
-    if learned.loss.is_finite() { Ok(()) } else { not_finite("loss", step, lesson) }
-}
-
-fn check_norm(norm: f64, step: u64, lesson: &Lesson) -> Result<()> {
-    if norm.is_finite() { Ok(()) } else { not_finite("gradient", step, lesson) }
-}
-
-fn not_finite(what: &str, step: u64, lesson: &Lesson) -> Result<()> {
-    let row =
-        |row: usize| format!("seed {} at timestep {}", lesson.seeds[row], lesson.timesteps[row]);
-    Err(Error::value(
-        what,
-        format!("not finite at step {step} (its first sample: {})", row(0)),
-        "the last checkpoint is good; run again with another --out and a lower --learning-rate or \
-         --clip-norm",
-    ))
-}
-
 impl State {
     /// Writes the checkpoint.
     fn save(&mut self, task: &mut Task<'_>, workshop: &Path) -> Result<()> {
@@ -270,33 +215,6 @@ impl State {
         self.step = step.ok_or_else(|| snapshot.malformed("`step` is not in it"))?;
         self.seconds = snapshot.state["seconds"].as_f64().unwrap_or_default();
         Ok(())
-    }
-}
-
-/// A folder that holds another run is not overwritten.
-fn check_identity(there: &Value, asked: &Map<String, Value>, out: &Path) -> Result<()> {
-    // Read back from text as what is there was, which may move the last bit of a number.
-    let text = Value::Object(asked.clone()).to_string();
-    let asked: Value = serde_json::from_str(&text).unwrap_or_default();
-    let differs = |name: &&String| there[name.as_str()] != asked[name.as_str()];
-    match asked.as_object().into_iter().flat_map(Map::keys).find(differs) {
-        None => Ok(()),
-        Some(name) => {
-            let show = |value: &Value| {
-                let text = value.to_string();
-                text.chars().take(60).collect::<String>()
-            };
-            Err(Error::value(
-                "out",
-                out.display(),
-                format!(
-                    "it holds another run: `{name}` is {} there and {} here; give the same arguments to \
-                     resume it, or name another folder",
-                    show(&there[name.as_str()]),
-                    show(&asked[name.as_str()])
-                ),
-            ))
-        }
     }
 }
 

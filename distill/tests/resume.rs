@@ -7,7 +7,8 @@ use std::fs;
 use std::path::Path;
 
 use common::{Blind, curve, learned_teacher, task, teacher};
-use understudy_distill::train::{CHECKPOINT, WORKSHOP, train};
+use understudy_distill::guard::{CHECKPOINT, WORKSHOP};
+use understudy_distill::train::train;
 
 fn weights(out: &Path) -> Vec<u8> {
     fs::read(out.join("unet/diffusion_pytorch_model.safetensors")).unwrap()

@@ -14,6 +14,7 @@ mod sample;
 mod serve;
 mod train;
 mod train_judge;
+mod training;
 mod training_progress;
 
 use std::{

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use understudy_distill::{
     data::Images,
+    guard,
     noised::Noised,
     objective::Dkdm,
     student::{Candidate, Student},
@@ -17,7 +18,7 @@ use understudy_models::{
     schedule::{BetaSchedule, Class, PredictionType, ScheduleConfig},
 };
 
-use super::{compute::Compute, distill::TrainingArgs, training_progress::TrainingProgress};
+use super::{compute::Compute, training::TrainingArgs, training_progress::TrainingProgress};
 
 /// Train a diffusion model on images: a teacher, or a baseline to hold a student against.
 ///
@@ -57,7 +58,7 @@ pub(super) struct TrainArgs {
 pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
     args.compute.for_training()?;
-    train::check_out(&args.out).map_err(shown)?;
+    guard::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings()?;
     let student = match (&args.init, &args.config) {
         (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),

@@ -9,17 +9,15 @@
 //! A slot's trajectory is that of a request with its seed, its class and the walk's sampler: noise is
 //! keyed by (seed, step) as everywhere, so nothing depends on which slots share an evaluation.
 
+mod advance;
 mod rows;
 
 use std::path::PathBuf;
 
-use candle_core::{DType, Tensor};
-use understudy_models::sampler::{self, Step};
-use understudy_models::{Error, Image, Result, noise};
+use understudy_models::{Error, Result, noise};
 
 use crate::checkpoint::Snapshot;
 use crate::lesson::{Curriculum, Lesson};
-use crate::picture;
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
 use crate::walk::Walks;
@@ -91,12 +89,6 @@ struct Slot {
     offset: u32,
     /// Steps done.
     position: u32,
-}
-
-/// What a batch of slots went through in one evaluation.
-struct Walked {
-    lesson: Lesson,
-    next: Tensor,
 }
 
 impl<'a> Pool<'a> {
@@ -190,110 +182,11 @@ impl<'a> Pool<'a> {
             Order::Dynamic { .. } => random::distinct(seed, Purpose::Slot, step, batch, self.len()),
         }
     }
-
-    /// One evaluation of the teacher for `slots`, none of which is at its end: every sample advances.
-    fn advance(&mut self, slots: &[usize]) -> Result<Lesson> {
-        let walked = self.walk(slots)?;
-        self.evaluations += slots.len() as u64;
-        let next: Vec<f32> = walked.next.flatten_all()?.to_vec1()?;
-        for (&slot, row) in slots.iter().zip(next.chunks_exact(self.rows.length())) {
-            self.rows.set(slot, row);
-            self.slots[slot].position += 1;
-        }
-        self.collect(slots, &walked)?;
-        Ok(walked.lesson)
-    }
-
-    /// What [`Pool::advance`] works out, without a change to the pool.
-    fn walk(&self, slots: &[usize]) -> Result<Walked> {
-        let (network, geometry) = (self.teacher.network(), self.teacher.geometry());
-        let (rows, length, device) = (slots.len(), self.rows.length(), network.device());
-        let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
-
-        let mut x = Vec::with_capacity(rows * length);
-        let mut steps: Vec<Step> = Vec::with_capacity(rows);
-        let mut timesteps = Vec::with_capacity(rows);
-        for &slot in slots {
-            x.extend_from_slice(self.rows.get(slot));
-            let Slot { offset, position, .. } = self.slots[slot];
-            let at = self.walks.evaluation(offset as usize, position as usize);
-            let at = at.ok_or_else(|| Error::Weights(format!("slot {slot} is past its end")))?;
-            steps.push(at.step);
-            timesteps.push(at.timestep as usize);
-        }
-        let seeds: Vec<u64> = slots.iter().map(|&slot| self.slots[slot].seed).collect();
-        let labels: Option<Vec<u32>> = seeds.iter().map(|&seed| self.teacher.label(seed)).collect();
-        let x = Tensor::from_vec(x, shape, device)?;
-        let mut lesson = Lesson { answer: x.clone(), x, timesteps, labels, seeds };
-
-        let times = lesson.times(device)?;
-        let condition = lesson.condition(device)?;
-        let answer = network.forward(&lesson.x, &times, condition.as_ref())?;
-        lesson.answer = answer.to_dtype(DType::F32)?;
-        check_finite(&lesson)?;
-
-        let noise = if steps.iter().any(Step::needs_noise) {
-            let mut values = vec![0.0; rows * length];
-            for ((&slot, step), values) in
-                slots.iter().zip(&steps).zip(values.chunks_exact_mut(length))
-            {
-                if step.needs_noise() {
-                    let Slot { seed, position, .. } = self.slots[slot];
-                    noise::normal(seed, u64::from(position) + 1, values);
-                }
-            }
-            Some(Tensor::from_vec(values, shape, device)?)
-        } else {
-            None
-        };
-        // Neither DDPM nor DDIM remembers anything.
-        let memory = Tensor::zeros(shape, DType::F32, device)?;
-        let advanced =
-            sampler::advance(&lesson.x, &memory, &lesson.answer, noise.as_ref(), &steps)?;
-        Ok(Walked { lesson, next: advanced.x })
-    }
-
-    /// Counts the samples that reached their end, and keeps them where that is wanted. Their names follow
-    /// from their seeds, so a resumed run writes the same files again.
-    fn collect(&mut self, slots: &[usize], walked: &Walked) -> Result<()> {
-        let steps = self.walks.steps() as u32;
-        for (row, &slot) in slots.iter().enumerate() {
-            if self.slots[slot].position < steps {
-                continue;
-            }
-            self.finished += 1;
-            if let Some(folder) = &self.settings.finished {
-                let class = walked.lesson.labels.as_ref().map(|labels| labels[row]);
-                let images = Image::from_batch(&walked.next.narrow(0, row, 1)?)?;
-                for image in &images {
-                    let path = picture::place(folder, class, self.slots[slot].seed);
-                    picture::write_new(&path, image)?;
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// Says whose pool a file holds.
 fn owner(teacher: &Teacher, settings: &Settings) -> String {
     format!("understudy pool 1: teacher {}, run {}", &teacher.hash[..16], settings.run)
-}
-
-/// NaN and infinity survive a sum.
-fn check_finite(lesson: &Lesson) -> Result<()> {
-    let sums: Vec<f32> = lesson.answer.flatten_from(1)?.sum(1)?.to_vec1()?;
-    match sums.iter().position(|sum| !sum.is_finite()) {
-        None => Ok(()),
-        Some(row) => Err(Error::value(
-            "teacher's answer",
-            format!(
-                "not finite for the trajectory with seed {} at timestep {}",
-                lesson.seeds[row], lesson.timesteps[row]
-            ),
-            "check its weights and schedule: `understudy sample` shows whether it draws at all",
-        )),
-    }
 }
 
 /// How many slots are walked together while the pool is filled.

@@ -4,12 +4,13 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use understudy_distill::guard;
 use understudy_distill::objective::Dkdm;
 use understudy_distill::optimizer;
 use understudy_distill::pool::{self, Order, Pool};
 use understudy_distill::student::{Candidate, Student};
 use understudy_distill::teacher::Teacher;
-use understudy_distill::train::{self, Settings, Task};
+use understudy_distill::train::{Settings, Task};
 use understudy_distill::walk::Walks;
 use understudy_distill::watch::{Event, Watch};
 use understudy_models::NetworkConfig;
@@ -129,7 +130,7 @@ impl Watch for Blind {
 
 /// The losses a run wrote down, without its times.
 pub(crate) fn curve(out: &Path) -> Vec<Value> {
-    let log = std::fs::read_to_string(out.join(train::WORKSHOP).join("log.jsonl")).unwrap();
+    let log = std::fs::read_to_string(out.join(guard::WORKSHOP).join("log.jsonl")).unwrap();
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();
         let object = value.as_object_mut().unwrap();
