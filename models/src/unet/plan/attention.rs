@@ -1,7 +1,7 @@
 //! Norm, self-attention and the way around: [`crate::unet::attention`] as kernels.
 
 use super::builder::{Builder, Map, values};
-use crate::kernels::{Attend, Function, PackKeys};
+use crate::kernels::{Attend, Function, Numbers, PackKeys, PackValues};
 use crate::unet::weights::Weights;
 
 /// Attention over `x`, normalised in `groups` groups or not at all; the sum is divided by `scale`.
@@ -25,17 +25,29 @@ pub(super) fn attention(
         }
     };
     let (weight, bias) = merged(weights, channels, head_dim)?;
-    let qkv = builder.map_of_f32(height, width, 3 * channels);
+    // Two channels in a word must be of one head.
+    let qkv = match head_dim % 2 {
+        0 => builder.map(height, width, 3 * channels),
+        _ => builder.map_of_f32(height, width, 3 * channels),
+    };
     builder.pointwise(&[normed], qkv, &weight, &bias, |_| {});
     builder.release(normed);
 
     let (input, panel, rows) = (builder.image(qkv), builder.isa.panel(), builder.isa.rows());
     let keys = builder.take(PackKeys::len(&input, panel));
     builder.push(PackKeys { input, heads, panel, output: keys });
+    let pairs = (input.numbers == Numbers::Bf16).then(|| {
+        let output = builder.take(PackValues::len(&input));
+        builder.push(PackValues { input, output });
+        output
+    });
     let gathered = builder.map(height, width, channels);
     let output = builder.image(gathered);
-    builder.push(Attend { input, keys, heads, panel, rows, output });
+    builder.push(Attend { input, keys, values: pairs, heads, panel, rows, output });
     builder.give(keys);
+    if let Some(pairs) = pairs {
+        builder.give(pairs);
+    }
     builder.release(qkv);
 
     let place = weights.at("to_out.0");
