@@ -2,7 +2,8 @@
 
 use super::{
     Apply, Attend, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Numbers,
-    Operation, PackKeys, Program, Settle, Taps, Upsample, Values, Variant, Winograd, padded,
+    Operation, PackKeys, PackValues, Program, Settle, Taps, Upsample, Values, Variant, Winograd,
+    padded,
 };
 
 /// What a layer does.
@@ -51,10 +52,7 @@ impl Alone {
             let buffer = layout.take(side * side * numbers.words(padded(channels)));
             Image { buffer, numbers, height: side, width: side, segments: [channels, 0] }
         };
-        let source = match layer {
-            Layer::Attention => image(Numbers::F32, channels, side),
-            _ => image(numbers, channels, side),
-        };
+        let source = image(numbers, channels, side);
         let target = match layer {
             Layer::Strided => image(numbers, outputs, side / 2),
             Layer::Upsample => image(numbers, channels, 2 * side),
@@ -83,8 +81,15 @@ impl Alone {
                 let (heads, panel, rows) = (1, isa.panel(), isa.rows());
                 let keys = layout.take(PackKeys::len(&source, panel));
                 let pack = PackKeys { input: source, heads, panel, output: keys };
-                let attend = Attend { input: source, keys, heads, panel, rows, output: target };
-                vec![Box::new(pack), Box::new(attend)]
+                let mut operations: Vec<Box<dyn Operation>> = vec![Box::new(pack)];
+                let values = bf16.then(|| layout.take(PackValues::len(&source)));
+                if let Some(output) = values {
+                    operations.push(Box::new(PackValues { input: source, output }));
+                }
+                let (input, output) = (source, target);
+                let attend = Attend { input, keys, values, heads, panel, rows, output };
+                operations.push(Box::new(attend));
+                operations
             }
             Layer::Upsample => vec![Box::new(Upsample { input: source, output: target })],
         };

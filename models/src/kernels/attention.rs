@@ -3,22 +3,24 @@
 //! The scores of a block against all keys stay in a near cache from their product to the one with the
 //! values; no matrix of all scores exists.
 
+use std::marker::PhantomData;
+
 use super::activation::exp;
 use super::arena::{Buffer, padded};
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
-use super::numbers::F32;
+use super::numbers::{Bf16, Element, F32, Numbers};
 use super::program::{Memory, Needs, Operation, Split};
 use super::simd::Simd;
 
 /// Blocks of rows in a block of queries.
 const BLOCKS: usize = 2;
 
-/// Keys as the columns of packed panels: `[heads][panels of keys][head channels][panel]`, with
+/// Keys as the columns of packed panels: `[heads][panels of keys][head channels][panel]` words, with
 /// zeros after the last key.
 pub(crate) struct PackKeys {
-    /// Queries, keys and values in f32, one after another in the channels.
+    /// Queries, keys and values, one after another in the channels; a head's channels fill whole words.
     pub(crate) input: Image,
     pub(crate) heads: usize,
     pub(crate) panel: usize,
@@ -26,9 +28,9 @@ pub(crate) struct PackKeys {
 }
 
 impl PackKeys {
-    /// Floats per sample of the result.
+    /// Words per sample of the result.
     pub(crate) fn len(input: &Image, panel: usize) -> usize {
-        input.channels() / 3 * input.pixels().next_multiple_of(panel)
+        input.numbers.words(input.channels() / 3) * input.pixels().next_multiple_of(panel)
     }
 }
 
@@ -47,8 +49,8 @@ impl Operation for PackKeys {
     }
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
         let (sample, head) = (item / self.heads, item % self.heads);
-        let (pixels, stride) = (self.input.pixels(), self.input.stride());
-        let channels = self.input.channels() / 3;
+        let (pixels, stride) = (self.input.pixels(), self.input.words());
+        let channels = self.input.numbers.words(self.input.channels() / 3);
         let (width, len) = (channels / self.heads, pixels.next_multiple_of(self.panel));
         // SAFETY: the sample's part of the input, which nothing writes now, and the head's part of
         // the output, which this item alone writes.
@@ -73,12 +75,74 @@ impl Operation for PackKeys {
     }
 }
 
+/// Values of bf16 as the columns of a product that takes keys in pairs: `[pairs of keys][stride]` words, a
+/// word being one channel of both; after an odd last key come zeros.
+pub(crate) struct PackValues {
+    /// Queries, keys and values, one after another in the channels.
+    pub(crate) input: Image,
+    pub(crate) output: Buffer,
+}
+
+impl PackValues {
+    /// Words from one pair of keys to the next.
+    fn stride(input: &Image) -> usize {
+        padded(input.channels() / 3)
+    }
+
+    /// Words per sample of the result.
+    pub(crate) fn len(input: &Image) -> usize {
+        input.pixels().div_ceil(2) * Self::stride(input)
+    }
+}
+
+impl Operation for PackValues {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output]
+    }
+    fn name(&self) -> String {
+        "pack values".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let (pixels, words) = (self.input.pixels(), self.input.words());
+        let (channels, stride) = (self.input.channels() / 3, Self::stride(&self.input));
+        // SAFETY: the sample's part of the input, which nothing writes now, and of the output, which this
+        // item alone writes; a word is as good a u32 as an f32.
+        let (input, output) = unsafe {
+            let from = memory.at(self.input.buffer, sample).cast::<u32>();
+            let to = memory.at(self.output, sample).cast::<u32>();
+            (
+                std::slice::from_raw_parts(from, pixels * words),
+                std::slice::from_raw_parts_mut(to, pixels.div_ceil(2) * stride),
+            )
+        };
+        // Heads' channels fill whole words, so the values begin with one.
+        let values = |pixel: usize| &input[pixel * words + channels..][..channels / 2];
+        let none = vec![0; channels / 2];
+        for (pair, output) in output.chunks_exact_mut(stride).enumerate() {
+            let first = values(2 * pair);
+            let second = if 2 * pair + 1 < pixels { values(2 * pair + 1) } else { &none };
+            for (to, (first, second)) in output.chunks_exact_mut(2).zip(first.iter().zip(second)) {
+                to[0] = first & 0xffff | second << 16;
+                to[1] = first >> 16 | second & 0xffff_0000;
+            }
+        }
+    }
+}
+
 /// The values, averaged for each query and head with weights `softmax(query · keys)`; whoever made the
 /// queries has scaled them.
 pub(crate) struct Attend {
-    /// Queries, keys and values in f32, one after another in the channels.
+    /// Queries, keys and values, one after another in the channels; a head's channels fill whole words.
     pub(crate) input: Image,
     pub(crate) keys: Buffer,
+    /// Where they are of bf16, the values in pairs.
+    pub(crate) values: Option<Buffer>,
     pub(crate) heads: usize,
     pub(crate) panel: usize,
     pub(crate) rows: usize,
@@ -108,7 +172,7 @@ impl Operation for Attend {
         Split { items: [items, 0], needs: Needs { scratch, shared: 0 } }
     }
     fn reads(&self) -> Vec<Buffer> {
-        vec![self.input.buffer, self.keys]
+        [self.input.buffer, self.keys].into_iter().chain(self.values).collect()
     }
     fn writes(&self) -> Vec<Buffer> {
         vec![self.output.buffer]
@@ -148,16 +212,27 @@ struct Queries<'a> {
 impl Kernel for Queries<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        match self.attend.input.numbers {
+            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
+            _ => self.of::<S, F32>(s),
+        }
+    }
+}
+
+impl Queries<'_> {
+    #[inline(always)]
+    fn of<S: Simd, E: Element>(&self, s: S) {
+        let numbers = PhantomData::<E>;
         let mut row = 0;
         while row < self.count {
             let rows = S::ROWS.min(self.count - row);
             // SAFETY: the rows are queries of this item.
             unsafe {
-                gemm::with_rows(s, rows, &Scores { queries: &self, row });
+                gemm::with_rows(s, rows, &Scores { queries: self, numbers, row });
                 for r in row..row + rows {
-                    self.softmax(s, r);
+                    self.softmax::<S, E>(s, r);
                 }
-                gemm::with_rows(s, rows, &Values { queries: &self, row });
+                gemm::with_rows(s, rows, &Values { queries: self, numbers, row });
             }
             row += rows;
         }
@@ -165,16 +240,14 @@ impl Kernel for Queries<'_> {
             self.clear_padding();
         }
     }
-}
 
-impl Queries<'_> {
-    /// `e^(score − max)` in place, and one over the sum, both in an order that only the number of keys
-    /// decides.
+    /// `e^(score − max)` in place, rounded to what the product with the values takes, and one over the sum,
+    /// both in an order that only the number of keys decides.
     ///
     /// # Safety
     /// The query's scores are there.
     #[inline(always)]
-    unsafe fn softmax<S: Simd>(&self, s: S, row: usize) {
+    unsafe fn softmax<S: Simd, E: Element>(&self, s: S, row: usize) {
         let (keys, all) = (self.attend.input.pixels(), self.attend.padded_keys());
         let scores = self.scores.wrapping_add(row * all);
         // SAFETY: a row has `all` scores, whole vectors; vectors have at most 16 lanes.
@@ -205,7 +278,9 @@ impl Queries<'_> {
             }
             let mut i = 0;
             while i < all {
-                sum = s.add(sum, s.load(scores.add(i)));
+                // Two in a word end before the place of the next to be read.
+                E::store(s, scores, i, s.load(scores.add(i)));
+                sum = s.add(sum, E::load(s, scores, i));
                 i += S::LANES;
             }
             s.store(lanes.as_mut_ptr(), sum);
@@ -227,17 +302,18 @@ impl Queries<'_> {
 }
 
 /// `scores = queries · keysᵀ` for some rows.
-struct Scores<'a> {
+struct Scores<'a, E> {
     queries: &'a Queries<'a>,
+    numbers: PhantomData<E>,
     row: usize,
 }
 
-impl Rows for Scores<'_> {
+impl<E: Element> Rows for Scores<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let Queries { attend, memory, sample, head, first, scores, .. } = *self.queries;
-        let (width, all, panel) = (attend.width(), attend.padded_keys(), 2 * S::LANES);
-        let stride = attend.input.stride();
+        let (all, panel) = (attend.padded_keys(), 2 * S::LANES);
+        let (width, stride) = (attend.width() / E::PER_WORD, attend.input.words());
         // SAFETY: the rows are queries of the sample; keys and scores have `all` columns.
         unsafe {
             let start = memory.at(attend.input.buffer, sample).cast_const();
@@ -249,7 +325,7 @@ impl Rows for Scores<'_> {
             let mut target = scores.add(self.row * all);
             for _ in 0..all / panel {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                gemm::accumulate::<S, F32, R, 2>(s, &mut acc, &rows, keys, panel, width);
+                gemm::accumulate::<S, E, R, 2>(s, &mut acc, &rows, keys, panel, width);
                 for (r, sums) in acc.iter().enumerate() {
                     s.store(target.add(r * all), sums[0]);
                     s.store(target.add(r * all + S::LANES), sums[1]);
@@ -262,17 +338,18 @@ impl Rows for Scores<'_> {
 }
 
 /// `output = weights · values / sum` for some rows.
-struct Values<'a> {
+struct Values<'a, E> {
     queries: &'a Queries<'a>,
+    numbers: PhantomData<E>,
     row: usize,
 }
 
-impl Rows for Values<'_> {
+impl<E: Element> Rows for Values<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let Queries { attend, memory, sample, head, first, scores, sums, .. } = *self.queries;
         let (width, all, panel) = (attend.width(), attend.padded_keys(), 2 * S::LANES);
-        let (from, to) = (attend.input.words(), attend.output.words());
+        let to = attend.output.words();
         let numbers = attend.output.numbers;
         // SAFETY: the rows are queries of the sample. A panel that is wider than what is left of the
         // head reads what follows in the input, or the arena's slack, and does not store it.
@@ -281,15 +358,21 @@ impl Rows for Values<'_> {
             for (r, pointer) in rows.iter_mut().enumerate() {
                 *pointer = pointer.add(r * all);
             }
-            let values = memory.at(attend.input.buffer, sample).cast_const();
-            let values = values.add(2 * attend.output.channels() + head * width);
+            let (values, from) = match attend.values {
+                Some(values) => (memory.at(values, sample), PackValues::stride(&attend.input)),
+                None => {
+                    let pixels = memory.at(attend.input.buffer, sample);
+                    (pixels.add(2 * attend.output.channels()), attend.input.words())
+                }
+            };
+            let values = values.add(head * width).cast_const();
             let target = memory.at(attend.output.buffer, sample);
             let target = target.add((first + self.row) * to);
             let mut c = 0;
             while c < width {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                let (columns, pixels) = (values.add(c), attend.input.pixels());
-                gemm::accumulate::<S, F32, R, 2>(s, &mut acc, &rows, columns, from, pixels);
+                let keys = attend.input.pixels().div_ceil(E::PER_WORD);
+                gemm::accumulate::<S, E, R, 2>(s, &mut acc, &rows, values.add(c), from, keys);
                 for (r, block) in acc.iter().enumerate() {
                     let inverse = s.splat(*sums.add(self.row + r));
                     let mut lanes = [0f32; 32];

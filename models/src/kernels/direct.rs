@@ -333,8 +333,9 @@ impl Run<'_> {
     fn of<S: Simd, E: Element>(&self, s: S) {
         for panel in self.panels.clone() {
             let mut row = 0;
+            let most = gemm::even::<S>(self.count);
             while row < self.count {
-                let count = S::ROWS.min(self.count - row);
+                let count = most.min(self.count - row);
                 let block = RowBlock { run: self, numbers: PhantomData::<E>, panel, row };
                 // SAFETY: these rows and this panel are part of the item.
                 unsafe { gemm::with_rows(s, count, &block) };

@@ -3,6 +3,10 @@
 use super::numbers::Element;
 use super::simd::Simd;
 
+/// Words by which columns are asked for before they are needed: processors look ahead by themselves, but
+/// not from one page to the next, and a panel of few rows is through with a page before it is there.
+const AHEAD: usize = 1024;
+
 /// `R` rows of `C` vectors.
 pub(super) type Block<S, const R: usize, const C: usize> = [[<S as Simd>::V; C]; R];
 
@@ -29,6 +33,9 @@ pub(super) unsafe fn accumulate<S: Simd, E: Element, const R: usize, const C: us
     let mut block = *acc;
     let mut column = columns;
     for k in 0..depth {
+        for c in 0..C {
+            s.prefetch(column.wrapping_add(AHEAD + c * S::LANES));
+        }
         // SAFETY: k is below `depth`, for which the caller vouches.
         unsafe {
             let mut panel = [s.splat(0.0); C];
@@ -45,6 +52,13 @@ pub(super) unsafe fn accumulate<S: Simd, E: Element, const R: usize, const C: us
         }
     }
     *acc = block;
+}
+
+/// Rows of each block of `count` rows, so that all blocks have nearly as many: one of few rows waits for
+/// its sums more than it works.
+#[inline(always)]
+pub(super) fn even<S: Simd>(count: usize) -> usize {
+    count.div_ceil(count.div_ceil(S::ROWS).max(1))
 }
 
 /// Something to be done for a number of rows that is only known at run time.

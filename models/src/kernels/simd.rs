@@ -54,6 +54,12 @@ pub(crate) trait Simd: Copy {
     /// `a` where `mask` is 1 and 0 where it is 0, whatever `a` is there.
     fn keep(self, a: Self::V, mask: Self::V) -> Self::V;
 
+    /// Asks for the cache line at `p`, which may be anywhere, where there is an instruction for it.
+    #[inline(always)]
+    fn prefetch(self, p: *const f32) {
+        let _ = p;
+    }
+
     /// `acc + a₁·b₁ + a₀·b₀`, each lane of `a` and `b` being a word of two bf16: [`bf16::dot`], one lane
     /// after another where there is no instruction.
     #[inline(always)]
@@ -227,6 +233,11 @@ macro_rules! intrinsics {
         fn splat(self, x: f32) -> Self::V {
             // SAFETY: `self` is proof that the processor has the instruction.
             unsafe { x86::$splat(x) }
+        }
+        #[inline(always)]
+        fn prefetch(self, p: *const f32) {
+            // SAFETY: every x86-64 processor has the instruction, and it takes any address.
+            unsafe { x86::_mm_prefetch::<{ x86::_MM_HINT_T0 }>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn load(self, p: *const f32) -> Self::V {

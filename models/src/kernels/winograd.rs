@@ -451,8 +451,9 @@ impl Multiply<'_> {
             for position in 0..self.conv.positions() {
                 for i in 0..count {
                     let mut row = 0;
+                    let most = gemm::even::<S>(self.tiles.count);
                     while row < self.tiles.count {
-                        let rows = S::ROWS.min(self.tiles.count - row);
+                        let rows = most.min(self.tiles.count - row);
                         let (panel, numbers) = (panel + i, PhantomData::<E>);
                         let block = RowBlock { run: self, numbers, position, panel, i, row };
                         // SAFETY: these rows and this panel are part of the item.

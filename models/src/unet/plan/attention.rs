@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use super::builder::{Builder, End, Map};
 use super::tape::Step;
-use crate::kernels::{Attend, Function, PackKeys};
+use crate::kernels::{Attend, Function, Numbers, PackKeys, PackValues};
 use crate::unet::weights::Weights;
 
 /// Attention over `x`, normalised in `groups` groups or not at all; the sum is divided by
@@ -28,7 +28,11 @@ pub(super) fn attention(
             builder.normalise(&name, &[x], groups, None, Function::Identity)?
         }
     };
-    let qkv = builder.map_of_f32(height, width, 3 * channels);
+    // Two channels in a word must be of one head.
+    let qkv = match head_dim % 2 {
+        0 => builder.map(height, width, 3 * channels),
+        _ => builder.map_of_f32(height, width, 3 * channels),
+    };
     let scale = 1.0 / (head_dim as f64).sqrt();
     let part = |name, factor| -> crate::Result<(Tensor, Tensor, f64)> {
         let place = weights.at(name);
@@ -43,11 +47,19 @@ pub(super) fn attention(
     let (input, panel, rows) = (builder.image(qkv), builder.isa.panel(), builder.isa.rows());
     let keys = builder.take(PackKeys::len(&input, panel));
     builder.push(PackKeys { input, heads, panel, output: keys });
+    let pairs = (input.numbers == Numbers::Bf16).then(|| {
+        let output = builder.take(PackValues::len(&input));
+        builder.push(PackValues { input, output });
+        output
+    });
     let gathered = builder.map(height, width, channels);
     let output = builder.image(gathered);
-    builder.push(Attend { input, keys, heads, panel, rows, output });
+    builder.push(Attend { input, keys, values: pairs, heads, panel, rows, output });
     builder.give(keys);
     builder.record(Step::Attend { qkv, target: gathered, heads });
+    if let Some(pairs) = pairs {
+        builder.give(pairs);
+    }
     builder.release(qkv);
 
     let sum = builder.map(height, width, channels);
