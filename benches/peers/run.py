@@ -63,6 +63,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", default=[CIFAR10, TEACHER], choices=[CIFAR10, TEACHER])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--peers", nargs="+", help="only these runtimes")
+    parser.add_argument("--precisions", nargs="+", default=["f32", "bf16"], choices=["f32", "bf16"])
     parser.add_argument("--bf16", choices=["auto", "always", "never"], default="auto",
                         help="auto: where the processor multiplies bf16 itself")
     parser.add_argument("--steps", type=int, default=50, help="of the whole images; 0 leaves them out")
@@ -435,7 +436,7 @@ def main() -> None:
 
     torch.set_num_threads(arguments.threads)
     bf16 = arguments.bf16 == "always" or (arguments.bf16 == "auto" and native("bf16"))
-    precisions = ["f32", "bf16"] if bf16 else ["f32"]
+    precisions = [one for one in arguments.precisions if one == "f32" or bf16]
     today = datetime.date.today().isoformat()
     report: dict = {
         "date": today,

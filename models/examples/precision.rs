@@ -81,7 +81,7 @@ fn batch(network: &dyn Denoiser, trajectory: &Trajectory, seeds: &[u64]) -> Outc
             let next: Vec<f64> = read(&x)?.into_iter().zip(read(&answer)?).map(element).collect();
             x = Tensor::from_vec(next, shape, &Device::Cpu)?;
         } else {
-            let steps = vec![evaluation.step.clone(); rows];
+            let steps = vec![evaluation.step; rows];
             let next = sampler::advance(&x, &memory, &answer, None, &steps)?;
             (x, memory) = (next.x, next.memory);
         }

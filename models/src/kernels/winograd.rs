@@ -157,11 +157,12 @@ impl Winograd {
         let many = 4 * self.weights.len() > MANY;
         let most = self.rows * if many { BLOCKS_FOR_MANY } else { BLOCKS };
         let blocks = all.div_ceil(most);
-        let block = all.div_ceil(blocks).next_multiple_of(self.rows);
+        // Few blocks leave threads without work, and each of them reads all weights: then all tiles are
+        // transformed first, and the products are cut by groups of panels as well.
+        let apart = threads > 1 && blocks < 2 * threads;
+        let blocks = if apart { blocks } else { blocks.next_multiple_of(threads) };
+        let block = all.div_ceil(blocks);
         let blocks = all.div_ceil(block);
-        // Few blocks leave threads without work: then all tiles are transformed first, and the
-        // products are cut by groups of panels as well.
-        let apart = threads > 1 && blocks < 4 * threads;
         let parts = if apart { (4 * threads).div_ceil(blocks).min(self.groups()) } else { 1 };
         Cut { all, block, blocks, apart, parts }
     }
