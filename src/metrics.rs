@@ -42,6 +42,12 @@ pub struct Metrics {
     pub rejected: IntCounterVec,
     /// Images admitted but not finished, by `model` and `reason`.
     pub cancelled: IntCounterVec,
+    /// Teacher's device time ÷ student's in paired runs, by `teacher` and `student`.
+    pub pair_speedup_ratio: HistogramVec,
+    /// PSNR in dB between the images of paired runs, by `teacher` and `student`.
+    pub pair_psnr_db: HistogramVec,
+    /// SSIM between the images of paired runs, by `teacher` and `student`.
+    pub pair_ssim: HistogramVec,
     /// 1 for every loaded model, by `model`, `role`, `teacher`, `dtype` and `parameters`.
     pub model_info: IntGaugeVec,
     /// 1, with the server's `version`.
@@ -117,6 +123,24 @@ impl Metrics {
                 "Images admitted that did not finish.",
                 &["model", "reason"],
             )?,
+            pair_speedup_ratio: pair_histogram(
+                &registry,
+                "understudy_pair_speedup_ratio",
+                "Teacher's device time divided by the student's, in paired runs.",
+                buckets(0.25, 64.0),
+            )?,
+            pair_psnr_db: pair_histogram(
+                &registry,
+                "understudy_pair_psnr_db",
+                "PSNR between teacher's and student's 8-bit image of the same noise, in paired runs.",
+                (1..=20).map(|i| f64::from(i) * 2.5).chain([60.0, 100.0]).collect(),
+            )?,
+            pair_ssim: pair_histogram(
+                &registry,
+                "understudy_pair_ssim",
+                "SSIM between teacher's and student's 8-bit image of the same noise, in paired runs.",
+                (0..=20).map(|i| f64::from(i) / 20.0).collect(),
+            )?,
             model_info: gauge(
                 &registry,
                 "understudy_model_info",
@@ -186,7 +210,26 @@ fn histogram(
     help: &str,
     buckets: Vec<f64>,
 ) -> prometheus::Result<HistogramVec> {
-    let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), &["model"])?;
+    labelled_histogram(registry, name, help, buckets, &["model"])
+}
+
+fn pair_histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: Vec<f64>,
+) -> prometheus::Result<HistogramVec> {
+    labelled_histogram(registry, name, help, buckets, &["teacher", "student"])
+}
+
+fn labelled_histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: Vec<f64>,
+    labels: &[&str],
+) -> prometheus::Result<HistogramVec> {
+    let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

@@ -13,9 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     GenerateRequest, InferRequest, Rejected, Submission,
-    job::Reply,
+    job::Request,
     load::{Load, Work},
-    sample::Sample,
     worker::{Command, Worker},
 };
 use crate::{metrics::Metrics, registry::Model};
@@ -56,15 +55,17 @@ impl Engine {
     /// # Errors
     /// [`Rejected`] when the queue is full, the deadline cannot be met, or the server drains.
     pub fn generate(&self, request: GenerateRequest) -> Result<Submission, Rejected> {
-        let guided = request.guidance_scale != 1.0;
-        let work = Work {
-            rows: request.samples.len() * if guided { 2 } else { 1 },
-            evaluations: request.trajectory.len(),
-        };
-        let model = Arc::clone(&request.model);
-        self.admit(&model, work, request.samples.len(), request.deadline, |reply, permits| {
-            Sample::generate(request, reply, permits)
-        })
+        let [submission] = self.admit([Request::Generate(request)])?;
+        Ok(submission)
+    }
+
+    /// Admits two requests for images together: both or neither. Where the planner has no reason to
+    /// prefer one of them, the first goes first.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub fn generate_both(&self, requests: [GenerateRequest; 2]) -> Result<[Submission; 2], Rejected> {
+        self.admit(requests.map(Request::Generate))
     }
 
     /// Admits one raw evaluation, one permit per row.
@@ -72,12 +73,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::generate`].
     pub fn infer(&self, request: InferRequest) -> Result<Submission, Rejected> {
-        let rows = request.timesteps.len();
-        let work = Work { rows, evaluations: 1 };
-        let model = Arc::clone(&request.model);
-        self.admit(&model, work, rows, request.deadline, |reply, permits| {
-            Sample::infer(request, reply, permits)
-        })
+        let [submission] = self.admit([Request::Infer(request)])?;
+        Ok(submission)
     }
 
     /// Evaluates a model that nobody uses yet until its costs by batch size are known, between the
@@ -102,32 +99,39 @@ impl Engine {
         self.load.predicted_drain()
     }
 
-    fn admit(
-        &self,
-        model: &Arc<Model>,
-        work: Work,
-        permits: usize,
-        deadline: Option<Instant>,
-        samples: impl FnOnce(Reply, Vec<OwnedSemaphorePermit>) -> Vec<Sample>,
-    ) -> Result<Submission, Rejected> {
-        let admitted = self.permits(permits).and_then(|permits| {
-            self.meets_deadline(model, work, deadline)?;
-            let (reply, events) = mpsc::unbounded_channel();
-            self.load.admit(model, work);
-            let count = permits.len() as i64;
-            self.metrics.samples_waiting.with_label_values(&[&model.id]).add(count);
-            if let Err(rejected) = self.send(Command::Run(samples(reply, permits))) {
-                self.load.left(model.key, work);
-                self.metrics.samples_waiting.with_label_values(&[&model.id]).sub(count);
-                return Err(rejected);
+    /// Admits all of them or none.
+    fn admit<const N: usize>(&self, requests: [Request; N]) -> Result<[Submission; N], Rejected> {
+        let models = requests.each_ref().map(|request| Arc::clone(request.model()));
+        let works = requests.each_ref().map(Request::work);
+        let counts = requests.each_ref().map(Request::samples);
+        let admitted = self.permits(counts.iter().sum()).and_then(|mut permits| {
+            for (request, (model, work)) in requests.iter().zip(models.iter().zip(works)) {
+                self.meets_deadline(model, work, request.deadline())?;
             }
-            Ok(Submission { events })
+            let mut all = Vec::with_capacity(permits.len());
+            let submissions = requests.map(|request| {
+                let (reply, events) = mpsc::unbounded_channel();
+                let own = permits.drain(..request.samples()).collect();
+                all.extend(request.into_samples(reply, own));
+                Submission { events }
+            });
+            for ((model, work), count) in models.iter().zip(works).zip(counts) {
+                self.load.admit(model, work);
+                self.metrics.samples_waiting.with_label_values(&[&model.id]).add(count as i64);
+            }
+            self.send(Command::Run(all)).inspect_err(|_| {
+                for ((model, work), count) in models.iter().zip(works).zip(counts) {
+                    self.load.left(model.key, work);
+                    self.metrics.samples_waiting.with_label_values(&[&model.id]).sub(count as i64);
+                }
+            })?;
+            Ok(submissions)
         });
         admitted.inspect_err(|rejected| {
-            self.metrics
-                .rejected
-                .with_label_values(&[&model.id, rejected.reason()])
-                .inc_by(permits as u64);
+            for (model, count) in models.iter().zip(counts) {
+                let rejections = &self.metrics.rejected;
+                rejections.with_label_values(&[&model.id, rejected.reason()]).inc_by(count as u64);
+            }
         })
     }
 

@@ -2,12 +2,14 @@
 
 use std::{
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use understudy_models::sampler::Trajectory;
 
+use super::{load::Work, sample::Sample};
 use crate::registry::Model;
 
 /// A request for images, valid from here on.
@@ -25,6 +27,19 @@ pub struct GenerateRequest {
     pub partial_images: usize,
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
+}
+
+impl GenerateRequest {
+    /// Whether both requests start from the same N(0, I) tensors, which takes latents of one shape and
+    /// the same seeds.
+    pub fn shares_noise_with(&self, other: &Self) -> bool {
+        let shape = |request: &Self| {
+            let geometry = &request.model.geometry;
+            (geometry.in_channels, geometry.height, geometry.width)
+        };
+        let seeds = |request: &Self| request.samples.iter().map(|s| s.seed).collect::<Vec<_>>();
+        shape(self) == shape(other) && seeds(self) == seeds(other)
+    }
 }
 
 /// What distinguishes one image of a request from the next.
@@ -49,6 +64,60 @@ pub struct InferRequest {
     pub condition: Option<Vec<f32>>,
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
+}
+
+/// Either kind of request.
+#[derive(Debug)]
+pub(super) enum Request {
+    Generate(GenerateRequest),
+    Infer(InferRequest),
+}
+
+impl Request {
+    pub(super) fn model(&self) -> &Arc<Model> {
+        match self {
+            Self::Generate(request) => &request.model,
+            Self::Infer(request) => &request.model,
+        }
+    }
+
+    /// How many samples it becomes; each takes one permit.
+    pub(super) fn samples(&self) -> usize {
+        match self {
+            Self::Generate(request) => request.samples.len(),
+            Self::Infer(request) => request.timesteps.len(),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Generate(request) => request.deadline,
+            Self::Infer(request) => request.deadline,
+        }
+    }
+
+    /// Rows of one evaluation of all samples, and each one's evaluations.
+    pub(super) fn work(&self) -> Work {
+        match self {
+            Self::Generate(request) => Work {
+                rows: self.samples() * if request.guidance_scale == 1.0 { 1 } else { 2 },
+                evaluations: request.trajectory.len(),
+            },
+            Self::Infer(_) => Work { rows: self.samples(), evaluations: 1 },
+        }
+    }
+
+    /// One sample per permit.
+    pub(super) fn into_samples(
+        self,
+        reply: Reply,
+        permits: Vec<OwnedSemaphorePermit>,
+    ) -> Vec<Sample> {
+        match self {
+            Self::Generate(request) => Sample::generate(request, reply, permits),
+            Self::Infer(request) => Sample::infer(request, reply, permits),
+        }
+    }
 }
 
 /// An 8-bit picture, rows top to bottom, channels interleaved.
@@ -215,6 +284,11 @@ impl Submission {
     /// The next event; `None` once every image is completed or failed.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// [`Submission::next`] for who waits for several.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(context)
     }
 
     /// [`Submission::next`] for callers outside an async runtime.

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod compare;
+mod draft;
 mod images;
 mod inference;
 mod lifecycle;

@@ -30,6 +30,9 @@ use understudy_models::{
 pub(crate) const CLASSES: &str = "classes";
 /// RGB, 8×8, unconditional; not a teacher, so not the default.
 pub(crate) const PLAIN: &str = "plain";
+/// As the default model, but its student; the same weights, so equal requests give equal images. Its
+/// card names no null class.
+pub(crate) const STUDENT: &str = "student";
 /// Steps of a request that must not finish before the test is done with it.
 pub(crate) const ENDLESS: usize = 20_000;
 
@@ -66,7 +69,28 @@ impl Server {
 
     /// A server whose operator decided otherwise.
     pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::over(tempfile::tempdir().unwrap(), change).await
+    }
+
+    /// A server whose default model has a student.
+    pub(crate) async fn pair() -> Self {
+        Self::pair_with(|_| {}).await
+    }
+
+    /// A server whose default model has a student, and whose operator decided otherwise.
+    pub(crate) async fn pair_with(change: impl FnOnce(&mut Settings)) -> Self {
         let models = tempfile::tempdir().unwrap();
+        let card = json!({
+            "role": "student",
+            "teacher": CLASSES,
+            "class_names": ["T-shirt/top", "Ankle boot", "Bag", "nothing"],
+            "defaults": {"num_inference_steps": 3},
+        });
+        write_model(models.path(), STUDENT, 1, Some(4), card);
+        Self::over(models, change).await
+    }
+
+    async fn over(models: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
         let card = json!({
             "class_names": ["T-shirt/top", "Ankle boot", "Bag", "nothing"],
             "null_class": 3,
@@ -119,6 +143,10 @@ impl Server {
         self.send(post(path, body)).await
     }
 
+    pub(crate) async fn compare(&self, body: Value) -> Reply {
+        self.post("/v1/compare", body.to_string()).await
+    }
+
     pub(crate) async fn generate(&self, body: Value) -> Reply {
         self.post("/v1/images/generations", body.to_string()).await
     }
@@ -137,6 +165,15 @@ impl Server {
     pub(crate) fn running(&self) -> i64 {
         self.metrics.samples_running.with_label_values(&[CLASSES]).get()
     }
+}
+
+/// Names and bodies of the events of a stream.
+pub(crate) fn events(text: &str) -> Vec<(String, Value)> {
+    let event = |block: &str| {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+        Some((field("event: ")?.to_owned(), serde_json::from_str(field("data: ")?).unwrap()))
+    };
+    text.split("\n\n").filter_map(event).collect()
 }
 
 pub(crate) fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
