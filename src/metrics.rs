@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// The `model` label of a request that names no model of this server.
@@ -42,6 +42,14 @@ pub struct Metrics {
     pub rejected: IntCounterVec,
     /// Images admitted but not finished, by `model` and `reason`.
     pub cancelled: IntCounterVec,
+    /// Actual ÷ predicted time of images with a deadline, by `model`; what later arrivals were predicted to
+    /// add is part of the prediction.
+    pub prediction_ratio: HistogramVec,
+    /// The factor by which predictions are lengthened before a deadline is accepted.
+    pub prediction_margin: Gauge,
+    /// Requests drawn for repetition by the teacher, by `model` (the student) and `outcome`: `compared`;
+    /// `busy` when clients or another repetition had the device; `late` when clients held it up; `failed`.
+    pub shadows: IntCounterVec,
     /// Teacher's device time ÷ student's in paired runs, by `teacher` and `student`.
     pub pair_speedup_ratio: HistogramVec,
     /// PSNR in dB between the images of paired runs, by `teacher` and `student`.
@@ -122,6 +130,29 @@ impl Metrics {
                 "understudy_cancelled_total",
                 "Images admitted that did not finish.",
                 &["model", "reason"],
+            )?,
+            prediction_ratio: histogram(
+                &registry,
+                "understudy_prediction_ratio",
+                "Actual divided by predicted time of an image with a deadline, later arrivals allowed for.",
+                vec![
+                    0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0, 3.0,
+                    5.0,
+                ],
+            )?,
+            prediction_margin: {
+                let metric = Gauge::new(
+                    "understudy_prediction_margin_ratio",
+                    "Factor by which predictions are lengthened before a deadline is accepted.",
+                )?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            },
+            shadows: counter(
+                &registry,
+                "understudy_shadow_requests_total",
+                "Students' requests drawn for repetition by their teacher.",
+                &["model", "outcome"],
             )?,
             pair_speedup_ratio: pair_histogram(
                 &registry,

@@ -33,7 +33,8 @@ impl Similarity {
 
 /// Peak signal-to-noise ratio in dB, `10·log10(255² / MSE)`, at most 100. The images have the same shape.
 pub fn psnr_db(one: &Image, other: &Image) -> f64 {
-    let squares = one.pixels.iter().zip(&other.pixels).map(|(&a, &b)| u64::from(a.abs_diff(b)).pow(2));
+    let squares =
+        one.pixels.iter().zip(&other.pixels).map(|(&a, &b)| u64::from(a.abs_diff(b)).pow(2));
     let mean = squares.sum::<u64>() as f64 / one.pixels.len() as f64;
     (10.0 * (DATA_RANGE * DATA_RANGE / mean).log10()).min(MOST_PSNR_DB)
 }
@@ -90,13 +91,15 @@ mod tests {
     use super::*;
 
     fn images() -> impl Strategy<Value = (Image, Image)> {
-        (7usize..12, 7usize..12, prop::sample::select(vec![1, 3])).prop_flat_map(|(width, height, channels)| {
-            let image = move || {
-                prop::collection::vec(any::<u8>(), width * height * channels)
-                    .prop_map(move |pixels| Image { width, height, channels, pixels })
-            };
-            (image(), image())
-        })
+        (7usize..12, 7usize..12, prop::sample::select(vec![1, 3])).prop_flat_map(
+            |(width, height, channels)| {
+                let image = move || {
+                    prop::collection::vec(any::<u8>(), width * height * channels)
+                        .prop_map(move |pixels| Image { width, height, channels, pixels })
+                };
+                (image(), image())
+            },
+        )
     }
 
     proptest! {
@@ -115,7 +118,8 @@ mod tests {
     /// `tests/golden/make_similarity.py` made them.
     #[test]
     fn scikit_image_says_the_same() {
-        let golden: Value = serde_json::from_str(include_str!("../tests/golden/similarity.json")).unwrap();
+        let golden: Value =
+            serde_json::from_str(include_str!("../tests/golden/similarity.json")).unwrap();
         let cases = golden["cases"].as_array().unwrap();
         assert_eq!(cases.len(), 16);
         for case in cases {
@@ -128,13 +132,17 @@ mod tests {
             };
             let found = Similarity::of(&image("teacher"), &image("student")).unwrap();
             let near = |found: f64, name: &str| (found - case[name].as_f64().unwrap()).abs() < 1e-9;
-            assert!(near(found.psnr_db, "psnr_db") && near(found.ssim.unwrap(), "ssim"), "{found:?}");
+            assert!(
+                near(found.psnr_db, "psnr_db") && near(found.ssim.unwrap(), "ssim"),
+                "{found:?}"
+            );
         }
     }
 
     #[test]
     fn what_cannot_be_compared_is_not() {
-        let gray = |width, height| Image { width, height, channels: 1, pixels: vec![9; width * height] };
+        let gray =
+            |width, height| Image { width, height, channels: 1, pixels: vec![9; width * height] };
         let rgb = Image { width: 8, height: 8, channels: 3, pixels: vec![9; 192] };
         assert_eq!(Similarity::of(&gray(8, 8), &gray(8, 9)), None);
         assert_eq!(Similarity::of(&gray(8, 8), &rgb), None);

@@ -9,7 +9,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use understudy_models::sampler::Trajectory;
 
-use super::{load::Work, sample::Sample};
+use super::{load::Newcomer, sample::Sample};
 use crate::registry::Model;
 
 /// A request for images, valid from here on.
@@ -70,51 +70,66 @@ pub struct InferRequest {
 #[derive(Debug)]
 pub(super) enum Request {
     Generate(GenerateRequest),
+    /// Images that nobody waits for.
+    Background(GenerateRequest),
     Infer(InferRequest),
 }
 
 impl Request {
     pub(super) fn model(&self) -> &Arc<Model> {
         match self {
-            Self::Generate(request) => &request.model,
+            Self::Generate(request) | Self::Background(request) => &request.model,
             Self::Infer(request) => &request.model,
         }
     }
 
-    /// How many samples it becomes; each takes one permit.
+    /// How many samples it becomes.
     pub(super) fn samples(&self) -> usize {
         match self {
-            Self::Generate(request) => request.samples.len(),
+            Self::Generate(request) | Self::Background(request) => request.samples.len(),
             Self::Infer(request) => request.timesteps.len(),
         }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self {
-            Self::Generate(request) => request.deadline,
+            Self::Generate(request) | Self::Background(request) => request.deadline,
             Self::Infer(request) => request.deadline,
         }
     }
 
-    /// Rows of one evaluation of all samples, and each one's evaluations.
-    pub(super) fn work(&self) -> Work {
-        match self {
-            Self::Generate(request) => Work {
-                rows: self.samples() * if request.guidance_scale == 1.0 { 1 } else { 2 },
-                evaluations: request.trajectory.len(),
-            },
-            Self::Infer(_) => Work { rows: self.samples(), evaluations: 1 },
-        }
+    /// What each of its samples asks of the device.
+    pub(super) fn newcomers(&self) -> Vec<Newcomer> {
+        let (rows, evaluations) = match self {
+            Self::Generate(request) | Self::Background(request) => {
+                (if request.guidance_scale == 1.0 { 1 } else { 2 }, request.trajectory.len())
+            }
+            Self::Infer(_) => (1, 1),
+        };
+        let newcomer = Newcomer {
+            model: Arc::clone(self.model()),
+            rows,
+            evaluations,
+            deadline: self.deadline(),
+            background: matches!(self, Self::Background(_)),
+        };
+        vec![newcomer; self.samples()]
     }
 
-    /// One sample per permit.
+    /// Its samples, each with a permit unless it is background work.
     pub(super) fn into_samples(
         self,
         reply: Reply,
         permits: Vec<OwnedSemaphorePermit>,
     ) -> Vec<Sample> {
         match self {
-            Self::Generate(request) => Sample::generate(request, reply, permits),
+            Self::Generate(request) => {
+                Sample::generate(request, reply, permits.into_iter().map(Some).collect())
+            }
+            Self::Background(request) => {
+                let none = request.samples.iter().map(|_| None).collect();
+                Sample::generate(request, reply, none)
+            }
             Self::Infer(request) => Sample::infer(request, reply, permits),
         }
     }
@@ -146,6 +161,8 @@ pub struct SampleTimings {
     pub network_evaluations: usize,
     /// Mean rows of the evaluations it took part in.
     pub mean_batch: f64,
+    /// When the image was finished.
+    pub finished: Instant,
 }
 
 /// What a submission sends while it runs.
@@ -248,6 +265,21 @@ pub enum Rejected {
 }
 
 impl Rejected {
+    /// Whether the same request can be admitted once the queue is shorter.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::QueueFull { .. } | Self::DeadlineQueue { .. })
+    }
+
+    /// The predicted time that missed the deadline.
+    pub fn predicted(&self) -> Option<Duration> {
+        match self {
+            Self::DeadlineQueue { predicted, .. } | Self::DeadlineImpossible { predicted, .. } => {
+                Some(*predicted)
+            }
+            Self::QueueFull { .. } | Self::Draining => None,
+        }
+    }
+
     /// The `reason` label of `understudy_rejected_total`.
     pub fn reason(&self) -> &'static str {
         match self {

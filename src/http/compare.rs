@@ -20,7 +20,7 @@ use super::{
     stream,
     wire::{
         CompareReply, CompareRequest, CompareStreamed, Comparison, ErrorReply, GenerationRequest,
-        Speedup,
+        OneOrTwo, Speedup,
     },
 };
 use crate::{metrics::Metrics, registry::Model, similarity::Similarity};
@@ -53,9 +53,10 @@ pub(super) async fn compare(
     let wire: CompareRequest = body::json(request, app.settings.max_body_bytes).await?;
     let wires = wire.sides()?;
     let models = match &wires {
-        [GenerationRequest { model: Some(teacher), .. }, GenerationRequest { model: Some(student), .. }] => {
-            [app.model(Some(teacher))?, app.model(Some(student))?]
-        }
+        [
+            GenerationRequest { model: Some(teacher), .. },
+            GenerationRequest { model: Some(student), .. },
+        ] => [app.model(Some(teacher))?, app.model(Some(student))?],
         _ => app.pair("models", "absent")?,
     };
     let plans = Plan::pair(&app.settings, models, wires, Wanted::Json, received)?;
@@ -71,6 +72,65 @@ pub(super) async fn compare(
     sides.iter().for_each(|side| side.observe(&app));
     let pair = vec![teacher.reply(teachers), student.reply(students)];
     Ok(Json(CompareReply { pair, comparison }).into_response())
+}
+
+impl<T: Clone> OneOrTwo<T> {
+    fn each(field: &str, value: Option<&Self>) -> Result<[Option<T>; 2], Problem> {
+        match value {
+            None => Ok([None, None]),
+            Some(Self::One(both)) => Ok([Some(both.clone()), Some(both.clone())]),
+            Some(Self::Two(list)) => match &list[..] {
+                [teacher, student] => Ok([Some(teacher.clone()), Some(student.clone())]),
+                _ => {
+                    let value = format!("a list of {}", list.len());
+                    let remedy = "send one value for both models, or a list of two: the teacher's and the student's";
+                    Err(Problem::value(field, value, remedy))
+                }
+            },
+        }
+    }
+}
+
+impl CompareRequest {
+    /// The two requests it stands for, the teacher's first; where one draws a seed, so does the other.
+    fn sides(&self) -> Result<[GenerationRequest; 2], Problem> {
+        let [teacher, student] = match self.models.as_deref() {
+            None => [None, None],
+            Some([teacher, student]) => [Some(teacher.clone()), Some(student.clone())],
+            Some(list) => {
+                let value = format!("a list of {}", list.len());
+                let remedy = "two models are compared; send the teacher's id and the student's, or leave it out for the default pair";
+                return Err(Problem::value("models", value, remedy));
+            }
+        };
+        let steps = OneOrTwo::each("num_inference_steps", self.num_inference_steps.as_ref())?;
+        let schedulers = OneOrTwo::each("scheduler", self.scheduler.as_ref())?;
+        let [teachers_steps, students_steps] = steps;
+        let [teachers_scheduler, students_scheduler] = schedulers;
+        let side = |model, num_inference_steps, scheduler| GenerationRequest {
+            model,
+            num_inference_steps,
+            scheduler,
+            prompt: self.prompt.clone(),
+            class_label: self.class_label.clone(),
+            n: self.n,
+            size: self.size.clone(),
+            seed: self.seed,
+            eta: self.eta,
+            guidance_scale: self.guidance_scale,
+            output_format: self.output_format,
+            output_compression: self.output_compression,
+            response_format: self.response_format.clone(),
+            stream: self.stream,
+            partial_images: self.partial_images,
+            deadline_ms: self.deadline_ms,
+            ..GenerationRequest::default()
+        };
+        Ok([
+            side(teacher, teachers_steps, teachers_scheduler),
+            side(student, students_steps, students_scheduler),
+        ])
+    }
 }
 
 impl App {

@@ -82,12 +82,12 @@ impl Plan {
         Ok(Self { request, shape, encoding })
     }
 
-    /// Reads the two requests of a pair, the teacher's first: the same seeds, and the same classes where
-    /// both models have them.
+    /// Reads the two requests of a pair that runs together, so both count against the queue; otherwise as
+    /// [`Plan::alike`].
     pub(super) fn pair(
         settings: &Settings,
         models: [Arc<Model>; 2],
-        mut wires: [GenerationRequest; 2],
+        wires: [GenerationRequest; 2],
         wanted: Wanted,
         received: Instant,
     ) -> Result<[Self; 2], Problem> {
@@ -99,13 +99,25 @@ impl Plan {
             let message = "the queue has no room for a pair of images; start the server with --max-queue 2 or more";
             return Err(Problem::new(StatusCode::BAD_REQUEST, "queue_too_small", message));
         }
+        Self::alike(&settings, models, wires, wanted, received)
+    }
+
+    /// Reads requests for the same images of a teacher and its student: the same seeds, and the same
+    /// classes where both models have them.
+    pub(super) fn alike(
+        settings: &Settings,
+        models: [Arc<Model>; 2],
+        mut wires: [GenerationRequest; 2],
+        wanted: Wanted,
+        received: Instant,
+    ) -> Result<[Self; 2], Problem> {
         if wires[0].seed.is_none() {
             let drawn = Some(draw_seed()? as i64);
             wires.iter_mut().for_each(|wire| wire.seed = drawn);
         }
         let [teacher, student] = models;
-        let teacher = Self::new(&settings, teacher, &wires[0], wanted, received)?;
-        let mut student = Self::new(&settings, student, &wires[1], wanted, received)?;
+        let teacher = Self::new(settings, teacher, &wires[0], wanted, received)?;
+        let mut student = Self::new(settings, student, &wires[1], wanted, received)?;
         // Where the request names a class each has found it among its own.
         if !wires[0].names_class()
             && let Conditioning::Classes(count) = student.request.model.geometry.conditioning

@@ -1,6 +1,6 @@
 //! `POST /v1/images/generations`.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::{
     Extension, Json,
@@ -8,28 +8,20 @@ use axum::{
     http::header,
     response::{AppendHeaders, IntoResponse, Response},
 };
-use futures_util::future::try_join;
-use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
-    App,
-    accept::{self, Wanted},
-    body,
+    App, accept, body,
     compare::compared,
     encode::encode,
     error::Problem,
     generate::{Plan, Shape},
     observe::{DeviceTime, Received},
-    run::{Finished, Run},
-    stream,
-    wire::{
-        Binary, DraftReply, ErrorReply, GenerationReply, GenerationRequest, Streamed, Timings,
-    },
+    route,
+    run::Finished,
+    shadow, stream,
+    wire::{Binary, DraftReply, ErrorReply, GenerationReply, GenerationRequest, Streamed, Timings},
 };
 use crate::engine::{GenerateRequest, SampleTimings};
-
-/// The `model` that gives the student's image first and the teacher's then.
-const DRAFT: &str = "draft";
 
 /// Makes images.
 ///
@@ -61,64 +53,44 @@ pub(super) async fn generate(
     let in_flight = app.in_flight.token();
     let wanted = accept::wanted(request.headers());
     let wire: GenerationRequest = body::json(request, app.settings.max_body_bytes).await?;
-    if wire.model.as_deref() == Some(DRAFT) {
-        return draft(app, wire, wanted, received, in_flight).await;
-    }
-    let model = app.model(wire.model.as_deref())?;
-    let plan = Plan::new(&app.settings, model, &wire, wanted, received)?;
-    let shape = plan.shape;
-    let labels = labels(&plan);
-    let run = Run::one(&app, plan, received)?;
-    let response = match shape {
-        Shape::Events => stream::images(app, run, None, received, in_flight),
+    let (run, routing) = route::admit(&app, &wire, wanted, received)?;
+    let labels = labels(run.plan(0));
+    let response = match run.plan(0).shape {
+        Shape::Events => stream::images(app, run, routing, received, in_flight),
         Shape::Json => {
-            let mut finished = only(run.finish().await?)?;
+            let mut sides = run.finish().await?;
+            let draft = match sides.len() {
+                2 => {
+                    let (pair, _) = compared(&app.metrics, sides).await?;
+                    let [teacher, student] = pair;
+                    sides = vec![teacher];
+                    student.observe(&app);
+                    let (model, timings) = (student.model().to_owned(), student.timings);
+                    Some(DraftReply { model, data: student.data().await?, timings })
+                }
+                _ => None,
+            };
+            let mut finished = only(sides)?;
             let data = finished.data().await?;
             finished.timings.total_ms = milliseconds(received.elapsed());
             finished.observe(&app);
-            timed(Json(finished.reply(data)).into_response(), &finished.timings)
+            let reply = GenerationReply { draft, routing, ..finished.reply(data) };
+            let timings = finished.timings;
+            shadow::repeat(&app, finished);
+            timed(Json(reply).into_response(), &timings)
         }
         Shape::Image => {
             let mut finished = only(run.finish().await?)?;
-            let image = finished.images.pop().ok_or_else(|| Problem::internal("no image"))?;
+            let image = finished.images.first().ok_or_else(|| Problem::internal("no image"))?;
             let encoding = finished.plan.encoding;
-            let bytes = encode(image, encoding).await?;
+            let bytes = encode(image.clone(), encoding).await?;
             finished.timings.total_ms = milliseconds(received.elapsed());
             finished.observe(&app);
             let kind = [(header::CONTENT_TYPE, encoding.format.media_type())];
-            timed((kind, bytes).into_response(), &finished.timings)
+            let timings = finished.timings;
+            shadow::repeat(&app, finished);
+            timed((kind, bytes).into_response(), &timings)
         }
-    };
-    Ok((AppendHeaders(labels), response).into_response())
-}
-
-/// The student's images, then the teacher's.
-async fn draft(
-    app: App,
-    wire: GenerationRequest,
-    wanted: Wanted,
-    received: Instant,
-    in_flight: TaskTrackerToken,
-) -> Result<Response, Problem> {
-    if let Wanted::Image(_) = wanted {
-        let message = "`model` is \"draft\" with an image type in Accept: a draft and its final are two images; accept application/json or text/event-stream, or name a model";
-        return Err(Problem::conflict("model", message));
-    }
-    let models = app.pair("model", "\"draft\"")?;
-    let plans = Plan::pair(&app.settings, models, [wire.clone(), wire], wanted, received)?;
-    let labels = labels(&plans[0]);
-    let shape = plans[0].shape;
-    let run = Run::pair(&app, plans, received)?;
-    let response = if shape == Shape::Events {
-        stream::images(app, run, None, received, in_flight)
-    } else {
-        let ([teacher, student], _) = compared(&app.metrics, run.finish().await?).await?;
-        let (teachers, students) = try_join(teacher.data(), student.data()).await?;
-        [&teacher, &student].iter().for_each(|side| side.observe(&app));
-        let (model, timings) = (student.model().to_owned(), student.timings);
-        let draft = Some(DraftReply { model, data: students, timings });
-        let reply = GenerationReply { draft, ..teacher.reply(teachers) };
-        timed(Json(reply).into_response(), &teacher.timings)
     };
     Ok((AppendHeaders(labels), response).into_response())
 }

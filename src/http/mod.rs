@@ -16,8 +16,10 @@ mod inference;
 mod models;
 mod observe;
 mod repository;
+mod route;
 mod run;
 mod serve;
+mod shadow;
 mod stream;
 mod wire;
 

@@ -15,9 +15,10 @@ use super::{
     error::Problem,
     generate::Plan,
     images::unix_seconds,
-    wire::{GeneratedImage, GenerationReply, Timings},
+    shadow,
+    wire::{GeneratedImage, GenerationReply, GenerationRequest, Timings},
 };
-use crate::engine::{Event, Image, SampleTimings, Submission};
+use crate::engine::{Event, Image, Routed, SampleTimings, Submission};
 
 /// One admitted request.
 struct Side {
@@ -33,12 +34,43 @@ struct Side {
 pub(super) struct Run {
     sides: Vec<Side>,
     received: Instant,
+    /// The teacher's repetition of a student's request.
+    shadow: Option<Box<Plan>>,
 }
 
 impl Run {
     pub(super) fn one(app: &App, plan: Plan, received: Instant) -> Result<Self, Problem> {
         let submission = app.engine.generate(plan.request.clone())?;
-        Ok(Self { sides: vec![Side::new(plan, submission)], received })
+        Ok(Self { sides: vec![Side::new(plan, submission)], received, shadow: None })
+    }
+
+    /// One that nobody waits for.
+    pub(super) fn in_background(app: &App, plan: Plan) -> Result<Self, Problem> {
+        let submission = app.engine.generate_in_background(plan.request.clone())?;
+        Ok(Self {
+            sides: vec![Side::new(plan, submission)],
+            received: Instant::now(),
+            shadow: None,
+        })
+    }
+
+    /// The same, to be repeated by its teacher afterwards, if it is a student's and drawn for that.
+    pub(super) fn shadowed(mut self, app: &App, wire: &GenerationRequest) -> Self {
+        self.shadow = shadow::plan(app, self.plan(0), wire);
+        self
+    }
+
+    /// The first of several plans for the same images that is predicted to meet its deadline; its number,
+    /// and what was predicted of those up to it.
+    pub(super) fn first(
+        app: &App,
+        mut plans: Vec<Plan>,
+        received: Instant,
+    ) -> Result<(Self, usize, Vec<Option<Duration>>), Problem> {
+        let requests: Vec<_> = plans.iter().map(|plan| plan.request.clone()).collect();
+        let Routed { served, submission, predicted } = app.engine.generate_first(&requests)?;
+        let sides = vec![Side::new(plans.swap_remove(served), submission)];
+        Ok((Self { sides, received, shadow: None }, served, predicted))
     }
 
     /// The teacher's and the student's, admitted together; they share the device from the start, and the
@@ -48,7 +80,7 @@ impl Run {
         let requests = [student.request.clone(), teacher.request.clone()];
         let [students, teachers] = app.engine.generate_both(requests)?;
         let sides = vec![Side::new(teacher, teachers), Side::new(student, students)];
-        Ok(Self { sides, received })
+        Ok(Self { sides, received, shadow: None })
     }
 
     /// The request of a side; of a pair, side 0 is the teacher's and side 1 the student's.
@@ -98,13 +130,16 @@ impl Run {
     }
 
     /// What has come of every side, once all is over.
-    pub(super) fn finished(self) -> Result<Vec<Finished>, Problem> {
+    pub(super) fn finished(mut self) -> Result<Vec<Finished>, Problem> {
         let sides = self.sides.into_iter().map(|side| {
             let all: Option<Vec<_>> = side.finished.into_iter().collect();
-            let all = all.ok_or_else(|| Problem::internal("the engine ended before the request"))?;
+            let all =
+                all.ok_or_else(|| Problem::internal("the engine ended before the request"))?;
             let (images, timings): (Vec<_>, Vec<_>) = all.into_iter().unzip();
+            let made = timings.iter().map(|timings| timings.finished).max();
             let timings = Timings::of(&timings, side.total);
-            Ok(Finished { plan: side.plan, images, timings })
+            let shadow = self.shadow.take();
+            Ok(Finished { plan: side.plan, images, timings, made, shadow })
         });
         sides.collect()
     }
@@ -123,6 +158,10 @@ pub(super) struct Finished {
     /// By index.
     pub(super) images: Vec<Image>,
     pub(super) timings: Timings,
+    /// When its last image left the device.
+    made: Option<Instant>,
+    /// How its teacher would repeat it.
+    pub(super) shadow: Option<Box<Plan>>,
 }
 
 impl Finished {
@@ -131,8 +170,11 @@ impl Finished {
         &self.plan.request.model.id
     }
 
-    /// Counts its time.
+    /// Counts its time, now that its reply is ready.
     pub(super) fn observe(&self, app: &App) {
+        if let (Some(made), Some(_)) = (self.made, self.plan.request.deadline) {
+            app.engine.delivered(made.elapsed());
+        }
         let duration = app.metrics.request_duration.with_label_values(&[self.model()]);
         duration.observe(self.timings.total_ms / 1e3);
     }

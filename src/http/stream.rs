@@ -23,6 +23,7 @@ use super::{
     images::unix_seconds,
     observe::out_of_time,
     run::Run,
+    shadow,
     wire::{CompareCompleted, Routing, StreamEvent, StreamedImage, Timings, Usage},
 };
 use crate::engine::{Event, Image, SampleTimings};
@@ -180,6 +181,7 @@ impl Streaming {
         let sides = run.finished()?;
         sides.iter().for_each(|side| side.observe(&self.app));
         if !pair {
+            sides.into_iter().for_each(|side| shadow::repeat(&self.app, side));
             return Ok(None);
         }
         let (sides, comparison) = compared(&self.app.metrics, sides).await?;

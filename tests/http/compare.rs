@@ -109,7 +109,10 @@ async fn a_stream_gives_the_students_image_then_the_teachers_then_the_comparison
         let events = events(&reply.text());
         assert_eq!(events.len(), 4 * previews + 5, "{}", reply.text());
         let (name, last) = events.last().unwrap();
-        assert_eq!((name.as_str(), &last["type"]), ("compare.completed", &json!("compare.completed")));
+        assert_eq!(
+            (name.as_str(), &last["type"]),
+            ("compare.completed", &json!("compare.completed"))
+        );
         for field in ["psnr_db", "ssim", "shared_noise"] {
             assert_eq!(last[field], whole[field]);
         }
@@ -118,7 +121,9 @@ async fn a_stream_gives_the_students_image_then_the_teachers_then_the_comparison
         assert!(last["speedup"]["device"].is_number());
         for index in 0..2 {
             let find = |wanted: &dyn Fn(&str, &Value) -> bool| {
-                events.iter().position(|(name, event)| event["index"] == index && wanted(name, event))
+                events
+                    .iter()
+                    .position(|(name, event)| event["index"] == index && wanted(name, event))
             };
             let draft = find(&|name, event| name == PARTIAL && event["draft"] == true).unwrap();
             let last = find(&|name, _| name == COMPLETED).unwrap();
@@ -160,7 +165,12 @@ async fn bad_comparisons_are_refused_by_name() {
         (json!({"scheduler": ["ddim"]}), 400, "scheduler", "list of 1"),
         (json!({"scheduler": ["ddim", "plms"]}), 400, "scheduler", "plms"),
         (json!({"n": 5}), 400, "n", "1 to 4"),
-        (json!({"models": [CLASSES, PLAIN], "class_label": 1}), 400, "class_label", "unconditional"),
+        (
+            json!({"models": [CLASSES, PLAIN], "class_label": 1}),
+            400,
+            "class_label",
+            "unconditional",
+        ),
         (json!({"guidance_scale": 2}), 400, "guidance_scale", "student"),
         (json!({"quality": "high"}), 400, "quality", "not a field"),
         (json!({"deadline_ms": 0}), 400, "deadline_ms", "at least 1"),
@@ -204,7 +214,20 @@ async fn both_sides_count_against_the_queue_and_leave_with_their_client() {
     server.until("room", |server| server.running() == 0).await;
     assert_eq!(server.compare(json!({"n": 4})).await.status, 200);
 
-    let small = Server::pair_with(|settings| (settings.max_images, settings.max_rows) = (4, 5)).await;
+    let small =
+        Server::pair_with(|settings| (settings.max_images, settings.max_rows) = (4, 5)).await;
     let reply = small.compare(json!({"n": 3})).await;
     assert!(reply.status == 400 && reply.text().contains("1 to 2"), "{}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_stops_reading_holds_no_place() {
+    let server = Server::pair().await;
+    let body = json!({"n": 4, "num_inference_steps": 3, "stream": true}).to_string();
+    let unread = server.router().oneshot(post("/v1/compare", body)).await.unwrap();
+    let images = |server: &Server, model| server.metrics.images.with_label_values(&[model]).get();
+    server.until("made", |s| images(s, CLASSES) == 4 && images(s, STUDENT) == 4).await;
+    // All eight places are free although nobody has read a byte.
+    assert_eq!(server.compare(json!({"n": 4})).await.status, 200);
+    drop(unread);
 }

@@ -35,7 +35,10 @@ async fn a_stream_gives_the_draft_as_a_partial_image() {
         let alone = server.generate(json!({"model": model, "seed": 5, "class_label": 1})).await;
         assert_eq!(event["b64_json"], alone.json()["data"][0]["b64_json"]);
     }
-    assert_eq!((&events[0].1["partial_image_index"], &events[0].1["draft"]), (&json!(0), &json!(true)));
+    assert_eq!(
+        (&events[0].1["partial_image_index"], &events[0].1["draft"]),
+        (&json!(0), &json!(true))
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -46,5 +49,8 @@ async fn a_draft_takes_a_student_and_two_bodies() {
     let mut request = post("/v1/images/generations", json!({"model": "draft"}).to_string());
     request.headers_mut().insert("accept", "image/png".parse().unwrap());
     let reply = server.send(request).await;
-    assert_eq!((reply.status.as_u16(), &reply.json()["error"]["code"]), (400, &json!("conflicting_fields")));
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json()["error"]["code"]),
+        (400, &json!("conflicting_fields"))
+    );
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod auto;
 mod compare;
 mod draft;
 mod images;
@@ -11,4 +12,5 @@ mod models;
 mod openapi;
 mod refusals;
 mod server;
+mod shadow;
 mod streaming;

@@ -33,6 +33,8 @@ pub(crate) const PLAIN: &str = "plain";
 /// As the default model, but its student; the same weights, so equal requests give equal images. Its
 /// card names no null class.
 pub(crate) const STUDENT: &str = "student";
+/// The first teacher by name, so the default of the servers that have it.
+pub(crate) const SLOW_TEACHER: &str = "a-slow-teacher";
 /// Steps of a request that must not finish before the test is done with it.
 pub(crate) const ENDLESS: usize = 20_000;
 
@@ -90,6 +92,17 @@ impl Server {
         Self::over(models, change).await
     }
 
+    /// A server whose default model takes [`ENDLESS`] steps unless told otherwise, and has a quick student.
+    pub(crate) async fn slow_pair() -> Self {
+        let models = tempfile::tempdir().unwrap();
+        let slow = json!({"defaults": {"num_inference_steps": ENDLESS}});
+        write_model(models.path(), SLOW_TEACHER, 1, Some(4), slow);
+        let quick = json!({"role": "student", "teacher": SLOW_TEACHER,
+            "defaults": {"num_inference_steps": 3}});
+        write_model(models.path(), STUDENT, 1, Some(4), quick);
+        Self::over(models, |_| {}).await
+    }
+
     async fn over(models: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
         let card = json!({
             "class_names": ["T-shirt/top", "Ankle boot", "Bag", "nothing"],
@@ -106,6 +119,7 @@ impl Server {
             api_keys: Vec::new(),
             api_key_everywhere: false,
             cors_allow_origin: Vec::new(),
+            shadow_rate: 0.0,
         };
         change(&mut settings);
         let metrics = Metrics::new().unwrap();

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{ClassLabel, ErrorReply, GenerationReply, GenerationRequest, OutputFormat, StreamEvent};
-use crate::http::{body::JsonRequest, error::Problem};
+use super::{
+    ClassLabel, ErrorReply, GenerationReply, GenerationRequest, OutputFormat, StreamEvent,
+};
+use crate::http::body::JsonRequest;
 
 /// A request to make the same images with two models. Fields that are absent or null take their
 /// defaults; unknown fields are refused.
@@ -73,65 +75,6 @@ pub(in crate::http) enum OneOrTwo<T> {
     Two(Vec<T>),
 }
 
-impl<T: Clone> OneOrTwo<T> {
-    fn each(field: &str, value: Option<&Self>) -> Result<[Option<T>; 2], Problem> {
-        match value {
-            None => Ok([None, None]),
-            Some(Self::One(both)) => Ok([Some(both.clone()), Some(both.clone())]),
-            Some(Self::Two(list)) => match &list[..] {
-                [teacher, student] => Ok([Some(teacher.clone()), Some(student.clone())]),
-                _ => {
-                    let value = format!("a list of {}", list.len());
-                    let remedy = "send one value for both models, or a list of two: the teacher's and the student's";
-                    Err(Problem::value(field, value, remedy))
-                }
-            },
-        }
-    }
-}
-
-impl CompareRequest {
-    /// The two requests it stands for, the teacher's first; where one draws a seed, so does the other.
-    pub(in crate::http) fn sides(&self) -> Result<[GenerationRequest; 2], Problem> {
-        let [teacher, student] = match self.models.as_deref() {
-            None => [None, None],
-            Some([teacher, student]) => [Some(teacher.clone()), Some(student.clone())],
-            Some(list) => {
-                let value = format!("a list of {}", list.len());
-                let remedy = "two models are compared; send the teacher's id and the student's, or leave it out for the default pair";
-                return Err(Problem::value("models", value, remedy));
-            }
-        };
-        let steps = OneOrTwo::each("num_inference_steps", self.num_inference_steps.as_ref())?;
-        let schedulers = OneOrTwo::each("scheduler", self.scheduler.as_ref())?;
-        let [teachers_steps, students_steps] = steps;
-        let [teachers_scheduler, students_scheduler] = schedulers;
-        let side = |model, num_inference_steps, scheduler| GenerationRequest {
-            model,
-            num_inference_steps,
-            scheduler,
-            prompt: self.prompt.clone(),
-            class_label: self.class_label.clone(),
-            n: self.n,
-            size: self.size.clone(),
-            seed: self.seed,
-            eta: self.eta,
-            guidance_scale: self.guidance_scale,
-            output_format: self.output_format,
-            output_compression: self.output_compression,
-            response_format: self.response_format.clone(),
-            stream: self.stream,
-            partial_images: self.partial_images,
-            deadline_ms: self.deadline_ms,
-            ..GenerationRequest::default()
-        };
-        Ok([
-            side(teacher, teachers_steps, teachers_scheduler),
-            side(student, students_steps, students_scheduler),
-        ])
-    }
-}
-
 impl JsonRequest for CompareRequest {
     fn takes(field: &str) -> &'static str {
         match field {
@@ -181,7 +124,9 @@ pub(in crate::http) struct Speedup {
 }
 
 /// An event of a streamed comparison.
-#[derive(Debug, Serialize, ToSchema)]
+// A schema only: each is written as what it holds.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code)]
 #[serde(untagged)]
 pub(in crate::http) enum CompareStreamed {
     /// A preview, a student's image (both `image_generation.partial_image`), or a teacher's

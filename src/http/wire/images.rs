@@ -288,7 +288,9 @@ pub(in crate::http) enum StreamEvent {
 }
 
 /// What a stream's events carry.
-#[derive(Debug, Serialize, ToSchema)]
+// A schema only: each is written as what it holds.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code)]
 #[serde(untagged)]
 pub(in crate::http) enum Streamed {
     /// An image.
