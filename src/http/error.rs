@@ -57,6 +57,15 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "model_not_found", message).at("model")
     }
 
+    /// 404: `field` asks for a pair, and the default model has no student.
+    pub(super) fn no_student(field: &str, value: &str, teacher: &str) -> Self {
+        let message = format!(
+            "`{field}` is {value}, but {} has no student that is ready here; name the models, GET /v1/models lists them",
+            quoted(teacher)
+        );
+        Self::new(StatusCode::NOT_FOUND, "model_not_found", message).at(field)
+    }
+
     /// 503: try again later.
     pub(super) fn not_ready(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message)
@@ -137,6 +146,14 @@ impl From<Rejected> for Problem {
             Rejected::DeadlineQueue { predicted, deadline, retry_after } => {
                 let remedy = " because of the queue; raise it, or wait Retry-After";
                 let message = late(predicted, deadline, remedy);
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "deadline_unreachable", message)
+                    .at("deadline_ms")
+                    .retry_after(retry_after)
+            }
+            Rejected::DeadlineOthers { retry_after } => {
+                let message = format!(
+                    "`deadline_ms` is too short now: {rejected}; raise it, or wait Retry-After"
+                );
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "deadline_unreachable", message)
                     .at("deadline_ms")
                     .retry_after(retry_after)
