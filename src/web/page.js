@@ -22,12 +22,23 @@ const alone = () => document.body.classList.contains("solo");
 const sides = () => (alone() ? [teacher] : [teacher, student]);
 
 function complain(problem) {
-  byId("problem").textContent = problem instanceof Problem ? problem.message : `This page failed: ${problem}.`;
+  const message = problem instanceof Problem ? problem.message : `This page failed: ${problem}.`;
+  byId("problem").replaceChildren(...marked(message));
   if (problem.status === 401) {
     byId("access").open = true;
     byId("key").focus();
   }
   if (!(problem instanceof Problem)) console.error(problem);
+}
+
+/** A message's text, with `names` of fields and flags set as code. */
+function marked(message) {
+  return message.split("`").map((text, at) => {
+    if (at % 2 === 0) return text;
+    const code = document.createElement("code");
+    code.textContent = text;
+    return code;
+  });
 }
 
 async function load() {
@@ -117,6 +128,7 @@ async function run() {
     else complain(problem);
   } finally {
     ticking = false;
+    for (const side of sides()) side.halt();
     running = undefined;
     byId("run").textContent = alone() ? "Draw" : "Compare";
   }
@@ -170,7 +182,9 @@ byId("reseed").addEventListener("click", () => {
   byId("seed").value = Math.floor(Math.random() * SEEDS);
   if (!running) byId("controls").requestSubmit();
 });
-byId("key").addEventListener("change", () => {
+byId("unlock").addEventListener("submit", (event) => {
+  event.preventDefault();
+  byId("access").open = false;
   useKey(byId("key").value);
   load();
 });
@@ -188,5 +202,4 @@ byId("cut").addEventListener("input", ({ target }) => byId("stage").style.setPro
 
 noise();
 result.clear();
-load();
-watch(() => sides().map((side) => side.model.value).filter(Boolean));
+load().then(() => watch(() => sides().map((side) => side.model.value).filter(Boolean)));

@@ -31,11 +31,11 @@ export function show({ speedup, psnr_db, ssim, shared_noise, timings }, [teacher
   bars(timings.map(({ device_ms }) => device_ms), [teacher, student]);
   facts([
     ["End to end, side by side", `${times(speedup.end_to_end)}×`],
-    ["PSNR", spread(psnr_db, (value) => `${value.toFixed(1)} dB`)],
-    ["SSIM", spread(ssim, (value) => value.toFixed(3))],
+    ["PSNR", spread(psnr_db, 1, " dB")],
+    ["SSIM", spread(ssim, 3, "")],
     ["Same starting noise", shared_noise ? "yes" : "no: their shapes differ"],
   ]);
-  return `Speed-up ${times(speedup.device)} times by device time. PSNR ${spread(psnr_db, (value) => `${value.toFixed(1)} decibels`)}.`;
+  return `Speed-up ${times(speedup.device)} times by device time. PSNR ${spread(psnr_db, 1, " decibels")}.`;
 }
 
 /** Shows where the time of a model that ran alone went. */
@@ -77,10 +77,11 @@ function facts(rows) {
 }
 
 /** The mean, with the least and the most where there are several. */
-function spread(values, format) {
+function spread(values, digits, unit) {
   const known = values.filter((value) => value !== null);
   if (!known.length) return "sizes differ";
   const mean = known.reduce((sum, value) => sum + value, 0) / known.length;
-  if (known.length === 1) return format(mean);
-  return `${format(mean)} (${format(Math.min(...known))} to ${format(Math.max(...known))})`;
+  const told = mean.toFixed(digits) + unit;
+  if (known.length === 1) return told;
+  return `${told} (${Math.min(...known).toFixed(digits)} to ${Math.max(...known).toFixed(digits)})`;
 }

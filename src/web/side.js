@@ -65,7 +65,6 @@ export class Side {
     this.left = count;
     this.began = performance.now();
     this.elapsed = undefined;
-    this.device = 0;
     this.describe();
   }
 
@@ -91,9 +90,14 @@ export class Side {
     this.clock.textContent = `${(elapsed / 1000).toFixed(elapsed < 1e5 ? 2 : 1)} s`;
   }
 
+  /** Stops a clock that has nothing to stop for any more: no time is told of what did not finish. */
+  halt() {
+    if (this.elapsed === undefined) this.clock.textContent = "";
+  }
+
   /** Where the time went, once all is over. */
   account({ network_evaluations, device_ms, mean_batch }) {
     this.note.textContent =
-      `${network_evaluations} evaluations each, ${duration(device_ms)} of device time, mean batch ${mean_batch.toFixed(1)}`;
+      `${network_evaluations} evaluations, ${duration(device_ms)} on the device, batch ${mean_batch.toFixed(1)}`;
   }
 }
