@@ -65,6 +65,7 @@ function offer(models) {
     others.find(({ role }) => role === "student") ??
     others[0];
   document.body.classList.toggle("solo", !second);
+  byId("run").textContent = second ? "Compare" : "Draw";
   teacher.offer(models, first.id);
   if (second) {
     student.offer(models, second.id);
