@@ -2,18 +2,32 @@
 //!
 //! `cargo bench --bench planner`
 
-use understudy::engine::batcher::{Batcher, ModelKey, SampleKey};
+use understudy::engine::batcher::{Batcher, Claim, Costs, ModelKey, SampleKey, Urgency};
 
 fn main() {
     divan::main();
 }
+
+/// A hundredth of a second for every row.
+struct PerRow;
+
+impl Costs for PerRow {
+    fn seconds(&self, _: ModelKey, rows: usize) -> f64 {
+        0.01 * rows as f64
+    }
+    fn margin(&self) -> f64 {
+        1.1
+    }
+}
+
+const ORDINARY: Claim = Claim { rows: 1, evaluations: 50, urgency: Urgency::Ordinary };
 
 /// `samples` in flight of each of so many models, all of which fit one evaluation.
 fn busy(models: u64, samples: u64) -> Batcher {
     let mut batcher = Batcher::default();
     for sample in 0..models * samples {
         let (model, key) = (ModelKey(sample % models), SampleKey(sample));
-        batcher.join(model, key, 1, samples as usize);
+        batcher.join(model, key, ORDINARY, samples as usize);
     }
     batcher
 }
@@ -23,9 +37,9 @@ fn busy(models: u64, samples: u64) -> Batcher {
 fn plan(bencher: divan::Bencher, samples: u64) {
     let mut batcher = busy(1, samples);
     bencher.bench_local(|| {
-        let batch = batcher.next();
-        batcher.ran(ModelKey(0), 0.01);
-        batch
+        let batch = batcher.next(0.0, &PerRow)?;
+        batcher.ran(&batch, 0.01);
+        Some(batch)
     });
 }
 
@@ -36,12 +50,24 @@ fn plan_with_turnover(bencher: divan::Bencher, samples: u64) {
     let mut batcher = busy(4, samples);
     let mut newest = 4 * samples;
     bencher.bench_local(|| {
-        let Some(batch) = batcher.next() else { return };
-        batcher.ran(batch.model, 0.01);
+        let Some(batch) = batcher.next(0.0, &PerRow) else { return };
+        batcher.ran(&batch, 0.01);
         for sample in batch.samples {
             batcher.leave(batch.model, sample);
-            batcher.join(batch.model, SampleKey(newest), 1, samples as usize);
+            batcher.join(batch.model, SampleKey(newest), ORDINARY, samples as usize);
             newest += 1;
         }
     });
+}
+
+/// The same with every sample promised by a time that not all can be done by: the most that there is to
+/// look at.
+#[divan::bench(args = [8, 64, 256])]
+fn plan_with_promises(bencher: divan::Bencher, samples: u64) {
+    let mut batcher = Batcher::default();
+    for sample in 0..samples {
+        let claim = Claim { urgency: Urgency::Promised(1.0 + 0.01 * sample as f64), ..ORDINARY };
+        batcher.join(ModelKey(sample % 2), SampleKey(sample), claim, 8);
+    }
+    bencher.bench_local(|| batcher.next(0.0, &PerRow));
 }

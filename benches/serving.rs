@@ -233,6 +233,7 @@ impl Server {
                 api_keys: Vec::new(),
                 api_key_everywhere: false,
                 cors_allow_origin: Vec::new(),
+                shadow_rate: 0.0,
             };
             let app = App::new(engine, Arc::clone(&registry), metrics, settings);
             let stopped = async move { drop(stopped.await) };

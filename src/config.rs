@@ -65,11 +65,19 @@ impl Config {
                 api_keys: arguments.api_key,
                 api_key_everywhere: arguments.api_key_everywhere,
                 cors_allow_origin: arguments.cors_allow_origin,
+                shadow_rate: shadow_rate(arguments.shadow_rate)?,
             },
             drain: Duration::from_secs(arguments.drain_seconds),
             log_format: arguments.log_format,
         })
     }
+}
+
+fn shadow_rate(rate: f64) -> Result<f64, String> {
+    if (0.0..=1.0).contains(&rate) {
+        return Ok(rate);
+    }
+    Err(format!("--shadow-rate {rate}: a share, so write a number from 0 (none) to 1 (all)"))
 }
 
 /// An origin is a scheme, a host and perhaps a port; browsers send no more.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use prometheus::{
-    HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 /// The `model` label of a request that names no model of this server.
@@ -42,6 +42,20 @@ pub struct Metrics {
     pub rejected: IntCounterVec,
     /// Images admitted but not finished, by `model` and `reason`.
     pub cancelled: IntCounterVec,
+    /// Actual ÷ predicted time of images with a deadline, by `model`; what later arrivals were predicted to
+    /// add is part of the prediction.
+    pub prediction_ratio: HistogramVec,
+    /// The factor by which predictions are lengthened before a deadline is accepted.
+    pub prediction_margin: Gauge,
+    /// Requests drawn for repetition by the teacher, by `model` (the student) and `outcome`: `compared`;
+    /// `busy` when clients or another repetition had the device; `late` when clients held it up; `failed`.
+    pub shadows: IntCounterVec,
+    /// Teacher's device time ÷ student's in paired runs, by `teacher` and `student`.
+    pub pair_speedup_ratio: HistogramVec,
+    /// PSNR in dB between the images of paired runs, by `teacher` and `student`.
+    pub pair_psnr_db: HistogramVec,
+    /// SSIM between the images of paired runs, by `teacher` and `student`.
+    pub pair_ssim: HistogramVec,
     /// 1 for every loaded model, by `model`, `role`, `teacher`, `dtype` and `parameters`.
     pub model_info: IntGaugeVec,
     /// 1, with the server's `version`.
@@ -117,6 +131,47 @@ impl Metrics {
                 "Images admitted that did not finish.",
                 &["model", "reason"],
             )?,
+            prediction_ratio: histogram(
+                &registry,
+                "understudy_prediction_ratio",
+                "Actual divided by predicted time of an image with a deadline, later arrivals allowed for.",
+                vec![
+                    0.25, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.3, 1.5, 2.0, 3.0,
+                    5.0,
+                ],
+            )?,
+            prediction_margin: {
+                let metric = Gauge::new(
+                    "understudy_prediction_margin_ratio",
+                    "Factor by which predictions are lengthened before a deadline is accepted.",
+                )?;
+                registry.register(Box::new(metric.clone()))?;
+                metric
+            },
+            shadows: counter(
+                &registry,
+                "understudy_shadow_requests_total",
+                "Students' requests drawn for repetition by their teacher.",
+                &["model", "outcome"],
+            )?,
+            pair_speedup_ratio: pair_histogram(
+                &registry,
+                "understudy_pair_speedup_ratio",
+                "Teacher's device time divided by the student's, in paired runs.",
+                buckets(0.25, 64.0),
+            )?,
+            pair_psnr_db: pair_histogram(
+                &registry,
+                "understudy_pair_psnr_db",
+                "PSNR between teacher's and student's 8-bit image of the same noise, in paired runs.",
+                (1..=20).map(|i| f64::from(i) * 2.5).chain([60.0, 100.0]).collect(),
+            )?,
+            pair_ssim: pair_histogram(
+                &registry,
+                "understudy_pair_ssim",
+                "SSIM between teacher's and student's 8-bit image of the same noise, in paired runs.",
+                (0..=20).map(|i| f64::from(i) / 20.0).collect(),
+            )?,
             model_info: gauge(
                 &registry,
                 "understudy_model_info",
@@ -186,7 +241,26 @@ fn histogram(
     help: &str,
     buckets: Vec<f64>,
 ) -> prometheus::Result<HistogramVec> {
-    let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), &["model"])?;
+    labelled_histogram(registry, name, help, buckets, &["model"])
+}
+
+fn pair_histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: Vec<f64>,
+) -> prometheus::Result<HistogramVec> {
+    labelled_histogram(registry, name, help, buckets, &["teacher", "student"])
+}
+
+fn labelled_histogram(
+    registry: &Registry,
+    name: &str,
+    help: &str,
+    buckets: Vec<f64>,
+    labels: &[&str],
+) -> prometheus::Result<HistogramVec> {
+    let metric = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets), labels)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

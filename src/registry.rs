@@ -206,6 +206,18 @@ impl Registry {
         self.default_id.get().map(String::as_str)
     }
 
+    /// The default model and its first student by name, as far as they are ready.
+    pub fn default_pair(&self) -> (Option<Arc<Model>>, Option<Arc<Model>>) {
+        let Some(default_id) = self.default_id() else { return (None, None) };
+        let entries = self.entries();
+        let mut ready = entries.values().filter_map(|entry| entry.current.as_ref());
+        let student = ready.find(|model| {
+            model.card.role == Role::Student && model.card.teacher.as_deref() == Some(default_id)
+        });
+        let teacher = entries.get(default_id).and_then(|entry| entry.current.as_ref());
+        (teacher.cloned(), student.cloned())
+    }
+
     /// The models folder.
     pub fn folder(&self) -> &Path {
         &self.settings.folder

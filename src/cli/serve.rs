@@ -95,6 +95,10 @@ pub struct ServeArgs {
         value_delimiter = ','
     )]
     pub cors_allow_origin: Vec<String>,
+    /// The share of students' requests, 0 to 1, that their teachers repeat on the same noise when nothing
+    /// else is to do; how alike the images are shows in the metrics.
+    #[arg(long, env = "UNDERSTUDY_SHADOW_RATE", value_name = "SHARE", default_value_t = 0.0)]
+    pub shadow_rate: f64,
     /// How log lines are written.
     #[arg(long, env = "UNDERSTUDY_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,

@@ -1,7 +1,7 @@
 //! Who shares the next network evaluation: a pure planner.
 //!
-//! It knows neither tensors nor threads nor clocks: samples are numbers, time is an argument. Two
-//! rules decide.
+//! It knows neither tensors nor threads nor clocks: samples are numbers, time and costs are arguments.
+//! A copy of it, asked again and again, foretells the future (`forecast.rs`). Four rules decide.
 //!
 //! *Within a model, oldest first.* The batch is the longest prefix of the model's samples, in order
 //! of arrival, that fits its row limit. A sample thus takes part in every evaluation from its first
@@ -13,6 +13,13 @@
 //! what it owes, so leaving and coming back pays no debt. A student's request therefore waits for
 //! one evaluation of the teacher, not for its fifty steps, and a model that waits is served after
 //! finitely many evaluations of the others.
+//!
+//! *A promise goes first when it must.* Some samples are promised by a certain time. When another
+//! evaluation by the first two rules would leave too little time for the promises, earliest first,
+//! those alone share the next one. Promises are only made where the first two rules would keep them
+//! (`handle.rs`), so this undoes what arrived later, and starves nobody.
+//!
+//! *Background work runs when nothing else does.*
 
 use std::collections::BTreeMap;
 
@@ -35,82 +42,226 @@ pub struct Batch {
     pub rows: usize,
 }
 
-#[derive(Debug)]
+/// A sample's claim on the device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Claim {
+    /// Rows it takes in every evaluation: 2 with guidance, else 1.
+    pub rows: usize,
+    /// Evaluations still to do.
+    pub evaluations: usize,
+    /// When it must be done.
+    pub urgency: Urgency,
+}
+
+/// When a sample must be done; seconds on the clock of whoever asks.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Urgency {
+    /// By then.
+    Promised(f64),
+    /// In its turn.
+    Ordinary,
+    /// Whenever nothing else is to do.
+    Background,
+}
+
+#[derive(Debug, Clone)]
 struct Lane {
-    /// Sample → rows it takes in an evaluation, in order of arrival.
-    samples: BTreeMap<SampleKey, usize>,
+    /// In order of arrival.
+    samples: BTreeMap<SampleKey, Claim>,
+    /// In order of arrival, background samples apart.
+    background: BTreeMap<SampleKey, Claim>,
     max_rows: usize,
     /// Seconds of device used, on the scale all lanes share.
     virtual_seconds: f64,
 }
 
 /// The planner's whole state.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Batcher {
     lanes: BTreeMap<ModelKey, Lane>,
 }
 
+/// What the planner must know of the future: seconds of an evaluation of so many rows.
+pub trait Costs {
+    /// Predicted seconds.
+    fn seconds(&self, model: ModelKey, rows: usize) -> f64;
+
+    /// By how much predictions are taken to be too short, at least 1, where a promise depends on them.
+    fn margin(&self) -> f64;
+}
+
 impl Batcher {
-    /// A sample arrives and takes `rows` rows of every evaluation (2 with guidance, else 1).
-    /// `max_rows` is its model's row limit per evaluation.
-    pub fn join(&mut self, model: ModelKey, sample: SampleKey, rows: usize, max_rows: usize) {
+    /// A sample arrives. `max_rows` is its model's row limit per evaluation.
+    pub fn join(&mut self, model: ModelKey, sample: SampleKey, claim: Claim, max_rows: usize) {
         let start = self.least_busy_seconds().unwrap_or(0.0);
         let lane = self.lanes.entry(model).or_insert_with(|| Lane {
             samples: BTreeMap::new(),
+            background: BTreeMap::new(),
             max_rows,
             virtual_seconds: start,
         });
+        lane.max_rows = max_rows;
+        if claim.urgency == Urgency::Background {
+            lane.background.insert(sample, claim);
+            return;
+        }
         if lane.samples.is_empty() {
             lane.virtual_seconds = lane.virtual_seconds.max(start);
         }
-        lane.max_rows = max_rows;
-        lane.samples.insert(sample, rows);
+        lane.samples.insert(sample, claim);
     }
 
     /// A sample finished, failed or was cancelled.
     pub fn leave(&mut self, model: ModelKey, sample: SampleKey) {
         if let Some(lane) = self.lanes.get_mut(&model) {
             lane.samples.remove(&sample);
+            lane.background.remove(&sample);
         }
         // An idle model is remembered only as long as it owes the busy ones device time.
-        match self.least_busy_seconds() {
-            Some(least) => self.lanes.retain(|_, l| l.busy() || l.virtual_seconds > least),
-            None => self.lanes.clear(),
+        let least = self.least_busy_seconds();
+        self.lanes.retain(|_, lane| {
+            if least.is_none() {
+                lane.virtual_seconds = 0.0;
+            }
+            let owes = least.is_some_and(|least| lane.virtual_seconds > least);
+            lane.busy() || !lane.background.is_empty() || owes
+        });
+    }
+
+    /// The next evaluation, or `None` when nothing waits. `now` is on the clock of the promises.
+    ///
+    /// A batch has at most the model's `max_rows` rows, unless its oldest sample alone has more.
+    pub fn next(&self, now: f64, costs: &impl Costs) -> Option<Batch> {
+        match self.fair() {
+            Some(fair) => Some(self.urgent(now, &fair, costs).unwrap_or(fair)),
+            None => self.idle(),
         }
     }
 
-    /// The next evaluation, or `None` when nothing waits.
-    ///
-    /// A batch has at most the model's `max_rows` rows, unless its oldest sample alone has more.
-    pub fn next(&self) -> Option<Batch> {
+    /// An evaluation of this batch took so many seconds of device.
+    pub fn ran(&mut self, batch: &Batch, seconds: f64) {
+        let Some(lane) = self.lanes.get_mut(&batch.model) else { return };
+        let mut billed = false;
+        for sample in &batch.samples {
+            if let Some(claim) = lane.samples.get_mut(sample) {
+                claim.evaluations = claim.evaluations.saturating_sub(1);
+                billed = true;
+            } else if let Some(claim) = lane.background.get_mut(sample) {
+                claim.evaluations = claim.evaluations.saturating_sub(1);
+            }
+        }
+        // What ran because nothing else did is nobody's debt.
+        if billed {
+            lane.virtual_seconds += seconds.max(0.0);
+        }
+    }
+
+    /// Whether nothing waits or runs, background work apart.
+    pub fn is_empty(&self) -> bool {
+        self.lanes.values().all(|lane| !lane.busy())
+    }
+
+    /// What each busy model has to do, background work apart: rows of one evaluation, if all samples took
+    /// part in it; and the sum over samples of rows × evaluations.
+    pub fn work(&self) -> impl Iterator<Item = (ModelKey, usize, usize)> {
+        self.lanes.iter().filter(|(_, lane)| lane.busy()).map(|(&model, lane)| {
+            let rows = lane.samples.values().map(|claim| claim.rows).sum();
+            let work = lane.samples.values().map(|claim| claim.rows * claim.evaluations).sum();
+            (model, rows, work)
+        })
+    }
+
+    /// A sample's claim, if it is there.
+    pub fn claim(&self, model: ModelKey, sample: SampleKey) -> Option<Claim> {
+        let lane = self.lanes.get(&model)?;
+        lane.samples.get(&sample).or_else(|| lane.background.get(&sample)).copied()
+    }
+
+    /// The first two rules.
+    fn fair(&self) -> Option<Batch> {
         let busy = self.lanes.iter().filter(|(_, lane)| lane.busy());
         let (&model, lane) = busy.min_by(|(_, a), (_, b)| {
             a.virtual_seconds
                 .total_cmp(&b.virtual_seconds)
                 .then_with(|| a.samples.keys().next().cmp(&b.samples.keys().next()))
         })?;
-        let mut samples = Vec::with_capacity(lane.max_rows.min(lane.samples.len()));
-        let mut total = 0;
-        for (&sample, &rows) in &lane.samples {
-            if !samples.is_empty() && total + rows > lane.max_rows {
+        Some(prefix(model, &lane.samples, lane.max_rows))
+    }
+
+    /// The third rule: the promises that `fair` would leave too little time for.
+    fn urgent(&self, now: f64, fair: &Batch, costs: &impl Costs) -> Option<Batch> {
+        let margin = costs.margin();
+        let after = now + margin * costs.seconds(fair.model, fair.rows);
+        if after + margin * self.promised_seconds(costs) <= self.earliest_due()? {
+            return None;
+        }
+        // Those that cannot be kept any more hold nobody up.
+        let in_time = |model, claim: &Claim, due| {
+            now + claim.evaluations as f64 * costs.seconds(model, claim.rows) <= due
+        };
+        let mut promised: Vec<(f64, ModelKey, SampleKey, Claim)> = Vec::new();
+        for (&model, lane) in &self.lanes {
+            for (&sample, claim) in &lane.samples {
+                if let Some(due) = claim.due().filter(|&due| in_time(model, claim, due)) {
+                    promised.push((due, model, sample, *claim));
+                }
+            }
+        }
+        promised.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(&b.2)));
+        let per_row: BTreeMap<ModelKey, f64> = self
+            .lanes
+            .iter()
+            .map(|(&model, lane)| (model, margin * lane.seconds_per_promised_row(model, costs)))
+            .collect();
+        let mut need = 0.0;
+        let mut needs = promised.iter().map(|(due, model, sample, claim)| {
+            let shared = usize::from(fair.samples.contains(sample));
+            let rows = claim.rows * claim.evaluations.saturating_sub(shared);
+            need += rows as f64 * per_row.get(model).copied().unwrap_or(0.0);
+            (due, need)
+        });
+        if needs.all(|(due, need)| after + need <= *due) {
+            return None;
+        }
+
+        // Earliest first, with as many of those that follow as leave all that share it time.
+        let (_, model, first, claim) = *promised.first()?;
+        let (mut samples, mut rows) = (vec![first], claim.rows);
+        let max_rows = self.lanes.get(&model)?.max_rows;
+        for (i, (_, of, sample, other)) in promised.iter().enumerate().skip(1) {
+            let seconds = margin * costs.seconds(model, rows + other.rows);
+            let all_in_time = promised[..=i]
+                .iter()
+                .all(|(due, _, _, claim)| now + seconds * claim.evaluations as f64 <= *due);
+            if *of != model || rows + other.rows > max_rows || !all_in_time {
                 break;
             }
-            samples.push(sample);
-            total += rows;
+            samples.push(*sample);
+            rows += other.rows;
         }
-        Some(Batch { model, samples, rows: total })
+        samples.sort_unstable();
+        Some(Batch { model, samples, rows })
     }
 
-    /// An evaluation of this model took so many seconds of device.
-    pub fn ran(&mut self, model: ModelKey, seconds: f64) {
-        if let Some(lane) = self.lanes.get_mut(&model) {
-            lane.virtual_seconds += seconds.max(0.0);
-        }
+    /// All that is promised, in seconds of device.
+    fn promised_seconds(&self, costs: &impl Costs) -> f64 {
+        let lanes = self.lanes.iter().map(|(&model, lane)| {
+            let rows: usize = lane.promised().map(|claim| claim.rows * claim.evaluations).sum();
+            if rows == 0 { 0.0 } else { rows as f64 * lane.seconds_per_promised_row(model, costs) }
+        });
+        lanes.sum()
     }
 
-    /// Whether nothing waits or runs.
-    pub fn is_empty(&self) -> bool {
-        self.lanes.values().all(|lane| !lane.busy())
+    fn earliest_due(&self) -> Option<f64> {
+        let claims = self.lanes.values().flat_map(Lane::promised);
+        claims.filter_map(|claim| claim.due()).min_by(f64::total_cmp)
+    }
+
+    /// The fourth rule.
+    fn idle(&self) -> Option<Batch> {
+        let mut lanes = self.lanes.iter().filter(|(_, lane)| !lane.background.is_empty());
+        let (&model, lane) = lanes.next()?;
+        Some(prefix(model, &lane.background, lane.max_rows))
     }
 
     fn least_busy_seconds(&self) -> Option<f64> {
@@ -122,9 +273,43 @@ impl Batcher {
     }
 }
 
+/// The oldest samples, as many as fit.
+fn prefix(model: ModelKey, claims: &BTreeMap<SampleKey, Claim>, max_rows: usize) -> Batch {
+    let mut samples = Vec::with_capacity(max_rows.min(claims.len()));
+    let mut total = 0;
+    for (&sample, claim) in claims {
+        if !samples.is_empty() && total + claim.rows > max_rows {
+            break;
+        }
+        samples.push(sample);
+        total += claim.rows;
+    }
+    Batch { model, samples, rows: total }
+}
+
+impl Claim {
+    fn due(&self) -> Option<f64> {
+        match self.urgency {
+            Urgency::Promised(due) => Some(due),
+            Urgency::Ordinary | Urgency::Background => None,
+        }
+    }
+}
+
 impl Lane {
     fn busy(&self) -> bool {
         !self.samples.is_empty()
+    }
+
+    fn promised(&self) -> impl Iterator<Item = &Claim> {
+        self.samples.values().filter(|claim| claim.due().is_some())
+    }
+
+    /// What a row costs of an evaluation that the promised samples share.
+    fn seconds_per_promised_row(&self, model: ModelKey, costs: &impl Costs) -> f64 {
+        let all = self.promised().map(|claim| claim.rows).sum::<usize>();
+        let rows = all.min(self.max_rows).max(1);
+        costs.seconds(model, rows) / rows as f64
     }
 }
 

@@ -6,6 +6,34 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// What nobody is promised anything about.
+struct Free;
+
+impl Costs for Free {
+    fn seconds(&self, _: ModelKey, _: usize) -> f64 {
+        0.0
+    }
+    fn margin(&self) -> f64 {
+        1.0
+    }
+}
+
+/// A second for every evaluation.
+struct Second;
+
+impl Costs for Second {
+    fn seconds(&self, _: ModelKey, _: usize) -> f64 {
+        1.0
+    }
+    fn margin(&self) -> f64 {
+        1.0
+    }
+}
+
+fn ordinary(rows: usize) -> Claim {
+    Claim { rows, evaluations: 10, urgency: Urgency::Ordinary }
+}
+
 /// A sample of the simulation.
 #[derive(Debug, Clone)]
 struct Arrival {
@@ -47,12 +75,12 @@ proptest! {
             while next_arrival < arrivals.len() && (arrivals[next_arrival].at <= tick || batcher.is_empty()) {
                 let a = &arrivals[next_arrival];
                 let key = SampleKey(next_arrival as u64);
-                batcher.join(ModelKey(a.model), key, a.rows, limits[a.model as usize]);
+                batcher.join(ModelKey(a.model), key, ordinary(a.rows), limits[a.model as usize]);
                 live.insert(key);
                 done.insert(key, 0);
                 next_arrival += 1;
             }
-            let Some(batch) = batcher.next() else { break };
+            let Some(batch) = batcher.next(0.0, &Free) else { break };
             let limit = limits[batch.model.0 as usize];
             let rows: usize = batch.samples.iter().map(|s| arrivals[s.0 as usize].rows).sum();
             prop_assert_eq!(rows, batch.rows);
@@ -65,7 +93,7 @@ proptest! {
                     prop_assert!(*s > youngest);
                 }
             }
-            batcher.ran(batch.model, costs[batch.model.0 as usize]);
+            batcher.ran(&batch, costs[batch.model.0 as usize]);
             for s in batch.samples {
                 prop_assert!(live.contains(&s), "nobody runs after leaving");
                 let a = &arrivals[s.0 as usize];
@@ -92,13 +120,13 @@ proptest! {
     fn busy_models_share_the_device_by_time(costs in prop::collection::vec(0.001f64..1.0, 2..5)) {
         let mut batcher = Batcher::default();
         for model in 0..costs.len() as u64 {
-            batcher.join(ModelKey(model), SampleKey(model), 1, 8);
+            batcher.join(ModelKey(model), SampleKey(model), ordinary(1), 8);
         }
         let mut used = vec![0.0; costs.len()];
         for _ in 0..2_000 {
-            let batch = batcher.next().unwrap();
+            let batch = batcher.next(0.0, &Free).unwrap();
             let cost = costs[batch.model.0 as usize];
-            batcher.ran(batch.model, cost);
+            batcher.ran(&batch, cost);
             used[batch.model.0 as usize] += cost;
         }
         let most = used.iter().copied().fold(0.0, f64::max);
@@ -111,17 +139,18 @@ proptest! {
 fn a_newcomer_waits_for_one_evaluation_and_claims_nothing_for_its_idle_past() {
     let (teacher, student) = (ModelKey(1), ModelKey(2));
     let mut batcher = Batcher::default();
-    batcher.join(teacher, SampleKey(0), 1, 8);
+    batcher.join(teacher, SampleKey(0), ordinary(1), 8);
     for _ in 0..50 {
-        assert_eq!(batcher.next().unwrap().model, teacher);
-        batcher.ran(teacher, 0.1);
+        let batch = batcher.next(0.0, &Free).unwrap();
+        assert_eq!(batch.model, teacher);
+        batcher.ran(&batch, 0.1);
     }
-    batcher.join(student, SampleKey(1), 1, 8);
+    batcher.join(student, SampleKey(1), ordinary(1), 8);
     let mut student_turns = 0;
     for _ in 0..22 {
-        let model = batcher.next().unwrap().model;
-        student_turns += usize::from(model == student);
-        batcher.ran(model, if model == student { 0.01 } else { 0.1 });
+        let batch = batcher.next(0.0, &Free).unwrap();
+        student_turns += usize::from(batch.model == student);
+        batcher.ran(&batch, if batch.model == student { 0.01 } else { 0.1 });
     }
     assert!(
         (19..=21).contains(&student_turns),
@@ -133,23 +162,23 @@ fn a_newcomer_waits_for_one_evaluation_and_claims_nothing_for_its_idle_past() {
 fn leaving_and_coming_back_pays_no_debt() {
     let (steady, dear) = (ModelKey(1), ModelKey(2));
     let mut batcher = Batcher::default();
-    batcher.join(steady, SampleKey(0), 1, 8);
+    batcher.join(steady, SampleKey(0), ordinary(1), 8);
     let mut used = BTreeMap::from([(steady, 0.0), (dear, 0.0)]);
     let mut newest = 0;
     for _ in 0..1_000 {
         // One-evaluation requests for the dear model, one at a time.
         if newest == 0 {
             newest += 1;
-            batcher.join(dear, SampleKey(newest), 1, 8);
+            batcher.join(dear, SampleKey(newest), ordinary(1), 8);
         }
-        let batch = batcher.next().unwrap();
+        let batch = batcher.next(0.0, &Free).unwrap();
         let cost = if batch.model == dear { 1.0 } else { 0.1 };
         *used.get_mut(&batch.model).unwrap() += cost;
-        batcher.ran(batch.model, cost);
+        batcher.ran(&batch, cost);
         if batch.model == dear {
             batcher.leave(dear, batch.samples[0]);
             newest += 1;
-            batcher.join(dear, SampleKey(newest), 1, 8);
+            batcher.join(dear, SampleKey(newest), ordinary(1), 8);
         }
     }
     assert!((used[&dear] - used[&steady]).abs() <= 1.1, "equal shares: {used:?}");
@@ -157,5 +186,43 @@ fn leaving_and_coming_back_pays_no_debt() {
 
 #[test]
 fn an_idle_planner_plans_nothing() {
-    assert_eq!(Batcher::default().next(), None);
+    assert_eq!(Batcher::default().next(0.0, &Free), None);
+}
+
+#[test]
+fn a_promise_waits_its_turn_until_it_must_not() {
+    let (one, other) = (ModelKey(1), ModelKey(2));
+    let mut batcher = Batcher::default();
+    batcher.join(one, SampleKey(0), ordinary(1), 1);
+    let urgency = Urgency::Promised(30.0);
+    batcher.join(one, SampleKey(1), Claim { rows: 1, evaluations: 4, urgency }, 1);
+    batcher.join(other, SampleKey(2), ordinary(1), 1);
+    let next = |batcher: &Batcher, now| batcher.next(now, &Second).unwrap().samples;
+    assert_eq!(next(&batcher, 0.0), [SampleKey(0)]);
+    assert_eq!(next(&batcher, 25.0), [SampleKey(0)], "one more second leaves four");
+    assert_eq!(next(&batcher, 25.5), [SampleKey(1)]);
+    // A promise that cannot be kept any more is no reason to hold the others up.
+    assert_eq!(next(&batcher, 26.5), [SampleKey(0)]);
+}
+
+#[test]
+fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
+    let model = ModelKey(1);
+    let mut batcher = Batcher::default();
+    let background = Claim { rows: 1, evaluations: 9, urgency: Urgency::Background };
+    batcher.join(model, SampleKey(0), background, 8);
+    assert!(batcher.is_empty(), "no client waits");
+    let batch = batcher.next(0.0, &Second).unwrap();
+    assert_eq!(batch.samples, [SampleKey(0)]);
+    batcher.ran(&batch, 100.0);
+    assert_eq!(batcher.claim(model, SampleKey(0)).unwrap().evaluations, 8);
+    batcher.join(model, SampleKey(1), ordinary(1), 8);
+    batcher.join(ModelKey(2), SampleKey(2), ordinary(1), 8);
+    let batch = batcher.next(0.0, &Second).unwrap();
+    assert_eq!((batch.model, &batch.samples[..]), (model, &[SampleKey(1)][..]), "it owes nothing");
+    batcher.leave(model, SampleKey(1));
+    batcher.leave(ModelKey(2), SampleKey(2));
+    assert_eq!(batcher.next(0.0, &Second).unwrap().samples, [SampleKey(0)], "it goes on");
+    batcher.leave(model, SampleKey(0));
+    assert_eq!(batcher.next(0.0, &Second), None);
 }

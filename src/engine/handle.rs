@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError,
         mpsc::{Sender, channel},
     },
     thread,
@@ -13,9 +13,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     GenerateRequest, InferRequest, Rejected, Submission,
-    job::Reply,
-    load::{Load, Work},
-    sample::Sample,
+    job::Request,
+    load::{Load, Outlook, alone_seconds, seconds},
     worker::{Command, Worker},
 };
 use crate::{metrics::Metrics, registry::Model};
@@ -24,12 +23,23 @@ use crate::{metrics::Metrics, registry::Model};
 /// what was admitted is done.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    /// `None` once the server drains.
-    admission: Arc<RwLock<Option<Sender<Command>>>>,
+    /// One request is judged at a time. `None` once the server drains.
+    admission: Arc<Mutex<Option<Sender<Command>>>>,
     permits: Arc<Semaphore>,
     load: Arc<Load>,
     metrics: Arc<Metrics>,
     max_queue: usize,
+}
+
+/// Which of several candidates was admitted.
+#[derive(Debug)]
+pub struct Routed {
+    /// Its number among the candidates.
+    pub served: usize,
+    /// What it sends.
+    pub submission: Submission,
+    /// Of each candidate up to it, the predicted time to its last image; `None` without a deadline.
+    pub predicted: Vec<Option<Duration>>,
 }
 
 impl Engine {
@@ -43,7 +53,7 @@ impl Engine {
         let worker = Worker::new(receiver, Arc::clone(&load), Arc::clone(&metrics));
         thread::Builder::new().name("device".into()).spawn(move || worker.run())?;
         Ok(Self {
-            admission: Arc::new(RwLock::new(Some(commands))),
+            admission: Arc::new(Mutex::new(Some(commands))),
             permits: Arc::new(Semaphore::new(max_queue)),
             load,
             metrics,
@@ -56,15 +66,65 @@ impl Engine {
     /// # Errors
     /// [`Rejected`] when the queue is full, the deadline cannot be met, or the server drains.
     pub fn generate(&self, request: GenerateRequest) -> Result<Submission, Rejected> {
-        let guided = request.guidance_scale != 1.0;
-        let work = Work {
-            rows: request.samples.len() * if guided { 2 } else { 1 },
-            evaluations: request.trajectory.len(),
-        };
-        let model = Arc::clone(&request.model);
-        self.admit(&model, work, request.samples.len(), request.deadline, |reply, permits| {
-            Sample::generate(request, reply, permits)
-        })
+        let [submission] = self.admit([Request::Generate(request)])?;
+        Ok(submission)
+    }
+
+    /// Admits two requests for images together: both or neither. Where the planner has no reason to
+    /// prefer one of them, the first goes first.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub fn generate_both(
+        &self,
+        requests: [GenerateRequest; 2],
+    ) -> Result<[Submission; 2], Rejected> {
+        self.admit(requests.map(Request::Generate))
+    }
+
+    /// Admits the first of the candidates, which ask for the same images of different models, that is
+    /// predicted to meet its deadline; without a deadline that is the first.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`], when none can be admitted: what the last candidate was told, or an earlier
+    /// one that only the queue keeps from meeting its deadline.
+    pub fn generate_first(&self, candidates: &[GenerateRequest]) -> Result<Routed, Rejected> {
+        let asked = candidates.last().map(|request| (&request.model, request.samples.len()));
+        let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let routed = gate.as_ref().ok_or(Rejected::Draining).and_then(|sender| {
+            let permits = self.permits(asked.map_or(0, |(_, samples)| samples))?;
+            self.enter_first(sender, candidates, permits)
+        });
+        routed.map_err(|rejected| self.count_rejected(rejected, asked))
+    }
+
+    fn enter_first(
+        &self,
+        sender: &Sender<Command>,
+        candidates: &[GenerateRequest],
+        permits: Vec<OwnedSemaphorePermit>,
+    ) -> Result<Routed, Rejected> {
+        let mut predicted = Vec::new();
+        let mut refusal = Rejected::Draining;
+        for (served, request) in candidates.iter().enumerate() {
+            let request = Request::Generate(request.clone());
+            match self.judge(std::slice::from_ref(&request)) {
+                Ok(outlook) => {
+                    let with_deadline = outlook.as_ref().filter(|_| request.deadline().is_some());
+                    predicted.push(with_deadline.map(Outlook::predicted));
+                    let [submission] = self.enter(sender, [request], permits, outlook.as_ref())?;
+                    return Ok(Routed { served, submission, predicted });
+                }
+                Err(refused) => {
+                    predicted.push(refused.predicted());
+                    // That a later candidate could never make it does not make waiting useless.
+                    if refused.passes() || !refusal.passes() {
+                        refusal = refused;
+                    }
+                }
+            }
+        }
+        Err(refusal)
     }
 
     /// Admits one raw evaluation, one permit per row.
@@ -72,12 +132,25 @@ impl Engine {
     /// # Errors
     /// As [`Engine::generate`].
     pub fn infer(&self, request: InferRequest) -> Result<Submission, Rejected> {
-        let rows = request.timesteps.len();
-        let work = Work { rows, evaluations: 1 };
-        let model = Arc::clone(&request.model);
-        self.admit(&model, work, rows, request.deadline, |reply, permits| {
-            Sample::infer(request, reply, permits)
-        })
+        let [submission] = self.admit([Request::Infer(request)])?;
+        Ok(submission)
+    }
+
+    /// Runs a request whenever nothing else is to do. It takes no permit, so no client is refused for its
+    /// sake, and delays a client by at most one evaluation; no metric but those of evaluations counts it.
+    ///
+    /// # Errors
+    /// [`Rejected::Draining`].
+    pub fn generate_in_background(&self, request: GenerateRequest) -> Result<Submission, Rejected> {
+        let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = gate.as_ref().ok_or(Rejected::Draining)?;
+        let [submission] = self.enter(sender, [Request::Background(request)], Vec::new(), None)?;
+        Ok(submission)
+    }
+
+    /// Whether no client waits for anything.
+    pub fn is_idle(&self) -> bool {
+        self.load.is_idle()
     }
 
     /// Evaluates a model that nobody uses yet until its costs by batch size are known, between the
@@ -87,14 +160,19 @@ impl Engine {
     /// A sentence when the network cannot be evaluated, or the server drains.
     pub async fn warm_up(&self, model: Arc<Model>, max_rows: Option<usize>) -> Result<(), String> {
         let (reply, done) = oneshot::channel();
-        self.send(Command::WarmUp { model, max_rows, reply })
+        self.tell(Command::WarmUp { model, max_rows, reply })
             .map_err(|rejected| rejected.to_string())?;
         done.await.unwrap_or_else(|_| Err("the device thread ended".into()))
     }
 
+    /// A reply with a deadline was ready so long after its last image was made.
+    pub fn delivered(&self, after: Duration) {
+        self.load.delivered(after);
+    }
+
     /// Refuses everything from now on; what is in flight goes on.
     pub fn drain(&self) {
-        *self.admission.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// How long what is admitted is predicted to take.
@@ -102,32 +180,18 @@ impl Engine {
         self.load.predicted_drain()
     }
 
-    fn admit(
-        &self,
-        model: &Arc<Model>,
-        work: Work,
-        permits: usize,
-        deadline: Option<Instant>,
-        samples: impl FnOnce(Reply, Vec<OwnedSemaphorePermit>) -> Vec<Sample>,
-    ) -> Result<Submission, Rejected> {
-        let admitted = self.permits(permits).and_then(|permits| {
-            self.meets_deadline(model, work, deadline)?;
-            let (reply, events) = mpsc::unbounded_channel();
-            self.load.admit(model, work);
-            let count = permits.len() as i64;
-            self.metrics.samples_waiting.with_label_values(&[&model.id]).add(count);
-            if let Err(rejected) = self.send(Command::Run(samples(reply, permits))) {
-                self.load.left(model.key, work);
-                self.metrics.samples_waiting.with_label_values(&[&model.id]).sub(count);
-                return Err(rejected);
-            }
-            Ok(Submission { events })
+    /// Admits all of them or none.
+    fn admit<const N: usize>(&self, requests: [Request; N]) -> Result<[Submission; N], Rejected> {
+        let asked = requests.each_ref().map(|r| (Arc::clone(r.model()), r.samples()));
+        let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = gate.as_ref().ok_or(Rejected::Draining).and_then(|sender| {
+            let permits = self.permits(asked.iter().map(|(_, samples)| samples).sum())?;
+            let outlook = self.judge(&requests)?;
+            self.enter(sender, requests, permits, outlook.as_ref())
         });
-        admitted.inspect_err(|rejected| {
-            self.metrics
-                .rejected
-                .with_label_values(&[&model.id, rejected.reason()])
-                .inc_by(permits as u64);
+        admitted.map_err(|rejected| {
+            let asked = asked.iter().map(|(model, samples)| (model, *samples));
+            self.count_rejected(rejected, asked)
         })
     }
 
@@ -149,30 +213,76 @@ impl Engine {
         Ok(permits)
     }
 
-    fn meets_deadline(
-        &self,
-        model: &Model,
-        work: Work,
-        deadline: Option<Instant>,
-    ) -> Result<(), Rejected> {
-        let Some(deadline) = deadline.map(|at| at.saturating_duration_since(Instant::now())) else {
-            return Ok(());
+    /// Whether all deadlines are predicted to be met, and what else is predicted.
+    fn judge(&self, requests: &[Request]) -> Result<Option<Outlook>, Rejected> {
+        let newcomers: Vec<_> = requests.iter().flat_map(Request::newcomers).collect();
+        if !self.load.needs_outlook(&newcomers) {
+            return Ok(None);
+        }
+        let Some(deadline) = requests.iter().filter_map(Request::deadline).min() else {
+            return Ok(Some(self.load.outlook(&newcomers)));
         };
-        let alone = Load::predicted_alone(model, work);
+        let deadline = deadline.saturating_duration_since(Instant::now());
+        let (margin, delivery) = self.load.margins();
+        let alone = seconds(alone_seconds(&newcomers) * margin + delivery);
         if alone > deadline {
             return Err(Rejected::DeadlineImpossible { predicted: alone, deadline });
         }
-        let predicted = self.load.predicted_finish(model, work);
+        let outlook = self.load.outlook(&newcomers);
+        let predicted = seconds(outlook.padded_seconds() + delivery);
         if predicted > deadline {
             let retry_after = predicted - deadline;
             return Err(Rejected::DeadlineQueue { predicted, deadline, retry_after });
         }
-        Ok(())
+        Ok(Some(outlook))
     }
 
-    fn send(&self, command: Command) -> Result<(), Rejected> {
-        let admission = self.admission.read().unwrap_or_else(PoisonError::into_inner);
-        let sender = admission.as_ref().ok_or(Rejected::Draining)?;
+    /// Hands requests to the device thread, the first one's samples first.
+    fn enter<const N: usize>(
+        &self,
+        sender: &Sender<Command>,
+        requests: [Request; N],
+        mut permits: Vec<OwnedSemaphorePermit>,
+        outlook: Option<&Outlook>,
+    ) -> Result<[Submission; N], Rejected> {
+        let newcomers: Vec<_> = requests.iter().flat_map(Request::newcomers).collect();
+        let mut samples = Vec::with_capacity(newcomers.len());
+        let submissions = requests.map(|request| {
+            let (reply, events) = mpsc::unbounded_channel();
+            let own = permits.drain(..request.samples().min(permits.len())).collect();
+            samples.extend(request.into_samples(reply, own));
+            Submission { events }
+        });
+        let waiting = || {
+            let clients = newcomers.iter().filter(|newcomer| !newcomer.background);
+            clients.map(|newcomer| {
+                self.metrics.samples_waiting.with_label_values(&[&newcomer.model.id])
+            })
+        };
+        waiting().for_each(|gauge| gauge.inc());
+        let sent = self.load.admit(&newcomers, outlook, |keys| {
+            let samples = keys.iter().copied().zip(samples).collect();
+            sender.send(Command::Run(samples)).map_err(|_| Rejected::Draining)
+        });
+        sent.inspect_err(|_| waiting().for_each(|gauge| gauge.dec()))?;
+        Ok(submissions)
+    }
+
+    fn tell(&self, command: Command) -> Result<(), Rejected> {
+        let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
+        let sender = gate.as_ref().ok_or(Rejected::Draining)?;
         sender.send(command).map_err(|_| Rejected::Draining)
+    }
+
+    fn count_rejected<'a>(
+        &self,
+        rejected: Rejected,
+        asked: impl IntoIterator<Item = (&'a Arc<Model>, usize)>,
+    ) -> Rejected {
+        for (model, samples) in asked {
+            let counter = &self.metrics.rejected;
+            counter.with_label_values(&[&model.id, rejected.reason()]).inc_by(samples as u64);
+        }
+        rejected
     }
 }

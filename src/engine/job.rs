@@ -2,12 +2,14 @@
 
 use std::{
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use understudy_models::sampler::Trajectory;
 
+use super::{load::Newcomer, sample::Sample};
 use crate::registry::Model;
 
 /// A request for images, valid from here on.
@@ -25,6 +27,19 @@ pub struct GenerateRequest {
     pub partial_images: usize,
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
+}
+
+impl GenerateRequest {
+    /// Whether both requests start from the same N(0, I) tensors, which takes latents of one shape and
+    /// the same seeds.
+    pub fn shares_noise_with(&self, other: &Self) -> bool {
+        let shape = |request: &Self| {
+            let geometry = &request.model.geometry;
+            (geometry.in_channels, geometry.height, geometry.width)
+        };
+        let seeds = |request: &Self| request.samples.iter().map(|s| s.seed).collect::<Vec<_>>();
+        shape(self) == shape(other) && seeds(self) == seeds(other)
+    }
 }
 
 /// What distinguishes one image of a request from the next.
@@ -49,6 +64,75 @@ pub struct InferRequest {
     pub condition: Option<Vec<f32>>,
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
+}
+
+/// Either kind of request.
+#[derive(Debug)]
+pub(super) enum Request {
+    Generate(GenerateRequest),
+    /// Images that nobody waits for.
+    Background(GenerateRequest),
+    Infer(InferRequest),
+}
+
+impl Request {
+    pub(super) fn model(&self) -> &Arc<Model> {
+        match self {
+            Self::Generate(request) | Self::Background(request) => &request.model,
+            Self::Infer(request) => &request.model,
+        }
+    }
+
+    /// How many samples it becomes.
+    pub(super) fn samples(&self) -> usize {
+        match self {
+            Self::Generate(request) | Self::Background(request) => request.samples.len(),
+            Self::Infer(request) => request.timesteps.len(),
+        }
+    }
+
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Generate(request) | Self::Background(request) => request.deadline,
+            Self::Infer(request) => request.deadline,
+        }
+    }
+
+    /// What each of its samples asks of the device.
+    pub(super) fn newcomers(&self) -> Vec<Newcomer> {
+        let (rows, evaluations) = match self {
+            Self::Generate(request) | Self::Background(request) => {
+                (if request.guidance_scale == 1.0 { 1 } else { 2 }, request.trajectory.len())
+            }
+            Self::Infer(_) => (1, 1),
+        };
+        let newcomer = Newcomer {
+            model: Arc::clone(self.model()),
+            rows,
+            evaluations,
+            deadline: self.deadline(),
+            background: matches!(self, Self::Background(_)),
+        };
+        vec![newcomer; self.samples()]
+    }
+
+    /// Its samples, each with a permit unless it is background work.
+    pub(super) fn into_samples(
+        self,
+        reply: Reply,
+        permits: Vec<OwnedSemaphorePermit>,
+    ) -> Vec<Sample> {
+        match self {
+            Self::Generate(request) => {
+                Sample::generate(request, reply, permits.into_iter().map(Some).collect())
+            }
+            Self::Background(request) => {
+                let none = request.samples.iter().map(|_| None).collect();
+                Sample::generate(request, reply, none)
+            }
+            Self::Infer(request) => Sample::infer(request, reply, permits),
+        }
+    }
 }
 
 /// An 8-bit picture, rows top to bottom, channels interleaved.
@@ -77,6 +161,8 @@ pub struct SampleTimings {
     pub network_evaluations: usize,
     /// Mean rows of the evaluations it took part in.
     pub mean_batch: f64,
+    /// When the image was finished.
+    pub finished: Instant,
 }
 
 /// What a submission sends while it runs.
@@ -179,6 +265,21 @@ pub enum Rejected {
 }
 
 impl Rejected {
+    /// Whether the same request can be admitted once the queue is shorter.
+    pub fn passes(&self) -> bool {
+        matches!(self, Self::QueueFull { .. } | Self::DeadlineQueue { .. })
+    }
+
+    /// The predicted time that missed the deadline.
+    pub fn predicted(&self) -> Option<Duration> {
+        match self {
+            Self::DeadlineQueue { predicted, .. } | Self::DeadlineImpossible { predicted, .. } => {
+                Some(*predicted)
+            }
+            Self::QueueFull { .. } | Self::Draining => None,
+        }
+    }
+
     /// The `reason` label of `understudy_rejected_total`.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -215,6 +316,11 @@ impl Submission {
     /// The next event; `None` once every image is completed or failed.
     pub async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
+    }
+
+    /// [`Submission::next`] for who waits for several.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        self.events.poll_recv(context)
     }
 
     /// [`Submission::next`] for callers outside an async runtime.

@@ -6,12 +6,16 @@
 //!
 //! ```text
 //! handle  admission: permits, deadlines        → worker  the loop that owns the device
-//! load    predicts when the queue is done         batcher  decides who shares the next evaluation
-//! cost    seconds of an evaluation, by rows       step     does it
+//! load    the plan, shared by both                batcher  decides who shares the next evaluation
+//! forecast     the plan played forward            step     does it
+//! cost         seconds of an evaluation, by rows
+//! calibration  how far predictions are off
 //! ```
 
 pub mod batcher;
+mod calibration;
 mod cost;
+pub mod forecast;
 mod handle;
 mod job;
 mod load;
@@ -23,7 +27,7 @@ mod warmup;
 mod worker;
 
 pub use cost::CostModel;
-pub use handle::Engine;
+pub use handle::{Engine, Routed};
 pub use job::{
     Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,
     Submission,

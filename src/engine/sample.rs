@@ -9,7 +9,6 @@ use understudy_models::sampler::{Evaluation, Trajectory};
 use super::{
     Event, GenerateRequest, InferRequest, SampleTimings,
     job::{Failure, Reply},
-    load::Work,
 };
 use crate::registry::Model;
 
@@ -25,7 +24,8 @@ pub(super) struct Sample {
     pub(super) clock: Clock,
     index: usize,
     reply: Reply,
-    permit: OwnedSemaphorePermit,
+    /// Its place in the queue; background work has none.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 #[derive(Debug)]
@@ -111,6 +111,7 @@ impl Clock {
             total: now.duration_since(self.admitted),
             network_evaluations: self.row_evaluations,
             mean_batch: self.batch_rows as f64 / self.evaluations.max(1) as f64,
+            finished: now,
         }
     }
 }
@@ -119,7 +120,7 @@ impl Sample {
     pub(super) fn generate(
         request: GenerateRequest,
         reply: Reply,
-        permits: Vec<OwnedSemaphorePermit>,
+        permits: Vec<Option<OwnedSemaphorePermit>>,
     ) -> Vec<Self> {
         let specs = request.samples.iter().zip(permits).enumerate();
         let sample = |(index, (spec, permit)): (usize, (&super::SampleSpec, _))| Self {
@@ -162,7 +163,7 @@ impl Sample {
             clock: Clock::start(),
             index,
             reply: reply.clone(),
-            permit,
+            permit: Some(permit),
         };
         permits.into_iter().enumerate().map(row).collect()
     }
@@ -183,10 +184,9 @@ impl Sample {
         }
     }
 
-    /// What it leaves undone when it leaves now.
-    pub(super) fn undone(&self, finished: bool) -> Work {
-        let (done, total) = self.progress();
-        Work { rows: self.rows(), evaluations: if finished { 0 } else { total - done } }
+    /// Whether no client waits for it.
+    pub(super) fn background(&self) -> bool {
+        self.permit.is_none()
     }
 
     /// Whether nobody waits for it any more.

@@ -25,7 +25,7 @@ fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, cla
         deadline: None,
     };
     let (reply, _) = mpsc::unbounded_channel();
-    Sample::generate(request, reply, vec![permit()]).remove(0)
+    Sample::generate(request, reply, vec![Some(permit())]).remove(0)
 }
 
 fn latent(sample: &Sample) -> Vec<u32> {
@@ -76,7 +76,7 @@ fn previews_are_spread_over_the_trajectory() {
         deadline: None,
     };
     let (reply, _) = mpsc::unbounded_channel();
-    let mut samples = Sample::generate(request, reply, vec![permit()]);
+    let mut samples = Sample::generate(request, reply, vec![Some(permit())]);
     let mut previews = Vec::new();
     for evaluation in 1..=8 {
         match evaluate(model.network(), &mut samples).unwrap().remove(0) {

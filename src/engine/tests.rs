@@ -300,3 +300,72 @@ fn a_draining_engine_refuses_and_finishes() {
     f.go(STEPS);
     assert_eq!(completed(&all(running)), 1);
 }
+
+#[test]
+fn a_promise_goes_before_what_came_later_and_is_compared_with_its_prediction() {
+    let f = fixture(8, 1);
+    // Four evaluations of a second each; the margins need a little more.
+    let deadline = Some(Instant::now() + Duration::from_secs(6));
+    let promised = f.engine.generate(GenerateRequest { deadline, ..f.request(&[1]) }).unwrap();
+    let later = f.engine.generate(f.request(&[2, 3, 4])).unwrap();
+    f.go(STEPS);
+    assert_eq!(completed(&all(promised)), 1, "its four evaluations were the first four");
+    let text = f.metrics.encode().unwrap();
+    assert!(text.contains("understudy_prediction_ratio_count{model=\"model-1\"} 1"), "{text}");
+    f.go(3 * STEPS);
+    assert_eq!(completed(&all(later)), 3);
+}
+
+#[test]
+fn the_first_candidate_that_is_in_time_is_taken() {
+    let f = fixture(8, 8);
+    let within = |seconds| Some(Instant::now() + Duration::from_secs(seconds));
+    let candidate = |steps, deadline| GenerateRequest {
+        trajectory: sampler::trajectory(&f.model.schedule, Kind::Ddim, steps, 0.0, false).unwrap(),
+        deadline,
+        ..f.request(&[1])
+    };
+    let pair = |deadline| [candidate(STEPS, deadline), candidate(1, deadline)];
+    let free = f.engine.generate_first(&pair(None)).unwrap();
+    assert_eq!((free.served, &free.predicted[..]), (0, &[None][..]));
+    f.go(STEPS);
+    assert_eq!(completed(&all(free.submission)), 1);
+
+    let quick = f.engine.generate_first(&pair(within(3))).unwrap();
+    assert_eq!((quick.served, quick.predicted.len()), (1, 2));
+    assert!(quick.predicted[0] > Some(Duration::from_secs(3)), "{:?}", quick.predicted);
+    f.go(1);
+    assert_eq!(completed(&all(quick.submission)), 1);
+
+    let impossible = f.engine.generate_first(&[candidate(STEPS, within(1))]);
+    assert!(matches!(impossible, Err(Rejected::DeadlineImpossible { .. })), "{impossible:?}");
+}
+
+#[test]
+fn both_or_neither() {
+    let f = fixture(3, 8);
+    let refused = f.engine.generate_both([f.request(&[1, 2]), f.request(&[3, 4])]);
+    assert!(matches!(refused, Err(Rejected::QueueFull { asked: 4, free: 3, .. })), "{refused:?}");
+    let [one, two] = f.engine.generate_both([f.request(&[1]), f.request(&[2, 3])]).unwrap();
+    f.go(STEPS);
+    assert_eq!((completed(&all(one)), completed(&all(two))), (1, 2));
+    assert_eq!(*f.rows.lock().unwrap(), [3; STEPS], "together from the first evaluation");
+}
+
+#[test]
+fn background_work_lets_clients_pass_and_takes_no_place() {
+    let f = fixture(1, 8);
+    let shadow = f.engine.generate_in_background(f.request(&[1, 2])).unwrap();
+    assert!(f.engine.is_idle());
+    // At most the evaluation under way goes first.
+    let client = f.engine.generate(f.request(&[3])).unwrap();
+    assert!(!f.engine.is_idle());
+    f.go(STEPS + 1);
+    assert_eq!(completed(&all(client)), 1);
+    f.go(STEPS);
+    assert_eq!(completed(&all(shadow)), 2);
+    assert_eq!(f.metrics.images.with_label_values(&["model-1"]).get(), 1);
+    let rows = f.rows.lock().unwrap().clone();
+    let clients: Vec<_> = rows.iter().skip_while(|&&rows| rows == 2).take(STEPS).collect();
+    assert_eq!(clients, [&1; STEPS], "{rows:?}");
+}

@@ -14,10 +14,10 @@ use tokio::sync::oneshot;
 
 use super::{
     Event,
-    batcher::{Batcher, SampleKey},
+    batcher::SampleKey,
     job::Failure,
     load::Load,
-    sample::Sample,
+    sample::{Sample, Task},
     step::{self, Outcome},
     warmup::WarmUp,
 };
@@ -26,7 +26,7 @@ use crate::{metrics::Metrics, registry::Model};
 /// What the worker is told.
 pub(super) enum Command {
     /// Take these in.
-    Run(Vec<Sample>),
+    Run(Vec<(SampleKey, Sample)>),
     /// Find out what evaluations of this model cost.
     WarmUp {
         model: Arc<Model>,
@@ -37,25 +37,15 @@ pub(super) enum Command {
 
 pub(super) struct Worker {
     commands: Receiver<Command>,
-    batcher: Batcher,
     samples: BTreeMap<SampleKey, Sample>,
     warm_ups: Vec<WarmUp>,
-    next_key: u64,
     load: Arc<Load>,
     metrics: Arc<Metrics>,
 }
 
 impl Worker {
     pub(super) fn new(commands: Receiver<Command>, load: Arc<Load>, metrics: Arc<Metrics>) -> Self {
-        Self {
-            commands,
-            batcher: Batcher::default(),
-            samples: BTreeMap::new(),
-            warm_ups: Vec::new(),
-            next_key: 0,
-            load,
-            metrics,
-        }
+        Self { commands, samples: BTreeMap::new(), warm_ups: Vec::new(), load, metrics }
     }
 
     /// Runs until no handle is left and nothing is in flight.
@@ -81,20 +71,17 @@ impl Worker {
                     Err(TryRecvError::Empty | TryRecvError::Disconnected) => return true,
                 }
             };
-            match command {
-                Command::Run(samples) => samples.into_iter().for_each(|sample| self.join(sample)),
-                Command::WarmUp { model, max_rows, reply } => {
-                    self.warm_ups.push(WarmUp::new(model, max_rows, reply));
-                }
-            }
+            self.obey(command);
         }
     }
 
-    fn join(&mut self, sample: Sample) {
-        let key = SampleKey(self.next_key);
-        self.next_key += 1;
-        self.batcher.join(sample.model.key, key, sample.rows(), sample.model.max_rows());
-        self.samples.insert(key, sample);
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Run(samples) => self.samples.extend(samples),
+            Command::WarmUp { model, max_rows, reply } => {
+                self.warm_ups.push(WarmUp::new(model, max_rows, reply));
+            }
+        }
     }
 
     /// Frees the slots of those whose client is gone or whose deadline has passed.
@@ -128,7 +115,11 @@ impl Worker {
 
     /// One evaluation of the batch that is due, if there is one.
     fn evaluate(&mut self) {
-        let Some(batch) = self.batcher.next() else { return };
+        let Some(batch) = self.load.begin() else { return };
+        // Who was admitted since commands were last read may be in it, and was sent before.
+        while let Ok(command) = self.commands.try_recv() {
+            self.obey(command);
+        }
         let mut samples: Vec<Sample> =
             batch.samples.iter().filter_map(|key| self.samples.remove(key)).collect();
         let Some(model) = samples.first().map(|sample| Arc::clone(&sample.model)) else { return };
@@ -140,14 +131,13 @@ impl Worker {
         }));
         let seconds = began.elapsed().as_secs_f64();
 
-        self.batcher.ran(batch.model, seconds);
-        self.load.ran(batch.model, batch.rows);
+        self.load.ran(&batch, seconds);
         model.observe(batch.rows, seconds);
         self.metrics.evaluation_duration.with_label_values(&[&model.id]).observe(seconds);
         self.metrics.batch_samples.with_label_values(&[&model.id]).observe(samples.len() as f64);
 
         for sample in &mut samples {
-            if !sample.clock.started() {
+            if !sample.clock.started() && !sample.background() {
                 self.metrics.samples_waiting.with_label_values(&[&model.id]).dec();
                 self.metrics.samples_running.with_label_values(&[&model.id]).inc();
             }
@@ -179,7 +169,6 @@ impl Worker {
             }
             Outcome::Image(image) => {
                 let timings = self.finished(key, &sample);
-                self.metrics.images.with_label_values(&[&sample.model.id]).inc();
                 sample.finish(|index| Event::Completed { index, image, timings });
             }
             Outcome::Raw(output) => {
@@ -199,9 +188,15 @@ impl Worker {
 
     fn finished(&mut self, key: SampleKey, sample: &Sample) -> super::SampleTimings {
         let timings = sample.clock.read(Instant::now());
-        let label = &[sample.model.id.as_str()];
-        self.metrics.queue_duration.with_label_values(label).observe(timings.queue.as_secs_f64());
-        self.metrics.device_duration.with_label_values(label).observe(timings.device.as_secs_f64());
+        if !sample.background() {
+            let Metrics { queue_duration, device_duration, images, .. } = self.metrics.as_ref();
+            let label = &[sample.model.id.as_str()];
+            queue_duration.with_label_values(label).observe(timings.queue.as_secs_f64());
+            device_duration.with_label_values(label).observe(timings.device.as_secs_f64());
+            if let Task::Generate(_) = sample.task {
+                images.with_label_values(label).inc();
+            }
+        }
         self.forget(key, sample, true);
         timings
     }
@@ -213,19 +208,26 @@ impl Worker {
 
     /// A sample leaves unfinished.
     fn leave(&mut self, key: SampleKey, sample: &Sample, reason: &str) {
-        self.metrics.cancelled.with_label_values(&[sample.model.id.as_str(), reason]).inc();
-        self.forget(key, sample, false);
+        if !sample.background() {
+            self.metrics.cancelled.with_label_values(&[sample.model.id.as_str(), reason]).inc();
+        }
+        self.forget(key, sample, sample.expired(Instant::now()).is_some());
     }
 
-    fn forget(&mut self, key: SampleKey, sample: &Sample, finished: bool) {
-        let gauge = if sample.clock.started() {
-            &self.metrics.samples_running
-        } else {
-            &self.metrics.samples_waiting
-        };
-        gauge.with_label_values(&[&sample.model.id]).dec();
-        self.batcher.leave(sample.model.key, key);
-        self.load.left(sample.model.key, sample.undone(finished));
+    fn forget(&mut self, key: SampleKey, sample: &Sample, done_or_late: bool) {
+        let label = &[sample.model.id.as_str()];
+        if !sample.background() {
+            let gauge = if sample.clock.started() {
+                &self.metrics.samples_running
+            } else {
+                &self.metrics.samples_waiting
+            };
+            gauge.with_label_values(label).dec();
+        }
+        if let Some(ratio) = self.load.left(sample.model.key, key, done_or_late) {
+            self.metrics.prediction_ratio.with_label_values(label).observe(ratio);
+            self.metrics.prediction_margin.set(self.load.margins().0);
+        }
     }
 }
 

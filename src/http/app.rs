@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{engine::Engine, metrics::Metrics, registry::Registry};
@@ -23,6 +24,8 @@ pub struct Settings {
     pub api_key_everywhere: bool,
     /// Origins whose pages may read replies; `*` is any.
     pub cors_allow_origin: Vec<String>,
+    /// The share of students' requests that their teachers repeat when nothing else is to do, 0 to 1.
+    pub shadow_rate: f64,
 }
 
 /// The application's parts; cheap to clone.
@@ -36,6 +39,8 @@ pub struct App {
     pub(super) draining: CancellationToken,
     /// Generations and inferences, each holding a token until its last byte is made.
     pub(super) in_flight: TaskTracker,
+    /// One request is repeated by a teacher at a time.
+    pub(super) shadow_turn: Arc<Semaphore>,
 }
 
 impl App {
@@ -53,6 +58,7 @@ impl App {
             settings: Arc::new(settings),
             draining: CancellationToken::new(),
             in_flight: TaskTracker::new(),
+            shadow_turn: Arc::new(Semaphore::new(1)),
         }
     }
 }

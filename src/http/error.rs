@@ -57,6 +57,15 @@ impl Problem {
         Self::new(StatusCode::NOT_FOUND, "model_not_found", message).at("model")
     }
 
+    /// 404: `field` asks for a pair, and the default model has no student.
+    pub(super) fn no_student(field: &str, value: &str, teacher: &str) -> Self {
+        let message = format!(
+            "`{field}` is {value}, but {} has no student that is ready here; name the models, GET /v1/models lists them",
+            quoted(teacher)
+        );
+        Self::new(StatusCode::NOT_FOUND, "model_not_found", message).at(field)
+    }
+
     /// 503: try again later.
     pub(super) fn not_ready(message: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "not_ready", message)

@@ -1,7 +1,11 @@
 //! The one conversion from a client's request for images to the engine's, which is valid from then on.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use axum::http::StatusCode;
 use understudy_models::{
     Conditioning,
     checkpoint::normal_name,
@@ -10,7 +14,7 @@ use understudy_models::{
 };
 
 use super::{
-    App, Settings,
+    Settings,
     accept::Wanted,
     encode::Encoding,
     error::{Problem, quoted},
@@ -47,19 +51,19 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Reads a request; `received` is when its deadline began to run.
+    /// Reads a request to `model`; `received` is when its deadline began to run.
     pub(super) fn new(
-        app: &App,
+        settings: &Settings,
+        model: Arc<Model>,
         wire: &GenerationRequest,
         wanted: Wanted,
         received: Instant,
     ) -> Result<Self, Problem> {
-        let model = app.model(wire.model.as_deref())?;
         makes_images(&model)?;
         check_size(&model, wire.size.as_deref())?;
         let shape = shape(wire, wanted)?;
         let encoding = encoding(wire, wanted)?;
-        let n = count(wire, &app.settings)?;
+        let n = count(wire, settings)?;
         if shape == Shape::Image && n > 1 {
             let message = format!(
                 "`n` is {n} with an image type in Accept: one body holds one image; ask for n = 1, or accept application/json"
@@ -75,6 +79,55 @@ impl Plan {
             model,
         };
         Ok(Self { request, shape, encoding })
+    }
+
+    /// Reads the two requests of a pair that runs together, so both count against the queue; otherwise as
+    /// [`Plan::alike`].
+    pub(super) fn pair(
+        settings: &Settings,
+        models: [Arc<Model>; 2],
+        wires: [GenerationRequest; 2],
+        wanted: Wanted,
+        received: Instant,
+    ) -> Result<[Self; 2], Problem> {
+        let settings = Settings {
+            max_images: settings.max_images.min(settings.max_rows / 2),
+            ..settings.clone()
+        };
+        if settings.max_images == 0 {
+            let message = "the queue has no room for a pair of images; start the server with --max-queue 2 or more";
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "queue_too_small", message));
+        }
+        Self::alike(&settings, models, wires, wanted, received)
+    }
+
+    /// Reads requests for the same images of a teacher and its student: the same seeds, and the same
+    /// classes where both models have them.
+    pub(super) fn alike(
+        settings: &Settings,
+        models: [Arc<Model>; 2],
+        mut wires: [GenerationRequest; 2],
+        wanted: Wanted,
+        received: Instant,
+    ) -> Result<[Self; 2], Problem> {
+        if wires[0].seed.is_none() {
+            let drawn = Some(draw_seed()? as i64);
+            wires.iter_mut().for_each(|wire| wire.seed = drawn);
+        }
+        let [teacher, student] = models;
+        let teacher = Self::new(settings, teacher, &wires[0], wanted, received)?;
+        let mut student = Self::new(settings, student, &wires[1], wanted, received)?;
+        // Where the request names a class each has found it among its own.
+        if !wires[0].names_class()
+            && let Conditioning::Classes(count) = student.request.model.geometry.conditioning
+        {
+            let samples = student.request.samples.iter_mut().zip(&teacher.request.samples);
+            for (sample, teachers) in samples {
+                let drawn = teachers.class_label.filter(|class| (*class as usize) < count);
+                sample.class_label = drawn.or(sample.class_label);
+            }
+        }
+        Ok([teacher, student])
     }
 
     /// `WIDTHxHEIGHT`.
@@ -185,7 +238,7 @@ fn samples(model: &Model, wire: &GenerationRequest, n: u64) -> Result<Vec<Sample
     let class = class(model, wire)?;
     let first = match whole(wire.seed, "seed", 0..=SEEDS - 1)? {
         Some(seed) => seed,
-        None => getrandom::u64().map_err(Problem::internal)? % SEEDS,
+        None => draw_seed()?,
     };
     let sample = |i| {
         let seed = (first + i) % SEEDS;
@@ -199,6 +252,10 @@ fn samples(model: &Model, wire: &GenerationRequest, n: u64) -> Result<Vec<Sample
         SampleSpec { seed, class_label }
     };
     Ok((0..n).map(sample).collect())
+}
+
+fn draw_seed() -> Result<u64, Problem> {
+    Ok(getrandom::u64().map_err(Problem::internal)? % SEEDS)
 }
 
 /// The class of an image whose request names none: any but the one that means "none".

@@ -1,26 +1,27 @@
 //! `POST /v1/images/generations`.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::{
     Extension, Json,
     extract::{Request, State},
-    http::{HeaderName, HeaderValue, header},
-    response::{IntoResponse, Response},
+    http::header,
+    response::{AppendHeaders, IntoResponse, Response},
 };
-use base64::{Engine as _, prelude::BASE64_STANDARD};
-use futures_util::future::try_join_all;
 
 use super::{
     App, accept, body,
+    compare::compared,
     encode::encode,
     error::Problem,
     generate::{Plan, Shape},
     observe::{DeviceTime, Received},
-    stream,
-    wire::{Binary, ErrorReply, GenerationReply, GenerationRequest, Streamed, Timings},
+    route,
+    run::Finished,
+    shadow, stream,
+    wire::{Binary, DraftReply, ErrorReply, GenerationReply, GenerationRequest, Streamed, Timings},
 };
-use crate::engine::{Event, Image, SampleTimings, Submission};
+use crate::engine::{GenerateRequest, SampleTimings};
 
 /// Makes images.
 ///
@@ -52,76 +53,57 @@ pub(super) async fn generate(
     let in_flight = app.in_flight.token();
     let wanted = accept::wanted(request.headers());
     let wire: GenerationRequest = body::json(request, app.settings.max_body_bytes).await?;
-    let plan = Plan::new(&app, &wire, wanted, received)?;
-    let submission = app.engine.generate(plan.request.clone())?;
-
-    let labels = [
-        (HeaderName::from_static("x-understudy-model"), plan.request.model.id.clone()),
-        (HeaderName::from_static("x-understudy-seed"), plan.request.samples[0].seed.to_string()),
-    ];
-    let mut response = match plan.shape {
-        Shape::Events => stream::events(app, plan, submission, received, in_flight),
+    let (run, routing) = route::admit(&app, &wire, wanted, received)?;
+    let labels = labels(run.plan(0));
+    let response = match run.plan(0).shape {
+        Shape::Events => stream::images(app, run, routing, received, in_flight),
         Shape::Json => {
-            let finished = finish(&plan, submission).await?;
-            let timings = summary(&finished, received);
-            let encode = |(index, (image, _)): (usize, (Image, SampleTimings))| {
-                let plan = &plan;
-                async move {
-                    let bytes = encode(image, plan.encoding).await?;
-                    Ok::<_, Problem>(plan.describe(index, BASE64_STANDARD.encode(bytes)))
+            let mut sides = run.finish().await?;
+            let draft = match sides.len() {
+                2 => {
+                    let (pair, _) = compared(&app.metrics, sides).await?;
+                    let [teacher, student] = pair;
+                    sides = vec![teacher];
+                    student.observe(&app);
+                    let (model, timings) = (student.model().to_owned(), student.timings);
+                    Some(DraftReply { model, data: student.data().await?, timings })
                 }
+                _ => None,
             };
-            let data = try_join_all(finished.into_iter().enumerate().map(encode)).await?;
-            let timings = Timings { total_ms: milliseconds(received.elapsed()), ..timings };
-            observe(&app, &plan, received);
-            let reply = GenerationReply {
-                created: unix_seconds(),
-                model: plan.request.model.id.clone(),
-                data,
-                output_format: plan.encoding.format,
-                size: plan.size(),
-                timings,
-            };
+            let mut finished = only(sides)?;
+            let data = finished.data().await?;
+            finished.timings.total_ms = milliseconds(received.elapsed());
+            finished.observe(&app);
+            let reply = GenerationReply { draft, routing, ..finished.reply(data) };
+            let timings = finished.timings;
+            shadow::repeat(&app, finished);
             timed(Json(reply).into_response(), &timings)
         }
         Shape::Image => {
-            let finished = finish(&plan, submission).await?;
-            let timings = summary(&finished, received);
-            let image = finished.into_iter().next().ok_or_else(|| Problem::internal("no image"))?.0;
-            let bytes = encode(image, plan.encoding).await?;
-            observe(&app, &plan, received);
-            let kind = [(header::CONTENT_TYPE, plan.encoding.format.media_type())];
+            let mut finished = only(run.finish().await?)?;
+            let image = finished.images.first().ok_or_else(|| Problem::internal("no image"))?;
+            let encoding = finished.plan.encoding;
+            let bytes = encode(image.clone(), encoding).await?;
+            finished.timings.total_ms = milliseconds(received.elapsed());
+            finished.observe(&app);
+            let kind = [(header::CONTENT_TYPE, encoding.format.media_type())];
+            let timings = finished.timings;
+            shadow::repeat(&app, finished);
             timed((kind, bytes).into_response(), &timings)
         }
     };
-    for (name, value) in labels {
-        if let Ok(value) = HeaderValue::from_str(&value) {
-            response.headers_mut().insert(name, value);
-        }
-    }
-    Ok(response)
+    Ok((AppendHeaders(labels), response).into_response())
 }
 
-/// Waits for all images. The first failure cancels the rest, by dropping the submission.
-async fn finish(
-    plan: &Plan,
-    mut submission: Submission,
-) -> Result<Vec<(Image, SampleTimings)>, Problem> {
-    let mut finished: Vec<_> = plan.request.samples.iter().map(|_| None).collect();
-    while let Some(event) = submission.next().await {
-        match event {
-            Event::Completed { index, image, timings } => finished[index] = Some((image, timings)),
-            Event::Failed { failure, .. } => return Err(failure.into()),
-            Event::Partial { .. } | Event::Inferred { .. } => {}
-        }
-    }
-    let all: Option<Vec<_>> = finished.into_iter().collect();
-    all.ok_or_else(|| Problem::internal("the engine ended before the request did"))
+/// What the headers say of a request: the model that serves, and the first image's seed.
+fn labels(plan: &Plan) -> [(&'static str, String); 2] {
+    let GenerateRequest { model, samples, .. } = &plan.request;
+    let seed = samples[0].seed.to_string();
+    [("x-understudy-model", model.id.clone()), ("x-understudy-seed", seed)]
 }
 
-fn summary(finished: &[(Image, SampleTimings)], received: Instant) -> Timings {
-    let timings: Vec<_> = finished.iter().map(|(_, timings)| *timings).collect();
-    Timings::of(&timings, received.elapsed())
+fn only(mut sides: Vec<Finished>) -> Result<Finished, Problem> {
+    sides.pop().ok_or_else(|| Problem::internal("nothing finished"))
 }
 
 impl Timings {
@@ -139,15 +121,6 @@ impl Timings {
             mean_batch: batch / images.len().max(1) as f64,
         }
     }
-}
-
-/// Counts a finished request's time.
-pub(super) fn observe(app: &App, plan: &Plan, received: Instant) {
-    let model = &plan.request.model.id;
-    app.metrics
-        .request_duration
-        .with_label_values(&[model])
-        .observe(received.elapsed().as_secs_f64());
 }
 
 fn timed(mut response: Response, timings: &Timings) -> Response {

@@ -4,6 +4,7 @@ mod accept;
 mod app;
 mod auth;
 mod body;
+mod compare;
 mod docs;
 mod encode;
 mod error;
@@ -16,7 +17,10 @@ mod models;
 mod observe;
 mod page;
 mod repository;
+mod route;
+mod run;
 mod serve;
+mod shadow;
 mod stream;
 mod wire;
 
@@ -33,6 +37,7 @@ pub use serve::serve;
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(docs::base())
         .routes(routes!(images::generate))
+        .routes(routes!(compare::compare))
         .routes(routes!(models::list))
         .routes(routes!(models::show))
         .routes(routes!(inference::server))

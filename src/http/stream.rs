@@ -1,6 +1,7 @@
-//! Images as server-sent events, previews first.
+//! Images as server-sent events: previews first, and of a pair the student's image before the teacher's.
 
 use std::{
+    collections::VecDeque,
     convert::Infallible,
     time::{Duration, Instant},
 };
@@ -11,55 +12,100 @@ use axum::response::{
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use futures_util::stream::unfold;
+use serde::Serialize;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
     App,
+    compare::compared,
     encode::encode,
     error::Problem,
-    generate::Plan,
-    images::{observe, unix_seconds},
+    images::unix_seconds,
     observe::out_of_time,
-    wire::{StreamEvent, Streamed, StreamedImage, Timings, Usage},
+    run::Run,
+    shadow,
+    wire::{CompareCompleted, Routing, StreamEvent, StreamedImage, Timings, Usage},
 };
-use crate::engine::{Event, Image, Submission};
+use crate::engine::{Event, Image, SampleTimings};
 
 /// How often a silent stream says that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The teacher's side of a pair, or the only one: its images are `completed`.
+const FINAL: usize = 0;
 
 /// What a stream carries from one event to the next. Dropping it, as happens when the client goes
 /// away, cancels the request.
 struct Streaming {
     app: App,
-    plan: Plan,
-    submission: Submission,
+    /// `None` once it has ended.
+    run: Option<Run>,
+    /// Events that have waited for others to go first.
+    due: VecDeque<StreamEvent>,
+    /// A teacher's images whose student's are not out yet, with their indices.
+    held: Vec<(usize, StreamEvent)>,
+    closing: Closing,
+    routing: Option<Routing>,
     received: Instant,
     _in_flight: TaskTrackerToken,
 }
 
-/// The reply to a request with `stream`.
-pub(super) fn events(
+/// How a stream ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Closing {
+    /// With its last image.
+    Image,
+    /// With how the pair compares.
+    Comparison,
+}
+
+/// The reply to a request for images with `stream`; a pair is a draft and its final.
+pub(super) fn images(
     app: App,
-    plan: Plan,
-    submission: Submission,
+    run: Run,
+    routing: Option<Routing>,
     received: Instant,
     in_flight: TaskTrackerToken,
 ) -> Response {
-    let streaming = Streaming { app, plan, submission, received, _in_flight: in_flight };
+    events(app, run, Closing::Image, routing, received, in_flight)
+}
+
+/// The reply to a comparison with `stream`.
+pub(super) fn comparison(
+    app: App,
+    run: Run,
+    received: Instant,
+    in_flight: TaskTrackerToken,
+) -> Response {
+    events(app, run, Closing::Comparison, None, received, in_flight)
+}
+
+fn events(
+    app: App,
+    run: Run,
+    closing: Closing,
+    routing: Option<Routing>,
+    received: Instant,
+    in_flight: TaskTrackerToken,
+) -> Response {
+    let streaming = Streaming {
+        app,
+        run: Some(run),
+        due: VecDeque::new(),
+        held: Vec::new(),
+        closing,
+        routing,
+        received,
+        _in_flight: in_flight,
+    };
     let events = unfold(Some(streaming), |streaming| async {
         let mut streaming = streaming?;
         match streaming.next().await {
-            Ok(Some(event)) => {
-                Some((written(event.name(), &Streamed::Image(event)), Some(streaming)))
-            }
-            Ok(None) => {
-                observe(&streaming.app, &streaming.plan, streaming.received);
-                None
-            }
+            Ok(event) => Some((Ok::<_, Infallible>(event?), Some(streaming))),
             Err(problem) => {
                 let cause = problem.detail.as_ref().unwrap_or(&problem.message);
                 tracing::warn!(cause, "stream ended early");
-                Some((written("error", &Streamed::Error(problem.body())), None))
+                Some((Ok(written("error", &problem.body())), None))
             }
         }
     });
@@ -67,44 +113,114 @@ pub(super) fn events(
 }
 
 impl Streaming {
-    /// The next event to send; `None` once all images are sent.
-    async fn next(&mut self) -> Result<Option<StreamEvent>, Problem> {
+    /// The next event to send; `None` at the end.
+    async fn next(&mut self) -> Result<Option<sse::Event>, Problem> {
         let until = self.received + self.app.settings.request_timeout;
-        let event = tokio::time::timeout_at(until.into(), self.submission.next()).await;
-        let Some(event) = event.map_err(|_| out_of_time(&self.app))? else {
-            return Ok(None);
-        };
-        Ok(Some(match event {
-            Event::Partial { index, partial_index, image } => StreamEvent::PartialImage {
-                image: self.image(index, image).await?,
-                partial_image_index: partial_index,
-            },
-            Event::Completed { index, image, timings } => StreamEvent::Completed {
-                image: self.image(index, image).await?,
-                model: self.plan.request.model.id.clone(),
-                timings: Timings::of(&[timings], self.received.elapsed()),
-                usage: Usage::default(),
-            },
-            Event::Failed { failure, .. } => return Err(failure.into()),
-            Event::Inferred { .. } => return Err(Problem::internal("an inference among images")),
-        }))
+        loop {
+            if let Some(event) = self.due.pop_front() {
+                return Ok(Some(written(event.name(), &event)));
+            }
+            let Some(run) = &mut self.run else { return Ok(None) };
+            let event = tokio::time::timeout_at(until.into(), run.next()).await;
+            match event.map_err(|_| out_of_time(&self.app))? {
+                None => return self.close().await,
+                Some((side, event)) => self.take(side, event).await?,
+            }
+        }
     }
 
-    async fn image(&self, index: usize, image: Image) -> Result<StreamedImage, Problem> {
-        let bytes = encode(image, self.plan.encoding).await?;
-        Ok(StreamedImage {
-            image: self.plan.describe(index, BASE64_STANDARD.encode(bytes)),
-            created_at: unix_seconds(),
-            size: self.plan.size(),
-            quality: "auto",
-            background: "opaque",
-            output_format: self.plan.encoding.format,
-        })
+    /// Turns the engine's event into one that is due, or held until its student's is out.
+    async fn take(&mut self, side: usize, event: Event) -> Result<(), Problem> {
+        let Some(run) = &self.run else { return Ok(()) };
+        match event {
+            Event::Partial { index, partial_index, image } => {
+                self.due.push_back(StreamEvent::PartialImage {
+                    image: streamed(run, side, index, image).await?,
+                    partial_image_index: partial_index,
+                    model: run.plan(side).request.model.id.clone(),
+                    draft: false,
+                    timings: None,
+                });
+            }
+            Event::Completed { index, image, timings } if side == FINAL => {
+                let event = StreamEvent::Completed {
+                    image: streamed(run, side, index, image).await?,
+                    model: run.plan(side).request.model.id.clone(),
+                    timings: self.timings(timings),
+                    routing: self.routing.clone(),
+                    usage: Usage::default(),
+                };
+                if run.is_pair() && !run.has(1, index) {
+                    self.held.push((index, event));
+                } else {
+                    self.due.push_back(event);
+                }
+            }
+            Event::Completed { index, image, timings } => {
+                self.due.push_back(StreamEvent::PartialImage {
+                    image: streamed(run, side, index, image).await?,
+                    partial_image_index: run.plan(side).request.partial_images,
+                    model: run.plan(side).request.model.id.clone(),
+                    draft: true,
+                    timings: Some(self.timings(timings)),
+                });
+                if let Some(at) = self.held.iter().position(|(held, _)| *held == index) {
+                    self.due.push_back(self.held.swap_remove(at).1);
+                }
+            }
+            Event::Failed { failure, .. } => return Err(failure.into()),
+            Event::Inferred { .. } => return Err(Problem::internal("an inference among images")),
+        }
+        Ok(())
+    }
+
+    /// Counts what has ended, and says how it compares where that is asked for.
+    async fn close(&mut self) -> Result<Option<sse::Event>, Problem> {
+        let Some(run) = self.run.take() else { return Ok(None) };
+        let pair = run.is_pair();
+        let sides = run.finished()?;
+        sides.iter().for_each(|side| side.observe(&self.app));
+        if !pair {
+            sides.into_iter().for_each(|side| shadow::repeat(&self.app, side));
+            return Ok(None);
+        }
+        let (sides, comparison) = compared(&self.app.metrics, sides).await?;
+        if self.closing == Closing::Image {
+            return Ok(None);
+        }
+        let completed = CompareCompleted::Completed {
+            models: sides.iter().map(|side| side.model().to_owned()).collect(),
+            timings: sides.iter().map(|side| side.timings).collect(),
+            comparison,
+        };
+        Ok(Some(written("compare.completed", &completed)))
+    }
+
+    fn timings(&self, image: SampleTimings) -> Timings {
+        Timings::of(&[image], self.received.elapsed())
     }
 }
 
-fn written(name: &str, body: &Streamed) -> Result<sse::Event, Infallible> {
+async fn streamed(
+    run: &Run,
+    side: usize,
+    index: usize,
+    image: Image,
+) -> Result<StreamedImage, Problem> {
+    let plan = run.plan(side);
+    let bytes = encode(image, plan.encoding).await?;
+    Ok(StreamedImage {
+        image: plan.describe(index, BASE64_STANDARD.encode(bytes)),
+        created_at: unix_seconds(),
+        size: plan.size(),
+        quality: "auto",
+        background: "opaque",
+        output_format: plan.encoding.format,
+    })
+}
+
+fn written(name: &str, body: &impl Serialize) -> sse::Event {
     let event = sse::Event::default().event(name);
     // Only a map with keys that are no strings cannot become JSON, and there is none.
-    Ok(event.json_data(body).unwrap_or_default())
+    event.json_data(body).unwrap_or_default()
 }

@@ -2,6 +2,9 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod auto;
+mod compare;
+mod draft;
 mod images;
 mod inference;
 mod lifecycle;
@@ -9,4 +12,5 @@ mod models;
 mod openapi;
 mod refusals;
 mod server;
+mod shadow;
 mod streaming;

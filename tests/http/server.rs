@@ -30,6 +30,11 @@ use understudy_models::{
 pub(crate) const CLASSES: &str = "classes";
 /// RGB, 8×8, unconditional; not a teacher, so not the default.
 pub(crate) const PLAIN: &str = "plain";
+/// As the default model, but its student; the same weights, so equal requests give equal images. Its
+/// card names no null class.
+pub(crate) const STUDENT: &str = "student";
+/// The first teacher by name, so the default of the servers that have it.
+pub(crate) const SLOW_TEACHER: &str = "a-slow-teacher";
 /// Steps of a request that must not finish before the test is done with it.
 pub(crate) const ENDLESS: usize = 20_000;
 
@@ -66,7 +71,39 @@ impl Server {
 
     /// A server whose operator decided otherwise.
     pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::over(tempfile::tempdir().unwrap(), change).await
+    }
+
+    /// A server whose default model has a student.
+    pub(crate) async fn pair() -> Self {
+        Self::pair_with(|_| {}).await
+    }
+
+    /// A server whose default model has a student, and whose operator decided otherwise.
+    pub(crate) async fn pair_with(change: impl FnOnce(&mut Settings)) -> Self {
         let models = tempfile::tempdir().unwrap();
+        let card = json!({
+            "role": "student",
+            "teacher": CLASSES,
+            "class_names": ["T-shirt/top", "Ankle boot", "Bag", "nothing"],
+            "defaults": {"num_inference_steps": 3},
+        });
+        write_model(models.path(), STUDENT, 1, Some(4), card);
+        Self::over(models, change).await
+    }
+
+    /// A server whose default model takes [`ENDLESS`] steps unless told otherwise, and has a quick student.
+    pub(crate) async fn slow_pair() -> Self {
+        let models = tempfile::tempdir().unwrap();
+        let slow = json!({"defaults": {"num_inference_steps": ENDLESS}});
+        write_model(models.path(), SLOW_TEACHER, 1, Some(4), slow);
+        let quick = json!({"role": "student", "teacher": SLOW_TEACHER,
+            "defaults": {"num_inference_steps": 3}});
+        write_model(models.path(), STUDENT, 1, Some(4), quick);
+        Self::over(models, |_| {}).await
+    }
+
+    async fn over(models: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
         let card = json!({
             "class_names": ["T-shirt/top", "Ankle boot", "Bag", "nothing"],
             "null_class": 3,
@@ -82,6 +119,7 @@ impl Server {
             api_keys: Vec::new(),
             api_key_everywhere: false,
             cors_allow_origin: Vec::new(),
+            shadow_rate: 0.0,
         };
         change(&mut settings);
         let metrics = Metrics::new().unwrap();
@@ -119,6 +157,10 @@ impl Server {
         self.send(post(path, body)).await
     }
 
+    pub(crate) async fn compare(&self, body: Value) -> Reply {
+        self.post("/v1/compare", body.to_string()).await
+    }
+
     pub(crate) async fn generate(&self, body: Value) -> Reply {
         self.post("/v1/images/generations", body.to_string()).await
     }
@@ -137,6 +179,15 @@ impl Server {
     pub(crate) fn running(&self) -> i64 {
         self.metrics.samples_running.with_label_values(&[CLASSES]).get()
     }
+}
+
+/// Names and bodies of the events of a stream.
+pub(crate) fn events(text: &str) -> Vec<(String, Value)> {
+    let event = |block: &str| {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
+        Some((field("event: ")?.to_owned(), serde_json::from_str(field("data: ")?).unwrap()))
+    };
+    text.split("\n\n").filter_map(event).collect()
 }
 
 pub(crate) fn post(path: &str, body: impl Into<Body>) -> Request<Body> {

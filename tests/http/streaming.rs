@@ -4,16 +4,7 @@ use axum::body::Body;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::server::{CLASSES, ENDLESS, PLAIN, Server, post};
-
-/// Names and bodies of the events of a stream.
-fn events(text: &str) -> Vec<(String, Value)> {
-    let event = |block: &str| {
-        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name));
-        Some((field("event: ")?.to_owned(), serde_json::from_str(field("data: ")?).unwrap()))
-    };
-    text.split("\n\n").filter_map(event).collect()
-}
+use crate::server::{CLASSES, ENDLESS, PLAIN, Server, events, post};
 
 fn streamed(body: Value) -> axum::http::Request<Body> {
     post("/v1/images/generations", body.to_string())

@@ -10,7 +10,9 @@ use crate::http::body::JsonRequest;
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct GenerationRequest {
-    /// A model's id; absent for the server's default model.
+    /// A model's id; absent for the server's default model. `draft` gives the image of the default
+    /// model's student first and then its own; `auto` the default model's if that is predicted to meet
+    /// the deadline, else its student's.
     #[schema(example = "fashion-mnist-teacher")]
     pub(in crate::http) model: Option<String>,
     /// A class-conditional model's class, by name or number. Empty or absent for an unconditional model.
@@ -72,6 +74,13 @@ pub(in crate::http) struct GenerationRequest {
     /// Accepted for OpenAI's clients and ignored.
     #[serde(rename = "moderation")]
     pub(in crate::http) _moderation: Option<String>,
+}
+
+impl GenerationRequest {
+    /// Whether it says which class to make.
+    pub(in crate::http) fn names_class(&self) -> bool {
+        self.class_label.is_some() || self.prompt.as_deref().is_some_and(|text| !text.is_empty())
+    }
 }
 
 impl JsonRequest for GenerationRequest {
@@ -161,6 +170,48 @@ pub(in crate::http) struct GenerationReply {
     pub(in crate::http) size: String,
     /// Where the time went.
     pub(in crate::http) timings: Timings,
+    /// With `model` `draft`: what the student made first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) draft: Option<DraftReply>,
+    /// With `model` `auto`: why this model served.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) routing: Option<Routing>,
+}
+
+/// The student's images, made before the teacher's.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct DraftReply {
+    /// The student.
+    pub(in crate::http) model: String,
+    /// One entry per image.
+    pub(in crate::http) data: Vec<GeneratedImage>,
+    /// Where its time went.
+    pub(in crate::http) timings: Timings,
+}
+
+/// Why a model served.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub(in crate::http) struct Routing {
+    /// The reason.
+    pub(in crate::http) reason: RoutingReason,
+    /// Predicted milliseconds from admission to the teacher's last image; absent without a deadline.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) teacher_predicted_ms: Option<f64>,
+    /// The same of the student, where it was asked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) student_predicted_ms: Option<f64>,
+}
+
+/// Why a model served a request to `auto`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::http) enum RoutingReason {
+    /// The teacher: there was no deadline to meet.
+    NoDeadline,
+    /// The teacher: it was predicted to meet the deadline.
+    TeacherInTime,
+    /// The student: the teacher was predicted to miss the deadline.
+    TeacherTooLate,
 }
 
 /// One image.
@@ -206,8 +257,17 @@ pub(in crate::http) enum StreamEvent {
         /// The image.
         #[serde(flatten)]
         image: StreamedImage,
-        /// Which preview of this image, from 0.
+        /// Which preview of this image by this model, from 0.
         partial_image_index: usize,
+        /// The model that made it.
+        model: String,
+        /// Whether it is a student's finished image, which stands in until the teacher's is there; the
+        /// last partial image of its model.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        draft: bool,
+        /// Where a draft's time went.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        timings: Option<Timings>,
     },
     /// A finished image.
     #[serde(rename = "image_generation.completed")]
@@ -219,13 +279,18 @@ pub(in crate::http) enum StreamEvent {
         model: String,
         /// Where this image's time went.
         timings: Timings,
+        /// With `model` `auto`: why this model served.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        routing: Option<Routing>,
         /// Always zero: there are no tokens here.
         usage: Usage,
     },
 }
 
 /// What a stream's events carry.
-#[derive(Debug, Serialize, ToSchema)]
+// A schema only: each is written as what it holds.
+#[derive(Serialize, ToSchema)]
+#[allow(dead_code)]
 #[serde(untagged)]
 pub(in crate::http) enum Streamed {
     /// An image.

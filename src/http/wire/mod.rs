@@ -1,10 +1,12 @@
 //! The JSON bodies of the API, each defined once: what is parsed, what is written, and what the
 //! OpenAPI document says about both.
 
+mod compare;
 mod images;
 mod inference;
 mod models;
 
+pub(super) use compare::*;
 pub(super) use images::*;
 pub(super) use inference::*;
 pub(super) use models::*;

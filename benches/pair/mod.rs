@@ -1,0 +1,189 @@
+//! A real server over a teacher and its student, for the benchmarks of what pairs do: the bundled teacher,
+//! and a narrower network of the same kind with random weights, which costs what a student would.
+
+use std::{
+    collections::HashMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::oneshot};
+use understudy::{
+    engine::Engine,
+    http::{self, App},
+    metrics::Metrics,
+    registry::{self, Model, Registry, State},
+};
+use understudy_models::{
+    checkpoint::{Draft, ModelFolder, card::Card},
+    noise,
+    schedule::ScheduleConfig,
+    unet::{UNet2DConfig, UNet2DModel},
+};
+
+pub const TEACHER: &str = "fashion-mnist-teacher";
+pub const STUDENT: &str = "student";
+
+/// The server, on a runtime of its own as `understudy serve` has one.
+pub struct Server {
+    pub url: String,
+    pub teacher: Arc<Model>,
+    pub student: Arc<Model>,
+    pub metrics: Arc<Metrics>,
+    stop: oneshot::Sender<()>,
+    runtime: tokio::runtime::Runtime,
+    served: tokio::task::JoinHandle<std::io::Result<()>>,
+    _models: TempDir,
+}
+
+impl Server {
+    pub fn start(shadow_rate: f64) -> Self {
+        let models = tempfile::tempdir().unwrap();
+        let folder = models.path().to_owned();
+        copy(&zoo().join(TEACHER), &folder.join(TEACHER));
+        write_student(&folder);
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let metrics = Metrics::new().unwrap();
+        let shared = Arc::clone(&metrics);
+        let (url, teacher, student, served) = runtime.block_on(async move {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let engine = Engine::start(256, Arc::clone(&shared)).unwrap();
+            let settings = registry::Settings {
+                folder,
+                default_model: Some(TEACHER.into()),
+                device: Device::Cpu,
+                dtype: DType::F32,
+                max_rows: None,
+            };
+            let registry = Registry::open(settings, engine.clone(), Arc::clone(&shared)).unwrap();
+            let registry = Arc::new(registry);
+            let settings = http::Settings {
+                max_images: 16,
+                max_rows: 256,
+                request_timeout: Duration::from_secs(300),
+                max_body_bytes: 1 << 20,
+                api_keys: Vec::new(),
+                api_key_everywhere: false,
+                cors_allow_origin: Vec::new(),
+                shadow_rate,
+            };
+            let app = App::new(engine, Arc::clone(&registry), shared, settings);
+            let stopped = async move { drop(stopped.await) };
+            let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
+            registry.load_all().await.unwrap();
+            let ready = |id| match registry.get(id) {
+                Some(State::Ready(model)) => model,
+                other => panic!("{id}: {other:?}"),
+            };
+            (url, ready(TEACHER), ready(STUDENT), served)
+        });
+        Self { url, teacher, student, metrics, stop, runtime, served, _models: models }
+    }
+
+    pub fn stop(self) {
+        self.stop.send(()).unwrap();
+        self.runtime.block_on(self.served).unwrap().unwrap();
+    }
+}
+
+/// A request's status and body. Connections are kept by `agent`.
+pub fn post(agent: &ureq::Agent, url: &str, path: &str, body: &Value) -> (u16, Value) {
+    let mut response = agent.post(format!("{url}{path}")).send_json(body).unwrap();
+    (response.status().as_u16(), response.body_mut().read_json().unwrap())
+}
+
+/// An agent for which 429 is an answer like any other.
+pub fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    config.max_idle_connections_per_host(64).build().into()
+}
+
+/// Uniform in (0, 1): draw number `draw` of stream `seed`.
+pub fn uniform(seed: u64, draw: u64) -> f64 {
+    (noise::uniform_u64(seed, draw) as f64 + 0.5) / 2f64.powi(64)
+}
+
+/// When so many Poisson arrivals come, in seconds from the start.
+pub fn arrivals(seed: u64, rate: f64, seconds: f64) -> Vec<f64> {
+    let gaps = (0..).map(|draw| -uniform(seed, draw).ln() / rate);
+    let times = gaps.scan(0.0, |now, gap| {
+        *now += gap;
+        Some(*now)
+    });
+    times.take_while(|&at| at < seconds).collect()
+}
+
+/// The smallest of the sorted values that at least a share `level` of them do not exceed.
+pub fn quantile(sorted: &[f64], level: f64) -> f64 {
+    let rank = (level * sorted.len() as f64).ceil() as usize;
+    sorted[rank.clamp(1, sorted.len()) - 1]
+}
+
+pub fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+pub fn verdict(met: bool) -> &'static str {
+    if met { "target met" } else { "target MISSED" }
+}
+
+fn zoo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo")
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (path, to) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            fs::copy(&path, &to).unwrap();
+        }
+    }
+}
+
+/// Half the teacher's width, as its student.
+fn write_student(models: &Path) {
+    let read = |file: &str| -> Value {
+        serde_json::from_slice(&fs::read(zoo().join(TEACHER).join(file)).unwrap()).unwrap()
+    };
+    let mut unet = read("unet/config.json");
+    unet["block_out_channels"] = json!([16, 32, 64]);
+    let unet = UNet2DConfig::from_json(&unet, "config.json").unwrap();
+    let schedule = read("scheduler/scheduler_config.json");
+    let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
+    let weights: HashMap<_, _> = UNet2DModel::weight_shapes(&unet)
+        .unwrap()
+        .into_iter()
+        .enumerate()
+        .map(|(seed, (name, shape))| {
+            let mut values = vec![0.0; shape.iter().product()];
+            noise::normal(seed as u64, 0, &mut values);
+            values.iter_mut().for_each(|value| *value *= 0.05);
+            (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+        })
+        .collect();
+    let mut card = read("understudy.json");
+    card["role"] = json!("student");
+    card["teacher"] = json!(TEACHER);
+    card["recipe"] = json!({"note": "random weights, for benchmarks"});
+    let card: Card = serde_json::from_value(card).unwrap();
+    ModelFolder::write(
+        Draft::new(&models.join(STUDENT)).unwrap(),
+        &unet,
+        &weights,
+        &schedule,
+        &card,
+    )
+    .unwrap();
+}

@@ -1,0 +1,124 @@
+//! How far predictions are off, learned while serving.
+
+/// Tracks a quantile of a stream of numbers that may drift, one number at a time: up by
+/// `gain·level` when a number exceeds the estimate, down by `gain·(1 − level)` when not (quantile
+/// tracking: Angelopoulos, Candès and Tibshirani 2023, "Conformal PID control for time series
+/// prediction", eq. 5). Over `n` numbers, whatever they are, the share that exceeded it differs from
+/// `1 − level` by at most (their range + gain) ÷ (gain·n).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Quantile {
+    estimate: f64,
+    /// The share of numbers that stay below, 0 to 1.
+    level: f64,
+    gain: f64,
+}
+
+impl Quantile {
+    /// Starts at `estimate`.
+    pub(super) fn new(estimate: f64, level: f64, gain: f64) -> Self {
+        Self { estimate, level, gain }
+    }
+
+    /// The present estimate.
+    pub(super) fn estimate(&self) -> f64 {
+        self.estimate
+    }
+
+    /// The next number; NaN counts as one that does not exceed.
+    pub(super) fn observe(&mut self, number: f64) {
+        let exceeded = if number > self.estimate { 1.0 } else { 0.0 };
+        self.estimate += self.gain * (exceeded - (1.0 - self.level));
+    }
+}
+
+/// The share of promises that the margins are to keep.
+const KEPT: f64 = 0.995;
+
+/// What admission adds to a prediction before it promises anything.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Calibration {
+    /// Of the logarithm of actual ÷ predicted seconds.
+    log_ratio: Quantile,
+    /// Of the seconds between the last image's pixels and the reply.
+    delivery_seconds: Quantile,
+}
+
+impl Default for Calibration {
+    /// Before anything is known, a tenth more than predicted, and two milliseconds to the reply.
+    fn default() -> Self {
+        Self {
+            log_ratio: Quantile::new(1.1f64.ln(), KEPT, 0.05),
+            delivery_seconds: Quantile::new(2e-3, KEPT, 1e-3),
+        }
+    }
+}
+
+impl Calibration {
+    /// By how much predictions are taken to be too short; at least 1.
+    pub(super) fn margin(&self) -> f64 {
+        self.log_ratio.estimate().exp().max(1.0)
+    }
+
+    /// Seconds a reply takes once its images are made; at least 0.
+    pub(super) fn delivery_seconds(&self) -> f64 {
+        self.delivery_seconds.estimate().max(0.0)
+    }
+
+    /// A promised sample took `ratio` times what was predicted.
+    pub(super) fn took(&mut self, ratio: f64) {
+        self.log_ratio.observe(ratio.ln());
+    }
+
+    /// A reply took so many seconds once its images were made.
+    pub(super) fn delivered(&mut self, seconds: f64) {
+        self.delivery_seconds.observe(seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use understudy_models::noise;
+
+    use super::*;
+
+    #[test]
+    fn a_quantile_is_found_and_followed() {
+        let mut draws = vec![0.0f32; 40_000];
+        noise::normal(1, 0, &mut draws);
+        let mut quantile = Quantile::new(0.0, 0.95, 0.02);
+        draws.iter().for_each(|&draw| quantile.observe(f64::from(draw)));
+        assert!((quantile.estimate() - 1.645).abs() < 0.2, "{}", quantile.estimate());
+        // The machine gets slower.
+        draws.iter().for_each(|&draw| quantile.observe(3.0 + f64::from(draw)));
+        assert!((quantile.estimate() - 4.645).abs() < 0.2, "{}", quantile.estimate());
+    }
+
+    proptest! {
+        /// The promise of the method, for any sequence at all.
+        #[test]
+        fn the_share_of_exceedances_is_bounded(
+            numbers in prop::collection::vec(0.0f64..1.0, 1..2_000),
+            level in 0.5f64..0.999,
+        ) {
+            let gain = 0.1;
+            let mut quantile = Quantile::new(0.5, level, gain);
+            let mut exceeded = 0;
+            for &number in &numbers {
+                exceeded += usize::from(number > quantile.estimate());
+                quantile.observe(number);
+            }
+            let share = exceeded as f64 / numbers.len() as f64;
+            let bound = (1.0 + gain) / (gain * numbers.len() as f64);
+            prop_assert!((share - (1.0 - level)).abs() <= bound + 1e-9);
+        }
+    }
+
+    #[test]
+    fn margins_never_make_promises_bolder_than_the_prediction() {
+        let mut calibration = Calibration::default();
+        (0..100_000).for_each(|_| calibration.took(0.5));
+        (0..100_000).for_each(|_| calibration.delivered(0.0));
+        assert_eq!((calibration.margin(), calibration.delivery_seconds()), (1.0, 0.0));
+    }
+}

@@ -1,0 +1,159 @@
+//! When samples are predicted to be done: the planner, asked what it would do next until they are.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::batcher::{Batch, Batcher, Costs, SampleKey};
+
+/// Evaluations that a forecast looks ahead; what is not done then is taken to go on alone.
+const HORIZON: usize = 20_000;
+
+/// When `watched` samples are done, in seconds on the planner's clock, if nothing arrives any more.
+///
+/// `running` is the evaluation under way and when it ends; it is not repeated.
+pub fn finishes(
+    mut batcher: Batcher,
+    running: Option<(Batch, f64)>,
+    mut now: f64,
+    watched: &[SampleKey],
+    costs: &impl Costs,
+) -> BTreeMap<SampleKey, f64> {
+    let mut left: BTreeSet<SampleKey> = watched.iter().copied().collect();
+    let mut done = BTreeMap::new();
+    // The end of an evaluation; whether all that is watched is done.
+    let mut end = |batcher: &mut Batcher, batch: &Batch, seconds: f64, now: f64| {
+        batcher.ran(batch, seconds);
+        for &sample in &batch.samples {
+            if batcher.claim(batch.model, sample).is_some_and(|claim| claim.evaluations == 0) {
+                batcher.leave(batch.model, sample);
+                if left.remove(&sample) {
+                    done.insert(sample, now);
+                }
+            }
+        }
+        left.is_empty()
+    };
+    let mut over = watched.is_empty();
+    if let Some((batch, ends)) = running {
+        now = now.max(ends);
+        over = end(&mut batcher, &batch, costs.seconds(batch.model, batch.rows), now);
+    }
+    for _ in 0..HORIZON {
+        if over {
+            break;
+        }
+        let Some(batch) = batcher.next(now, costs) else { break };
+        let seconds = costs.seconds(batch.model, batch.rows);
+        now += seconds;
+        over = end(&mut batcher, &batch, seconds, now);
+    }
+    if !over {
+        let rest = batcher.work().map(|(model, rows, work)| {
+            costs.seconds(model, rows.max(1)) * work as f64 / rows.max(1) as f64
+        });
+        let last = now + rest.sum::<f64>();
+        for &sample in watched {
+            done.entry(sample).or_insert(last);
+        }
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::engine::batcher::{Claim, ModelKey, Urgency};
+
+    /// Seconds of an evaluation: a part per evaluation and a part per row, by model.
+    struct Linear(Vec<(f64, f64)>);
+
+    impl Costs for Linear {
+        fn seconds(&self, model: ModelKey, rows: usize) -> f64 {
+            let (fixed, per_row) = self.0[model.0 as usize];
+            fixed + per_row * rows as f64
+        }
+        fn margin(&self) -> f64 {
+            1.0
+        }
+    }
+
+    fn claim(evaluations: usize, urgency: Urgency) -> Claim {
+        Claim { rows: 1, evaluations, urgency }
+    }
+
+    #[test]
+    fn one_sample_takes_its_evaluations_after_the_one_under_way() {
+        let mut batcher = Batcher::default();
+        batcher.join(ModelKey(0), SampleKey(0), claim(10, Urgency::Ordinary), 8);
+        let costs = Linear(vec![(0.0, 0.5)]);
+        let alone = finishes(batcher.clone(), None, 100.0, &[SampleKey(0)], &costs);
+        assert_eq!(alone[&SampleKey(0)], 105.0);
+        let running = batcher.next(100.0, &costs).map(|batch| (batch, 100.25));
+        let later = finishes(batcher, running, 100.0, &[SampleKey(0)], &costs);
+        assert_eq!(later[&SampleKey(0)], 104.75);
+    }
+
+    #[test]
+    fn beyond_the_horizon_the_rest_is_added_up() {
+        let mut batcher = Batcher::default();
+        batcher.join(ModelKey(0), SampleKey(0), claim(3 * HORIZON, Urgency::Ordinary), 8);
+        let found = finishes(batcher, None, 0.0, &[SampleKey(0)], &Linear(vec![(0.0, 0.5)]));
+        assert!((found[&SampleKey(0)] - 1.5 * HORIZON as f64).abs() < 1e-6);
+    }
+
+    proptest! {
+        /// Promises that the planner itself foresees to keep stay kept whatever ordinary work arrives,
+        /// up to the evaluation that is under way when they become urgent.
+        #[test]
+        fn promises_are_kept_through_later_arrivals(
+            promised in prop::collection::vec((0u64..2, 1usize..20, 1.0f64..1.5), 1..4),
+            early in prop::collection::vec((0u64..2, 1usize..20), 0..6),
+            late in prop::collection::vec((0u64..2, 1usize..20, 0.0f64..20.0), 0..20),
+        ) {
+            let costs = Linear(vec![(0.0, 0.2), (0.0, 0.1)]);
+            let longest = costs.seconds(ModelKey(0), 4);
+            let mut batcher = Batcher::default();
+            let mut key = 0;
+            let mut join = |batcher: &mut Batcher, model, evaluations, urgency| {
+                key += 1;
+                batcher.join(ModelKey(model), SampleKey(key), claim(evaluations, urgency), 4);
+                SampleKey(key)
+            };
+            for (model, evaluations) in early {
+                join(&mut batcher, model, evaluations, Urgency::Ordinary);
+            }
+            // As admission does: promised at what is foreseen when it has no precedence.
+            let mut dues = BTreeMap::new();
+            for (model, evaluations, slack) in promised {
+                let mut trial = batcher.clone();
+                let newest = join(&mut trial, model, evaluations, Urgency::Ordinary);
+                let due = finishes(trial, None, 0.0, &[newest], &costs)[&newest] * slack + 2.0 * longest;
+                let own = Claim { rows: 1, evaluations, urgency: Urgency::Promised(due) };
+                batcher.join(ModelKey(model), newest, own, 4);
+                dues.insert(newest, due);
+            }
+            let mut late = late;
+            late.sort_by(|a, b| b.2.total_cmp(&a.2));
+            let mut now = 0.0;
+            while !dues.is_empty() {
+                while late.last().is_some_and(|arrival| arrival.2 <= now) {
+                    let (model, evaluations, _) = late.pop().unwrap();
+                    join(&mut batcher, model, evaluations, Urgency::Ordinary);
+                }
+                let batch = batcher.next(now, &costs).unwrap();
+                let seconds = costs.seconds(batch.model, batch.rows);
+                now += seconds;
+                batcher.ran(&batch, seconds);
+                for sample in batch.samples.clone() {
+                    if batcher.claim(batch.model, sample).unwrap().evaluations == 0 {
+                        batcher.leave(batch.model, sample);
+                        if let Some(due) = dues.remove(&sample) {
+                            prop_assert!(now <= due + 1e-9, "due {due}, done {now}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

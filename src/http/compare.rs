@@ -1,0 +1,192 @@
+//! `POST /v1/compare`: the same images by a teacher and its student, and how they compare.
+
+use std::sync::Arc;
+
+use axum::{
+    Extension, Json,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
+};
+use futures_util::future::try_join;
+
+use super::{
+    App,
+    accept::Wanted,
+    body,
+    error::Problem,
+    generate::{Plan, Shape},
+    observe::Received,
+    run::{Finished, Run},
+    stream,
+    wire::{
+        CompareReply, CompareRequest, CompareStreamed, Comparison, ErrorReply, GenerationRequest,
+        OneOrTwo, Speedup,
+    },
+};
+use crate::{metrics::Metrics, registry::Model, similarity::Similarity};
+
+/// Makes the same images with a teacher and its student, and compares them.
+///
+/// Both start from the same noise, and where both samplers are stochastic with equal steps every step
+/// adds the same noise. The two run side by side, sharing the device, so each takes longer than alone.
+#[utoipa::path(post, path = "/v1/compare", tag = "images",
+    request_body = CompareRequest,
+    responses(
+        (status = 200, description = "Both models' images and how they compare; events when asked for", content(
+            (CompareReply = "application/json"),
+            (CompareStreamed = "text/event-stream"),
+        )),
+        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
+        (status = 404, description = "No such model, or no student", body = ErrorReply),
+        (status = 413, description = "The body is too large", body = ErrorReply),
+        (status = 415, description = "The body is not JSON", body = ErrorReply),
+        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply,
+            headers(("retry-after" = u64, description = "Seconds until there is room"))),
+        (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
+))]
+pub(super) async fn compare(
+    State(app): State<App>,
+    Extension(Received(received)): Extension<Received>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let in_flight = app.in_flight.token();
+    let wire: CompareRequest = body::json(request, app.settings.max_body_bytes).await?;
+    let wires = wire.sides()?;
+    let models = match &wires {
+        [
+            GenerationRequest { model: Some(teacher), .. },
+            GenerationRequest { model: Some(student), .. },
+        ] => [app.model(Some(teacher))?, app.model(Some(student))?],
+        _ => app.pair("models", "absent")?,
+    };
+    let plans = Plan::pair(&app.settings, models, wires, Wanted::Json, received)?;
+    let shape = plans[0].shape;
+    let run = Run::pair(&app, plans, received)?;
+    if shape == Shape::Events {
+        return Ok(stream::comparison(app, run, received, in_flight));
+    }
+    let sides = run.finish().await?;
+    let (sides, comparison) = compared(&app.metrics, sides).await?;
+    let [teacher, student] = &sides;
+    let (teachers, students) = try_join(teacher.data(), student.data()).await?;
+    sides.iter().for_each(|side| side.observe(&app));
+    let pair = vec![teacher.reply(teachers), student.reply(students)];
+    Ok(Json(CompareReply { pair, comparison }).into_response())
+}
+
+impl<T: Clone> OneOrTwo<T> {
+    fn each(field: &str, value: Option<&Self>) -> Result<[Option<T>; 2], Problem> {
+        match value {
+            None => Ok([None, None]),
+            Some(Self::One(both)) => Ok([Some(both.clone()), Some(both.clone())]),
+            Some(Self::Two(list)) => match &list[..] {
+                [teacher, student] => Ok([Some(teacher.clone()), Some(student.clone())]),
+                _ => {
+                    let value = format!("a list of {}", list.len());
+                    let remedy = "send one value for both models, or a list of two: the teacher's and the student's";
+                    Err(Problem::value(field, value, remedy))
+                }
+            },
+        }
+    }
+}
+
+impl CompareRequest {
+    /// The two requests it stands for, the teacher's first; where one draws a seed, so does the other.
+    fn sides(&self) -> Result<[GenerationRequest; 2], Problem> {
+        let [teacher, student] = match self.models.as_deref() {
+            None => [None, None],
+            Some([teacher, student]) => [Some(teacher.clone()), Some(student.clone())],
+            Some(list) => {
+                let value = format!("a list of {}", list.len());
+                let remedy = "two models are compared; send the teacher's id and the student's, or leave it out for the default pair";
+                return Err(Problem::value("models", value, remedy));
+            }
+        };
+        let steps = OneOrTwo::each("num_inference_steps", self.num_inference_steps.as_ref())?;
+        let schedulers = OneOrTwo::each("scheduler", self.scheduler.as_ref())?;
+        let [teachers_steps, students_steps] = steps;
+        let [teachers_scheduler, students_scheduler] = schedulers;
+        let side = |model, num_inference_steps, scheduler| GenerationRequest {
+            model,
+            num_inference_steps,
+            scheduler,
+            prompt: self.prompt.clone(),
+            class_label: self.class_label.clone(),
+            n: self.n,
+            size: self.size.clone(),
+            seed: self.seed,
+            eta: self.eta,
+            guidance_scale: self.guidance_scale,
+            output_format: self.output_format,
+            output_compression: self.output_compression,
+            response_format: self.response_format.clone(),
+            stream: self.stream,
+            partial_images: self.partial_images,
+            deadline_ms: self.deadline_ms,
+            ..GenerationRequest::default()
+        };
+        Ok([
+            side(teacher, teachers_steps, teachers_scheduler),
+            side(student, students_steps, students_scheduler),
+        ])
+    }
+}
+
+impl App {
+    /// The default model and its first student; `field` is what asked for them, with `value`.
+    pub(super) fn pair(&self, field: &str, value: &str) -> Result<[Arc<Model>; 2], Problem> {
+        let teacher = self.model(None)?;
+        match self.registry.default_pair().1 {
+            Some(student) => Ok([teacher, student]),
+            None => Err(Problem::no_student(field, value, &teacher.id)),
+        }
+    }
+}
+
+/// Compares a finished pair, away from the threads that serve requests, and counts what is found.
+pub(super) async fn compared(
+    metrics: &Arc<Metrics>,
+    sides: Vec<Finished>,
+) -> Result<([Finished; 2], Comparison), Problem> {
+    let metrics = Arc::clone(metrics);
+    let compare = move || {
+        let [teacher, student] = <[Finished; 2]>::try_from(sides)
+            .map_err(|sides| Problem::internal(format!("{} sides of a pair", sides.len())))?;
+        let comparison = comparison(&teacher, &student);
+        observe(&metrics, &teacher, &student, &comparison);
+        Ok(([teacher, student], comparison))
+    };
+    tokio::task::spawn_blocking(compare).await.map_err(Problem::internal)?
+}
+
+fn comparison(teacher: &Finished, student: &Finished) -> Comparison {
+    let (teachers, students) = (teacher.timings, student.timings);
+    let ratio = |teacher: f64, student: f64| (student > 0.0).then(|| teacher / student);
+    let pairs = teacher.images.iter().zip(&student.images);
+    let alike: Vec<_> = pairs.map(|(teacher, student)| Similarity::of(teacher, student)).collect();
+    Comparison {
+        speedup: Speedup {
+            device: ratio(teachers.device_ms, students.device_ms),
+            end_to_end: ratio(teachers.total_ms, students.total_ms),
+        },
+        psnr_db: alike.iter().map(|alike| alike.map(|alike| alike.psnr_db)).collect(),
+        ssim: alike.iter().map(|alike| alike.and_then(|alike| alike.ssim)).collect(),
+        shared_noise: teacher.plan.request.shares_noise_with(&student.plan.request),
+    }
+}
+
+/// Pairs that started from different noise are not alike whatever the student learned, so only their
+/// speed counts.
+fn observe(metrics: &Metrics, teacher: &Finished, student: &Finished, comparison: &Comparison) {
+    let labels = [teacher.model(), student.model()];
+    if let Some(ratio) = comparison.speedup.device {
+        metrics.pair_speedup_ratio.with_label_values(&labels).observe(ratio);
+    }
+    if comparison.shared_noise {
+        let psnr = metrics.pair_psnr_db.with_label_values(&labels);
+        comparison.psnr_db.iter().flatten().for_each(|psnr_db| psnr.observe(*psnr_db));
+        let ssim = metrics.pair_ssim.with_label_values(&labels);
+        comparison.ssim.iter().flatten().for_each(|value| ssim.observe(*value));
+    }
+}

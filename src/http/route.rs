@@ -1,0 +1,87 @@
+//! Which model, or models, serve a request for images.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    App,
+    accept::Wanted,
+    error::Problem,
+    generate::Plan,
+    run::Run,
+    wire::{GenerationRequest, Routing, RoutingReason},
+};
+
+/// The `model` that gives the student's image first and the teacher's then.
+const DRAFT: &str = "draft";
+/// The `model` that is the teacher if it meets the deadline, else the student.
+const AUTO: &str = "auto";
+
+/// Admits a request by what its `model` says, and tells why that model serves where there was a choice.
+pub(super) fn admit(
+    app: &App,
+    wire: &GenerationRequest,
+    wanted: Wanted,
+    received: Instant,
+) -> Result<(Run, Option<Routing>), Problem> {
+    match wire.model.as_deref() {
+        Some(DRAFT) => {
+            if let Wanted::Image(_) = wanted {
+                let message = "`model` is \"draft\" with an image type in Accept: a draft and its final are two images; accept application/json or text/event-stream, or name a model";
+                return Err(Problem::conflict("model", message));
+            }
+            let models = app.pair("model", "\"draft\"")?;
+            let wires = [wire.clone(), wire.clone()];
+            let plans = Plan::pair(&app.settings, models, wires, wanted, received)?;
+            Ok((Run::pair(app, plans, received)?, None))
+        }
+        Some(AUTO) => {
+            let teacher = app.model(None)?;
+            let plans = match app.registry.default_pair().1 {
+                Some(student) => {
+                    let wires = [wire.clone(), wire.clone()];
+                    let models = [teacher, student];
+                    Vec::from(Plan::alike(&app.settings, models, wires, wanted, received)?)
+                }
+                None => vec![Plan::new(&app.settings, teacher, wire, wanted, received)?],
+            };
+            let (run, served, predicted) = Run::first(app, plans, received)?;
+            Ok((run.shadowed(app, wire), Some(routing(served, &predicted))))
+        }
+        id => {
+            let plan = Plan::new(&app.settings, app.model(id)?, wire, wanted, received)?;
+            Ok((Run::one(app, plan, received)?.shadowed(app, wire), None))
+        }
+    }
+}
+
+/// Why the candidate number `served` serves (0 is the teacher, 1 its student), from what was predicted of
+/// the candidates up to it.
+fn routing(served: usize, predicted: &[Option<Duration>]) -> Routing {
+    let milliseconds = |candidate: usize| {
+        predicted.get(candidate).copied().flatten().map(|time| time.as_micros() as f64 / 1e3)
+    };
+    let teacher = milliseconds(0);
+    let reason = match (served, teacher) {
+        (0, None) => RoutingReason::NoDeadline,
+        (0, Some(_)) => RoutingReason::TeacherInTime,
+        _ => RoutingReason::TeacherTooLate,
+    };
+    Routing { reason, teacher_predicted_ms: teacher, student_predicted_ms: milliseconds(1) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_follows_from_who_serves_and_what_was_predicted() {
+        let time = |ms| Some(Duration::from_millis(ms));
+        let reason = |served, predicted: &[Option<Duration>]| routing(served, predicted).reason;
+        assert_eq!(reason(0, &[None]), RoutingReason::NoDeadline);
+        assert_eq!(reason(0, &[time(3)]), RoutingReason::TeacherInTime);
+        let late = routing(1, &[time(30), time(7)]);
+        assert_eq!(late.reason, RoutingReason::TeacherTooLate);
+        assert_eq!(late.teacher_predicted_ms, Some(30.0));
+        assert_eq!(late.student_predicted_ms, Some(7.0));
+    }
+}
