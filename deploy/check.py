@@ -116,7 +116,9 @@ def traffic(base):
         seed += 1
         speedups.append(post(base, "/v1/compare", {"seed": seed, "n": 2})["speedup"]["device"])
         for model in ("teacher", "student"):
-            post(base, "/v1/images/generations", {"model": model, "seed": seed})
+            post(base, "/v1/images/generations",
+                 {"model": model, "seed": seed, "deadline_ms": 60_000})
+        time.sleep(0.5)  # idle, for a shadow
         # More at once than the queue holds.
         crowd = {"model": "teacher", "n": MAX_QUEUE, "num_inference_steps": 900, "stream": True}
         with send(base, "/v1/images/generations", crowd) as leaving:
@@ -153,7 +155,7 @@ def get(address, path):
 @contextlib.contextmanager
 def server(program, models, folder):
     command = [program, "serve", "--port=0", f"--models={models}", "--default-model=teacher",
-               f"--max-queue={MAX_QUEUE}"]
+               f"--max-queue={MAX_QUEUE}", "--shadow-rate=1"]
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

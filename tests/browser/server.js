@@ -4,8 +4,9 @@ import { spawn } from "node:child_process";
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
+import { fileURLToPath } from "node:url";
 
-export const ROOT = path.resolve(import.meta.dirname, "../..");
+export const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const BUNDLED = path.join(ROOT, "models/zoo/fashion-mnist-teacher");
 
 export const TEACHER = "clothes-teacher";
