@@ -26,7 +26,9 @@ pub(super) async fn check(State(app): State<App>, request: Request, next: Next) 
 
 /// Pages for people, which hold nothing secret and which a browser opens without a header.
 fn is_page(path: &str) -> bool {
-    matches!(path, "/" | "/openapi.json" | "/docs") || path.starts_with("/docs/")
+    matches!(path, "/" | "/openapi.json" | "/docs")
+        || path.starts_with("/docs/")
+        || path.starts_with("/web/")
 }
 
 /// What orchestrators and monitoring ask.

@@ -1,11 +1,11 @@
-//! The API's description: the OpenAPI document, Swagger UI, and a page that says where things are.
+//! The API's description: the OpenAPI document and Swagger UI.
 
 use std::sync::LazyLock;
 
 use axum::{
     Router,
     http::header,
-    response::{Html, IntoResponse, Response},
+    response::{IntoResponse, Response},
 };
 use utoipa::{
     Modify, OpenApi,
@@ -102,14 +102,6 @@ pub fn openapi_json() -> &'static str {
 ))]
 pub(super) async fn specification() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], openapi_json()).into_response()
-}
-
-/// Where things are.
-#[utoipa::path(get, path = "/", tag = "operations", operation_id = "start_page", responses(
-    (status = 200, description = "A page", content_type = "text/html", body = String),
-))]
-pub(super) async fn index() -> Html<&'static str> {
-    Html(include_str!("index.html"))
 }
 
 /// Swagger UI under `/docs`, from files in the binary.

@@ -15,6 +15,7 @@ mod infer_input;
 mod inference;
 mod models;
 mod observe;
+mod page;
 mod repository;
 mod route;
 mod run;
@@ -51,7 +52,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(health::health))
         .routes(routes!(health::metrics))
         .routes(routes!(docs::specification))
-        .routes(routes!(docs::index))
+        .routes(routes!(page::index))
 }
 
 /// The whole application. Layers run from the last to the first.
@@ -59,6 +60,7 @@ pub fn router(app: App) -> Router {
     let (router, _) = routes().split_for_parts();
     router
         .merge(docs::swagger_ui())
+        .merge(page::parts())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(middleware::from_fn_with_state(app.clone(), observe::timeout))

@@ -36,6 +36,7 @@ async fn a_key_opens_what_is_not_open() {
         "/v2/health/ready",
         "/docs/",
         "/",
+        "/web/page.js",
         "/openapi.json",
     ] {
         assert_eq!(server.get(path).await.status, 200, "{path}");

@@ -10,6 +10,7 @@ mod inference;
 mod lifecycle;
 mod models;
 mod openapi;
+mod page;
 mod refusals;
 mod server;
 mod shadow;

@@ -1,0 +1,63 @@
+// What a check has: a server, pages whose errors and requests are watched, a place for screenshots.
+
+import assert from "node:assert/strict";
+import path from "node:path";
+
+import { start } from "./server.js";
+
+export class World {
+  /** `base` is the address of a server with a pair of models, which the checks share. */
+  constructor({ browser, program, folders, shots, base }) {
+    Object.assign(this, { browser, program, folders, shots, base });
+    this.contexts = [];
+    this.servers = [];
+    this.errors = [];
+    this.outside = [];
+    /** What the browser itself logs of replies that are refusals, or of servers that are gone. */
+    this.expected = undefined;
+  }
+
+  /** A server of this check's own. */
+  async start(models, ...flags) {
+    const server = await start(this.program, this.folders[models], ...flags);
+    this.servers.push(server);
+    return server;
+  }
+
+  /** A page that is ready to be used. */
+  async open({ base = this.base, width = 1280, height = 900, ready = true, ...options } = {}) {
+    const context = await this.browser.newContext({ viewport: { width, height }, ...options });
+    this.contexts.push(context);
+    const page = await context.newPage();
+    page.setDefaultTimeout(60_000);
+    page.on("pageerror", (error) => this.errors.push(error.stack));
+    page.on("console", (message) => {
+      if (["error", "warning"].includes(message.type())) this.errors.push(message.text());
+    });
+    page.on("request", (request) => {
+      const { protocol, origin } = new URL(request.url());
+      if (protocol !== "data:" && origin !== base) this.outside.push(request.url());
+    });
+    await page.goto(base);
+    if (ready) await page.locator("#fields:enabled").waitFor();
+    return page;
+  }
+
+  async shot(page, name) {
+    if (!this.shots) return;
+    await page.mouse.move(0, 0);
+    await page.screenshot({ path: path.join(this.shots, `${name}.png`), fullPage: true });
+  }
+
+  /** Nothing was logged as an error, and nothing asked of any other host. */
+  quiet() {
+    const unexpected = this.errors.filter((error) => !this.expected?.test(error));
+    assert.deepEqual(unexpected, [], "errors in the console");
+    assert.deepEqual(this.outside, [], "requests to other hosts");
+  }
+
+  async close() {
+    for (const context of this.contexts) await context.close();
+    for (const server of this.servers) await server.kill();
+  }
+}
