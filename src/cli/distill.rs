@@ -28,7 +28,7 @@ use understudy_models::{
     schedule::PredictionType,
 };
 
-use super::{compute::Compute, training::TrainingArgs, training_progress::TrainingProgress};
+use super::{compute::Compute, progress::TrainingProgress, training::TrainingArgs};
 
 /// Teach a faster network (the student) what a model (the teacher) knows, without any data.
 ///
@@ -142,7 +142,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     );
     let out = args.out.clone();
     let task = Task { out, identity, curriculum, objective, student, settings, card };
-    train::train(task, &mut TrainingProgress::new()).map_err(shown)?;
+    train::train(task, &mut TrainingProgress::default()).map_err(shown)?;
     println!(
         "{}: serve it beside its teacher with `understudy serve --models` and its parent folder",
         args.out.display()

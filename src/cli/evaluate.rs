@@ -18,7 +18,7 @@ use understudy_models::{
     sampler,
 };
 
-use super::{compute::Compute, counter::Counter, models_folder};
+use super::{compute::Compute, models_folder, progress::Progress};
 
 /// Sample a model and score its images: Fréchet distance, Inception score, kernel distance, precision and
 /// recall.
@@ -259,9 +259,9 @@ impl Source {
         run: usize,
         observer: &mut Observer<'_>,
     ) -> Result<(), String> {
-        let mut counter = Counter::new("images", self.len());
+        let mut progress = Progress::new("images", 0, self.len());
         match self {
-            Self::Images(images) => watch(images, observer, &mut counter),
+            Self::Images(images) => watch(images, observer, &mut progress),
             Self::Model { loaded, sampling, n, .. } => {
                 let sampling = Sampling {
                     first_seed: (args.seed + (run * n) as u64) % (1 << 53),
@@ -274,7 +274,7 @@ impl Source {
                     done += pictures.len();
                     let images = set_of(pictures, batch.labels);
                     observer.add(&images).map_err(|error| error.to_string())?;
-                    counter.at(done, "");
+                    progress.at(done, "");
                 }
                 Ok(())
             }
@@ -294,14 +294,14 @@ fn set_of(pictures: Vec<Image>, labels: Option<Vec<u32>>) -> Images {
 fn watch(
     images: &Images,
     observer: &mut Observer<'_>,
-    counter: &mut Counter,
+    progress: &mut Progress,
 ) -> Result<(), String> {
     let mut done = 0;
     while done < images.len() {
         let part = images.slice(done..images.len().min(done + 1000));
         observer.add(&part).map_err(|error| error.to_string())?;
         done += part.len();
-        counter.at(done, "");
+        progress.at(done, "");
     }
     Ok(())
 }
@@ -315,8 +315,8 @@ fn reference(path: &Path, network: &dyn FeatureNetwork, n: usize) -> Result<Refe
     let images = fitted("--reference", Images::open(path).map_err(explain)?, network)?;
     let mut observer = Observer::new(network, "--reference", images.len(), n)
         .map_err(|error| error.to_string())?;
-    let mut counter = Counter::new("reference images", images.len());
-    watch(&images, &mut observer, &mut counter)?;
+    let mut progress = Progress::new("reference images", 0, images.len());
+    watch(&images, &mut observer, &mut progress)?;
     Reference::from_images(&observer).map_err(|error| error.to_string())
 }
 

@@ -2,7 +2,6 @@
 
 mod bench;
 mod compute;
-mod counter;
 mod distill;
 mod evaluate;
 mod health;
@@ -15,7 +14,6 @@ mod serve;
 mod train;
 mod train_judge;
 mod training;
-mod training_progress;
 
 use std::{
     io::{self, Write},

@@ -107,10 +107,12 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
 
 /// Waits for all images, in order, and tells meanwhile how far they are.
 fn collect(mut submission: crate::engine::Submission, n: usize) -> Result<Vec<Image>, String> {
-    let mut progress = Progress::new(n, "images");
+    let mut progress = Progress::new("images", 0, n);
     let mut images: Vec<Option<Image>> = vec![None; n];
+    let mut ticks = 0;
     while let Some(event) = submission.blocking_next() {
-        progress.advance(1.0 / (TICKS + 1) as f64);
+        ticks += 1;
+        progress.at(ticks / (TICKS + 1), "");
         match event {
             Event::Completed { index, image, .. } => images[index] = Some(image),
             Event::Failed { index, failure } => return Err(format!("image {index}: {failure}")),

@@ -18,7 +18,7 @@ use understudy_models::{
     schedule::{BetaSchedule, Class, PredictionType, ScheduleConfig},
 };
 
-use super::{compute::Compute, training::TrainingArgs, training_progress::TrainingProgress};
+use super::{compute::Compute, progress::TrainingProgress, training::TrainingArgs};
 
 /// Train a diffusion model on images: a teacher, or a baseline to hold a student against.
 ///
@@ -99,7 +99,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     eprintln!("{} weights learn from {count} images", student.parameters());
     let (out, curriculum) = (args.out.clone(), Box::new(lessons));
     let task = Task { out, identity, curriculum, objective, student, settings, card };
-    train::train(task, &mut TrainingProgress::new()).map_err(shown)?;
+    train::train(task, &mut TrainingProgress::default()).map_err(shown)?;
     println!(
         "{}: serve it with `understudy serve --models` and its parent folder",
         args.out.display()

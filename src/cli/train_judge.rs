@@ -8,7 +8,7 @@ use understudy_distill::{
     evaluate::judge::{self, Training},
 };
 
-use super::counter::Counter;
+use super::progress::Progress;
 
 /// Train a judge: a small classifier in whose features `understudy evaluate` measures distances, where
 /// Inception's weights are not to be had.
@@ -68,13 +68,13 @@ pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
         ));
     }
     let training = Training { name: name.to_owned(), epochs: args.epochs.into(), seed: args.seed };
-    let mut counter: Option<Counter> = None;
+    let mut progress: Option<Progress> = None;
     let (config, tensors) = judge::train(&training, &images, &test, |done, total, loss| {
-        let counter = counter.get_or_insert_with(|| Counter::new("steps", total));
-        counter.at(done, &format!("loss {loss:.4}"));
+        let progress = progress.get_or_insert_with(|| Progress::new("steps", 0, total));
+        progress.at(done, &format!("loss {loss:.4}"));
     })
     .map_err(|error| error.to_string())?;
-    drop(counter);
+    drop(progress);
     if config.test_accuracy < args.least_accuracy {
         return Err(format!(
             "the judge is right on {:.4} of the test images, fewer than --least-accuracy {}; \
