@@ -37,7 +37,7 @@ impl Progress {
     }
 
     fn preparing(&mut self, done: f64) {
-        let message = format!("the teacher fills the pool: {:.0} %", 100.0 * done);
+        let message = format!("the teacher prepares the first lesson: {:.0} %", 100.0 * done);
         if self.due() {
             eprintln!("{message}");
         }
