@@ -352,8 +352,7 @@ impl RowBlock<'_> {
         // SAFETY: the table holds `R` rows from `row` on for every tap and source, each good for the
         // source's depth; the packed weights have as many columns.
         unsafe {
-            let mut weights =
-                conv.weights.at(memory).add(self.panel * taps * depth * width);
+            let mut weights = conv.weights.at(memory).add(self.panel * taps * depth * width);
             let mut row = table.add(self.row);
             if conv.copied {
                 let rows = *row.cast::<[*const f32; R]>();

@@ -43,8 +43,8 @@ pub use convolution::{Algorithm, Convolution};
 pub(crate) use direct::{Direct, Taps};
 pub(crate) use finish::Finish;
 pub(crate) use gradient::{
-    AttendGradient, Combine, DirectGradient, Filter, Form, NormGradient, NormSource, Pack, PackBias,
-    Row, Scale, Sums, Way, WinogradGradient, places,
+    AttendGradient, Combine, DirectGradient, Filter, Form, NormGradient, NormSource, Pack,
+    PackBias, Row, Scale, Sums, Way, WinogradGradient, places,
 };
 pub(crate) use image::{Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;

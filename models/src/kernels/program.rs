@@ -348,7 +348,8 @@ impl Program {
         let mut needs = Needs::default();
         for i in part.operations.clone() {
             let split = self.operations[i].split(batch, threads);
-            for (phase, items) in split.items.into_iter().enumerate().filter(|(_, items)| *items > 0)
+            for (phase, items) in
+                split.items.into_iter().enumerate().filter(|(_, items)| *items > 0)
             {
                 workspace.phases.push(items);
                 workspace.places.push((i, phase));

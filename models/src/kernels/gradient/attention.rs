@@ -127,7 +127,8 @@ impl Kernel for Head<'_> {
                 let rows = S::ROWS.min(pixels - row);
                 let of = Columns { from: query, stride, row, width, columns: self.columns };
                 gemm::with_rows(s, rows, &Scores { of, keys, pitch, to: self.weights });
-                let of = Columns { from: answer, stride: answer_stride, row, width, columns: values };
+                let of =
+                    Columns { from: answer, stride: answer_stride, row, width, columns: values };
                 gemm::with_rows(s, rows, &Scores { of, keys, pitch, to: self.slopes });
                 for r in row..row + rows {
                     self.softmax(s, r);

@@ -56,13 +56,7 @@ impl DirectGradient {
     }
 
     /// Where the sums of a part, tap and block are.
-    fn sums(
-        &self,
-        memory: &Memory,
-        part: usize,
-        tap: usize,
-        (i, j): (usize, usize),
-    ) -> *mut f32 {
+    fn sums(&self, memory: &Memory, part: usize, tap: usize, (i, j): (usize, usize)) -> *mut f32 {
         let (down, across) = self.blocks();
         let block = ((part * self.taps.count() + tap) * down + i) * across + j;
         memory.shared().wrapping_add(block * SIDE * SIDE)
@@ -115,8 +109,7 @@ impl Operation for DirectGradient {
             for tap in 0..self.taps.count() {
                 let from = self.sums(memory, 0, tap, block).wrapping_add(row * SIDE);
                 for column in 0..columns {
-                    let (to, factor) =
-                        self.filter.gradients(memory, block.1 * SIDE + column, c);
+                    let (to, factor) = self.filter.gradients(memory, block.1 * SIDE + column, c);
                     // SAFETY: the sums of all parts are there; each weight has one item.
                     unsafe {
                         let mut sum = *from.add(column);

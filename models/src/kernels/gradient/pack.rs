@@ -3,12 +3,12 @@
 use super::filter::{Filter, Row};
 use super::scheme;
 use crate::kernels::arena::Buffer;
+use crate::kernels::direct::panel_of;
 use crate::kernels::isa::{Isa, Kernel, dispatch};
 use crate::kernels::program::{Memory, Operation, Split};
 use crate::kernels::scheme::{F2, F4};
 use crate::kernels::simd::Simd;
 use crate::kernels::winograd::{Variant, group_size, panel_place};
-use crate::kernels::direct::panel_of;
 
 /// Which operation reads them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -65,9 +65,8 @@ impl Kernel for Sample {
                 for (i, sum) in sums.iter_mut().enumerate() {
                     if p + i < self.pixels {
                         // SAFETY: the pixel is one of the sample's, the vector one of its channels.
-                        *sum = s.add(*sum, unsafe {
-                            s.load(self.from.add((p + i) * self.stride + c))
-                        });
+                        *sum = s
+                            .add(*sum, unsafe { s.load(self.from.add((p + i) * self.stride + c)) });
                     }
                 }
                 p += 4;

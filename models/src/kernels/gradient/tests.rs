@@ -328,7 +328,7 @@ proptest! {
         function in prop::sample::select(vec![
             Function::Identity, Function::Silu, Function::Mish, Function::Gelu,
         ]),
-        (modulated, add): (bool, bool),
+        modulated: bool, add: bool,
     ) {
         let first = groups * of_first + (groups - of_second % groups) % groups;
         let channels = first + of_second;

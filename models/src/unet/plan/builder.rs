@@ -203,8 +203,17 @@ impl<'a> Builder<'a> {
         let modulation = modulation.map(|projection| (projection.buffer, projection.start));
         let eps = self.config.norm_eps;
         let pairs = images.iter().copied().zip(statistics).collect();
-        let settle =
-            Settle { sources: pairs, target, groups, eps, weight, bias, modulation, output, moments };
+        let settle = Settle {
+            sources: pairs,
+            target,
+            groups,
+            eps,
+            weight,
+            bias,
+            modulation,
+            output,
+            moments,
+        };
         self.push(settle);
         self.push(Apply::new(&images, target, output, function));
         if self.tape.is_none() {
@@ -303,11 +312,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The time embedding's projection to `width` numbers.
-    pub(super) fn project(
-        &mut self,
-        weights: &Weights,
-        width: usize,
-    ) -> crate::Result<Projection> {
+    pub(super) fn project(&mut self, weights: &Weights, width: usize) -> crate::Result<Projection> {
         let input = self.config.time_width();
         let weight = weights.get("weight", &[width, input])?;
         let bias = weights.get("bias", &[width])?;
@@ -340,7 +345,10 @@ impl<'a> Builder<'a> {
 
     /// The program of a network that is trained, its weights and where each one's gradient begins, and
     /// the floats of all gradients.
-    pub(super) fn finish_training(self, parts: Vec<Part>) -> (Program, Vec<(Tensor, usize)>, usize) {
+    pub(super) fn finish_training(
+        self,
+        parts: Vec<Part>,
+    ) -> (Program, Vec<(Tensor, usize)>, usize) {
         let tape = self.tape.unwrap_or_default();
         let lens = tape.parameters.iter().map(|(tensor, _)| tensor.elem_count()).collect();
         let layouts = [&self.layout, &tape.placed];

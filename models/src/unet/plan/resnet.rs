@@ -62,8 +62,7 @@ pub(super) fn resnet(
         sum
     };
     let taps = Taps { doubled: false, ..taps };
-    let end =
-        End { residual: Some(residual), factor: (1.0 / scale) as f32, ..End::default() };
+    let end = End { residual: Some(residual), factor: (1.0 / scale) as f32, ..End::default() };
     builder.convolve(&weights.at("conv2"), normed, sum, taps, end)?;
     builder.release(normed);
     for map in around {

@@ -231,7 +231,8 @@ impl Builder<'_> {
     fn forget(&mut self, map: Map) {
         let entry = &mut self.maps[map.0];
         self.layout.give(entry.image.buffer);
-        for buffer in entry.statistics.take().into_iter().chain(entry.gradient.take().map(|g| g.buffer))
+        for buffer in
+            entry.statistics.take().into_iter().chain(entry.gradient.take().map(|g| g.buffer))
         {
             self.layout.give(buffer);
         }

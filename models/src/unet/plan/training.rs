@@ -125,7 +125,15 @@ impl Training {
         let mut workspace = network.program.begin();
         let (mut profile, parameters) = (Profile::new(), network.parameters()?);
         let lines = Some(&mut profile);
-        network.run(&parameters, (FORWARD, &mut workspace), batch, &inputs, &mut output, &mut [], lines)?;
+        network.run(
+            &parameters,
+            (FORWARD, &mut workspace),
+            batch,
+            &inputs,
+            &mut output,
+            &mut [],
+            lines,
+        )?;
         let (inputs, lines) = ([&output[..]], Some(&mut profile));
         let place = (BACKWARD, &mut workspace);
         network.run(&parameters, place, batch, &inputs, &mut of_time, &mut of_weights, lines)?;
