@@ -116,13 +116,15 @@ impl NetworkConfig {
         }
     }
 
-    /// The same network with its widths times `factor`, rounded to what its norms and attentions can
-    /// divide; nothing where that is the same network, or none.
+    /// The same layers with their widths times `factor`, rounded to what norms and attentions can divide;
+    /// nothing where that is the same network, none, or one of other layers (levels that become equally
+    /// wide need no shortcut between them).
     pub fn scaled(&self, factor: f64) -> Option<Self> {
         let scaled = match self {
             Self::UNet(config) => config.scaled(factor).map(Self::UNet),
         };
-        scaled.filter(|scaled| scaled != self)
+        let layers = |network: &Self| network.channels().map(|channels| channels.weights);
+        scaled.filter(|scaled| scaled != self && layers(scaled) == layers(self))
     }
 
     /// Builds the network from its weights, in `dtype` on `device`. Where a weight is a
@@ -226,6 +228,16 @@ mod tests {
         let x = Tensor::zeros((2, 1, 8, 8), DType::F32, &Device::Cpu).unwrap();
         let t = Tensor::new(&[0f32, 999.0], &Device::Cpu).unwrap();
         assert_eq!(network.forward(&x, &t, None).unwrap().dims(), [2, 1, 8, 8]);
+    }
+
+    #[test]
+    fn a_scaled_network_has_the_same_layers() {
+        let wide = json!({"block_out_channels": [32, 64], "attention_head_dim": 16});
+        let half = small(wide.clone()).scaled(0.5).unwrap().to_json();
+        assert_eq!(half["block_out_channels"], json!([16, 32]));
+        assert_eq!(half["attention_head_dim"], 8);
+        // Both levels would have 4 channels, and no shortcut between them.
+        assert!(small(wide).scaled(0.05).is_none());
     }
 
     #[test]

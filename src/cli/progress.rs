@@ -87,7 +87,9 @@ impl Watch for TrainingProgress {
             }
             Event::Preparing { done } => self
                 .pool
-                .get_or_insert_with(|| Progress::new("% of the pool filled by the teacher", 0, 100))
+                .get_or_insert_with(|| {
+                    Progress::new("% of the first lesson prepared by the teacher", 0, 100)
+                })
                 .at((100.0 * done) as usize, ""),
             Event::Step { record, steps } => {
                 self.pool = None;
