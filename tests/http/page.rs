@@ -19,8 +19,7 @@ async fn whatever_the_page_names_is_served_and_small() {
     for path in parts {
         let part = server.get(&path).await;
         assert_eq!(part.status, 200, "{path}");
-        let media_type =
-            if path.ends_with(".css") { "text/css" } else { "text/javascript" };
+        let media_type = if path.ends_with(".css") { "text/css" } else { "text/javascript" };
         assert!(part.header("content-type").starts_with(media_type), "{path}");
         bytes += part.text().len();
     }
