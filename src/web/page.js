@@ -118,8 +118,9 @@ async function run() {
   for (const side of sides()) side.begin(body.n);
   let ticking = true;
   const tick = () => {
+    if (!ticking) return;
     for (const side of sides()) if (side.elapsed === undefined) side.tick();
-    if (ticking) requestAnimationFrame(tick);
+    requestAnimationFrame(tick);
   };
   tick();
   try {

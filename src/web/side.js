@@ -34,6 +34,7 @@ export class Side {
     const card = this.card;
     this.title.textContent = card.role.charAt(0).toUpperCase() + card.role.slice(1);
     this.clock.ariaLabel = `${this.title.textContent}’s clock`;
+    this.steps.disabled = this.sampler.disabled = false;
     this.steps.max = card.num_train_timesteps;
     this.steps.value = card.defaults.num_inference_steps;
     const samplers = new Set([...SAMPLERS, card.defaults.scheduler]);

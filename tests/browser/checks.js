@@ -135,7 +135,7 @@ export async function the_swipe_uncovers_one_image_above_the_other(world) {
   const page = await world.open();
   await page.click("#run");
   await done(page);
-  await page.getByText("Overlay").click();
+  await page.getByRole("radio", { name: "Overlay" }).check();
   const board = async (side) => page.locator(`.${side} .board`).boundingBox();
   assert.deepEqual(await board("teacher"), await board("student"));
   const shape = () => page.locator(".student .board").evaluate((board) => getComputedStyle(board).clipPath);
@@ -191,7 +191,7 @@ export async function the_keyboard_alone_does_everything(world) {
 export async function everything_that_can_be_used_has_a_name(world) {
   const page = await world.open();
   await page.locator("summary").click();
-  await page.getByText("Overlay").click();
+  await page.getByRole("radio", { name: "Overlay" }).check();
   const tree = await page.locator("body").ariaSnapshot();
   const roles = /^\s*- (button|textbox|combobox|spinbutton|slider|radio|link|table|timer)\b(.*)$/gm;
   const nameless = [...tree.matchAll(roles)].filter(([, , rest]) => !rest.includes('"')).map(([line]) => line.trim());
@@ -257,7 +257,7 @@ export async function a_phone_scrolls_only_downwards(world) {
     await done(page);
     await fits("done");
     await world.shot(page, `phone-${colorScheme}`);
-    await page.getByText("Overlay").tap();
+    await page.getByRole("radio", { name: "Overlay" }).tap();
     await fits("overlay");
     const targets = page.locator("button:visible, select:visible, input:visible, summary, nav a");
     for (const target of await targets.all()) {
@@ -343,9 +343,9 @@ export async function a_server_killed_in_the_middle_is_told_and_can_come_back(wo
   const page = await world.open({ base: server.base });
   await page.locator(".live.on").waitFor();
   await page.locator(".teacher .steps").fill("1000");
-  await page.selectOption("#count", "9");
+  await page.selectOption("#count", "4");
   await page.click("#run");
-  await page.locator(".teacher .board img").first().waitFor();
+  await images(page, "student").first().waitFor();
   await server.kill();
   await said(page, /broke off before the images were finished/);
   await page.getByRole("button", { name: "Compare" }).waitFor();
@@ -393,7 +393,7 @@ export async function a_model_without_a_student_draws_alone(world) {
   assert(!(await page.locator(".student .board").isVisible()));
   await page.selectOption("#count", "4");
   await page.getByRole("button", { name: "Draw" }).click();
-  await page.locator(".teacher.done").waitFor();
+  await page.locator(".teacher.done").waitFor({ state: "attached" });
   const { data } = await api(server.base, "/v1/images/generations", { seed: 7, n: 4 });
   assert.deepEqual(await sources(page, "teacher"), data.map(({ b64_json }) => `data:image/png;base64,${b64_json}`));
   assert.match(await text(page, "#facts"), /Evaluations each50/);

@@ -29,7 +29,7 @@ export class World {
     const context = await this.browser.newContext({ viewport: { width, height }, ...options });
     this.contexts.push(context);
     const page = await context.newPage();
-    page.setDefaultTimeout(60_000);
+    page.setDefaultTimeout(20_000);
     page.on("pageerror", (error) => this.errors.push(error.stack));
     page.on("console", (message) => {
       if (["error", "warning"].includes(message.type())) this.errors.push(message.text());
