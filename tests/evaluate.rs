@@ -1,4 +1,4 @@
-//! `understudy evaluate` from outside, with the bundled teacher and judge.
+//! `understudy evaluate` and `train-judge` from outside, with the bundled teacher.
 
 #![allow(clippy::unwrap_used)]
 
@@ -11,14 +11,17 @@ use std::{
 use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
-fn evaluate(arguments: &[&str]) -> Output {
+fn understudy(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_understudy"))
-        .arg("evaluate")
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env_remove("UNDERSTUDY_MODELS")
         .output()
         .unwrap()
+}
+
+fn evaluate(arguments: &[&str]) -> Output {
+    understudy(&[&["evaluate"], arguments].concat())
 }
 
 fn report(arguments: &[&str]) -> Value {
@@ -50,7 +53,21 @@ fn images(folder: &TempDir, count: u32) -> PathBuf {
     }
     let path = folder.path().join(format!("{count}-images-idx3-ubyte"));
     fs::write(&path, bytes).unwrap();
+    let mut labels = vec![0, 0, 8, 1];
+    labels.extend(count.to_be_bytes());
+    labels.extend((0..count).map(|i| (i % 10) as u8));
+    fs::write(folder.path().join(format!("{count}-labels-idx1-ubyte")), labels).unwrap();
     path
+}
+
+/// A judge that has seen a few images, and judges badly.
+fn judge(folder: &TempDir) -> PathBuf {
+    let (set, out) = (images(folder, 150), folder.path().join("hasty-judge"));
+    let data = ["--data", text(&set), "--test-data", text(&set), "--out", text(&out)];
+    let flags = ["--epochs", "1", "--least-accuracy", "0"];
+    let output = understudy(&[&["train-judge"], &data[..], &flags].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    out
 }
 
 fn text(path: &Path) -> &str {
@@ -62,27 +79,31 @@ fn images_are_at_no_distance_from_themselves() {
     let folder = tempdir().unwrap();
     let (set, stats) = (images(&folder, 200), folder.path().join("stats.npz"));
     let out = folder.path().join("scores.json");
-    let set = text(&set);
-    let written = report(&["--samples", set, "--write-stats", text(&stats), "--json"]);
+    let (set, judge) = (text(&set), judge(&folder));
+    let report =
+        |flags: &[&str]| report(&[&["--features", text(&judge), "--json"], flags].concat());
+    let written = report(&["--samples", set, "--write-stats", text(&stats)]);
     assert_eq!(written["scores"], serde_json::json!({}));
-    let flags = ["--samples", set, "--reference", set, "--json", "--out", text(&out)];
+    let flags = ["--samples", set, "--reference", set, "--out", text(&out)];
     let scores = &report(&flags)["scores"];
-    let distance = scores["FD-fashion-mnist-judge"].as_f64().unwrap();
+    let distance = scores["FD-hasty-judge"].as_f64().unwrap();
     assert!(distance.abs() < 1e-6, "{distance}");
     assert_eq!((scores["precision"].as_f64(), scores["recall"].as_f64()), (Some(1.0), Some(1.0)));
     let kept: Value = serde_json::from_slice(&fs::read(out).unwrap()).unwrap();
     assert_eq!(kept["scores"], *scores);
     // Statistics alone tell the Fréchet distance alone.
-    let scores = &report(&["--samples", set, "--reference", text(&stats), "--json"])["scores"];
-    assert_eq!(scores["FD-fashion-mnist-judge"].as_f64(), Some(distance));
+    let scores = &report(&["--samples", set, "--reference", text(&stats)])["scores"];
+    assert_eq!(scores["FD-hasty-judge"].as_f64(), Some(distance));
     assert!(scores.get("precision").is_none() && scores.get("inception_score").is_some());
 }
 
 #[test]
 fn a_model_is_sampled_and_scored_over_several_seeds() {
     let folder = tempdir().unwrap();
-    let set = images(&folder, 200);
+    let (set, judge) = (images(&folder, 200), judge(&folder));
     let report = report(&[
+        "--features",
+        text(&judge),
         "--model",
         "fashion-mnist-teacher",
         "--reference",
@@ -96,8 +117,8 @@ fn a_model_is_sampled_and_scored_over_several_seeds() {
         "--json",
     ]);
     let scores = &report["scores"];
-    assert!(scores["FD-fashion-mnist-judge"].as_f64().unwrap() > 0.0);
-    assert!(scores["FD-fashion-mnist-judge_between_seeds"].as_f64().unwrap() > 0.0);
+    assert!(scores["FD-hasty-judge"].as_f64().unwrap() > 0.0);
+    assert!(scores["FD-hasty-judge_between_seeds"].as_f64().unwrap() > 0.0);
     assert!((0.0..=1.0).contains(&scores["class_agreement"].as_f64().unwrap()));
     assert_eq!(report["num_inference_steps"], 1);
 }
@@ -106,16 +127,17 @@ fn a_model_is_sampled_and_scored_over_several_seeds() {
 fn what_cannot_be_scored_is_refused_with_the_remedy() {
     let folder = tempdir().unwrap();
     let (few, set) = (images(&folder, 20), images(&folder, 200));
-    let (few, set) = (text(&few), text(&set));
-    let said = refusal(&["--samples", few, "--reference", set]);
+    let (few, set, judge) = (text(&few), text(&set), judge(&folder));
+    let in_judge = |flags: &[&str]| refusal(&[&["--features", text(&judge)], flags].concat());
+    let said = in_judge(&["--samples", few, "--reference", set]);
     assert!(said.contains("`--samples` is 20 images") && said.contains("at least 129"), "{said}");
-    let said = refusal(&["--samples", set, "--reference", few]);
+    let said = in_judge(&["--samples", set, "--reference", few]);
     assert!(said.contains("`--reference` is 20 images"), "{said}");
-    let said = refusal(&["--model", "fashion-mnist-teacher", "--n", "100", "--reference", set]);
+    let said = in_judge(&["--model", "fashion-mnist-teacher", "--n", "100", "--reference", set]);
     assert!(said.contains("`--n` is 100 images"), "{said}");
     let notes = folder.path().join("notes.txt");
     fs::write(&notes, "hello").unwrap();
-    let said = refusal(&["--samples", set, "--reference", text(&notes)]);
+    let said = in_judge(&["--samples", set, "--reference", text(&notes)]);
     assert!(said.contains("notes.txt: is no set of images"), "{said}");
     let said = refusal(&["--samples", set, "--reference", set, "--features", "inception"]);
     assert!(said.contains("needs --weights FILE"), "{said}");
