@@ -241,11 +241,14 @@ impl Batcher {
         let (mut samples, mut rows) = (vec![first], claim.rows);
         let max_rows = self.lanes.get(&model)?.max_rows;
         for (i, (_, of, sample, other)) in promised.iter().enumerate().skip(1) {
+            if *of != model || rows + other.rows > max_rows {
+                break;
+            }
             let seconds = margin * costs.seconds(model, rows + other.rows);
             let all_in_time = promised[..=i]
                 .iter()
                 .all(|(due, _, _, claim)| now + seconds * claim.evaluations as f64 <= *due);
-            if *of != model || rows + other.rows > max_rows || !all_in_time {
+            if !all_in_time {
                 break;
             }
             samples.push(*sample);
