@@ -390,6 +390,7 @@ export async function a_model_without_a_student_draws_alone(world) {
   const server = await world.start("lone");
   const page = await world.open({ base: server.base });
   assert.match(await text(page, "#lede"), /^Only clothes-teacher is served/);
+  assert.equal(await text(page, "h1"), "Nothing to compare yet.");
   assert(!(await page.locator(".student .board").isVisible()));
   await page.selectOption("#count", "4");
   await page.getByRole("button", { name: "Draw" }).click();
