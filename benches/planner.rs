@@ -20,7 +20,7 @@ impl Costs for PerRow {
     }
 }
 
-const ORDINARY: Claim = Claim { rows: 1, evaluations: 50, urgency: Urgency::Ordinary };
+const ORDINARY: Claim = Claim { rows: 1, evaluations: 50, urgency: Urgency::Ordinary(0.0) };
 
 /// `samples` in flight of each of so many models, all of which fit one evaluation.
 fn busy(models: u64, samples: u64) -> Batcher {
@@ -66,7 +66,10 @@ fn plan_with_turnover(bencher: divan::Bencher, samples: u64) {
 fn plan_with_promises(bencher: divan::Bencher, samples: u64) {
     let mut batcher = Batcher::default();
     for sample in 0..samples {
-        let claim = Claim { urgency: Urgency::Promised(1.0 + 0.01 * sample as f64), ..ORDINARY };
+        let claim = Claim {
+            urgency: Urgency::Promised { due: 1.0 + 0.01 * sample as f64, from: f64::INFINITY },
+            ..ORDINARY
+        };
         batcher.join(ModelKey(sample % 2), SampleKey(sample), claim, 8);
     }
     bencher.bench_local(|| batcher.next(0.0, &PerRow));

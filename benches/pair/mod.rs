@@ -26,15 +26,15 @@ use understudy_models::{
     unet::{UNet2DConfig, UNet2DModel},
 };
 
-pub const TEACHER: &str = "fashion-mnist-teacher";
-pub const STUDENT: &str = "student";
+pub(crate) const TEACHER: &str = "fashion-mnist-teacher";
+pub(crate) const STUDENT: &str = "student";
 
 /// The server, on a runtime of its own as `understudy serve` has one.
-pub struct Server {
-    pub url: String,
-    pub teacher: Arc<Model>,
-    pub student: Arc<Model>,
-    pub metrics: Arc<Metrics>,
+pub(crate) struct Server {
+    pub(crate) url: String,
+    pub(crate) teacher: Arc<Model>,
+    pub(crate) student: Arc<Model>,
+    pub(crate) metrics: Arc<Metrics>,
     stop: oneshot::Sender<()>,
     runtime: tokio::runtime::Runtime,
     served: tokio::task::JoinHandle<std::io::Result<()>>,
@@ -42,7 +42,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn start(shadow_rate: f64) -> Self {
+    pub(crate) fn start(shadow_rate: f64) -> Self {
         let models = tempfile::tempdir().unwrap();
         let folder = models.path().to_owned();
         copy(&zoo().join(TEACHER), &folder.join(TEACHER));
@@ -87,31 +87,31 @@ impl Server {
         Self { url, teacher, student, metrics, stop, runtime, served, _models: models }
     }
 
-    pub fn stop(self) {
+    pub(crate) fn stop(self) {
         self.stop.send(()).unwrap();
         self.runtime.block_on(self.served).unwrap().unwrap();
     }
 }
 
 /// A request's status and body. Connections are kept by `agent`.
-pub fn post(agent: &ureq::Agent, url: &str, path: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn post(agent: &ureq::Agent, url: &str, path: &str, body: &Value) -> (u16, Value) {
     let mut response = agent.post(format!("{url}{path}")).send_json(body).unwrap();
     (response.status().as_u16(), response.body_mut().read_json().unwrap())
 }
 
 /// An agent for which 429 is an answer like any other.
-pub fn agent() -> ureq::Agent {
+pub(crate) fn agent() -> ureq::Agent {
     let config = ureq::Agent::config_builder().http_status_as_error(false);
     config.max_idle_connections_per_host(64).build().into()
 }
 
 /// Uniform in (0, 1): draw number `draw` of stream `seed`.
-pub fn uniform(seed: u64, draw: u64) -> f64 {
+pub(crate) fn uniform(seed: u64, draw: u64) -> f64 {
     (noise::uniform_u64(seed, draw) as f64 + 0.5) / 2f64.powi(64)
 }
 
 /// When so many Poisson arrivals come, in seconds from the start.
-pub fn arrivals(seed: u64, rate: f64, seconds: f64) -> Vec<f64> {
+pub(crate) fn arrivals(seed: u64, rate: f64, seconds: f64) -> Vec<f64> {
     let gaps = (0..).map(|draw| -uniform(seed, draw).ln() / rate);
     let times = gaps.scan(0.0, |now, gap| {
         *now += gap;
@@ -121,18 +121,18 @@ pub fn arrivals(seed: u64, rate: f64, seconds: f64) -> Vec<f64> {
 }
 
 /// The smallest of the sorted values that at least a share `level` of them do not exceed.
-pub fn quantile(sorted: &[f64], level: f64) -> f64 {
+pub(crate) fn quantile(sorted: &[f64], level: f64) -> f64 {
     let rank = (level * sorted.len() as f64).ceil() as usize;
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
-pub fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
+pub(crate) fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     values
 }
 
-pub fn verdict(met: bool) -> &'static str {
+pub(crate) fn verdict(met: bool) -> &'static str {
     if met { "target met" } else { "target MISSED" }
 }
 

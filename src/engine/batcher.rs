@@ -14,10 +14,10 @@
 //! one evaluation of the teacher, not for its fifty steps, and a model that waits is served after
 //! finitely many evaluations of the others.
 //!
-//! *A promise goes first when it must.* Some samples are promised by a certain time. When another
-//! evaluation by the first two rules would leave too little time for the promises, earliest first,
-//! those alone share the next one. Promises are only made where the first two rules would keep them
-//! (`handle.rs`), so this undoes what arrived later, and starves nobody.
+//! *A promise goes first when it must.* Some samples are promised by a certain time. When half of that
+//! time has passed, or another evaluation by the first two rules would leave too little for the
+//! promises, earliest first, those alone share the next one. Nobody starves: while a sample that nothing was promised about has
+//! been there for long, promises go in their turn.
 //!
 //! *Background work runs when nothing else does.*
 
@@ -56,10 +56,15 @@ pub struct Claim {
 /// When a sample must be done; seconds on the clock of whoever asks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Urgency {
-    /// By then.
-    Promised(f64),
-    /// In its turn.
-    Ordinary,
+    /// By `due`; it passes those that nothing was promised about at the latest when `from` has come.
+    Promised {
+        /// When it must be done.
+        due: f64,
+        /// When it takes precedence.
+        from: f64,
+    },
+    /// In its turn; it arrived then.
+    Ordinary(f64),
     /// Whenever nothing else is to do.
     Background,
 }
@@ -80,6 +85,9 @@ struct Lane {
 pub struct Batcher {
     lanes: BTreeMap<ModelKey, Lane>,
 }
+
+/// Ordinary samples let promises pass for so many seconds after they arrived.
+const PATIENCE_SECONDS: f64 = 30.0;
 
 /// What the planner must know of the future: seconds of an evaluation of so many rows.
 pub trait Costs {
@@ -190,9 +198,13 @@ impl Batcher {
 
     /// The third rule: the promises that `fair` would leave too little time for.
     fn urgent(&self, now: f64, fair: &Batch, costs: &impl Costs) -> Option<Batch> {
+        if self.oldest_ordinary().is_some_and(|since| since + PATIENCE_SECONDS < now) {
+            return None;
+        }
         let margin = costs.margin();
         let after = now + margin * costs.seconds(fair.model, fair.rows);
-        if after + margin * self.promised_seconds(costs) <= self.earliest_due()? {
+        let (due, from) = self.earliest_promise()?;
+        if after <= from && after + margin * self.promised_seconds(costs) <= due {
             return None;
         }
         // Those that cannot be kept any more hold nobody up.
@@ -220,7 +232,7 @@ impl Batcher {
             need += rows as f64 * per_row.get(model).copied().unwrap_or(0.0);
             (due, need)
         });
-        if needs.all(|(due, need)| after + need <= *due) {
+        if after <= from && needs.all(|(due, need)| after + need <= *due) {
             return None;
         }
 
@@ -229,11 +241,14 @@ impl Batcher {
         let (mut samples, mut rows) = (vec![first], claim.rows);
         let max_rows = self.lanes.get(&model)?.max_rows;
         for (i, (_, of, sample, other)) in promised.iter().enumerate().skip(1) {
+            if *of != model || rows + other.rows > max_rows {
+                break;
+            }
             let seconds = margin * costs.seconds(model, rows + other.rows);
             let all_in_time = promised[..=i]
                 .iter()
                 .all(|(due, _, _, claim)| now + seconds * claim.evaluations as f64 <= *due);
-            if *of != model || rows + other.rows > max_rows || !all_in_time {
+            if !all_in_time {
                 break;
             }
             samples.push(*sample);
@@ -252,9 +267,24 @@ impl Batcher {
         lanes.sum()
     }
 
-    fn earliest_due(&self) -> Option<f64> {
-        let claims = self.lanes.values().flat_map(Lane::promised);
-        claims.filter_map(|claim| claim.due()).min_by(f64::total_cmp)
+    fn oldest_ordinary(&self) -> Option<f64> {
+        let oldest = |lane: &Lane| {
+            lane.samples.values().find_map(|claim| match claim.urgency {
+                Urgency::Ordinary(since) => Some(since),
+                Urgency::Promised { .. } | Urgency::Background => None,
+            })
+        };
+        self.lanes.values().filter_map(oldest).min_by(f64::total_cmp)
+    }
+
+    /// The earliest time that anything is due, and that anything takes precedence.
+    fn earliest_promise(&self) -> Option<(f64, f64)> {
+        let promises =
+            self.lanes.values().flat_map(Lane::promised).filter_map(|claim| match claim.urgency {
+                Urgency::Promised { due, from } => Some((due, from)),
+                Urgency::Ordinary(_) | Urgency::Background => None,
+            });
+        promises.reduce(|(due, from), (d, f)| (due.min(d), from.min(f)))
     }
 
     /// The fourth rule.
@@ -290,8 +320,8 @@ fn prefix(model: ModelKey, claims: &BTreeMap<SampleKey, Claim>, max_rows: usize)
 impl Claim {
     fn due(&self) -> Option<f64> {
         match self.urgency {
-            Urgency::Promised(due) => Some(due),
-            Urgency::Ordinary | Urgency::Background => None,
+            Urgency::Promised { due, .. } => Some(due),
+            Urgency::Ordinary(_) | Urgency::Background => None,
         }
     }
 }

@@ -31,7 +31,7 @@ impl Costs for Second {
 }
 
 fn ordinary(rows: usize) -> Claim {
-    Claim { rows, evaluations: 10, urgency: Urgency::Ordinary }
+    Claim { rows, evaluations: 10, urgency: Urgency::Ordinary(0.0) }
 }
 
 /// A sample of the simulation.
@@ -194,7 +194,7 @@ fn a_promise_waits_its_turn_until_it_must_not() {
     let (one, other) = (ModelKey(1), ModelKey(2));
     let mut batcher = Batcher::default();
     batcher.join(one, SampleKey(0), ordinary(1), 1);
-    let urgency = Urgency::Promised(30.0);
+    let urgency = Urgency::Promised { due: 30.0, from: f64::INFINITY };
     batcher.join(one, SampleKey(1), Claim { rows: 1, evaluations: 4, urgency }, 1);
     batcher.join(other, SampleKey(2), ordinary(1), 1);
     let next = |batcher: &Batcher, now| batcher.next(now, &Second).unwrap().samples;
@@ -203,6 +203,15 @@ fn a_promise_waits_its_turn_until_it_must_not() {
     assert_eq!(next(&batcher, 25.5), [SampleKey(1)]);
     // A promise that cannot be kept any more is no reason to hold the others up.
     assert_eq!(next(&batcher, 26.5), [SampleKey(0)]);
+    // The others have let it pass for long enough.
+    let urgency = Urgency::Promised { due: 40.0, from: f64::INFINITY };
+    batcher.join(one, SampleKey(3), Claim { rows: 1, evaluations: 4, urgency }, 1);
+    assert_eq!(next(&batcher, 35.5), [SampleKey(0)]);
+    batcher.leave(one, SampleKey(0));
+    batcher.leave(other, SampleKey(2));
+    let late = Claim { urgency: Urgency::Ordinary(20.0), ..ordinary(1) };
+    batcher.join(other, SampleKey(4), late, 1);
+    assert_eq!(next(&batcher, 35.5), [SampleKey(3)]);
 }
 
 #[test]

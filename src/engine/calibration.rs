@@ -26,29 +26,37 @@ impl Quantile {
 
     /// The next number; NaN counts as one that does not exceed.
     pub(super) fn observe(&mut self, number: f64) {
-        let exceeded = if number > self.estimate { 1.0 } else { 0.0 };
+        self.step(number > self.estimate);
+    }
+
+    /// The same of a number that is only known to exceed the estimate or not.
+    pub(super) fn step(&mut self, exceeded: bool) {
+        let exceeded = if exceeded { 1.0 } else { 0.0 };
         self.estimate += self.gain * (exceeded - (1.0 - self.level));
     }
 }
 
-/// The share of promises that the margins are to keep.
+/// The share of promises that the margin is to keep.
 const KEPT: f64 = 0.995;
+/// The share of replies that are to take no longer than allowed for; the margin has the rest to answer for.
+const DELIVERED: f64 = 0.9;
 
 /// What admission adds to a prediction before it promises anything.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Calibration {
-    /// Of the logarithm of actual ÷ predicted seconds.
-    log_ratio: Quantile,
+    /// Of the logarithm of the factor that would have kept a promise; all that is known of that is whether
+    /// the promise was kept.
+    log_margin: Quantile,
     /// Of the seconds between the last image's pixels and the reply.
     delivery_seconds: Quantile,
 }
 
 impl Default for Calibration {
-    /// Before anything is known, a tenth more than predicted, and two milliseconds to the reply.
+    /// Before anything is known, a tenth more than predicted, and a millisecond to the reply.
     fn default() -> Self {
         Self {
-            log_ratio: Quantile::new(1.1f64.ln(), KEPT, 0.05),
-            delivery_seconds: Quantile::new(2e-3, KEPT, 1e-3),
+            log_margin: Quantile::new(1.1f64.ln(), KEPT, 0.05),
+            delivery_seconds: Quantile::new(1e-3, DELIVERED, 5e-4),
         }
     }
 }
@@ -56,7 +64,7 @@ impl Default for Calibration {
 impl Calibration {
     /// By how much predictions are taken to be too short; at least 1.
     pub(super) fn margin(&self) -> f64 {
-        self.log_ratio.estimate().exp().max(1.0)
+        self.log_margin.estimate().exp()
     }
 
     /// Seconds a reply takes once its images are made; at least 0.
@@ -64,9 +72,10 @@ impl Calibration {
         self.delivery_seconds.estimate().max(0.0)
     }
 
-    /// A promised sample took `ratio` times what was predicted.
-    pub(super) fn took(&mut self, ratio: f64) {
-        self.log_ratio.observe(ratio.ln());
+    /// A promise was kept or not.
+    pub(super) fn promised(&mut self, kept: bool) {
+        self.log_margin.step(!kept);
+        self.log_margin.estimate = self.log_margin.estimate.max(0.0);
     }
 
     /// A reply took so many seconds once its images were made.
@@ -117,8 +126,14 @@ mod tests {
     #[test]
     fn margins_never_make_promises_bolder_than_the_prediction() {
         let mut calibration = Calibration::default();
-        (0..100_000).for_each(|_| calibration.took(0.5));
+        (0..100_000).for_each(|_| calibration.promised(true));
         (0..100_000).for_each(|_| calibration.delivered(0.0));
-        assert_eq!((calibration.margin(), calibration.delivery_seconds()), (1.0, 0.0));
+        assert_eq!(calibration.margin(), 1.0);
+        assert!((0.0..1e-3).contains(&calibration.delivery_seconds()));
+        calibration.promised(false);
+        assert!(
+            calibration.margin() > 1.04,
+            "what was not needed for long is not held against a miss"
+        );
     }
 }

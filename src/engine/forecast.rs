@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn one_sample_takes_its_evaluations_after_the_one_under_way() {
         let mut batcher = Batcher::default();
-        batcher.join(ModelKey(0), SampleKey(0), claim(10, Urgency::Ordinary), 8);
+        batcher.join(ModelKey(0), SampleKey(0), claim(10, Urgency::Ordinary(0.0)), 8);
         let costs = Linear(vec![(0.0, 0.5)]);
         let alone = finishes(batcher.clone(), None, 100.0, &[SampleKey(0)], &costs);
         assert_eq!(alone[&SampleKey(0)], 105.0);
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn beyond_the_horizon_the_rest_is_added_up() {
         let mut batcher = Batcher::default();
-        batcher.join(ModelKey(0), SampleKey(0), claim(3 * HORIZON, Urgency::Ordinary), 8);
+        batcher.join(ModelKey(0), SampleKey(0), claim(3 * HORIZON, Urgency::Ordinary(0.0)), 8);
         let found = finishes(batcher, None, 0.0, &[SampleKey(0)], &Linear(vec![(0.0, 0.5)]));
         assert!((found[&SampleKey(0)] - 1.5 * HORIZON as f64).abs() < 1e-6);
     }
@@ -121,15 +121,15 @@ mod tests {
                 SampleKey(key)
             };
             for (model, evaluations) in early {
-                join(&mut batcher, model, evaluations, Urgency::Ordinary);
+                join(&mut batcher, model, evaluations, Urgency::Ordinary(0.0));
             }
             // As admission does: promised at what is foreseen when it has no precedence.
             let mut dues = BTreeMap::new();
             for (model, evaluations, slack) in promised {
                 let mut trial = batcher.clone();
-                let newest = join(&mut trial, model, evaluations, Urgency::Ordinary);
+                let newest = join(&mut trial, model, evaluations, Urgency::Ordinary(0.0));
                 let due = finishes(trial, None, 0.0, &[newest], &costs)[&newest] * slack + 2.0 * longest;
-                let own = Claim { rows: 1, evaluations, urgency: Urgency::Promised(due) };
+                let own = Claim { rows: 1, evaluations, urgency: Urgency::Promised { due, from: f64::INFINITY } };
                 batcher.join(ModelKey(model), newest, own, 4);
                 dues.insert(newest, due);
             }
@@ -139,7 +139,7 @@ mod tests {
             while !dues.is_empty() {
                 while late.last().is_some_and(|arrival| arrival.2 <= now) {
                     let (model, evaluations, _) = late.pop().unwrap();
-                    join(&mut batcher, model, evaluations, Urgency::Ordinary);
+                    join(&mut batcher, model, evaluations, Urgency::Ordinary(0.0));
                 }
                 let batch = batcher.next(now, &costs).unwrap();
                 let seconds = costs.seconds(batch.model, batch.rows);

@@ -165,9 +165,10 @@ impl Engine {
         done.await.unwrap_or_else(|_| Err("the device thread ended".into()))
     }
 
-    /// A reply with a deadline was ready so long after its last image was made.
-    pub fn delivered(&self, after: Duration) {
-        self.load.delivered(after);
+    /// A reply with a deadline was ready so long after its last image was made, and in time or not.
+    pub fn delivered(&self, after: Duration, in_time: bool) {
+        self.load.promised(in_time, Some(after));
+        self.metrics.prediction_margin.set(self.load.margins().0);
     }
 
     /// Refuses everything from now on; what is in flight goes on.
@@ -229,10 +230,13 @@ impl Engine {
             return Err(Rejected::DeadlineImpossible { predicted: alone, deadline });
         }
         let outlook = self.load.outlook(&newcomers);
-        let predicted = seconds(outlook.padded_seconds() + delivery);
+        let predicted = outlook.late_finish.saturating_add(seconds(delivery));
         if predicted > deadline {
             let retry_after = predicted - deadline;
             return Err(Rejected::DeadlineQueue { predicted, deadline, retry_after });
+        }
+        if outlook.breaks_promises {
+            return Err(Rejected::DeadlineOthers { retry_after: alone });
         }
         Ok(Some(outlook))
     }

@@ -251,6 +251,12 @@ pub enum Rejected {
         /// When the queue is predicted to be short enough.
         retry_after: Duration,
     },
+    /// The deadline could be met only by missing others that were accepted.
+    #[error("the time that this deadline leaves has been promised to other requests")]
+    DeadlineOthers {
+        /// How long the request takes alone, after which there may be room.
+        retry_after: Duration,
+    },
     /// Not even an idle server could meet the deadline.
     #[error("even an idle server needs {predicted:?}, more than the deadline of {deadline:?}")]
     DeadlineImpossible {
@@ -267,7 +273,10 @@ pub enum Rejected {
 impl Rejected {
     /// Whether the same request can be admitted once the queue is shorter.
     pub fn passes(&self) -> bool {
-        matches!(self, Self::QueueFull { .. } | Self::DeadlineQueue { .. })
+        matches!(
+            self,
+            Self::QueueFull { .. } | Self::DeadlineQueue { .. } | Self::DeadlineOthers { .. }
+        )
     }
 
     /// The predicted time that missed the deadline.
@@ -276,7 +285,7 @@ impl Rejected {
             Self::DeadlineQueue { predicted, .. } | Self::DeadlineImpossible { predicted, .. } => {
                 Some(*predicted)
             }
-            Self::QueueFull { .. } | Self::Draining => None,
+            Self::QueueFull { .. } | Self::DeadlineOthers { .. } | Self::Draining => None,
         }
     }
 
@@ -285,6 +294,7 @@ impl Rejected {
         match self {
             Self::QueueFull { .. } => "queue_full",
             Self::DeadlineQueue { .. } => "deadline_queue",
+            Self::DeadlineOthers { .. } => "deadline_others",
             Self::DeadlineImpossible { .. } => "deadline_impossible",
             Self::Draining => "draining",
         }

@@ -43,6 +43,8 @@ struct Loaded {
 #[derive(Debug, Clone, Copy)]
 struct Promise {
     admitted: f64,
+    /// When its pixels must be there.
+    due: f64,
     /// When it was predicted to be done; later arrivals move it by what they are predicted to add.
     finish: f64,
 }
@@ -74,7 +76,10 @@ pub(super) struct Outlook {
     /// What they add to the promises that were made before.
     delays: BTreeMap<SampleKey, f64>,
     now: f64,
-    margin: f64,
+    /// When the last newcomer is done if every evaluation takes longer by the margin.
+    pub(super) late_finish: Duration,
+    /// Whether an earlier promise is broken then which is kept without them.
+    pub(super) breaks_promises: bool,
 }
 
 impl Default for Load {
@@ -87,33 +92,57 @@ impl Load {
     /// Foretells what happens when these join now.
     pub(super) fn outlook(&self, newcomers: &[Newcomer]) -> Outlook {
         let now = self.seconds(Instant::now());
-        let (mut batcher, running, costs, promises, next_key) = {
+        let (before, running, costs, promises, first, delivery) = {
             let state = self.lock();
-            let costs = state.costs(newcomers);
-            let running = state.running.clone().map(|running| {
+            let promises: Vec<(SampleKey, f64)> =
+                state.promises.iter().map(|(&key, promise)| (key, promise.due)).collect();
+            let delivery = state.calibration.delivery_seconds();
+            let (batcher, running) = (state.batcher.clone(), state.running.clone());
+            (batcher, running, state.costs(newcomers), promises, state.next_key, delivery)
+        };
+        let new: Vec<_> = (first..).take(newcomers.len()).map(SampleKey).collect();
+        let mut after = before.clone();
+        for (newcomer, &key) in newcomers.iter().zip(&new) {
+            let claim = newcomer.claim(self.urgency(newcomer, now, delivery));
+            after.join(newcomer.model.key, key, claim, newcomer.model.max_rows());
+        }
+        let old: Vec<_> = promises.iter().map(|(key, _)| *key).collect();
+        let all: Vec<_> = old.iter().chain(&new).copied().collect();
+        // Playing forward is what admission costs, so it is done only as far as somebody asks.
+        let play = |batcher: &Batcher, watched: &[SampleKey], costs: &Known| {
+            let running = running.clone().map(|running| {
                 let seconds = costs.seconds(running.batch.model, running.batch.rows);
                 (running.batch, running.began + seconds)
             });
-            let promises: Vec<SampleKey> = state.promises.keys().copied().collect();
-            (state.batcher.clone(), running, costs, promises, state.next_key)
+            finishes(batcher.clone(), running, now, watched, costs)
         };
-        let keys: Vec<_> = (next_key..).take(newcomers.len()).map(SampleKey).collect();
-        let before = finishes(batcher.clone(), running.clone(), now, &promises, &costs);
-        for (newcomer, &key) in newcomers.iter().zip(&keys) {
-            // Without precedence: promises are made only where they are kept in their turn.
-            let claim = newcomer.claim(Urgency::Ordinary);
-            batcher.join(newcomer.model.key, key, claim, newcomer.model.max_rows());
-        }
-        let watched: Vec<_> = promises.iter().chain(&keys).copied().collect();
-        let after = finishes(batcher, running, now, &watched, &costs);
+        let likely = (play(&before, &old, &costs), play(&after, &all, &costs));
+        let slow = costs.padded();
+        let late = (play(&before, &old, &slow), play(&after, &all, &slow));
+        let by = |at: &BTreeMap<SampleKey, f64>, key: &SampleKey| {
+            at.get(key).copied().unwrap_or(f64::INFINITY)
+        };
+        let last = new.iter().map(|key| by(&late.1, key)).fold(now, f64::max);
         Outlook {
-            finishes: keys.iter().filter_map(|key| after.get(key).copied()).collect(),
-            delays: before
-                .into_iter()
-                .filter_map(|(key, at)| Some((key, after.get(&key)? - at)))
-                .collect(),
+            finishes: new.iter().map(|key| by(&likely.1, key)).collect(),
+            delays: old.iter().map(|k| (*k, by(&likely.1, k) - by(&likely.0, k))).collect(),
             now,
-            margin: costs.margin,
+            late_finish: seconds(last - now),
+            breaks_promises: promises
+                .iter()
+                .any(|(key, due)| by(&late.0, key) <= *due && *due < by(&late.1, key)),
+        }
+    }
+
+    /// How a newcomer that joins at `now` ranks.
+    fn urgency(&self, newcomer: &Newcomer, now: f64, delivery: f64) -> Urgency {
+        match newcomer.deadline {
+            Some(deadline) => {
+                let due = self.seconds(deadline) - delivery;
+                Urgency::Promised { due, from: now + (due - now) * ALONE_FROM }
+            }
+            None if newcomer.background => Urgency::Background,
+            None => Urgency::Ordinary(now),
         }
     }
 
@@ -141,18 +170,14 @@ impl Load {
         state.next_key += newcomers.len() as u64;
         let delivery = state.calibration.delivery_seconds();
         for (i, (newcomer, &key)) in newcomers.iter().zip(&keys).enumerate() {
-            let urgency = match newcomer.deadline {
-                Some(deadline) => Urgency::Promised(self.seconds(deadline) - delivery),
-                None if newcomer.background => Urgency::Background,
-                None => Urgency::Ordinary,
-            };
+            let urgency = self.urgency(newcomer, admitted, delivery);
             let (model, claim) = (&newcomer.model, newcomer.claim(urgency));
             state.batcher.join(model.key, key, claim, model.max_rows());
             let loaded = state.models.entry(model.key);
             loaded.or_insert_with(|| Loaded { model: Arc::clone(model), samples: 0 }).samples += 1;
             let finish = outlook.and_then(|outlook| outlook.finishes.get(i)).copied();
-            if let (Urgency::Promised(_), Some(finish)) = (urgency, finish) {
-                state.promises.insert(key, Promise { admitted, finish });
+            if let (Urgency::Promised { due, .. }, Some(finish)) = (urgency, finish) {
+                state.promises.insert(key, Promise { admitted, due, finish });
             }
         }
         for (key, delay) in outlook.iter().flat_map(|outlook| &outlook.delays) {
@@ -199,14 +224,16 @@ impl Load {
         }
         let promise = state.promises.remove(&sample).filter(|_| done_or_late)?;
         let predicted = promise.finish - promise.admitted;
-        let ratio = (predicted > 0.0).then(|| (now - promise.admitted) / predicted)?;
-        state.calibration.took(ratio);
-        Some(ratio)
+        (predicted > 0.0).then(|| (now - promise.admitted) / predicted)
     }
 
-    /// A reply that was promised took so long once its images were made.
-    pub(super) fn delivered(&self, after: Duration) {
-        self.lock().calibration.delivered(after.as_secs_f64());
+    /// A promise was kept, its reply ready so long after its images were made; or, without that, not.
+    pub(super) fn promised(&self, kept: bool, delivery: Option<Duration>) {
+        let calibration = &mut self.lock().calibration;
+        calibration.promised(kept);
+        if let Some(delivery) = delivery {
+            calibration.delivered(delivery.as_secs_f64());
+        }
     }
 
     /// Whether no client waits for anything.
@@ -247,19 +274,35 @@ impl State {
         Known {
             models: here.chain(new).map(|model| (model.key, Arc::clone(model))).collect(),
             margin: self.calibration.margin(),
+            factor: 1.0,
         }
     }
 }
 
+/// Promises take precedence once this part of their time has passed: what is left to the last moment has
+/// nothing to make up for a hiccup with.
+const ALONE_FROM: f64 = 0.5;
+
 /// What the models' cost models say now.
+#[derive(Clone)]
 struct Known {
     models: BTreeMap<ModelKey, Arc<Model>>,
     margin: f64,
+    /// What every cost is multiplied by.
+    factor: f64,
+}
+
+impl Known {
+    /// The costs when every evaluation takes longer by the margin.
+    fn padded(&self) -> Self {
+        Self { margin: 1.0, factor: self.factor * self.margin, ..self.clone() }
+    }
 }
 
 impl Costs for Known {
     fn seconds(&self, model: ModelKey, rows: usize) -> f64 {
-        self.models.get(&model).map_or(0.0, |model| model.evaluation_seconds(rows))
+        let model = self.models.get(&model);
+        model.map_or(0.0, |model| model.evaluation_seconds(rows)) * self.factor
     }
 
     fn margin(&self) -> f64 {
@@ -276,13 +319,7 @@ impl Newcomer {
 impl Outlook {
     /// Time until the last newcomer is done.
     pub(super) fn predicted(&self) -> Duration {
-        seconds(self.padded_seconds() / self.margin)
-    }
-
-    /// Seconds until then, the margin included.
-    pub(super) fn padded_seconds(&self) -> f64 {
-        let last = self.finishes.iter().copied().fold(self.now, f64::max);
-        (last - self.now) * self.margin
+        seconds(self.finishes.iter().copied().fold(self.now, f64::max) - self.now)
     }
 }
 

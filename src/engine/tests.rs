@@ -235,14 +235,21 @@ fn a_deadline_is_judged_at_admission_and_kept_while_running() {
         GenerateRequest { deadline: within(Duration::from_secs(3)), ..f.request(&[1]) };
     assert!(matches!(f.engine.generate(impossible), Err(Rejected::DeadlineImpossible { .. })));
 
-    let queued = f.engine.generate(f.request(&[1, 2])).unwrap();
-    let late = GenerateRequest { deadline: within(Duration::from_secs(6)), ..f.request(&[1]) };
-    match f.engine.generate(late) {
+    // Two after each other take eight seconds, and a tenth more.
+    let with = |seconds, classes: &[u32]| GenerateRequest {
+        deadline: within(Duration::from_secs(seconds)),
+        ..f.request(classes)
+    };
+    let queued = f.engine.generate(with(10, &[1, 2])).unwrap();
+    match f.engine.generate(with(11, &[1])) {
         Err(Rejected::DeadlineQueue { retry_after, .. }) => {
-            assert!(retry_after > Duration::from_secs(3), "{retry_after:?}");
+            assert!(retry_after > Duration::from_secs(1), "{retry_after:?}");
         }
         other => panic!("{other:?}"),
     }
+    // It would be in time if the others were not.
+    let refused = f.engine.generate(with(6, &[1]));
+    assert!(matches!(refused, Err(Rejected::DeadlineOthers { .. })), "{refused:?}");
     f.go(2 * STEPS);
     assert_eq!(completed(&all(queued)), 2);
 }

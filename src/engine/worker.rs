@@ -98,6 +98,7 @@ impl Worker {
                 let failure = sample.expired(now).filter(|_| !sample.abandoned());
                 self.leave(key, &sample, failure.as_ref().map_or("disconnect", Failure::reason));
                 if let Some(failure) = failure {
+                    self.load.promised(false, None);
                     sample.finish(|index| Event::Failed { index, failure });
                 }
             }
@@ -226,7 +227,6 @@ impl Worker {
         }
         if let Some(ratio) = self.load.left(sample.model.key, key, done_or_late) {
             self.metrics.prediction_ratio.with_label_values(label).observe(ratio);
-            self.metrics.prediction_margin.set(self.load.margins().0);
         }
     }
 }

@@ -150,6 +150,14 @@ impl From<Rejected> for Problem {
                     .at("deadline_ms")
                     .retry_after(retry_after)
             }
+            Rejected::DeadlineOthers { retry_after } => {
+                let message = format!(
+                    "`deadline_ms` is too short now: {rejected}; raise it, or wait Retry-After"
+                );
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "deadline_unreachable", message)
+                    .at("deadline_ms")
+                    .retry_after(retry_after)
+            }
             Rejected::DeadlineImpossible { predicted, deadline } => {
                 let remedy = " even on an idle server; raise it, ask for fewer images or steps, or use a faster model";
                 let message = late(predicted, deadline, remedy);

@@ -172,8 +172,8 @@ impl Finished {
 
     /// Counts its time, now that its reply is ready.
     pub(super) fn observe(&self, app: &App) {
-        if let (Some(made), Some(_)) = (self.made, self.plan.request.deadline) {
-            app.engine.delivered(made.elapsed());
+        if let (Some(made), Some(deadline)) = (self.made, self.plan.request.deadline) {
+            app.engine.delivered(made.elapsed(), Instant::now() <= deadline);
         }
         let duration = app.metrics.request_duration.with_label_values(&[self.model()]);
         duration.observe(self.timings.total_ms / 1e3);

@@ -47,8 +47,15 @@ async fn it_waits_for_clients_and_takes_none_of_their_places() {
     drop((one, two));
     server.until("compared", |server| outcomes(server, "compared") == 1).await;
 
+    let left = |server: &Server| {
+        let of = |gauge: &prometheus::IntGaugeVec| gauge.with_label_values(&[PLAIN]).get();
+        of(&server.metrics.samples_running) + of(&server.metrics.samples_waiting)
+    };
+    server.until("gone", |server| left(server) == 0).await;
+
     // While clients have the device none begins.
     let busy = endless().await.unwrap();
+    assert!(busy.status().is_success());
     let reply = server.generate(json!({"model": STUDENT, "num_inference_steps": 1})).await;
     assert_eq!(reply.status, 200);
     server.until("busy", |server| outcomes(server, "busy") == 1).await;

@@ -210,7 +210,7 @@ pub(in crate::http) enum RoutingReason {
     NoDeadline,
     /// The teacher: it was predicted to meet the deadline.
     TeacherInTime,
-    /// The student: the teacher was predicted to miss the deadline.
+    /// The student: the teacher was predicted to miss the deadline, or to make others miss theirs.
     TeacherTooLate,
 }
 
