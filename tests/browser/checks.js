@@ -161,7 +161,7 @@ export async function the_keyboard_alone_does_everything(world) {
       const focus = await page.evaluate(() => {
         const at = document.activeElement;
         const outlined = at.closest(".views label, .swipe")?.querySelector("span") ?? at;
-        const style = getComputedStyle(outlined.matches(".divider") ? outlined : outlined, outlined.matches(".divider") ? "::after" : null);
+        const style = getComputedStyle(outlined, outlined.matches(".divider") ? "::after" : null);
         return { id: at.id || at.value || at.className || at.textContent, outline: parseFloat(style.outlineWidth), name: at.tagName };
       });
       assert(focus.outline >= 2, `${focus.name} ${focus.id} shows its focus`);
