@@ -70,7 +70,8 @@ function offer(models) {
   if (second) {
     student.offer(models, second.id);
   } else {
-    byId("lede").textContent = `Only ${first.id} is served, so there is nothing to compare it with. It draws alone; put a student beside it in the folder of --models to see both.`;
+    byId("title").textContent = "Nothing to compare yet.";
+    byId("lede").textContent = `Only ${first.id} is served, and it draws alone. Put a student beside it in the folder of --models to see both.`;
   }
   exclude();
   classes();
@@ -150,12 +151,13 @@ async function compare(body, signal) {
 }
 
 async function draw(body, signal) {
-  let left = body.n;
+  const timings = [];
   const isFinal = ({ type }) => type === "image_generation.completed";
   const events = stream("/v1/images/generations", body, signal);
-  for await (const event of whole(events, (event) => isFinal(event) && --left === 0)) {
+  for await (const event of whole(events, () => timings.length === body.n)) {
     finish(teacher, event, isFinal(event));
-    if (isFinal(event)) result.alone(event.timings);
+    if (isFinal(event)) timings.push(event.timings);
+    if (timings.length === body.n) result.alone(timings);
   }
 }
 

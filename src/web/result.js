@@ -38,13 +38,14 @@ export function show({ speedup, psnr_db, ssim, shared_noise, timings }, [teacher
   return `Speed-up ${times(speedup.device)} times by device time. PSNR ${spread(psnr_db, 1, " decibels")}.`;
 }
 
-/** Shows where the time of a model that ran alone went. */
-export function alone({ device_ms, queue_ms, network_evaluations, mean_batch }) {
+/** Shows where the time of a model that ran alone went, from the timings of each of its images. */
+export function alone(timings) {
+  const sum = (field) => timings.reduce((sum, image) => sum + image[field], 0);
   facts([
-    ["Device time", duration(device_ms)],
-    ["Waited", duration(queue_ms)],
-    ["Evaluations each", network_evaluations],
-    ["Mean batch", mean_batch.toFixed(1)],
+    ["Device time", duration(sum("device_ms"))],
+    ["Waited at most", duration(Math.max(...timings.map(({ queue_ms }) => queue_ms)))],
+    ["Evaluations each", timings[0].network_evaluations],
+    ["Mean batch", (sum("mean_batch") / timings.length).toFixed(1)],
   ]);
 }
 

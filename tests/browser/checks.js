@@ -161,7 +161,7 @@ export async function the_keyboard_alone_does_everything(world) {
       const focus = await page.evaluate(() => {
         const at = document.activeElement;
         const outlined = at.closest(".views label, .swipe")?.querySelector("span") ?? at;
-        const style = getComputedStyle(outlined.matches(".divider") ? outlined : outlined, outlined.matches(".divider") ? "::after" : null);
+        const style = getComputedStyle(outlined, outlined.matches(".divider") ? "::after" : null);
         return { id: at.id || at.value || at.className || at.textContent, outline: parseFloat(style.outlineWidth), name: at.tagName };
       });
       assert(focus.outline >= 2, `${focus.name} ${focus.id} shows its focus`);
@@ -390,6 +390,7 @@ export async function a_model_without_a_student_draws_alone(world) {
   const server = await world.start("lone");
   const page = await world.open({ base: server.base });
   assert.match(await text(page, "#lede"), /^Only clothes-teacher is served/);
+  assert.equal(await text(page, "h1"), "Nothing to compare yet.");
   assert(!(await page.locator(".student .board").isVisible()));
   await page.selectOption("#count", "4");
   await page.getByRole("button", { name: "Draw" }).click();
