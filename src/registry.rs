@@ -125,7 +125,15 @@ impl Registry {
         })?;
         let ids = listing
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|id| servable_id(id) && is_model(&settings.folder.join(id)));
+            .filter(|id| is_model(&settings.folder.join(id)))
+            .filter(|id| {
+                let servable = servable_id(id);
+                if !servable {
+                    let problem = "not served: its name is reserved, or has other characters than letters, digits, `.`, `_` and `-`; rename it";
+                    tracing::warn!(folder = id, "{problem}");
+                }
+                servable
+            });
         // Loading, until `load_all` has been through them: the server is not ready before.
         let entry = Entry { loading: true, ..Entry::default() };
         let named = settings.default_id();
