@@ -153,10 +153,13 @@ fn feature_network(args: &EvaluateArgs) -> Result<Box<dyn FeatureNetwork>, Strin
         folder => PathBuf::from(folder),
     };
     if !folder.is_dir() {
-        return Err(format!(
-            "--features {}: use judge, inception or a judge's folder",
-            args.features
-        ));
+        let features = &args.features;
+        return Err(match features.as_str() {
+            "judge" => "--features judge: no judge is bundled; make one with `understudy \
+                        train-judge` and name its folder, or use inception with --weights"
+                .into(),
+            _ => format!("--features {features}: use judge, inception or a judge's folder"),
+        });
     }
     Ok(Box::new(Judge::open(&folder).map_err(sentence)?))
 }
