@@ -59,7 +59,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (folder, config) = (PathBuf::from(&arguments[0]), Path::new(&arguments[1]));
     let batch = arguments.get(2).map_or(64, |batch| batch.parse().unwrap());
-    let teacher = Teacher::open(&folder, "teacher".into()).unwrap();
+    let teacher = Teacher::open(&folder, "teacher".into(), DType::F32).unwrap();
     let student = Student::new(Candidate::open(config).unwrap(), &teacher, None, 0).unwrap();
 
     let learned = teacher.learned_variance();
@@ -76,8 +76,13 @@ fn main() {
     while pool.prepare().unwrap().is_some() {}
     let parameters = Parameters::new(student.weights.clone()).unwrap();
     let kind = teacher.schedule.prediction_type();
-    let optimizer =
-        Settings { learning_rate: 1e-4, warmup_steps: 1, weight_decay: 0.0, clip_norm: 1.0 };
+    let optimizer = Settings {
+        learning_rate: 1e-4,
+        warmup_steps: 1,
+        decay_steps: None,
+        weight_decay: 0.0,
+        clip_norm: 1.0,
+    };
     let mut average = Average::new(&parameters, 0.999).unwrap();
     let mut learner = Learner {
         network: student.config.load(parameters.tensors(), DType::F32, &Device::Cpu).unwrap(),

@@ -17,6 +17,9 @@ pub struct Settings {
     pub learning_rate: f64,
     /// Iterations over which the learning rate rises from nothing, linearly.
     pub warmup_steps: u64,
+    /// The iteration, counted from the first, at which it has fallen to nothing again, along half a cosine
+    /// (Loshchilov & Hutter 2017, Equation 5, without restarts); constant without.
+    pub decay_steps: Option<u64>,
     /// Decoupled weight decay, times the learning rate.
     pub weight_decay: f64,
     /// The largest norm of all gradients together; larger ones are scaled down to it.
@@ -104,8 +107,14 @@ impl AdamW {
 
     /// The learning rate of the next step.
     pub fn learning_rate(&self) -> f64 {
-        let Settings { learning_rate, warmup_steps, .. } = self.settings;
-        learning_rate * ((self.steps + 1) as f64 / warmup_steps.max(1) as f64).min(1.0)
+        let Settings { learning_rate, warmup_steps, decay_steps, .. } = self.settings;
+        let risen = ((self.steps + 1) as f64 / warmup_steps.max(1) as f64).min(1.0);
+        let kept = decay_steps.map_or(1.0, |end| {
+            let past = self.steps.saturating_sub(warmup_steps) as f64;
+            let part = past / end.saturating_sub(warmup_steps).max(1) as f64;
+            0.5 * (1.0 + (std::f64::consts::PI * part.min(1.0)).cos())
+        });
+        learning_rate * risen * kept
     }
 
     /// Changes every parameter that has a gradient, and gives the gradients' norm before clipping.

@@ -8,8 +8,13 @@ use understudy_distill::checkpoint::Snapshot;
 use understudy_distill::optimizer::{AdamW, Gradients, Settings};
 use understudy_distill::parameters::Parameters;
 
-const SETTINGS: Settings =
-    Settings { learning_rate: 1e-2, warmup_steps: 5, weight_decay: 0.1, clip_norm: 2.0 };
+const SETTINGS: Settings = Settings {
+    learning_rate: 1e-2,
+    warmup_steps: 5,
+    decay_steps: None,
+    weight_decay: 0.1,
+    clip_norm: 2.0,
+};
 
 #[test]
 fn twelve_steps_are_pytorchs_and_can_be_interrupted() {
@@ -43,5 +48,24 @@ fn twelve_steps_are_pytorchs_and_can_be_interrupted() {
             let error: f32 = error.max_all().unwrap().to_scalar().unwrap();
             assert!(error < 1e-6, "step {step}, {name}: {error}");
         }
+    }
+}
+
+/// What diffusers' `get_cosine_schedule_with_warmup(optimizer, 4, 10)` gives after its warm-up, whose first
+/// step is not lost here.
+#[test]
+fn the_learning_rate_falls_along_diffusers_cosine() {
+    const COSINE: [f64; 6] = [1.0, 0.933_012_701_9, 0.75, 0.5, 0.25, 0.066_987_298_1];
+    let settings = Settings { warmup_steps: 4, decay_steps: Some(10), ..SETTINGS };
+    let zero = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap();
+    let parameters = Parameters::new([("a".to_owned(), zero)]).unwrap();
+    let mut optimizer = AdamW::new(&parameters, settings);
+    let expected = [0.25, 0.5, 0.75, 1.0].into_iter().chain(COSINE).chain([0.0]);
+    for (step, expected) in expected.enumerate() {
+        let rate = optimizer.learning_rate() / settings.learning_rate;
+        assert!((rate - expected).abs() < 1e-9, "step {step}: {rate}, not {expected}");
+        let mut loss = parameters.iter().next().unwrap().1.sum_all().unwrap().backward().unwrap();
+        let gradients = Gradients::take(&parameters, &mut loss).unwrap();
+        optimizer.step(&parameters, &gradients).unwrap();
     }
 }

@@ -35,6 +35,8 @@ use super::{compute::Compute, progress::TrainingProgress, training::TrainingArgs
 /// The teacher draws the noisy images itself (DKDM, CVPR 2025). The result is a model folder at --out,
 /// which `understudy serve` and diffusers read. Interrupted, the same command goes on from the last
 /// checkpoint, as if it had not been.
+///
+/// --dtype is what the teacher is evaluated in; the student learns in f32.
 #[derive(Debug, clap::Args)]
 pub(super) struct DistillArgs {
     /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).
@@ -301,7 +303,7 @@ fn open_teacher(args: &DistillArgs) -> Result<Teacher, String> {
         true => hub::id_of(&args.teacher),
         false => folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    Teacher::open(&folder, name).map_err(explain)
+    Teacher::open(&folder, name, args.compute.dtype()?).map_err(explain)
 }
 
 fn prediction(args: &DistillArgs) -> Result<Option<PredictionType>, String> {
@@ -322,6 +324,7 @@ fn identity(args: &DistillArgs, teacher: &Teacher, student: &Student) -> Map<Str
     identity.insert("walk_steps".into(), args.walk_steps.into());
     identity.insert("walk_sampler".into(), args.walk_sampler.clone().into());
     identity.insert("teacher_sha256".into(), teacher.hash.clone().into());
+    identity.insert("teacher_dtype".into(), teacher.network().dtype().as_str().into());
     identity.insert("prediction".into(), student.schedule.prediction_type().name().into());
     identity.insert("student_network".into(), student.config.to_json());
     identity

@@ -5,7 +5,6 @@ use std::{
     time::Instant,
 };
 
-use candle_core::DType;
 use serde_json::{Map, Value, json};
 use understudy_distill::{
     data::Images,
@@ -190,9 +189,9 @@ impl Source {
         let explain = |error| format!("--model {model}: {error}");
         let models = models_folder(args.models.as_deref())?;
         let folder = hub::resolve(model, &models).map_err(explain)?;
-        let device = args.compute.device()?;
+        let (device, dtype) = (args.compute.device()?, args.compute.dtype()?);
         let loaded = ModelFolder::open(&folder)
-            .and_then(|folder| folder.load(DType::F32, &device))
+            .and_then(|folder| folder.load(dtype, &device))
             .map_err(explain)?;
         let geometry = loaded.network.geometry();
         let shape = (geometry.in_channels, geometry.height, geometry.width);
@@ -244,8 +243,9 @@ impl Source {
     fn describe(&self, args: &EvaluateArgs) -> Map<String, Value> {
         let description = match self {
             Self::Images(_) => json!({ "images": args.samples.as_deref().map(file_name) }),
-            Self::Model { id, .. } => json!({
+            Self::Model { id, loaded, .. } => json!({
                 "model": id,
+                "dtype": loaded.network.dtype().as_str(),
                 "scheduler": args.scheduler,
                 "num_inference_steps": args.steps,
                 "seed": args.seed,

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use serde_json::{Map, Value, json};
 use understudy_distill::{
     data::Images,
@@ -58,6 +59,12 @@ pub(super) struct TrainArgs {
 pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
     args.compute.for_training()?;
+    if args.compute.dtype()? != DType::F32 {
+        return Err(format!(
+            "--dtype {}: weights are trained in f32; use auto",
+            args.compute.dtype
+        ));
+    }
     guard::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings()?;
     let student = match (&args.init, &args.config) {

@@ -2,6 +2,7 @@
 
 use std::num::{NonZeroU32, NonZeroU64};
 
+use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use understudy_distill::train;
 
@@ -17,12 +18,16 @@ pub(super) struct TrainingArgs {
     /// Parts a batch is cut into, so that memory for one part is enough.
     #[arg(long, value_name = "PARTS", default_value_t = NonZeroU32::MIN)]
     pub(super) accumulate: NonZeroU32,
-    /// Learning rate of AdamW, constant after the warm-up.
+    /// Learning rate of AdamW after the warm-up.
     #[arg(long, default_value_t = 2e-4)]
     pub(super) learning_rate: f64,
     /// Steps over which the learning rate rises from nothing.
     #[arg(long, default_value_t = 200)]
     pub(super) warmup_steps: u64,
+    /// After the warm-up the learning rate stays (constant, as in the paper), or falls to nothing over
+    /// --steps (cosine), which gives cleaner images for the same steps.
+    #[arg(long, value_enum, default_value_t = LearningRateSchedule::Constant)]
+    pub(super) learning_rate_schedule: LearningRateSchedule,
     /// Decoupled weight decay.
     #[arg(long, default_value_t = 0.0)]
     pub(super) weight_decay: f64,
@@ -43,7 +48,17 @@ pub(super) struct TrainingArgs {
     pub(super) sample_every: u64,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum LearningRateSchedule {
+    Constant,
+    Cosine,
+}
+
 impl TrainingArgs {
+    fn decay_steps(&self) -> Option<u64> {
+        (self.learning_rate_schedule == LearningRateSchedule::Cosine).then(|| self.steps.get())
+    }
+
     /// The settings of the loop.
     ///
     /// # Errors
@@ -76,6 +91,7 @@ impl TrainingArgs {
             optimizer: understudy_distill::optimizer::Settings {
                 learning_rate: self.learning_rate,
                 warmup_steps: self.warmup_steps,
+                decay_steps: self.decay_steps(),
                 weight_decay: self.weight_decay,
                 clip_norm: self.clip_norm,
             },
@@ -89,7 +105,8 @@ impl TrainingArgs {
     pub(super) fn identity(&self) -> Map<String, Value> {
         let identity = json!({
             "batch": self.batch, "accumulate": self.accumulate, "learning_rate": self.learning_rate,
-            "warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay,
+            "warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps(),
+            "weight_decay": self.weight_decay,
             "clip_norm": self.clip_norm, "ema": self.ema, "seed": self.seed,
         });
         identity.as_object().cloned().unwrap_or_default()

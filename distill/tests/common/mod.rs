@@ -59,14 +59,19 @@ pub(crate) fn folder(
 
 pub(crate) fn teacher(home: &Path) -> Teacher {
     let path = folder(home, "teacher", &network(16, &json!({})), &schedule(&json!({})));
-    Teacher::open(&path, "teacher".into()).unwrap()
+    Teacher::open(&path, "teacher".into(), candle_core::DType::F32).unwrap()
 }
 
 /// A teacher that learns its variance.
 pub(crate) fn learned_teacher(home: &Path) -> Teacher {
     let network = network(16, &json!({"out_channels": 2}));
     let schedule = schedule(&json!({"variance_type": "learned_range"}));
-    Teacher::open(&folder(home, "learned", &network, &schedule), "learned".into()).unwrap()
+    Teacher::open(
+        &folder(home, "learned", &network, &schedule),
+        "learned".into(),
+        candle_core::DType::F32,
+    )
+    .unwrap()
 }
 
 pub(crate) fn pool<'a>(
@@ -112,6 +117,7 @@ pub(crate) fn settings(steps: u64) -> Settings {
         optimizer: optimizer::Settings {
             learning_rate: 1e-3,
             warmup_steps: 3,
+            decay_steps: None,
             weight_decay: 0.01,
             clip_norm: 1.0,
         },
