@@ -8,6 +8,7 @@ use std::fs;
 
 use common::{learned_teacher, network, pool, schedule, teacher};
 use serde_json::json;
+use understudy_distill::checkpoint::Snapshot;
 use understudy_distill::data::Images;
 use understudy_distill::generate::{Classes, Sampling};
 use understudy_distill::lesson::Curriculum;
@@ -90,6 +91,44 @@ fn orders_spread_times_as_the_paper_says() {
     }
     let dynamic = times(Order::Dynamic { rho: 1.0 });
     assert!(dynamic.iter().any(|times| distinct(times) > 2));
+}
+
+/// A kill while the teacher still fills the pool, in memory or in a file.
+#[test]
+fn an_interrupted_filling_ends_in_the_same_pool() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path());
+    let order = Order::Dynamic { rho: 2.0 };
+    let lessons = |pool: &mut Pool<'_>| {
+        let lesson = |step| {
+            let lesson = pool.lesson(step).unwrap();
+            let values: Vec<f32> = lesson.x.flatten_all().unwrap().to_vec1().unwrap();
+            (values, lesson.timesteps, lesson.seeds)
+        };
+        (1..20).map(lesson).collect::<Vec<_>>()
+    };
+    let mut whole = pool(&teacher, order, 20, None);
+    fill(&mut whole);
+    let expected = lessons(&mut whole);
+    for file in [None, Some(home.path().join("pool"))] {
+        let mut begun = pool(&teacher, order, 20, file.clone());
+        for _ in 0..7 {
+            assert!(begun.prepare().unwrap().is_some());
+        }
+        let mut snapshot = Snapshot::default();
+        begun.save(&mut snapshot).unwrap();
+        begun.keep();
+        // These steps are lost.
+        for _ in 0..3 {
+            assert!(begun.prepare().unwrap().is_some());
+        }
+        drop(begun);
+        let mut resumed = pool(&teacher, order, 20, file);
+        resumed.restore(&snapshot).unwrap();
+        fill(&mut resumed);
+        assert!(lessons(&mut resumed) == expected);
+        assert_eq!(resumed.teacher_evaluations(), whole.teacher_evaluations());
+    }
 }
 
 /// Walks of few steps show every time, and samples that reach their end begin again.

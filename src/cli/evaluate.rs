@@ -154,9 +154,11 @@ fn feature_network(args: &EvaluateArgs) -> Result<Box<dyn FeatureNetwork>, Strin
     if !folder.is_dir() {
         let features = &args.features;
         return Err(match features.as_str() {
-            "judge" => "--features judge: no judge is bundled; make one with `understudy \
-                        train-judge` and name its folder, or use inception with --weights"
-                .into(),
+            "judge" => format!(
+                "--features judge: {} is not there; make a judge with `understudy train-judge` and \
+                 name its folder, or use inception with --weights",
+                folder.display()
+            ),
             _ => format!("--features {features}: use judge, inception or a judge's folder"),
         });
     }

@@ -27,7 +27,7 @@ pub(super) struct TrainJudgeArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Times every training image is seen.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=1000))]
     epochs: u16,
     /// Seeds weights, order and shifts.
     #[arg(long, default_value_t = 0)]

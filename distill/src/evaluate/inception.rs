@@ -151,7 +151,10 @@ impl Inception {
         if head.dims() != [1008, WIDTH] {
             bail!("`fc.weight` is {:?}, not [1008, {WIDTH}]", head.dims());
         }
-        Ok(Self { convolutions, head: head.t()?.contiguous()? })
+        let network = Self { convolutions, head: head.t()?.contiguous()? };
+        // Whether every convolution fits the next shows when an image passes through them.
+        network.observe(&Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu)?)?;
+        Ok(network)
     }
 
     /// Convolution and ReLU.

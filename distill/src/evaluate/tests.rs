@@ -174,6 +174,15 @@ fn inception_is_pytorch_fids() {
     close(fid.expect("a distance"), &golden["fid"], 1e-3);
 }
 
+#[test]
+fn inception_refuses_a_convolution_of_another_shape() {
+    let mut weights = inception_weights();
+    let name = "Mixed_6c.branch7x7_2.conv.weight";
+    let turned = weights[name].transpose(2, 3).and_then(|weight| weight.contiguous());
+    weights.insert(name.into(), turned.expect("turned"));
+    assert!(Inception::new(&weights).is_err());
+}
+
 /// Classes that a judge of 32×32 images can tell: a bright stripe, upright or lying.
 fn stripes(count: usize, seed: u32) -> Images {
     let places = formula(count, seed);

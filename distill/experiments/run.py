@@ -1,0 +1,200 @@
+#!/usr/bin/env python3
+"""The experiment that decides: one student architecture, taught in different ways on one budget.
+
+    python3 distill/experiments/run.py ROW --seed 0 --data FOLDER    trains and scores a row
+    python3 distill/experiments/run.py table                         prints the table of all results
+
+ROW is one of `teacher`, `data`, `baseline`, `iterative`, `shuffled`, `dynamic`, `ours`. FOLDER holds
+Fashion-MNIST's idx files; only `data` learns from them, all rows are scored against them. A row that was
+interrupted goes on where it was when the same command is given again. Needs nothing but Python and the
+`understudy` binary (`cargo build --release`).
+
+The budget, the same for all: STEPS steps of the student, and at most EVALUATIONS evaluations of the teacher
+(counted in images), of which filling the pool takes its part.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+RESULTS = HERE / "results"
+TEACHER = "fashion-mnist-teacher"
+
+STEPS = 5000
+BATCH = 32
+EVALUATIONS = 240_000
+TRAINING = {
+    "steps": STEPS,
+    "batch": BATCH,
+    "learning-rate": "1e-3",
+    "learning-rate-schedule": "cosine",
+    "warmup-steps": 100,
+    "ema": 0.999,
+    "sample-every": 0,
+}
+# The paper's walk is the teacher's full trajectory, of 1000 steps. 0.005 of these times 32 are 160 samples; to
+# fill the pool each is walked 500 steps on average, so 80,000 evaluations, and 160,000 for the lessons.
+PAPER = {"walk-steps": 1000, "init": "random"}
+ROWS = {
+    "teacher": None,
+    "data": {},
+    # 50 evaluations an image.
+    "baseline": {"method": "data-free-baseline", "samples": EVALUATIONS // 50, "walk-steps": 50, "walk-sampler": "ddim"},
+    "iterative": {"schedule": "iterative", **PAPER},
+    "shuffled": {"schedule": "shuffled", **PAPER},
+    "dynamic": {"schedule": "dynamic", "rho": 0.005, **PAPER},
+    # 3,200 samples, walked 24.5 of 50 steps to fill the pool: 78,000 evaluations.
+    "ours": {"schedule": "dynamic", "rho": 0.1, "walk-steps": 50, "init": "pruned"},
+}
+NAMES = {
+    "teacher": "teacher",
+    "data": "student on the data",
+    "baseline": "data-free baseline",
+    "iterative": "DKDM, iterative",
+    "shuffled": "DKDM, shuffled iterative",
+    "dynamic": "DKDM, dynamic iterative",
+    "ours": "dynamic, strided, pruned start (ours)",
+}
+SAMPLES = 10_000
+SAMPLING_STEPS = 20
+
+
+def training(row, options, out):
+    """The command that trains a row's student, or nothing for the teacher."""
+    if ROWS[row] is None:
+        return None
+    flags = {**TRAINING, **ROWS[row], "seed": options.seed, "out": out, "threads": options.threads}
+    if row == "data":
+        images = options.data / "train-images-idx3-ubyte.gz"
+        flags |= {"data": images, "config": HERE / "student.json", "baseline-of": TEACHER}
+        command = "train"
+    else:
+        flags |= {"teacher": TEACHER, "student": HERE / "student.json", "dtype": options.teacher_dtype}
+        command = "distill"
+    return [command, *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def scoring(row, options, model, out):
+    """The command that scores a row's model; seeds of images differ between seeds of rows."""
+    flags = {
+        "model": model,
+        "reference": options.data / "train-images-idx3-ubyte.gz",
+        "n": SAMPLES,
+        "steps": SAMPLING_STEPS,
+        "scheduler": "ddim",
+        "seed": options.seed * SAMPLES,
+        "threads": options.threads,
+        "out": out,
+    }
+    return ["evaluate", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def shown(command, options):
+    """A command as it is told, without the places of this machine."""
+    words = [str(word) for word in command]
+    for place, name in ((options.data, "DATA"), (options.work, "WORK"), (ROOT, ".")):
+        words = [word.replace(str(place), name) for word in words]
+    return "understudy " + " ".join(words)
+
+
+def processor():
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def run(row, options):
+    name = f"{row}-{options.seed}"
+    model = ROOT / "models/zoo" / TEACHER if ROWS[row] is None else options.work / name
+    scores = options.work / f"{name}.scores.json"
+    options.work.mkdir(parents=True, exist_ok=True)
+    commands = [training(row, options, model), scoring(row, options, model, scores)]
+    environment = {**os.environ, "UNDERSTUDY_MODELS": str(ROOT / "models/zoo")}
+    began = time.time()
+    for command in commands:
+        if command and not (command[0] == "evaluate" and scores.exists()):
+            subprocess.run([options.understudy, *map(str, command)], env=environment, check=True)
+    result = {
+        "row": row,
+        "seed": options.seed,
+        "commands": [shown(command, options) for command in commands if command],
+        "machine": {"processor": processor(), "threads": options.threads},
+        "minutes_since_last_start": round((time.time() - began) / 60, 1),
+        **json.loads(scores.read_text()),
+    }
+    result["model"] = row
+    if ROWS[row] is not None:
+        recipe = json.loads((model / "understudy.json").read_text())["recipe"]
+        result["student_steps"] = recipe["student_steps"]
+        result["teacher_evaluations"] = recipe["teacher_evaluations"]
+        result["training_minutes"] = round(recipe["seconds"] / 60, 1)
+        log = (model / "training/log.jsonl").read_text().splitlines()
+        losses = [json.loads(line)["loss"] for line in log[-200:]]
+        result["loss_of_last_200_steps"] = sum(losses) / len(losses)
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps(result, indent=2) + "\n"
+    temporary = RESULTS / f".{name}.json"
+    temporary.write_text(text)
+    temporary.rename(RESULTS / f"{name}.json")
+    print(text)
+
+
+def table():
+    """Means over seeds, and between two of them the half of their difference as ±."""
+    print("| row | seeds | FD-fashion-mnist-judge | IS | KID × 1000 | P | R | class | teacher evaluations |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row, name in NAMES.items():
+        results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{row}-*.json"))]
+        if not results:
+            continue
+        scores = [result["scores"] for result in results]
+
+        def cell(score, digits, factor=1):
+            values = [each[score] * factor for each in scores]
+            mean = sum(values) / len(values)
+            spread = f" ± {(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+            return f"{mean:.{digits}f}{spread}"
+
+        distance = next(key for key in scores[0] if key.startswith("F"))
+        cells = [
+            name,
+            ", ".join(str(result["seed"]) for result in results),
+            cell(distance, 2),
+            cell("inception_score", 2),
+            cell("kernel_distance", 2, 1000),
+            cell("precision", 3),
+            cell("recall", 3),
+            cell("class_agreement", 3),
+            f"{results[0].get('teacher_evaluations', 0):,}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("row", choices=[*ROWS, "table"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's idx files")
+    parser.add_argument("--work", type=Path, default=ROOT / "target/experiments", help="where students are made")
+    parser.add_argument("--understudy", default=str(ROOT / "target/release/understudy"))
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--teacher-dtype", default="bf16", help="f32 on a processor without AVX512-BF16")
+    options = parser.parse_args()
+    if options.row == "table":
+        return table()
+    if options.data is None:
+        sys.exit("--data: name the folder of train-images-idx3-ubyte.gz")
+    run(options.row, options)
+
+
+if __name__ == "__main__":
+    main()
