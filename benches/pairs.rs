@@ -143,13 +143,13 @@ fn shadow(arguments: &Arguments) -> Value {
     for turn in 0..arguments.turns {
         for rate in [0.0, 1.0] {
             let server = Server::start(rate);
-            let seconds = server.student.evaluation_seconds(1) * arguments.steps as f64;
+            let seconds = server.student.on(0).evaluation_seconds(1) * arguments.steps as f64;
             let plan = arrivals(turn as u64, arguments.load / seconds, arguments.seconds);
             let latencies = run(&server, &plan, arguments.steps);
             let outcome =
                 |outcome| server.metrics.shadows.with_label_values(&[STUDENT, outcome]).get();
             if rate > 0.0 {
-                evaluation = evaluation.max(server.teacher.evaluation_seconds(1));
+                evaluation = evaluation.max(server.teacher.on(0).evaluation_seconds(1));
                 compared += outcome("compared");
                 with.extend(latencies);
             } else {

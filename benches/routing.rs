@@ -112,8 +112,8 @@ fn main() {
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads) };
     let server = Server::start(0.0);
     let steps = arguments.steps as f64;
-    let teacher = server.teacher.evaluation_seconds(1) * steps;
-    let student = server.student.evaluation_seconds(1) * steps;
+    let teacher = server.teacher.on(0).evaluation_seconds(1) * steps;
+    let student = server.student.on(0).evaluation_seconds(1) * steps;
     let rate = arguments.load / (0.8 * teacher + 0.2 * student);
     println!(
         "alone: teacher {:.1} ms, student {:.1} ms; {rate:.2} requests/s for {} s",
@@ -206,7 +206,8 @@ impl Trace {
     fn note(&mut self, at: f64, server: &Server) {
         let models = [&server.teacher, &server.student];
         let costs = models.iter().flat_map(|model| {
-            (1..=model.max_rows()).map(|rows| ((model.key, rows), model.evaluation_seconds(rows)))
+            (1..=model.on(0).max_rows())
+                .map(|rows| ((model.key, rows), model.on(0).evaluation_seconds(rows)))
         });
         self.notes.push((at, costs.collect()));
     }
@@ -288,7 +289,7 @@ impl<'a> Replay<'a> {
         let promised = |due| Urgency::Promised { due, from: moment.now };
         let urgency = due.map_or(Urgency::Ordinary(moment.now), promised);
         let claim = Claim { rows: 1, evaluations: self.steps, urgency };
-        moment.batcher.join(model.key, SampleKey(i as u64), claim, model.max_rows());
+        moment.batcher.join(model.key, SampleKey(i as u64), claim, model.on(0).max_rows());
         moment.due.extend(due.map(|due| (SampleKey(i as u64), due)));
     }
 

@@ -21,6 +21,7 @@
 
 use std::{
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Arc, Barrier},
     thread,
@@ -215,11 +216,11 @@ impl Server {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
             let metrics = Metrics::new().unwrap();
-            let engine = Engine::start(256, Arc::clone(&metrics)).unwrap();
+            let engine = Engine::start(NonZeroUsize::MIN, 256, Arc::clone(&metrics)).unwrap();
             let settings = registry::Settings {
                 folder: zoo(),
                 default_model: Some(MODEL.into()),
-                device: Device::Cpu,
+                devices: vec![Device::Cpu],
                 dtype: DType::F32,
                 max_rows,
             };
@@ -240,7 +241,7 @@ impl Server {
             let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
             registry.load_all().await.unwrap();
             let Some(State::Ready(model)) = registry.get(MODEL) else { panic!("not ready") };
-            (url, model.max_rows(), served)
+            (url, model.on(0).max_rows(), served)
         });
         Self { url, max_rows, stop, runtime, served }
     }

@@ -36,7 +36,7 @@ impl Config {
     /// # Errors
     /// A sentence that names the flag, its value and the remedy.
     pub fn new(arguments: ServeArgs) -> Result<Self, String> {
-        let device = arguments.compute.device()?;
+        let devices = arguments.compute.devices()?;
         if let Some(key) = arguments.api_key.iter().find(|key| key.trim().is_empty()) {
             return Err(format!(
                 "--api-key {key:?}: a key may not be empty; leave the flag out for none"
@@ -53,8 +53,8 @@ impl Config {
             registry: registry::Settings {
                 folder: models_folder(arguments.models.as_deref())?,
                 default_model: arguments.default_model,
-                dtype: arguments.compute.dtype()?,
-                device,
+                dtype: arguments.compute.dtype(&devices[0])?,
+                devices,
                 max_rows: arguments.max_batch.map(Into::into),
             },
             http: http::Settings {

@@ -19,7 +19,7 @@ use understudy_models::checkpoint::{
 
 use crate::{engine::Engine, metrics::Metrics};
 
-pub use model::Model;
+pub use model::{Model, Replica};
 
 /// What the registry knows of one id.
 #[derive(Debug, Clone)]
@@ -56,8 +56,8 @@ pub struct Settings {
     /// The default model, if it was named: an id, or a Hub id (`owner/name`), which is downloaded and
     /// serves as `owner--name`.
     pub default_model: Option<String>,
-    /// Where networks run.
-    pub device: Device,
+    /// Where networks run: every model is loaded onto each, which are as many as the engine has, and alike.
+    pub devices: Vec<Device>,
     /// Element type of weights and activations.
     pub dtype: DType,
     /// Rows per evaluation, instead of what the warm-up finds useful.
@@ -299,7 +299,7 @@ impl Registry {
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
             let folder = settings.folder_of(&id_)?;
-            Model::load(&folder, id_, key, settings.dtype, &settings.device)
+            Model::load(&folder, id_, key, settings.dtype, &settings.devices)
         };
         let model = tokio::task::spawn_blocking(read)
             .await
@@ -310,8 +310,8 @@ impl Registry {
         tracing::info!(
             model = id,
             parameters = model.parameters,
-            max_rows = model.max_rows(),
-            evaluation_seconds = model.evaluation_seconds(1),
+            max_rows = model.on(0).max_rows(),
+            evaluation_seconds = model.on(0).evaluation_seconds(1),
             "model ready"
         );
         Ok(model)

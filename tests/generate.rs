@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{path::Path, sync::Arc};
+use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 use candle_core::{DType, Device};
 use understudy::{
@@ -16,7 +16,7 @@ use understudy_models::{Image, checkpoint::ModelFolder, sampler};
 #[test]
 fn batches_hold_the_images_the_server_makes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-teacher");
-    let loaded = ModelFolder::open(&folder).unwrap().load(DType::F32, &Device::Cpu).unwrap();
+    let loaded = ModelFolder::open(&folder).unwrap().load(DType::F32, &[Device::Cpu]).unwrap();
     // Ancestral, so that every step's noise counts.
     let kind = sampler::Kind::Ddpm;
     let trajectory = sampler::trajectory(&loaded.schedule, kind, 3, 0.0, false).unwrap();
@@ -32,8 +32,8 @@ fn batches_hold_the_images_the_server_makes() {
     let labels: Vec<u32> = batches.iter().flat_map(|batch| batch.labels.clone().unwrap()).collect();
     assert_eq!(batches[1].seeds, [9]);
 
-    let model = Model::load(&folder, "teacher".into(), 0, DType::F32, &Device::Cpu).unwrap();
-    let engine = Engine::start(3, Metrics::new().unwrap()).unwrap();
+    let model = Model::load(&folder, "teacher".into(), 0, DType::F32, &[Device::Cpu]).unwrap();
+    let engine = Engine::start(NonZeroUsize::MIN, 3, Metrics::new().unwrap()).unwrap();
     let samples = labels.iter().zip(7..);
     let request = GenerateRequest {
         model: Arc::new(model),

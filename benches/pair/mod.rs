@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     fs,
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -54,11 +55,11 @@ impl Server {
         let (url, teacher, student, served) = runtime.block_on(async move {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
-            let engine = Engine::start(256, Arc::clone(&shared)).unwrap();
+            let engine = Engine::start(NonZeroUsize::MIN, 256, Arc::clone(&shared)).unwrap();
             let settings = registry::Settings {
                 folder,
                 default_model: Some(TEACHER.into()),
-                device: Device::Cpu,
+                devices: vec![Device::Cpu],
                 dtype: DType::F32,
                 max_rows: None,
             };

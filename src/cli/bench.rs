@@ -1,6 +1,7 @@
 //! `understudy bench`: what one batched network evaluation costs, and one batch of whole images.
 
 use std::{
+    num::NonZeroUsize,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -56,7 +57,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
     let (evaluation_seconds, minor_faults) =
         evaluations(&model, batch, Duration::from_secs(args.seconds.into()))?;
     let image_seconds = image_seconds(&model, batch, usize::from(args.steps))?;
-    let footprint = model.network().footprint();
+    let footprint = model.on(0).network().footprint();
     let mut report = json!({
         "model": model.id,
         "parameters": model.parameters,
@@ -93,7 +94,7 @@ fn evaluations(
     let timestep = (model.schedule.train_timesteps() - 1) as f32;
     let evaluate = || -> Result<f64, String> {
         let began = Instant::now();
-        probe(model.network(), batch, timestep).map_err(|error| error.to_string())?;
+        probe(model.on(0).network(), batch, timestep).map_err(|error| error.to_string())?;
         Ok(began.elapsed().as_secs_f64())
     };
     for _ in 0..WARM_UPS {
@@ -127,7 +128,8 @@ fn image_seconds(model: &Arc<Model>, batch: usize, steps: usize) -> Result<f64, 
         .map_err(|error| error.to_string())?;
     let class_label = matches!(model.geometry.conditioning, Conditioning::Classes(_)).then_some(0);
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
-    let engine = Engine::start(batch, metrics).map_err(|error| error.to_string())?;
+    let engine =
+        Engine::start(NonZeroUsize::MIN, batch, metrics).map_err(|error| error.to_string())?;
     let began = Instant::now();
     let request = GenerateRequest {
         model: Arc::clone(model),

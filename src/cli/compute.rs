@@ -21,10 +21,11 @@ pub(super) struct ModelArg {
 /// What networks run on.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Compute {
-    /// auto, cpu or cuda:N.
+    /// auto, cpu or cuda:N; serve takes several GPUs (cuda:0,cuda:1), each with every model.
     #[arg(long, env = "UNDERSTUDY_DEVICE", default_value = "auto")]
     pub(crate) device: String,
-    /// auto, f32, bf16 or f16; auto is f32 on a CPU, which must have AVX512-BF16 for bf16.
+    /// auto, f32, bf16 or f16; auto is f32 on a CPU, which must have AVX512-BF16 for bf16, and bf16 on a
+    /// GPU.
     #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
     pub(crate) dtype: String,
     /// CPU threads [default: all this process may use].
@@ -32,58 +33,112 @@ pub(crate) struct Compute {
     pub(crate) threads: Option<NonZeroU16>,
 }
 
+/// What `--device` says.
+#[derive(Debug, PartialEq)]
+enum Asked {
+    /// The first GPU where the build has CUDA, else the CPU.
+    Auto,
+    Cpu,
+    /// GPUs by number, all different.
+    Cuda(Vec<usize>),
+}
+
+impl Asked {
+    fn parse(text: &str) -> Result<Self, String> {
+        let refuse = |problem: &str| Err(format!("--device {text}: {problem}"));
+        match text {
+            "auto" => return Ok(Self::Auto),
+            "cpu" => return Ok(Self::Cpu),
+            _ => {}
+        }
+        let mut gpus = Vec::new();
+        for name in text.split(',') {
+            let number = name.strip_prefix("cuda:").or((name == "cuda").then_some("0"));
+            match number.map(str::parse) {
+                Some(Ok(gpu)) if gpus.contains(&gpu) => {
+                    return refuse("names a GPU twice; one network on it uses all of it");
+                }
+                Some(Ok(gpu)) => gpus.push(gpu),
+                _ => return refuse("use auto, cpu, cuda:N, or several GPUs as in cuda:0,cuda:1"),
+            }
+        }
+        Ok(Self::Cuda(gpus))
+    }
+}
+
 impl Compute {
-    /// The device.
+    /// The devices: the CPU, or GPUs.
     ///
     /// # Errors
-    /// A sentence when it is not one that this build has.
-    pub(crate) fn device(&self) -> Result<Device, String> {
+    /// A sentence when they are not some that this build and this machine have.
+    pub(crate) fn devices(&self) -> Result<Vec<Device>, String> {
         let named = self.device.as_str();
-        let gpu = match named {
-            "cpu" => None,
-            "auto" => cuda_is_available().then_some(0),
-            _ => match named.strip_prefix("cuda:").map(str::parse) {
-                Some(Ok(gpu)) => Some(gpu),
-                _ => return Err(format!("--device {named}: use auto, cpu or cuda:N")),
-            },
+        let gpus = match Asked::parse(named)? {
+            Asked::Cpu => return Ok(vec![Device::Cpu]),
+            Asked::Auto if !cuda_is_available() => return Ok(vec![Device::Cpu]),
+            Asked::Auto => vec![0],
+            Asked::Cuda(_) if !cuda_is_available() => {
+                return Err(format!(
+                    "--device {named}: this build knows no GPU; use cpu, or build with \
+                     `cargo build --release --features cuda`"
+                ));
+            }
+            Asked::Cuda(gpus) => gpus,
         };
-        let Some(gpu) = gpu else { return Ok(Device::Cpu) };
-        Device::new_cuda(gpu).map_err(|error| {
-            format!(
-                "--device {named}: {error}; use cpu, or a build with --features cuda and its GPU"
-            )
-        })
+        // On a stream of its own: whatever thread asks, a GPU's work is done in order.
+        let open = |gpu: usize| {
+            Device::new_cuda_with_stream(gpu).map_err(|error| {
+                format!(
+                    "--device {named}: GPU {gpu} cannot be used: {error}; nvidia-smi lists those \
+                     there are; or use cpu"
+                )
+            })
+        };
+        gpus.into_iter().map(open).collect()
     }
 
-    /// Refuses what training cannot use.
+    /// The one device of a command that uses no more.
+    ///
+    /// # Errors
+    /// As [`Compute::devices`]; a sentence when there are several.
+    pub(crate) fn device(&self) -> Result<Device, String> {
+        let mut devices = self.devices()?;
+        match (devices.pop(), devices.is_empty()) {
+            (Some(device), true) => Ok(device),
+            _ => Err(format!("--device {}: only serve uses several; name one", self.device)),
+        }
+    }
+
+    /// The element type of what is only evaluated while training; refuses what training cannot use.
     ///
     /// # Errors
     /// A sentence naming the flag.
-    pub(super) fn for_training(&self) -> Result<(), String> {
-        self.dtype()?;
+    pub(super) fn for_training(&self) -> Result<DType, String> {
         match self.device()? {
-            Device::Cpu => Ok(()),
+            device @ Device::Cpu => self.dtype(&device),
             _ => Err(format!("--device {}: training runs on the CPU; use cpu", self.device)),
         }
     }
 
-    /// The element type of weights and activations.
+    /// The element type of weights and activations on a device.
     ///
     /// # Errors
-    /// A sentence when it is unknown, or this device cannot compute in it.
-    pub(crate) fn dtype(&self) -> Result<DType, String> {
-        match self.dtype.as_str() {
-            "auto" | "f32" => Ok(DType::F32),
-            "bf16" if Isa::detect().multiplies_bf16() => Ok(DType::BF16),
-            "bf16" => {
+    /// A sentence when it is unknown, or the device cannot compute in it.
+    pub(crate) fn dtype(&self, device: &Device) -> Result<DType, String> {
+        match (self.dtype.as_str(), device.is_cpu()) {
+            ("auto", true) | ("f32", _) => Ok(DType::F32),
+            ("auto" | "bf16", false) => Ok(DType::BF16),
+            ("f16", false) => Ok(DType::F16),
+            ("bf16", true) if Isa::detect().multiplies_bf16() => Ok(DType::BF16),
+            ("bf16", true) => {
                 Err("--dtype bf16: this processor does not multiply bf16 (AVX512-BF16); use \
                            auto or f32"
                     .into())
             }
-            "f16" => {
+            ("f16", true) => {
                 Err("--dtype f16: networks on the CPU are f32 or bf16; use auto or f32".into())
             }
-            other => Err(format!("--dtype {other}: use auto, f32, bf16 or f16")),
+            (other, _) => Err(format!("--dtype {other}: use auto, f32, bf16 or f16")),
         }
     }
 }
@@ -94,13 +149,14 @@ impl ModelArg {
     /// # Errors
     /// A sentence naming the file or field to mend.
     pub(super) fn load(&self, compute: &Compute, max_rows: usize) -> Result<Arc<Model>, String> {
-        let (device, dtype) = (compute.device()?, compute.dtype()?);
+        let device = compute.device()?;
+        let dtype = compute.dtype(&device)?;
         let explain = |error| format!("--model {}: {error}", self.model);
         let models = super::models_folder(self.models.as_deref())?;
         let folder = hub::resolve(&self.model, &models).map_err(explain)?;
         let model =
-            Model::load(&folder, hub::id_of(&self.model), 0, dtype, &device).map_err(explain)?;
-        model.set_cost(CostModel::new(vec![(1, 0.0)], Some(max_rows)));
+            Model::load(&folder, hub::id_of(&self.model), 0, dtype, &[device]).map_err(explain)?;
+        model.on(0).set_cost(CostModel::new(vec![(1, 0.0)], Some(max_rows)));
         Ok(Arc::new(model))
     }
 }
@@ -111,5 +167,37 @@ pub(super) fn device_name(device: &Device) -> String {
         DeviceLocation::Cpu => "cpu".into(),
         DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
         DeviceLocation::Metal { gpu_id } => format!("metal:{gpu_id}"),
+    }
+}
+
+/// Several of them.
+pub(super) fn device_names(devices: &[Device]) -> String {
+    devices.iter().map(device_name).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_the_cpu_or_different_gpus() {
+        assert_eq!(Asked::parse("auto"), Ok(Asked::Auto));
+        assert_eq!(Asked::parse("cpu"), Ok(Asked::Cpu));
+        assert_eq!(Asked::parse("cuda"), Ok(Asked::Cuda(vec![0])));
+        assert_eq!(Asked::parse("cuda:1,cuda:0"), Ok(Asked::Cuda(vec![1, 0])));
+        for wrong in ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cpu,cuda:0", "auto,cpu", "cuda:0,"]
+        {
+            let problem = Asked::parse(wrong).unwrap_err();
+            assert!(problem.contains("use auto, cpu, cuda:N"), "{wrong}: {problem}");
+        }
+        assert!(Asked::parse("cuda:1,cuda:1").unwrap_err().contains("twice"));
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_build_without_cuda_says_so() {
+        let compute = Compute { device: "cuda:0".into(), dtype: "auto".into(), threads: None };
+        let problem = compute.devices().unwrap_err();
+        assert!(problem.contains("--device cuda:0") && problem.contains("--features cuda"));
     }
 }

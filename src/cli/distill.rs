@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use clap::ValueEnum;
 use serde_json::{Map, Value};
 use understudy_distill::{
@@ -118,10 +119,10 @@ enum Schedule {
 /// A sentence naming the flag, file or field to mend.
 pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    args.compute.for_training()?;
+    let dtype = args.compute.for_training()?;
     guard::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings()?;
-    let teacher = open_teacher(args)?;
+    let teacher = open_teacher(args, dtype)?;
     let student = student(args, &teacher)?;
     let lessons = match args.method {
         Method::Dkdm => dkdm(args, &teacher, &student),
@@ -294,7 +295,7 @@ fn walk_sampler(args: &DistillArgs) -> Result<Kind, String> {
     args.walk_sampler.parse().map_err(|error| format!("--walk-sampler: {error}"))
 }
 
-fn open_teacher(args: &DistillArgs) -> Result<Teacher, String> {
+fn open_teacher(args: &DistillArgs, dtype: DType) -> Result<Teacher, String> {
     let explain = |error| format!("--teacher {}: {error}", args.teacher);
     let models = super::models_folder(args.models.as_deref())?;
     let folder = hub::resolve(&args.teacher, &models).map_err(explain)?;
@@ -303,7 +304,7 @@ fn open_teacher(args: &DistillArgs) -> Result<Teacher, String> {
         true => hub::id_of(&args.teacher),
         false => folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    Teacher::open(&folder, name, args.compute.dtype()?).map_err(explain)
+    Teacher::open(&folder, name, dtype).map_err(explain)
 }
 
 fn prediction(args: &DistillArgs) -> Result<Option<PredictionType>, String> {

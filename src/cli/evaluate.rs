@@ -130,13 +130,6 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), String> {
 }
 
 fn feature_network(args: &EvaluateArgs) -> Result<Box<dyn FeatureNetwork>, String> {
-    args.compute.dtype()?;
-    if !args.compute.device()?.is_cpu() {
-        return Err(format!(
-            "--device {}: features are taken on the CPU; use cpu",
-            args.compute.device
-        ));
-    }
     let sentence = |error: understudy_models::Error| format!("--features: {error}");
     if args.features == "inception" {
         let weights = args.weights.as_deref().ok_or(
@@ -191,7 +184,9 @@ impl Source {
         let explain = |error| format!("--model {model}: {error}");
         let models = models_folder(args.models.as_deref())?;
         let folder = hub::resolve(model, &models).map_err(explain)?;
-        let (device, dtype) = (args.compute.device()?, args.compute.dtype()?);
+        // Features are taken on the CPU, wherever the samples are made.
+        let device = args.compute.device()?;
+        let dtype = args.compute.dtype(&device)?;
         let loaded = ModelFolder::open(&folder)
             .and_then(|folder| folder.load(dtype, &device))
             .map_err(explain)?;

@@ -23,7 +23,7 @@ pub(super) struct Profile {
 /// # Errors
 /// Where the network is not compiled into kernels, or its evaluation fails.
 pub(super) fn measure(model: &Model, batch: usize) -> Result<Profile, String> {
-    let network = model.network();
+    let network = model.on(0).network();
     let timestep = (model.schedule.train_timesteps() - 1) as f32;
     let inputs = probe_inputs(network, batch, timestep).map_err(|error| error.to_string())?;
     let mut kernels: Vec<Timing> = Vec::new();

@@ -1,6 +1,9 @@
 //! `understudy sample`: images, and a grid of them, from the command line.
 
-use std::path::{Path, PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use image::{ColorType, DynamicImage, GenericImage, ImageFormat};
 use understudy_models::{Conditioning, checkpoint::write_atomically, sampler};
@@ -91,7 +94,8 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
     let seeds: Vec<u64> = samples.iter().map(|sample| sample.seed).collect();
 
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
-    let engine = Engine::start(samples.len(), metrics).map_err(|error| error.to_string())?;
+    let engine = Engine::start(NonZeroUsize::MIN, samples.len(), metrics)
+        .map_err(|error| error.to_string())?;
     let submission = engine.generate(GenerateRequest {
         model,
         samples,

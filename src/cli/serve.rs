@@ -12,7 +12,7 @@ use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 
 use super::{
-    compute::{Compute, device_name},
+    compute::{Compute, device_names},
     print,
 };
 use crate::{
@@ -129,7 +129,8 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let listener = listen(&config).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
-    let engine = Engine::start(config.max_queue, Arc::clone(&metrics))
+    let devices = NonZeroUsize::new(config.registry.devices.len()).unwrap_or(NonZeroUsize::MIN);
+    let engine = Engine::start(devices, config.max_queue, Arc::clone(&metrics))
         .map_err(|error| format!("no thread for the device: {error}"))?;
     let registry = Registry::open(config.registry.clone(), engine.clone(), Arc::clone(&metrics))?;
     let registry = Arc::new(registry);
@@ -208,7 +209,7 @@ fn announcement(
 ) -> String {
     let mut lines = vec![
         format!("Understudy serves on http://{address}   (API: http://{address}/docs/)"),
-        format!("  device   {}, {threads} threads", device_name(&config.registry.device)),
+        format!("  device   {}, {threads} threads", device_names(&config.registry.devices)),
     ];
     for (id, state) in registry.list() {
         let default = if registry.default_id() == Some(&id) { ", default" } else { "" };

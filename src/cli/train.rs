@@ -58,8 +58,7 @@ pub(super) struct TrainArgs {
 /// A sentence naming the flag, file or field to mend.
 pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    args.compute.for_training()?;
-    if args.compute.dtype()? != DType::F32 {
+    if args.compute.for_training()? != DType::F32 {
         return Err(format!(
             "--dtype {}: weights are trained in f32; use auto",
             args.compute.dtype

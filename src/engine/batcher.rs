@@ -119,6 +119,13 @@ impl Batcher {
         lane.samples.insert(sample, claim);
     }
 
+    /// From now on the model's evaluations have at most so many rows.
+    pub fn limit(&mut self, model: ModelKey, max_rows: usize) {
+        if let Some(lane) = self.lanes.get_mut(&model) {
+            lane.max_rows = max_rows;
+        }
+    }
+
     /// A sample finished, failed or was cancelled.
     pub fn leave(&mut self, model: ModelKey, sample: SampleKey) {
         if let Some(lane) = self.lanes.get_mut(&model) {

@@ -1,5 +1,10 @@
 //! How far predictions are off, learned while serving.
 
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
 /// Tracks a quantile of a stream of numbers that may drift, one number at a time: up by
 /// `gain·level` when a number exceeds the estimate, down by `gain·(1 − level)` when not (quantile
 /// tracking: Angelopoulos, Candès and Tibshirani 2023, "Conformal PID control for time series
@@ -81,6 +86,30 @@ impl Calibration {
     /// A reply took so many seconds once its images were made.
     pub(super) fn delivered(&mut self, seconds: f64) {
         self.delivery_seconds.observe(seconds);
+    }
+}
+
+/// The calibration of all devices together: they are alike, and promises are few.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Learned(Arc<Mutex<Calibration>>);
+
+impl Learned {
+    /// What is known now.
+    pub(super) fn now(&self) -> Calibration {
+        *self.lock()
+    }
+
+    /// A promise was kept, its reply ready so long after its images were made; or, without that, not.
+    pub(super) fn promised(&self, kept: bool, delivery: Option<Duration>) {
+        let mut calibration = self.lock();
+        calibration.promised(kept);
+        if let Some(delivery) = delivery {
+            calibration.delivered(delivery.as_secs_f64());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Calibration> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -38,6 +38,11 @@ impl CostModel {
         self.max_rows
     }
 
+    /// An evaluation of so many rows found no memory: from now on at most half as many share one.
+    pub fn shrink(&mut self, rows: usize) {
+        self.max_rows = (rows.min(self.max_rows) / 2).max(1);
+    }
+
     /// Predicted seconds of one evaluation: linear between what was measured, proportional beyond.
     pub fn seconds(&self, rows: usize) -> f64 {
         let upper = self.points.partition_point(|&(measured, _)| measured < rows);

@@ -1,6 +1,7 @@
 //! Admission: what gets in, and what is told to wait.
 
 use std::{
+    num::NonZeroUsize,
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Sender, channel},
@@ -13,20 +14,23 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     GenerateRequest, InferRequest, Rejected, Submission,
+    calibration::Learned,
     job::Request,
-    load::{Load, Outlook, alone_seconds, seconds},
+    load::{Load, Newcomer, Outlook, alone_seconds, seconds},
     worker::{Command, Worker},
 };
 use crate::{metrics::Metrics, registry::Model};
 
-/// The handle on the engine; cheap to clone. The worker thread ends when the last one is dropped and
-/// what was admitted is done.
+/// The handle on the engine; cheap to clone. The worker threads, one per device, end when the last one is
+/// dropped and what was admitted is done.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    /// One request is judged at a time. `None` once the server drains.
-    admission: Arc<Mutex<Option<Sender<Command>>>>,
+    /// The way to each device. One request is judged at a time. `None` once the server drains.
+    admission: Arc<Mutex<Option<Vec<Sender<Command>>>>>,
     permits: Arc<Semaphore>,
-    load: Arc<Load>,
+    /// What each device has to do.
+    loads: Arc<[Arc<Load>]>,
+    learned: Learned,
     metrics: Arc<Metrics>,
     max_queue: usize,
 }
@@ -42,20 +46,40 @@ pub struct Routed {
     pub predicted: Vec<Option<Duration>>,
 }
 
+/// Where requests go, and what is predicted to come of it.
+struct Place {
+    device: usize,
+    outlook: Option<Outlook>,
+}
+
 impl Engine {
-    /// Starts the worker thread. At most `max_queue` images are admitted at a time.
+    /// Starts a worker thread for each of `devices` devices, which are alike. At most `max_queue` images
+    /// are admitted at a time.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start(max_queue: usize, metrics: Arc<Metrics>) -> std::io::Result<Self> {
-        let (commands, receiver) = channel();
-        let load = Arc::new(Load::default());
-        let worker = Worker::new(receiver, Arc::clone(&load), Arc::clone(&metrics));
-        thread::Builder::new().name("device".into()).spawn(move || worker.run())?;
+    pub fn start(
+        devices: NonZeroUsize,
+        max_queue: usize,
+        metrics: Arc<Metrics>,
+    ) -> std::io::Result<Self> {
+        let learned = Learned::default();
+        let (mut commands, mut loads) = (Vec::new(), Vec::new());
+        for device in 0..devices.get() {
+            let (sender, receiver) = channel();
+            let load = Arc::new(Load::new(device, learned.clone()));
+            let (shared, told) = (Arc::clone(&load), learned.clone());
+            let worker = Worker::new(device, receiver, shared, told, Arc::clone(&metrics));
+            let name = format!("device {device}");
+            thread::Builder::new().name(name).spawn(move || worker.run())?;
+            commands.push(sender);
+            loads.push(load);
+        }
         Ok(Self {
             admission: Arc::new(Mutex::new(Some(commands))),
             permits: Arc::new(Semaphore::new(max_queue)),
-            load,
+            loads: loads.into(),
+            learned,
             metrics,
             max_queue,
         })
@@ -91,16 +115,16 @@ impl Engine {
     pub fn generate_first(&self, candidates: &[GenerateRequest]) -> Result<Routed, Rejected> {
         let asked = candidates.last().map(|request| (&request.model, request.samples.len()));
         let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let routed = gate.as_ref().ok_or(Rejected::Draining).and_then(|sender| {
+        let routed = gate.as_ref().ok_or(Rejected::Draining).and_then(|senders| {
             let permits = self.permits(asked.map_or(0, |(_, samples)| samples))?;
-            self.enter_first(sender, candidates, permits)
+            self.enter_first(senders, candidates, permits)
         });
         routed.map_err(|rejected| self.count_rejected(rejected, asked))
     }
 
     fn enter_first(
         &self,
-        sender: &Sender<Command>,
+        senders: &[Sender<Command>],
         candidates: &[GenerateRequest],
         permits: Vec<OwnedSemaphorePermit>,
     ) -> Result<Routed, Rejected> {
@@ -108,11 +132,12 @@ impl Engine {
         let mut refusal = Rejected::Draining;
         for (served, request) in candidates.iter().enumerate() {
             let request = Request::Generate(request.clone());
-            match self.judge(std::slice::from_ref(&request)) {
-                Ok(outlook) => {
-                    let with_deadline = outlook.as_ref().filter(|_| request.deadline().is_some());
+            match self.place(std::slice::from_ref(&request)) {
+                Ok(place) => {
+                    let outlook = place.outlook.as_ref();
+                    let with_deadline = outlook.filter(|_| request.deadline().is_some());
                     predicted.push(with_deadline.map(Outlook::predicted));
-                    let [submission] = self.enter(sender, [request], permits, outlook.as_ref())?;
+                    let [submission] = self.enter(senders, [request], permits, &place)?;
                     return Ok(Routed { served, submission, predicted });
                 }
                 Err(refused) => {
@@ -143,32 +168,39 @@ impl Engine {
     /// [`Rejected::Draining`].
     pub fn generate_in_background(&self, request: GenerateRequest) -> Result<Submission, Rejected> {
         let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = gate.as_ref().ok_or(Rejected::Draining)?;
-        let [submission] = self.enter(sender, [Request::Background(request)], Vec::new(), None)?;
+        let senders = gate.as_ref().ok_or(Rejected::Draining)?;
+        let place = Place { device: self.soonest()[0], outlook: None };
+        let [submission] =
+            self.enter(senders, [Request::Background(request)], Vec::new(), &place)?;
         Ok(submission)
     }
 
     /// Whether no client waits for anything.
     pub fn is_idle(&self) -> bool {
-        self.load.is_idle()
+        self.loads.iter().all(|load| load.is_idle())
     }
 
-    /// Evaluates a model that nobody uses yet until its costs by batch size are known, between the
-    /// evaluations of those that are in use. `max_rows` overrides the largest useful batch.
+    /// Evaluates a model that nobody uses yet, on every device, until its costs by batch size are known
+    /// there, between the evaluations of those that are in use. `max_rows` overrides the largest useful
+    /// batch.
     ///
     /// # Errors
     /// A sentence when the network cannot be evaluated, or the server drains.
     pub async fn warm_up(&self, model: Arc<Model>, max_rows: Option<usize>) -> Result<(), String> {
-        let (reply, done) = oneshot::channel();
-        self.tell(Command::WarmUp { model, max_rows, reply })
-            .map_err(|rejected| rejected.to_string())?;
-        done.await.unwrap_or_else(|_| Err("the device thread ended".into()))
+        let warming = self.tell_all(|reply| {
+            let model = Arc::clone(&model);
+            Command::WarmUp { model, max_rows, reply }
+        });
+        for done in warming.map_err(|rejected| rejected.to_string())? {
+            done.await.unwrap_or_else(|_| Err("the device thread ended".into()))?;
+        }
+        Ok(())
     }
 
     /// A reply with a deadline was ready so long after its last image was made, and in time or not.
     pub fn delivered(&self, after: Duration, in_time: bool) {
-        self.load.promised(in_time, Some(after));
-        self.metrics.prediction_margin.set(self.load.margins().0);
+        self.learned.promised(in_time, Some(after));
+        self.metrics.prediction_margin.set(self.learned.now().margin());
     }
 
     /// Refuses everything from now on; what is in flight goes on.
@@ -178,17 +210,17 @@ impl Engine {
 
     /// How long what is admitted is predicted to take.
     pub fn predicted_drain(&self) -> Duration {
-        self.load.predicted_drain()
+        self.loads.iter().map(|load| load.predicted_drain()).max().unwrap_or_default()
     }
 
     /// Admits all of them or none.
     fn admit<const N: usize>(&self, requests: [Request; N]) -> Result<[Submission; N], Rejected> {
         let asked = requests.each_ref().map(|r| (Arc::clone(r.model()), r.samples()));
         let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let admitted = gate.as_ref().ok_or(Rejected::Draining).and_then(|sender| {
+        let admitted = gate.as_ref().ok_or(Rejected::Draining).and_then(|senders| {
             let permits = self.permits(asked.iter().map(|(_, samples)| samples).sum())?;
-            let outlook = self.judge(&requests)?;
-            self.enter(sender, requests, permits, outlook.as_ref())
+            let place = self.place(&requests)?;
+            self.enter(senders, requests, permits, &place)
         });
         admitted.map_err(|rejected| {
             let asked = asked.iter().map(|(model, samples)| (model, *samples));
@@ -206,7 +238,7 @@ impl Engine {
                 asked,
                 free: self.permits.available_permits(),
                 limit: self.max_queue,
-                retry_after: self.load.predicted_drain(),
+                retry_after: self.predicted_drain(),
             });
         };
         let mut permits: Vec<_> = (1..asked).filter_map(|_| all.split(1)).collect();
@@ -214,22 +246,52 @@ impl Engine {
         Ok(permits)
     }
 
-    /// Whether all deadlines are predicted to be met, and what else is predicted.
-    fn judge(&self, requests: &[Request]) -> Result<Option<Outlook>, Rejected> {
+    /// The devices, the one that is done soonest first.
+    fn soonest(&self) -> Vec<usize> {
+        let mut devices: Vec<usize> = (0..self.loads.len()).collect();
+        if devices.len() > 1 {
+            devices.sort_by_cached_key(|&device| self.loads[device].predicted_drain());
+        }
+        devices
+    }
+
+    /// Where requests go that are admitted together: to one device, so that they share evaluations; to the
+    /// one that is done soonest, or the next on which all deadlines are predicted to be met.
+    fn place(&self, requests: &[Request]) -> Result<Place, Rejected> {
         let newcomers: Vec<_> = requests.iter().flat_map(Request::newcomers).collect();
-        if !self.load.needs_outlook(&newcomers) {
+        let deadline = requests.iter().filter_map(Request::deadline).min();
+        let mut refusal = Rejected::Draining;
+        for (turn, device) in self.soonest().into_iter().enumerate() {
+            match self.judge(device, &newcomers, deadline) {
+                Ok(outlook) => return Ok(Place { device, outlook }),
+                Err(refused) if turn == 0 => refusal = refused,
+                Err(_) => {}
+            }
+        }
+        Err(refusal)
+    }
+
+    /// Whether a deadline, and those promised before, are predicted to be met on a device, and what else
+    /// is predicted.
+    fn judge(
+        &self,
+        device: usize,
+        newcomers: &[Newcomer],
+        deadline: Option<Instant>,
+    ) -> Result<Option<Outlook>, Rejected> {
+        let load = &self.loads[device];
+        if !load.needs_outlook(newcomers) {
             return Ok(None);
         }
-        let Some(deadline) = requests.iter().filter_map(Request::deadline).min() else {
-            return Ok(Some(self.load.outlook(&newcomers)));
-        };
+        let Some(deadline) = deadline else { return Ok(Some(load.outlook(newcomers))) };
         let deadline = deadline.saturating_duration_since(Instant::now());
-        let (margin, delivery) = self.load.margins();
-        let alone = seconds(alone_seconds(&newcomers) * margin + delivery);
+        let calibration = self.learned.now();
+        let (margin, delivery) = (calibration.margin(), calibration.delivery_seconds());
+        let alone = seconds(alone_seconds(device, newcomers) * margin + delivery);
         if alone > deadline {
             return Err(Rejected::DeadlineImpossible { predicted: alone, deadline });
         }
-        let outlook = self.load.outlook(&newcomers);
+        let outlook = load.outlook(newcomers);
         let predicted = outlook.late_finish.saturating_add(seconds(delivery));
         if predicted > deadline {
             let retry_after = predicted - deadline;
@@ -241,13 +303,13 @@ impl Engine {
         Ok(Some(outlook))
     }
 
-    /// Hands requests to the device thread, the first one's samples first.
+    /// Hands requests to the thread of their device, the first one's samples first.
     fn enter<const N: usize>(
         &self,
-        sender: &Sender<Command>,
+        senders: &[Sender<Command>],
         requests: [Request; N],
         mut permits: Vec<OwnedSemaphorePermit>,
-        outlook: Option<&Outlook>,
+        place: &Place,
     ) -> Result<[Submission; N], Rejected> {
         let newcomers: Vec<_> = requests.iter().flat_map(Request::newcomers).collect();
         let mut samples = Vec::with_capacity(newcomers.len());
@@ -264,18 +326,27 @@ impl Engine {
             })
         };
         waiting().for_each(|gauge| gauge.inc());
-        let sent = self.load.admit(&newcomers, outlook, |keys| {
+        let Place { device, outlook } = place;
+        let sent = self.loads[*device].admit(&newcomers, outlook.as_ref(), |keys| {
             let samples = keys.iter().copied().zip(samples).collect();
-            sender.send(Command::Run(samples)).map_err(|_| Rejected::Draining)
+            senders[*device].send(Command::Run(samples)).map_err(|_| Rejected::Draining)
         });
         sent.inspect_err(|_| waiting().for_each(|gauge| gauge.dec()))?;
         Ok(submissions)
     }
 
-    fn tell(&self, command: Command) -> Result<(), Rejected> {
+    /// Tells every device, and gives what each will answer.
+    fn tell_all<T>(
+        &self,
+        command: impl Fn(oneshot::Sender<T>) -> Command,
+    ) -> Result<Vec<oneshot::Receiver<T>>, Rejected> {
         let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let sender = gate.as_ref().ok_or(Rejected::Draining)?;
-        sender.send(command).map_err(|_| Rejected::Draining)
+        let senders = gate.as_ref().ok_or(Rejected::Draining)?;
+        let tell = |sender: &Sender<Command>| {
+            let (reply, answer) = oneshot::channel();
+            sender.send(command(reply)).map(|()| answer).map_err(|_| Rejected::Draining)
+        };
+        senders.iter().map(tell).collect()
     }
 
     fn count_rejected<'a>(

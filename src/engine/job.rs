@@ -207,6 +207,16 @@ pub enum Failure {
         /// The training timestep.
         timestep: f64,
     },
+    /// The device had no memory for the evaluation.
+    #[error(
+        "the device has no memory for a batch of {rows}; from now on at most {limit} share one"
+    )]
+    OutOfMemory {
+        /// Rows of the batch.
+        rows: usize,
+        /// Rows of the model's evaluations from now on.
+        limit: usize,
+    },
     /// The evaluation failed or panicked; the text is for the log, not for the client.
     #[error("the evaluation failed: {0}")]
     Evaluation(String),
@@ -295,6 +305,7 @@ impl Failure {
         match self {
             Self::Deadline { .. } => "deadline",
             Self::NonFinite { .. } => "non_finite",
+            Self::OutOfMemory { .. } => "out_of_memory",
             Self::Evaluation(_) => "evaluation",
         }
     }

@@ -1,5 +1,5 @@
-//! What is admitted and not done yet, shared between admission and the device thread: the plan, and what
-//! was predicted.
+//! What one device has been given and not done yet, shared between admission and the device's thread: the
+//! plan, and what was predicted.
 
 use std::{
     collections::BTreeMap,
@@ -9,14 +9,17 @@ use std::{
 
 use super::{
     batcher::{Batch, Batcher, Claim, Costs, ModelKey, SampleKey, Urgency},
-    calibration::Calibration,
+    calibration::Learned,
     forecast::finishes,
 };
-use crate::registry::Model;
+use crate::registry::{Model, Replica};
 
-/// Admission adds to it, the device thread takes from it.
+/// Admission adds to it, the device's thread takes from it.
 #[derive(Debug)]
 pub(super) struct Load {
+    /// The device's number.
+    device: usize,
+    learned: Learned,
     /// Where the planner's clock begins.
     zero: Instant,
     state: Mutex<State>,
@@ -29,7 +32,6 @@ struct State {
     /// What was promised, in seconds on the planner's clock.
     promises: BTreeMap<SampleKey, Promise>,
     running: Option<Running>,
-    calibration: Calibration,
     next_key: u64,
 }
 
@@ -82,29 +84,28 @@ pub(super) struct Outlook {
     pub(super) breaks_promises: bool,
 }
 
-impl Default for Load {
-    fn default() -> Self {
-        Self { zero: Instant::now(), state: Mutex::default() }
-    }
-}
-
 impl Load {
+    /// The load of the device of that number, on which nothing is to do yet.
+    pub(super) fn new(device: usize, learned: Learned) -> Self {
+        Self { device, learned, zero: Instant::now(), state: Mutex::default() }
+    }
+
     /// Foretells what happens when these join now.
     pub(super) fn outlook(&self, newcomers: &[Newcomer]) -> Outlook {
         let now = self.seconds(Instant::now());
-        let (before, running, costs, promises, first, delivery) = {
+        let delivery = self.learned.now().delivery_seconds();
+        let (before, running, costs, promises, first) = {
             let state = self.lock();
             let promises: Vec<(SampleKey, f64)> =
                 state.promises.iter().map(|(&key, promise)| (key, promise.due)).collect();
-            let delivery = state.calibration.delivery_seconds();
             let (batcher, running) = (state.batcher.clone(), state.running.clone());
-            (batcher, running, state.costs(newcomers), promises, state.next_key, delivery)
+            (batcher, running, self.costs(&state, newcomers), promises, state.next_key)
         };
         let new: Vec<_> = (first..).take(newcomers.len()).map(SampleKey).collect();
         let mut after = before.clone();
         for (newcomer, &key) in newcomers.iter().zip(&new) {
             let claim = newcomer.claim(self.urgency(newcomer, now, delivery));
-            after.join(newcomer.model.key, key, claim, newcomer.model.max_rows());
+            after.join(newcomer.model.key, key, claim, newcomer.model.on(self.device).max_rows());
         }
         let old: Vec<_> = promises.iter().map(|(key, _)| *key).collect();
         let all: Vec<_> = old.iter().chain(&new).copied().collect();
@@ -168,11 +169,11 @@ impl Load {
         let keys: Vec<_> = (state.next_key..).take(newcomers.len()).map(SampleKey).collect();
         send(&keys)?;
         state.next_key += newcomers.len() as u64;
-        let delivery = state.calibration.delivery_seconds();
+        let delivery = self.learned.now().delivery_seconds();
         for (i, (newcomer, &key)) in newcomers.iter().zip(&keys).enumerate() {
             let urgency = self.urgency(newcomer, admitted, delivery);
             let (model, claim) = (&newcomer.model, newcomer.claim(urgency));
-            state.batcher.join(model.key, key, claim, model.max_rows());
+            state.batcher.join(model.key, key, claim, model.on(self.device).max_rows());
             let loaded = state.models.entry(model.key);
             loaded.or_insert_with(|| Loaded { model: Arc::clone(model), samples: 0 }).samples += 1;
             let finish = outlook.and_then(|outlook| outlook.finishes.get(i)).copied();
@@ -192,7 +193,7 @@ impl Load {
     pub(super) fn begin(&self) -> Option<Batch> {
         let began = self.seconds(Instant::now());
         let mut state = self.lock();
-        let costs = state.costs(&[]);
+        let costs = self.costs(&state, &[]);
         let batch = state.batcher.next(began, &costs)?;
         state.running = Some(Running { batch: batch.clone(), began });
         Some(batch)
@@ -203,6 +204,11 @@ impl Load {
         let mut state = self.lock();
         state.running = None;
         state.batcher.ran(batch, seconds);
+    }
+
+    /// From now on the model's evaluations have at most so many rows.
+    pub(super) fn limit(&self, model: ModelKey, max_rows: usize) {
+        self.lock().batcher.limit(model, max_rows);
     }
 
     /// A sample is gone. Where it was promised and is done or late, the answer is how many times as long
@@ -227,32 +233,18 @@ impl Load {
         (predicted > 0.0).then(|| (now - promise.admitted) / predicted)
     }
 
-    /// A promise was kept, its reply ready so long after its images were made; or, without that, not.
-    pub(super) fn promised(&self, kept: bool, delivery: Option<Duration>) {
-        let calibration = &mut self.lock().calibration;
-        calibration.promised(kept);
-        if let Some(delivery) = delivery {
-            calibration.delivered(delivery.as_secs_f64());
-        }
-    }
-
     /// Whether no client waits for anything.
     pub(super) fn is_idle(&self) -> bool {
         self.lock().batcher.is_empty()
     }
 
-    /// What admission adds to predictions: a factor, and seconds for the reply.
-    pub(super) fn margins(&self) -> (f64, f64) {
-        let calibration = self.lock().calibration;
-        (calibration.margin(), calibration.delivery_seconds())
-    }
-
     /// Time until everything admitted is done.
     pub(super) fn predicted_drain(&self) -> Duration {
         let state = self.lock();
-        let costs = state.costs(&[]);
+        let costs = self.costs(&state, &[]);
         let lanes = state.batcher.work().map(|(key, all, work)| {
-            let rows = all.min(state.models.get(&key).map_or(1, |loaded| loaded.model.max_rows()));
+            let most = |loaded: &Loaded| loaded.model.on(self.device).max_rows();
+            let rows = all.min(state.models.get(&key).map_or(1, most));
             costs.seconds(key, rows.max(1)) * work as f64 / rows.max(1) as f64
         });
         seconds(lanes.sum())
@@ -262,20 +254,20 @@ impl Load {
         at.saturating_duration_since(self.zero).as_secs_f64()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl State {
-    fn costs(&self, newcomers: &[Newcomer]) -> Known {
-        let here = self.models.values().map(|loaded| &loaded.model);
+    /// What evaluations of the models here, and of the newcomers', cost.
+    fn costs(&self, state: &State, newcomers: &[Newcomer]) -> Known {
+        let here = state.models.values().map(|loaded| &loaded.model);
         let new = newcomers.iter().map(|newcomer| &newcomer.model);
         Known {
+            device: self.device,
             models: here.chain(new).map(|model| (model.key, Arc::clone(model))).collect(),
-            margin: self.calibration.margin(),
+            margin: self.learned.now().margin(),
             factor: 1.0,
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -286,6 +278,7 @@ const ALONE_FROM: f64 = 0.5;
 /// What the models' cost models say now.
 #[derive(Clone)]
 struct Known {
+    device: usize,
     models: BTreeMap<ModelKey, Arc<Model>>,
     margin: f64,
     /// What every cost is multiplied by.
@@ -302,7 +295,7 @@ impl Known {
 impl Costs for Known {
     fn seconds(&self, model: ModelKey, rows: usize) -> f64 {
         let model = self.models.get(&model);
-        model.map_or(0.0, |model| model.evaluation_seconds(rows)) * self.factor
+        model.map_or(0.0, |model| model.on(self.device).evaluation_seconds(rows)) * self.factor
     }
 
     fn margin(&self) -> f64 {
@@ -323,18 +316,19 @@ impl Outlook {
     }
 }
 
-/// Seconds that newcomers take together on an idle server, without any margin.
-pub(super) fn alone_seconds(newcomers: &[Newcomer]) -> f64 {
-    let mut lanes: BTreeMap<ModelKey, (&Model, usize, usize)> = BTreeMap::new();
+/// Seconds that newcomers take together on an idle device of that number, without any margin.
+pub(super) fn alone_seconds(device: usize, newcomers: &[Newcomer]) -> f64 {
+    let mut lanes: BTreeMap<ModelKey, (&Replica, usize, usize)> = BTreeMap::new();
     for newcomer in newcomers {
         let model = newcomer.model.as_ref();
-        let (_, rows, evaluations) = lanes.entry(model.key).or_insert((model, 0, 0));
+        let lane = lanes.entry(model.key).or_insert((model.on(device), 0, 0));
+        let (_, rows, evaluations) = lane;
         *rows += newcomer.rows;
         *evaluations = newcomer.evaluations.max(*evaluations);
     }
-    let lanes = lanes.values().map(|(model, all, evaluations)| {
-        let rows = (*all).min(model.max_rows()).max(1);
-        model.evaluation_seconds(rows) * (all.div_ceil(rows) * evaluations) as f64
+    let lanes = lanes.values().map(|(replica, all, evaluations)| {
+        let rows = (*all).min(replica.max_rows()).max(1);
+        replica.evaluation_seconds(rows) * (all.div_ceil(rows) * evaluations) as f64
     });
     lanes.sum()
 }

@@ -1,13 +1,13 @@
-//! The engine: admission, batching of single denoising steps, and the thread that owns the device.
+//! The engine: admission, batching of single denoising steps, and the threads that each own a device.
 //!
 //! [`Engine`] is the handle everyone holds; a [`GenerateRequest`] goes in, [`Event`]s come out. The
 //! unit of scheduling is one network evaluation: samples that stand at different timesteps, of
 //! different classes, step counts and samplers, share it.
 //!
 //! ```text
-//! handle  admission: permits, deadlines        → worker  the loop that owns the device
-//! load    the plan, shared by both                batcher  decides who shares the next evaluation
-//! forecast     the plan played forward            step     does it
+//! handle  admission: permits, deadlines, device  → worker  the loop that owns a device
+//! load    a device's plan, shared by both           batcher  decides who shares the next evaluation
+//! forecast     the plan played forward              step     does it
 //! cost         seconds of an evaluation, by rows
 //! calibration  how far predictions are off
 //! ```

@@ -39,7 +39,7 @@ fn latent(sample: &Sample) -> Vec<u32> {
 fn the_f32_latent_is_bit_identical_alone_and_among_seven_others_at_other_timesteps() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-teacher");
     let model = Model::from_folder_for_test(&folder);
-    let network = model.network();
+    let network = model.on(0).network();
 
     let mut alone = [sample(&model, Kind::Ddim, 8, 1.0, 7, 3)];
     while !matches!(evaluate(network, &mut alone).unwrap()[0], Outcome::Image(_)) {}
@@ -79,7 +79,7 @@ fn previews_are_spread_over_the_trajectory() {
     let mut samples = Sample::generate(request, reply, vec![Some(permit())]);
     let mut previews = Vec::new();
     for evaluation in 1..=8 {
-        match evaluate(model.network(), &mut samples).unwrap().remove(0) {
+        match evaluate(model.on(0).network(), &mut samples).unwrap().remove(0) {
             Outcome::Going(preview) => previews.extend(preview.map(|(i, _)| (evaluation, i))),
             Outcome::Image(_) => assert_eq!(evaluation, 8),
             other => panic!("{other:?}"),

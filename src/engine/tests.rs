@@ -2,6 +2,7 @@
 //! evaluations wait for the test's word.
 
 use std::{
+    num::NonZeroUsize,
     sync::{Arc, Mutex, mpsc},
     time::{Duration, Instant},
 };
@@ -19,11 +20,26 @@ use super::*;
 use crate::{metrics::Metrics, registry::Model};
 
 /// Halves what it sees; NaN for class 8, a panic for class 9. Every evaluation waits for one `go`, and
-/// its rows go into `rows`.
+/// its rows go into `rows`; of more than `memory_rows` it fails as CUDA's driver does.
 struct Toy {
     geometry: Geometry,
-    go: Mutex<mpsc::Receiver<()>>,
+    /// Nothing for one that does not wait.
+    go: Option<Mutex<mpsc::Receiver<()>>>,
     rows: Arc<Mutex<Vec<usize>>>,
+    memory_rows: usize,
+}
+
+impl Toy {
+    fn new(go: Option<mpsc::Receiver<()>>, memory_rows: usize) -> Self {
+        let geometry = Geometry {
+            in_channels: 1,
+            out_channels: 1,
+            height: 2,
+            width: 2,
+            conditioning: Conditioning::Classes(10),
+        };
+        Self { geometry, go: go.map(Mutex::new), rows: Arc::default(), memory_rows }
+    }
 }
 
 impl Denoiser for Toy {
@@ -33,8 +49,13 @@ impl Denoiser for Toy {
         _: &Tensor,
         labels: Option<&Tensor>,
     ) -> candle_core::Result<Tensor> {
-        self.go.lock().unwrap().recv().unwrap();
+        if let Some(go) = &self.go {
+            go.lock().unwrap().recv().unwrap();
+        }
         self.rows.lock().unwrap().push(x.dim(0)?);
+        if x.dim(0)? > self.memory_rows {
+            candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
+        }
         let labels: Vec<u32> = labels.unwrap().to_vec1()?;
         assert!(!labels.contains(&9), "class 9");
         let factors =
@@ -61,6 +82,8 @@ struct Fixture {
     model: Arc<Model>,
     go: mpsc::Sender<()>,
     rows: Arc<Mutex<Vec<usize>>>,
+    /// The same of a second device, where there is one.
+    second: Option<(mpsc::Sender<()>, Arc<Mutex<Vec<usize>>>)>,
 }
 
 const STEPS: usize = 4;
@@ -71,26 +94,38 @@ fn fixture(max_queue: usize, max_rows: usize) -> Fixture {
 }
 
 fn fixture_costing(max_queue: usize, max_rows: usize, seconds: f64) -> Fixture {
+    fixture_on(1, max_queue, max_rows, seconds, usize::MAX)
+}
+
+/// One device or two, each with memory for so many rows.
+fn fixture_on(
+    devices: usize,
+    max_queue: usize,
+    max_rows: usize,
+    seconds: f64,
+    memory_rows: usize,
+) -> Fixture {
     let metrics = Metrics::new().unwrap();
-    let engine = Engine::start(max_queue, Arc::clone(&metrics)).unwrap();
-    let (go, waits) = mpsc::channel();
-    let rows = Arc::new(Mutex::new(Vec::new()));
-    let toy = Toy {
-        geometry: Geometry {
-            in_channels: 1,
-            out_channels: 1,
-            height: 2,
-            width: 2,
-            conditioning: Conditioning::Classes(10),
-        },
-        go: Mutex::new(waits),
-        rows: Arc::clone(&rows),
-    };
+    let count = NonZeroUsize::new(devices).unwrap();
+    let engine = Engine::start(count, max_queue, Arc::clone(&metrics)).unwrap();
+    let mut networks: Vec<Box<dyn Denoiser>> = Vec::new();
+    let mut ends = Vec::new();
+    for _ in 0..devices {
+        let (go, waits) = mpsc::channel();
+        let toy = Toy::new(Some(waits), memory_rows);
+        ends.push((go, Arc::clone(&toy.rows)));
+        networks.push(Box::new(toy));
+    }
+    let model = toy_model(networks, max_rows, seconds);
+    let (go, rows) = ends.remove(0);
+    Fixture { engine, metrics, model, go, rows, second: ends.pop() }
+}
+
+fn toy_model(networks: Vec<Box<dyn Denoiser>>, max_rows: usize, seconds: f64) -> Arc<Model> {
     let schedule = json!({"_class_name": "DDIMScheduler", "num_train_timesteps": 1000});
     let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
     let card = Card { null_class: Some(0), ..Card::default() };
-    let model = Model::for_test(Box::new(toy), schedule, card, 1, max_rows, seconds);
-    Fixture { engine, metrics, model, go, rows }
+    Model::for_test(networks, schedule, card, 1, max_rows, seconds)
 }
 
 impl Fixture {
@@ -111,6 +146,15 @@ impl Fixture {
 
     fn go(&self, evaluations: usize) {
         (0..evaluations).for_each(|_| self.go.send(()).unwrap());
+    }
+
+    fn go_on_second(&self, evaluations: usize) {
+        let (go, _) = self.second.as_ref().unwrap();
+        (0..evaluations).for_each(|_| go.send(()).unwrap());
+    }
+
+    fn rows_of_second(&self) -> Vec<usize> {
+        self.second.as_ref().unwrap().1.lock().unwrap().clone()
     }
 
     fn cancelled(&self, reason: &str) -> u64 {
@@ -375,4 +419,81 @@ fn background_work_lets_clients_pass_and_takes_no_place() {
     let rows = f.rows.lock().unwrap().clone();
     let clients: Vec<_> = rows.iter().skip_while(|&&rows| rows == 2).take(STEPS).collect();
     assert_eq!(clients, [&1; STEPS], "{rows:?}");
+}
+
+#[test]
+fn a_request_goes_whole_to_the_device_that_is_done_soonest() {
+    let f = fixture_on(2, 16, 8, 1.0, usize::MAX);
+    let long = f.engine.generate(f.request(&[1, 2, 3])).unwrap();
+    let [one, other] = f.engine.generate_both([f.request(&[4]), f.request(&[5])]).unwrap();
+    assert_eq!(f.engine.predicted_drain(), Duration::from_secs(STEPS as u64));
+    f.go_on_second(STEPS);
+    assert_eq!((completed(&all(one)), completed(&all(other))), (1, 1));
+    assert_eq!(f.rows_of_second(), [2; STEPS], "a pair shares its evaluations");
+    assert!(!f.engine.is_idle());
+    f.go(STEPS);
+    assert_eq!(completed(&all(long)), 3);
+    assert_eq!(*f.rows.lock().unwrap(), [3; STEPS]);
+    assert!(f.engine.is_idle());
+}
+
+#[test]
+fn every_device_makes_promises_of_its_own() {
+    let f = fixture_on(2, 16, 1, 1.0, usize::MAX);
+    let promised = || {
+        let deadline = Some(Instant::now() + Duration::from_secs(6));
+        f.engine.generate(GenerateRequest { deadline, ..f.request(&[1]) })
+    };
+    let (one, other) = (promised().unwrap(), promised().unwrap());
+    let third = promised();
+    assert!(matches!(third, Err(Rejected::DeadlineQueue { .. })), "{third:?}");
+    f.go(STEPS);
+    f.go_on_second(STEPS);
+    assert_eq!((completed(&all(one)), completed(&all(other))), (1, 1));
+}
+
+#[test]
+fn a_batch_without_memory_fails_alone_and_halves_the_limit_of_its_device() {
+    let f = fixture_on(2, 16, 8, 1.0, 2);
+    let doomed = f.engine.generate(f.request(&[1, 2, 3, 4])).unwrap();
+    f.go(1);
+    let events = all(doomed);
+    assert_eq!(events.len(), 4);
+    let no_memory = Failure::OutOfMemory { rows: 4, limit: 2 };
+    for event in &events {
+        let Event::Failed { failure, .. } = event else { panic!("{event:?}") };
+        assert_eq!(*failure, no_memory);
+    }
+    assert_eq!(f.cancelled("out_of_memory"), 4);
+    assert_eq!((f.model.on(0).max_rows(), f.model.on(1).max_rows()), (2, 8));
+
+    let again = f.engine.generate(f.request(&[1, 2, 3, 4])).unwrap();
+    f.go(2 * STEPS);
+    assert_eq!(completed(&all(again)), 4);
+    assert_eq!(f.rows.lock().unwrap()[1..], [2; 2 * STEPS]);
+}
+
+#[test]
+fn a_limit_that_halves_while_samples_wait_holds_for_them() {
+    let f = fixture_on(1, 16, 4, 1.0, 2);
+    let first = f.engine.generate(f.request(&[1, 2, 3, 4])).unwrap();
+    let second = f.engine.generate(f.request(&[5, 6, 7])).unwrap();
+    // The first four fail together, whenever the others came; these are then two at a time.
+    f.go(1 + 2 * STEPS);
+    assert_eq!((completed(&all(first)), completed(&all(second))), (0, 3));
+    assert!(f.rows.lock().unwrap()[1..].iter().all(|&rows| rows <= 2));
+}
+
+#[test]
+fn warming_up_ends_where_memory_does_on_every_device() {
+    let toys = [1, 2].map(|rows| Box::new(Toy::new(None, rows)) as Box<dyn Denoiser>);
+    let model = toy_model(toys.into(), 1, 1.0);
+    let engine = Engine::start(NonZeroUsize::new(2).unwrap(), 4, Metrics::new().unwrap()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(engine.warm_up(Arc::clone(&model), Some(64))).unwrap();
+    assert_eq!((model.on(0).max_rows(), model.on(1).max_rows()), (1, 2));
+
+    let tiny = toy_model(vec![Box::new(Toy::new(None, 0)), Box::new(Toy::new(None, 1))], 1, 1.0);
+    let problem = runtime.block_on(engine.warm_up(tiny, None)).unwrap_err();
+    assert!(problem.contains("no memory for one row"), "{problem}");
 }

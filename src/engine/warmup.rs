@@ -10,7 +10,10 @@ use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
 use understudy_models::{Conditioning, Denoiser, noise};
 
-use super::cost::{CostModel, worth_doubling};
+use super::{
+    cost::{CostModel, worth_doubling},
+    worker::Failed,
+};
 use crate::registry::Model;
 
 /// A model's warm-up stops here, if it has measured anything.
@@ -26,6 +29,8 @@ const LARGEST: usize = 256;
 /// A warm-up under way. It is done an evaluation at a time, between those that serve clients.
 pub(super) struct WarmUp {
     model: Arc<Model>,
+    /// The device's number.
+    device: usize,
     max_rows: Option<usize>,
     reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
     began: Option<Instant>,
@@ -38,11 +43,13 @@ pub(super) struct WarmUp {
 impl WarmUp {
     pub(super) fn new(
         model: Arc<Model>,
+        device: usize,
         max_rows: Option<usize>,
         reply: oneshot::Sender<std::result::Result<(), String>>,
     ) -> Self {
         Self {
             model,
+            device,
             max_rows,
             reply: Some(reply),
             began: None,
@@ -58,12 +65,26 @@ impl WarmUp {
         let began = *self.began.get_or_insert(started);
         let timestep = self.model.schedule.train_timesteps() - 1;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            probe(self.model.network(), self.rows, timestep as f32)
+            probe(self.model.on(self.device).network(), self.rows, timestep as f32)
         }));
         match result {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => return self.tell(Err("its answer to noise is not finite: the weights are damaged; fetch or convert them again".into())),
-            Ok(Err(error)) => return self.tell(Err(error.to_string())),
+            Ok(Err(error)) => {
+                return match Failed::of(&error) {
+                    // What fits is known now: smaller batches have been measured.
+                    Failed::OutOfMemory(_) if !self.points.is_empty() => {
+                        let fits = self.points.last().map_or(1, |&(rows, _)| rows);
+                        self.max_rows = self.max_rows.map(|asked| asked.min(fits));
+                        self.done()
+                    }
+                    Failed::OutOfMemory(reason) => self.tell(Err(format!(
+                        "the device has no memory for one row of it ({reason}); unload other models, or use \
+                         a device with more"
+                    ))),
+                    Failed::Otherwise(reason) => self.tell(Err(reason)),
+                };
+            }
             Err(_) => return self.tell(Err("its evaluation panicked".into())),
         }
         self.measured.push(started.elapsed().as_secs_f64());
@@ -83,7 +104,13 @@ impl WarmUp {
             self.rows *= 2;
             return false;
         }
-        self.model.set_cost(CostModel::new(std::mem::take(&mut self.points), self.max_rows));
+        self.done()
+    }
+
+    /// What was measured is what the model costs.
+    fn done(&mut self) -> bool {
+        let cost = CostModel::new(std::mem::take(&mut self.points), self.max_rows);
+        self.model.on(self.device).set_cost(cost);
         self.tell(Ok(()))
     }
 

@@ -1,4 +1,4 @@
-//! The thread that owns the device: it gathers, evaluates, hands out.
+//! The thread that owns a device: it gathers, evaluates, hands out.
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::{
     Event,
     batcher::SampleKey,
+    calibration::Learned,
     job::Failure,
     load::Load,
     sample::{Sample, Task},
@@ -36,16 +37,26 @@ pub(super) enum Command {
 }
 
 pub(super) struct Worker {
+    /// The device's number.
+    device: usize,
     commands: Receiver<Command>,
     samples: BTreeMap<SampleKey, Sample>,
     warm_ups: Vec<WarmUp>,
     load: Arc<Load>,
+    learned: Learned,
     metrics: Arc<Metrics>,
 }
 
 impl Worker {
-    pub(super) fn new(commands: Receiver<Command>, load: Arc<Load>, metrics: Arc<Metrics>) -> Self {
-        Self { commands, samples: BTreeMap::new(), warm_ups: Vec::new(), load, metrics }
+    pub(super) fn new(
+        device: usize,
+        commands: Receiver<Command>,
+        load: Arc<Load>,
+        learned: Learned,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (samples, warm_ups) = (BTreeMap::new(), Vec::new());
+        Self { device, commands, samples, warm_ups, load, learned, metrics }
     }
 
     /// Runs until no handle is left and nothing is in flight.
@@ -79,7 +90,7 @@ impl Worker {
         match command {
             Command::Run(samples) => self.samples.extend(samples),
             Command::WarmUp { model, max_rows, reply } => {
-                self.warm_ups.push(WarmUp::new(model, max_rows, reply));
+                self.warm_ups.push(WarmUp::new(model, self.device, max_rows, reply));
             }
         }
     }
@@ -98,7 +109,7 @@ impl Worker {
                 let failure = sample.expired(now).filter(|_| !sample.abandoned());
                 self.leave(key, &sample, failure.as_ref().map_or("disconnect", Failure::reason));
                 if let Some(failure) = failure {
-                    self.load.promised(false, None);
+                    self.learned.promised(false, None);
                     sample.finish(|index| Event::Failed { index, failure });
                 }
             }
@@ -125,15 +136,18 @@ impl Worker {
             batch.samples.iter().filter_map(|key| self.samples.remove(key)).collect();
         let Some(model) = samples.first().map(|sample| Arc::clone(&sample.model)) else { return };
 
+        let replica = model.on(self.device);
         let began = Instant::now();
         // A panic concerns this batch alone: its samples are dropped below, nothing else is shared.
         let result = catch_unwind(AssertUnwindSafe(|| {
-            step::evaluate(model.network(), &mut samples).map_err(|error| error.to_string())
+            step::evaluate(replica.network(), &mut samples).map_err(|error| Failed::of(&error))
         }));
         let seconds = began.elapsed().as_secs_f64();
 
         self.load.ran(&batch, seconds);
-        model.observe(batch.rows, seconds);
+        if matches!(result, Ok(Ok(_))) {
+            replica.observe(batch.rows, seconds);
+        }
         self.metrics.evaluation_duration.with_label_values(&[&model.id]).observe(seconds);
         self.metrics.batch_samples.with_label_values(&[&model.id]).observe(samples.len() as f64);
 
@@ -144,17 +158,30 @@ impl Worker {
             }
             sample.clock.evaluated(began, seconds, sample.rows(), batch.rows);
         }
-        match result.unwrap_or_else(|panic| Err(panic_text(panic.as_ref()))) {
+        match result.unwrap_or_else(|panic| Err(Failed::Otherwise(panic_text(panic.as_ref())))) {
             Ok(outcomes) => {
                 for ((key, sample), outcome) in batch.samples.into_iter().zip(samples).zip(outcomes)
                 {
                     self.hand_out(key, sample, outcome);
                 }
             }
-            Err(reason) => {
-                tracing::error!(model = model.id, rows = batch.rows, reason, "evaluation failed");
+            Err(failed) => {
+                let rows = batch.rows;
+                let failure = match failed {
+                    Failed::OutOfMemory(reason) => {
+                        let limit = replica.shrink(rows);
+                        self.load.limit(model.key, limit);
+                        let device = self.device;
+                        tracing::error!(model = model.id, device, rows, limit, reason, "no memory");
+                        Failure::OutOfMemory { rows, limit }
+                    }
+                    Failed::Otherwise(reason) => {
+                        tracing::error!(model = model.id, rows, reason, "evaluation failed");
+                        Failure::Evaluation(reason)
+                    }
+                };
                 for (key, sample) in batch.samples.into_iter().zip(samples) {
-                    self.fail(key, sample, Failure::Evaluation(reason.clone()));
+                    self.fail(key, sample, failure.clone());
                 }
             }
         }
@@ -227,6 +254,29 @@ impl Worker {
         }
         if let Some(ratio) = self.load.left(sample.model.key, key, done_or_late) {
             self.metrics.prediction_ratio.with_label_values(label).observe(ratio);
+        }
+    }
+}
+
+/// Why an evaluation failed, in the device's words.
+pub(super) enum Failed {
+    /// For want of memory: fewer rows may do.
+    OutOfMemory(String),
+    /// For any other reason.
+    Otherwise(String),
+}
+
+impl Failed {
+    /// candle keeps what CUDA's libraries say as text, with their own names of errors: the driver's
+    /// `CUDA_ERROR_OUT_OF_MEMORY`, cuBLAS's `CUBLAS_STATUS_ALLOC_FAILED`, cuDNN's
+    /// `CUDNN_STATUS_ALLOC_FAILED` and `CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED`.
+    pub(super) fn of(error: &candle_core::Error) -> Self {
+        const NAMES: [&str; 3] = ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"];
+        let text = error.to_string();
+        if NAMES.iter().any(|name| text.contains(name)) {
+            Self::OutOfMemory(text)
+        } else {
+            Self::Otherwise(text)
         }
     }
 }

@@ -178,6 +178,15 @@ impl From<Failure> for Problem {
                 format!("{failure}; raise `deadline_ms` or lower `num_inference_steps`"),
             )
             .at("deadline_ms"),
+            Failure::OutOfMemory { limit, .. } => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "out_of_memory",
+                if limit > 1 {
+                    format!("{failure}; send the request again")
+                } else {
+                    format!("{failure}; use a smaller model, or a device with more free memory")
+                },
+            ),
             Failure::NonFinite { .. } | Failure::Evaluation(_) => Self::internal(failure),
         }
     }

@@ -1,4 +1,4 @@
-//! A model: a network with all that belongs to it.
+//! A model: a network, on one device or several, with all that belongs to it.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{DType, Device};
 use understudy_models::{
-    Denoiser, Geometry,
+    Denoiser, Error, Geometry,
     checkpoint::{ModelFolder, card::Card},
     sampler::Kind,
     schedule::ScheduleConfig,
@@ -38,48 +38,57 @@ pub struct Model {
     pub dtype: &'static str,
     /// Unix seconds when it was loaded.
     pub created: u64,
+    /// One for each of the engine's devices, in their order.
+    replicas: Vec<Replica>,
+}
+
+/// The network on one device.
+pub struct Replica {
     network: Box<dyn Denoiser>,
     /// What its evaluations cost; replaced by the warm-up.
     cost: Mutex<CostModel>,
 }
 
 impl Model {
-    /// Reads a model folder onto a device. What it costs is not known yet: it takes one row at a time
-    /// until it is warmed up, or told.
+    /// Reads a model folder, once for each device. What it costs is not known yet: it takes one row at a
+    /// time until it is warmed up, or told.
     ///
     /// # Errors
-    /// As [`ModelFolder::open`] and [`ModelFolder::load`].
+    /// As [`ModelFolder::open`] and [`ModelFolder::load`]; [`Error::Value`] for no device.
     pub fn load(
         folder: &Path,
         id: String,
         key: u64,
         dtype: DType,
-        device: &Device,
+        devices: &[Device],
     ) -> understudy_models::Result<Self> {
-        let loaded = ModelFolder::open(folder)?.load(dtype, device)?;
+        let Some((first, others)) = devices.split_first() else {
+            return Err(Error::value("device", "none", "name at least one"));
+        };
+        let read = |device| ModelFolder::open(folder)?.load(dtype, device);
+        let loaded = read(first)?;
+        let mut replicas = vec![Replica::new(loaded.network)];
+        for device in others {
+            replicas.push(Replica::new(read(device)?.network));
+        }
+        let network = replicas[0].network();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             id,
             key: ModelKey(key),
             card: loaded.card,
-            geometry: loaded.network.geometry().clone(),
+            geometry: network.geometry().clone(),
             schedule: loaded.schedule,
-            parameters: loaded.network.parameters(),
+            parameters: network.parameters(),
             dtype: dtype.as_str(),
             created: since_epoch.map_or(0, |since| since.as_secs()),
-            network: loaded.network,
-            cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)),
+            replicas,
         })
     }
 
-    /// Most rows an evaluation of it has.
-    pub fn max_rows(&self) -> usize {
-        self.cost().max_rows()
-    }
-
-    /// Predicted seconds of one evaluation of so many rows.
-    pub fn evaluation_seconds(&self, rows: usize) -> f64 {
-        self.cost().seconds(rows)
+    /// The network on the engine's device of that number; every model has one on each.
+    pub fn on(&self, device: usize) -> &Replica {
+        &self.replicas[device]
     }
 
     /// Steps of who does not say: the card's, else 50, or all the schedule has where those are fewer.
@@ -94,8 +103,24 @@ impl Model {
         let named = self.card.defaults.scheduler.as_ref().and_then(|name| name.parse().ok());
         named.unwrap_or_else(|| Kind::for_scheduler_class(&self.schedule))
     }
+}
 
-    /// For the device thread alone.
+impl Replica {
+    fn new(network: Box<dyn Denoiser>) -> Self {
+        Self { network, cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)) }
+    }
+
+    /// Most rows an evaluation has.
+    pub fn max_rows(&self) -> usize {
+        self.cost().max_rows()
+    }
+
+    /// Predicted seconds of one evaluation of so many rows.
+    pub fn evaluation_seconds(&self, rows: usize) -> f64 {
+        self.cost().seconds(rows)
+    }
+
+    /// For the thread of its device alone.
     pub(crate) fn network(&self) -> &dyn Denoiser {
         self.network.as_ref()
     }
@@ -106,6 +131,13 @@ impl Model {
 
     pub(crate) fn set_cost(&self, cost: CostModel) {
         *self.cost() = cost;
+    }
+
+    /// As [`CostModel::shrink`]; gives the new limit.
+    pub(crate) fn shrink(&self, rows: usize) -> usize {
+        let mut cost = self.cost();
+        cost.shrink(rows);
+        cost.max_rows()
     }
 
     fn cost(&self) -> MutexGuard<'_, CostModel> {
@@ -124,35 +156,38 @@ impl fmt::Debug for Model {
 
 #[cfg(test)]
 impl Model {
-    /// A model around any network, costing `seconds` per evaluation however many rows it has.
+    /// A model around one network per device, costing `seconds` per evaluation however many rows it has.
     pub(crate) fn for_test(
-        network: Box<dyn Denoiser>,
+        networks: Vec<Box<dyn Denoiser>>,
         schedule: ScheduleConfig,
         card: Card,
         key: u64,
         max_rows: usize,
         seconds: f64,
     ) -> std::sync::Arc<Self> {
+        let points = vec![(1, seconds), (max_rows.max(2), seconds)];
+        let replica = |network| {
+            let replica = Replica::new(network);
+            replica.set_cost(CostModel::new(points.clone(), Some(max_rows)));
+            replica
+        };
+        let replicas: Vec<Replica> = networks.into_iter().map(replica).collect();
         std::sync::Arc::new(Self {
             id: format!("model-{key}"),
             key: ModelKey(key),
             card,
-            geometry: network.geometry().clone(),
+            geometry: replicas[0].network().geometry().clone(),
             schedule,
-            parameters: network.parameters(),
+            parameters: replicas[0].network().parameters(),
             dtype: "f32",
             created: 0,
-            network,
-            cost: Mutex::new(CostModel::new(
-                vec![(1, seconds), (max_rows.max(2), seconds)],
-                Some(max_rows),
-            )),
+            replicas,
         })
     }
 
     /// The model in a folder, on the CPU.
     pub(crate) fn from_folder_for_test(folder: &Path) -> std::sync::Arc<Self> {
-        let model = Self::load(folder, "model".into(), 0, DType::F32, &Device::Cpu);
+        let model = Self::load(folder, "model".into(), 0, DType::F32, &[Device::Cpu]);
         std::sync::Arc::new(model.expect("a model folder"))
     }
 }

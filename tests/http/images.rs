@@ -37,6 +37,20 @@ async fn a_reply_tells_how_it_came_about() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_devices_draw_the_images_of_one() {
+    let (one, two) = (Server::start().await, Server::with_two_devices().await);
+    let ask = |seed: u64| json!({"n": 2, "seed": seed, "num_inference_steps": 20});
+    let replies = tokio::join!(two.generate(ask(10)), two.generate(ask(20)), two.generate(ask(30)));
+    for (seed, reply) in [(10, replies.0), (20, replies.1), (30, replies.2)] {
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        let alone = one.generate(ask(seed)).await.json();
+        for (entry, alone) in [0, 1].map(|i| (&reply.json()["data"][i], &alone["data"][i])) {
+            assert_eq!(entry["b64_json"], alone["b64_json"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_seed_gives_its_image_again() {
     let server = Server::start().await;
     let last = (1u64 << 53) - 1;

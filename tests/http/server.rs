@@ -1,6 +1,6 @@
 //! A server over two tiny networks, and what the tests ask it with.
 
-use std::{collections::HashMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::HashMap, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -103,7 +103,20 @@ impl Server {
         Self::over(models, |_| {}).await
     }
 
+    /// A server with two devices, both of them this CPU.
+    pub(crate) async fn with_two_devices() -> Self {
+        Self::over_devices(tempfile::tempdir().unwrap(), 2, |_| {}).await
+    }
+
     async fn over(models: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::over_devices(models, 1, change).await
+    }
+
+    async fn over_devices(
+        models: TempDir,
+        devices: usize,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let card = json!({
             "class_names": ["T-shirt/top", "Ankle boot", "Bag", "nothing"],
             "null_class": 3,
@@ -123,11 +136,12 @@ impl Server {
         };
         change(&mut settings);
         let metrics = Metrics::new().unwrap();
-        let engine = Engine::start(settings.max_rows, Arc::clone(&metrics)).unwrap();
+        let count = NonZeroUsize::new(devices).unwrap();
+        let engine = Engine::start(count, settings.max_rows, Arc::clone(&metrics)).unwrap();
         let where_and_how = registry::Settings {
             folder: models.path().to_owned(),
             default_model: None,
-            device: Device::Cpu,
+            devices: vec![Device::Cpu; devices],
             dtype: DType::F32,
             max_rows: Some(4),
         };
