@@ -1,38 +1,24 @@
-//! Warm-up: what evaluations of a model cost, by batch size.
+//! Warm-up: a model is evaluated until it is known what that costs.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
 use understudy_models::{Conditioning, Denoiser, noise};
 
-use super::cost::{CostModel, worth_doubling};
+use super::survey::Survey;
 use crate::registry::Model;
-
-/// A model's warm-up stops here, if it has measured anything.
-const BUDGET: Duration = Duration::from_secs(4);
-/// Least evaluations per batch size, of which the median counts.
-const REPEATS: usize = 3;
-/// Least seconds per batch size. Small batches take a thousandth of that, and over so short a time one is
-/// luckier than another.
-const WINDOW_SECONDS: f64 = 0.06;
-/// The largest batch ever tried.
-const LARGEST: usize = 256;
 
 /// A warm-up under way. It is done an evaluation at a time, between those that serve clients.
 pub(super) struct WarmUp {
     model: Arc<Model>,
-    max_rows: Option<usize>,
-    reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
+    survey: Survey,
     began: Option<Instant>,
-    rows: usize,
-    /// Seconds of the evaluations at `rows`, ascending.
-    measured: Vec<f64>,
-    points: Vec<(usize, f64)>,
+    reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
 }
 
 impl WarmUp {
@@ -41,15 +27,7 @@ impl WarmUp {
         max_rows: Option<usize>,
         reply: oneshot::Sender<std::result::Result<(), String>>,
     ) -> Self {
-        Self {
-            model,
-            max_rows,
-            reply: Some(reply),
-            began: None,
-            rows: 1,
-            measured: Vec::new(),
-            points: Vec::new(),
-        }
+        Self { model, survey: Survey::new(max_rows), began: None, reply: Some(reply) }
     }
 
     /// One evaluation; true when the warm-up is over and whoever asked has been told.
@@ -58,7 +36,7 @@ impl WarmUp {
         let began = *self.began.get_or_insert(started);
         let timestep = self.model.schedule.train_timesteps() - 1;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            probe(self.model.network(), self.rows, timestep as f32)
+            probe(self.model.network(), self.survey.rows(), timestep as f32)
         }));
         match result {
             Ok(Ok(true)) => {}
@@ -66,24 +44,11 @@ impl WarmUp {
             Ok(Err(error)) => return self.tell(Err(error.to_string())),
             Err(_) => return self.tell(Err("its evaluation panicked".into())),
         }
-        self.measured.push(started.elapsed().as_secs_f64());
-        self.measured.sort_by(f64::total_cmp);
-        let median = self.measured[self.measured.len() / 2];
-        let spent = began.elapsed();
-        let enough =
-            self.measured.len() >= REPEATS && self.measured.iter().sum::<f64>() >= WINDOW_SECONDS;
-        if !enough && spent + Duration::from_secs_f64(median) < BUDGET {
+        let (seconds, spent) = (started.elapsed(), began.elapsed());
+        let Some(costs) = self.survey.timed(seconds.as_secs_f64(), spent.as_secs_f64()) else {
             return false;
-        }
-        self.points.push((self.rows, median));
-        self.measured.clear();
-        let affordable = spent + Duration::from_secs_f64(2.0 * median) < BUDGET;
-        let allowed = self.rows * 2 <= self.max_rows.unwrap_or(LARGEST);
-        if affordable && allowed && worth_doubling(&self.points) {
-            self.rows *= 2;
-            return false;
-        }
-        self.model.set_cost(CostModel::new(std::mem::take(&mut self.points), self.max_rows));
+        };
+        self.model.set_cost(costs);
         self.tell(Ok(()))
     }
 

@@ -20,16 +20,26 @@ pub fn uniform(seed: u64, draw: u64) -> f64 {
     (noise::uniform_u64(seed, draw) as f64 + 0.5) / 2f64.powi(64)
 }
 
-/// A Poisson process of `rate` requests per second for so many seconds: gaps are exponential with mean
-/// 1/`rate`, and each request falls on an entry of the mix with the probability of its weight. The same
-/// arguments give the same arrivals.
-pub fn arrivals(seed: u64, rate: f64, seconds: f64, mix: &Mix) -> impl Iterator<Item = Arrival> {
-    let mut now = 0.0;
-    let arrivals = (0..).map(move |number| {
-        now -= uniform(seed, 2 * number).ln() / rate;
-        Arrival { number, at: now, entry: mix.pick(uniform(seed, 2 * number + 1)) }
+/// When the events of a Poisson process come, in seconds from its start: gaps are exponential with mean
+/// 1/`rate`. The same arguments give the same times.
+pub fn poisson(seed: u64, rate: f64, seconds: f64) -> impl Iterator<Item = f64> {
+    let gaps = (0..).map(move |i| -uniform(seed, 2 * i).ln() / rate);
+    let times = gaps.scan(0.0, |now, gap| {
+        *now += gap;
+        Some(*now)
     });
-    arrivals.take_while(move |arrival| arrival.at < seconds)
+    times.take_while(move |&at| at < seconds)
+}
+
+/// A Poisson process of `rate` requests per second for so many seconds, of which each falls on an entry of
+/// the mix with the probability of its weight. The same arguments give the same arrivals.
+pub fn arrivals(seed: u64, rate: f64, seconds: f64, mix: &Mix) -> impl Iterator<Item = Arrival> {
+    (0..).zip(poisson(seed, rate, seconds)).map(move |(number, at)| Arrival {
+        number,
+        at,
+        // Odd draws are nobody's gaps.
+        entry: mix.pick(uniform(seed, 2 * number + 1)),
+    })
 }
 
 #[cfg(test)]

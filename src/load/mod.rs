@@ -23,7 +23,7 @@ mod plot;
 mod report;
 mod tally;
 
-pub use arrivals::{Arrival, arrivals, uniform};
+pub use arrivals::{Arrival, arrivals, poisson, uniform};
 pub use client::{Client, Served};
 pub use mix::Mix;
 pub use open_loop::{Answer, Outcome, open_loop};
