@@ -27,8 +27,9 @@ use std::{
 };
 
 use clap::Parser;
-use pair::{STUDENT, Server, TEACHER, agent, arrivals, post, quantile, sorted, verdict};
+use pair::{STUDENT, Server, TEACHER, agent, post, verdict};
 use serde_json::{Value, json};
+use understudy::load::{percentile, poisson, sorted};
 
 /// A comparison's time against both models' alone.
 const MOST_OF_SUM: f64 = 1.05;
@@ -114,7 +115,7 @@ fn comparisons(arguments: &Arguments) -> Value {
         );
     }
     server.stop();
-    let [of_sum, of_student] = [of_sum, of_student].map(|ratios| quantile(&sorted(ratios), 0.5));
+    let [of_sum, of_student] = [of_sum, of_student].map(|ratios| percentile(&sorted(ratios), 50));
     println!("\ncompare / sum of both alone: {of_sum:.3}, {}", verdict(of_sum <= MOST_OF_SUM));
     println!(
         "student's image / alone: {of_student:.3}, {}\n",
@@ -144,7 +145,8 @@ fn shadow(arguments: &Arguments) -> Value {
         for rate in [0.0, 1.0] {
             let server = Server::start(rate);
             let seconds = server.student.on(0).evaluation_seconds(1) * arguments.steps as f64;
-            let plan = arrivals(turn as u64, arguments.load / seconds, arguments.seconds);
+            let rate = arguments.load / seconds;
+            let plan: Vec<f64> = poisson(turn as u64, rate, arguments.seconds).collect();
             let latencies = run(&server, &plan, arguments.steps);
             let outcome =
                 |outcome| server.metrics.shadows.with_label_values(&[STUDENT, outcome]).get();
@@ -159,7 +161,7 @@ fn shadow(arguments: &Arguments) -> Value {
         }
     }
     let [without, with] = [without, with].map(sorted);
-    let [p50, p99] = [0.5, 0.99].map(|level| [&without, &with].map(|all| quantile(all, level)));
+    let [p50, p99] = [50, 99].map(|percent| [&without, &with].map(|all| percentile(all, percent)));
     println!("{} requests with and without, {compared} repeated and compared", with.len());
     println!("median ms: without {:.1}, with {:.1}", p50[0] * 1e3, p50[1] * 1e3);
     let met = p99[1] <= p99[0] + evaluation;

@@ -34,10 +34,11 @@ use std::{
 };
 
 use clap::Parser;
-use pair::{Server, agent, arrivals, post, quantile, sorted, uniform, verdict};
+use pair::{Server, agent, post, verdict};
 use serde_json::{Value, json};
 use understudy::{
     engine::batcher::{Batch, Batcher, Claim, Costs, ModelKey, SampleKey, Urgency},
+    load::{percentile, poisson, sorted, uniform},
     registry::Model,
 };
 
@@ -121,8 +122,7 @@ fn main() {
         student * 1e3,
         arguments.seconds
     );
-    let plan: Vec<Arrival> = arrivals(arguments.seed, rate, arguments.seconds)
-        .into_iter()
+    let plan: Vec<Arrival> = poisson(arguments.seed, rate, arguments.seconds)
         .enumerate()
         .map(|(i, at)| {
             let [which, deadline] = [2, 3].map(|stream| uniform(arguments.seed + stream, i as u64));
@@ -411,8 +411,8 @@ fn report(
     );
     println!(
         "{broken_off} broken off at the deadline; {refused} refused with 429, {impossible} with 504; in time by the client's clock {seen}; between client and server 50 % {:.1} ms, 99 % {:.1} ms",
-        quantile(&overhead, 0.5) * 1e3,
-        quantile(&overhead, 0.99) * 1e3
+        percentile(&overhead, 50) * 1e3,
+        percentile(&overhead, 99) * 1e3
     );
     println!(
         "perfect knowledge serves {possible}, of which accepted {both}: {accepted_share:.4}, {}",
@@ -424,10 +424,10 @@ fn report(
     );
     println!(
         "without a deadline, seconds: median {:.3}, 99 % {:.3}",
-        quantile(&plain, 0.5),
-        quantile(&plain, 0.99)
+        percentile(&plain, 50),
+        percentile(&plain, 99)
     );
-    let [least, median, most] = [0.0, 0.5, 1.0].map(|level| quantile(&factors, level));
+    let [least, median, most] = [0, 50, 100].map(|percent| percentile(&factors, percent));
     println!(
         "drift of the machine against the start: least {least:.2}, median {median:.2}, most {most:.2}"
     );

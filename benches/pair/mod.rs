@@ -106,33 +106,6 @@ pub(crate) fn agent() -> ureq::Agent {
     config.max_idle_connections_per_host(64).build().into()
 }
 
-/// Uniform in (0, 1): draw number `draw` of stream `seed`.
-pub(crate) fn uniform(seed: u64, draw: u64) -> f64 {
-    (noise::uniform_u64(seed, draw) as f64 + 0.5) / 2f64.powi(64)
-}
-
-/// When so many Poisson arrivals come, in seconds from the start.
-pub(crate) fn arrivals(seed: u64, rate: f64, seconds: f64) -> Vec<f64> {
-    let gaps = (0..).map(|draw| -uniform(seed, draw).ln() / rate);
-    let times = gaps.scan(0.0, |now, gap| {
-        *now += gap;
-        Some(*now)
-    });
-    times.take_while(|&at| at < seconds).collect()
-}
-
-/// The smallest of the sorted values that at least a share `level` of them do not exceed.
-pub(crate) fn quantile(sorted: &[f64], level: f64) -> f64 {
-    let rank = (level * sorted.len() as f64).ceil() as usize;
-    sorted[rank.clamp(1, sorted.len()) - 1]
-}
-
-pub(crate) fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
 pub(crate) fn verdict(met: bool) -> &'static str {
     if met { "target met" } else { "target MISSED" }
 }

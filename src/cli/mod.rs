@@ -6,6 +6,7 @@ mod distill;
 mod evaluate;
 mod health;
 mod import;
+mod load;
 mod openapi;
 mod profile;
 mod progress;
@@ -42,6 +43,7 @@ enum Command {
     Serve(Box<ServeArgs>),
     Sample(Box<sample::SampleArgs>),
     Bench(Box<bench::BenchArgs>),
+    Load(Box<load::LoadArgs>),
     Import(import::ImportArgs),
     Distill(Box<distill::DistillArgs>),
     Train(Box<train::TrainArgs>),
@@ -76,7 +78,11 @@ impl Cli {
             Some(Command::Train(arguments)) => arguments.compute.threads,
             Some(Command::Evaluate(arguments)) => arguments.compute.threads,
             Some(
-                Command::Import(_) | Command::TrainJudge(_) | Command::Health(_) | Command::Openapi,
+                Command::Load(_)
+                | Command::Import(_)
+                | Command::TrainJudge(_)
+                | Command::Health(_)
+                | Command::Openapi,
             )
             | None => None,
         };
@@ -92,6 +98,7 @@ impl Cli {
             Some(Command::Serve(arguments)) => serve::run(*arguments, threads),
             Some(Command::Sample(arguments)) => sample::run(&arguments),
             Some(Command::Bench(arguments)) => bench::run(&arguments),
+            Some(Command::Load(arguments)) => load::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
             Some(Command::Distill(arguments)) => distill::run(&arguments, threads),
             Some(Command::Train(arguments)) => train::run(&arguments, threads),

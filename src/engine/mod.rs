@@ -9,6 +9,7 @@
 //! load    a device's plan, shared by both           batcher  decides who shares the next evaluation
 //! forecast     the plan played forward              step     does it
 //! cost         seconds of an evaluation, by rows
+//! survey       measures them at warm-up
 //! calibration  how far predictions are off
 //! ```
 
@@ -21,6 +22,7 @@ mod job;
 mod load;
 mod sample;
 mod step;
+mod survey;
 #[cfg(test)]
 mod tests;
 mod warmup;

@@ -1,43 +1,26 @@
-//! Warm-up: what evaluations of a model cost, by batch size.
+//! Warm-up: a model is evaluated until it is known what that costs.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
 use understudy_models::{Conditioning, Denoiser, noise};
 
-use super::{
-    cost::{CostModel, worth_doubling},
-    worker::Failed,
-};
+use super::{cost::CostModel, survey::Survey, worker::Failed};
 use crate::registry::Model;
-
-/// A model's warm-up stops here, if it has measured anything.
-const BUDGET: Duration = Duration::from_secs(4);
-/// Least evaluations per batch size, of which the median counts.
-const REPEATS: usize = 3;
-/// Least seconds per batch size. Small batches take a thousandth of that, and over so short a time one is
-/// luckier than another.
-const WINDOW_SECONDS: f64 = 0.06;
-/// The largest batch ever tried.
-const LARGEST: usize = 256;
 
 /// A warm-up under way. It is done an evaluation at a time, between those that serve clients.
 pub(super) struct WarmUp {
     model: Arc<Model>,
     /// The device's number.
     device: usize,
-    max_rows: Option<usize>,
-    reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
+    survey: Survey,
     began: Option<Instant>,
-    rows: usize,
-    /// Seconds of the evaluations at `rows`, ascending.
-    measured: Vec<f64>,
-    points: Vec<(usize, f64)>,
+    reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
 }
 
 impl WarmUp {
@@ -47,16 +30,7 @@ impl WarmUp {
         max_rows: Option<usize>,
         reply: oneshot::Sender<std::result::Result<(), String>>,
     ) -> Self {
-        Self {
-            model,
-            device,
-            max_rows,
-            reply: Some(reply),
-            began: None,
-            rows: 1,
-            measured: Vec::new(),
-            points: Vec::new(),
-        }
+        Self { model, device, survey: Survey::new(max_rows), began: None, reply: Some(reply) }
     }
 
     /// One evaluation; true when the warm-up is over and whoever asked has been told.
@@ -65,52 +39,34 @@ impl WarmUp {
         let began = *self.began.get_or_insert(started);
         let timestep = self.model.schedule.train_timesteps() - 1;
         let result = catch_unwind(AssertUnwindSafe(|| {
-            probe(self.model.on(self.device).network(), self.rows, timestep as f32)
+            probe(self.model.on(self.device).network(), self.survey.rows(), timestep as f32)
         }));
         match result {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => return self.tell(Err("its answer to noise is not finite: the weights are damaged; fetch or convert them again".into())),
             Ok(Err(error)) => {
-                return match Failed::of(&error) {
+                return match (Failed::of(&error), self.survey.found_no_memory()) {
                     // What fits is known now: smaller batches have been measured.
-                    Failed::OutOfMemory(_) if !self.points.is_empty() => {
-                        let fits = self.points.last().map_or(1, |&(rows, _)| rows);
-                        self.max_rows = self.max_rows.map(|asked| asked.min(fits));
-                        self.done()
-                    }
-                    Failed::OutOfMemory(reason) => self.tell(Err(format!(
+                    (Failed::OutOfMemory(_), Some(costs)) => self.known(costs),
+                    (Failed::OutOfMemory(reason), None) => self.tell(Err(format!(
                         "the device has no memory for one row of it ({reason}); unload other models, or use \
                          a device with more"
                     ))),
-                    Failed::Otherwise(reason) => self.tell(Err(reason)),
+                    (Failed::Otherwise(reason), _) => self.tell(Err(reason)),
                 };
             }
             Err(_) => return self.tell(Err("its evaluation panicked".into())),
         }
-        self.measured.push(started.elapsed().as_secs_f64());
-        self.measured.sort_by(f64::total_cmp);
-        let median = self.measured[self.measured.len() / 2];
-        let spent = began.elapsed();
-        let enough =
-            self.measured.len() >= REPEATS && self.measured.iter().sum::<f64>() >= WINDOW_SECONDS;
-        if !enough && spent + Duration::from_secs_f64(median) < BUDGET {
+        let (seconds, spent) = (started.elapsed(), began.elapsed());
+        let Some(costs) = self.survey.timed(seconds.as_secs_f64(), spent.as_secs_f64()) else {
             return false;
-        }
-        self.points.push((self.rows, median));
-        self.measured.clear();
-        let affordable = spent + Duration::from_secs_f64(2.0 * median) < BUDGET;
-        let allowed = self.rows * 2 <= self.max_rows.unwrap_or(LARGEST);
-        if affordable && allowed && worth_doubling(&self.points) {
-            self.rows *= 2;
-            return false;
-        }
-        self.done()
+        };
+        self.known(costs)
     }
 
-    /// What was measured is what the model costs.
-    fn done(&mut self) -> bool {
-        let cost = CostModel::new(std::mem::take(&mut self.points), self.max_rows);
-        self.model.on(self.device).set_cost(cost);
+    /// That is what the model costs.
+    fn known(&mut self, costs: CostModel) -> bool {
+        self.model.on(self.device).set_cost(costs);
         self.tell(Ok(()))
     }
 

@@ -8,6 +8,7 @@ mod draft;
 mod images;
 mod inference;
 mod lifecycle;
+mod load;
 mod models;
 mod openapi;
 mod page;
