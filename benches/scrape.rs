@@ -13,8 +13,8 @@ fn populated(models: usize) -> std::sync::Arc<Metrics> {
     let metrics = Metrics::new().expect("no two metrics of one name");
     let m = metrics.as_ref();
     let ids: Vec<String> = (0..models).map(|i| format!("fashion-mnist-model-{i}")).collect();
-    for (i, id) in ids.iter().enumerate() {
-        let label = &[id.as_str()];
+    for (i, id) in ids.iter().map(String::as_str).enumerate() {
+        let label = &[id];
         for histogram in [
             &m.request_duration,
             &m.queue_duration,

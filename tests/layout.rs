@@ -63,6 +63,11 @@ fn serving_never_imports_distillation() {
 }
 
 #[test]
+fn load_knows_the_server_by_its_answers_alone() {
+    never("src/load", &["crate::engine", "crate::http", "crate::registry", "crate::metrics"]);
+}
+
+#[test]
 fn distillation_knows_nothing_of_serving_nor_of_architectures() {
     let serving = ["tokio", "axum", "hyper", "clap", "prometheus", "async fn", "understudy::"];
     never("distill/src", &serving);

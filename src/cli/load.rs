@@ -56,8 +56,8 @@ pub(super) struct LoadArgs {
     #[arg(long)]
     scheduler: Option<String>,
     /// Images per request.
-    #[arg(long)]
-    n: Option<NonZeroUsize>,
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    n: Option<u16>,
     /// Milliseconds from receipt after which an answer is worthless to whoever asks.
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<NonZeroUsize>,
@@ -163,7 +163,7 @@ async fn measure(
     stop: &CancellationToken,
 ) -> Run {
     let plan = || arrivals(args.seed, rate, args.duration, mix);
-    let images = args.n.map_or(1, NonZeroUsize::get) as u64;
+    let images = args.n.map_or(1, u64::from);
     let send = |arrival: Arrival| {
         let body = body(&models[arrival.entry], args.seed + arrival.number * images, fields);
         let client = client.clone();
@@ -190,13 +190,15 @@ fn body(model: &str, seed: u64, fields: &Map<String, Value>) -> Bytes {
 
 fn asked(args: &LoadArgs) -> Asked {
     let mut request = Map::new();
-    let numbers =
-        [("num_inference_steps", args.steps), ("n", args.n), ("deadline_ms", args.deadline_ms)];
-    for (field, number) in numbers {
-        request.extend(number.map(|number| (field.to_owned(), number.get().into())));
+    let fields = [
+        ("num_inference_steps", args.steps.map(|steps| Value::from(steps.get()))),
+        ("scheduler", args.scheduler.clone().map(Value::from)),
+        ("n", args.n.map(Value::from)),
+        ("deadline_ms", args.deadline_ms.map(|deadline| Value::from(deadline.get()))),
+    ];
+    for (field, value) in fields {
+        request.extend(value.map(|value| (field.to_owned(), value)));
     }
-    let scheduler = args.scheduler.clone();
-    request.extend(scheduler.map(|name| ("scheduler".to_owned(), name.into())));
     Asked {
         version: env!("CARGO_PKG_VERSION"),
         unix_seconds: UNIX_EPOCH.elapsed().map_or(0, |since| since.as_secs()),

@@ -173,7 +173,7 @@ async fn what_cannot_be_asked_is_told_before_anything_is_measured() {
         (&["--rate", "0"], &["--rate", "from 0.001"]),
         (&["--rate", "1,nan"], &["--rate", "nan"]),
         (&["--rate", "100000", "--duration", "60"], &["--rate 100000", "6000000 requests"]),
-        (&["--duration", "-1s"], &["--duration"]),
+        (&["--duration", "soon"], &["--duration", "86400"]),
         (&["--url", "https://host"], &["--url https://host", "plain HTTP"]),
     ] {
         let said = failure(&output(load(&url, flags)).await);
