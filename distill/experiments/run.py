@@ -2,9 +2,10 @@
 """The experiment that decides: one student architecture, taught in different ways on one budget.
 
     python3 distill/experiments/run.py ROW --seed 0 --data FOLDER    trains and scores a row
+    python3 distill/experiments/run.py speed                         images per second through the server
     python3 distill/experiments/run.py table                         prints the table of all results
 
-ROW is one of `teacher`, `data`, `baseline`, `iterative`, `shuffled`, `dynamic`, `ours`. FOLDER holds
+ROW is one of `teacher`, `data`, `baseline`, `iterative`, `shuffled`, `dynamic`, `strided`, `ours`. FOLDER holds
 Fashion-MNIST's idx files; only `data` learns from them, all rows are scored against them. A row that was
 interrupted goes on where it was when the same command is given again. Needs nothing but Python and the
 `understudy` binary (`cargo build --release`).
@@ -17,15 +18,19 @@ import argparse
 import json
 import os
 import platform
+import re
+import statistics
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 RESULTS = HERE / "results"
 TEACHER = "fashion-mnist-teacher"
+STUDENT = "fashion-mnist-student"
 
 STEPS = 5000
 BATCH = 32
@@ -51,7 +56,15 @@ ROWS = {
     "shuffled": {"schedule": "shuffled", **PAPER},
     "dynamic": {"schedule": "dynamic", "rho": 0.005, **PAPER},
     # 3,200 samples, walked 24.5 of 50 steps to fill the pool: 78,000 evaluations.
-    "ours": {"schedule": "dynamic", "rho": 0.1, "walk-steps": 50, "init": "pruned"},
+    "strided": {"schedule": "dynamic", "rho": 0.1, "walk-steps": 50, "init": "pruned"},
+    "ours": {
+        "schedule": "dynamic",
+        "rho": 0.1,
+        "walk-steps": 50,
+        "init": "pruned",
+        "prediction": "v_prediction",
+        "weighting": "velocity",
+    },
 }
 NAMES = {
     "teacher": "teacher",
@@ -60,7 +73,8 @@ NAMES = {
     "iterative": "DKDM, iterative",
     "shuffled": "DKDM, shuffled iterative",
     "dynamic": "DKDM, dynamic iterative",
-    "ours": "dynamic, strided, pruned start (ours)",
+    "strided": "dynamic, strided, pruned start",
+    "ours": "the same, predicting v, weighted as v (ours)",
 }
 SAMPLES = 10_000
 SAMPLING_STEPS = 20
@@ -140,12 +154,63 @@ def run(row, options):
         log = (model / "training/log.jsonl").read_text().splitlines()
         losses = [json.loads(line)["loss"] for line in log[-200:]]
         result["loss_of_last_200_steps"] = sum(losses) / len(losses)
+    write(name, result)
+
+
+def write(name, result):
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps(result, indent=2) + "\n"
     temporary = RESULTS / f".{name}.json"
     temporary.write_text(text)
     temporary.rename(RESULTS / f"{name}.json")
     print(text)
+
+
+def speed(options):
+    """Images per second through the server, by images in a request: teacher and student in turns."""
+    command = [options.understudy, "serve", "--port=0", f"--models={ROOT / 'models/zoo'}", f"--threads={options.threads}"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RUST_LOG": "warn"})
+    try:
+        url = next(found.group() for line in server.stdout if (found := re.search(r"http://[0-9.:]+", line)))
+        while not ready(url):
+            time.sleep(0.1)
+        result = {"machine": {"processor": processor(), "threads": options.threads}, "steps": SAMPLING_STEPS, "rounds": 9}
+        for count in (1, 8, 16):
+            rates = {TEACHER: [], STUDENT: []}
+            for _ in range(9):
+                for model, seconds in rates.items():
+                    # About as long for every count.
+                    began = time.monotonic()
+                    for _ in range(64 // count):
+                        generate(url, model, count)
+                    seconds.append(64 // count * count / (time.monotonic() - began))
+            ratios = [student / teacher for teacher, student in zip(*rates.values())]
+            result[f"{count} images a request"] = {
+                "teacher_images_per_second": round(statistics.median(rates[TEACHER]), 1),
+                "student_images_per_second": round(statistics.median(rates[STUDENT]), 1),
+                "median_of_ratios": round(statistics.median(ratios), 3),
+                "ratios": [round(ratio, 3) for ratio in ratios],
+            }
+        write("speed", result)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def ready(url):
+    try:
+        return urllib.request.urlopen(url + "/health").status == 200
+    except OSError:
+        return False
+
+
+def generate(url, model, count):
+    body = {"model": model, "n": count, "seed": 0, "num_inference_steps": SAMPLING_STEPS, "scheduler": "ddim"}
+    request = urllib.request.Request(
+        url + "/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as reply:
+        assert len(json.load(reply)["data"]) == count
 
 
 def table():
@@ -181,7 +246,7 @@ def table():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("row", choices=[*ROWS, "table"])
+    parser.add_argument("row", choices=[*ROWS, "speed", "table"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's idx files")
     parser.add_argument("--work", type=Path, default=ROOT / "target/experiments", help="where students are made")
@@ -191,6 +256,8 @@ def main():
     options = parser.parse_args()
     if options.row == "table":
         return table()
+    if options.row == "speed":
+        return speed(options)
     if options.data is None:
         sys.exit("--data: name the folder of train-images-idx3-ubyte.gz")
     run(options.row, options)

@@ -103,11 +103,11 @@ impl Student {
     }
 
     /// Begins with the teacher's most important channels instead ([`prune::weights`]), as they matter on
-    /// the samples of `lessons`.
+    /// the samples of `lessons`. They serve a student that predicts something else as well: only what its
+    /// last layer does with them is another thing.
     ///
     /// # Errors
-    /// As [`prune::weights`]; [`Error::Value`] for a student that comes with weights or predicts something
-    /// else than its teacher.
+    /// As [`prune::weights`]; [`Error::Value`] for a student that comes with weights.
     pub fn pruned(
         mut self,
         teacher: &Teacher,
@@ -117,10 +117,6 @@ impl Student {
         if self.initialisation != "random" {
             let remedy =
                 "the student's folder has weights; give its config.json, or leave out --init";
-            return Err(Error::value("init", "pruned", remedy));
-        }
-        if self.schedule.prediction_type() != teacher.schedule.prediction_type() {
-            let remedy = "weights of one prediction do not serve another; leave out --prediction";
             return Err(Error::value("init", "pruned", remedy));
         }
         self.weights = prune::weights(teacher, &self.config, lessons, seed)?;

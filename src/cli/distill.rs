@@ -131,7 +131,8 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     let Lessons { identity, curriculum, answers, learned, role } = lessons;
     let objective =
         Dkdm::new(&teacher.schedule, answers, student.schedule.prediction_type(), learned)
-            .map_err(shown)?;
+            .map_err(shown)?
+            .weighted(args.training.weighting());
 
     let mut recipe = identity.clone();
     recipe.insert("initialisation".into(), student.initialisation.clone().into());

@@ -88,7 +88,8 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
         student.schedule.prediction_type(),
         false,
     )
-    .map_err(shown)?;
+    .map_err(shown)?
+    .weighted(args.training.weighting());
 
     let identity = identity(args, &student, count);
     let mut recipe = identity.clone();

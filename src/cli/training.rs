@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
-use understudy_distill::train;
+use understudy_distill::{objective::Weighting, train};
 
 /// Arguments of every kind of training.
 #[derive(Debug, clap::Args)]
@@ -28,6 +28,10 @@ pub(super) struct TrainingArgs {
     /// --steps (cosine), which gives cleaner images for the same steps.
     #[arg(long, value_enum, default_value_t = LearningRateSchedule::Constant)]
     pub(super) learning_rate_schedule: LearningRateSchedule,
+    /// How much an error in the noise counts: the same at all times (uniform, as in the paper), or more
+    /// where little of the image is left in it (velocity), where it decides what the image will be.
+    #[arg(long, value_enum, default_value_t = WeightingName::Uniform)]
+    weighting: WeightingName,
     /// Decoupled weight decay.
     #[arg(long, default_value_t = 0.0)]
     pub(super) weight_decay: f64,
@@ -54,7 +58,21 @@ pub(super) enum LearningRateSchedule {
     Cosine,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum WeightingName {
+    Uniform,
+    Velocity,
+}
+
 impl TrainingArgs {
+    /// How much errors count.
+    pub(super) fn weighting(&self) -> Weighting {
+        match self.weighting {
+            WeightingName::Uniform => Weighting::Uniform,
+            WeightingName::Velocity => Weighting::Velocity,
+        }
+    }
+
     fn decay_steps(&self) -> Option<u64> {
         (self.learning_rate_schedule == LearningRateSchedule::Cosine).then(|| self.steps.get())
     }
@@ -103,7 +121,9 @@ impl TrainingArgs {
 
     /// What of it makes a run another one.
     pub(super) fn identity(&self) -> Map<String, Value> {
+        let weighting = self.weighting.to_possible_value().map(|name| name.get_name().to_owned());
         let identity = json!({
+            "weighting": weighting,
             "batch": self.batch, "accumulate": self.accumulate, "learning_rate": self.learning_rate,
             "warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps(),
             "weight_decay": self.weight_decay,

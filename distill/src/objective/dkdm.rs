@@ -9,8 +9,9 @@ use crate::lesson::Lesson;
 
 /// `L = L_simple + λ·L_vlb`, both means over elements and batch.
 ///
-/// - `L_simple = mean (eps_T − eps_S)²`, of the teacher's raw answer, not bounded. Networks that predict
-///   something else are compared in eps; [`to_eps`] says what that weighs.
+/// - `L_simple = mean w_t·(eps_T − eps_S)²`, of the teacher's raw answer, not bounded. Networks that predict
+///   something else are compared in eps; [`to_eps`] says what that weighs. `w_t` is 1 unless
+///   [`Dkdm::weighted`] says otherwise.
 /// - `L_vlb = mean KL(p_T(x_{t−1}|x_t) ‖ p_S(x_{t−1}|x_t))` in bits per dimension, where both learn their
 ///   variance. It trains only Σ_S: the student's mean is held constant (Nichol & Dhariwal 2021, §3.1).
 ///   `log Σ = v·log β_t + (1 − v)·log β̃_t` with `v = (r + 1)/2` (eq. 15 there); β̃_0 = 0 is replaced by β̃_1. The
@@ -22,8 +23,33 @@ pub struct Dkdm {
     student: PredictionType,
     /// λ; nothing where the networks tell no variance.
     variance_weight: Option<f64>,
+    weighting: Weighting,
     alpha_bar: Vec<f64>,
     posterior: Vec<Posterior>,
+}
+
+/// How much an error in eps counts at each time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Weighting {
+    /// The same at all times, as in the paper.
+    #[default]
+    Uniform,
+    /// As if it were one in v, `1/ᾱ_t` (Salimans & Ho 2022, §4: SNR + 1 in x0), at most [`MOST_WEIGHT`]:
+    /// where little signal is left, a small error in eps is a large one in x0, and decides what the image
+    /// will be.
+    Velocity,
+}
+
+/// The weight's limit. Beyond, where ᾱ_t is below 0.01, the teacher's own error is what would be learned.
+pub const MOST_WEIGHT: f64 = 100.0;
+
+impl Weighting {
+    fn at(self, alpha_bar: f64) -> f64 {
+        match self {
+            Self::Uniform => 1.0,
+            Self::Velocity => alpha_bar.recip().min(MOST_WEIGHT),
+        }
+    }
 }
 
 /// q(x_{t−1} | x_t, x0) (Ho et al. 2020, eq. 7), and the range of its learned variance.
@@ -40,7 +66,7 @@ struct Posterior {
 pub struct Losses {
     /// What is minimised.
     pub total: Tensor,
-    /// `L_simple`.
+    /// `L_simple` with all weights 1.
     pub simple: Tensor,
     /// `L_vlb` before its weight.
     pub vlb: Option<Tensor>,
@@ -72,9 +98,15 @@ impl Dkdm {
             teacher,
             student,
             variance_weight: learned_variance.then_some(weight),
+            weighting: Weighting::Uniform,
             posterior: posterior(&schedule.betas, &schedule.alpha_bar),
             alpha_bar: schedule.alpha_bar,
         })
+    }
+
+    /// The same, with errors weighted so.
+    pub fn weighted(self, weighting: Weighting) -> Self {
+        Self { weighting, ..self }
     }
 
     /// The losses of a student's raw answer, of the shape of the teacher's.
@@ -88,12 +120,20 @@ impl Dkdm {
         let to_eps = |prediction| self.rows(lesson, |alpha_bar| to_eps(prediction, alpha_bar));
         let eps_t = apply(&to_eps(self.teacher), &lesson.x, &target)?;
         let eps_s = apply(&to_eps(self.student), &lesson.x, &answer)?;
-        let simple = (eps_t - eps_s)?.sqr()?.mean_all()?;
+        let squares = (eps_t - eps_s)?.sqr()?;
+        let simple = squares.mean_all()?;
+        let weighted = match self.weighting {
+            Weighting::Uniform => simple.clone(),
+            weighting => {
+                let weights = lesson.timesteps.iter().map(|&t| weighting.at(self.alpha_bar[t]));
+                squares.broadcast_mul(&column(weights, lesson.x.device())?)?.mean_all()?
+            }
+        };
         let Some(weight) = self.variance_weight else {
-            return Ok(Losses { total: simple.clone(), simple, vlb: None });
+            return Ok(Losses { total: weighted, simple, vlb: None });
         };
         let vlb = self.divergence(lesson, &target, student)?;
-        Ok(Losses { total: (&simple + (&vlb * weight)?)?, simple, vlb: Some(vlb) })
+        Ok(Losses { total: (weighted + (&vlb * weight)?)?, simple, vlb: Some(vlb) })
     }
 
     /// Mean bits per dimension of `KL(p_T ‖ p_S)`, with a gradient to the student's variance alone.

@@ -3,5 +3,5 @@
 mod dkdm;
 mod parametrisation;
 
-pub use dkdm::{Dkdm, Losses};
+pub use dkdm::{Dkdm, Losses, MOST_WEIGHT, Weighting};
 pub use parametrisation::{Linear, to_eps, to_x0};
