@@ -144,7 +144,7 @@ fn what_cannot_work_is_refused_at_the_start() {
         assert!(!output.status.success(), "{said}");
         assert!(words.iter().all(|word| said.contains(word)), "{said}");
     };
-    refused("other.json", "out", &["num_class_embeds", "is 4", "is 3"]);
+    refused("other.json", "out", &["num_class_embeds to 3", "is 4", "are 3"]);
     refused("missing.json", "out", &["--student", "missing.json"]);
     assert!(!home.path("out").exists(), "nothing is left of a run that was refused");
     assert!(home.run("student.json", "taken", 1).status.success());

@@ -71,7 +71,14 @@ fn load_knows_the_server_by_its_answers_alone() {
 fn distillation_knows_nothing_of_serving_nor_of_architectures() {
     let serving = ["tokio", "axum", "hyper", "clap", "prometheus", "async fn", "understudy::"];
     never("distill/src", &serving);
-    never("distill/src", &["UNet", "unet"]);
+    never("distill/src", &["UNet", "unet", "DiT", "dit::"]);
+}
+
+#[test]
+fn kernels_and_plans_know_no_architecture() {
+    for below in ["models/src/kernels", "models/src/plan"] {
+        never(below, &["unet::", "dit::", "UNet", "DiT"]);
+    }
 }
 
 #[test]

@@ -30,24 +30,21 @@ pub fn weights(
     lessons: &mut dyn Curriculum,
     seed: u64,
 ) -> Result<BTreeMap<String, Tensor>> {
-    let refuse = |problem: &str| {
-        Err(Error::value(
-            "init",
-            "pruned",
-            format!(
-                "{problem}; give the student the teacher's blocks and layers, only narrower (such as \
-                 --student 0.5x), or begin from random weights"
-            ),
-        ))
-    };
+    let refuse = |problem: String| Err(Error::value("init", "pruned", problem));
+    let alike = "give the student the teacher's blocks and layers, only narrower (such as --student \
+                 0.5x), or begin from random weights";
     let (Some(from), Some(to)) = (teacher.config.channels(), student.channels()) else {
-        return refuse("channels of this kind of network cannot be left out");
+        let [theirs, ours] = [&teacher.config, student].map(NetworkConfig::class_name);
+        return refuse(format!(
+            "no channels can be left out from a {theirs} to a {ours}; begin from random weights \
+             (--init random)"
+        ));
     };
     if from.weights != to.weights {
-        return refuse("teacher and student have different layers");
+        return refuse(format!("teacher and student have different layers; {alike}"));
     }
     if from.sets.iter().zip(&to.sets).any(|(from, to)| to.width > from.width) {
-        return refuse("the student is wider than its teacher");
+        return refuse(format!("the student is wider than its teacher; {alike}"));
     }
     let weights = teacher.weights()?;
     let importance = importance(teacher, &from, &weights, lessons, seed)?;

@@ -188,13 +188,22 @@ pub fn check(teacher: &Teacher, student: &NetworkConfig) -> Result<()> {
     if theirs.out_channels != ours.out_channels {
         return refuse("out_channels", variance(&ours), variance(&theirs));
     }
-    let classes = |geometry: &Geometry| match geometry.conditioning {
-        Conditioning::None => "none".into(),
-        Conditioning::Classes(classes) => classes.to_string(),
-        Conditioning::Timestep | Conditioning::Embedding(_) => "a number, not classes".into(),
-    };
     if theirs.conditioning != ours.conditioning {
-        return refuse("num_class_embeds", classes(&ours), classes(&theirs));
+        let classes = |geometry: &Geometry| match geometry.conditioning {
+            Conditioning::None => "none".into(),
+            Conditioning::Classes(classes) => classes.to_string(),
+            Conditioning::Timestep | Conditioning::Embedding(_) => "a number, not classes".into(),
+        };
+        let wanted = match theirs.conditioning {
+            Conditioning::Classes(classes) => Some(classes),
+            _ => None,
+        };
+        let remedy = format!(
+            "the teacher's are {}; set the student's {}",
+            classes(&theirs),
+            student.setting_for_classes(wanted)
+        );
+        return Err(Error::value("student's classes", classes(&ours), remedy));
     }
     refuse_dropout(student)
 }

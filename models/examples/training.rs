@@ -15,9 +15,8 @@ use std::time::Instant;
 
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Var};
 use rayon::prelude::*;
-use understudy_models::Denoiser;
+use understudy_models::NetworkConfig;
 use understudy_models::kernels::Timing;
-use understudy_models::unet::{UNet2DConfig, UNet2DModel};
 
 /// Steps that are not counted.
 const WARM_UPS: usize = 2;
@@ -30,7 +29,7 @@ fn main() {
     let (folder, seconds) = (Path::new(folder), seconds.parse::<f64>().unwrap());
     let json = std::fs::read(folder.join("config.json")).unwrap();
     let json = serde_json::from_slice(&json).unwrap();
-    let config = UNet2DConfig::from_json(&json, "config.json").unwrap();
+    let config = NetworkConfig::from_json(&json, "config.json").unwrap();
     let file_of_weights = folder.join("diffusion_pytorch_model.safetensors");
     let vars: BTreeMap<String, Var> = candle_core::safetensors::load(file_of_weights, &Device::Cpu)
         .unwrap()
@@ -38,7 +37,7 @@ fn main() {
         .map(|(name, tensor)| (name, Var::from_tensor(&tensor).unwrap()))
         .collect();
     let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-    let model = UNet2DModel::load(&config, weights, DType::F32, &Device::Cpu).unwrap();
+    let model = config.load(weights, DType::F32, &Device::Cpu).unwrap();
     let batch = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
     let (x, times, target) = (&batch["sample"], &batch["timestep"], &batch["target"]);
     let condition = batch.get("class_labels").map(|labels| labels.to_dtype(DType::U32).unwrap());

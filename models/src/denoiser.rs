@@ -1,6 +1,6 @@
 //! The one question every network answers.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::kernels::{Footprint, Timing};
 
@@ -30,6 +30,41 @@ pub struct Geometry {
     pub width: usize,
     /// What else the network must be told.
     pub conditioning: Conditioning,
+}
+
+impl Geometry {
+    /// Refuses inputs of the wrong shape or type, so that a mistake is named where it is made.
+    pub(crate) fn check(
+        &self,
+        dtype: DType,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> Result<()> {
+        let Self { in_channels, height, width, conditioning, .. } = *self;
+        let batch = x.dims().first().copied().unwrap_or(0);
+        if batch == 0 || x.dims() != [batch, in_channels, height, width] || x.dtype() != dtype {
+            bail!(
+                "x is {:?} {:?}, not {dtype:?} [B, {in_channels}, {height}, {width}] with B ≥ 1",
+                x.dtype(),
+                x.dims(),
+            )
+        }
+        if timesteps.dims() != [batch] || timesteps.dtype() != DType::F32 {
+            bail!("timesteps are {:?} {:?}, not F32 [{batch}]", timesteps.dtype(), timesteps.dims())
+        }
+        let expected = match conditioning {
+            Conditioning::None => None,
+            Conditioning::Classes(_) => Some((DType::U32, vec![batch])),
+            Conditioning::Timestep => Some((DType::F32, vec![batch])),
+            Conditioning::Embedding(width) => Some((DType::F32, vec![batch, width])),
+        };
+        let found = condition.map(|condition| (condition.dtype(), condition.dims().to_vec()));
+        if expected != found {
+            bail!("the condition is {found:?}, not {expected:?}")
+        }
+        Ok(())
+    }
 }
 
 /// A network that looks at noisy samples and says what it sees in them: noise, the clean sample or

@@ -8,16 +8,21 @@
 pub mod channels;
 pub mod checkpoint;
 mod denoiser;
+pub mod dit;
 mod error;
+mod fields;
 mod image;
 mod initial;
 pub mod kernels;
+mod layers;
 mod network;
 pub mod noise;
+mod plan;
 pub mod sampler;
 pub mod schedule;
 pub mod unet;
 mod weight;
+mod weights;
 
 pub use denoiser::{Conditioning, Denoiser, Geometry};
 pub use error::{Error, Result};

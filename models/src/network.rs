@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use crate::channels::Channels;
+use crate::dit::{DiTConfig, DiTTransformer2DModel};
 use crate::initial::{self, Distribution};
 use crate::unet::{UNet2DConfig, UNet2DModel};
 use crate::weight::{Weight, here};
@@ -16,11 +17,19 @@ use crate::{Denoiser, Error, Geometry, Result};
 pub enum NetworkConfig {
     /// diffusers' `UNet2DModel`.
     UNet(UNet2DConfig),
+    /// diffusers' `DiTTransformer2DModel`.
+    DiT(DiTConfig),
 }
 
 impl From<UNet2DConfig> for NetworkConfig {
     fn from(config: UNet2DConfig) -> Self {
         Self::UNet(config)
+    }
+}
+
+impl From<DiTConfig> for NetworkConfig {
+    fn from(config: DiTConfig) -> Self {
+        Self::DiT(config)
     }
 }
 
@@ -34,10 +43,11 @@ impl NetworkConfig {
         match value.get("_class_name").and_then(Value::as_str) {
             // Left out by people who write one by hand; the family's own check speaks of other values.
             None | Some("UNet2DModel") => UNet2DConfig::from_json(value, file).map(Self::UNet),
+            Some("DiTTransformer2DModel") => DiTConfig::from_json(value, file).map(Self::DiT),
             Some(other) => Err(Error::value(
                 format!("{file}: _class_name"),
                 format!("{other:?}"),
-                "only UNet2DModel is supported",
+                "only UNet2DModel and DiTTransformer2DModel are supported",
             )),
         }
     }
@@ -46,16 +56,19 @@ impl NetworkConfig {
     pub fn to_json(&self) -> Value {
         match self {
             Self::UNet(config) => config.to_json(),
+            Self::DiT(config) => config.to_json(),
         }
     }
 
     /// The component and the diffusers class of every family, as `model_index.json` names them.
-    pub const FAMILIES: [(&str, &str); 1] = [("unet", "UNet2DModel")];
+    pub const FAMILIES: [(&str, &str); 2] =
+        [("unet", "UNet2DModel"), ("transformer", "DiTTransformer2DModel")];
 
     /// The diffusers class.
     pub fn class_name(&self) -> &'static str {
         match self {
             Self::UNet(_) => "UNet2DModel",
+            Self::DiT(_) => "DiTTransformer2DModel",
         }
     }
 
@@ -63,6 +76,7 @@ impl NetworkConfig {
     pub fn component(&self) -> &'static str {
         match self {
             Self::UNet(_) => "unet",
+            Self::DiT(_) => "transformer",
         }
     }
 
@@ -70,6 +84,7 @@ impl NetworkConfig {
     pub fn pipeline(&self) -> &'static str {
         match self {
             Self::UNet(_) => "DDPMPipeline",
+            Self::DiT(_) => "DiTPipeline",
         }
     }
 
@@ -77,6 +92,28 @@ impl NetworkConfig {
     pub fn geometry(&self) -> Geometry {
         match self {
             Self::UNet(config) => config.geometry(),
+            Self::DiT(config) => config.geometry(),
+        }
+    }
+
+    /// The class that means "none" in every network of its kind; nothing where only a model card can tell.
+    pub fn null_class(&self) -> Option<u32> {
+        match self {
+            Self::UNet(_) => None,
+            Self::DiT(config) => config.null_class(),
+        }
+    }
+
+    /// What its `config.json` must say to be told so many classes, or none.
+    pub fn setting_for_classes(&self, classes: Option<usize>) -> String {
+        match (self, classes) {
+            (Self::UNet(_), Some(classes)) => format!("num_class_embeds to {classes}"),
+            (Self::UNet(_), None) => "num_class_embeds to null".into(),
+            // Its tables have a row more than that.
+            (Self::DiT(_), classes) => {
+                let other_rows = classes.map_or(0, |classes| classes.saturating_sub(1));
+                format!("num_embeds_ada_norm to {other_rows}")
+            }
         }
     }
 
@@ -85,6 +122,7 @@ impl NetworkConfig {
     pub fn dropout(&self) -> f64 {
         match self {
             Self::UNet(config) => config.dropout(),
+            Self::DiT(config) => config.dropout(),
         }
     }
 
@@ -95,6 +133,7 @@ impl NetworkConfig {
     pub fn weight_shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
         match self {
             Self::UNet(config) => UNet2DModel::weight_shapes(config),
+            Self::DiT(config) => DiTTransformer2DModel::weight_shapes(config),
         }
     }
 
@@ -105,6 +144,7 @@ impl NetworkConfig {
     pub fn fit(&self, weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
         let weights = match self {
             Self::UNet(config) => UNet2DModel::fit(config, here(weights)),
+            Self::DiT(config) => DiTTransformer2DModel::fit(config, here(weights)),
         }?;
         weights.into_iter().map(|(name, weight)| Ok((name, weight.take()?))).collect()
     }
@@ -113,6 +153,8 @@ impl NetworkConfig {
     pub fn channels(&self) -> Option<Channels> {
         match self {
             Self::UNet(config) => config.channels(),
+            // A token's channels are told apart by the sines of its place, which a narrower network has others of.
+            Self::DiT(_) => None,
         }
     }
 
@@ -122,6 +164,7 @@ impl NetworkConfig {
     pub fn scaled(&self, factor: f64) -> Option<Self> {
         let scaled = match self {
             Self::UNet(config) => config.scaled(factor).map(Self::UNet),
+            Self::DiT(config) => config.scaled(factor).map(Self::DiT),
         };
         let layers = |network: &Self| network.channels().map(|channels| channels.weights);
         scaled.filter(|scaled| scaled != self && layers(scaled) == layers(self))
@@ -152,11 +195,14 @@ impl NetworkConfig {
             Self::UNet(config) => {
                 Box::new(UNet2DModel::load_weights(config, weights, dtype, device)?)
             }
+            Self::DiT(config) => {
+                Box::new(DiTTransformer2DModel::load(config, weights, dtype, device)?)
+            }
         })
     }
 
-    /// Random weights, f32 on the CPU, drawn as PyTorch and diffusers draw those of a new network; the
-    /// same seed gives the same weights.
+    /// Random weights, f32 on the CPU, drawn as those of a new network are by PyTorch and diffusers, or by
+    /// the paper where diffusers has nothing of its own; the same seed gives the same weights.
     ///
     /// # Errors
     /// As [`NetworkConfig::weight_shapes`].
@@ -168,6 +214,7 @@ impl NetworkConfig {
     fn unusual(&self, name: &str) -> Option<Distribution> {
         match self {
             Self::UNet(config) => config.unusual(name),
+            Self::DiT(config) => config.unusual(name),
         }
     }
 }

@@ -12,6 +12,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use understudy_models::{
+    NetworkConfig,
     checkpoint::{Draft, ModelFolder, card::Card},
     schedule::ScheduleConfig,
     unet::{UNet2DConfig, UNet2DModel},
@@ -210,4 +211,35 @@ fn a_folder_appears_whole_or_not_at_all() {
     drop(draft);
     let left: Vec<_> = fs::read_dir(home.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["small"], "nothing is left of an abandoned draft");
+}
+
+#[test]
+fn a_transformer_is_written_and_read_back() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("small");
+    let config = json!({
+        "_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 1, "num_layers": 1,
+        "num_attention_heads": 2, "attention_head_dim": 4, "num_embeds_ada_norm": 3,
+    });
+    let config = NetworkConfig::from_json(&config, "config.json").unwrap();
+    let weights = config.initial_weights(1).unwrap().into_iter().collect();
+    let schedule =
+        ScheduleConfig::from_json(&json!({"_class_name": "DDIMScheduler"}), "scheduler").unwrap();
+    let draft = Draft::new(&path).unwrap();
+    ModelFolder::write(draft, &config, &weights, &schedule, &Card::default()).unwrap();
+    assert!(path.join("transformer/diffusion_pytorch_model.safetensors").is_file());
+    let opened = ModelFolder::open(&path).unwrap();
+    assert_eq!((&opened.network, opened.card.null_class), (&config, None));
+    assert_eq!(opened.load(DType::F32, &Device::Cpu).unwrap().network.geometry().width, 8);
+
+    // Without a card, diffusers' own convention holds: the last class means "none".
+    fs::remove_file(path.join("understudy.json")).unwrap();
+    assert_eq!(ModelFolder::open(&path).unwrap().card.null_class, Some(3));
+
+    edit(&path, "model_index.json", |index| {
+        index["transformer"][1] = json!("FluxTransformer2DModel")
+    });
+    let problem = problem(&path);
+    assert!(problem.contains("`transformer` is") && problem.contains("FluxTransformer2DModel"));
+    assert!(problem.contains("DiTTransformer2DModel"), "{problem}");
 }

@@ -86,6 +86,28 @@ fn flat_layout_of_early_repositories() {
     assert!(weights[0].is_file());
 }
 
+/// A transformer's files lie in a folder of their own.
+#[test]
+fn transformer_becomes_a_model_folder() {
+    let component = ["diffusers", "DiTTransformer2DModel"];
+    let index = serde_json::json!({"_class_name": "DiTPipeline", "transformer": component});
+    let config = r#"{"_class_name": "DiTTransformer2DModel"}"#;
+    let scheduler = r#"{"_class_name": "DDIMScheduler"}"#;
+    let weights = "transformer/diffusion_pytorch_model.safetensors";
+    let files = [
+        ("model_index.json", index.to_string()),
+        ("transformer/config.json", config.into()),
+        ("scheduler/scheduler_config.json", scheduler.into()),
+        (weights, "weights".into()),
+        ("vae/config.json", "not asked for".into()),
+    ];
+    let files = files.map(|(name, text)| (name.to_owned(), text.into_bytes())).to_vec();
+    let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    assert_eq!(ModelFolder::open(&folder).unwrap().network.component(), "transformer");
+    assert!(folder.join(weights).is_file() && !folder.join("vae").exists());
+}
+
 #[test]
 fn sharded_weights() {
     let shards = ["m-00001-of-00002.safetensors", "m-00002-of-00002.safetensors"];

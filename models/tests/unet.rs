@@ -1,60 +1,27 @@
 //! The U-Net against diffusers, against itself in other batches, and against files that do not fit.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor, Var};
-use safetensors::SafeTensors;
+use common::{Golden, bits, digest_in_process, formula, print_digest, relative_error};
 use serde_json::{Value, json};
+use understudy_models::Denoiser;
 use understudy_models::kernels::Isa;
 use understudy_models::unet::{UNet2DConfig, UNet2DModel};
-use understudy_models::{Conditioning, Denoiser};
-
-/// One file of `make_unets.py`.
-struct Golden {
-    name: String,
-    config: Value,
-    weights: HashMap<String, Tensor>,
-    x: Tensor,
-    timesteps: Tensor,
-    condition: Option<Tensor>,
-    output: Tensor,
-}
 
 impl Golden {
     fn named(name: &str) -> Self {
-        let path = folder().join(format!("{name}.safetensors"));
-        let bytes = std::fs::read(&path).unwrap();
-        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let config = &header.metadata().as_ref().unwrap()["config"];
-        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-        let mut take = |name: &str| tensors.remove(name).unwrap();
-        let (x, timesteps, output) = (take("x"), take("timesteps"), take("output"));
-        let condition = tensors.remove("condition");
-        let weights = tensors.into_iter().map(|(name, tensor)| {
-            let name = name.strip_prefix("weights/").unwrap().to_string();
-            (name, tensor.to_dtype(DType::F32).unwrap())
-        });
-        Self {
-            name: name.to_string(),
-            config: serde_json::from_str(config).unwrap(),
-            weights: weights.collect(),
-            x,
-            timesteps,
-            condition,
-            output,
-        }
+        Self::read("unet", name)
     }
 
     fn all() -> Vec<Self> {
-        let mut names: Vec<String> = std::fs::read_dir(folder())
-            .unwrap()
-            .map(|entry| entry.unwrap().path().file_stem().unwrap().to_str().unwrap().to_string())
-            .collect();
-        names.sort();
-        assert!(names.len() >= 10, "only {names:?}");
-        names.iter().map(|name| Self::named(name)).collect()
+        let all = Self::read_all("unet");
+        assert!(all.len() >= 10, "only {} files", all.len());
+        all
     }
 
     fn config(&self) -> UNet2DConfig {
@@ -70,35 +37,9 @@ impl Golden {
         UNet2DModel::load(&self.config(), weights, dtype, &Device::Cpu).unwrap()
     }
 
-    /// The condition in the type the network asks for.
     fn condition(&self) -> Option<Tensor> {
-        let condition = self.condition.as_ref()?;
-        Some(match self.config().geometry().conditioning {
-            Conditioning::Classes(_) => condition.to_dtype(DType::U32).unwrap(),
-            _ => condition.clone(),
-        })
+        self.condition_for(&self.config().geometry())
     }
-}
-
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/unet")
-}
-
-fn bits(tensor: &Tensor) -> Vec<u32> {
-    let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    values.into_iter().map(f32::to_bits).collect()
-}
-
-/// The worst row's largest difference, relative to that row's largest value.
-fn relative_error(found: &Tensor, expected: &Tensor) -> f32 {
-    assert_eq!(found.dims(), expected.dims());
-    let rows = |t: &Tensor| t.flatten_from(1).unwrap().to_vec2::<f32>().unwrap();
-    let row = |(found, expected): (Vec<f32>, Vec<f32>)| {
-        let scale = expected.iter().fold(0f32, |max, v| max.max(v.abs()));
-        let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs());
-        worst.fold(0f32, |max, v| if v.is_nan() { f32::INFINITY } else { max.max(v) }) / scale
-    };
-    rows(found).into_iter().zip(rows(expected)).map(row).fold(0f32, f32::max)
 }
 
 #[test]
@@ -258,16 +199,6 @@ fn wide(dtype: DType) -> (UNet2DModel, Tensor, Tensor) {
     (model.unwrap(), x, t)
 }
 
-fn formula(shape: &[usize], scale: f32, seed: u32) -> Tensor {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((state >> 8) as f32 / (1u32 << 23) as f32 - 1.0) * scale
-    };
-    let values: Vec<f32> = (0..shape.iter().product::<usize>()).map(|_| next()).collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
-}
-
 fn formula_weights(config: &UNet2DConfig) -> HashMap<String, Tensor> {
     let shapes = UNet2DModel::weight_shapes(config).unwrap();
     let weight = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
@@ -297,36 +228,18 @@ fn threads_and_neighbours_do_not_change_a_wide_network() {
     }
 }
 
-/// candle reads the thread count once per process, so other counts need other processes: this test
-/// runs itself again and compares what each run prints.
 #[test]
 fn the_process_thread_count_does_not_change_a_wide_network() {
     const CHILD: &str = "UNDERSTUDY_TEST_PRINT_DIGEST";
     if std::env::var_os(CHILD).is_some() {
         let (model, x, t) = wide(DType::F32);
-        // FNV-1a.
-        let digest = bits(&model.forward(&x, &t, None).unwrap())
-            .into_iter()
-            .fold(0xcbf2_9ce4_8422_2325u64, |hash, bits| {
-                (hash ^ u64::from(bits)).wrapping_mul(0x0100_0000_01b3)
-            });
-        println!("\ndigest {digest:016x}");
+        print_digest(&model.forward(&x, &t, None).unwrap());
         return;
     }
-    let digest = |threads: &str| {
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "the_process_thread_count_does_not_change_a_wide_network"])
-            .args(["--nocapture", "--test-threads", "1"])
-            .env(CHILD, "1")
-            .env("RAYON_NUM_THREADS", threads)
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        text.lines().find(|line| line.starts_with("digest ")).expect(&text).to_string()
-    };
-    let one = digest("1");
+    let test = "the_process_thread_count_does_not_change_a_wide_network";
+    let one = digest_in_process(test, CHILD, "1");
     for threads in ["2", "5"] {
-        assert_eq!(digest(threads), one, "{threads} threads");
+        assert_eq!(digest_in_process(test, CHILD, threads), one, "{threads} threads");
     }
 }
 

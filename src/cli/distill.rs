@@ -43,7 +43,7 @@ pub(super) struct DistillArgs {
     /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).
     #[arg(long, value_name = "MODEL")]
     teacher: String,
-    /// The student: a config.json of its architecture; a model folder, whose weights it begins with; or
+    /// The student: a config.json of its architecture (configs/ has some); a model folder, whose weights it begins with; or
     /// the part of the teacher's time that it may take, such as 0.5x: the widths are found by measuring.
     #[arg(long, value_name = "MODEL-OR-CONFIG")]
     student: PathBuf,

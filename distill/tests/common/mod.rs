@@ -1,8 +1,10 @@
 //! Small networks for tests: 8×8 gray images, 20 training timesteps.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
+use candle_core::{Device, Tensor};
 use serde_json::{Map, Value, json};
 use understudy_distill::guard;
 use understudy_distill::objective::Dkdm;
@@ -13,10 +15,10 @@ use understudy_distill::teacher::Teacher;
 use understudy_distill::train::{Settings, Task};
 use understudy_distill::walk::Walks;
 use understudy_distill::watch::{Event, Watch};
-use understudy_models::NetworkConfig;
 use understudy_models::checkpoint::{Draft, ModelFolder, card::Card};
 use understudy_models::sampler::Kind;
-use understudy_models::schedule::ScheduleConfig;
+use understudy_models::schedule::{PredictionType, ScheduleConfig};
+use understudy_models::{NetworkConfig, noise};
 
 /// A network of so many channels; `more` replaces fields.
 pub(crate) fn network(channels: usize, more: &Value) -> NetworkConfig {
@@ -43,7 +45,20 @@ pub(crate) fn schedule(more: &Value) -> ScheduleConfig {
     ScheduleConfig::from_json(&config, "scheduler_config.json").unwrap()
 }
 
-/// Writes a model folder with random weights.
+/// A transformer of so many channels; `more` replaces fields.
+pub(crate) fn transformer(channels: usize, more: &Value) -> NetworkConfig {
+    let mut config = json!({
+        "_class_name": "DiTTransformer2DModel", "sample_size": 8, "in_channels": 1, "patch_size": 2,
+        "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": channels / 2,
+        "num_embeds_ada_norm": 2,
+    });
+    for (name, value) in more.as_object().into_iter().flatten() {
+        config[name] = value.clone();
+    }
+    NetworkConfig::from_json(&config, "config.json").unwrap()
+}
+
+/// Writes a model folder with random weights, those among them that new networks begin with as zeros.
 pub(crate) fn folder(
     home: &Path,
     name: &str,
@@ -51,7 +66,15 @@ pub(crate) fn folder(
     schedule: &ScheduleConfig,
 ) -> PathBuf {
     let path = home.join(name);
-    let weights = network.initial_weights(7).unwrap().into_iter().collect();
+    let mut weights: HashMap<_, _> = network.initial_weights(7).unwrap().into_iter().collect();
+    for (seed, weight) in weights.values_mut().enumerate() {
+        let mut values: Vec<f32> = weight.flatten_all().unwrap().to_vec1().unwrap();
+        if values.iter().all(|value| *value == 0.0) && matches!(network, NetworkConfig::DiT(_)) {
+            noise::normal(seed as u64, 1, &mut values);
+            values.iter_mut().for_each(|value| *value *= 0.2);
+            *weight = Tensor::from_vec(values, weight.shape(), &Device::Cpu).unwrap();
+        }
+    }
     let card = Card::default();
     ModelFolder::write(Draft::new(&path).unwrap(), network, &weights, schedule, &card).unwrap();
     path
@@ -93,17 +116,28 @@ pub(crate) fn task<'a>(
     steps: u64,
     file: Option<PathBuf>,
 ) -> Task<'a> {
+    let channels = if teacher.learned_variance() { json!({"out_channels": 2}) } else { json!({}) };
+    taught(teacher, network(8, &channels), None, (out, steps, file))
+}
+
+/// As [`task`], for a student of any kind that predicts whatever.
+pub(crate) fn taught<'a>(
+    teacher: &'a Teacher,
+    student: NetworkConfig,
+    prediction: Option<PredictionType>,
+    (out, steps, file): (&Path, u64, Option<PathBuf>),
+) -> Task<'a> {
     let learned = teacher.learned_variance();
-    let channels = if learned { json!({"out_channels": 2}) } else { json!({}) };
-    let candidate = Candidate { config: network(8, &channels), trained: None };
-    let student = Student::new(candidate, teacher, None, 5).unwrap();
+    let candidate = Candidate { config: student, trained: None };
+    let student = Student::new(candidate, teacher, prediction, 5).unwrap();
     let kind = teacher.schedule.prediction_type();
     let identity: Map<_, _> = [("seed".to_string(), json!(3))].into_iter().collect();
     Task {
         out: out.into(),
         identity,
         curriculum: Box::new(pool(teacher, Order::Dynamic { rho: 0.2 }, 10, file)),
-        objective: Dkdm::new(&teacher.schedule, kind, kind, learned).unwrap(),
+        objective: Dkdm::new(&teacher.schedule, kind, student.schedule.prediction_type(), learned)
+            .unwrap(),
         student,
         settings: settings(steps),
         card: Card::default(),

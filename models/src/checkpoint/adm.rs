@@ -65,7 +65,7 @@ use super::card::Card;
 use super::{Draft, ModelFolder};
 use crate::schedule::ScheduleConfig;
 use crate::unet::UNet2DConfig;
-use crate::unet::weights::{Shapes, mismatch};
+use crate::weights::{Shapes, mismatch};
 use crate::{Error, Result};
 use architecture::Architecture;
 use names::Target;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! model_index.json                 pipeline and component classes
-//! unet/config.json                 _class_name: UNet2DModel
+//! unet/config.json                 _class_name: UNet2DModel (transformer/: DiTTransformer2DModel)
 //! unet/diffusion_pytorch_model.safetensors
 //! scheduler/scheduler_config.json
 //! understudy.json                  the model card (optional)
@@ -68,20 +68,14 @@ impl ModelFolder {
         let index = read_json(&index_path)?;
         let names = |(component, class): &&(&str, &str)| index[component][1] == *class;
         let Some((folder, _)) = NetworkConfig::FAMILIES.iter().find(names) else {
-            return Err(Error::Format {
-                path: index_path,
-                problem: format!(
-                    "`unet` is {}, only [\"diffusers\", \"UNet2DModel\"] can be served",
-                    index["unet"]
-                ),
-            });
+            return Err(Error::Format { path: index_path, problem: unknown_family(&index) });
         };
         let network_path = component(path, folder, "config.json");
         let network = NetworkConfig::from_json(&read_json(&network_path)?, &shown(&network_path))?;
         let schedule_path = component(path, "scheduler", "scheduler_config.json");
         let schedule =
             ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
-        let card = read_card(&path.join(CARD))?;
+        let card = read_card(&path.join(CARD), &network)?;
         check_card(&card, &network, &schedule, &path.join(CARD))?;
         let weights = network_path.with_file_name(WEIGHTS);
         Ok(Self { path: path.to_owned(), network, schedule, card, weights })
@@ -169,9 +163,18 @@ fn shown(path: &Path) -> String {
     path.display().to_string()
 }
 
-fn read_card(path: &Path) -> Result<Card> {
+/// What `model_index.json` names instead of a network that can be served.
+fn unknown_family(index: &Value) -> String {
+    let mut components = NetworkConfig::FAMILIES.iter().map(|(component, _)| *component);
+    let found = components.find(|component| !index[component].is_null()).unwrap_or("unet");
+    let known = NetworkConfig::FAMILIES
+        .map(|(component, class)| format!("[\"diffusers\", \"{class}\"] as `{component}`"));
+    format!("`{found}` is {}, only {} can be served", index[found], known.join(" or "))
+}
+
+fn read_card(path: &Path, network: &NetworkConfig) -> Result<Card> {
     if !path.exists() {
-        return Ok(Card::default());
+        return Ok(Card { null_class: network.null_class(), ..Card::default() });
     }
     let value = read_json(path)?;
     serde_json::from_value(value)

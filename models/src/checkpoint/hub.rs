@@ -17,7 +17,7 @@ use hf_hub::{
 use serde::Deserialize;
 
 use super::folder::{CARD, ModelFolder, WEIGHTS};
-use crate::{Error, Result};
+use crate::{Error, NetworkConfig, Result};
 
 const PUBLIC: &str = "https://huggingface.co";
 
@@ -137,10 +137,10 @@ impl Hub {
         let folder = snapshot.pointer_path(&listing.sha);
         let download = Download { hub: self, id, repo: api.repo(pin), listing: &listing };
 
-        let prefix = if listing.has("unet/config.json") { "unet/" } else { "" };
+        let prefix = listing.prefix();
         let scheduler = "scheduler/scheduler_config.json";
         let scheduler = if listing.has(scheduler) { scheduler } else { "scheduler_config.json" };
-        let weights = listing.weights(id, prefix)?;
+        let weights = listing.weights(id, &prefix)?;
         for file in ["model_index.json", &format!("{prefix}config.json"), scheduler] {
             download.file(file)?;
         }
@@ -217,6 +217,13 @@ impl Listing {
 
     fn has(&self, name: &str) -> bool {
         self.get(name).is_some()
+    }
+
+    /// The network's folder and a slash; nothing where its files lie beside the index.
+    fn prefix(&self) -> String {
+        let mut prefixes =
+            NetworkConfig::FAMILIES.iter().map(|(component, _)| format!("{component}/"));
+        prefixes.find(|prefix| self.has(&format!("{prefix}config.json"))).unwrap_or_default()
     }
 
     /// The weights, or the index of their shards.

@@ -13,9 +13,14 @@ pub(crate) enum Function {
     Mish,
     /// `x·Φ(x)`, exact.
     Gelu,
+    /// `½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (Hendrycks & Gimpel 2016).
+    GeluTanh,
     /// `max(x, 0)`.
     Relu,
 }
+
+/// √(2/π), and what the cube weighs, of [`Function::GeluTanh`].
+const GELU: [f64; 2] = [0.797_884_560_802_865_4, 0.044_715];
 
 impl Function {
     /// The function of one number, in f64: what the vectors are compared with, and what computes the
@@ -26,6 +31,7 @@ impl Function {
             Self::Silu => x / (1.0 + libm::exp(-x)),
             Self::Mish => x * libm::tanh(x.max(0.0) + libm::log1p(libm::exp(-x.abs()))),
             Self::Gelu => 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
+            Self::GeluTanh => 0.5 * x * (1.0 + libm::tanh(GELU[0] * (x + GELU[1] * x * x * x))),
             Self::Relu => {
                 if x < 0.0 {
                     0.0
@@ -50,6 +56,11 @@ impl Function {
                 let density = libm::exp(-0.5 * x * x) / (2.0 * std::f64::consts::PI).sqrt();
                 0.5 * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)) + x * density
             }
+            Self::GeluTanh => {
+                let t = libm::tanh(GELU[0] * (x + GELU[1] * x * x * x));
+                let inner = GELU[0] * (1.0 + 3.0 * GELU[1] * x * x);
+                0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
+            }
             // At 0 itself candle and PyTorch take 0.
             Self::Relu => f64::from(u8::from(x > 0.0)),
         }
@@ -65,6 +76,16 @@ impl Function {
                 let logistic = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), x))));
                 s.mul(logistic, s.fma(x, s.sub(one, logistic), one))
             }
+            Self::GeluTanh => {
+                let half = gelu_logistic(s, x);
+                let inner = s.fma(
+                    s.mul(x, x),
+                    s.splat((6.0 * GELU[0] * GELU[1]) as f32),
+                    s.splat((2.0 * GELU[0]) as f32),
+                );
+                let rest = s.mul(s.mul(x, inner), s.sub(one, half));
+                s.fma(half, rest, half)
+            }
             other => each(s, x, |x| other.slope(x)),
         }
     }
@@ -75,11 +96,23 @@ impl Function {
         match self {
             Self::Identity => x,
             Self::Silu => silu(s, x),
+            Self::GeluTanh => s.mul(x, gelu_logistic(s, x)),
             // With `x` second, what is no number stays so.
             Self::Relu => s.max(s.splat(0.0), x),
             Self::Mish | Self::Gelu => each(s, x, |x| self.scalar(x)),
         }
     }
+}
+
+/// `½·(1 + tanh u)`, which is `1/(1 + e^(−2u))`, with `u` that of [`Function::GeluTanh`].
+#[inline(always)]
+fn gelu_logistic<S: Simd>(s: S, x: S::V) -> S::V {
+    let cube = s.fma(
+        s.mul(x, x),
+        s.splat((-2.0 * GELU[0] * GELU[1]) as f32),
+        s.splat((-2.0 * GELU[0]) as f32),
+    );
+    s.div(s.splat(1.0), s.add(s.splat(1.0), exp(s, s.mul(x, cube))))
 }
 
 /// `f` of each lane, in f64.

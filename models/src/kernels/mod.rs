@@ -26,6 +26,7 @@ mod gemm;
 mod gradient;
 mod image;
 mod isa;
+mod moves;
 mod norm;
 mod numbers;
 mod peak;
@@ -35,6 +36,7 @@ mod simd;
 mod team;
 #[cfg(test)]
 mod tests;
+mod tokens;
 #[cfg(test)]
 mod twin;
 mod winograd;
@@ -47,14 +49,17 @@ pub(crate) use constants::{Constants, Values};
 pub(crate) use direct::{Direct, Taps};
 pub(crate) use finish::Finish;
 pub(crate) use gradient::{
-    AttendGradient, Combine, DirectGradient, Filter, Form, NormGradient, NormSource, Pack,
-    PackBias, Row, Scale, Sums, Way, WinogradGradient, places,
+    ActivateGradient, AttendGradient, Combine, DirectGradient, Filter, Form, GateGradient,
+    ModulateGradient, NormGradient, NormSource, Pack, PackBias, Row, Scale, Sums, Way,
+    WinogradGradient, places,
 };
 pub(crate) use image::{Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;
+pub(crate) use moves::{Activate, Fill, Pixel};
 pub(crate) use norm::{Apply, Measure, Settle};
 pub(crate) use numbers::Numbers;
 pub use peak::Peak;
 pub(crate) use program::{Call, Operation, Part, Program, Workspace};
 pub use program::{Footprint, Timing};
+pub(crate) use tokens::{Gate, Modulate, Told};
 pub(crate) use winograd::{Variant, Winograd};

@@ -331,6 +331,37 @@ proptest! {
     }
 
     #[test]
+    fn tokens_are_treated_as_in_plain_loops(
+        batch in 1usize..4, channels in 2usize..70, (height, width) in (1usize..6, 1usize..6),
+    ) {
+        let size = [channels, height, width];
+        let inputs = [size, [3 * channels, 1, 1], size];
+        let told = |images: &[Image], index: usize| {
+            Told { buffer: images[1].buffer, start: index * channels }
+        };
+        let modulate = |isa| program(isa, &inputs, size, |images, target, _| {
+            let parts = [told(images, 2), told(images, 1)];
+            vec![Box::new(Modulate::new(images[0], target, 1e-3, parts, None))]
+        });
+        let expected = |inputs: &[Plain]| inputs[0].modulated(&inputs[1], 1e-3, [2, 1]);
+        check(Numbers::F32, batch, &inputs, size, modulate, expected, 3e-6);
+        let gate = |isa| program(isa, &inputs, size, |images, target, _| {
+            vec![Box::new(Gate::new(images[0], images[2], target, told(images, 1)))]
+        });
+        let expected = |inputs: &[Plain]| inputs[0].gated(&inputs[2], &inputs[1], 1);
+        check(Numbers::F32, batch, &inputs, size, gate, expected, 1e-6);
+        for function in [Function::GeluTanh, Function::Silu, Function::Gelu] {
+            let activate = |isa| program(isa, &inputs, size, |images, output, _| {
+                vec![Box::new(Activate { input: images[0], output, function })]
+            });
+            let expected = |inputs: &[Plain]| Plain {
+                size, values: inputs[0].values.iter().map(|&x| function.scalar(x)).collect(),
+            };
+            check(Numbers::F32, batch, &inputs, size, activate, expected, 1e-6);
+        }
+    }
+
+    #[test]
     fn sizes_change_as_in_plain_loops(
         batch in 1usize..4, channels in 1usize..40, (height, width) in (1usize..12, 1usize..12),
         numbers in prop::sample::select(&BOTH[..]),

@@ -145,6 +145,27 @@ impl Plain {
         }
         Self { size: [channels, height, width], values }
     }
+
+    /// Layer normalisation of each pixel; parts `scale` and `shift` of `told` are as long as a pixel.
+    pub(super) fn modulated(&self, told: &Self, eps: f64, [scale, shift]: [usize; 2]) -> Self {
+        let channels = self.size[0];
+        Self::from_fn(self.size, |c, y, x| {
+            let pixel: Vec<f64> = (0..channels).map(|c| self.at(c, y, x)).collect();
+            let mean = pixel.iter().sum::<f64>() / channels as f64;
+            let squares = pixel.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+            let normed = (pixel[c] - mean) / (squares / channels as f64 + eps).sqrt();
+            let part = |index: usize| told.values[index * channels + c];
+            normed * (1.0 + part(scale)) + part(shift)
+        })
+    }
+
+    /// `residual + gate·x`, with part `gate` of `told`.
+    pub(super) fn gated(&self, residual: &Self, told: &Self, gate: usize) -> Self {
+        let channels = self.size[0];
+        Self::from_fn(self.size, |c, y, x| {
+            residual.at(c, y, x) + told.values[gate * channels + c] * self.at(c, y, x)
+        })
+    }
 }
 
 /// The Frobenius norm of the difference, relative to that of `expected`; infinite where one is no

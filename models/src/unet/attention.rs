@@ -3,9 +3,10 @@
 use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
-use super::layers::{GroupNorm, Pointwise, softmax};
+use super::layers::{GroupNorm, Pointwise};
 use super::resnet::rescale;
-use super::weights::Weights;
+use crate::layers::softmax;
+use crate::weights::Weights;
 
 /// The three products that make queries, keys and values.
 enum Projection {

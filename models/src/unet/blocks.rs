@@ -7,7 +7,7 @@ use super::attention::Attention;
 use super::config::{Block, Resample};
 use super::layers::{Conv2d, upsample_nearest};
 use super::resnet::{Resize, ResnetBlock};
-use super::weights::Weights;
+use crate::weights::Weights;
 
 /// A residual block and the attention that may follow it.
 struct Layer {

@@ -3,9 +3,9 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::UNet2DConfig;
-use super::config::{Activation, ClassEmbedding, TimeEmbedding};
-use super::layers::Linear;
-use super::weights::Weights;
+use super::config::{ClassEmbedding, TimeEmbedding};
+use crate::layers::{Mlp, frequencies};
+use crate::weights::Weights;
 
 /// Timesteps to vectors, without the two layers that follow.
 pub(super) enum TimeProjection {
@@ -60,15 +60,6 @@ impl TimeProjection {
     }
 }
 
-/// Worked out in f32 step by step as torch does, so that `t·ω` agrees to the last bits at large `t`.
-fn frequencies(half: usize, shift: f64, device: &Device) -> Result<Tensor> {
-    let logarithm = -(10_000f64.ln()) as f32;
-    let span = (half as f64 - shift) as f32;
-    let frequencies: Vec<f32> =
-        (0..half).map(|i| libm::expf(logarithm * i as f32 / span)).collect();
-    Tensor::from_vec(frequencies, (1, half), device)
-}
-
 /// Timesteps as row numbers of a table of `count` rows.
 fn rows(t: &Tensor, count: usize) -> Result<Tensor> {
     let rows = t.to_vec1::<f32>()?;
@@ -83,25 +74,6 @@ fn rows(t: &Tensor, count: usize) -> Result<Tensor> {
     let rows: Vec<u32> = rows.into_iter().map(|t| t as u32).collect();
     let count = rows.len();
     Tensor::from_vec(rows, count, t.device())
-}
-
-/// Two linear layers with SiLU between them.
-struct Mlp {
-    linear_1: Linear,
-    linear_2: Linear,
-}
-
-impl Mlp {
-    fn new(weights: &Weights, input: usize, width: usize) -> crate::Result<Self> {
-        Ok(Self {
-            linear_1: Linear::new(&weights.at("linear_1"), input, width)?,
-            linear_2: Linear::new(&weights.at("linear_2"), width, width)?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.linear_2.forward(&Activation::Silu.forward(&self.linear_1.forward(x)?)?)
-    }
 }
 
 enum Class {
@@ -163,13 +135,12 @@ impl Embedding {
             TimeProjection::Fourier { weight } => bytes(weight),
             TimeProjection::Learned { table } => bytes(table),
         };
-        let mlp = |mlp: &Mlp| mlp.linear_1.weight_bytes() + mlp.linear_2.weight_bytes();
         let class = match &self.class {
             Class::None | Class::Identity => 0,
             Class::Table(table) => bytes(table),
-            Class::Timestep(class) => mlp(class),
+            Class::Timestep(class) => class.weight_bytes(),
         };
-        projection + mlp(&self.time) + class
+        projection + self.time.weight_bytes() + class
     }
 
     fn embed(&self, mlp: &Mlp, numbers: &Tensor) -> Result<Tensor> {

@@ -1,15 +1,12 @@
 //! Convolutions, products, norms and activations.
 //!
-//! Two promises hold for every layer. On the CPU a sample's result does not depend on its
-//! neighbours: every product has a shape that is free of the batch size, because the product's
-//! algorithm, and with it the order of its sums, follows from its shape. And every layer is
-//! differentiable: where a fast operation has no gradient, or a wrong one, it is only used on tensors
-//! that track none.
+//! They keep the promises of [`crate::layers`].
 
-use candle_core::{D, DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 
 use super::config::Activation;
-use super::weights::Weights;
+use crate::layers::working;
+use crate::weights::Weights;
 
 /// A convolution with bias.
 pub(super) struct Conv2d {
@@ -94,38 +91,6 @@ impl Pointwise {
     }
 }
 
-/// A linear layer over vectors.
-pub(super) struct Linear {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Linear {
-    /// From `input` to `output` values.
-    pub(super) fn new(weights: &Weights, input: usize, output: usize) -> crate::Result<Self> {
-        let weight = weights.get("weight", &[output, input])?;
-        Ok(Self { weight, bias: weights.get("bias", &[output])? })
-    }
-
-    /// Bytes of weight and bias.
-    pub(super) fn weight_bytes(&self) -> usize {
-        let count = self.weight.elem_count() + self.bias.elem_count();
-        count * self.weight.dtype().size_in_bytes()
-    }
-
-    /// `[B, input]` → `[B, output]`.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = if x.device().is_cpu() {
-            let (output, input) = self.weight.dims2()?;
-            let weight = self.weight.broadcast_as((x.dim(0)?, output, input))?;
-            weight.matmul(&x.unsqueeze(2)?)?.squeeze(2)?
-        } else {
-            x.matmul(&self.weight.t()?)?
-        };
-        y.broadcast_add(&self.bias)
-    }
-}
-
 /// Group normalisation (Wu & He 2018).
 pub(super) struct GroupNorm {
     weight: Tensor,
@@ -204,23 +169,6 @@ impl Activation {
             Self::Mish => x * (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?.tanh()?,
         }
     }
-}
-
-/// The type that sums over many values are worked out in.
-fn working(dtype: DType) -> DType {
-    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
-}
-
-/// Softmax over the last dimension, in f32 or f64.
-pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
-    let dtype = x.dtype();
-    let x = x.to_dtype(working(dtype))?;
-    let y = if x.track_op() {
-        candle_nn::ops::softmax(&x, D::Minus1)?
-    } else {
-        candle_nn::ops::softmax_last_dim(&x)?
-    };
-    y.to_dtype(dtype)
 }
 
 /// Each pixel becomes four: `[B, C, H, W]` → `[B, C, 2H, 2W]`.

@@ -9,26 +9,25 @@ mod blocks;
 mod channels;
 mod config;
 mod embeddings;
-pub(crate) mod fields;
 mod layers;
+mod legacy;
 mod plan;
 mod resnet;
-pub(crate) mod weights;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
-use candle_core::{DType, Device, Tensor, bail};
+use candle_core::{DType, Device, Tensor};
 
 use crate::kernels::{Footprint, Isa, Numbers, Timing};
+use crate::plan::{Plan, Training};
 use crate::weight::{Weight, here};
-use crate::{Conditioning, Denoiser, Geometry, Result};
+use crate::weights::{self, Shapes, Weights};
+use crate::{Denoiser, Error, Geometry, Result};
 use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
 use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
 use layers::{Conv2d, GroupNorm};
-use plan::{Plan, Training};
-use weights::Weights;
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
 pub struct UNet2DModel {
@@ -95,7 +94,15 @@ impl UNet2DModel {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        weights::build(config, weights, dtype, device)
+        let weights = Self::fit(config, weights)?;
+        // The compiled network packs its weights from f32, whatever its products are of.
+        let (dtype, numbers) = match dtype {
+            DType::BF16 if device.is_cpu() && !weights.values().any(Weight::trained) => {
+                (DType::F32, bf16()?)
+            }
+            other => (other, Numbers::F32),
+        };
+        weights::build(weights, dtype, device, |weights| Self::build(config, weights, numbers))
     }
 
     /// The weights under today's names, checked to be exactly those the network needs.
@@ -104,14 +111,15 @@ impl UNet2DModel {
     /// As [`UNet2DModel::load`].
     pub(crate) fn fit(
         config: &UNet2DConfig,
-        weights: HashMap<String, Weight>,
+        mut weights: HashMap<String, Weight>,
     ) -> Result<HashMap<String, Weight>> {
-        weights::fit(config, weights)
+        legacy::rename_attention(&mut weights);
+        weights::fit(&Self::weight_shapes(config)?, weights)
     }
 
     /// Names and shapes of all weights, without a tensor.
-    pub fn weight_shapes(config: &UNet2DConfig) -> Result<BTreeMap<String, Vec<usize>>> {
-        weights::shapes(config)
+    pub fn weight_shapes(config: &UNet2DConfig) -> Result<Shapes> {
+        weights::shapes(|weights| Self::build(config, weights, Numbers::F32))
     }
 
     fn build(config: &UNet2DConfig, weights: &Weights, numbers: Numbers) -> Result<Self> {
@@ -119,9 +127,9 @@ impl UNet2DModel {
         // Where weights may be merged they do not change either, so they may be packed as well.
         let compiled = dtype == DType::F32 && device.is_cpu();
         let body = if compiled && weights.may_merge() {
-            Body::Plan(Plan::new(config, weights, Isa::detect(), numbers)?)
+            Body::Plan(plan::compile(config, weights, Isa::detect(), numbers)?)
         } else if compiled && weights.trained() {
-            Body::Training(Training::new(config, weights, Isa::detect())?)
+            Body::Training(plan::compile_trained(config, weights, Isa::detect())?)
         } else {
             Body::Layers(Box::new(Layers::new(config, weights)?))
         };
@@ -135,40 +143,15 @@ impl UNet2DModel {
             parameters: weights.parameters(),
         })
     }
+}
 
-    /// Refuses inputs of the wrong shape or type, so that a mistake is named where it is made.
-    fn check(
-        &self,
-        x: &Tensor,
-        timesteps: &Tensor,
-        condition: Option<&Tensor>,
-    ) -> candle_core::Result<()> {
-        let Geometry { in_channels, height, width, conditioning, .. } = self.geometry;
-        let batch = x.dims().first().copied().unwrap_or(0);
-        if batch == 0 || x.dims() != [batch, in_channels, height, width] || x.dtype() != self.dtype
-        {
-            bail!(
-                "x is {:?} {:?}, not {:?} [B, {in_channels}, {height}, {width}] with B ≥ 1",
-                x.dtype(),
-                x.dims(),
-                self.dtype
-            )
-        }
-        if timesteps.dims() != [batch] || timesteps.dtype() != DType::F32 {
-            bail!("timesteps are {:?} {:?}, not F32 [{batch}]", timesteps.dtype(), timesteps.dims())
-        }
-        let expected = match conditioning {
-            Conditioning::None => None,
-            Conditioning::Classes(_) => Some((DType::U32, vec![batch])),
-            Conditioning::Timestep => Some((DType::F32, vec![batch])),
-            Conditioning::Embedding(width) => Some((DType::F32, vec![batch, width])),
-        };
-        let found = condition.map(|condition| (condition.dtype(), condition.dims().to_vec()));
-        if expected != found {
-            bail!("the condition is {found:?}, not {expected:?}")
-        }
-        Ok(())
+/// bf16, where this processor multiplies it.
+fn bf16() -> Result<Numbers> {
+    if Isa::detect().multiplies_bf16() {
+        return Ok(Numbers::Bf16);
     }
+    let remedy = "this processor does not multiply bf16 (AVX512-BF16); use f32";
+    Err(Error::value("dtype", "bf16", remedy))
 }
 
 impl Denoiser for UNet2DModel {
@@ -178,14 +161,14 @@ impl Denoiser for UNet2DModel {
         timesteps: &Tensor,
         condition: Option<&Tensor>,
     ) -> candle_core::Result<Tensor> {
-        self.check(x, timesteps, condition)?;
+        self.geometry.check(self.dtype, x, timesteps, condition)?;
         // Every residual block begins its use of the embedding with the same activation.
         let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
 
         match &self.body {
             Body::Layers(layers) => layers.forward(x, &time, timesteps),
-            Body::Plan(plan) => plan.forward(x, &time, timesteps),
-            Body::Training(plan) => plan.forward(x, &time, timesteps),
+            Body::Plan(plan) => plan.forward([x, &time, timesteps]),
+            Body::Training(plan) => plan.forward([x, &time, timesteps]),
         }
     }
 
@@ -195,12 +178,12 @@ impl Denoiser for UNet2DModel {
         timesteps: &Tensor,
         condition: Option<&Tensor>,
     ) -> candle_core::Result<Vec<Timing>> {
-        self.check(x, timesteps, condition)?;
+        self.geometry.check(self.dtype, x, timesteps, condition)?;
         let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
         match &self.body {
             Body::Layers(_) => Ok(Vec::new()),
-            Body::Plan(plan) => plan.profile(x, &time, timesteps),
-            Body::Training(plan) => plan.profile(x, &time, timesteps),
+            Body::Plan(plan) => plan.profile([x, &time, timesteps]),
+            Body::Training(plan) => plan.profile([x, &time, timesteps]),
         }
     }
 

@@ -4,8 +4,9 @@ use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
 use super::config::Activation;
-use super::layers::{Conv2d, GroupNorm, Linear, Pointwise, downsample_mean, upsample_nearest};
-use super::weights::Weights;
+use super::layers::{Conv2d, GroupNorm, Pointwise, downsample_mean, upsample_nearest};
+use crate::layers::Linear;
+use crate::weights::Weights;
 
 /// Whether a residual block changes the image's size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::flags::{LIMIT, attends, channels, head_dim, refuse_other_models};
 use super::schedule::Schedule;
+use crate::fields::Fields;
 use crate::unet::UNet2DConfig;
-use crate::unet::fields::Fields;
 use crate::{Error, Result};
 
 /// A checked set of flags that a `UNet2DModel` can express.

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::architecture::GROUPS;
 use crate::Result;
-use crate::unet::fields::Fields;
+use crate::fields::Fields;
 
 const USED: [&str; 21] = [
     "image_size",

@@ -2,8 +2,8 @@
 
 use super::architecture::Architecture;
 use crate::Result;
-use crate::unet::weights::Shapes;
 use crate::unet::{UNet2DConfig, UNet2DModel};
+use crate::weights::Shapes;
 
 /// What becomes of a tensor.
 pub(super) enum Target {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::Result;
-use crate::unet::fields::Fields;
+use crate::fields::Fields;
 
 /// Betas, and what the network says about the sample.
 pub(super) struct Schedule {

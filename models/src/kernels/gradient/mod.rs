@@ -18,6 +18,7 @@ mod scheme;
 mod sums;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod winograd;
 
 pub(crate) use attention::AttendGradient;
@@ -27,4 +28,5 @@ pub(crate) use norm::{NormGradient, NormSource};
 pub(crate) use pack::{Form, Pack, PackBias};
 pub(crate) use resize::{Combine, Scale, Way};
 pub(crate) use sums::Sums;
+pub(crate) use tokens::{ActivateGradient, GateGradient, ModulateGradient};
 pub(crate) use winograd::WinogradGradient;

@@ -481,6 +481,91 @@ proptest! {
     }
 
     #[test]
+    fn gradients_of_tokens_are_what_differences_show(
+        batch in 1usize..3, channels in 2usize..40, (height, width) in (1usize..4, 1usize..4),
+        add: bool,
+    ) {
+        let (size, vector) = ([channels, height, width], [3 * channels, 1, 1]);
+        // Tokens, the gradient of the result, what they are told, and what the gradient is added to.
+        let inputs = [size, size, vector, size];
+        // Of the tokens, and of what they are told: of norm, gate and function.
+        for (kind, of_told) in [(0, false), (0, true), (1, false), (1, true), (2, false)] {
+            let output = if of_told { vector } else { size };
+            let case = Case { batch, inputs: &inputs, parameters: &[], output };
+            let results = case.run(|_, images, target, memories| {
+                let layout = &mut memories.layout;
+                let other = take(layout, Numbers::F32, if of_told { size } else { vector });
+                let (gradient, of_vector) = if of_told { (other, target) } else { (target, other) };
+                let part = |image: &Image, index| Told { buffer: image.buffer, start: index * channels };
+                let zeros = Fill::new(&vec![0.0; 3 * channels], of_vector);
+                let there = Combine { input: images[3], output: gradient, way: Way::Same, add: false };
+                let mut operations: Vec<Box<dyn Operation>> = vec![Box::new(zeros), Box::new(there)];
+                let (value, dy) = (images[0], images[1]);
+                match kind {
+                    0 => {
+                        let normed = take(layout, Numbers::F32, size);
+                        let moments = layout.take(2 * value.pixels());
+                        let parts = [part(&images[2], 2), part(&images[2], 0)];
+                        let of_parts = [part(&of_vector, 2), part(&of_vector, 0)];
+                        let forward = Modulate::new(value, normed, 1e-3, parts, Some(moments));
+                        operations.push(Box::new(forward));
+                        operations.push(Box::new(ModulateGradient::new(
+                            value, dy, (gradient, add), moments, parts[0], of_parts,
+                        )));
+                    }
+                    1 => {
+                        let parts = (part(&images[2], 1), part(&of_vector, 1));
+                        let op = GateGradient::new(value, dy, gradient, parts.0, parts.1);
+                        operations.push(Box::new(op));
+                    }
+                    _ => operations.push(Box::new(ActivateGradient {
+                        value, output: dy, gradient, add, function: Function::GeluTanh,
+                    })),
+                }
+                operations
+            });
+            let add = add && kind != 1;
+            let step = 1e-4;
+            for (isa, found, _) in results {
+                for sample in 0..batch {
+                    let (x, dy) = (case.plain(0, sample), case.plain(1, sample));
+                    let (told, there) = (case.plain(2, sample), case.plain(3, sample));
+                    let loss = |x: &Plain, told: &Plain| -> f64 {
+                        let y = match kind {
+                            0 => x.modulated(told, 1e-3, [2, 0]),
+                            1 => x.gated(&there, told, 1),
+                            _ => Plain {
+                                size,
+                                values: x.values.iter().map(|&x| Function::GeluTanh.scalar(x)).collect(),
+                            },
+                        };
+                        y.values.iter().zip(&dy.values).map(|(a, b)| a * b).sum()
+                    };
+                    let len: usize = output.iter().product();
+                    let slope = |i: usize| {
+                        let at = |offset: f64| {
+                            let mut x = Plain { size, values: x.values.clone() };
+                            let mut told = Plain { size: vector, values: told.values.clone() };
+                            let moved = if of_told { &mut told } else { &mut x };
+                            moved.values[i] += offset;
+                            loss(&x, &told)
+                        };
+                        let slope = (at(step) - at(-step)) / (2.0 * step);
+                        if add && !of_told { slope + there.values[i] } else { slope }
+                    };
+                    let expected: Vec<f64> = (0..len).map(slope).collect();
+                    let found = &found[sample * len..][..len];
+                    // Nearly equal channels have large gradients.
+                    let size = 1.0 + expected.iter().fold(0f64, |a, b| a.max(b.abs()));
+                    let worst = found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).abs());
+                    let worst = worst.fold(0.0, f64::max) / size;
+                    prop_assert!(worst <= 1e-4, "{isa}: {kind} {of_told}: {worst:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn gradients_of_sizes_are_those_of_plain_loops(
         batch in 1usize..3, channels in 1usize..40, (height, width) in (1usize..8, 1usize..8),
         add: bool,

@@ -2,8 +2,8 @@
 
 use super::{TimeEmbedding, UNet2DConfig};
 use crate::Result;
-use crate::unet::fields::Fields;
-use crate::unet::weights;
+use crate::fields::Fields;
+use crate::unet::UNet2DModel;
 
 pub(super) const CHANNEL_LIMIT: usize = 1 << 16;
 pub(super) const SIDE_LIMIT: usize = 1 << 14;
@@ -103,7 +103,7 @@ impl UNet2DConfig {
 
     /// Refuses what could not be held in memory, before anything is allocated for it.
     fn check_size(&self, fields: &Fields) -> Result<()> {
-        let weights: u64 = weights::shapes(self)?
+        let weights: u64 = UNet2DModel::weight_shapes(self)?
             .values()
             .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
             .sum();

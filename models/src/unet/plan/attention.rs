@@ -2,10 +2,10 @@
 
 use candle_core::Tensor;
 
-use super::builder::{Builder, End, Map};
-use super::tape::Step;
-use crate::kernels::{Attend, Function, Numbers, PackKeys, PackValues};
-use crate::unet::weights::Weights;
+use super::Builder;
+use crate::kernels::Function;
+use crate::plan::{End, Map};
+use crate::weights::Weights;
 
 /// Attention over `x`, normalised in `groups` groups or not at all; the sum is divided by
 /// `scale_down`.
@@ -25,7 +25,13 @@ pub(super) fn attention(
         None => builder.retain(x),
         Some(groups) => {
             let name = weights.at("group_norm");
-            builder.normalise(&name, &[x], groups, None, Function::Identity)?
+            builder.normalise(
+                &name,
+                &[x],
+                (groups, builder.config.norm_eps),
+                None,
+                Function::Identity,
+            )?
         }
     };
     // Two channels in a word must be of one head.
@@ -44,23 +50,7 @@ pub(super) fn attention(
     builder.pointwise(&[normed], qkv, &parts, End::default())?;
     builder.release(normed);
 
-    let (input, panel, rows) = (builder.image(qkv), builder.isa.panel(), builder.isa.rows());
-    let keys = builder.take(PackKeys::len(&input, panel));
-    builder.push(PackKeys { input, heads, panel, output: keys });
-    let pairs = (input.numbers == Numbers::Bf16).then(|| {
-        let output = builder.take(PackValues::len(&input));
-        builder.push(PackValues { input, output });
-        output
-    });
-    let gathered = builder.map(height, width, channels);
-    let output = builder.image(gathered);
-    builder.push(Attend { input, keys, values: pairs, heads, panel, rows, output });
-    builder.give(keys);
-    builder.record(Step::Attend { qkv, target: gathered, heads });
-    if let Some(pairs) = pairs {
-        builder.give(pairs);
-    }
-    builder.release(qkv);
+    let gathered = builder.attend(qkv, heads);
 
     let sum = builder.map(height, width, channels);
     let end = End { residual: Some(x), factor: (1.0 / scale_down) as f32, ..End::default() };

@@ -1,12 +1,13 @@
 //! The way down, the bottom, and the way up: [`crate::unet::blocks`] as kernels.
 
+use super::Builder;
 use super::attention::attention;
-use super::builder::{Builder, End, Map};
 use super::resnet::resnet;
 use crate::kernels::Taps;
+use crate::plan::{End, Map};
 use crate::unet::config::{Block, Resample};
 use crate::unet::resnet::Resize;
-use crate::unet::weights::Weights;
+use crate::weights::Weights;
 
 /// All blocks; `x` is used up.
 pub(super) fn network(builder: &mut Builder, weights: &Weights, mut x: Map) -> crate::Result<Map> {

@@ -1,10 +1,10 @@
 //! The residual block: [`crate::unet::resnet`] as kernels.
 
-use super::builder::{Builder, End, Map};
-use super::tape::Step;
+use super::Builder;
 use crate::kernels::{Downsample, Taps, Upsample};
+use crate::plan::{End, Map, Step};
 use crate::unet::resnet::Resize;
-use crate::unet::weights::Weights;
+use crate::weights::Weights;
 
 /// The block over the channels of all `sources`, to `output` channels; the sum is divided by `scale`.
 pub(super) fn resnet(
@@ -16,7 +16,8 @@ pub(super) fn resnet(
     scale: f64,
 ) -> crate::Result<Map> {
     let config = builder.config;
-    let (groups, activation) = (config.norm_num_groups, config.activation.into());
+    let activation = config.activation.into();
+    let groups = (config.norm_num_groups, config.norm_eps);
     let input: usize = sources.iter().map(|&source| builder.image(source).channels()).sum();
 
     let normed = builder.normalise(&weights.at("norm1"), sources, groups, None, activation)?;
@@ -29,10 +30,11 @@ pub(super) fn resnet(
     let size = builder.image(h);
     let (height, width) = (size.height << usize::from(doubled), size.width << usize::from(doubled));
     let first = builder.map(height, width, output);
+    let (place, time) = (weights.at("time_emb_proj"), config.time_width());
     let (offset, modulation) = if config.scale_shift {
-        (None, Some(builder.project(&weights.at("time_emb_proj"), 2 * output)?))
+        (None, Some(builder.project(&place, time, 2 * output)?))
     } else {
-        (Some(builder.project(&weights.at("time_emb_proj"), output)?), None)
+        (Some(builder.project(&place, time, output)?), None)
     };
     let end = End { offset, ..End::default() };
     builder.convolve(&weights.at("conv1"), h, first, taps, end)?;

@@ -7,40 +7,46 @@ use crate::kernels::{
     Apply, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Numbers, Operation, Part,
     Program, Settle, Taps, Values, Variant, Winograd, padded,
 };
-use crate::unet::weights::Weights;
-use crate::unet::{UNet2DConfig, UNet2DModel};
+use crate::weights::Weights;
 
 /// A map that some later step still reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Map(pub(super) usize);
+pub(crate) struct Map(pub(crate) usize);
 
-pub(super) struct Entry {
-    pub(super) image: Image,
+pub(crate) struct Entry {
+    pub(crate) image: Image,
     /// Mean and deviations of its channels, once a norm has asked for them.
-    pub(super) statistics: Option<Buffer>,
+    pub(crate) statistics: Option<Buffer>,
     uses: usize,
     /// Where its gradient is, once there is one.
-    pub(super) gradient: Option<Image>,
+    pub(crate) gradient: Option<Image>,
+}
+
+impl Entry {
+    /// A map that one step will read.
+    pub(crate) fn new(image: Image) -> Self {
+        Self { image, statistics: None, uses: 1, gradient: None }
+    }
 }
 
 /// A vector of each sample that the time embedding is projected to.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Projection {
-    pub(super) buffer: Buffer,
+pub(crate) struct Projection {
+    pub(crate) buffer: Buffer,
     /// Where in the buffer it begins.
-    pub(super) start: usize,
+    pub(crate) start: usize,
     /// The map that it is, where the network is trained.
-    pub(super) map: Option<Map>,
+    pub(crate) map: Option<Map>,
 }
 
 /// What is added to a convolution's sums.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct End {
+pub(crate) struct End {
     /// At every pixel.
-    pub(super) offset: Option<Projection>,
-    pub(super) residual: Option<Map>,
+    pub(crate) offset: Option<Projection>,
+    pub(crate) residual: Option<Map>,
     /// What all of it is multiplied with then.
-    pub(super) factor: f32,
+    pub(crate) factor: f32,
 }
 
 impl Default for End {
@@ -58,40 +64,37 @@ struct Projections {
     total: usize,
 }
 
-/// A program in the making.
-pub(super) struct Builder<'a> {
-    pub(super) config: &'a UNet2DConfig,
-    pub(super) isa: Isa,
+/// A program in the making, of a network that `C` describes.
+pub(crate) struct Builder<'a, C> {
+    pub(crate) config: &'a C,
+    pub(crate) isa: Isa,
     /// What the maps between layers hold.
     numbers: Numbers,
-    pub(super) layout: Layout,
-    pub(super) operations: Vec<Box<dyn Operation>>,
-    pub(super) maps: Vec<Entry>,
+    pub(crate) layout: Layout,
+    pub(crate) operations: Vec<Box<dyn Operation>>,
+    pub(crate) maps: Vec<Entry>,
     projections: Projections,
     /// How the gradients follow, where the network is trained.
-    pub(super) tape: Option<Tape>,
+    pub(crate) tape: Option<Tape>,
 }
 
-impl<'a> Builder<'a> {
-    pub(super) fn new(config: &'a UNet2DConfig, isa: Isa, numbers: Numbers) -> crate::Result<Self> {
+impl<'a, C> Builder<'a, C> {
+    /// For a network whose weights stay as they are; its time embedding is projected to so many numbers in
+    /// all ([`Builder::project`]).
+    pub(crate) fn new(config: &'a C, isa: Isa, numbers: Numbers, projected: usize) -> Self {
         let mut layout = Layout::default();
-        let total = UNet2DModel::weight_shapes(config)?
-            .iter()
-            .filter(|(name, _)| name.ends_with("time_emb_proj.bias"))
-            .map(|(_, shape)| padded(shape[0]))
-            .sum();
-        let buffer = layout.take(total);
+        let buffer = layout.take(projected);
         let (weight, bias) = (Vec::new(), Vec::new());
-        let projections = Projections { buffer, weight, bias, total };
-        Ok(Self { projections, layout, numbers, ..Self::empty(config, isa, None) })
+        let projections = Projections { buffer, weight, bias, total: projected };
+        Self { projections, layout, numbers, ..Self::empty(config, isa, None) }
     }
 
     /// For a network that is trained, in f32.
-    pub(super) fn trained(config: &'a UNet2DConfig, isa: Isa) -> Self {
+    pub(crate) fn trained(config: &'a C, isa: Isa) -> Self {
         Self::empty(config, isa, Some(Tape::default()))
     }
 
-    fn empty(config: &'a UNet2DConfig, isa: Isa, tape: Option<Tape>) -> Self {
+    fn empty(config: &'a C, isa: Isa, tape: Option<Tape>) -> Self {
         let buffer = Buffer { offset: 0, len: 0 };
         let projections = Projections { buffer, weight: Vec::new(), bias: Vec::new(), total: 0 };
         let (layout, operations, maps) = (Layout::default(), Vec::new(), Vec::new());
@@ -99,32 +102,32 @@ impl<'a> Builder<'a> {
     }
 
     /// Steps so far.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.operations.len()
     }
 
     /// Adds a step.
-    pub(super) fn push(&mut self, operation: impl Operation + 'static) {
+    pub(crate) fn push(&mut self, operation: impl Operation + 'static) {
         self.operations.push(Box::new(operation));
     }
 
     /// Memory that a few steps use between them.
-    pub(super) fn take(&mut self, len: usize) -> Buffer {
+    pub(crate) fn take(&mut self, len: usize) -> Buffer {
         self.layout.take(len)
     }
 
     /// Gives such memory back.
-    pub(super) fn give(&mut self, buffer: Buffer) {
+    pub(crate) fn give(&mut self, buffer: Buffer) {
         self.layout.give(buffer);
     }
 
     /// A new map of one segment, with one use.
-    pub(super) fn map(&mut self, height: usize, width: usize, channels: usize) -> Map {
+    pub(crate) fn map(&mut self, height: usize, width: usize, channels: usize) -> Map {
         self.joined(self.numbers, height, width, [channels, 0])
     }
 
     /// As [`Builder::map`], of f32 whatever the maps between layers hold.
-    pub(super) fn map_of_f32(&mut self, height: usize, width: usize, channels: usize) -> Map {
+    pub(crate) fn map_of_f32(&mut self, height: usize, width: usize, channels: usize) -> Map {
         self.joined(Numbers::F32, height, width, [channels, 0])
     }
 
@@ -137,24 +140,29 @@ impl<'a> Builder<'a> {
     ) -> Map {
         let len = height * width * numbers.words(padded(segments[0]) + padded(segments[1]));
         let image = Image { buffer: self.layout.take(len), numbers, height, width, segments };
-        self.maps.push(Entry { image, statistics: None, uses: 1, gradient: None });
+        self.enter(Entry::new(image))
+    }
+
+    /// Adds a map to the list.
+    pub(crate) fn enter(&mut self, entry: Entry) -> Map {
+        self.maps.push(entry);
         Map(self.maps.len() - 1)
     }
 
     /// Where the map is and what it looks like.
-    pub(super) fn image(&self, map: Map) -> Image {
+    pub(crate) fn image(&self, map: Map) -> Image {
         self.maps[map.0].image
     }
 
     /// One more use.
-    pub(super) fn retain(&mut self, map: Map) -> Map {
+    pub(crate) fn retain(&mut self, map: Map) -> Map {
         self.maps[map.0].uses += 1;
         map
     }
 
     /// One use less; after the last one the map's memory is used for others, unless the network is
     /// trained: then gradients still need it.
-    pub(super) fn release(&mut self, map: Map) {
+    pub(crate) fn release(&mut self, map: Map) {
         if self.tape.is_some() {
             return;
         }
@@ -181,11 +189,11 @@ impl<'a> Builder<'a> {
     }
 
     /// Group norm over the channels of all `sources`, then `function`.
-    pub(super) fn normalise(
+    pub(crate) fn normalise(
         &mut self,
         weights: &Weights,
         sources: &[Map],
-        groups: usize,
+        (groups, eps): (usize, f64),
         modulation: Option<Projection>,
         function: Function,
     ) -> crate::Result<Map> {
@@ -214,7 +222,6 @@ impl<'a> Builder<'a> {
             }));
         }
         let modulation = modulation.map(|projection| (projection.buffer, projection.start));
-        let eps = self.config.norm_eps;
         let pairs = images.iter().copied().zip(statistics).collect();
         let settle = Settle {
             sources: pairs,
@@ -236,7 +243,7 @@ impl<'a> Builder<'a> {
     }
 
     /// A 3×3 convolution with bias from one map to another of its size.
-    pub(super) fn same(
+    pub(crate) fn same(
         &mut self,
         weights: &Weights,
         source: Map,
@@ -247,7 +254,7 @@ impl<'a> Builder<'a> {
     }
 
     /// A 3×3 convolution with bias into `target`; `end` is what else goes into the sums.
-    pub(super) fn convolve(
+    pub(crate) fn convolve(
         &mut self,
         weights: &Weights,
         source: Map,
@@ -276,7 +283,7 @@ impl<'a> Builder<'a> {
 
     /// A linear map of each pixel: the products with all `parts`, each a weight
     /// `[output channels, input channels]`, a bias, and a factor for both, one after another.
-    pub(super) fn pointwise(
+    pub(crate) fn pointwise(
         &mut self,
         sources: &[Map],
         target: Map,
@@ -304,7 +311,7 @@ impl<'a> Builder<'a> {
     }
 
     /// A finish with all that `end` says.
-    pub(super) fn finish_with(&self, finish: Finish, end: End) -> Finish {
+    pub(crate) fn finish_with(&self, finish: Finish, end: End) -> Finish {
         Finish {
             offset: end.offset.map(|projection| (projection.buffer, projection.start)),
             residual: end.residual.map(|map| self.image(map)),
@@ -321,9 +328,13 @@ impl<'a> Builder<'a> {
         })
     }
 
-    /// The time embedding's projection to `width` numbers.
-    pub(super) fn project(&mut self, weights: &Weights, width: usize) -> crate::Result<Projection> {
-        let input = self.config.time_width();
+    /// The projection of the time embedding, of `input` numbers, to `width`.
+    pub(crate) fn project(
+        &mut self,
+        weights: &Weights,
+        input: usize,
+        width: usize,
+    ) -> crate::Result<Projection> {
         let weight = weights.get("weight", &[width, input])?;
         let bias = weights.get("bias", &[width])?;
         if let Some(time) = self.tape.as_ref().and_then(|tape| tape.time) {
@@ -342,7 +353,7 @@ impl<'a> Builder<'a> {
     }
 
     /// Puts the product of all projections at place `at` of the list.
-    pub(super) fn insert_projections(&mut self, at: usize, time: Image) {
+    pub(crate) fn insert_projections(&mut self, at: usize, time: Image) {
         let Projections { buffer, weight, bias, total } = &self.projections;
         assert_eq!(bias.len(), *total, "every projection is in its place");
         if *total > 0 {
@@ -356,7 +367,7 @@ impl<'a> Builder<'a> {
 
     /// The program of a network that is trained, its weights and where each one's gradient begins, and
     /// the floats of all gradients.
-    pub(super) fn finish_training(
+    pub(crate) fn finish_training(
         self,
         parts: Vec<Part>,
     ) -> (Program, Vec<(Tensor, usize)>, usize) {
@@ -368,14 +379,14 @@ impl<'a> Builder<'a> {
     }
 
     /// The program.
-    pub(super) fn finish(self, inputs: Vec<usize>, output: usize) -> Program {
+    pub(crate) fn finish(self, inputs: Vec<usize>, output: usize) -> Program {
         Program::new(self.isa, self.operations, &self.layout, inputs, output)
     }
 }
 
 /// Which algorithm pays for a 3×3 convolution, from its shape alone: the same for any batch, so that
 /// the batch cannot show in the result.
-pub(super) fn variant(source: &Image, target: &Image, taps: Taps) -> Option<Variant> {
+pub(crate) fn variant(source: &Image, target: &Image, taps: Taps) -> Option<Variant> {
     let fits = taps.side == 3 && taps.stride == 1 && taps.padding == 1;
     let side = target.height.min(target.width);
     if !fits || source.channels() < 16 || target.channels() < 16 || side < 8 {

@@ -10,50 +10,44 @@ use candle_core::{
     CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail,
 };
 
-use super::builder::Builder;
-use super::{Ends, assemble, floats, inputs, slice};
-use crate::kernels::{
-    Call, Export, Footprint, Import, Isa, Part, Program, Scale, Timing, Workspace,
-};
-use crate::unet::UNet2DConfig;
-use crate::unet::config::TimeEmbedding;
-use crate::unet::weights::Weights;
+use super::{Builder, Map, Sizes, TOLD, X, contiguous, floats, slice};
+use crate::kernels::{Call, Export, Footprint, Import, Part, Program, Scale, Timing, Workspace};
 
-/// The evaluation, the gradients of weights and time, and that of the input.
+/// The evaluation, the gradients of weights and what it is told, and that of the input.
 const FORWARD: usize = 0;
 const BACKWARD: usize = 1;
 const INPUT: usize = 2;
 
 /// A network whose weights are read anew at each evaluation, and whose memory is planned.
-pub(in crate::unet) struct Training(Arc<Network>);
+pub(crate) struct Training(Arc<Network>);
 
 struct Network {
     program: Program,
-    /// All weights but those of the time and class embedding, and where each one's gradient begins.
+    /// All weights that it reads, and where each one's gradient begins.
     parameters: Vec<(Tensor, usize)>,
     /// Floats of all gradients together.
     total: usize,
     /// Channels, height and width of the output.
-    outputs: [usize; 3],
-    /// Whether the output was divided by sigma.
+    output: [usize; 3],
+    /// Whether the output is divided by the last input.
     divided: bool,
 }
 
 impl Training {
-    /// Takes all weights but those of the time and class embedding.
-    pub(in crate::unet) fn new(
-        config: &UNet2DConfig,
-        weights: &Weights,
-        isa: Isa,
-    ) -> crate::Result<Self> {
-        let mut builder = Builder::trained(config, isa);
-        let Ends { x, time, y, .. } = assemble(&mut builder, weights)?;
+    /// Of a network whose operations have all been added, the [`Export`] of the answer last; `ends` are
+    /// its input, what it is told, and its answer, and `scale` is what its input is multiplied with first.
+    pub(crate) fn new<C>(
+        mut builder: Builder<C>,
+        [x, told, y]: [Map; 3],
+        sizes: Sizes,
+        scale: f32,
+    ) -> Self {
         let forward = builder.len();
 
         let (output, _) = builder.gradient(y);
         builder.push(Import { input: 0, output, factor: 1.0, shift: 0.0 });
         let first = builder.backward(x);
-        let (input, _) = builder.gradient(time);
+        let (input, _) = builder.gradient(told);
         builder.push(Export { input, divisor: None });
         let backward = builder.len();
 
@@ -61,34 +55,33 @@ impl Training {
             builder.gradient_of_input(&first);
         }
         let (input, _) = builder.gradient(x);
-        if config.center_input_sample {
-            builder.push(Scale { map: input, factor: 2.0 });
+        if scale != 1.0 {
+            builder.push(Scale { map: input, factor: scale });
         }
         builder.push(Export { input, divisor: None });
         let all = builder.len();
 
-        let outputs = [config.out_channels, config.height, config.width];
-        let [x, width, one] = inputs(config)[..] else {
-            unreachable!("a network has three inputs");
-        };
-        let len = outputs.iter().product();
+        let Sizes { inputs, output } = sizes;
+        let len = output.iter().product();
         let parts = vec![
-            Part { operations: 0..forward, inputs: vec![x, width, one], output: len },
-            Part { operations: forward..backward, inputs: vec![len], output: width },
-            Part { operations: backward..all, inputs: Vec::new(), output: x },
+            Part { operations: 0..forward, inputs: inputs.to_vec(), output: len },
+            Part { operations: forward..backward, inputs: vec![len], output: inputs[TOLD] },
+            Part { operations: backward..all, inputs: Vec::new(), output: inputs[X] },
         ];
         let (program, parameters, total) = builder.finish_training(parts);
-        let divided = config.time_embedding == TimeEmbedding::Fourier;
-        Ok(Self(Arc::new(Network { program, parameters, total, outputs, divided })))
+        Self(Arc::new(Network { program, parameters, total, output, divided: false }))
+    }
+
+    /// Of a network whose answer is divided by the last of its inputs, one number per sample.
+    pub(crate) fn divided(mut self) -> Self {
+        if let Some(network) = Arc::get_mut(&mut self.0) {
+            network.divided = true;
+        }
+        self
     }
 
     /// As [`super::Plan::forward`], with a gradient.
-    pub(in crate::unet) fn forward(
-        &self,
-        x: &Tensor,
-        time: &Tensor,
-        sigma: &Tensor,
-    ) -> Result<Tensor> {
+    pub(crate) fn forward(&self, [x, told, fixed]: [&Tensor; 3]) -> Result<Tensor> {
         let gradients = Arc::new(Mutex::new(None));
         let mut link = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
         for (parameter, start) in self.0.parameters.iter().filter(|(one, _)| one.track_op()) {
@@ -97,32 +90,26 @@ impl Training {
         }
         let evaluation = Evaluation {
             network: self.0.clone(),
-            sigma: sigma.contiguous()?,
+            fixed: fixed.contiguous()?,
             parameters: self.0.parameters()?,
             workspace: Mutex::new(None),
             gradients,
         };
-        x.contiguous()?.apply_op3(&time.contiguous()?, &link, evaluation)
+        x.contiguous()?.apply_op3(&told.contiguous()?, &link, evaluation)
     }
 
     /// What each kernel of one evaluation did, and of the gradients of its weights, the output's own gradient being the output.
-    pub(in crate::unet) fn profile(
-        &self,
-        x: &Tensor,
-        time: &Tensor,
-        sigma: &Tensor,
-    ) -> Result<Vec<Timing>> {
+    pub(crate) fn profile(&self, inputs: [&Tensor; 3]) -> Result<Vec<Timing>> {
         let network = &self.0;
-        let tensors = [x.contiguous()?, time.contiguous()?, sigma.contiguous()?];
+        let (batch, told) = (inputs[X].dim(0)?, inputs[TOLD].elem_count());
+        let tensors = contiguous(inputs)?;
         let storages = tensors.each_ref().map(Tensor::storage_and_layout);
         let mut inputs: [&[f32]; 3] = [&[]; 3];
         for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
             *input = floats(storage, layout)?;
         }
-        let batch = x.dim(0)?;
-        let mut output = vec![0.0; batch * network.outputs.iter().product::<usize>()];
-        let (mut of_time, mut of_weights) =
-            (vec![0.0; time.elem_count()], vec![0.0; network.total]);
+        let mut output = vec![0.0; batch * network.output.iter().product::<usize>()];
+        let (mut of_told, mut of_weights) = (vec![0.0; told], vec![0.0; network.total]);
         let mut workspace = network.program.begin();
         let (mut profile, parameters) = (Vec::new(), network.parameters()?);
         let lines = Some(&mut profile);
@@ -137,13 +124,13 @@ impl Training {
         )?;
         let (inputs, lines) = ([&output[..]], Some(&mut profile));
         let place = (BACKWARD, &mut workspace);
-        network.run(&parameters, place, batch, &inputs, &mut of_time, &mut of_weights, lines)?;
+        network.run(&parameters, place, batch, &inputs, &mut of_told, &mut of_weights, lines)?;
         network.program.end(workspace);
         Ok(profile)
     }
 
     /// What it keeps in memory, all weights being those of the parameters.
-    pub(in crate::unet) fn footprint(&self) -> Footprint {
+    pub(crate) fn footprint(&self) -> Footprint {
         let elements = self.0.parameters.iter().map(|(one, _)| one.elem_count()).sum::<usize>();
         let mut footprint = self.0.program.footprint();
         footprint.weight_bytes += 4 * elements;
@@ -157,7 +144,7 @@ type Gradients = Arc<Mutex<Option<Tensor>>>;
 /// One evaluation, whose intermediate results wait for the gradient.
 struct Evaluation {
     network: Arc<Network>,
-    sigma: Tensor,
+    fixed: Tensor,
     parameters: Vec<Tensor>,
     workspace: Mutex<Option<Workspace>>,
     gradients: Gradients,
@@ -214,23 +201,23 @@ impl Drop for Evaluation {
 
 impl CustomOp3 for Evaluation {
     fn name(&self) -> &'static str {
-        "unet"
+        "network"
     }
 
     fn cpu_fwd(
         &self,
         x: &CpuStorage,
         x_layout: &Layout,
-        time: &CpuStorage,
-        time_layout: &Layout,
+        told: &CpuStorage,
+        told_layout: &Layout,
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let batch = x_layout.dims()[0];
-        let (sigma, sigma_layout) = self.sigma.storage_and_layout();
+        let (fixed, fixed_layout) = self.fixed.storage_and_layout();
         let inputs =
-            [slice(x, x_layout)?, slice(time, time_layout)?, floats(&sigma, sigma_layout)?];
-        let [channels, height, width] = self.network.outputs;
+            [slice(x, x_layout)?, slice(told, told_layout)?, floats(&fixed, fixed_layout)?];
+        let [channels, height, width] = self.network.output;
         let mut output = vec![0.0; batch * channels * height * width];
         let mut workspace = self.network.program.begin();
         self.run((FORWARD, &mut workspace), batch, &inputs, &mut output, &mut [])?;
@@ -241,7 +228,7 @@ impl CustomOp3 for Evaluation {
     fn bwd(
         &self,
         x: &Tensor,
-        time: &Tensor,
+        told: &Tensor,
         link: &Tensor,
         _: &Tensor,
         gradient: &Tensor,
@@ -251,16 +238,16 @@ impl CustomOp3 for Evaluation {
         };
         let batch = x.dim(0)?;
         let gradient = if self.network.divided {
-            &gradient.broadcast_div(&self.sigma.reshape((batch, 1, 1, 1))?)?
+            &gradient.broadcast_div(&self.fixed.reshape((batch, 1, 1, 1))?)?
         } else {
             gradient
         };
         let gradient = gradient.contiguous()?;
         let (storage, layout) = gradient.storage_and_layout();
-        let mut of_time = vec![0.0; time.elem_count()];
+        let mut of_told = vec![0.0; told.elem_count()];
         let mut of_weights = vec![0.0; self.network.total];
         let input = [floats(&storage, layout)?];
-        self.run((BACKWARD, &mut workspace), batch, &input, &mut of_time, &mut of_weights)?;
+        self.run((BACKWARD, &mut workspace), batch, &input, &mut of_told, &mut of_weights)?;
         let total = of_weights.len();
         *locked(&self.gradients) = Some(Tensor::from_vec(of_weights, total, &Device::Cpu)?);
         let of_x = if x.track_op() {
@@ -271,8 +258,8 @@ impl CustomOp3 for Evaluation {
             None
         };
         self.network.program.end(workspace);
-        let of_time = Tensor::from_vec(of_time, time.shape(), &Device::Cpu)?;
-        Ok((of_x, Some(of_time), Some(link.zeros_like()?)))
+        let of_told = Tensor::from_vec(of_told, told.shape(), &Device::Cpu)?;
+        Ok((of_x, Some(of_told), Some(link.zeros_like()?)))
     }
 }
 
@@ -285,7 +272,7 @@ struct Link {
 
 impl CustomOp2 for Link {
     fn name(&self) -> &'static str {
-        "unet weight"
+        "network weight"
     }
 
     fn cpu_fwd(

@@ -7,6 +7,7 @@
 use candle_core::Tensor;
 
 use super::builder::{Builder, End, Map, variant};
+use super::tokens::{Gated, Modulated};
 use crate::kernels::{
     AttendGradient, Buffer, Combine, Constants, Direct, DirectGradient, Filter, Finish, Form,
     Function, Image, Layout, NormGradient, NormSource, Pack, PackBias, Row, Scale, Sums, Taps,
@@ -15,29 +16,33 @@ use crate::kernels::{
 
 /// What is noted of a network that is trained.
 #[derive(Default)]
-pub(super) struct Tape {
-    pub(super) steps: Vec<Step>,
+pub(crate) struct Tape {
+    pub(crate) steps: Vec<Step>,
     /// All weights that the operations read, and where each one's gradient begins.
-    pub(super) parameters: Vec<(Tensor, usize)>,
+    pub(crate) parameters: Vec<(Tensor, usize)>,
     /// Floats of all gradients together.
-    pub(super) total: usize,
+    pub(crate) total: usize,
     /// The memory for packed weights: each layer's are made just before it runs.
-    pub(super) placed: Layout,
+    pub(crate) placed: Layout,
     /// The time embedding.
-    pub(super) time: Option<Map>,
+    pub(crate) time: Option<Map>,
 }
 
 /// One layer.
-pub(super) enum Step {
+pub(crate) enum Step {
     Linear(Linear),
     Normalise(Normalised),
     Attend { qkv: Map, target: Map, heads: usize },
+    Modulate(Modulated),
+    Gate(Gated),
+    Activate { source: Map, target: Map, function: Function },
+    Pixel { source: Map, target: Map, from: usize },
     Halve { source: Map, target: Map },
     Double { source: Map, target: Map },
 }
 
 /// A convolution or linear map.
-pub(super) struct Linear {
+pub(crate) struct Linear {
     sources: Vec<Map>,
     target: Map,
     taps: Taps,
@@ -47,23 +52,23 @@ pub(super) struct Linear {
 }
 
 /// A norm and what goes with it.
-pub(super) struct Normalised {
-    pub(super) sources: Vec<Map>,
-    pub(super) target: Map,
-    pub(super) groups: usize,
-    pub(super) function: Function,
+pub(crate) struct Normalised {
+    pub(crate) sources: Vec<Map>,
+    pub(crate) target: Map,
+    pub(crate) groups: usize,
+    pub(crate) function: Function,
     /// Factors and terms of each channel.
-    pub(super) map: Buffer,
+    pub(crate) map: Buffer,
     /// Means and deviations of each group.
-    pub(super) moments: Buffer,
+    pub(crate) moments: Buffer,
     /// Numbers of weight and bias.
-    pub(super) parameters: [usize; 2],
-    pub(super) modulation: Option<Map>,
+    pub(crate) parameters: [usize; 2],
+    pub(crate) modulation: Option<Map>,
 }
 
 impl Tape {
     /// Notes a weight, and gives its number.
-    pub(super) fn register(&mut self, tensor: Tensor) -> usize {
+    pub(crate) fn register(&mut self, tensor: Tensor) -> usize {
         let len = tensor.elem_count();
         self.parameters.push((tensor, self.total));
         self.total += len;
@@ -71,7 +76,7 @@ impl Tape {
     }
 
     /// The number of a weight that was registered.
-    pub(super) fn number(&self, values: &Values) -> usize {
+    pub(crate) fn number(&self, values: &Values) -> usize {
         match values {
             Values::Parameter(number) => *number,
             Values::Own(_) => unreachable!("a network that is trained has no weights of its own"),
@@ -85,9 +90,9 @@ impl Tape {
     }
 }
 
-impl Builder<'_> {
+impl<C> Builder<'_, C> {
     /// Notes a layer, where the network is trained.
-    pub(super) fn record(&mut self, step: Step) {
+    pub(crate) fn record(&mut self, step: Step) {
         if let Some(tape) = &mut self.tape {
             tape.steps.push(step);
         }
@@ -98,7 +103,7 @@ impl Builder<'_> {
     }
 
     /// A convolution whose weights are packed when it runs; `parts` as in [`Builder::pointwise`].
-    pub(super) fn trained_convolution(
+    pub(crate) fn trained_convolution(
         &mut self,
         sources: &[Map],
         target: Map,
@@ -166,7 +171,7 @@ impl Builder<'_> {
     }
 
     /// Where the gradient of a map is, and whether something is there already.
-    pub(super) fn gradient(&mut self, map: Map) -> (Image, bool) {
+    pub(crate) fn gradient(&mut self, map: Map) -> (Image, bool) {
         if let Some(gradient) = self.maps[map.0].gradient {
             return (gradient, true);
         }
@@ -181,7 +186,7 @@ impl Builder<'_> {
 
     /// Adds the operations of all gradients but that of the network's input `x`, given that of its
     /// output; the first convolution is left for [`Builder::gradient_of_input`].
-    pub(super) fn backward(&mut self, x: Map) -> Option<Linear> {
+    pub(crate) fn backward(&mut self, x: Map) -> Option<Linear> {
         let mut first = None;
         while let Some(step) = self.tape().steps.pop() {
             match step {
@@ -211,6 +216,12 @@ impl Builder<'_> {
                     }
                     self.forget(target);
                 }
+                Step::Modulate(modulated) => self.modulate_gradient(&modulated),
+                Step::Gate(gated) => self.gate_gradient(&gated),
+                Step::Activate { source, target, function } => {
+                    self.activate_gradient(source, target, function);
+                }
+                Step::Pixel { source, target, from } => self.pixel_gradient(source, target, from),
                 Step::Halve { source, target } => self.resize_gradient(source, target, Way::Halved),
                 Step::Double { source, target } => {
                     self.resize_gradient(source, target, Way::Doubled);
@@ -221,14 +232,19 @@ impl Builder<'_> {
     }
 
     /// Adds the operations of the gradient of the network's input.
-    pub(super) fn gradient_of_input(&mut self, first: &Linear) {
+    pub(crate) fn gradient_of_input(&mut self, first: &Linear) {
         if let Some(own) = self.maps[first.target.0].gradient {
             self.source_gradients(first, own);
         }
     }
 
+    /// The gradient of a map, once something has added to it.
+    pub(super) fn gradient_of(&self, map: Map) -> Option<Image> {
+        self.maps[map.0].gradient
+    }
+
     /// The map and its gradient are not needed any more.
-    fn forget(&mut self, map: Map) {
+    pub(super) fn forget(&mut self, map: Map) {
         let entry = &mut self.maps[map.0];
         self.layout.give(entry.image.buffer);
         for buffer in
@@ -239,7 +255,7 @@ impl Builder<'_> {
     }
 
     /// What was added has the gradient of the sum.
-    fn pass_on(&mut self, target: Map, residual: Map, own: Image) {
+    pub(super) fn pass_on(&mut self, target: Map, residual: Map, own: Image) {
         match self.maps[residual.0].gradient {
             None => self.maps[residual.0].gradient = self.maps[target.0].gradient.take(),
             Some(output) => self.push(Combine { input: own, output, way: Way::Same, add: true }),

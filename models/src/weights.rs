@@ -9,8 +9,6 @@ use std::fmt::Display;
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{UNet2DConfig, UNet2DModel};
-use crate::kernels::{Isa, Numbers};
 use crate::weight::Weight;
 use crate::{Error, Result};
 
@@ -22,7 +20,7 @@ enum Store {
 }
 
 /// A place in the tree of weights, named as in diffusers: `down_blocks.0.resnets.1`.
-pub(super) struct Weights<'a> {
+pub(crate) struct Weights<'a> {
     prefix: String,
     store: &'a RefCell<Store>,
     dtype: DType,
@@ -32,17 +30,17 @@ pub(super) struct Weights<'a> {
 
 impl Weights<'_> {
     /// The place `name` below this one.
-    pub(super) fn at(&self, name: impl Display) -> Self {
+    pub(crate) fn at(&self, name: impl Display) -> Self {
         Self { prefix: self.name(name), ..*self }
     }
 
     /// The tensor `name` in the network's element type and on its device.
-    pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         self.get_as(name, shape, self.dtype)
     }
 
     /// The tensor `name` in an element type of its own.
-    pub(super) fn get_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
+    pub(crate) fn get_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let name = self.name(name);
         match &mut *self.store.borrow_mut() {
             Store::Record(shapes) => {
@@ -61,27 +59,27 @@ impl Weights<'_> {
 
     /// Whether several weights may be merged into one new tensor: not while only recording, and not
     /// where a weight is trained, since the copy would not follow its updates.
-    pub(super) fn may_merge(&self) -> bool {
+    pub(crate) fn may_merge(&self) -> bool {
         matches!(&*self.store.borrow(), Store::Take { trained: false, .. })
     }
 
     /// Whether some weight tracks gradients.
-    pub(super) fn trained(&self) -> bool {
+    pub(crate) fn trained(&self) -> bool {
         matches!(&*self.store.borrow(), Store::Take { trained: true, .. })
     }
 
     /// The element type of the network.
-    pub(super) fn dtype(&self) -> DType {
+    pub(crate) fn dtype(&self) -> DType {
         self.dtype
     }
 
     /// Where the network lives.
-    pub(super) fn device(&self) -> &Device {
+    pub(crate) fn device(&self) -> &Device {
         self.device
     }
 
     /// Number of weights in all tensors together; 0 while only recording.
-    pub(super) fn parameters(&self) -> usize {
+    pub(crate) fn parameters(&self) -> usize {
         self.parameters
     }
 
@@ -90,24 +88,23 @@ impl Weights<'_> {
     }
 }
 
-/// Names and shapes of all weights of the network that `config` describes.
-pub(super) fn shapes(config: &UNet2DConfig) -> Result<Shapes> {
+/// Names and shapes of all weights that `build` asks for.
+pub(crate) fn shapes<T>(build: impl FnOnce(&Weights) -> Result<T>) -> Result<Shapes> {
     let store = RefCell::new(Store::Record(BTreeMap::new()));
-    UNet2DModel::build(config, &root(&store, DType::F32, &Device::Cpu, 0), Numbers::F32)?;
+    build(&root(&store, DType::F32, &Device::Cpu, 0))?;
     match store.into_inner() {
         Store::Record(shapes) => Ok(shapes),
         Store::Take { .. } => unreachable!("the store is made a few lines above"),
     }
 }
 
-/// Gives the weights their names of today and checks that they are exactly those needed.
-pub(super) fn fit(
-    config: &UNet2DConfig,
-    mut weights: HashMap<String, Weight>,
+/// Checks that the weights are exactly those needed.
+pub(crate) fn fit(
+    shapes: &Shapes,
+    weights: HashMap<String, Weight>,
 ) -> Result<HashMap<String, Weight>> {
-    rename_legacy_attention(&mut weights);
     let found = weights.iter().map(|(name, weight)| (name.clone(), weight.dims().to_vec()));
-    if let Some(difference) = mismatch(&shapes(config)?, &found.collect()) {
+    if let Some(difference) = mismatch(shapes, &found.collect()) {
         let remedy = "use the config.json that belongs to these weights";
         return Err(Error::Weights(format!("{difference}. {remedy}")));
     }
@@ -120,32 +117,17 @@ pub(super) fn fit(
     Ok(weights)
 }
 
-/// Checks the weights and builds the network from them.
-pub(super) fn build(
-    config: &UNet2DConfig,
+/// Builds a network from weights that fit it.
+pub(crate) fn build<T>(
     weights: HashMap<String, Weight>,
     dtype: DType,
     device: &Device,
-) -> Result<UNet2DModel> {
-    let weights = fit(config, weights)?;
+    build: impl FnOnce(&Weights) -> Result<T>,
+) -> Result<T> {
     let trained = weights.values().any(Weight::trained);
     let parameters = weights.values().map(|weight| weight.dims().iter().product::<usize>()).sum();
-    // The compiled network packs its weights from f32, whatever its products are of.
-    let (dtype, numbers) = match dtype {
-        DType::BF16 if device.is_cpu() && !trained => (DType::F32, bf16()?),
-        other => (other, Numbers::F32),
-    };
     let store = RefCell::new(Store::Take { weights, trained });
-    UNet2DModel::build(config, &root(&store, dtype, device, parameters), numbers)
-}
-
-/// bf16, where this processor multiplies it.
-fn bf16() -> Result<Numbers> {
-    if Isa::detect().multiplies_bf16() {
-        return Ok(Numbers::Bf16);
-    }
-    let remedy = "this processor does not multiply bf16 (AVX512-BF16); use f32";
-    Err(Error::value("dtype", "bf16", remedy))
+    build(&root(&store, dtype, device, parameters))
 }
 
 fn root<'a>(
@@ -155,27 +137,6 @@ fn root<'a>(
     parameters: usize,
 ) -> Weights<'a> {
     Weights { prefix: String::new(), store, dtype, device, parameters }
-}
-
-/// Checkpoints written before diffusers 0.15, most of those on the Hub among them, have other names
-/// for the four products of an attention.
-fn rename_legacy_attention(weights: &mut HashMap<String, Weight>) {
-    const RENAMED: [(&str, &str); 4] =
-        [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
-    let legacy: Vec<String> =
-        weights.keys().filter(|name| name.contains("attentions.")).cloned().collect();
-    for name in legacy {
-        for (old, new) in RENAMED {
-            for end in ["weight", "bias"] {
-                let Some(path) = name.strip_suffix(&format!(".{old}.{end}")) else {
-                    continue;
-                };
-                if let Some(weight) = weights.remove(&name) {
-                    weights.insert(format!("{path}.{new}.{end}"), weight);
-                }
-            }
-        }
-    }
 }
 
 /// How many tensors of a kind an error lists before it only counts.

@@ -1,0 +1,90 @@
+//! `transformer/config.json`: what diffusers' `DiTTransformer2DModel` is told, checked once and trusted
+//! from then on.
+
+mod json;
+
+use crate::{Conditioning, Geometry};
+
+/// The element-wise function between the two linear layers of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Activation {
+    /// `x·Φ(x)`, exact.
+    Gelu,
+    /// `½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+    GeluTanh,
+}
+
+/// A checked configuration of diffusers' `DiTTransformer2DModel`.
+///
+/// It can only be made by [`DiTConfig::from_json`], so whoever holds one need not check it again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DiTConfig {
+    pub(super) heads: usize,
+    pub(super) head_dim: usize,
+    pub(super) in_channels: usize,
+    pub(super) out_channels: Option<usize>,
+    pub(super) layers: usize,
+    pub(super) dropout: f64,
+    pub(super) attention_bias: bool,
+    pub(super) sample_size: usize,
+    pub(super) patch_size: usize,
+    pub(super) activation: Activation,
+    /// Classes but for the one that means "none".
+    pub(super) classes: usize,
+    pub(super) upcast_attention: bool,
+    pub(super) norm_eps: f64,
+}
+
+impl DiTConfig {
+    /// The shapes the network takes and gives.
+    ///
+    /// diffusers gives every table of classes one row more than `num_embeds_ada_norm` says, for the class
+    /// that means "none": a network with `num_embeds_ada_norm` 0 knows no other, and is unconditional; any
+    /// other has `num_embeds_ada_norm + 1` classes, of which the last means "none".
+    pub fn geometry(&self) -> Geometry {
+        Geometry {
+            in_channels: self.in_channels,
+            out_channels: self.out_channels.unwrap_or(self.in_channels),
+            height: self.sample_size,
+            width: self.sample_size,
+            conditioning: match self.rows() {
+                1 => Conditioning::None,
+                rows => Conditioning::Classes(rows),
+            },
+        }
+    }
+
+    /// The class that means "none", where there are others.
+    pub(crate) fn null_class(&self) -> Option<u32> {
+        (self.classes > 0).then_some(self.classes as u32)
+    }
+
+    /// The share of activations dropped while training, 0 to 1; see [`crate::NetworkConfig::dropout`].
+    pub(crate) fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    /// See [`crate::NetworkConfig::scaled`]: as many heads, each narrower.
+    pub(crate) fn scaled(&self, factor: f64) -> Option<Self> {
+        // Rows and columns take sines and cosines each: four channels at a time.
+        let quarter = (self.head_dim as f64 * factor / 4.0).round() as usize;
+        let scaled = Self { head_dim: 4 * quarter.max(1), ..self.clone() };
+        // Whatever is not a network after all is refused where every configuration is.
+        Self::from_json(&scaled.to_json(), "a scaled config.json").ok()
+    }
+
+    /// Channels of a token.
+    pub(super) fn width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Patches of an image's side.
+    pub(super) fn patches(&self) -> usize {
+        self.sample_size / self.patch_size
+    }
+
+    /// Rows of a table of classes.
+    pub(super) fn rows(&self) -> usize {
+        self.classes + 1
+    }
+}

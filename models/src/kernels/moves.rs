@@ -1,0 +1,144 @@
+//! Single passes: element-wise functions, a constant map, and one pixel taken from a map or put into one.
+
+use super::activation::Function;
+use super::arena::{Aligned, Buffer};
+use super::image::Image;
+use super::isa::{Kernel, dispatch};
+use super::program::{Memory, Operation, Split};
+use super::simd::Simd;
+
+/// Floats of an item.
+pub(super) const CHUNK: usize = 8192;
+
+/// `function(x)` of every number.
+pub(crate) struct Activate {
+    pub(crate) input: Image,
+    pub(crate) output: Image,
+    pub(crate) function: Function,
+}
+
+impl Operation for Activate {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.input.buffer.len.div_ceil(CHUNK))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        format!("{:?} {} at {}", self.function, self.input.channels(), self.input.pixels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let chunks = self.input.buffer.len.div_ceil(CHUNK);
+        let (sample, first) = (item / chunks, item % chunks * CHUNK);
+        let len = CHUNK.min(self.input.buffer.len - first);
+        let from = memory.at(self.input.buffer, sample).wrapping_add(first);
+        let to = memory.at(self.output.buffer, sample).wrapping_add(first);
+        dispatch(memory.isa, Floats { function: self.function, from, to, len });
+    }
+}
+
+struct Floats {
+    function: Function,
+    from: *const f32,
+    to: *mut f32,
+    len: usize,
+}
+
+impl Kernel for Floats {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // One loop for each function, so that the choice is not made for each vector.
+        match self.function {
+            Function::Silu => self.with(s, Function::Silu),
+            Function::GeluTanh => self.with(s, Function::GeluTanh),
+            other => self.with(s, other),
+        }
+    }
+}
+
+impl Floats {
+    #[inline(always)]
+    fn with<S: Simd>(&self, s: S, function: Function) {
+        for i in (0..self.len).step_by(S::LANES) {
+            // SAFETY: buffers are whole cache lines, and the item's part is its own.
+            unsafe { s.store(self.to.add(i), function.vector(s, s.load(self.from.add(i)))) };
+        }
+    }
+}
+
+/// The same map for every sample.
+pub(crate) struct Fill {
+    values: Aligned,
+    output: Image,
+}
+
+impl Fill {
+    /// `values` is `[pixels, channels]` of a map of one segment.
+    pub(crate) fn new(values: &[f32], output: Image) -> Self {
+        let (channels, stride) = (output.channels(), output.stride());
+        assert_eq!(values.len(), output.pixels() * channels);
+        let mut all = Aligned::zeros(output.pixels() * stride);
+        let pixels = all.as_mut_slice().chunks_exact_mut(stride).zip(values.chunks_exact(channels));
+        for (pixel, values) in pixels {
+            pixel[..channels].copy_from_slice(values);
+        }
+        Self { values: all, output }
+    }
+}
+
+impl Operation for Fill {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        Vec::new()
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        "fill".to_string()
+    }
+    fn weight_bytes(&self) -> usize {
+        4 * self.values.as_slice().len()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let (values, to) = (self.values.as_slice(), memory.at(self.output.buffer, sample));
+        // SAFETY: the sample's part of the output, which this item alone writes, is as long.
+        unsafe { std::slice::from_raw_parts_mut(to, values.len()) }.copy_from_slice(values);
+    }
+}
+
+/// One pixel of a map becomes one of another.
+pub(crate) struct Pixel {
+    pub(crate) input: Image,
+    pub(crate) from: usize,
+    pub(crate) output: Image,
+    pub(crate) to: usize,
+}
+
+impl Operation for Pixel {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        "pixel".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let stride = self.output.stride();
+        debug_assert_eq!(self.input.stride(), stride);
+        let from = memory.at(self.input.buffer, sample).wrapping_add(self.from * stride);
+        let to = memory.at(self.output.buffer, sample).wrapping_add(self.to * stride);
+        // SAFETY: both are pixels of the sample, in different maps; this item alone writes the output.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, stride) };
+    }
+}

@@ -1,0 +1,206 @@
+//! What a transformer does to its tokens between products: layer normalisation (Ba et al. 2016) with a
+//! scale and a shift of each sample, and a gate of each sample on the way to a sum.
+//!
+//! A token is a pixel of a map of one segment. Scales, shifts and gates are parts of one vector of each
+//! sample, which need not begin at whole vectors.
+
+use super::arena::{Aligned, Buffer};
+use super::image::Image;
+use super::isa::{Kernel, dispatch};
+use super::program::{Memory, Operation, Split};
+use super::simd::Simd;
+
+/// Part of a vector of each sample.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    pub(crate) buffer: Buffer,
+    /// Where in the vector it begins; it is as long as a token has channels.
+    pub(crate) start: usize,
+}
+
+impl Told {
+    /// Where it is for `sample`; good for reading whole vectors of a token.
+    #[inline(always)]
+    pub(super) fn at(&self, memory: &Memory, sample: usize) -> *mut f32 {
+        memory.at(self.buffer, sample).wrapping_add(self.start)
+    }
+}
+
+/// 1 for the channels of a map of one segment, 0 for its padding.
+pub(super) fn mask(image: &Image) -> Aligned {
+    let mut real = Aligned::zeros(image.stride());
+    real.as_mut_slice()[..image.channels()].fill(1.0);
+    real
+}
+
+/// Tokens of an item: about 32 KiB.
+fn chunk(image: &Image) -> usize {
+    (8192 / image.stride()).max(1)
+}
+
+/// The sum of a vector's lanes, in their order.
+#[inline(always)]
+pub(super) fn total<S: Simd>(s: S, v: S::V) -> f64 {
+    let mut lanes = [0f32; 16];
+    // SAFETY: no vector is longer than 16.
+    unsafe { s.store(lanes.as_mut_ptr(), v) };
+    lanes[..S::LANES].iter().map(|&x| f64::from(x)).sum()
+}
+
+/// `(x − mean)/σ·(1 + scale) + shift`, with mean and deviation of each token.
+pub(crate) struct Modulate {
+    input: Image,
+    output: Image,
+    eps: f64,
+    scale: Told,
+    shift: Told,
+    /// `[pixels][2]`: where mean and one over the deviation of each token are kept as well.
+    moments: Option<Buffer>,
+    real: Aligned,
+}
+
+impl Modulate {
+    pub(crate) fn new(
+        input: Image,
+        output: Image,
+        eps: f64,
+        [scale, shift]: [Told; 2],
+        moments: Option<Buffer>,
+    ) -> Self {
+        Self { input, output, eps, scale, shift, moments, real: mask(&input) }
+    }
+}
+
+impl Operation for Modulate {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.input.pixels().div_ceil(chunk(&self.input)))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer, self.scale.buffer, self.shift.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        [self.output.buffer].into_iter().chain(self.moments).collect()
+    }
+    fn name(&self) -> String {
+        format!("modulate {} at {}", self.input.channels(), self.input.pixels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let size = chunk(&self.input);
+        let chunks = self.input.pixels().div_ceil(size);
+        let (sample, first) = (item / chunks, item % chunks * size);
+        let count = size.min(self.input.pixels() - first);
+        dispatch(memory.isa, Tokens { op: self, memory, sample, first, count });
+    }
+}
+
+struct Tokens<'a, O> {
+    op: &'a O,
+    memory: &'a Memory<'a>,
+    sample: usize,
+    first: usize,
+    count: usize,
+}
+
+impl Kernel for Tokens<'_, Modulate> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Modulate { input, output, eps, scale, shift, moments, real } = self.op;
+        let (stride, channels) = (input.stride(), input.channels() as f64);
+        let real = real.as_slice().as_ptr();
+        let scale = scale.at(self.memory, self.sample).cast_const();
+        let shift = shift.at(self.memory, self.sample).cast_const();
+        let all = self.memory.at(input.buffer, self.sample).cast_const();
+        let result = self.memory.at(output.buffer, self.sample);
+        for p in self.first..self.first + self.count {
+            let (x, y) = (all.wrapping_add(p * stride), result.wrapping_add(p * stride));
+            let mut sum = s.splat(0.0);
+            // SAFETY: vectors lie in the token's padded channels; scales and shifts are read up to a
+            // vector's length further, which the arena's slack allows; the item's tokens are its own.
+            unsafe {
+                for c in (0..stride).step_by(S::LANES) {
+                    sum = s.add(sum, s.load(x.add(c)));
+                }
+                let mean = (total(s, sum) / channels) as f32;
+                let centre = s.splat(mean);
+                let mut squares = s.splat(0.0);
+                for c in (0..stride).step_by(S::LANES) {
+                    let d = s.keep(s.sub(s.load(x.add(c)), centre), s.load(real.add(c)));
+                    squares = s.fma(d, d, squares);
+                }
+                let inverse = (1.0 / (total(s, squares) / channels + eps).sqrt()) as f32;
+                if let Some(moments) = moments {
+                    let to = self.memory.at(*moments, self.sample).add(2 * p);
+                    *to = mean;
+                    *to.add(1) = inverse;
+                }
+                let (inverse, one) = (s.splat(inverse), s.splat(1.0));
+                for c in (0..stride).step_by(S::LANES) {
+                    let normed = s.mul(s.sub(s.load(x.add(c)), centre), inverse);
+                    let factor = s.add(s.load(scale.add(c)), one);
+                    let v = s.fma(normed, factor, s.load(shift.add(c)));
+                    s.store(y.add(c), s.keep(v, s.load(real.add(c))));
+                }
+            }
+        }
+    }
+}
+
+/// `residual + gate·x`.
+pub(crate) struct Gate {
+    input: Image,
+    residual: Image,
+    output: Image,
+    gate: Told,
+    real: Aligned,
+}
+
+impl Gate {
+    pub(crate) fn new(input: Image, residual: Image, output: Image, gate: Told) -> Self {
+        Self { input, residual, output, gate, real: mask(&input) }
+    }
+}
+
+impl Operation for Gate {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.input.pixels().div_ceil(chunk(&self.input)))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer, self.residual.buffer, self.gate.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        format!("gate {} at {}", self.input.channels(), self.input.pixels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let size = chunk(&self.input);
+        let chunks = self.input.pixels().div_ceil(size);
+        let (sample, first) = (item / chunks, item % chunks * size);
+        let count = size.min(self.input.pixels() - first);
+        dispatch(memory.isa, Tokens { op: self, memory, sample, first, count });
+    }
+}
+
+impl Kernel for Tokens<'_, Gate> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Gate { input, residual, output, gate, real } = self.op;
+        let (stride, real) = (input.stride(), real.as_slice().as_ptr());
+        let gate = gate.at(self.memory, self.sample).cast_const();
+        let place = |image: &Image| self.memory.at(image.buffer, self.sample);
+        let (x, around, y) = (place(input), place(residual), place(output));
+        for p in self.first..self.first + self.count {
+            for c in (0..stride).step_by(S::LANES) {
+                let at = p * stride + c;
+                // SAFETY: the vector lies in the token's padded channels; gates are read up to a vector's
+                // length further, which the arena's slack allows; the item's tokens are its own.
+                unsafe {
+                    let gate = s.keep(s.load(gate.add(c)), s.load(real.add(c)));
+                    let v = s.fma(gate, s.load(x.add(at)), s.load(around.add(at)));
+                    s.store(y.add(at), v);
+                }
+            }
+        }
+    }
+}
