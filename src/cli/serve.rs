@@ -166,7 +166,7 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
         loaded = load => loaded?,
     }
     let ended = server.await.map_err(|error| error.to_string());
-    experiments.save().await.map_err(|error| error.to_string())?;
+    experiments.close().await.map_err(|error| error.to_string())?;
     ended
 }
 

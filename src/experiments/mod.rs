@@ -202,15 +202,15 @@ impl Experiments {
         self.run(move |store| store.vote(&id, &pair_id, choice, &key)).await
     }
 
-    /// Writes down what the arms have served.
+    /// Writes down what the arms have served, and closes the file. Whoever asks for more opens it again.
     ///
     /// # Errors
     /// [`Error::Storage`].
-    pub async fn save(&self) -> Result<(), Error> {
+    pub async fn close(&self) -> Result<(), Error> {
         if self.jobs.is_err() {
             return Ok(());
         }
-        self.run(Store::save_traffic).await
+        self.run(Store::close).await
     }
 
     /// Their Prometheus series.

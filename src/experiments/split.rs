@@ -105,7 +105,8 @@ mod tests {
         assert!((same as f64 / KEYS as f64 - 0.5).abs() < NOISE);
     }
 
-    /// A key keeps its arm over releases: what this says once it says for ever.
+    /// A key keeps its arm over releases: what this says once it says for ever. The arms are those that the
+    /// formula gives in Python over the package `siphash24`.
     #[test]
     fn the_split_is_the_same_for_ever() {
         let arms = [("teacher", 1.0), ("student", 1.0), ("other", 2.0)];

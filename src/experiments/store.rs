@@ -217,6 +217,13 @@ impl Store {
         saved
     }
 
+    /// Leaves nothing to be repaired when it is opened again.
+    pub(super) fn close(&mut self) -> Result<(), Error> {
+        self.save_traffic()?;
+        self.database = None;
+        Ok(())
+    }
+
     /// The experiment as of the last commit.
     fn experiment(&mut self, id: &str) -> Result<Arc<Experiment>, Error> {
         let get = |live: &Live| {

@@ -42,7 +42,7 @@ fn everything_is_there_when_the_file_is_opened_again() {
     let (vote, counted) = store.vote("e", &voted, Choice::First, "key").unwrap();
     assert!(counted && vote.winner() == Some("b"));
     store.live().read().unwrap()["e"].serve(0, 3, 0.25);
-    store.save_traffic().unwrap();
+    store.close().unwrap();
     let before = seen(&store);
     drop(store);
 
@@ -207,5 +207,5 @@ async fn without_a_place_there_are_no_experiments() {
     assert_eq!(none.list().unwrap_err(), reason);
     assert_eq!(none.get("e").unwrap_err(), reason);
     assert_eq!(none.create("e".into(), arms()).await.unwrap_err(), reason);
-    assert_eq!(none.save().await, Ok(()));
+    assert_eq!(none.close().await, Ok(()));
 }

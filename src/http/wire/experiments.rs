@@ -81,7 +81,8 @@ pub(in crate::http) struct ExperimentReply {
     pub(in crate::http) comparisons: Vec<ArmsCompared>,
 }
 
-/// An arm: what it served, and how often it was preferred to whatever other arm it was shown with.
+/// An arm: what it served, and how often it was preferred to whatever other arm it was shown with. Where there
+/// are k > 2 arms there are k p-values to be wrong about: multiply them by k.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ArmReply {
     /// The model.
