@@ -22,7 +22,7 @@ let running;
 /** Title and first paragraph of the two views. */
 const words = {
   compare: [byId("title").textContent, byId("lede").textContent],
-  vote: ["Which is better?", "Two models draw from the same seed. Which is which you learn once you have chosen."],
+  vote: ["Which is better?", "Two models drew from the same seed. You learn which is which once you have chosen."],
 };
 
 const alone = () => document.body.classList.contains("solo");

@@ -178,12 +178,13 @@ function row({ model, wins, ties, win_rate, wilson_interval }) {
   if (win_rate === null) rate.textContent = "–";
   else {
     const [low, high] = wilson_interval.map((end) => Math.round(100 * end));
-    rate.textContent = `${Math.round(100 * win_rate)} % (${low} to ${high})`;
     const bar = document.createElement("i");
+    const range = document.createElement("small");
+    range.textContent = `${low} to ${high} %`;
     bar.style.setProperty("--low", low);
     bar.style.setProperty("--high", high);
     bar.style.setProperty("--at", 100 * win_rate);
-    rate.append(bar);
+    rate.append(`${Math.round(100 * win_rate)} % `, bar, range);
   }
   return row;
 }
