@@ -5,6 +5,7 @@
 #   docker run --rm -p 8080:8080 understudy
 #
 # Models of your own: -v DIR:/models:ro -e UNDERSTUDY_MODELS=/models
+# Experiments and votes, kept over new images: -v understudy-data:/var/lib/understudy
 # A Hub model, kept over restarts: -v understudy-hub:/var/cache/huggingface -e UNDERSTUDY_DEFAULT_MODEL=owner/name
 
 ARG VARIANT=cpu
@@ -39,15 +40,15 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 
 FROM run-${VARIANT}
 RUN useradd --system --uid 10001 --no-create-home understudy \
-    && install --directory --owner=understudy /var/cache/huggingface
+    && install --directory --owner=understudy /var/cache/huggingface /var/lib/understudy
 WORKDIR /opt/understudy
 COPY --from=build /understudy ./
 # Found beside the executable.
 COPY models/zoo models/zoo
-ENV UNDERSTUDY_HOST=0.0.0.0 HF_HOME=/var/cache/huggingface
+ENV UNDERSTUDY_HOST=0.0.0.0 UNDERSTUDY_DATA_DIR=/var/lib/understudy HF_HOME=/var/cache/huggingface
 USER understudy
 EXPOSE 8080
-VOLUME /var/cache/huggingface
+VOLUME /var/cache/huggingface /var/lib/understudy
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["/opt/understudy/understudy", "health"]
 ENTRYPOINT ["/opt/understudy/understudy"]
 CMD ["serve"]

@@ -34,6 +34,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot};
 use understudy::{
     engine::Engine,
+    experiments::Experiments,
     http::{self, App},
     metrics::Metrics,
     registry::{self, Registry, State},
@@ -236,7 +237,8 @@ impl Server {
                 cors_allow_origin: Vec::new(),
                 shadow_rate: 0.0,
             };
-            let app = App::new(engine, Arc::clone(&registry), metrics, settings);
+            let none = Arc::new(Experiments::unavailable("a benchmark".into()));
+            let app = App::new(engine, Arc::clone(&registry), none, metrics, settings);
             let stopped = async move { drop(stopped.await) };
             let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
             registry.load_all().await.unwrap();

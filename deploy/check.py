@@ -109,8 +109,11 @@ def pair(folder):
 
 
 def traffic(base):
-    """Pairs, single images, refusals and a client that leaves; the speed-ups that the API told."""
+    """Pairs, single images, an experiment with votes, refusals and a client that leaves; the speed-ups that
+    the API told."""
     speedups = []
+    arms = [{"model": model, "weight": 1} for model in ("teacher", "student")]
+    post(base, "/v1/experiments", {"id": "check", "arms": arms})
     until = time.monotonic() + TRAFFIC_SECONDS
     seed = 0
     while time.monotonic() < until:
@@ -119,6 +122,10 @@ def traffic(base):
         for model in ("teacher", "student"):
             post(base, "/v1/images/generations",
                  {"model": model, "seed": seed, "deadline_ms": 60_000})
+        post(base, "/v1/images/generations", {"model": "experiment:check", "user": str(seed)})
+        pair = post(base, "/v1/experiments/check/pairs", {"seed": seed})
+        post(base, "/v1/experiments/check/votes",
+             {"pair_id": pair["pair_id"], "choice": seed % 2, "idempotency_key": str(seed)})
         time.sleep(0.5)  # idle, for a shadow
         # More at once than the queue holds.
         crowd = {"model": "teacher", "n": MAX_QUEUE, "num_inference_steps": 900, "stream": True}
@@ -156,7 +163,7 @@ def get(address, path):
 @contextlib.contextmanager
 def server(program, models, folder):
     command = [program, "serve", "--port=0", f"--models={models}", "--default-model=teacher",
-               f"--max-queue={MAX_QUEUE}", "--shadow-rate=1"]
+               f"--max-queue={MAX_QUEUE}", "--shadow-rate=1", f"--data-dir={folder}/state"]
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     try:

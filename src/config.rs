@@ -22,6 +22,8 @@ pub struct Config {
     pub max_queue: usize,
     /// Where and how models are loaded.
     pub registry: registry::Settings,
+    /// Where experiments and votes are kept.
+    pub data: DataFolder,
     /// What HTTP is told.
     pub http: http::Settings,
     /// How long requests in flight get at shutdown.
@@ -57,6 +59,10 @@ impl Config {
                 devices,
                 max_rows: arguments.max_batch.map(Into::into),
             },
+            data: match arguments.data_dir {
+                Some(folder) => DataFolder::Named(folder),
+                None => DataFolder::Default(default_data_folder()),
+            },
             http: http::Settings {
                 max_images: arguments.max_images_per_request.get().min(max_queue),
                 max_rows: max_queue,
@@ -71,6 +77,25 @@ impl Config {
             log_format: arguments.log_format,
         })
     }
+}
+
+/// A folder for what is kept over restarts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataFolder {
+    /// The operator named it, so it must be usable.
+    Named(PathBuf),
+    /// Where such things are kept for this user, if there is such a place. It is made when something is to
+    /// be kept, and a server that cannot use it serves all the same.
+    Default(Option<PathBuf>),
+}
+
+/// `understudy` in the user's folder of states: the XDG base directory specification's, on any system.
+fn default_data_folder() -> Option<PathBuf> {
+    let named = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
+    let states = named.filter(|folder| folder.is_absolute());
+    let home = || Some(std::env::home_dir()?).filter(|home| home.is_absolute());
+    let states = states.or_else(|| Some(home()?.join(".local/state")))?;
+    Some(states.join("understudy"))
 }
 
 fn shadow_rate(rate: f64) -> Result<f64, String> {

@@ -1,15 +1,17 @@
 //! The server: diffusion models over HTTP, batched by single denoising steps.
 //!
 //! [`cli`] parses, [`config`] validates once, [`registry`] loads models, [`engine`] runs them,
-//! [`http`] speaks to clients, [`metrics`] counts and [`similarity`] compares images; [`load`] is a client
-//! that asks for as much as it is told to. The binary is a few lines around this library, so that the
-//! tests can start a server of their own.
+//! [`http`] speaks to clients, [`experiments`] keeps splits and votes, [`metrics`] counts and [`similarity`]
+//! compares images; [`load`] is a client that asks for as much as it is told to. The binary is a few lines
+//! around this library, so that the tests can start a server of their own.
 
 pub mod cli;
 pub mod config;
 pub mod engine;
+pub mod experiments;
 pub mod http;
 pub mod load;
 pub mod metrics;
+mod names;
 pub mod registry;
 pub mod similarity;

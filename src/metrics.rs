@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    core::Collector,
 };
 
 /// The `model` label of a request that names no model of this server.
@@ -80,13 +81,13 @@ impl Metrics {
                 &registry,
                 "understudy_request_duration_seconds",
                 "Time from the receipt of a request for a model to its answer.",
-                buckets(5e-3, 300.0),
+                request_buckets(),
             )?,
             queue_duration: histogram(
                 &registry,
                 "understudy_queue_duration_seconds",
                 "Time an image waited between admission and its first network evaluation.",
-                buckets(5e-3, 300.0),
+                request_buckets(),
             )?,
             device_duration: histogram(
                 &registry,
@@ -194,6 +195,14 @@ impl Metrics {
         Ok(Arc::new(metrics))
     }
 
+    /// Adds series that are read off their source at every scrape.
+    ///
+    /// # Errors
+    /// When one of them has a name that is there already.
+    pub fn add(&self, series: Box<dyn Collector>) -> prometheus::Result<()> {
+        self.registry.register(series)
+    }
+
     /// The Prometheus text format.
     ///
     /// # Errors
@@ -201,6 +210,11 @@ impl Metrics {
     pub fn encode(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
+}
+
+/// Bucket bounds of the times that requests take, in seconds.
+pub(crate) fn request_buckets() -> Vec<f64> {
+    buckets(5e-3, 300.0)
 }
 
 /// Bucket bounds from `first` in factors of √2, the last of them `last` exactly.

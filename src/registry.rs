@@ -17,7 +17,7 @@ use understudy_models::checkpoint::{
     hub::{self, Hub},
 };
 
-use crate::{engine::Engine, metrics::Metrics};
+use crate::{engine::Engine, metrics::Metrics, names::is_id};
 
 pub use model::{Model, Replica};
 
@@ -127,7 +127,7 @@ impl Registry {
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
             .filter(|id| is_model(&settings.folder.join(id)))
             .filter(|id| {
-                let servable = servable_id(id);
+                let servable = is_id(id);
                 if !servable {
                     let problem = "not served: its name is reserved, or has other characters than letters, digits, `.`, `_` and `-`; rename it";
                     tracing::warn!(folder = id, "{problem}");
@@ -239,7 +239,7 @@ impl Registry {
     pub async fn load(&self, id: &str) -> Result<(), LoadError> {
         let settings = &self.settings;
         let known = settings.hub_id(id).is_some() || is_model(&settings.folder.join(id));
-        if !servable_id(id) || !known {
+        if !is_id(id) || !known {
             return Err(LoadError::Unknown(id.to_owned()));
         }
         {
@@ -352,12 +352,6 @@ impl Drop for Unmark<'_> {
             entry.loading = false;
         }
     }
-}
-
-/// Whether requests could name it: `[A-Za-z0-9._-]+`, neither `.` nor `..` nor a reserved name.
-fn servable_id(id: &str) -> bool {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    !id.is_empty() && id.chars().all(plain) && !matches!(id, "." | ".." | "auto" | "draft")
 }
 
 fn is_model(folder: &Path) -> bool {

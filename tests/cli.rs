@@ -9,6 +9,8 @@ use std::{
 fn understudy(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
     command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+    // Not the experiments of whoever runs the tests.
+    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

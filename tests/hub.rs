@@ -33,6 +33,7 @@ fn serve(arguments: &[&str], hub: &HubServer, home: &Path) -> (Server, String) {
         .args(arguments)
         .env("HF_ENDPOINT", &hub.endpoint)
         .env("HF_HOME", home)
+        .env("XDG_STATE_HOME", home)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();

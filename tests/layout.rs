@@ -68,6 +68,16 @@ fn load_knows_the_server_by_its_answers_alone() {
 }
 
 #[test]
+fn experiments_know_nothing_of_serving_and_statistics_nothing_of_the_database() {
+    let serving = ["axum", "crate::http", "crate::engine", "crate::registry", "candle"];
+    never("src/experiments", &serving);
+    for pure in ["split", "wilson", "sequential", "tally", "votes", "arms", "traffic", "ballot"] {
+        let file = format!("src/experiments/{pure}.rs");
+        never(&file, &["redb", "tokio", "Mutex", "SystemTime", "Instant", "getrandom"]);
+    }
+}
+
+#[test]
 fn distillation_knows_nothing_of_serving_nor_of_architectures() {
     let serving = ["tokio", "axum", "hyper", "clap", "prometheus", "async fn", "understudy::"];
     never("distill/src", &serving);

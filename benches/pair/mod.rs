@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot};
 use understudy::{
     engine::Engine,
+    experiments::Experiments,
     http::{self, App},
     metrics::Metrics,
     registry::{self, Model, Registry, State},
@@ -75,7 +76,8 @@ impl Server {
                 cors_allow_origin: Vec::new(),
                 shadow_rate,
             };
-            let app = App::new(engine, Arc::clone(&registry), shared, settings);
+            let none = Arc::new(Experiments::unavailable("a benchmark".into()));
+            let app = App::new(engine, Arc::clone(&registry), none, shared, settings);
             let stopped = async move { drop(stopped.await) };
             let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
             registry.load_all().await.unwrap();

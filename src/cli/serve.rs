@@ -4,7 +4,7 @@ use std::{
     io::{ErrorKind, IsTerminal},
     net::SocketAddr,
     num::{NonZeroU64, NonZeroUsize},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -16,8 +16,9 @@ use super::{
     print,
 };
 use crate::{
-    config::Config,
+    config::{Config, DataFolder},
     engine::Engine,
+    experiments::Experiments,
     http::{self, App},
     metrics::Metrics,
     registry::{Registry, State},
@@ -99,6 +100,10 @@ pub struct ServeArgs {
     /// else is to do; how alike the images are shows in the metrics.
     #[arg(long, env = "UNDERSTUDY_SHADOW_RATE", value_name = "SHARE", default_value_t = 0.0)]
     pub shadow_rate: f64,
+    /// Folder where experiments and votes are kept over restarts, made when it is not there
+    /// [default: $XDG_STATE_HOME/understudy, else ~/.local/state/understudy].
+    #[arg(long, env = "UNDERSTUDY_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
     /// How log lines are written.
     #[arg(long, env = "UNDERSTUDY_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
@@ -129,19 +134,29 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let listener = listen(&config).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
+    let (experiments, kept) = experiments(&config.data)?;
+    let experiments = Arc::new(experiments);
+    let series = experiments.series().and_then(|series| metrics.add(series));
+    series.map_err(|error| error.to_string())?;
     let devices = NonZeroUsize::new(config.registry.devices.len()).unwrap_or(NonZeroUsize::MIN);
     let engine = Engine::start(devices, config.max_queue, Arc::clone(&metrics))
         .map_err(|error| format!("no thread for the device: {error}"))?;
     let registry = Registry::open(config.registry.clone(), engine.clone(), Arc::clone(&metrics))?;
     let registry = Arc::new(registry);
-    let app = App::new(engine, Arc::clone(&registry), metrics, config.http.clone());
+    let app = App::new(
+        engine,
+        Arc::clone(&registry),
+        Arc::clone(&experiments),
+        metrics,
+        config.http.clone(),
+    );
 
     // Health answers 503 while models load, instead of no answer at all.
     let server = http::serve(listener, app, stop(), config.drain);
     let load = async {
         registry.load_all().await?;
         // A server that cannot say so serves all the same.
-        if let Err(problem) = print(announcement(&registry, address, &config, threads)) {
+        if let Err(problem) = print(announcement(&registry, address, &config, threads, &kept)) {
             tracing::warn!(problem, "not announced");
         }
         Ok::<_, String>(())
@@ -151,7 +166,33 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
         ended = &mut server => return ended.map_err(|error| error.to_string()),
         loaded = load => loaded?,
     }
-    server.await.map_err(|error| error.to_string())
+    let ended = server.await.map_err(|error| error.to_string());
+    experiments.close().await.map_err(|error| error.to_string())?;
+    ended
+}
+
+/// The experiments, and where they are kept as the announcement says it. A folder that was named must be
+/// usable; without the default one there are no experiments, and whoever asks for them is told why.
+fn experiments(data: &DataFolder) -> Result<(Experiments, String), String> {
+    let none = |problem: String| {
+        tracing::warn!(problem, "no experiments");
+        (Experiments::unavailable(problem.clone()), format!("no experiments: {problem}"))
+    };
+    let kept = |folder: &Path| format!("{} (experiments, votes)", folder.display());
+    match data {
+        DataFolder::Named(folder) => {
+            let experiments = Experiments::open(folder, true)
+                .map_err(|problem| format!("--data-dir: {problem}"))?;
+            Ok((experiments, kept(folder)))
+        }
+        DataFolder::Default(Some(folder)) => Ok(match Experiments::open(folder, false) {
+            Ok(experiments) => (experiments, kept(folder)),
+            Err(problem) => none(problem),
+        }),
+        DataFolder::Default(None) => {
+            Ok(none("this user has no home; name a folder with --data-dir".into()))
+        }
+    }
 }
 
 async fn listen(config: &Config) -> Result<TcpListener, String> {
@@ -206,10 +247,12 @@ fn announcement(
     address: SocketAddr,
     config: &Config,
     threads: NonZeroUsize,
+    kept: &str,
 ) -> String {
     let mut lines = vec![
         format!("Understudy serves on http://{address}   (API: http://{address}/docs/)"),
         format!("  device   {}, {threads} threads", device_names(&config.registry.devices)),
+        format!("  data     {kept}"),
     ];
     for (id, state) in registry.list() {
         let default = if registry.default_id() == Some(&id) { ", default" } else { "" };

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use crate::{engine::Engine, metrics::Metrics, registry::Registry};
+use crate::{engine::Engine, experiments::Experiments, metrics::Metrics, registry::Registry};
 
 /// What the operator decided about HTTP. Valid from here on.
 #[derive(Debug, Clone)]
@@ -33,6 +33,7 @@ pub struct Settings {
 pub struct App {
     pub(super) engine: Engine,
     pub(super) registry: Arc<Registry>,
+    pub(super) experiments: Arc<Experiments>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Arc<Settings>,
     /// Cancelled when the server begins to shut down.
@@ -48,12 +49,14 @@ impl App {
     pub fn new(
         engine: Engine,
         registry: Arc<Registry>,
+        experiments: Arc<Experiments>,
         metrics: Arc<Metrics>,
         settings: Settings,
     ) -> Self {
         Self {
             engine,
             registry,
+            experiments,
             metrics,
             settings: Arc::new(settings),
             draining: CancellationToken::new(),

@@ -136,6 +136,11 @@ fn explain<T: JsonRequest>(bytes: &[u8], path: &str, error: &serde_json::Error) 
         let message = format!("`{field}` stands in the body more than once: keep one");
         return Problem::new(StatusCode::BAD_REQUEST, "duplicate_field", message).at(&field);
     }
+    if let Some(field) = named("missing field `") {
+        let place = if path == "." { field.clone() } else { format!("{path}.{field}") };
+        let message = format!("`{place}` is missing: it takes {}", T::takes(&field));
+        return Problem::new(StatusCode::BAD_REQUEST, "missing_field", message).at(&place);
+    }
     if path == "." {
         let message = format!("the body does not fit: {text}; send a JSON object");
         return Problem::new(StatusCode::BAD_REQUEST, "invalid_body", message);

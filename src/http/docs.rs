@@ -28,6 +28,7 @@ use super::App;
     servers((url = "/")),
     tags(
         (name = "images", description = "Images, in OpenAI's shape"),
+        (name = "experiments", description = "Traffic split between models, and blind votes on their images"),
         (name = "models", description = "What there is to serve"),
         (name = "inference", description = "Raw network evaluations: the Open Inference Protocol v2"),
         (name = "repository", description = "Loading and unloading while requests run"),
@@ -78,7 +79,8 @@ fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
         } else {
             "ErrorReply"
         });
-        for operation in [&mut item.get, &mut item.post].into_iter().flatten() {
+        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
             for (code, description) in common {
                 let content = ContentBuilder::new().schema(Some(error.clone())).build();
                 let response = ResponseBuilder::new()

@@ -15,7 +15,10 @@ use axum::{
 };
 
 use super::wire::{ErrorBody, ErrorReply, InferenceError};
-use crate::engine::{Failure, Rejected};
+use crate::{
+    engine::{Failure, Rejected},
+    experiments,
+};
 
 /// Longest value of a client that a message repeats, in characters.
 const SHOWN_CHARACTERS: usize = 80;
@@ -188,6 +191,32 @@ impl From<Failure> for Problem {
                 },
             ),
             Failure::NonFinite { .. } | Failure::Evaluation(_) => Self::internal(failure),
+        }
+    }
+}
+
+impl From<experiments::Error> for Problem {
+    fn from(error: experiments::Error) -> Self {
+        use experiments::Error;
+        let message = error.to_string();
+        match error {
+            Error::Value { field, value, remedy } => Self::value(&field, value, remedy),
+            Error::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "experiment_not_found", message),
+            Error::UnknownPair(_) => {
+                Self::new(StatusCode::NOT_FOUND, "pair_not_found", message).at("pair_id")
+            }
+            Error::Exists(_) => {
+                Self::new(StatusCode::CONFLICT, "experiment_exists", message).at("id")
+            }
+            Error::TooMany => Self::new(StatusCode::CONFLICT, "too_many_experiments", message),
+            Error::Voted(_) => Self::new(StatusCode::CONFLICT, "pair_voted", message).at("pair_id"),
+            Error::KeyUsed(_) => Self::new(StatusCode::CONFLICT, "idempotency_key_used", message)
+                .at("idempotency_key"),
+            Error::Unavailable(_) => {
+                let message = format!("experiments cannot be kept here: {message}");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "experiments_unavailable", message)
+            }
+            Error::Storage(_) => Self::internal(message),
         }
     }
 }

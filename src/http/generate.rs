@@ -154,7 +154,8 @@ fn learned_variance(model: &Model) -> bool {
     model.geometry.out_channels == 2 * model.geometry.in_channels
 }
 
-fn makes_images(model: &Model) -> Result<(), Problem> {
+/// 400 unless its network makes images by itself.
+pub(super) fn makes_images(model: &Model) -> Result<(), Problem> {
     let geometry = &model.geometry;
     let reason = match geometry.conditioning {
         Conditioning::Timestep => Some("is conditioned on a second timestep".to_owned()),

@@ -38,7 +38,7 @@ use crate::engine::{GenerateRequest, SampleTimings};
             (Binary = "image/webp"),
         )),
         (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
-        (status = 404, description = "No such model", body = ErrorReply),
+        (status = 404, description = "No such model or experiment", body = ErrorReply),
         (status = 413, description = "The body is too large", body = ErrorReply),
         (status = 415, description = "The body is not JSON", body = ErrorReply),
         (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply,
@@ -52,8 +52,9 @@ pub(super) async fn generate(
 ) -> Result<Response, Problem> {
     let in_flight = app.in_flight.token();
     let wanted = accept::wanted(request.headers());
+    let key = route::key(request.headers());
     let wire: GenerationRequest = body::json(request, app.settings.max_body_bytes).await?;
-    let (run, routing) = route::admit(&app, &wire, wanted, received)?;
+    let (run, routing) = route::admit(&app, &wire, wanted, key, received)?;
     let labels = labels(run.plan(0));
     let response = match run.plan(0).shape {
         Shape::Events => stream::images(app, run, routing, received, in_flight),

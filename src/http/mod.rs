@@ -8,6 +8,7 @@ mod compare;
 mod docs;
 mod encode;
 mod error;
+mod experiments;
 mod generate;
 mod health;
 mod images;
@@ -22,6 +23,7 @@ mod run;
 mod serve;
 mod shadow;
 mod stream;
+mod votes;
 mod wire;
 
 use axum::{Router, middleware};
@@ -38,6 +40,10 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(docs::base())
         .routes(routes!(images::generate))
         .routes(routes!(compare::compare))
+        .routes(routes!(experiments::list, experiments::create))
+        .routes(routes!(experiments::show, experiments::change, experiments::delete))
+        .routes(routes!(votes::pair))
+        .routes(routes!(votes::vote))
         .routes(routes!(models::list))
         .routes(routes!(models::show))
         .routes(routes!(inference::server))

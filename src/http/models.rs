@@ -34,7 +34,7 @@ impl App {
             })?,
         };
         if matches!(id, "auto" | "draft") || id.starts_with("experiment:") {
-            let remedy = "this name is reserved and no model's here; name a model, GET /v1/models lists them";
+            let remedy = "this name is no model's, and stands for one in POST /v1/images/generations only; name a model, GET /v1/models lists them";
             return Err(Problem::value("model", quoted(id), remedy));
         }
         match self.registry.get(id) {

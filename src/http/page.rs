@@ -14,12 +14,13 @@ const CSS: &str = "text/css; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// What the page loads: path, media type, text.
-const PARTS: [(&str, &str, &str); 7] = [
+const PARTS: [(&str, &str, &str); 8] = [
     ("/web/style.css", CSS, include_str!("../web/style.css")),
     ("/web/page.js", JAVASCRIPT, include_str!("../web/page.js")),
     ("/web/api.js", JAVASCRIPT, include_str!("../web/api.js")),
     ("/web/side.js", JAVASCRIPT, include_str!("../web/side.js")),
     ("/web/result.js", JAVASCRIPT, include_str!("../web/result.js")),
+    ("/web/vote.js", JAVASCRIPT, include_str!("../web/vote.js")),
     ("/web/live.js", JAVASCRIPT, include_str!("../web/live.js")),
     ("/web/exposition.js", JAVASCRIPT, include_str!("../web/exposition.js")),
 ];

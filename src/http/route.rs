@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use axum::http::HeaderMap;
+
 use super::{
     App,
     accept::Wanted,
@@ -10,20 +12,41 @@ use super::{
     run::Run,
     wire::{GenerationRequest, Routing, RoutingReason},
 };
+use crate::{experiments, metrics::UNKNOWN_MODEL};
 
 /// The `model` that gives the student's image first and the teacher's then.
 const DRAFT: &str = "draft";
 /// The `model` that is the teacher if it meets the deadline, else the student.
 const AUTO: &str = "auto";
+/// What stands before an experiment's id in a `model`.
+const EXPERIMENT: &str = "experiment:";
+/// Whose request it is; wins over the field `user`.
+const KEY: &str = "x-understudy-key";
 
 /// Admits a request by what its `model` says, and tells why that model serves where there was a choice.
 pub(super) fn admit(
     app: &App,
     wire: &GenerationRequest,
     wanted: Wanted,
+    key: Option<Vec<u8>>,
     received: Instant,
 ) -> Result<(Run, Option<Routing>), Problem> {
     match wire.model.as_deref() {
+        Some(model) if model.starts_with(EXPERIMENT) => {
+            let id = &model[EXPERIMENT.len()..];
+            let found = app.experiments.get(id).inspect_err(|error| {
+                if let experiments::Error::Unknown(_) = error {
+                    let rejected = &app.metrics.rejected;
+                    rejected.with_label_values(&[UNKNOWN_MODEL, "unknown_experiment"]).inc();
+                }
+            });
+            let experiment = found.map_err(|error| Problem::from(error).at("model"))?;
+            let arm = experiment.arm_of(&sticky(key, wire)?);
+            let model = app.arm(&experiment, arm)?;
+            let plan = Plan::new(&app.settings, model, wire, wanted, received)?;
+            let run = Run::one(app, plan, received)?.shadowed(app, wire);
+            Ok((run.for_arm(experiment, arm), None))
+        }
         Some(DRAFT) => {
             if let Wanted::Image(_) = wanted {
                 let message = "`model` is \"draft\" with an image type in Accept: a draft and its final are two images; accept application/json or text/event-stream, or name a model";
@@ -51,6 +74,20 @@ pub(super) fn admit(
             let plan = Plan::new(&app.settings, app.model(id)?, wire, wanted, received)?;
             Ok((Run::one(app, plan, received)?.shadowed(app, wire), None))
         }
+    }
+}
+
+/// The header's key, where a request has one.
+pub(super) fn key(headers: &HeaderMap) -> Option<Vec<u8>> {
+    headers.get(KEY).map(|key| key.as_bytes().to_vec()).filter(|key| !key.is_empty())
+}
+
+/// What decides the arm: the header's key, else the user, else chance.
+fn sticky(key: Option<Vec<u8>>, wire: &GenerationRequest) -> Result<Vec<u8>, Problem> {
+    let user = || wire.user.clone().filter(|user| !user.is_empty()).map(String::into_bytes);
+    match key.or_else(user) {
+        Some(key) => Ok(key),
+        None => Ok(getrandom::u64().map_err(Problem::internal)?.to_le_bytes().into()),
     }
 }
 

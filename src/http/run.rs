@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -18,7 +19,10 @@ use super::{
     shadow,
     wire::{GeneratedImage, GenerationReply, GenerationRequest, Timings},
 };
-use crate::engine::{Event, Image, Routed, SampleTimings, Submission};
+use crate::{
+    engine::{Event, Image, Routed, SampleTimings, Submission},
+    experiments::Experiment,
+};
 
 /// One admitted request.
 struct Side {
@@ -36,27 +40,35 @@ pub(super) struct Run {
     received: Instant,
     /// The teacher's repetition of a student's request.
     shadow: Option<Box<Plan>>,
+    /// The experiment that it is for, and which of its arms serves it.
+    arm: Option<(Arc<Experiment>, usize)>,
 }
 
 impl Run {
     pub(super) fn one(app: &App, plan: Plan, received: Instant) -> Result<Self, Problem> {
         let submission = app.engine.generate(plan.request.clone())?;
-        Ok(Self { sides: vec![Side::new(plan, submission)], received, shadow: None })
+        Ok(Self::of(vec![Side::new(plan, submission)], received))
+    }
+
+    fn of(sides: Vec<Side>, received: Instant) -> Self {
+        Self { sides, received, shadow: None, arm: None }
     }
 
     /// One that nobody waits for.
     pub(super) fn in_background(app: &App, plan: Plan) -> Result<Self, Problem> {
         let submission = app.engine.generate_in_background(plan.request.clone())?;
-        Ok(Self {
-            sides: vec![Side::new(plan, submission)],
-            received: Instant::now(),
-            shadow: None,
-        })
+        Ok(Self::of(vec![Side::new(plan, submission)], Instant::now()))
     }
 
     /// The same, to be repeated by its teacher afterwards, if it is a student's and drawn for that.
     pub(super) fn shadowed(mut self, app: &App, wire: &GenerationRequest) -> Self {
         self.shadow = shadow::plan(app, self.plan(0), wire);
+        self
+    }
+
+    /// The same, counted for the arm of an experiment.
+    pub(super) fn for_arm(mut self, experiment: Arc<Experiment>, arm: usize) -> Self {
+        self.arm = Some((experiment, arm));
         self
     }
 
@@ -70,7 +82,7 @@ impl Run {
         let requests: Vec<_> = plans.iter().map(|plan| plan.request.clone()).collect();
         let Routed { served, submission, predicted } = app.engine.generate_first(&requests)?;
         let sides = vec![Side::new(plans.swap_remove(served), submission)];
-        Ok((Self { sides, received, shadow: None }, served, predicted))
+        Ok((Self::of(sides, received), served, predicted))
     }
 
     /// The teacher's and the student's, admitted together; they share the device from the start, and the
@@ -80,7 +92,7 @@ impl Run {
         let requests = [student.request.clone(), teacher.request.clone()];
         let [students, teachers] = app.engine.generate_both(requests)?;
         let sides = vec![Side::new(teacher, teachers), Side::new(student, students)];
-        Ok(Self { sides, received, shadow: None })
+        Ok(Self::of(sides, received))
     }
 
     /// The request of a side; of a pair, side 0 is the teacher's and side 1 the student's.
@@ -138,8 +150,8 @@ impl Run {
             let (images, timings): (Vec<_>, Vec<_>) = all.into_iter().unzip();
             let made = timings.iter().map(|timings| timings.finished).max();
             let timings = Timings::of(&timings, side.total);
-            let shadow = self.shadow.take();
-            Ok(Finished { plan: side.plan, images, timings, made, shadow })
+            let (shadow, arm) = (self.shadow.take(), self.arm.take());
+            Ok(Finished { plan: side.plan, images, timings, made, shadow, arm })
         });
         sides.collect()
     }
@@ -162,6 +174,7 @@ pub(super) struct Finished {
     made: Option<Instant>,
     /// How its teacher would repeat it.
     pub(super) shadow: Option<Box<Plan>>,
+    arm: Option<(Arc<Experiment>, usize)>,
 }
 
 impl Finished {
@@ -177,6 +190,9 @@ impl Finished {
         }
         let duration = app.metrics.request_duration.with_label_values(&[self.model()]);
         duration.observe(self.timings.total_ms / 1e3);
+        if let Some((experiment, arm)) = &self.arm {
+            experiment.serve(*arm, self.images.len(), self.timings.total_ms / 1e3);
+        }
     }
 
     /// The images as a reply carries them.

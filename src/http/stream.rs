@@ -132,12 +132,14 @@ impl Streaming {
     /// Turns the engine's event into one that is due, or held until its student's is out.
     async fn take(&mut self, side: usize, event: Event) -> Result<(), Problem> {
         let Some(run) = &self.run else { return Ok(()) };
+        let place = (self.closing == Closing::Comparison).then_some(side);
         match event {
             Event::Partial { index, partial_index, image } => {
                 self.due.push_back(StreamEvent::PartialImage {
                     image: streamed(run, side, index, image).await?,
                     partial_image_index: partial_index,
                     model: run.plan(side).request.model.id.clone(),
+                    side: place,
                     draft: false,
                     timings: None,
                 });
@@ -146,6 +148,7 @@ impl Streaming {
                 let event = StreamEvent::Completed {
                     image: streamed(run, side, index, image).await?,
                     model: run.plan(side).request.model.id.clone(),
+                    side: place,
                     timings: self.timings(timings),
                     routing: self.routing.clone(),
                     usage: Usage::default(),
@@ -161,6 +164,7 @@ impl Streaming {
                     image: streamed(run, side, index, image).await?,
                     partial_image_index: run.plan(side).request.partial_images,
                     model: run.plan(side).request.model.id.clone(),
+                    side: place,
                     draft: true,
                     timings: Some(self.timings(timings)),
                 });

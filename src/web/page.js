@@ -4,6 +4,7 @@ import { Problem, ask, stream, useKey, whole } from "./api.js";
 import { watch } from "./live.js";
 import * as result from "./result.js";
 import { Side } from "./side.js";
+import * as vote from "./vote.js";
 
 const byId = (id) => document.getElementById(id);
 const teacher = new Side(document.querySelector(".teacher"));
@@ -17,6 +18,12 @@ const SEEDS = 100_000;
 
 /** Ends the run that is under way. */
 let running;
+
+/** Title and first paragraph of the two views. */
+const words = {
+  compare: [byId("title").textContent, byId("lede").textContent],
+  vote: ["Which is better?", "Two models drew from the same seed. You learn which is which once you have chosen."],
+};
 
 const alone = () => document.body.classList.contains("solo");
 const sides = () => (alone() ? [teacher] : [teacher, student]);
@@ -70,11 +77,25 @@ function offer(models) {
   if (second) {
     student.offer(models, second.id);
   } else {
-    byId("title").textContent = "Nothing to compare yet.";
-    byId("lede").textContent = `Only ${first.id} is served, and it draws alone. Put a student beside it in the folder of --models to see both.`;
+    words.compare = ["Nothing to compare yet.", `Only ${first.id} is served, and it draws alone. Put a student beside it in the folder of --models to see both.`];
   }
+  vote.offer(models, second && [first.id, second.id]);
+  view();
   exclude();
   classes();
+}
+
+/** Shows the view that the address names. */
+function view() {
+  const name = location.hash === "#vote" ? "vote" : "compare";
+  for (const part of document.querySelectorAll("[data-view]")) part.hidden = part.dataset.view !== name;
+  for (const link of document.querySelectorAll(".top nav a")) {
+    if (link.hash === `#${name}`) link.ariaCurrent = "page";
+    else link.ariaCurrent = null;
+  }
+  [byId("title").textContent, byId("lede").textContent] = words[name];
+  byId("problem").textContent = "";
+  if (name === "vote") vote.enter(complain);
 }
 
 /** The two sides are two models: each leaves out the other's. */
@@ -145,7 +166,7 @@ async function compare(body, signal) {
       byId("status").textContent = result.show(event, sides().map((side) => side.title.textContent));
       return;
     }
-    const side = event.model === teacher.model.value ? teacher : student;
+    const side = sides()[event.side];
     finish(side, event, event.draft || event.type === "image_generation.completed");
   }
 }
@@ -186,6 +207,7 @@ byId("reseed").addEventListener("click", () => {
   byId("seed").value = Math.floor(Math.random() * SEEDS);
   if (!running) byId("controls").requestSubmit();
 });
+addEventListener("hashchange", view);
 byId("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   byId("access").open = false;

@@ -209,31 +209,7 @@ export async function text_stands_out_in_light_and_in_dark(world) {
     await page.click("#run");
     await done(page);
     await page.locator("summary").click();
-    const found = await page.evaluate(() => {
-      const channels = (color) => color.match(/[\d.]+/g).map(Number);
-      const luminance = (color) => {
-        const [r, g, b] = channels(color).map((value) => value / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-      };
-      const behind = (element) => {
-        for (let at = element; at; at = at.parentElement) {
-          const color = getComputedStyle(at).backgroundColor;
-          if ((channels(color)[3] ?? 1) === 1) return color;
-        }
-        return "rgb(255, 255, 255)";
-      };
-      const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-      const results = [];
-      while (walker.nextNode()) {
-        const element = walker.currentNode.parentElement;
-        if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("template, option, .hidden, noscript")) continue;
-        const style = getComputedStyle(element);
-        const [a, b] = [luminance(style.color), luminance(behind(element))];
-        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
-        results.push({ ratio, large: parseFloat(style.fontSize) >= 24, text: walker.currentNode.data.trim() });
-      }
-      return results;
-    });
+    const found = await world.contrasts(page);
     assert(found.length > 20);
     const faint = found.filter(({ ratio, large }) => ratio < (large ? 3 : 4.5));
     assert.deepEqual(faint, []);

@@ -10,8 +10,9 @@ import path from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
 
-import * as checks from "./checks.js";
+import * as comparing from "./checks.js";
 import { loneFolder, newestBinary, pairFolder, start } from "./server.js";
+import * as voting from "./votes.js";
 import { World } from "./world.js";
 
 const options = { shots: { type: "string" }, only: { type: "string", default: "" } };
@@ -28,7 +29,8 @@ const server = await start(program, folders.pair);
 let passed = 0;
 let failed = 0;
 
-for (const [name, check] of Object.entries(checks).filter(([name]) => name.includes(only))) {
+const checks = Object.entries({ ...comparing, ...voting });
+for (const [name, check] of checks.filter(([name]) => name.includes(only))) {
   const began = performance.now();
   const world = new World({ browser, program, folders, shots, base: server.base });
   try {

@@ -42,7 +42,9 @@ function write(folder, id, card) {
 export async function start(program, models, ...flags) {
   const log = path.join(os.tmpdir(), `understudy-browser-${process.pid}.log`);
   const port = flags.some((flag) => flag.startsWith("--port=")) ? [] : ["--port=0"];
-  const argv = ["serve", ...port, `--models=${models}`, "--threads=2", ...flags];
+  // What is kept goes with the folder of models, unless a check keeps it elsewhere.
+  const kept = flags.some((flag) => flag.startsWith("--data-dir=")) ? [] : [`--data-dir=${fs.mkdtempSync(path.join(models, "kept-"))}`];
+  const argv = ["serve", ...port, `--models=${models}`, "--threads=2", ...kept, ...flags];
   const child = spawn(program, argv, { stdio: ["ignore", "pipe", fs.openSync(log, "a")] });
   const ended = new Promise((resolve) => child.on("exit", (code, signal) => resolve(code ?? signal)));
   const end = (signal) => {

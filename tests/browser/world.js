@@ -1,7 +1,7 @@
 // What a check has: a server, pages whose errors and requests are watched, a place for screenshots.
 
 import assert from "node:assert/strict";
-import path from "node:path";
+import { join } from "node:path";
 
 import { start } from "./server.js";
 
@@ -25,7 +25,7 @@ export class World {
   }
 
   /** A page that is ready to be used. */
-  async open({ base = this.base, width = 1280, height = 900, ready = true, ...options } = {}) {
+  async open({ base = this.base, path = "/", width = 1280, height = 900, ready = true, ...options } = {}) {
     const context = await this.browser.newContext({ viewport: { width, height }, ...options });
     this.contexts.push(context);
     const page = await context.newPage();
@@ -38,15 +38,44 @@ export class World {
       const { protocol, origin } = new URL(request.url());
       if (protocol !== "data:" && origin !== base) this.outside.push(request.url());
     });
-    await page.goto(base);
-    if (ready) await page.locator("#fields:enabled").waitFor();
+    await page.goto(base + path);
+    if (ready) await page.locator("#fields:enabled").waitFor({ state: "attached" });
     return page;
   }
 
   async shot(page, name) {
     if (!this.shots) return;
     await page.mouse.move(0, 0);
-    await page.screenshot({ path: path.join(this.shots, `${name}.png`), fullPage: true });
+    await page.screenshot({ path: join(this.shots, `${name}.png`), fullPage: true });
+  }
+
+  /** The contrast of every visible text with what is behind it: `{ratio, large, text}`. */
+  async contrasts(page) {
+    return page.evaluate(() => {
+      const channels = (color) => color.match(/[\d.]+/g).map(Number);
+      const luminance = (color) => {
+        const [r, g, b] = channels(color).map((value) => value / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+      };
+      const behind = (element) => {
+        for (let at = element; at; at = at.parentElement) {
+          const color = getComputedStyle(at).backgroundColor;
+          if ((channels(color)[3] ?? 1) === 1) return color;
+        }
+        return "rgb(255, 255, 255)";
+      };
+      const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+      const results = [];
+      while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("template, option, .hidden, noscript")) continue;
+        const style = getComputedStyle(element);
+        const [a, b] = [luminance(style.color), luminance(behind(element))];
+        const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        results.push({ ratio, large: parseFloat(style.fontSize) >= 24, text: walker.currentNode.data.trim() });
+      }
+      return results;
+    });
   }
 
   /** Nothing was logged as an error, and nothing asked of any other host. */

@@ -258,7 +258,8 @@ def server(where):
     # A thousand steps of many images would take minutes; out of time (504) is as good an answer, if
     # it comes before schemathesis' own limit of 10 s. It loads models by the hundred, and few sizes of
     # batches to warm up with make that quick.
-    command = [program, "serve", "--port=0", "--max-images-per-request=2",
+    kept = tempfile.TemporaryDirectory(prefix="understudy-clients-")
+    command = [program, "serve", "--port=0", f"--data-dir={kept.name}", "--max-images-per-request=2",
                "--request-timeout-seconds=5", "--max-batch=4"]
     log_path = pathlib.Path(tempfile.gettempdir(), "understudy-clients.log")
     with log_path.open("w") as log:
@@ -273,7 +274,9 @@ def server(where):
         assert process.poll() is None, f"the server ended with {process.returncode}"
     finally:
         process.terminate()
-        assert process.wait(30) == 0, f"the server ended with {process.returncode}"
+        code = process.wait(30)
+        kept.cleanup()
+        assert code == 0, f"the server ended with {code}"
 
 
 def main():

@@ -93,6 +93,25 @@ async fn a_model_is_compared_with_itself_at_other_steps() {
     let evaluations = |side: usize| body["pair"][side]["timings"]["network_evaluations"].clone();
     assert_eq!([evaluations(0), evaluations(1)], [8, 2]);
     assert_eq!(body["shared_noise"], true);
+
+    // One id names both sides of a stream, so each event says whose it is.
+    let body = json!({"models": [CLASSES, CLASSES], "num_inference_steps": [8, 2], "seed": 3,
+        "stream": true, "partial_images": 1});
+    let events = events(&server.compare(body).await.text());
+    let sides: Vec<_> = events
+        .iter()
+        .filter(|(name, _)| name.starts_with("image_generation"))
+        .map(|(name, event)| (name.as_str(), event["side"].as_u64(), event["draft"] == true))
+        .collect();
+    assert_eq!(sides.len(), 4, "{events:?}");
+    for expected in [
+        (PARTIAL, Some(1), false),
+        (PARTIAL, Some(1), true),
+        (PARTIAL, Some(0), false),
+        (COMPLETED, Some(0), false),
+    ] {
+        assert!(sides.contains(&expected), "{expected:?} in {sides:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

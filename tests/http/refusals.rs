@@ -50,7 +50,13 @@ async fn bad_values_are_refused_by_name() {
         ),
         (json!({"model": "nope"}), 404, "model", "model_not_found", &["\"nope\"", "/v1/models"]),
         (json!({"model": "../classes"}), 404, "model", "model_not_found", &["../classes"]),
-        (json!({"model": "experiment:x"}), 400, "model", "invalid_value", &["reserved"]),
+        (
+            json!({"model": "experiment:x"}),
+            404,
+            "model",
+            "experiment_not_found",
+            &["\"x\"", "/v1/experiments"],
+        ),
         (
             json!({"num_inference_steps": 0}),
             400,

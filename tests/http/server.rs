@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tower::ServiceExt;
 use understudy::{
     engine::Engine,
+    experiments::Experiments,
     http::{self, App, Settings},
     metrics::Metrics,
     registry::{self, Registry},
@@ -148,7 +149,9 @@ impl Server {
         let registry = Registry::open(where_and_how, engine.clone(), Arc::clone(&metrics)).unwrap();
         let registry = Arc::new(registry);
         registry.load_all().await.unwrap();
-        let app = App::new(engine, registry, Arc::clone(&metrics), settings);
+        let experiments = Arc::new(Experiments::open(&models.path().join("data"), false).unwrap());
+        metrics.add(experiments.series().unwrap()).unwrap();
+        let app = App::new(engine, registry, experiments, Arc::clone(&metrics), settings);
         Self { app, metrics, models }
     }
 

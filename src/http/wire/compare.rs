@@ -60,7 +60,7 @@ pub(in crate::http) struct CompareRequest {
     /// Milliseconds from receipt after which the answer is worthless.
     #[schema(minimum = 1)]
     pub(in crate::http) deadline_ms: Option<i64>,
-    /// Who asks; accepted for OpenAI's clients and not used yet.
+    /// Who asks; accepted for OpenAI's clients and not used.
     #[serde(rename = "user")]
     pub(in crate::http) _user: Option<String>,
 }

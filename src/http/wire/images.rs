@@ -12,7 +12,7 @@ use crate::http::body::JsonRequest;
 pub(in crate::http) struct GenerationRequest {
     /// A model's id; absent for the server's default model. `draft` gives the image of the default
     /// model's student first and then its own; `auto` the default model's if that is predicted to meet
-    /// the deadline, else its student's.
+    /// the deadline, else its student's; `experiment:ID` one of an experiment's arms.
     #[schema(example = "fashion-mnist-teacher")]
     pub(in crate::http) model: Option<String>,
     /// A class-conditional model's class, by name or number. Empty or absent for an unconditional model.
@@ -59,9 +59,8 @@ pub(in crate::http) struct GenerationRequest {
     /// Milliseconds from receipt after which the answer is worthless.
     #[schema(minimum = 1)]
     pub(in crate::http) deadline_ms: Option<i64>,
-    /// Who asks; accepted for OpenAI's clients and not used yet.
-    #[serde(rename = "user")]
-    pub(in crate::http) _user: Option<String>,
+    /// Who asks: of an experiment always the same arm serves them. The header `x-understudy-key` wins.
+    pub(in crate::http) user: Option<String>,
     /// Accepted for OpenAI's clients and ignored.
     #[serde(rename = "quality")]
     pub(in crate::http) _quality: Option<String>,
@@ -261,6 +260,9 @@ pub(in crate::http) enum StreamEvent {
         partial_image_index: usize,
         /// The model that made it.
         model: String,
+        /// In a comparison: its place in `models`, which tells two sides of one model apart.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        side: Option<usize>,
         /// Whether it is a student's finished image, which stands in until the teacher's is there; the
         /// last partial image of its model.
         #[serde(skip_serializing_if = "std::ops::Not::not")]
@@ -277,6 +279,9 @@ pub(in crate::http) enum StreamEvent {
         image: StreamedImage,
         /// The model that served.
         model: String,
+        /// In a comparison: its place in `models`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        side: Option<usize>,
         /// Where this image's time went.
         timings: Timings,
         /// With `model` `auto`: why this model served.

@@ -2,11 +2,13 @@
 //! OpenAPI document says about both.
 
 mod compare;
+mod experiments;
 mod images;
 mod inference;
 mod models;
 
 pub(super) use compare::*;
+pub(super) use experiments::*;
 pub(super) use images::*;
 pub(super) use inference::*;
 pub(super) use models::*;

@@ -1,0 +1,275 @@
+//! Experiments: traffic split between models by weight, and people's votes on blind pairs of their images.
+//!
+//! Statistics are pure and each in a file of its own: [`split`] (which arm a key belongs to), [`wilson`],
+//! [`sequential`], and [`tally`] that puts them together. [`Experiments`] is what the rest of the server
+//! uses: what is asked while a request is served comes from memory; what changes goes through one thread that
+//! owns the database, so that no thread that serves requests waits for a disk.
+
+mod arms;
+mod ballot;
+mod experiment;
+#[cfg(test)]
+mod golden;
+pub mod sequential;
+mod series;
+pub mod split;
+mod store;
+pub mod tally;
+#[cfg(test)]
+mod tests;
+mod traffic;
+mod votes;
+pub mod wilson;
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, PoisonError,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    time::{Duration, Instant},
+};
+
+use prometheus::core::Collector;
+use tokio::sync::oneshot;
+
+pub use arms::{ARMS, Arm, MAX_WEIGHT};
+pub use ballot::{Choice, Pair, Vote};
+pub use experiment::Experiment;
+pub use store::{MAX_EXPERIMENTS, MAX_OPEN_PAIRS, PAIR_MILLISECONDS};
+pub use traffic::Traffic;
+pub use votes::Votes;
+
+use crate::names::is_id;
+use series::Series;
+use store::{Live, Store};
+
+/// Longest id of an experiment and longest idempotency key, in bytes.
+pub const MAX_NAME_BYTES: usize = 64;
+
+/// How often what the arms served is written down. Votes and experiments are at once; after a crash the
+/// counts of requests lag by so much at most.
+const SAVE_EVERY: Duration = Duration::from_secs(5);
+
+/// Why something could not be done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A value that cannot be honoured.
+    #[error("`{field}` is {value}: {remedy}")]
+    Value {
+        /// Where it stands.
+        field: String,
+        /// As it was sent.
+        value: String,
+        /// The limit and the way out.
+        remedy: String,
+    },
+    /// No such experiment.
+    #[error("there is no experiment {0:?} here; GET /v1/experiments lists them")]
+    Unknown(String),
+    /// The id is taken.
+    #[error(
+        "there is an experiment {0:?} already; PATCH changes its weights, DELETE removes it and its votes"
+    )]
+    Exists(String),
+    /// The limit on experiments is reached.
+    #[error(
+        "there are {limit} experiments, which is the limit; DELETE one that is over first", limit = MAX_EXPERIMENTS
+    )]
+    TooMany,
+    /// No such pair waits for a vote.
+    #[error(
+        "no pair {0:?} of this experiment waits for a vote: a pair is forgotten after {hours} hours, or when {limit} younger ones wait; ask for another with POST …/pairs", hours = PAIR_MILLISECONDS / 3_600_000, limit = MAX_OPEN_PAIRS
+    )]
+    UnknownPair(String),
+    /// The pair has its vote.
+    #[error("the pair {0:?} was voted on before under another key; a pair takes one vote")]
+    Voted(String),
+    /// The key names another vote.
+    #[error(
+        "{0:?} is the key of another vote; a vote is sent again unchanged, a new one takes a new key"
+    )]
+    KeyUsed(String),
+    /// Nothing can be kept.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The disk or the file failed.
+    #[error("the database of experiments failed: {0}")]
+    Storage(String),
+}
+
+type Job = Box<dyn FnOnce(&mut Store) + Send>;
+
+/// All experiments of the server. Dropping it writes down what is not yet.
+pub struct Experiments {
+    live: Live,
+    /// To the thread that owns the database, or why there is none.
+    jobs: Result<Sender<Job>, String>,
+}
+
+impl Experiments {
+    /// Reads the experiments kept in `folder`. With `make` the folder and the database are made now, so that
+    /// a place that cannot be used is known at once; else with the first experiment.
+    ///
+    /// # Errors
+    /// A sentence that names the file.
+    pub fn open(folder: &Path, make: bool) -> Result<Self, String> {
+        let store = Store::open(folder, make).map_err(|error| error.to_string())?;
+        let live = store.live();
+        let (jobs, waiting) = channel();
+        std::thread::Builder::new()
+            .name("experiments".into())
+            .spawn(move || work(store, &waiting))
+            .map_err(|error| format!("no thread for experiments: {error}"))?;
+        Ok(Self { live, jobs: Ok(jobs) })
+    }
+
+    /// None, and none can be created, for that reason.
+    pub fn unavailable(reason: String) -> Self {
+        Self { live: Live::default(), jobs: Err(reason) }
+    }
+
+    /// All of them by id.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub fn list(&self) -> Result<Vec<Arc<Experiment>>, Error> {
+        self.jobs()?;
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        Ok(live.values().cloned().collect())
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::Unavailable`].
+    pub fn get(&self, id: &str) -> Result<Arc<Experiment>, Error> {
+        self.jobs()?;
+        let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
+        live.get(id).cloned().ok_or_else(|| Error::Unknown(id.to_owned()))
+    }
+
+    /// Begins an experiment.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn create(&self, id: String, arms: Vec<Arm>) -> Result<Arc<Experiment>, Error> {
+        check_id(&id)?;
+        self.run(move |store| store.create(&id, arms)).await
+    }
+
+    /// Changes the weights of the arms in `changes`; the others keep theirs.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn reweight(&self, id: String, changes: Vec<Arm>) -> Result<Arc<Experiment>, Error> {
+        self.run(move |store| store.reweight(&id, &changes)).await
+    }
+
+    /// Ends an experiment and forgets its votes.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn delete(&self, id: String) -> Result<(), Error> {
+        self.run(move |store| store.delete(&id)).await
+    }
+
+    /// Keeps a pair until it is voted on; returns its id, which nobody can guess.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn open_pair(&self, id: String, pair: Pair) -> Result<String, Error> {
+        self.run(move |store| store.open_pair(&id, &pair)).await
+    }
+
+    /// Counts a vote; it is on the disk when this returns. `true` the first time, `false` when the same
+    /// vote had been counted under the same key before.
+    ///
+    /// # Errors
+    /// [`Error`].
+    pub async fn vote(
+        &self,
+        id: String,
+        pair_id: String,
+        choice: Choice,
+        key: String,
+    ) -> Result<(Vote, bool), Error> {
+        if key.is_empty() || key.len() > MAX_NAME_BYTES {
+            let remedy = format!("a key has 1 to {MAX_NAME_BYTES} bytes");
+            let value = format!("{} bytes long", key.len());
+            return Err(Error::Value { field: "idempotency_key".into(), value, remedy });
+        }
+        self.run(move |store| store.vote(&id, &pair_id, choice, &key)).await
+    }
+
+    /// Writes down what the arms have served, and closes the file. Whoever asks for more opens it again.
+    ///
+    /// # Errors
+    /// [`Error::Storage`].
+    pub async fn close(&self) -> Result<(), Error> {
+        if self.jobs.is_err() {
+            return Ok(());
+        }
+        self.run(Store::close).await
+    }
+
+    /// Their Prometheus series.
+    ///
+    /// # Errors
+    /// Never, unless a metric's name is a mistake.
+    pub fn series(&self) -> prometheus::Result<Box<dyn Collector>> {
+        Ok(Box::new(Series::new(Arc::clone(&self.live))?))
+    }
+
+    fn jobs(&self) -> Result<&Sender<Job>, Error> {
+        self.jobs.as_ref().map_err(|reason| Error::Unavailable(reason.clone()))
+    }
+
+    /// Has the thread that owns the database do something; it is done even where nobody waits any more.
+    async fn run<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Store) -> Result<R, Error> + Send + 'static,
+    ) -> Result<R, Error> {
+        let ended = || Error::Storage("the thread that owns it has ended".into());
+        let (sender, receiver) = oneshot::channel();
+        let job = Box::new(move |store: &mut Store| {
+            let _ = sender.send(job(store));
+        });
+        self.jobs()?.send(job).map_err(|_| ended())?;
+        receiver.await.map_err(|_| ended())?
+    }
+}
+
+fn check_id(id: &str) -> Result<(), Error> {
+    if is_id(id) && id.len() <= MAX_NAME_BYTES {
+        return Ok(());
+    }
+    let remedy = format!(
+        "an id is 1 to {MAX_NAME_BYTES} letters, digits, `.`, `_` and `-`; `.`, `..`, `auto` and `draft` are reserved"
+    );
+    Err(Error::Value { field: "id".into(), value: format!("{id:?}"), remedy })
+}
+
+/// Does what is asked, one after the other, until nobody can ask any more.
+fn work(mut store: Store, jobs: &Receiver<Job>) {
+    let mut saved = Instant::now();
+    loop {
+        let ended = match jobs.recv_timeout(SAVE_EVERY.saturating_sub(saved.elapsed())) {
+            Ok(job) => {
+                job(&mut store);
+                false
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => true,
+        };
+        if ended || saved.elapsed() >= SAVE_EVERY {
+            if let Err(error) = store.save_traffic() {
+                tracing::error!(%error, "counts of experiments not saved");
+            }
+            saved = Instant::now();
+        }
+        if ended {
+            return;
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The store: what is kept, what is refused, what is forgotten.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+
+use redb::{Database, ReadableDatabase, TableDefinition};
+
+use super::{store::Store, *};
+
+fn arm(model: &str, weight: f64) -> Arm {
+    Arm { model: model.into(), weight }
+}
+
+fn arms() -> Vec<Arm> {
+    vec![arm("a", 1.0), arm("b", 1.0), arm("c", 2.0)]
+}
+
+fn pair(models: [&str; 2]) -> Pair {
+    Pair { models: models.map(str::to_owned), seed: 7 }
+}
+
+/// What a store's experiments and their counts look like from outside.
+fn seen(store: &Store) -> Vec<String> {
+    let live = store.live();
+    let live = live.read().unwrap();
+    live.values()
+        .map(|one| format!("{} {:?} {:?} {:?}", one.id, one.arms, one.votes, one.traffic(0)))
+        .collect()
+}
+
+#[test]
+fn everything_is_there_when_the_file_is_opened_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(folder.path(), false).unwrap();
+    assert_eq!(folder.path().read_dir().unwrap().count(), 0, "nothing is made before it is needed");
+    store.create("e", arms()).unwrap();
+    store.create("f", arms()).unwrap();
+    store.reweight("e", &[arm("c", 0.5)]).unwrap();
+    store.delete("f").unwrap();
+    let (voted, open) =
+        (store.open_pair("e", &pair(["b", "a"])).unwrap(), store.open_pair("e", &pair(["a", "c"])));
+    let (vote, counted) = store.vote("e", &voted, Choice::First, "key").unwrap();
+    assert!(counted && vote.winner() == Some("b"));
+    store.live().read().unwrap()["e"].serve(0, 3, 0.25);
+    store.close().unwrap();
+    let before = seen(&store);
+    drop(store);
+
+    let mut store = Store::open(folder.path(), false).unwrap();
+    assert_eq!(seen(&store), before);
+    assert_eq!(store.vote("e", &voted, Choice::First, "key"), Ok((vote, false)));
+    assert!(store.vote("e", &open.unwrap(), Choice::Tie, "other").unwrap().1);
+}
+
+#[test]
+fn a_vote_counts_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(folder.path(), false).unwrap();
+    store.create("e", arms()).unwrap();
+    store.create("f", arms()).unwrap();
+    let first = store.open_pair("e", &pair(["c", "a"])).unwrap();
+    let second = store.open_pair("e", &pair(["c", "a"])).unwrap();
+    assert!(store.vote("e", &first, Choice::Second, "one").unwrap().1);
+    let after = seen(&store);
+    assert!(!store.vote("e", &first, Choice::Second, "one").unwrap().1);
+    let key_used = Err(Error::KeyUsed("one".into()));
+    assert_eq!(store.vote("e", &first, Choice::First, "one"), key_used);
+    assert_eq!(store.vote("e", &second, Choice::Second, "one"), key_used);
+    assert_eq!(store.vote("e", &first, Choice::Second, "two"), Err(Error::Voted(first.clone())));
+    let unknown = |pair: &str| Err(Error::UnknownPair(pair.into()));
+    assert_eq!(store.vote("e", "none", Choice::Tie, "two"), unknown("none"));
+    assert_eq!(store.vote("f", &second, Choice::Tie, "two"), unknown(&second), "of another one");
+    assert_eq!(store.vote("g", &second, Choice::Tie, "two"), Err(Error::Unknown("g".into())));
+    assert_eq!(seen(&store), after, "what is refused changes nothing");
+    assert!(store.vote("f", &second, Choice::Tie, "one").is_err());
+    assert!(store.vote("e", &second, Choice::Tie, "two").unwrap().1);
+    let live = store.live();
+    let tally = *live.read().unwrap()["e"].votes.of(0);
+    assert_eq!((tally.wins, tally.losses, tally.ties), (1, 0, 1));
+}
+
+#[test]
+fn a_deleted_experiment_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(folder.path(), false).unwrap();
+    for id in ["e", "e.", "d"] {
+        store.create(id, arms()).unwrap();
+        let voted = store.open_pair(id, &pair(["a", "b"])).unwrap();
+        store.vote(id, &voted, Choice::First, "key").unwrap();
+        store.open_pair(id, &pair(["a", "b"])).unwrap();
+    }
+    let open = store.open_pair("e", &pair(["a", "b"])).unwrap();
+    store.delete("e").unwrap();
+    assert_eq!(store.delete("e"), Err(Error::Unknown("e".into())));
+    let again = store.create("e", vec![arm("a", 1.0), arm("z", 1.0)]).unwrap();
+    assert_eq!(again.votes.of(0), &tally::Tally::default());
+    assert!(matches!(store.vote("e", &open, Choice::Tie, "new"), Err(Error::UnknownPair(_))));
+    // The pair of an experiment that is another one by now.
+    assert!(matches!(store.open_pair("e", &pair(["a", "b"])), Err(Error::Unknown(_))));
+    let new = store.open_pair("e", &pair(["a", "z"])).unwrap();
+    assert!(store.vote("e", &new, Choice::Tie, "key").unwrap().1, "its keys are free again");
+    for id in ["e.", "d"] {
+        assert_eq!(store.live().read().unwrap()[id].votes.of(0).wins, 1, "{id}");
+    }
+}
+
+#[test]
+fn pairs_are_forgotten_when_they_are_too_old() {
+    const OPEN: TableDefinition<&str, (&str, u64, &[u8])> = TableDefinition::new("open_pairs");
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(folder.path(), false).unwrap();
+    store.create("e", arms()).unwrap();
+    drop(store);
+    let old = format!("{:012x}{:016x}", 1, 2);
+    let file = folder.path().join("experiments.redb");
+    let database = Database::open(&file).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let json = serde_json::to_vec(&pair(["a", "b"])).unwrap();
+    let mut table = transaction.open_table(OPEN).unwrap();
+    table.insert(old.as_str(), ("e", 1, json.as_slice())).unwrap();
+    drop(table);
+    transaction.commit().unwrap();
+    drop(database);
+
+    let mut store = Store::open(folder.path(), false).unwrap();
+    assert_eq!(store.vote("e", &old, Choice::Tie, "k"), Err(Error::UnknownPair(old)));
+    store.open_pair("e", &pair(["a", "b"])).unwrap();
+    drop(store);
+    let database = Database::open(&file).unwrap();
+    let table = database.begin_read().unwrap().open_table(OPEN).unwrap();
+    assert_eq!(redb::ReadableTableMetadata::len(&table).unwrap(), 1);
+}
+
+#[test]
+fn arms_and_weights_must_make_sense() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut store = Store::open(folder.path(), false).unwrap();
+    let cases = [
+        (vec![arm("a", 1.0)], "arms"),
+        (vec![], "arms"),
+        ((0..7).map(|i| arm(&i.to_string(), 1.0)).collect(), "arms"),
+        (vec![arm("a", 1.0), arm("a", 1.0)], "arms[1].model"),
+        (vec![arm("a", 0.0), arm("b", 0.0)], "arms"),
+        (vec![arm("a", 1.0), arm("b", -1.0)], "arms[1].weight"),
+        (vec![arm("a", f64::NAN), arm("b", 1.0)], "arms[0].weight"),
+        (vec![arm("a", f64::INFINITY), arm("b", 1.0)], "arms[0].weight"),
+        (vec![arm("a", 2e6), arm("b", 1.0)], "arms[0].weight"),
+    ];
+    for (arms, at) in cases {
+        let refused = store.create("e", arms);
+        assert!(matches!(&refused, Err(Error::Value { field, .. }) if field == at), "{refused:?}");
+    }
+    store.create("e", arms()).unwrap();
+    assert_eq!(store.create("e", arms()).unwrap_err(), Error::Exists("e".into()));
+    let changes = [
+        (vec![arm("z", 1.0)], "arms[0].model"),
+        (vec![arm("a", 1.0), arm("a", 2.0)], "arms[1].model"),
+        (vec![arm("a", 0.0), arm("b", 0.0), arm("c", 0.0)], "arms"),
+        (vec![arm("b", f64::NAN)], "arms[1].weight"),
+    ];
+    for (changes, at) in changes {
+        let refused = store.reweight("e", &changes);
+        assert!(matches!(&refused, Err(Error::Value { field, .. }) if field == at), "{refused:?}");
+    }
+    for number in 1..MAX_EXPERIMENTS {
+        store.create(&format!("e{number}"), arms()).unwrap();
+    }
+    assert_eq!(store.create("one-more", arms()).unwrap_err(), Error::TooMany);
+}
+
+/// What cannot be used is told with the file's name and the way out.
+#[test]
+fn files_that_cannot_be_used_are_told() {
+    let refused = |folder: &Path| match Store::open(folder, true) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("opened"),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let open = Store::open(folder.path(), true).unwrap();
+    let said = refused(folder.path());
+    assert!(said.contains("experiments.redb") && said.contains("another server"), "{said}");
+    drop(open);
+    drop(Store::open(folder.path(), true).unwrap());
+
+    let other = tempfile::tempdir().unwrap();
+    std::fs::write(other.path().join("experiments.redb"), "not a database at all").unwrap();
+    let said = refused(other.path());
+    assert!(said.contains("move the file away"), "{said}");
+    let said = refused(&other.path().join("experiments.redb"));
+    assert!(said.contains("--data-dir"), "{said}");
+
+    let file = folder.path().join("experiments.redb");
+    let database = Database::open(&file).unwrap();
+    let transaction = database.begin_write().unwrap();
+    let meta: TableDefinition<&str, u64> = TableDefinition::new("meta");
+    transaction.open_table(meta).unwrap().insert("format", 2).unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let said = refused(folder.path());
+    assert!(said.contains("format is 2") && said.contains("reads 1"), "{said}");
+}
+
+#[tokio::test]
+async fn without_a_place_there_are_no_experiments() {
+    let none = Experiments::unavailable("no home".into());
+    let reason = Error::Unavailable("no home".into());
+    assert_eq!(none.list().unwrap_err(), reason);
+    assert_eq!(none.get("e").unwrap_err(), reason);
+    assert_eq!(none.create("e".into(), arms()).await.unwrap_err(), reason);
+    assert_eq!(none.close().await, Ok(()));
+}

@@ -1,0 +1,204 @@
+//! `/v1/experiments`: traffic split between models, and how it goes.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::{Path, Request, State, rejection::PathRejection},
+    http::StatusCode,
+};
+
+use super::{
+    App, body,
+    error::{Problem, quoted},
+    generate,
+    models::reason,
+    wire::{
+        ArmReply, ArmRequest, ArmsCompared, ChangeExperiment, CreateExperiment, ErrorReply,
+        ExperimentList, ExperimentReply, LatencyReply, VotesReply,
+    },
+};
+use crate::{
+    experiments::{Arm, Experiment, Traffic, tally::Tally},
+    registry::{Model, State as ModelState},
+};
+
+/// The path's experiment; one that is not UTF-8 names none.
+pub(super) type Id = Result<Path<String>, PathRejection>;
+
+pub(super) fn id_of(id: Id) -> String {
+    id.map_or_else(|_| String::from("\u{fffd}"), |Path(id)| id)
+}
+
+/// Begins an experiment between models.
+#[utoipa::path(post, path = "/v1/experiments", tag = "experiments",
+    operation_id = "create_experiment",
+    request_body = CreateExperiment,
+    responses(
+        (status = 201, description = "It splits traffic from now on", body = ExperimentReply),
+        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
+        (status = 404, description = "No such model", body = ErrorReply),
+        (status = 409, description = "The id is taken, or there are too many experiments", body = ErrorReply),
+        (status = 413, description = "The body is too large", body = ErrorReply),
+        (status = 415, description = "The body is not JSON", body = ErrorReply),
+        (status = 503, description = "A model is not ready, or nothing can be kept", body = ErrorReply),
+))]
+pub(super) async fn create(
+    State(app): State<App>,
+    request: Request,
+) -> Result<(StatusCode, Json<ExperimentReply>), Problem> {
+    let _in_flight = app.in_flight.token();
+    let wire: CreateExperiment = body::json(request, app.settings.max_body_bytes).await?;
+    for (at, arm) in wire.arms.iter().enumerate() {
+        let model = app.model(Some(&arm.model)).map_err(|problem| named(problem, at))?;
+        generate::makes_images(&model).map_err(|problem| named(problem, at))?;
+    }
+    let arms = wire.arms.into_iter().map(Arm::from).collect();
+    let experiment = app.experiments.create(wire.id, arms).await?;
+    Ok((StatusCode::CREATED, Json(reply(&experiment))))
+}
+
+/// The experiments and how they go.
+#[utoipa::path(get, path = "/v1/experiments", tag = "experiments",
+    operation_id = "list_experiments",
+    responses(
+        (status = 200, description = "All experiments", body = ExperimentList),
+        (status = 503, description = "Nothing can be kept", body = ErrorReply),
+))]
+pub(super) async fn list(State(app): State<App>) -> Result<Json<ExperimentList>, Problem> {
+    let data = app.experiments.list()?.iter().map(|experiment| reply(experiment)).collect();
+    Ok(Json(ExperimentList { object: "list", data }))
+}
+
+/// An experiment and how it goes.
+#[utoipa::path(get, path = "/v1/experiments/{id}", tag = "experiments",
+    operation_id = "show_experiment",
+    params(("id" = String, Path, description = "The experiment's id", example = "first")),
+    responses(
+        (status = 200, description = "The experiment", body = ExperimentReply),
+        (status = 404, description = "No such experiment", body = ErrorReply),
+        (status = 503, description = "Nothing can be kept", body = ErrorReply),
+))]
+pub(super) async fn show(State(app): State<App>, id: Id) -> Result<Json<ExperimentReply>, Problem> {
+    let experiment = app.experiments.get(&id_of(id))?;
+    Ok(Json(reply(&experiment)))
+}
+
+/// Changes weights while it runs.
+#[utoipa::path(patch, path = "/v1/experiments/{id}", tag = "experiments",
+    operation_id = "change_experiment",
+    params(("id" = String, Path, description = "The experiment's id", example = "first")),
+    request_body = ChangeExperiment,
+    responses(
+        (status = 200, description = "The experiment", body = ExperimentReply),
+        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
+        (status = 404, description = "No such experiment", body = ErrorReply),
+        (status = 413, description = "The body is too large", body = ErrorReply),
+        (status = 415, description = "The body is not JSON", body = ErrorReply),
+        (status = 503, description = "Nothing can be kept", body = ErrorReply),
+))]
+pub(super) async fn change(
+    State(app): State<App>,
+    id: Id,
+    request: Request,
+) -> Result<Json<ExperimentReply>, Problem> {
+    let _in_flight = app.in_flight.token();
+    let wire: ChangeExperiment = body::json(request, app.settings.max_body_bytes).await?;
+    let changes = wire.arms.into_iter().map(Arm::from).collect();
+    let experiment = app.experiments.reweight(id_of(id), changes).await?;
+    Ok(Json(reply(&experiment)))
+}
+
+/// Ends an experiment; its votes are forgotten.
+#[utoipa::path(delete, path = "/v1/experiments/{id}", tag = "experiments",
+    operation_id = "delete_experiment",
+    params(("id" = String, Path, description = "The experiment's id", example = "first")),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = 404, description = "No such experiment", body = ErrorReply),
+        (status = 503, description = "Nothing can be kept", body = ErrorReply),
+))]
+pub(super) async fn delete(State(app): State<App>, id: Id) -> Result<StatusCode, Problem> {
+    let _in_flight = app.in_flight.token();
+    app.experiments.delete(id_of(id)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+impl App {
+    /// The model of an arm, which may have been unloaded since the experiment began.
+    pub(super) fn arm(&self, experiment: &Experiment, arm: usize) -> Result<Arc<Model>, Problem> {
+        if self.draining.is_cancelled() {
+            return Err(Problem::draining());
+        }
+        let id = &experiment.arms[arm].model;
+        let why = match self.registry.get(id) {
+            Some(ModelState::Ready(model)) => return Ok(model),
+            Some(state) => reason(id, &state),
+            None => "it is not in the models folder any more".into(),
+        };
+        Err(Problem::not_ready(format!(
+            "the experiment {} sent this request to its arm {}, which is not ready: {why}; or give that arm the weight 0 with PATCH /v1/experiments/{}",
+            quoted(&experiment.id),
+            quoted(id),
+            experiment.id
+        )))
+    }
+}
+
+impl From<ArmRequest> for Arm {
+    fn from(ArmRequest { model, weight }: ArmRequest) -> Self {
+        Self { model, weight }
+    }
+}
+
+/// A problem with a model that an arm names.
+fn named(mut problem: Problem, arm: usize) -> Problem {
+    let field = format!("arms[{arm}].model");
+    problem.message = problem.message.replacen("`model`", &format!("`{field}`"), 1);
+    problem.at(&field)
+}
+
+fn reply(experiment: &Experiment) -> ExperimentReply {
+    let arm = |(at, arm): (usize, &Arm)| {
+        let traffic = experiment.traffic(at);
+        ArmReply {
+            model: arm.model.clone(),
+            weight: arm.weight,
+            share: experiment.share(at),
+            requests: traffic.requests(),
+            images: traffic.images,
+            latency_ms: latency(&traffic),
+            votes: votes(experiment.votes.of(at)),
+        }
+    };
+    let compared = |(arms, tally): ([usize; 2], &Tally)| ArmsCompared {
+        models: arms.iter().map(|arm| experiment.arms[*arm].model.clone()).collect(),
+        votes: votes(tally),
+    };
+    ExperimentReply {
+        id: experiment.id.clone(),
+        created: experiment.created,
+        arms: experiment.arms.iter().enumerate().map(arm).collect(),
+        comparisons: experiment.votes.pairs().map(compared).collect(),
+    }
+}
+
+fn latency(traffic: &Traffic) -> Option<LatencyReply> {
+    let milliseconds = |seconds: f64| (seconds * 1e6).round() / 1e3;
+    Some(LatencyReply {
+        mean: milliseconds(traffic.mean()?),
+        p50: milliseconds(traffic.quantile(0.5)?),
+        p95: milliseconds(traffic.quantile(0.95)?),
+    })
+}
+
+fn votes(tally: &Tally) -> VotesReply {
+    VotesReply {
+        wins: tally.wins,
+        losses: tally.losses,
+        ties: tally.ties,
+        win_rate: tally.win_rate(),
+        wilson_interval: tally.interval(),
+        p_value: tally.p_value(),
+    }
+}
