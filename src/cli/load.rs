@@ -178,7 +178,7 @@ async fn measure(
     };
     let connections = args.connections.into();
     let (seconds, sent) = open_loop(plan(), connections, send, answered, stop.cancelled()).await;
-    tally.finish(seconds, sent)
+    tally.finish(seconds, sent, stop.is_cancelled())
 }
 
 fn body(model: &str, seed: u64, fields: &Map<String, Value>) -> Bytes {

@@ -123,9 +123,11 @@ impl Tally {
         (self.late_seconds.len(), self.late_seconds.len() - accepted)
     }
 
-    /// The figures of a run that took so many seconds and sent so many requests.
-    pub fn finish(self, seconds: f64, sent: u64) -> Run {
-        let window = self.window_seconds.min(seconds);
+    /// The figures of a run that took so many seconds and sent so many requests; `stopped` is whether it was
+    /// to send more.
+    pub fn finish(self, seconds: f64, sent: u64, stopped: bool) -> Run {
+        let window = self.window_seconds;
+        let window = if stopped { window.min(seconds) } else { window };
         let figures = |(name, entry): (&str, Entry)| Figures {
             name: name.to_owned(),
             accepted: entry.answered.len() as u64,
@@ -221,7 +223,7 @@ mod tests {
         add(1, 0.1, 0.1, refused(504));
         add(1, 0.2, 0.1, Answer::Failed("gone".into()));
         assert_eq!(tally.answers(), (6, 3));
-        let run = tally.finish(2.5, 7);
+        let run = tally.finish(2.5, 7, false);
         assert_eq!(run.unfinished, 1);
         let [a, b] = &run.models[..] else { panic!("{run:?}") };
         assert_eq!((a.accepted, a.refused_429, a.refused_other, a.failed), (3, 1, 0, 0));
