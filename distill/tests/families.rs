@@ -26,7 +26,7 @@ fn transformer_teacher(home: &Path, learned: bool) -> Teacher {
         false => (json!({}), json!({})),
     };
     let path = folder(home, "transformer", &transformer(16, &more), &schedule(&variance));
-    Teacher::open(&path, "transformer".into()).unwrap()
+    Teacher::open(&path, "transformer".into(), candle_core::DType::F32).unwrap()
 }
 
 fn weights(out: &Path, student: &NetworkConfig) -> Vec<u8> {
@@ -34,12 +34,15 @@ fn weights(out: &Path, student: &NetworkConfig) -> Vec<u8> {
     fs::read(out.join(file)).unwrap()
 }
 
+/// A teacher in a folder below the given one.
+type Opened = fn(&Path) -> Teacher;
+
 /// Either way round, with fixed and with learned variance, and whatever the student predicts: losses
 /// fall, a resumed run is the uninterrupted one to the bit, and what is left is a model folder.
 #[test]
 fn convolutions_teach_transformers_and_learn_from_them() {
     let learned = json!({"out_channels": 2});
-    let pairs: [(fn(&Path) -> Teacher, NetworkConfig, PredictionType); 5] = [
+    let pairs: [(Opened, NetworkConfig, PredictionType); 5] = [
         (teacher, transformer(8, &json!({})), PredictionType::Epsilon),
         (teacher, transformer(8, &json!({})), PredictionType::Velocity),
         (learned_teacher, transformer(8, &learned), PredictionType::Epsilon),
@@ -111,7 +114,8 @@ fn a_transformer_has_narrower_twins_but_leaves_no_channels_out() {
 fn the_given_students_fit_the_bundled_teacher() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let folder = root.join("models/zoo/fashion-mnist-teacher");
-    let teacher = Teacher::open(&folder, "fashion-mnist-teacher".into()).unwrap();
+    let teacher =
+        Teacher::open(&folder, "fashion-mnist-teacher".into(), candle_core::DType::F32).unwrap();
     let files = fs::read_dir(root.join("configs")).unwrap().map(|entry| entry.unwrap().path());
     let files: Vec<_> =
         files.filter(|path| path.extension().is_some_and(|e| e == "json")).collect();

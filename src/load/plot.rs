@@ -38,9 +38,7 @@ pub fn svg(runs: &[Run]) -> Option<String> {
     let least = points().map(|&(_, p50, ..)| p50).fold(f64::INFINITY, f64::min);
     let most = points().map(|&(_, _, p99, _)| p99).fold(0.0, f64::max);
     let fastest = points().map(|&(rate, ..)| rate).fold(0.0, f64::max);
-    if points().next().is_none() {
-        return None;
-    }
+    points().next()?;
     let levels = levels(least, most);
     let (low, high) = (levels.first()?.ln(), levels.last()?.ln());
     let step =

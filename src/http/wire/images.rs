@@ -299,7 +299,7 @@ pub(in crate::http) enum StreamEvent {
 #[serde(untagged)]
 pub(in crate::http) enum Streamed {
     /// An image.
-    Image(StreamEvent),
+    Image(Box<StreamEvent>),
     /// What went wrong after the start; the last event.
     Error(ErrorReply),
 }
