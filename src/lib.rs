@@ -7,6 +7,8 @@
 pub mod cli;
 pub mod config;
 pub mod engine;
+#[cfg(feature = "cuda")]
+mod gpu;
 pub mod http;
 pub mod metrics;
 pub mod registry;

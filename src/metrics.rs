@@ -194,6 +194,18 @@ impl Metrics {
         Ok(Arc::new(metrics))
     }
 
+    /// Adds metrics that are read when they are asked for.
+    ///
+    /// # Errors
+    /// When they collide with others.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn watch(
+        &self,
+        metrics: Box<dyn prometheus::core::Collector>,
+    ) -> prometheus::Result<()> {
+        self.registry.register(metrics)
+    }
+
     /// The Prometheus text format.
     ///
     /// # Errors

@@ -81,7 +81,7 @@ fn main() {
     let mut average = Average::new(&parameters, 0.999).unwrap();
     let mut learner = Learner {
         network: student.config.load(parameters.tensors(), DType::F32, &Device::Cpu).unwrap(),
-        optimizer: AdamW::new(&parameters, optimizer),
+        optimizer: AdamW::new(&parameters, optimizer).unwrap(),
         objective: Dkdm::new(&teacher.schedule, kind, kind, learned).unwrap(),
         parameters,
     };

@@ -53,6 +53,16 @@ impl Teacher {
         Ok(Self { name, config, schedule, card, folder: path, hash, network })
     }
 
+    /// The same teacher on another device, or in another type.
+    ///
+    /// # Errors
+    /// As [`Teacher::open`], and whatever the device says.
+    pub fn onto(self, dtype: DType, device: &Device) -> Result<Self> {
+        let weights = self.config.fit(ModelFolder::open(&self.folder)?.tensors()?)?;
+        let network = self.config.load(weights, dtype, device)?;
+        Ok(Self { network, ..self })
+    }
+
     /// The shapes.
     pub fn geometry(&self) -> &Geometry {
         self.network.geometry()

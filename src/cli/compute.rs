@@ -3,6 +3,7 @@
 use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, DeviceLocation, utils::cuda_is_available};
+use serde_json::{Map, Value, json};
 use understudy_models::{checkpoint::hub, kernels::Isa};
 
 use crate::{engine::CostModel, registry::Model};
@@ -109,15 +110,31 @@ impl Compute {
         }
     }
 
-    /// Refuses what training cannot use.
+    /// The device that training is done on, and the type in which: on a GPU weights are f32 and evaluations
+    /// and gradients bf16, unless told otherwise.
     ///
     /// # Errors
     /// A sentence naming the flag.
-    pub(super) fn for_training(&self) -> Result<(), String> {
-        match self.device()? {
-            device @ Device::Cpu => self.dtype(&device).map(|_| ()),
-            _ => Err(format!("--device {}: training runs on the CPU; use cpu", self.device)),
+    pub(super) fn for_training(&self) -> Result<(Device, DType), String> {
+        let device = self.device()?;
+        match (self.dtype(&device)?, device.is_cpu()) {
+            (DType::F16, _) => {
+                Err("--dtype f16: its gradients vanish; train in bf16 or f32".into())
+            }
+            (dtype, true) if dtype != DType::F32 => {
+                Err(format!("--dtype {}: the CPU trains in f32; use auto", self.dtype))
+            }
+            (dtype, _) => Ok((device, dtype)),
         }
+    }
+
+    /// What of it makes a training run another one than the same on a CPU.
+    pub(super) fn identity(device: &Device, dtype: DType) -> Map<String, Value> {
+        let identity = match device {
+            Device::Cpu => json!({}),
+            _ => json!({ "device": "gpu", "dtype": dtype.as_str() }),
+        };
+        identity.as_object().cloned().unwrap_or_default()
     }
 
     /// The element type of weights and activations on a device.

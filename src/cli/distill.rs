@@ -116,20 +116,24 @@ enum Schedule {
 /// A sentence naming the flag, file or field to mend.
 pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    args.compute.for_training()?;
+    let (device, dtype) = args.compute.for_training()?;
     guard::check_out(&args.out).map_err(shown)?;
-    let settings = args.training.settings()?;
-    let teacher = open_teacher(args)?;
+    let settings = args.training.settings(dtype)?;
+    let mut teacher = open_teacher(args)?;
+    if !device.is_cpu() {
+        teacher = teacher.onto(dtype, &device).map_err(shown)?;
+    }
     let student = student(args, &teacher)?;
     let lessons = match args.method {
         Method::Dkdm => dkdm(args, &teacher, &student),
         Method::DataFreeBaseline => data_free_baseline(args, &teacher, &student),
     }?;
-    let Lessons { identity, curriculum, answers, learned, role } = lessons;
+    let Lessons { mut identity, curriculum, answers, learned, role } = lessons;
     let objective =
         Dkdm::new(&teacher.schedule, answers, student.schedule.prediction_type(), learned)
             .map_err(shown)?;
 
+    identity.extend(Compute::identity(&device, dtype));
     let mut recipe = identity.clone();
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
@@ -140,6 +144,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         teacher.network().parameters(),
         student.parameters()
     );
+    let student = student.onto(&device).map_err(shown)?;
     let out = args.out.clone();
     let task = Task { out, identity, curriculum, objective, student, settings, card };
     train::train(task, &mut TrainingProgress::default()).map_err(shown)?;

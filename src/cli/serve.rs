@@ -129,6 +129,10 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let listener = listen(&config).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
+    #[cfg(feature = "cuda")]
+    if let Err(problem) = crate::gpu::watch(&config.registry.devices, &metrics) {
+        tracing::warn!(problem, "no metrics of the GPU");
+    }
     let devices = NonZeroUsize::new(config.registry.devices.len()).unwrap_or(NonZeroUsize::MIN);
     let engine = Engine::start(devices, config.max_queue, Arc::clone(&metrics))
         .map_err(|error| format!("no thread for the device: {error}"))?;

@@ -57,9 +57,9 @@ pub(super) struct TrainArgs {
 /// A sentence naming the flag, file or field to mend.
 pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    args.compute.for_training()?;
+    let (device, dtype) = args.compute.for_training()?;
     guard::check_out(&args.out).map_err(shown)?;
-    let settings = args.training.settings()?;
+    let settings = args.training.settings(dtype)?;
     let student = match (&args.init, &args.config) {
         (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
         (None, Some(file)) => {
@@ -84,7 +84,8 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     )
     .map_err(shown)?;
 
-    let identity = identity(args, &student, count);
+    let mut identity = identity(args, &student, count);
+    identity.extend(Compute::identity(&device, dtype));
     let mut recipe = identity.clone();
     recipe.insert("method".into(), "training on images".into());
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
@@ -97,6 +98,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
         ..Card::default()
     };
     eprintln!("{} weights learn from {count} images", student.parameters());
+    let student = student.onto(&device).map_err(shown)?;
     let (out, curriculum) = (args.out.clone(), Box::new(lessons));
     let task = Task { out, identity, curriculum, objective, student, settings, card };
     train::train(task, &mut TrainingProgress::default()).map_err(shown)?;

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use serde_json::{Map, Value, json};
 use understudy_distill::guard;
 use understudy_distill::objective::Dkdm;
@@ -118,6 +119,7 @@ pub(crate) fn settings(steps: u64) -> Settings {
         average: 0.9,
         checkpoint_every: 4,
         sample_every: 0,
+        dtype: DType::F32,
     }
 }
 

@@ -9,6 +9,7 @@
 use candle_core::{D, DType, Result, Tensor};
 
 use super::config::Activation;
+use super::convolution::convolve;
 use super::weights::Weights;
 
 /// A convolution with bias.
@@ -49,7 +50,7 @@ impl Conv2d {
     }
 
     fn convolve(&self, x: &Tensor) -> Result<Tensor> {
-        x.conv2d(&self.weight, self.padding, self.stride, 1, 1)
+        convolve(x, &self.weight, self.padding, self.stride)
     }
 }
 
@@ -207,7 +208,7 @@ impl Activation {
 }
 
 /// The type that sums over many values are worked out in.
-fn working(dtype: DType) -> DType {
+pub(super) fn working(dtype: DType) -> DType {
     if dtype == DType::F64 { DType::F64 } else { DType::F32 }
 }
 

@@ -8,6 +8,7 @@ mod attention;
 mod blocks;
 mod channels;
 mod config;
+mod convolution;
 mod embeddings;
 pub(crate) mod fields;
 mod layers;
@@ -26,7 +27,7 @@ use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
 use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
-use layers::{Conv2d, GroupNorm};
+use layers::{Conv2d, GroupNorm, working};
 use plan::{Plan, Training};
 use weights::Weights;
 
@@ -277,8 +278,8 @@ impl Layers {
 
         if self.divide_by_time {
             // Time is a noise level here, and the answer a score.
-            let sigma = timesteps.to_dtype(x.dtype())?.reshape(((), 1, 1, 1))?;
-            return x.broadcast_div(&sigma);
+            let sigma = timesteps.to_dtype(working(x.dtype()))?.reshape(((), 1, 1, 1))?;
+            return x.to_dtype(sigma.dtype())?.broadcast_div(&sigma)?.to_dtype(x.dtype());
         }
         Ok(x)
     }
