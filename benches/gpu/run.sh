@@ -30,10 +30,7 @@ fi
 export UNDERSTUDY
 if ! "$python" -c 'import diffusers' 2>/dev/null; then
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target "$WORK/site" "$bundle"/wheels/*.whl
-    # Last, so that what the machine has itself wins.
-    export PYTHONPATH="${PYTHONPATH:+$PYTHONPATH:}$WORK/append"
-    mkdir -p "$WORK/append"
-    echo "import sys; sys.path.append('$WORK/site')" >"$WORK/append/sitecustomize.py"
+    export PYTHONPATH="$WORK/site${PYTHONPATH:+:$PYTHONPATH}"
 fi
 # CUDA's libraries, those of PyTorch's wheels before others, as prepare.sh links with the same major version.
 libraries=$("$python" -c 'import importlib.util as u, pathlib
@@ -41,5 +38,5 @@ spec = u.find_spec("nvidia")
 places = list(spec.submodule_search_locations) if spec else []
 print(":".join(str(p) for q in places for p in sorted(pathlib.Path(q).glob("*/lib"))))')
 export LD_LIBRARY_PATH="${libraries}${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
-export BUNDLE=$bundle PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
+export BUNDLE=$bundle PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 DIFFUSERS_VERBOSITY=error
 exec timeout --signal=INT --kill-after=10 "${LIMIT:-530}" "$python" "$bundle/$phase.py" "$@"
