@@ -1,9 +1,15 @@
-//! What NVIDIA's management library (NVML) tells of the GPUs, read whenever metrics are scraped.
+//! GPUs: how they are opened, and what NVIDIA's management library (NVML) tells of them.
 //!
 //! The library is part of the driver and looked for when the server starts; without it there are no such
-//! metrics.
+//! metrics. It is read whenever they are scraped.
 
-use candle_core::{Device, DeviceLocation, cuda_backend::cudarc::driver::sys::CUdevice_attribute};
+use candle_core::{
+    Device, DeviceLocation,
+    cuda_backend::cudarc::driver::{
+        result::{device::get_default_mem_pool, mem_pool},
+        sys::{CUdevice_attribute, CUmemPool_attribute},
+    },
+};
 use nvml_wrapper::{Nvml, enum_wrappers::device::TemperatureSensor, error::NvmlError};
 use prometheus::{
     GaugeVec, IntGaugeVec, Opts,
@@ -12,6 +18,29 @@ use prometheus::{
 };
 
 use crate::metrics::Metrics;
+
+/// Opens a GPU. It has a stream of its own, so that its work is done in order whatever thread asks for it,
+/// and keeps the memory that is freed: an evaluation allocates thousands of times, and each time its result
+/// has been waited for, the driver would give all of that back to the system.
+///
+/// # Errors
+/// Whatever the driver says.
+pub(crate) fn open(gpu: usize) -> candle_core::Result<Device> {
+    let device = Device::new_cuda_with_stream(gpu)?;
+    if let Device::Cuda(cuda) = &device {
+        let stream = cuda.cuda_stream();
+        let mut kept_bytes = u64::MAX;
+        let value = (&raw mut kept_bytes).cast();
+        let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the device is that of a context that lives; its default pool lives as long as it does; the
+        // attribute's type is u64, which the driver reads before the call returns.
+        unsafe {
+            let pool = get_default_mem_pool(stream.context().cu_device())?;
+            mem_pool::set_attribute(pool, attribute, value)?;
+        }
+    }
+    Ok(device)
+}
 
 /// Adds the metrics of those of `devices` that are GPUs.
 ///

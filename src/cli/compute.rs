@@ -67,6 +67,15 @@ impl Asked {
     }
 }
 
+#[cfg(feature = "cuda")]
+use crate::gpu::open as open_gpu;
+
+/// A build without CUDA has none.
+#[cfg(not(feature = "cuda"))]
+fn open_gpu(gpu: usize) -> candle_core::Result<Device> {
+    Device::new_cuda(gpu)
+}
+
 impl Compute {
     /// The devices: the CPU, or GPUs.
     ///
@@ -86,9 +95,8 @@ impl Compute {
             }
             Asked::Cuda(gpus) => gpus,
         };
-        // On a stream of its own: whatever thread asks, a GPU's work is done in order.
         let open = |gpu: usize| {
-            Device::new_cuda_with_stream(gpu).map_err(|error| {
+            open_gpu(gpu).map_err(|error| {
                 format!(
                     "--device {named}: GPU {gpu} cannot be used: {error}; nvidia-smi lists those \
                      there are; or use cpu"
