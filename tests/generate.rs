@@ -16,7 +16,7 @@ use understudy_models::{Image, checkpoint::ModelFolder, sampler};
 #[test]
 fn batches_hold_the_images_the_server_makes() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-teacher");
-    let loaded = ModelFolder::open(&folder).unwrap().load(DType::F32, &[Device::Cpu]).unwrap();
+    let loaded = ModelFolder::open(&folder).unwrap().load(DType::F32, &Device::Cpu).unwrap();
     // Ancestral, so that every step's noise counts.
     let kind = sampler::Kind::Ddpm;
     let trajectory = sampler::trajectory(&loaded.schedule, kind, 3, 0.0, false).unwrap();

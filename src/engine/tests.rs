@@ -83,8 +83,11 @@ struct Fixture {
     go: mpsc::Sender<()>,
     rows: Arc<Mutex<Vec<usize>>>,
     /// The same of a second device, where there is one.
-    second: Option<(mpsc::Sender<()>, Arc<Mutex<Vec<usize>>>)>,
+    second: Option<Ends>,
 }
+
+/// What tells a [`Toy`] to go, and what it tells.
+type Ends = (mpsc::Sender<()>, Arc<Mutex<Vec<usize>>>);
 
 const STEPS: usize = 4;
 
