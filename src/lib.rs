@@ -9,6 +9,8 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod experiments;
+#[cfg(feature = "cuda")]
+mod gpu;
 pub mod http;
 pub mod load;
 pub mod metrics;

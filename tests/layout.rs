@@ -107,6 +107,7 @@ fn unsafe_stands_in_kernels_and_where_memory_is_mapped() {
                 path if path.contains("/kernels/") => usize::MAX,
                 path if path.ends_with("src/main.rs") => 1,
                 path if path.ends_with("distill/src/pool/rows.rs") => 1,
+                path if path.ends_with("src/gpu.rs") => 1,
                 _ => 0,
             };
             assert!(count <= allowed, "{}: {count} unsafe blocks", path.display());

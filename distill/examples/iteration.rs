@@ -59,7 +59,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (folder, config) = (PathBuf::from(&arguments[0]), Path::new(&arguments[1]));
     let batch = arguments.get(2).map_or(64, |batch| batch.parse().unwrap());
-    let teacher = Teacher::open(&folder, "teacher".into(), DType::F32).unwrap();
+    let teacher = Teacher::open(&folder, "teacher".into()).unwrap();
     let student = Student::new(Candidate::open(config).unwrap(), &teacher, None, 0).unwrap();
 
     let learned = teacher.learned_variance();
@@ -86,7 +86,7 @@ fn main() {
     let mut average = Average::new(&parameters, 0.999).unwrap();
     let mut learner = Learner {
         network: student.config.load(parameters.tensors(), DType::F32, &Device::Cpu).unwrap(),
-        optimizer: AdamW::new(&parameters, optimizer),
+        optimizer: AdamW::new(&parameters, optimizer).unwrap(),
         objective: Dkdm::new(&teacher.schedule, kind, kind, learned).unwrap(),
         parameters,
     };

@@ -36,6 +36,15 @@ impl Lesson {
         self.labels.as_ref().map(|labels| Tensor::new(&labels[..], device)).transpose()
     }
 
+    /// The same lesson on a device.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let (x, answer) = (self.x.to_device(device)?, self.answer.to_device(device)?);
+        Ok(Self { x, answer, ..self.clone() })
+    }
+
     /// Part `index` of `parts` of equal size.
     ///
     /// # Errors

@@ -7,6 +7,7 @@
 pub mod checkpoint;
 pub mod data;
 pub mod evaluate;
+mod flat;
 pub mod generate;
 pub mod generated;
 pub mod guard;

@@ -1,4 +1,5 @@
-//! AdamW (Loshchilov & Hutter 2019, Algorithm 2), clipping and warm-up, as PyTorch has them.
+//! AdamW (Loshchilov & Hutter 2019, Algorithm 2), clipping and warm-up, as PyTorch has them: on plain slices
+//! on the CPU, and in tensor operations over all parameters at once on any other device.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,6 +8,7 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::checkpoint::Snapshot;
+use crate::flat;
 use crate::parameters::Parameters;
 use crate::slices::with_f32;
 
@@ -33,13 +35,20 @@ const EPS: f64 = 1e-8;
 /// The optimizer and its state: the gradients' running means and mean squares.
 pub struct AdamW {
     settings: Settings,
-    moments: Vec<Moments>,
+    state: State,
     steps: u64,
 }
 
-struct Moments {
-    first: Vec<f32>,
-    second: Vec<f32>,
+enum State {
+    /// By parameter.
+    Host(Vec<Moments<Vec<f32>>>),
+    /// All in one, as [`flat::join`] has them.
+    Flat(Moments<Tensor>),
+}
+
+struct Moments<T> {
+    first: T,
+    second: T,
 }
 
 /// Gradients of all parameters, in their order.
@@ -72,12 +81,19 @@ impl Gradients {
         Ok(())
     }
 
+    /// All in one, zero where there is none.
+    fn joined(&self, parameters: &Parameters) -> Result<Tensor> {
+        flat::join(self.0.iter().zip(parameters.iter()).map(
+            |(gradient, (_, var))| match gradient {
+                Some(gradient) => Ok(gradient.clone()),
+                None => var.as_tensor().zeros_like(),
+            },
+        ))
+    }
+
     /// The norm of all together. Sums are over one parameter at a time, in order, so no number of threads
     /// changes them.
-    ///
-    /// # Errors
-    /// A gradient that is not f32 in host memory.
-    pub fn norm(&self) -> Result<f64> {
+    fn norm(&self) -> Result<f64> {
         let square = |gradient: &Tensor| with_f32(gradient, sum_of_squares);
         let sums: Result<Vec<f64>> = self.0.par_iter().flatten().map(square).collect();
         Ok(sums?.iter().sum::<f64>().sqrt())
@@ -97,12 +113,21 @@ fn sum_of_squares(values: &[f32]) -> f64 {
 
 impl AdamW {
     /// An optimizer that has seen nothing yet.
-    pub fn new(parameters: &Parameters, settings: Settings) -> Self {
-        let moments = parameters.iter().map(|(_, var)| {
-            let zeros = vec![0.0; var.elem_count()];
-            Moments { first: zeros.clone(), second: zeros }
-        });
-        Self { settings, moments: moments.collect(), steps: 0 }
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn new(parameters: &Parameters, settings: Settings) -> Result<Self> {
+        let state = if parameters.is_flat() {
+            let zeros = flat::joined(parameters)?.zeros_like()?;
+            State::Flat(Moments { first: zeros.clone(), second: zeros })
+        } else {
+            let moments = parameters.iter().map(|(_, var)| {
+                let zeros = vec![0.0; var.elem_count()];
+                Moments { first: zeros.clone(), second: zeros }
+            });
+            State::Host(moments.collect())
+        };
+        Ok(Self { settings, state, steps: 0 })
     }
 
     /// The learning rate of the next step.
@@ -117,12 +142,20 @@ impl AdamW {
         learning_rate * risen * kept
     }
 
-    /// Changes every parameter that has a gradient, and gives the gradients' norm before clipping.
+    /// Changes every parameter that has a gradient, and gives the gradients' norm before clipping. Off the
+    /// CPU a parameter without a gradient is taken to have one of zeros.
     ///
     /// # Errors
-    /// Parameters or gradients that are not f32 in host memory.
+    /// Parameters or gradients that are not f32, and whatever the device says.
     pub fn step(&mut self, parameters: &Parameters, gradients: &Gradients) -> Result<f64> {
-        let norm = gradients.norm()?;
+        let joined = match &self.state {
+            State::Host(_) => None,
+            State::Flat(_) => Some(gradients.joined(parameters)?),
+        };
+        let norm = match &joined {
+            None => gradients.norm()?,
+            Some(joined) => f64::from(joined.sqr()?.sum_all()?.to_scalar::<f32>()?).sqrt(),
+        };
         let rate = self.learning_rate();
         self.steps += 1;
         let steps = self.steps.min(i32::MAX as u64) as i32;
@@ -133,7 +166,18 @@ impl AdamW {
             rate: (rate / (1.0 - BETA1.powi(steps))) as f32,
             root: (1.0 - BETA2.powi(steps)).sqrt() as f32,
         };
-        let all: Vec<_> = parameters.iter().zip(&gradients.0).zip(&mut self.moments).collect();
+        let moments = match (&mut self.state, joined) {
+            (State::Host(moments), _) => moments,
+            (State::Flat(moments), joined) => {
+                let gradients = joined.map_or_else(|| gradients.joined(parameters), Ok)?;
+                let weights = update.apply_flat(flat::joined(parameters)?, gradients, moments)?;
+                for ((_, var), part) in parameters.iter().zip(flat::parts(&weights, parameters)?) {
+                    var.set(&part)?;
+                }
+                return Ok(norm);
+            }
+        };
+        let all: Vec<_> = parameters.iter().zip(&gradients.0).zip(moments).collect();
         all.into_par_iter().try_for_each(|(((_, var), gradient), moments)| match gradient {
             None => Ok(()),
             Some(gradient) => {
@@ -144,12 +188,33 @@ impl AdamW {
     }
 
     /// Writes the state.
-    pub fn save(&self, parameters: &Parameters, snapshot: &mut Snapshot) {
-        for ((name, var), moments) in parameters.iter().zip(&self.moments) {
-            snapshot.f32(&format!("adamw.first.{name}"), var.dims(), &moments.first);
-            snapshot.f32(&format!("adamw.second.{name}"), var.dims(), &moments.second);
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn save(&self, parameters: &Parameters, snapshot: &mut Snapshot) -> Result<()> {
+        let mut put = |(name, var): (&String, &candle_core::Var), first: &[f32], second: &[f32]| {
+            snapshot.f32(&format!("adamw.first.{name}"), var.dims(), first);
+            snapshot.f32(&format!("adamw.second.{name}"), var.dims(), second);
+        };
+        match &self.state {
+            State::Host(moments) => {
+                for (parameter, moments) in parameters.iter().zip(moments) {
+                    put(parameter, &moments.first, &moments.second);
+                }
+            }
+            State::Flat(moments) => {
+                let (first, second): (Vec<f32>, Vec<f32>) =
+                    (moments.first.to_vec1()?, moments.second.to_vec1()?);
+                let mut begin = 0;
+                for (name, var) in parameters.iter() {
+                    let range = begin..begin + var.elem_count();
+                    put((name, var), &first[range.clone()], &second[range.clone()]);
+                    begin = range.end;
+                }
+            }
         }
         snapshot.u64("adamw.steps", &[self.steps]);
+        Ok(())
     }
 
     /// Reads the state back.
@@ -161,13 +226,24 @@ impl AdamW {
         parameters: &Parameters,
         snapshot: &Snapshot,
     ) -> understudy_models::Result<()> {
-        for ((name, var), moments) in parameters.iter().zip(&mut self.moments) {
+        let mut all = Vec::with_capacity(parameters.iter().len());
+        for (name, var) in parameters.iter() {
             let first = snapshot.get_f32(&format!("adamw.first.{name}"))?;
             let second = snapshot.get_f32(&format!("adamw.second.{name}"))?;
             if [first.len(), second.len()] != [var.elem_count(); 2] {
                 return Err(snapshot.malformed(&format!("`{name}` is of another size")));
             }
-            *moments = Moments { first, second };
+            all.push(Moments { first, second });
+        }
+        match &mut self.state {
+            State::Host(moments) => *moments = all,
+            State::Flat(moments) => {
+                let join = |part: fn(&Moments<Vec<f32>>) -> &Vec<f32>| {
+                    let values: Vec<f32> = all.iter().flat_map(part).copied().collect();
+                    Tensor::new(values, moments.first.device())
+                };
+                *moments = Moments { first: join(|m| &m.first)?, second: join(|m| &m.second)? };
+            }
         }
         self.steps = snapshot.get_u64("adamw.steps")?.first().copied().unwrap_or_default();
         Ok(())
@@ -188,7 +264,7 @@ struct Update {
 }
 
 impl Update {
-    fn apply(self, weights: &mut [f32], gradients: &[f32], moments: &mut Moments) {
+    fn apply(self, weights: &mut [f32], gradients: &[f32], moments: &mut Moments<Vec<f32>>) {
         let (beta1, beta2, eps) = (BETA1 as f32, BETA2 as f32, EPS as f32);
         let each = weights.iter_mut().zip(gradients);
         for ((weight, gradient), (first, second)) in
@@ -201,13 +277,29 @@ impl Update {
             *weight = *weight * self.keep - self.rate * *first / root;
         }
     }
+
+    /// The same in tensor operations; gives the new weights.
+    fn apply_flat(
+        self,
+        weights: Tensor,
+        gradients: Tensor,
+        moments: &mut Moments<Tensor>,
+    ) -> Result<Tensor> {
+        let gradient = (gradients * f64::from(self.scale))?;
+        let first = (&moments.first + ((&gradient - &moments.first)? * (1.0 - BETA1))?)?;
+        let second = ((&moments.second * BETA2)? + (gradient.sqr()? * (1.0 - BETA2))?)?;
+        let root = ((second.sqrt()? / f64::from(self.root))? + EPS)?;
+        let step = ((&first * f64::from(self.rate))? / root)?;
+        *moments = Moments { first, second };
+        (weights * f64::from(self.keep))? - step
+    }
 }
 
 /// The update as candle runs it on a parameter's own memory. It hands an operation to us by shared
 /// reference, hence the lock, which nobody waits for.
 struct InPlace<'a> {
     update: Update,
-    moments: Mutex<&'a mut Moments>,
+    moments: Mutex<&'a mut Moments<Vec<f32>>>,
 }
 
 impl InplaceOp2 for InPlace<'_> {

@@ -2,18 +2,22 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
 use understudy_models::Result;
 
 use crate::checkpoint::Snapshot;
+use crate::flat;
 use crate::slices::with_f32;
 
 /// Trained weights, in the order of their names, so that sums over them are the same in every process.
-pub struct Parameters(BTreeMap<String, Var>);
+pub struct Parameters {
+    vars: BTreeMap<String, Var>,
+    flat: bool,
+}
 
 impl Parameters {
-    /// Begins with `weights`, in f32.
+    /// Begins with `weights`, in f32, on the device they are on.
     ///
     /// # Errors
     /// Whatever the device says.
@@ -21,12 +25,30 @@ impl Parameters {
         let var = |(name, weight): (String, Tensor)| -> Result<(String, Var)> {
             Ok((name, Var::from_tensor(&weight.to_dtype(DType::F32)?.contiguous()?)?))
         };
-        weights.into_iter().map(var).collect::<Result<_>>().map(Self)
+        let vars: BTreeMap<_, _> = weights.into_iter().map(var).collect::<Result<_>>()?;
+        let flat = vars.values().any(|var| !var.device().is_cpu());
+        Ok(Self { vars, flat })
+    }
+
+    /// What is done to them is done in tensor operations on all of them at once, as on every device that is
+    /// not the CPU, and not on plain slices, which are faster there.
+    #[must_use]
+    pub fn flat(self) -> Self {
+        Self { flat: true, ..self }
+    }
+
+    pub(crate) fn is_flat(&self) -> bool {
+        self.flat
+    }
+
+    /// Where they are; the CPU where there are none.
+    pub fn device(&self) -> Device {
+        self.vars.values().next().map_or(Device::Cpu, |var| var.device().clone())
     }
 
     /// Names and weights.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&String, &Var)> {
-        self.0.iter()
+        self.vars.iter()
     }
 
     /// The weights as a network takes them, following every change.
@@ -53,7 +75,7 @@ impl Parameters {
             if saved.dims() != var.dims() {
                 return Err(snapshot.malformed(&format!("`{name}` is of another shape")));
             }
-            var.set(&saved)?;
+            var.set(&saved.to_device(var.device())?)?;
         }
         Ok(())
     }
@@ -66,29 +88,48 @@ impl Parameters {
 pub struct Average {
     decay: f64,
     updates: u64,
-    weights: Vec<Vec<f32>>,
+    weights: Averages,
+}
+
+enum Averages {
+    /// By parameter.
+    Host(Vec<Vec<f32>>),
+    /// All in one, as [`flat::join`] has them.
+    Flat(Tensor),
 }
 
 impl Average {
     /// Begins with the weights as they are.
     ///
     /// # Errors
-    /// Weights that are not f32 in host memory.
+    /// Whatever the device says.
     pub fn new(parameters: &Parameters, decay: f64) -> Result<Self> {
         let copy = |(_, var): (&String, &Var)| with_f32(var.as_tensor(), <[f32]>::to_vec);
-        let weights = parameters.iter().map(copy).collect::<candle_core::Result<_>>()?;
+        let weights = if parameters.is_flat() {
+            Averages::Flat(flat::joined(parameters)?)
+        } else {
+            Averages::Host(parameters.iter().map(copy).collect::<candle_core::Result<_>>()?)
+        };
         Ok(Self { decay, updates: 0, weights })
     }
 
     /// Takes the weights as they are now into the average.
     ///
     /// # Errors
-    /// Weights that are not f32 in host memory.
+    /// Whatever the device says.
     pub fn update(&mut self, parameters: &Parameters) -> Result<()> {
         self.updates += 1;
         let warm = (1.0 + self.updates as f64) / (10.0 + self.updates as f64);
         let part = (1.0 - self.decay.min(warm)) as f32;
-        let pairs: Vec<_> = parameters.iter().zip(&mut self.weights).collect();
+        let averages = match &mut self.weights {
+            Averages::Host(averages) => averages,
+            Averages::Flat(average) => {
+                let way = (flat::joined(parameters)? - &*average)?;
+                *average = (&*average + (way * f64::from(part))?)?;
+                return Ok(());
+            }
+        };
+        let pairs: Vec<_> = parameters.iter().zip(averages).collect();
         pairs.into_par_iter().try_for_each(|((_, var), average)| {
             with_f32(var.as_tensor(), |weights| {
                 for (average, weight) in average.iter_mut().zip(weights) {
@@ -99,23 +140,34 @@ impl Average {
         Ok(())
     }
 
-    /// The average as tensors, named as the parameters are.
+    /// The average as tensors on the CPU, named as the parameters are.
     ///
     /// # Errors
     /// Whatever the device says.
     pub fn tensors(&self, parameters: &Parameters) -> Result<HashMap<String, Tensor>> {
-        let tensor = |((name, var), average): ((&String, &Var), &Vec<f32>)| {
-            Ok((name.clone(), Tensor::from_slice(average, var.dims(), var.device())?))
+        let names = parameters.iter().map(|(name, _)| name.clone());
+        let tensors: Vec<Tensor> = match &self.weights {
+            Averages::Host(averages) => {
+                let tensor = |((_, var), average): ((&String, &Var), &Vec<f32>)| {
+                    Tensor::from_slice(average, var.dims(), &Device::Cpu)
+                };
+                parameters.iter().zip(averages).map(tensor).collect::<candle_core::Result<_>>()?
+            }
+            Averages::Flat(average) => flat::parts(&average.to_device(&Device::Cpu)?, parameters)?,
         };
-        parameters.iter().zip(&self.weights).map(tensor).collect()
+        Ok(names.zip(tensors).collect())
     }
 
     /// Writes the state.
-    pub fn save(&self, parameters: &Parameters, snapshot: &mut Snapshot) {
-        for ((name, var), average) in parameters.iter().zip(&self.weights) {
-            snapshot.f32(&format!("average.{name}"), var.dims(), average);
-        }
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn save(&self, parameters: &Parameters, snapshot: &mut Snapshot) -> Result<()> {
+        let averages = self.tensors(parameters)?;
+        let averages = parameters.iter().filter_map(|(name, _)| averages.get_key_value(name));
+        crate::checkpoint::put_tensors(snapshot, "average", averages)?;
         snapshot.u64("average.updates", &[self.updates]);
+        Ok(())
     }
 
     /// Reads the state back.
@@ -123,12 +175,17 @@ impl Average {
     /// # Errors
     /// A snapshot that holds something else.
     pub fn restore(&mut self, parameters: &Parameters, snapshot: &Snapshot) -> Result<()> {
-        for ((name, _), average) in parameters.iter().zip(&mut self.weights) {
+        let mut all = Vec::with_capacity(parameters.iter().len());
+        for (name, var) in parameters.iter() {
             let saved = snapshot.get_f32(&format!("average.{name}"))?;
-            if saved.len() != average.len() {
+            if saved.len() != var.elem_count() {
                 return Err(snapshot.malformed(&format!("`{name}` is of another size")));
             }
-            *average = saved;
+            all.push(saved);
+        }
+        match &mut self.weights {
+            Averages::Host(averages) => *averages = all,
+            Averages::Flat(average) => *average = Tensor::new(all.concat(), average.device())?,
         }
         self.updates = snapshot.get_u64("average.updates")?.first().copied().unwrap_or_default();
         Ok(())

@@ -89,7 +89,7 @@ fn importance(
     let mut sums: Vec<Vec<f64>> = channels.sets.iter().map(zeros).collect();
     while lessons.prepare()?.is_some() {}
     for probe in 0..PROBES {
-        let lesson = lessons.lesson(probe)?;
+        let lesson = lessons.lesson(probe)?.to_device(network.device())?;
         let times = lesson.times(network.device())?;
         let condition = lesson.condition(network.device())?;
         let answer = network.forward(&lesson.x, &times, condition.as_ref())?;

@@ -64,7 +64,8 @@ pub fn shrink(teacher: &Teacher, share: f64) -> Result<Shrunk> {
 /// The median over rounds of the ratio of the two networks' times.
 fn measure(teacher: &Teacher, config: &NetworkConfig) -> Result<f64> {
     let weights = config.initial_weights(0)?.into_iter().collect();
-    let student = config.load(weights, DType::F32, &Device::Cpu)?;
+    let network = teacher.network();
+    let student = config.load(weights, network.dtype(), network.device())?;
     let mut ratios = Vec::with_capacity(ROUNDS);
     for round in 0..=ROUNDS {
         let ratio = seconds(student.as_ref())? / seconds(teacher.network())?;
@@ -80,13 +81,15 @@ fn measure(teacher: &Teacher, config: &NetworkConfig) -> Result<f64> {
 fn seconds(network: &dyn Denoiser) -> Result<f64> {
     let geometry = network.geometry();
     let shape = (ROWS, geometry.in_channels, geometry.height, geometry.width);
-    let x = Tensor::zeros(shape, DType::F32, network.device())?;
+    let x = Tensor::zeros(shape, network.dtype(), network.device())?;
     let times = Tensor::zeros(ROWS, DType::F32, network.device())?;
     let condition = match geometry.conditioning {
         Conditioning::Classes(_) => Some(Tensor::zeros(ROWS, DType::U32, network.device())?),
         _ => None,
     };
     let began = Instant::now();
-    network.forward(&x, &times, condition.as_ref())?;
+    let answer = network.forward(&x, &times, condition.as_ref())?;
+    // Other devices are done only when their answer is asked for.
+    answer.narrow(0, 0, 1)?.to_device(&Device::Cpu)?;
     Ok(began.elapsed().as_secs_f64())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use understudy_models::checkpoint::ModelFolder;
 use understudy_models::schedule::{Class, PredictionType, ScheduleConfig};
 use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result};
@@ -153,6 +153,17 @@ impl Student {
         let initialisation = format!("weights of {name}");
         let weights = config.fit(folder.tensors()?)?.into_iter().collect();
         Ok(Self { config, schedule: folder.schedule, weights, initialisation })
+    }
+
+    /// The same student with its weights on a device, where it will learn.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn onto(mut self, device: &Device) -> Result<Self> {
+        for weight in self.weights.values_mut() {
+            *weight = weight.to_device(device)?;
+        }
+        Ok(self)
     }
 
     /// Its number of weights.

@@ -28,13 +28,12 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// Reads a model folder onto the CPU, to be evaluated in `dtype`; `name` is what the student's card
-    /// will call it.
+    /// Reads a model folder onto the CPU, in f32; `name` is what the student's card will call it.
     ///
     /// # Errors
     /// As [`ModelFolder::open`] and [`ModelFolder::load`]; [`Error::Value`] for a network that is told
     /// numbers instead of classes.
-    pub fn open(folder: &Path, name: String, dtype: DType) -> Result<Self> {
+    pub fn open(folder: &Path, name: String) -> Result<Self> {
         let path = folder.to_owned();
         let folder = ModelFolder::open(folder)?;
         if let Conditioning::Timestep | Conditioning::Embedding(_) =
@@ -49,9 +48,19 @@ impl Teacher {
         let config = folder.network.clone();
         let weights = config.fit(folder.tensors()?)?;
         let hash = hash(&config, &weights)?;
-        let network = config.load(weights, dtype, &Device::Cpu)?;
+        let network = config.load(weights, DType::F32, &Device::Cpu)?;
         let (schedule, card) = (folder.schedule, folder.card);
         Ok(Self { name, config, schedule, card, folder: path, hash, network })
+    }
+
+    /// The same teacher on another device, or in another type.
+    ///
+    /// # Errors
+    /// As [`Teacher::open`], and whatever the device says.
+    pub fn onto(self, dtype: DType, device: &Device) -> Result<Self> {
+        let weights = self.config.fit(ModelFolder::open(&self.folder)?.tensors()?)?;
+        let network = self.config.load(weights, dtype, device)?;
+        Ok(Self { network, ..self })
     }
 
     /// The shapes.

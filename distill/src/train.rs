@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device};
+use candle_core::DType;
 use serde_json::{Map, Value, json};
 use understudy_models::checkpoint::card::Card;
-use understudy_models::{Denoiser, Error, Result};
+use understudy_models::{Denoiser, Error, NetworkConfig, Result};
 
 use crate::checkpoint::Snapshot;
 use crate::guard::{CHECKPOINT, WORKSHOP, check_finite, check_identity, check_out};
@@ -33,6 +33,8 @@ pub struct Settings {
     pub checkpoint_every: u64,
     /// Steps between grids of samples; 0 for none.
     pub sample_every: u64,
+    /// The type the student is evaluated in, and its gradients; its weights are f32 in any case.
+    pub dtype: DType,
 }
 
 /// Everything a run is made of.
@@ -45,7 +47,7 @@ pub struct Task<'a> {
     pub curriculum: Box<dyn Curriculum + 'a>,
     /// What answers are held against.
     pub objective: Dkdm,
-    /// Who learns.
+    /// Who learns, on the device its weights are on.
     pub student: Student,
     /// How long, how often.
     pub settings: Settings,
@@ -69,9 +71,15 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
     let workshop = task.out.join(WORKSHOP);
     let settings = task.settings.clone();
     let parameters = Parameters::new(std::mem::take(&mut task.student.weights))?;
-    let student = task.student.config.load(parameters.tensors(), DType::F32, &Device::Cpu)?;
+    let device = parameters.device();
+    let load = |config: &NetworkConfig, parameters: &Parameters| {
+        config.load(parameters.tensors(), settings.dtype, &device)
+    };
+    // In f32 it sees every change of its weights.
+    let follows = settings.dtype == DType::F32;
+    let mut student = load(&task.student.config, &parameters)?;
     let mut state = State {
-        optimizer: AdamW::new(&parameters, settings.optimizer),
+        optimizer: AdamW::new(&parameters, settings.optimizer)?,
         average: Average::new(&parameters, settings.average)?,
         parameters,
         step: 0,
@@ -94,7 +102,10 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         }
     }
     for step in state.step + 1..=settings.steps {
-        let lesson = task.curriculum.lesson(step)?;
+        if !follows {
+            student = load(&task.student.config, &state.parameters)?;
+        }
+        let lesson = task.curriculum.lesson(step)?.to_device(&device)?;
         let learned = learn(&lesson, student.as_ref(), &task.objective, &state, &settings)?;
         check_finite("loss", learned.loss.into(), step, &lesson)?;
         let learning_rate = state.optimizer.learning_rate();
@@ -119,7 +130,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         if settings.sample_every > 0 && step.is_multiple_of(settings.sample_every) {
             let picture = workshop.join(format!("samples-{step:07}.png"));
             let weights = state.average.tensors(&state.parameters)?;
-            grid(&task.student, weights, task.card.null_class, &picture)?;
+            grid(&task.student, weights, task.card.null_class, &device, &picture)?;
         }
         if step.is_multiple_of(settings.checkpoint_every) || step == settings.steps {
             state.seconds = clock.seconds();
@@ -164,7 +175,8 @@ fn learn(
         let lesson = lesson.part(index, parts)?;
         let times = lesson.times(student.device())?;
         let condition = lesson.condition(student.device())?;
-        let answer = student.forward(&lesson.x, &times, condition.as_ref())?;
+        let x = lesson.x.to_dtype(student.dtype())?;
+        let answer = student.forward(&x, &times, condition.as_ref())?.to_dtype(DType::F32)?;
         let losses = objective.losses(&lesson, &answer)?;
         let mut gradients = (&losses.total * (1.0 / parts as f64))?.backward()?;
         let gradients = Gradients::take(&state.parameters, &mut gradients)?;
@@ -196,8 +208,8 @@ impl State {
         });
         let mut snapshot = Snapshot::new(state);
         self.parameters.save(&mut snapshot)?;
-        self.optimizer.save(&self.parameters, &mut snapshot);
-        self.average.save(&self.parameters, &mut snapshot);
+        self.optimizer.save(&self.parameters, &mut snapshot)?;
+        self.average.save(&self.parameters, &mut snapshot)?;
         task.curriculum.save(&mut snapshot)?;
         snapshot.write(&workshop.join(CHECKPOINT))?;
         task.curriculum.keep();

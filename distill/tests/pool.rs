@@ -179,7 +179,7 @@ fn a_pruned_student_begins_with_its_teachers_weights() {
     });
     let config = network(16, &attention);
     let path = common::folder(home.path(), "attention", &config, &schedule(&json!({})));
-    let teacher = Teacher::open(&path, "teacher".into(), candle_core::DType::F32).unwrap();
+    let teacher = Teacher::open(&path, "teacher".into()).unwrap();
     let mut lessons = pool(&teacher, Order::Shuffled, 10, None);
     let same = prune::weights(&teacher, &config, &mut lessons, 1).unwrap();
     for (name, weight) in teacher.weights().unwrap() {

@@ -3,6 +3,7 @@
 use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, DeviceLocation, utils::cuda_is_available};
+use serde_json::{Map, Value, json};
 use understudy_models::{checkpoint::hub, kernels::Isa};
 
 use crate::{engine::CostModel, registry::Model};
@@ -66,6 +67,15 @@ impl Asked {
     }
 }
 
+#[cfg(feature = "cuda")]
+use crate::gpu::open as open_gpu;
+
+/// A build without CUDA has none.
+#[cfg(not(feature = "cuda"))]
+fn open_gpu(gpu: usize) -> candle_core::Result<Device> {
+    Device::new_cuda(gpu)
+}
+
 impl Compute {
     /// The devices: the CPU, or GPUs.
     ///
@@ -85,9 +95,8 @@ impl Compute {
             }
             Asked::Cuda(gpus) => gpus,
         };
-        // On a stream of its own: whatever thread asks, a GPU's work is done in order.
         let open = |gpu: usize| {
-            Device::new_cuda_with_stream(gpu).map_err(|error| {
+            open_gpu(gpu).map_err(|error| {
                 format!(
                     "--device {named}: GPU {gpu} cannot be used: {error}; nvidia-smi lists those \
                      there are; or use cpu"
@@ -109,15 +118,32 @@ impl Compute {
         }
     }
 
-    /// The element type of what is only evaluated while training; refuses what training cannot use.
+    /// The device that training is done on, and the type in which networks without gradients are evaluated
+    /// there.
     ///
     /// # Errors
     /// A sentence naming the flag.
-    pub(super) fn for_training(&self) -> Result<DType, String> {
-        match self.device()? {
-            device @ Device::Cpu => self.dtype(&device),
-            _ => Err(format!("--device {}: training runs on the CPU; use cpu", self.device)),
+    pub(super) fn for_training(&self) -> Result<(Device, DType), String> {
+        let device = self.device()?;
+        match self.dtype(&device)? {
+            DType::F16 => Err("--dtype f16: its gradients vanish; train in bf16 or f32".into()),
+            dtype => Ok((device, dtype)),
         }
+    }
+
+    /// The type in which networks with gradients are evaluated where others are in `dtype`: theirs on a GPU,
+    /// f32 on a CPU. Weights are f32 everywhere.
+    pub(super) fn trained(device: &Device, dtype: DType) -> DType {
+        if device.is_cpu() { DType::F32 } else { dtype }
+    }
+
+    /// What of it makes a training run another one than the same on a CPU.
+    pub(super) fn identity(device: &Device, dtype: DType) -> Map<String, Value> {
+        let identity = match device {
+            Device::Cpu => json!({}),
+            _ => json!({ "device": "gpu", "dtype": dtype.as_str() }),
+        };
+        identity.as_object().cloned().unwrap_or_default()
     }
 
     /// The element type of weights and activations on a device.

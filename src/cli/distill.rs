@@ -119,21 +119,25 @@ enum Schedule {
 /// A sentence naming the flag, file or field to mend.
 pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    let dtype = args.compute.for_training()?;
+    let (device, dtype) = args.compute.for_training()?;
     guard::check_out(&args.out).map_err(shown)?;
-    let settings = args.training.settings()?;
-    let teacher = open_teacher(args, dtype)?;
+    let settings = args.training.settings(Compute::trained(&device, dtype))?;
+    let mut teacher = open_teacher(args)?;
+    if !device.is_cpu() || dtype != DType::F32 {
+        teacher = teacher.onto(dtype, &device).map_err(shown)?;
+    }
     let student = student(args, &teacher)?;
     let lessons = match args.method {
         Method::Dkdm => dkdm(args, &teacher, &student),
         Method::DataFreeBaseline => data_free_baseline(args, &teacher, &student),
     }?;
-    let Lessons { identity, curriculum, answers, learned, role } = lessons;
+    let Lessons { mut identity, curriculum, answers, learned, role } = lessons;
     let objective =
         Dkdm::new(&teacher.schedule, answers, student.schedule.prediction_type(), learned)
             .map_err(shown)?
             .weighted(args.training.weighting());
 
+    identity.extend(Compute::identity(&device, dtype));
     let mut recipe = identity.clone();
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
@@ -144,6 +148,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         teacher.network().parameters(),
         student.parameters()
     );
+    let student = student.onto(&device).map_err(shown)?;
     let out = args.out.clone();
     let task = Task { out, identity, curriculum, objective, student, settings, card };
     train::train(task, &mut TrainingProgress::default()).map_err(shown)?;
@@ -296,7 +301,7 @@ fn walk_sampler(args: &DistillArgs) -> Result<Kind, String> {
     args.walk_sampler.parse().map_err(|error| format!("--walk-sampler: {error}"))
 }
 
-fn open_teacher(args: &DistillArgs, dtype: DType) -> Result<Teacher, String> {
+fn open_teacher(args: &DistillArgs) -> Result<Teacher, String> {
     let explain = |error| format!("--teacher {}: {error}", args.teacher);
     let models = super::models_folder(args.models.as_deref())?;
     let folder = hub::resolve(&args.teacher, &models).map_err(explain)?;
@@ -305,7 +310,7 @@ fn open_teacher(args: &DistillArgs, dtype: DType) -> Result<Teacher, String> {
         true => hub::id_of(&args.teacher),
         false => folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     };
-    Teacher::open(&folder, name, dtype).map_err(explain)
+    Teacher::open(&folder, name).map_err(explain)
 }
 
 fn prediction(args: &DistillArgs) -> Result<Option<PredictionType>, String> {

@@ -138,6 +138,10 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let experiments = Arc::new(experiments);
     let series = experiments.series().and_then(|series| metrics.add(series));
     series.map_err(|error| error.to_string())?;
+    #[cfg(feature = "cuda")]
+    if let Err(problem) = crate::gpu::watch(&config.registry.devices, &metrics) {
+        tracing::warn!(problem, "no metrics of the GPU");
+    }
     let devices = NonZeroUsize::new(config.registry.devices.len()).unwrap_or(NonZeroUsize::MIN);
     let engine = Engine::start(devices, config.max_queue, Arc::clone(&metrics))
         .map_err(|error| format!("no thread for the device: {error}"))?;

@@ -3,7 +3,6 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use candle_core::DType;
 use serde_json::{Map, Value, json};
 use understudy_distill::{
     data::Images,
@@ -58,14 +57,12 @@ pub(super) struct TrainArgs {
 /// A sentence naming the flag, file or field to mend.
 pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    if args.compute.for_training()? != DType::F32 {
-        return Err(format!(
-            "--dtype {}: weights are trained in f32; use auto",
-            args.compute.dtype
-        ));
+    let (device, dtype) = args.compute.for_training()?;
+    if dtype != Compute::trained(&device, dtype) {
+        return Err(format!("--dtype {}: a CPU trains in f32; use auto", args.compute.dtype));
     }
     guard::check_out(&args.out).map_err(shown)?;
-    let settings = args.training.settings()?;
+    let settings = args.training.settings(dtype)?;
     let student = match (&args.init, &args.config) {
         (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
         (None, Some(file)) => {
@@ -91,7 +88,8 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     .map_err(shown)?
     .weighted(args.training.weighting());
 
-    let identity = identity(args, &student, count);
+    let mut identity = identity(args, &student, count);
+    identity.extend(Compute::identity(&device, dtype));
     let mut recipe = identity.clone();
     recipe.insert("method".into(), "training on images".into());
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
@@ -104,6 +102,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
         ..Card::default()
     };
     eprintln!("{} weights learn from {count} images", student.parameters());
+    let student = student.onto(&device).map_err(shown)?;
     let (out, curriculum) = (args.out.clone(), Box::new(lessons));
     let task = Task { out, identity, curriculum, objective, student, settings, card };
     train::train(task, &mut TrainingProgress::default()).map_err(shown)?;

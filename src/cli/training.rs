@@ -2,6 +2,7 @@
 
 use std::num::{NonZeroU32, NonZeroU64};
 
+use candle_core::DType;
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use understudy_distill::{objective::Weighting, train};
@@ -77,11 +78,11 @@ impl TrainingArgs {
         (self.learning_rate_schedule == LearningRateSchedule::Cosine).then(|| self.steps.get())
     }
 
-    /// The settings of the loop.
+    /// The settings of the loop, for a student that is evaluated in `dtype`.
     ///
     /// # Errors
     /// A sentence naming the flag, its value and the limit.
-    pub(super) fn settings(&self) -> Result<train::Settings, String> {
+    pub(super) fn settings(&self, dtype: DType) -> Result<train::Settings, String> {
         let refuse =
             |flag: &str, value: f64, limit: &str| Err(format!("--{flag} {value}: {limit}"));
         let positive = |value: f64| value.is_finite() && value > 0.0;
@@ -116,6 +117,7 @@ impl TrainingArgs {
             average: self.ema,
             checkpoint_every: self.checkpoint_every.get(),
             sample_every: self.sample_every,
+            dtype,
         })
     }
 

@@ -83,11 +83,11 @@ struct Fixture {
     go: mpsc::Sender<()>,
     rows: Arc<Mutex<Vec<usize>>>,
     /// The same of a second device, where there is one.
-    second: Option<End>,
+    second: Option<Ends>,
 }
 
-/// What lets a device's evaluations go on, and the rows of each.
-type End = (mpsc::Sender<()>, Arc<Mutex<Vec<usize>>>);
+/// What tells a [`Toy`] to go, and what it tells.
+type Ends = (mpsc::Sender<()>, Arc<Mutex<Vec<usize>>>);
 
 const STEPS: usize = 4;
 

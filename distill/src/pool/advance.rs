@@ -52,7 +52,8 @@ impl Pool<'_> {
 
         let times = lesson.times(device)?;
         let condition = lesson.condition(device)?;
-        let answer = network.forward(&lesson.x, &times, condition.as_ref())?;
+        let input = lesson.x.to_dtype(network.dtype())?;
+        let answer = network.forward(&input, &times, condition.as_ref())?;
         lesson.answer = answer.to_dtype(DType::F32)?;
         check_finite(&lesson)?;
 

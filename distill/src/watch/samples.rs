@@ -21,10 +21,11 @@ pub(crate) fn grid(
     student: &Student,
     weights: HashMap<String, Tensor>,
     null_class: Option<u32>,
+    device: &Device,
     path: &Path,
 ) -> Result<()> {
     // Weights without gradients: the network is compiled.
-    let network = student.config.load(weights, DType::F32, &Device::Cpu)?;
+    let network = student.config.load(weights, DType::F32, device)?;
     let geometry = network.geometry();
     let columns = match geometry.conditioning {
         Conditioning::Classes(classes) => classes.clamp(1, 10),

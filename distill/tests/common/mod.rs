@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use understudy_distill::guard;
 use understudy_distill::objective::Dkdm;
@@ -82,19 +82,14 @@ pub(crate) fn folder(
 
 pub(crate) fn teacher(home: &Path) -> Teacher {
     let path = folder(home, "teacher", &network(16, &json!({})), &schedule(&json!({})));
-    Teacher::open(&path, "teacher".into(), candle_core::DType::F32).unwrap()
+    Teacher::open(&path, "teacher".into()).unwrap()
 }
 
 /// A teacher that learns its variance.
 pub(crate) fn learned_teacher(home: &Path) -> Teacher {
     let network = network(16, &json!({"out_channels": 2}));
     let schedule = schedule(&json!({"variance_type": "learned_range"}));
-    Teacher::open(
-        &folder(home, "learned", &network, &schedule),
-        "learned".into(),
-        candle_core::DType::F32,
-    )
-    .unwrap()
+    Teacher::open(&folder(home, "learned", &network, &schedule), "learned".into()).unwrap()
 }
 
 pub(crate) fn pool<'a>(
@@ -158,6 +153,7 @@ pub(crate) fn settings(steps: u64) -> Settings {
         average: 0.9,
         checkpoint_every: 4,
         sample_every: 0,
+        dtype: DType::F32,
     }
 }
 

@@ -5,6 +5,7 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Activation;
+use super::convolution::convolve;
 use crate::layers::working;
 use crate::weights::Weights;
 
@@ -46,7 +47,7 @@ impl Conv2d {
     }
 
     fn convolve(&self, x: &Tensor) -> Result<Tensor> {
-        x.conv2d(&self.weight, self.padding, self.stride, 1, 1)
+        convolve(x, &self.weight, self.padding, self.stride)
     }
 }
 

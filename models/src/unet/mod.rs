@@ -8,6 +8,7 @@ mod attention;
 mod blocks;
 mod channels;
 mod config;
+mod convolution;
 mod embeddings;
 mod layers;
 mod legacy;
@@ -19,6 +20,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 
 use crate::kernels::{Footprint, Isa, Numbers, Timing};
+use crate::layers::working;
 use crate::plan::{Plan, Training};
 use crate::weight::{Weight, here};
 use crate::weights::{self, Shapes, Weights};
@@ -260,8 +262,8 @@ impl Layers {
 
         if self.divide_by_time {
             // Time is a noise level here, and the answer a score.
-            let sigma = timesteps.to_dtype(x.dtype())?.reshape(((), 1, 1, 1))?;
-            return x.broadcast_div(&sigma);
+            let sigma = timesteps.to_dtype(working(x.dtype()))?.reshape(((), 1, 1, 1))?;
+            return x.to_dtype(sigma.dtype())?.broadcast_div(&sigma)?.to_dtype(x.dtype());
         }
         Ok(x)
     }
