@@ -69,7 +69,7 @@ fn the_learning_rate_falls_along_diffusers_cosine() {
     let settings = Settings { warmup_steps: 4, decay_steps: Some(10), ..SETTINGS };
     let zero = Tensor::zeros(1, candle_core::DType::F32, &Device::Cpu).unwrap();
     let parameters = Parameters::new([("a".to_owned(), zero)]).unwrap();
-    let mut optimizer = AdamW::new(&parameters, settings);
+    let mut optimizer = AdamW::new(&parameters, settings).unwrap();
     let expected = [0.25, 0.5, 0.75, 1.0].into_iter().chain(COSINE).chain([0.0]);
     for (step, expected) in expected.enumerate() {
         let rate = optimizer.learning_rate() / settings.learning_rate;
