@@ -78,8 +78,9 @@ async fn a_key_stays_with_its_arm_and_weights_move_as_few_as_they_can() {
     let server = Server::with_experiment([1.0, 1.0]).await;
     let mut before = Vec::new();
     for user in 0..40 {
-        before.push(server.served(&user.to_string()).await);
-        assert_eq!(server.served(&user.to_string()).await, before[user]);
+        let model = server.served(&user.to_string()).await;
+        assert_eq!(server.served(&user.to_string()).await, model);
+        before.push(model);
     }
     let students = before.iter().filter(|model| *model == STUDENT).count();
     assert!((8..=32).contains(&students), "{students} of 40");

@@ -295,7 +295,7 @@ pub(in crate::http) enum StreamEvent {
 /// What a stream's events carry.
 // A schema only: each is written as what it holds.
 #[derive(Serialize, ToSchema)]
-#[allow(dead_code)]
+#[allow(dead_code, clippy::large_enum_variant)]
 #[serde(untagged)]
 pub(in crate::http) enum Streamed {
     /// An image.
