@@ -44,9 +44,8 @@ async fn two_devices_draw_the_images_of_one() {
     for (seed, reply) in [(10, replies.0), (20, replies.1), (30, replies.2)] {
         assert_eq!(reply.status, 200, "{}", reply.text());
         let alone = one.generate(ask(seed)).await.json();
-        let together = reply.json();
-        for image in 0..2 {
-            assert_eq!(together["data"][image]["b64_json"], alone["data"][image]["b64_json"]);
+        for i in 0..2 {
+            assert_eq!(reply.json()["data"][i]["b64_json"], alone["data"][i]["b64_json"]);
         }
     }
 }
