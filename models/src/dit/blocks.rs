@@ -44,7 +44,9 @@ impl Layers {
 
     /// Patches `[B, C·side·side, count, count]` → `[B, side·side·C', count, count]`.
     pub(super) fn forward(&self, patches: &Tensor, condition: &Condition) -> Result<Tensor> {
-        let tokens = patches.flatten_from(2)?.transpose(1, 2)?.contiguous()?;
+        let tokens = patches.flatten_from(2)?.transpose(1, 2)?;
+        // Not `contiguous`, which leaves a single token the strides of the other order: products go wrong.
+        let tokens = tokens.reshape(tokens.dims3()?)?;
         let mut x = self.projection.forward(&tokens)?.broadcast_add(&self.positions)?;
         let mut first = None;
         for block in &self.blocks {
