@@ -148,7 +148,8 @@ def run(row, options):
         "minutes_since_last_start": round((time.time() - began) / 60, 1),
         **json.loads(scores.read_text()),
     }
-    result["model"] = row
+    # The scores' own are a folder and the first image's.
+    result |= {"model": row, "seed": options.seed, "first_image_seed": options.seed * SAMPLES}
     if ROWS[row] is not None:
         recipe = json.loads((model / "understudy.json").read_text())["recipe"]
         result["student_steps"] = recipe["student_steps"]

@@ -37,7 +37,7 @@ use super::{compute::Compute, progress::TrainingProgress, training::TrainingArgs
 /// which `understudy serve` and diffusers read. Interrupted, the same command goes on from the last
 /// checkpoint, as if it had not been.
 ///
-/// --dtype is what the teacher is evaluated in; the student learns in f32.
+/// On a CPU --dtype is what the teacher is evaluated in; the student learns in f32.
 #[derive(Debug, clap::Args)]
 pub(super) struct DistillArgs {
     /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).
@@ -138,6 +138,8 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
             .weighted(args.training.weighting());
 
     identity.extend(Compute::identity(&device, dtype));
+    // What its network is told and answers in may be another type.
+    identity.insert("teacher_dtype".into(), dtype.as_str().into());
     let mut recipe = identity.clone();
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
@@ -331,7 +333,6 @@ fn identity(args: &DistillArgs, teacher: &Teacher, student: &Student) -> Map<Str
     identity.insert("walk_steps".into(), args.walk_steps.into());
     identity.insert("walk_sampler".into(), args.walk_sampler.clone().into());
     identity.insert("teacher_sha256".into(), teacher.hash.clone().into());
-    identity.insert("teacher_dtype".into(), teacher.network().dtype().as_str().into());
     identity.insert("prediction".into(), student.schedule.prediction_type().name().into());
     identity.insert("student_network".into(), student.config.to_json());
     identity

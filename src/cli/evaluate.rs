@@ -5,6 +5,7 @@ use std::{
     time::Instant,
 };
 
+use candle_core::DType;
 use serde_json::{Map, Value, json};
 use understudy_distill::{
     data::Images,
@@ -171,7 +172,7 @@ fn fitted(flag: &str, images: Images, network: &dyn FeatureNetwork) -> Result<Im
 /// Where the samples come from.
 enum Source {
     Images(Images),
-    Model { loaded: Box<Loaded>, id: String, sampling: Sampling, n: usize },
+    Model { loaded: Box<Loaded>, dtype: DType, id: String, sampling: Sampling, n: usize },
 }
 
 impl Source {
@@ -212,7 +213,7 @@ impl Source {
         let sampling =
             Sampling { trajectory, classes, first_seed: args.seed, batch: args.batch as usize };
         let (loaded, n) = (Box::new(loaded), args.n as usize);
-        Ok(Self::Model { loaded, id: hub::id_of(model), sampling, n })
+        Ok(Self::Model { loaded, dtype, id: hub::id_of(model), sampling, n })
     }
 
     fn len(&self) -> usize {
@@ -240,9 +241,9 @@ impl Source {
     fn describe(&self, args: &EvaluateArgs) -> Map<String, Value> {
         let description = match self {
             Self::Images(_) => json!({ "images": args.samples.as_deref().map(file_name) }),
-            Self::Model { id, loaded, .. } => json!({
+            Self::Model { id, dtype, .. } => json!({
                 "model": id,
-                "dtype": loaded.network.dtype().as_str(),
+                "dtype": dtype.as_str(),
                 "scheduler": args.scheduler,
                 "num_inference_steps": args.steps,
                 "seed": args.seed,
