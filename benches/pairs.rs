@@ -145,8 +145,8 @@ fn shadow(arguments: &Arguments) -> Value {
         for rate in [0.0, 1.0] {
             let server = Server::start(rate);
             let seconds = server.student.on(0).evaluation_seconds(1) * arguments.steps as f64;
-            let rate = arguments.load / seconds;
-            let plan: Vec<f64> = poisson(turn as u64, rate, arguments.seconds).collect();
+            let offered = arguments.load / seconds;
+            let plan: Vec<f64> = poisson(turn as u64, offered, arguments.seconds).collect();
             let latencies = run(&server, &plan, arguments.steps);
             let outcome =
                 |outcome| server.metrics.shadows.with_label_values(&[STUDENT, outcome]).get();
