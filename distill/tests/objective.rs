@@ -4,7 +4,7 @@
 use candle_core::{Device, Tensor, Var};
 use serde_json::json;
 use understudy_distill::lesson::Lesson;
-use understudy_distill::objective::Dkdm;
+use understudy_distill::objective::{Dkdm, MOST_WEIGHT, Weighting};
 use understudy_models::schedule::{PredictionType, ScheduleConfig};
 
 fn cosine() -> ScheduleConfig {
@@ -99,4 +99,30 @@ fn networks_that_predict_different_things_agree_on_the_same_sample() {
             assert!(loss < 1e-8, "{teacher:?} → {student:?}: {loss}");
         }
     }
+}
+
+/// An error of 1 in eps counts as what it is in v, up to the limit.
+#[test]
+fn errors_weighted_as_in_v_count_by_the_signal_that_is_left() {
+    let schedule = cosine();
+    let alpha_bar = schedule.schedule(understudy_models::schedule::Class::Ddpm).unwrap().alpha_bar;
+    let eps = PredictionType::Epsilon;
+    let objective = Dkdm::new(&schedule, eps, eps, false).unwrap().weighted(Weighting::Velocity);
+    for t in [0, 500, 900, 950, 999] {
+        let zeros = Tensor::zeros((1, 1, 2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+        let lesson = Lesson {
+            x: zeros.clone(),
+            timesteps: vec![t],
+            labels: None,
+            answer: zeros.clone(),
+            seeds: vec![0],
+        };
+        let losses = objective.losses(&lesson, &zeros.ones_like().unwrap()).unwrap();
+        let [total, simple] =
+            [losses.total, losses.simple].map(|loss| loss.to_scalar::<f32>().unwrap());
+        let expected = (1.0 / alpha_bar[t]).min(MOST_WEIGHT) as f32;
+        assert!((total / expected - 1.0).abs() < 1e-6, "{t}: {total}, not {expected}");
+        assert_eq!(simple, 1.0);
+    }
+    assert!(1.0 / alpha_bar[900] < MOST_WEIGHT && 1.0 / alpha_bar[950] > MOST_WEIGHT);
 }
