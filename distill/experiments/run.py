@@ -31,6 +31,7 @@ ROOT = HERE.parent.parent
 RESULTS = HERE / "results"
 TEACHER = "fashion-mnist-teacher"
 STUDENT = "fashion-mnist-student"
+STUDENT_CONFIG = ROOT / "configs/fashion-mnist-unet.json"
 
 STEPS = 5000
 BATCH = 32
@@ -90,10 +91,10 @@ def training(row, options, out):
     flags = {**TRAINING, **ROWS[row], "seed": options.seed, "out": out, "threads": options.threads}
     if row == "data":
         images = options.data / "train-images-idx3-ubyte.gz"
-        flags |= {"data": images, "config": HERE / "student.json", "baseline-of": TEACHER}
+        flags |= {"data": images, "config": STUDENT_CONFIG, "baseline-of": TEACHER}
         command = "train"
     else:
-        flags |= {"teacher": TEACHER, "student": HERE / "student.json", "dtype": options.teacher_dtype}
+        flags |= {"teacher": TEACHER, "student": STUDENT_CONFIG, "dtype": options.teacher_dtype}
         command = "distill"
     return [command, *(f"--{name}={value}" for name, value in flags.items())]
 
