@@ -145,5 +145,5 @@ fn what_cannot_be_scored_is_refused_with_the_remedy() {
     let said = refusal(&[&["--samples", set, "--reference", set], &inception[..]].concat());
     assert!(said.contains("notes.txt: cannot be read"), "{said}");
     let said = refusal(&["--samples", set, "--reference", set, "--features", "nobody"]);
-    assert!(said.contains("use judge, inception or a judge's folder"), "{said}");
+    assert!(said.contains("neither a folder nor a bundled judge"), "{said}");
 }

@@ -5,8 +5,8 @@
     python3 distill/experiments/run.py speed                         images per second through the server
     python3 distill/experiments/run.py table                         prints the table of all results
 
-ROW is one of `teacher`, `data`, `baseline`, `baseline-v`, `iterative`, `shuffled`, `dynamic`, `strided`, `ours`. FOLDER holds
-Fashion-MNIST's idx files; only `data` learns from them, all rows are scored against them. A row that was
+ROW is one of the keys of ROWS below. FOLDER holds Fashion-MNIST's idx files; only `data` and `data-v` learn from
+them, all rows are scored against them. A row that was
 interrupted goes on where it was when the same command is given again. Needs nothing but Python and the
 `understudy` binary (`cargo build --release`).
 
@@ -48,23 +48,22 @@ TRAINING = {
 # The paper's walk is the teacher's full trajectory, of 1000 steps. 0.005 of these times 32 are 160 samples; to
 # fill the pool each is walked 500 steps on average, so 80,000 evaluations, and 160,000 for the lessons.
 PAPER = {"walk-steps": 1000, "init": "random"}
+# 50 evaluations an image.
+BASELINE = {"method": "data-free-baseline", "samples": EVALUATIONS // 50, "walk-steps": 50, "walk-sampler": "ddim"}
+DYNAMIC = {"schedule": "dynamic", "rho": 0.005, **PAPER}
 # Beyond the paper: the student predicts v, and errors count as errors in v.
 VELOCITY = {"prediction": "v_prediction", "weighting": "velocity"}
 ROWS = {
     "teacher": None,
     "data": {},
-    # 50 evaluations an image.
-    "baseline": {"method": "data-free-baseline", "samples": EVALUATIONS // 50, "walk-steps": 50, "walk-sampler": "ddim"},
-    "baseline-v": {
-        "method": "data-free-baseline",
-        "samples": EVALUATIONS // 50,
-        "walk-steps": 50,
-        "walk-sampler": "ddim",
-        **VELOCITY,
-    },
+    # Training on data takes its prediction from a schedule; this one is the teacher's, predicting v.
+    "data-v": {"weighting": "velocity", "noise-schedule": ROOT / "models/zoo" / STUDENT / "scheduler/scheduler_config.json"},
+    "baseline": BASELINE,
+    "baseline-v": {**BASELINE, **VELOCITY},
     "iterative": {"schedule": "iterative", **PAPER},
     "shuffled": {"schedule": "shuffled", **PAPER},
-    "dynamic": {"schedule": "dynamic", "rho": 0.005, **PAPER},
+    "dynamic": DYNAMIC,
+    "dynamic-v": {**DYNAMIC, **VELOCITY},
     # 3,200 samples, walked 24.5 of 50 steps to fill the pool: 78,000 evaluations.
     "strided": {"schedule": "dynamic", "rho": 0.1, "walk-steps": 50, "init": "pruned"},
     "ours": {"schedule": "dynamic", "rho": 0.1, "walk-steps": 50, "init": "pruned", **VELOCITY},
@@ -72,11 +71,13 @@ ROWS = {
 NAMES = {
     "teacher": "teacher",
     "data": "student on the data",
+    "data-v": "student on the data, predicting v, weighted as v",
     "baseline": "data-free baseline",
     "baseline-v": "data-free baseline, predicting v, weighted as v",
     "iterative": "DKDM, iterative",
     "shuffled": "DKDM, shuffled iterative",
     "dynamic": "DKDM, dynamic iterative",
+    "dynamic-v": "DKDM, dynamic iterative, predicting v, weighted as v",
     "strided": "dynamic, strided, pruned start",
     "ours": "dynamic, strided, pruned start, predicting v, weighted as v (ours)",
 }
@@ -89,7 +90,7 @@ def training(row, options, out):
     if ROWS[row] is None:
         return None
     flags = {**TRAINING, **ROWS[row], "seed": options.seed, "out": out, "threads": options.threads}
-    if row == "data":
+    if row in ("data", "data-v"):
         images = options.data / "train-images-idx3-ubyte.gz"
         flags |= {"data": images, "config": STUDENT_CONFIG, "baseline-of": TEACHER}
         command = "train"

@@ -23,8 +23,8 @@ use super::{compute::Compute, models_folder, progress::Progress};
 /// Sample a model and score its images: Fréchet distance, Inception score, kernel distance, precision and
 /// recall.
 ///
-/// Distances are taken in the features of a network. Inception's is called FID; the bundled judge's, a
-/// small classifier of Fashion-MNIST, is called FD-fashion-mnist-judge and compares only with itself.
+/// Distances are taken in the features of a network. Inception's is called FID; a judge's, a small
+/// classifier such as the bundled ones, is called FD-<judge> and compares only with itself.
 #[derive(Debug, clap::Args)]
 pub(super) struct EvaluateArgs {
     /// The model: a folder, a name inside --models, or a Hub id (owner/name).
@@ -40,8 +40,8 @@ pub(super) struct EvaluateArgs {
     /// Fréchet distance alone.
     #[arg(long, value_name = "PATH", required_unless_present = "write_stats")]
     reference: Option<PathBuf>,
-    /// The feature network: judge (the bundled one), inception, or a judge's folder.
-    #[arg(long, value_name = "NETWORK", default_value = "judge")]
+    /// The feature network: a bundled judge's name, a judge's folder, or inception.
+    #[arg(long, value_name = "NETWORK", default_value = "fashion-mnist-judge")]
     features: String,
     /// Inception's weights: pytorch-fid's pt_inception-2015-12-05, .pth or .safetensors.
     #[arg(long, value_name = "FILE")]
@@ -141,20 +141,17 @@ fn feature_network(args: &EvaluateArgs) -> Result<Box<dyn FeatureNetwork>, Strin
     if args.weights.is_some() {
         return Err("--weights: only --features inception takes any; leave it out".into());
     }
-    let folder = match args.features.as_str() {
-        "judge" => models_folder(None)?.join("judges/fashion-mnist-judge"),
-        folder => PathBuf::from(folder),
-    };
+    let mut folder = PathBuf::from(&args.features);
     if !folder.is_dir() {
-        let features = &args.features;
-        return Err(match features.as_str() {
-            "judge" => format!(
-                "--features judge: {} is not there; make a judge with `understudy train-judge` and \
-                 name its folder, or use inception with --weights",
-                folder.display()
-            ),
-            _ => format!("--features {features}: use judge, inception or a judge's folder"),
-        });
+        folder = models_folder(None)?.join("judges").join(&args.features);
+    }
+    if !folder.is_dir() {
+        return Err(format!(
+            "--features {}: neither a folder nor a bundled judge ({} is not there); make a judge with \
+             `understudy train-judge`, or use inception with --weights",
+            args.features,
+            folder.display()
+        ));
     }
     Ok(Box::new(Judge::open(&folder).map_err(sentence)?))
 }

@@ -16,21 +16,45 @@ use crate::{
     evaluate::layers::{Convolution, Window},
 };
 
-/// The layers of a judge for 32×32 images: 128 features.
-const LAYERS: [Layer; 4] = [
-    Layer { channels: 24, kernel: 5, stride: 2 },
-    Layer { channels: 64, kernel: 3, stride: 2 },
-    Layer { channels: 96, kernel: 3, stride: 1 },
-    Layer { channels: 128, kernel: 3, stride: 2 },
-];
+/// What a judge of one kind of images looks like, and how these may be changed without another class
+/// coming out.
+struct Design {
+    layers: &'static [Layer],
+    /// Pixels by which an image is moved at random, either way.
+    shift: i64,
+    /// Whether every other image is mirrored, left to right.
+    mirrored: bool,
+}
+
+/// Gray 32×32 images, such as Fashion-MNIST's: 128 features.
+const GRAY: Design = Design {
+    layers: &[
+        Layer { channels: 24, kernel: 5, stride: 2 },
+        Layer { channels: 64, kernel: 3, stride: 2 },
+        Layer { channels: 96, kernel: 3, stride: 1 },
+        Layer { channels: 128, kernel: 3, stride: 2 },
+    ],
+    shift: 1,
+    mirrored: false,
+};
+/// 32×32 photographs, such as CIFAR-10's: 192 features.
+const RGB: Design = Design {
+    layers: &[
+        Layer { channels: 32, kernel: 5, stride: 2 },
+        Layer { channels: 64, kernel: 3, stride: 1 },
+        Layer { channels: 128, kernel: 3, stride: 2 },
+        Layer { channels: 128, kernel: 3, stride: 1 },
+        Layer { channels: 192, kernel: 3, stride: 2 },
+    ],
+    shift: 2,
+    mirrored: true,
+};
 /// Images per step.
 const BATCH: usize = 128;
 const LEARNING_RATE: f64 = 4e-3;
 const WEIGHT_DECAY: f64 = 5e-4;
 /// The share of the steps in which the learning rate rises.
 const WARM_UP: f64 = 0.2;
-/// Pixels by which an image is moved at random, either way.
-const SHIFT: i64 = 1;
 /// Images from which the batch norms' statistics are taken in the end.
 const CALIBRATION: usize = 2000;
 
@@ -41,13 +65,13 @@ pub struct Training {
     pub name: String,
     /// Times every image is seen.
     pub epochs: usize,
-    /// Seeds the weights, the order and the shifts.
+    /// Seeds the weights, the order, the shifts and who is mirrored.
     pub seed: u64,
 }
 
 /// Trains a judge on labelled images and measures it on others: AdamW, cross-entropy, a learning rate that
-/// rises and falls once, images shifted by up to a pixel, never mirrored. Gives configuration and weights for
-/// [`super::write`].
+/// rises and falls once, images shifted at random by a pixel or two; RGB images are taken for photographs, and
+/// every other one is mirrored. Gives configuration and weights for [`super::write`].
 ///
 /// `watch` is told steps done, steps in all, and the loss.
 ///
@@ -61,7 +85,8 @@ pub fn train(
 ) -> Result<(JudgeConfig, HashMap<String, Tensor>)> {
     let Some(labels) = &images.labels else { bail!("the training images have no labels") };
     let classes = images.classes();
-    let mut student = Student::new(images.channels, classes, training.seed)?;
+    let design = if images.channels == 1 { &GRAY } else { &RGB };
+    let mut student = Student::new(design.layers, images.channels, classes, training.seed)?;
     let vars = student.vars();
     let parameters =
         ParamsAdamW { lr: LEARNING_RATE, weight_decay: WEIGHT_DECAY, ..ParamsAdamW::default() };
@@ -73,7 +98,7 @@ pub fn train(
         for (batch, indices) in order.chunks_exact(BATCH).enumerate() {
             let step = epoch * per_epoch + batch;
             optimizer.set_learning_rate(LEARNING_RATE * cycle(step as f64 / steps as f64));
-            let x = shifted(images, indices, training.seed, step)?;
+            let x = design.varied(images, indices, training.seed, step)?;
             let targets: Vec<u32> = indices.iter().map(|&index| labels[index]).collect();
             let targets = Tensor::new(targets, &Device::Cpu)?;
             let loss = cross_entropy(&student.forward(&x)?, &targets)?;
@@ -92,7 +117,7 @@ pub fn train(
         channels: images.channels,
         height: images.height,
         width: images.width,
-        layers: LAYERS.to_vec(),
+        layers: design.layers.to_vec(),
         classes,
         test_accuracy: 0.0,
         recipe: Map::new(),
@@ -102,6 +127,8 @@ pub fn train(
         ("epochs".to_owned(), json!(training.epochs)),
         ("seed".to_owned(), json!(training.seed)),
         ("batch".to_owned(), json!(BATCH)),
+        ("shift".to_owned(), json!(design.shift)),
+        ("mirrored".to_owned(), json!(design.mirrored)),
         ("training_images".to_owned(), json!(images.len())),
         ("test_images".to_owned(), json!(test.len())),
     ]);
@@ -142,7 +169,7 @@ struct StudentLayer {
 
 impl Student {
     /// Normal weights of variance 2/inputs (He et al. 2015).
-    fn new(channels: usize, classes: usize, seed: u64) -> Result<Self> {
+    fn new(design: &[Layer], channels: usize, classes: usize, seed: u64) -> Result<Self> {
         let normal = |stream: usize, rows: usize, columns: usize, variance: f64| {
             let mut values = vec![0.0; rows * columns];
             noise::normal(seed, stream as u64, &mut values);
@@ -153,7 +180,7 @@ impl Student {
             |value: f32, len: usize| Var::from_tensor(&Tensor::full(value, len, &Device::Cpu)?);
         let mut inputs = channels;
         let mut layers = Vec::new();
-        for (i, &Layer { channels, kernel, stride }) in LAYERS.iter().enumerate() {
+        for (i, &Layer { channels, kernel, stride }) in design.iter().enumerate() {
             let rows = kernel * kernel * inputs;
             layers.push(StudentLayer {
                 weight: normal(i, rows, channels, 2.0 / rows as f64)?,
@@ -163,7 +190,7 @@ impl Student {
             });
             inputs = channels;
         }
-        let head = normal(LAYERS.len(), inputs, classes, 1.0 / inputs as f64)?;
+        let head = normal(design.len(), inputs, classes, 1.0 / inputs as f64)?;
         Ok(Self { layers, head, head_bias: constant(0.0, classes)? })
     }
 
@@ -191,11 +218,12 @@ impl Student {
         for (i, layer) in self.layers.iter().enumerate() {
             let convolved = layer.convolve(&x)?.detach();
             let values: Vec<f32> = convolved.flatten_all()?.to_vec1()?;
-            let (mean, variance) = statistics(&values, LAYERS[i].channels);
+            let channels = layer.gamma.elem_count();
+            let (mean, variance) = statistics(&values, channels);
             let variance = Tensor::new(variance, &Device::Cpu)?;
             let scale = (layer.gamma.as_tensor() / (variance + f64::from(norm::EPS))?.sqrt()?)?;
             let bias = (layer.beta.as_tensor() - (Tensor::new(mean, &Device::Cpu)? * &scale)?)?;
-            let (kernel, channels) = (LAYERS[i].kernel, LAYERS[i].channels);
+            let kernel = layer.window.kernel.0;
             let weight = layer.weight.broadcast_mul(&scale)?;
             let weight = weight.reshape((kernel, kernel, (), channels))?.permute((3, 2, 0, 1))?;
             tensors.insert(format!("conv.{i}.weight"), weight.contiguous()?.detach());
@@ -243,25 +271,67 @@ fn shuffled(count: usize, seed: u64, epoch: u64) -> Vec<usize> {
     order
 }
 
-/// A batch `[B, H, W, C]`, every image moved by up to [`SHIFT`] pixels, background coming in.
-fn shifted(images: &Images, indices: &[usize], seed: u64, step: usize) -> Result<Tensor> {
-    let (height, width, channels) = (images.height, images.width, images.channels);
-    let mut values = vec![-1.0; indices.len() * images.image_bytes()];
-    let rows = values.chunks_exact_mut(images.image_bytes()).zip(indices).enumerate();
-    for (row, (values, &index)) in rows {
-        let draw = noise::uniform_u64(seed, SHIFTS + (step * BATCH + row) as u64);
-        let span = 2 * SHIFT as u64 + 1;
-        let down = (draw % span) as i64 - SHIFT;
-        let right = (draw / span % span) as i64 - SHIFT;
-        for (number, pixel) in images.image(index).chunks_exact(channels).enumerate() {
-            let (y, x) = ((number / width) as i64 + down, (number % width) as i64 + right);
-            if (0..height as i64).contains(&y) && (0..width as i64).contains(&x) {
-                let at = (y as usize * width + x as usize) * channels;
-                for (value, &byte) in values[at..].iter_mut().zip(pixel) {
-                    *value = f32::from(byte) / 127.5 - 1.0;
+impl Design {
+    /// A batch `[B, H, W, C]`, every image moved and perhaps mirrored, background coming in.
+    fn varied(&self, images: &Images, indices: &[usize], seed: u64, step: usize) -> Result<Tensor> {
+        let (height, width, channels) = (images.height, images.width, images.channels);
+        let mut values = vec![-1.0; indices.len() * images.image_bytes()];
+        let rows = values.chunks_exact_mut(images.image_bytes()).zip(indices).enumerate();
+        for (row, (values, &index)) in rows {
+            let draw = noise::uniform_u64(seed, SHIFTS + (step * BATCH + row) as u64);
+            let span = 2 * self.shift as u64 + 1;
+            let down = (draw % span) as i64 - self.shift;
+            let right = (draw / span % span) as i64 - self.shift;
+            let mirrored = self.mirrored && draw / span / span % 2 == 1;
+            for (number, pixel) in images.image(index).chunks_exact(channels).enumerate() {
+                let (y, x) = (number / width, number % width);
+                let x = if mirrored { width - 1 - x } else { x };
+                let (y, x) = (y as i64 + down, x as i64 + right);
+                if (0..height as i64).contains(&y) && (0..width as i64).contains(&x) {
+                    let at = (y as usize * width + x as usize) * channels;
+                    for (value, &byte) in values[at..].iter_mut().zip(pixel) {
+                        *value = f32::from(byte) / 127.5 - 1.0;
+                    }
                 }
             }
         }
+        Tensor::from_vec(values, (indices.len(), height, width, channels), &Device::Cpu)
     }
-    Tensor::from_vec(values, (indices.len(), height, width, channels), &Device::Cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn photographs_are_moved_and_every_other_one_is_mirrored() -> Result<()> {
+        // One bright pixel, in row 3 and column 1 of 8.
+        let mut pixels = vec![0; 8 * 8 * 3];
+        pixels[(3 * 8 + 1) * 3..][..3].fill(255);
+        let images = Images {
+            channels: 3,
+            height: 8,
+            width: 8,
+            pixels,
+            labels: None,
+            class_names: Vec::new(),
+        };
+        let batch = RGB.varied(&images, &[0; 400], 7, 0)?.flatten_from(1)?.to_vec2::<f32>()?;
+        let (mut kept, mut mirrored) = (0, 0);
+        for image in batch {
+            let bright: Vec<usize> = (0..64).filter(|pixel| image[pixel * 3] == 1.0).collect();
+            match bright[..] {
+                // Moved by two pixels, column 1 is out of the picture.
+                [] => kept += 1,
+                [pixel] => {
+                    let (row, column) = (pixel / 8, pixel % 8);
+                    assert!((1..=5).contains(&row), "row {row}");
+                    if column <= 3 { kept += 1 } else { mirrored += 1 }
+                }
+                _ => panic!("{bright:?}"),
+            }
+        }
+        assert!(kept > 100 && mirrored > 100, "{kept} as they were, {mirrored} mirrored");
+        Ok(())
+    }
 }
