@@ -425,7 +425,7 @@ def main() -> None:
     if own.exists() and Path(sys.prefix) != ENVIRONMENT:
         os.execv(own, [str(own), *sys.argv])
     if arguments.training:
-        options = ["-p", "understudy-models", "--example", "training"]
+        options = ["-p", "understudy-distill", "--example", "training"]
         arguments.example = arguments.example or build(*options) / "examples" / "training"
     else:
         arguments.understudy = arguments.understudy or build() / "understudy"

@@ -5,8 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use image::{ColorType, DynamicImage, GenericImage, ImageFormat};
-use understudy_models::{Conditioning, checkpoint::write_atomically, sampler};
+use understudy_distill::picture;
+use understudy_models::{Conditioning, sampler};
 
 use super::{
     compute::{Compute, ModelArg},
@@ -127,45 +127,17 @@ fn collect(mut submission: crate::engine::Submission, n: usize) -> Result<Vec<Im
 }
 
 fn write(out: &Path, images: &[Image], seeds: &[u64]) -> Result<(), String> {
-    let grid = grid(images)?;
+    // As square as it gets.
+    let columns = (images.len() as f64).sqrt().ceil() as usize;
+    let grid = picture::grid(images, columns).ok_or("no images")?;
+    let write =
+        |path: &Path, image| picture::write(path, image).map_err(|error| format!("--out: {error}"));
     if out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
-        return write_png(out, &grid);
+        return write(out, &grid);
     }
     std::fs::create_dir_all(out).map_err(|error| format!("--out {}: {error}", out.display()))?;
     for (image, seed) in images.iter().zip(seeds) {
-        write_png(&out.join(format!("{seed}.png")), &picture(image)?)?;
+        write(&out.join(format!("{seed}.png")), image)?;
     }
-    write_png(&out.join("grid.png"), &grid)
-}
-
-fn picture(image: &Image) -> Result<DynamicImage, String> {
-    let (width, height) = (image.width as u32, image.height as u32);
-    let pixels = image.pixels.clone();
-    let picture = match image.channels {
-        1 => image::GrayImage::from_raw(width, height, pixels).map(DynamicImage::ImageLuma8),
-        _ => image::RgbImage::from_raw(width, height, pixels).map(DynamicImage::ImageRgb8),
-    };
-    picture.ok_or_else(|| format!("{} channels: a picture has 1 or 3", image.channels))
-}
-
-/// As square as it gets, row by row.
-fn grid(images: &[Image]) -> Result<DynamicImage, String> {
-    let columns = (images.len() as f64).sqrt().ceil() as usize;
-    let rows = images.len().div_ceil(columns);
-    let Some(first) = images.first() else { return Err("no images".into()) };
-    let (width, height) = (first.width as u32, first.height as u32);
-    let color = if first.channels == 1 { ColorType::L8 } else { ColorType::Rgb8 };
-    let mut grid = DynamicImage::new(width * columns as u32, height * rows as u32, color);
-    for (i, image) in images.iter().enumerate() {
-        let (column, row) = ((i % columns) as u32, (i / columns) as u32);
-        grid.copy_from(&picture(image)?, column * width, row * height)
-            .map_err(|error| error.to_string())?;
-    }
-    Ok(grid)
-}
-
-fn write_png(path: &Path, picture: &DynamicImage) -> Result<(), String> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, ImageFormat::Png).map_err(|error| error.to_string())?;
-    write_atomically(path, bytes.get_ref()).map_err(|error| error.to_string())
+    write(&out.join("grid.png"), &grid)
 }

@@ -1,6 +1,6 @@
 //! Times training steps of a network on the CPU: forward, mean squared error, backward, AdamW.
 //!
-//! `cargo run --release -p understudy-models --example training -- FOLDER BATCH.safetensors SECONDS`:
+//! `cargo run --release -p understudy-distill --example training -- FOLDER BATCH.safetensors SECONDS`:
 //! `FOLDER` holds the network as diffusers writes it (`config.json`,
 //! `diffusion_pytorch_model.safetensors`), the batch `sample`, `timestep` (f32), `target` and, for a
 //! class-conditional network, `class_labels`. Prints one line of JSON: seconds of each step after two
@@ -10,11 +10,11 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Mutex;
 use std::time::Instant;
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Var};
-use rayon::prelude::*;
+use candle_core::{DType, Device, Tensor};
+use understudy_distill::optimizer::{AdamW, Gradients, Settings};
+use understudy_distill::parameters::Parameters;
 use understudy_models::NetworkConfig;
 use understudy_models::kernels::Timing;
 
@@ -31,13 +31,13 @@ fn main() {
     let json = serde_json::from_slice(&json).unwrap();
     let config = NetworkConfig::from_json(&json, "config.json").unwrap();
     let file_of_weights = folder.join("diffusion_pytorch_model.safetensors");
-    let vars: BTreeMap<String, Var> = candle_core::safetensors::load(file_of_weights, &Device::Cpu)
-        .unwrap()
-        .into_iter()
-        .map(|(name, tensor)| (name, Var::from_tensor(&tensor).unwrap()))
-        .collect();
-    let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-    let model = config.load(weights, DType::F32, &Device::Cpu).unwrap();
+    let weights: BTreeMap<String, Tensor> =
+        candle_core::safetensors::load(file_of_weights, &Device::Cpu)
+            .unwrap()
+            .into_iter()
+            .collect();
+    let parameters = Parameters::new(weights).unwrap();
+    let model = config.load(parameters.tensors(), DType::F32, &Device::Cpu).unwrap();
     let batch = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
     let (x, times, target) = (&batch["sample"], &batch["timestep"], &batch["target"]);
     let condition = batch.get("class_labels").map(|labels| labels.to_dtype(DType::U32).unwrap());
@@ -50,7 +50,15 @@ fn main() {
         }
         return;
     }
-    let moments: Vec<AdamW> = vars.values().map(|var| AdamW::new(var.elem_count())).collect();
+    let settings = Settings {
+        learning_rate: 1e-4,
+        warmup_steps: 1,
+        decay_steps: None,
+        weight_decay: 0.01,
+        // The PyTorch steps that these are held against do not clip.
+        clip_norm: f64::INFINITY,
+    };
+    let mut optimizer = AdamW::new(&parameters, settings).unwrap();
     let (mut steps, mut parts) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);
     let mut faults = minor_faults();
     let mut losses = Vec::new();
@@ -59,12 +67,10 @@ fn main() {
         let y = model.forward(x, times, condition.as_ref()).unwrap();
         let forward = began.elapsed().as_secs_f64();
         let loss = (y - target).unwrap().sqr().unwrap().mean_all().unwrap();
-        let grads = loss.backward().unwrap();
+        let mut gradients = loss.backward().unwrap();
         let backward = began.elapsed().as_secs_f64();
-        let each: Vec<_> = vars.values().zip(&moments).collect();
-        each.into_par_iter().for_each(|(var, adam)| {
-            var.inplace_op2(grads.get(var).unwrap(), adam).unwrap();
-        });
+        let gradients = Gradients::take(&parameters, &mut gradients).unwrap();
+        optimizer.step(&parameters, &gradients).unwrap();
         let all = began.elapsed().as_secs_f64();
         losses.push(loss.to_scalar::<f32>().unwrap());
         steps.push(all);
@@ -107,49 +113,4 @@ fn minor_faults() -> u64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
     fields.get(8).and_then(|field| field.parse().ok()).unwrap_or(0)
-}
-
-/// Means, mean squares, steps so far.
-type Moments = (Vec<f32>, Vec<f32>, i32);
-
-/// AdamW (Loshchilov & Hutter 2019) of one parameter, as PyTorch has it by default but for its learning
-/// rate of 1e-4.
-struct AdamW(Mutex<Moments>);
-
-impl AdamW {
-    fn new(len: usize) -> Self {
-        Self(Mutex::new((vec![0.0; len], vec![0.0; len], 0)))
-    }
-}
-
-impl InplaceOp2 for AdamW {
-    fn name(&self) -> &'static str {
-        "adamw"
-    }
-
-    fn cpu_fwd(
-        &self,
-        weights: &mut CpuStorage,
-        at: &Layout,
-        gradients: &CpuStorage,
-        gradients_at: &Layout,
-    ) -> Result<()> {
-        let (CpuStorage::F32(weights), CpuStorage::F32(gradients)) = (weights, gradients) else {
-            candle_core::bail!("weights and gradients must be f32");
-        };
-        let len = at.shape().elem_count();
-        let weights = &mut weights[at.start_offset()..][..len];
-        let gradients = &gradients[gradients_at.start_offset()..][..len];
-        let (first, second, steps) = &mut *self.0.lock().unwrap();
-        *steps += 1;
-        let rate = 1e-4 / (1.0 - 0.9f32.powi(*steps));
-        let root = (1.0 - 0.999f32.powi(*steps)).sqrt();
-        for ((w, g), (m, v)) in weights.iter_mut().zip(gradients).zip(first.iter_mut().zip(second))
-        {
-            *m += 0.1 * (g - *m);
-            *v += 0.001 * (g * g - *v);
-            *w = *w * (1.0 - 1e-6) - rate * *m / (v.sqrt() / root + 1e-8);
-        }
-        Ok(())
-    }
 }
