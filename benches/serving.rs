@@ -224,6 +224,7 @@ impl Server {
                 devices: vec![Device::Cpu],
                 dtype: DType::F32,
                 max_rows,
+                deterministic: false,
             };
             let registry = Registry::open(settings, engine.clone(), Arc::clone(&metrics)).unwrap();
             let registry = Arc::new(registry);

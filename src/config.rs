@@ -58,6 +58,7 @@ impl Config {
                 dtype: arguments.compute.dtype(&devices[0])?,
                 devices,
                 max_rows: arguments.max_batch.map(Into::into),
+                deterministic: arguments.deterministic,
             },
             data: match arguments.data_dir {
                 Some(folder) => DataFolder::Named(folder),

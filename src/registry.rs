@@ -62,6 +62,8 @@ pub struct Settings {
     pub dtype: DType,
     /// Rows per evaluation, instead of what the warm-up finds useful.
     pub max_rows: Option<usize>,
+    /// Whether every evaluation on a GPU has `max_rows` rows, whoever asks.
+    pub deterministic: bool,
 }
 
 impl Settings {
@@ -299,7 +301,11 @@ impl Registry {
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
             let folder = settings.folder_of(&id_)?;
-            Model::load(&folder, id_, key, settings.dtype, &settings.devices)
+            let model = Model::load(&folder, id_, key, settings.dtype, &settings.devices)?;
+            Ok::<_, understudy_models::Error>(match settings.max_rows {
+                Some(rows) if settings.deterministic => model.padded(rows),
+                _ => model,
+            })
         };
         let model = tokio::task::spawn_blocking(read)
             .await

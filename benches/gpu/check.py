@@ -102,6 +102,17 @@ def images(results: Results, models: Path, model: str, device: str, steps: int, 
         results.add(levels_moved_by_the_batch=spread, dtype=dtype)
 
 
+def rows(results: Results, models: Path, model: str, device: str, steps: int, n: int) -> None:
+    """One seed at every row of the batch, of a server that pads its batches: the same file every time."""
+    for dtype in ["f32"] if device == "cpu" else LIMITS:
+        with Server(models, device, dtype, "--max-batch", n, "--deterministic") as server:
+            # A request's image i has seed + i, and its images share evaluations, in order.
+            [expected] = server.images(model, 1, 2 * n, steps, class_label=0)
+            found = [server.images(model, n, 2 * n - row, steps, class_label=0)[row] for row in range(n)]
+        same = sum(one == expected for one in found)
+        results.judge("rows of a padded batch that give the same image", same, n, at_least=True, dtype=dtype)
+
+
 def yardstick(results: Results, folder: Path, device: str, steps: int, n: int) -> None:
     """What PyTorch's own bf16 network costs an image, its sampler in f32."""
     import torch
@@ -172,6 +183,7 @@ def main() -> None:
     shutil.copytree(models / teacher, alone / teacher)
     steps, n = (5, 2) if options.tiny else (STEPS, 8)
     images(results, alone, teacher, options.device, steps, n)
+    rows(results, alone, teacher, options.device, steps, n)
     yardstick(results, alone / teacher, options.device, steps, n)
     training(results, options.device)
     if options.device.startswith("cuda"):

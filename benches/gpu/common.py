@@ -139,11 +139,11 @@ class Server:
         shape = json.loads(data[:length])["outputs"][0]["shape"]
         return numpy.frombuffer(data[length:], numpy.float32).reshape(shape)
 
-    def images(self, model: str, n: int, seed: int, steps: int) -> list[bytes]:
-        """PNG files, deterministic DDIM."""
+    def images(self, model: str, n: int, seed: int, steps: int, **more) -> list[bytes]:
+        """PNG files, deterministic DDIM; `more` fields of the request."""
         import base64
 
-        request = {"model": model, "n": n, "seed": seed, "num_inference_steps": steps, "scheduler": "ddim"}
+        request = {"model": model, "n": n, "seed": seed, "num_inference_steps": steps, "scheduler": "ddim"} | more
         headers = {"Content-Type": "application/json"}
         _, data = self.post("/v1/images/generations", headers, json.dumps(request).encode())
         return [base64.b64decode(one["b64_json"]) for one in json.loads(data)["data"]]

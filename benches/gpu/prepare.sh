@@ -10,7 +10,7 @@
 # WORK           where the toolkit is unpacked and stays [target/gpu]
 # BINARY         an understudy built already, instead of building one
 #
-# Without a data folder its phases are left out there. Needs Python with pip, a C compiler, xz, zstd and the
+# Without a data folder its phases are left out there. Needs Python with pip, a C and a C++ compiler, xz, zstd and the
 # package registries; 12 minutes of two cores for the build.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
@@ -43,6 +43,14 @@ environment() {
     echo | cc -shared -x c -Wl,-soname,libcuda.so.1 -o "$links/libcuda.so" -
 }
 
+# The kernels compiled at run time: do they compile, and are their sums right when threads of the CPU run them?
+kernels() {
+    local kernel=models/src/unet/group_norm/kernel.cu
+    nvcc --ptx "$root/$kernel" -o "$work/kernel.ptx"
+    c++ -std=c++20 -O1 -pthread -w "$root/benches/gpu/emulate.cpp" -o "$work/emulate"
+    "$work/emulate"
+}
+
 build() {
     (cd "$root" && cargo rustc --release --locked --features cuda --bin understudy -- \
         -L "native=$links" -C "link-arg=-Wl,--unresolved-symbols=ignore-all,-z,lazy" \
@@ -51,6 +59,7 @@ build() {
 }
 
 environment
+kernels
 if [ "${CHECK_ONLY:-}" ]; then
     cd "$root" && exec cargo check --locked --features cuda
 fi

@@ -63,6 +63,7 @@ impl Server {
                 devices: vec![Device::Cpu],
                 dtype: DType::F32,
                 max_rows: None,
+                deterministic: false,
             };
             let registry = Registry::open(settings, engine.clone(), Arc::clone(&shared)).unwrap();
             let registry = Arc::new(registry);

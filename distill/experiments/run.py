@@ -224,7 +224,7 @@ def table():
     print("| row | seeds | FD-fashion-mnist-judge | IS | KID × 1000 | P | R | class | teacher evaluations |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for row, name in NAMES.items():
-        results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{row}-*.json"))]
+        results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob(f"{row}-[0-9]*.json"))]
         if not results:
             continue
         scores = [result["scores"] for result in results]

@@ -17,6 +17,10 @@ pub(super) struct ModelArg {
     /// Folder of model folders [default: ./models/zoo, else the bundled one].
     #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
     models: Option<PathBuf>,
+    /// On a GPU, give every evaluation --batch rows, as `serve --deterministic` does: with as many rows a seed
+    /// gives the same bits in both.
+    #[arg(long)]
+    deterministic: bool,
 }
 
 /// What networks run on.
@@ -180,8 +184,11 @@ impl ModelArg {
         let explain = |error| format!("--model {}: {error}", self.model);
         let models = super::models_folder(self.models.as_deref())?;
         let folder = hub::resolve(&self.model, &models).map_err(explain)?;
-        let model =
+        let mut model =
             Model::load(&folder, hub::id_of(&self.model), 0, dtype, &[device]).map_err(explain)?;
+        if self.deterministic {
+            model = model.padded(max_rows);
+        }
         model.on(0).set_cost(CostModel::new(vec![(1, 0.0)], Some(max_rows)));
         Ok(Arc::new(model))
     }

@@ -56,6 +56,10 @@ pub struct ServeArgs {
     /// Rows of one network evaluation [default: as many as the warm-up finds useful].
     #[arg(long, env = "UNDERSTUDY_MAX_BATCH", value_name = "ROWS")]
     pub max_batch: Option<NonZeroUsize>,
+    /// On a GPU, give every evaluation --max-batch rows, empty ones where there are fewer, so that the bits of
+    /// an image do not depend on who shares its evaluations. On a CPU they never do.
+    #[arg(long, env = "UNDERSTUDY_DETERMINISTIC", requires = "max_batch")]
+    pub deterministic: bool,
     /// Seconds after which a request is answered with 504.
     #[arg(
         long,

@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{DType, Device};
 use understudy_models::{
-    Denoiser, Error, Geometry,
+    Denoiser, Error, Geometry, Padded,
     checkpoint::{ModelFolder, card::Card},
     sampler::Kind,
     schedule::ScheduleConfig,
@@ -84,6 +84,20 @@ impl Model {
             created: since_epoch.map_or(0, |since| since.as_secs()),
             replicas,
         })
+    }
+
+    /// The same model, whose evaluations on GPUs all have `rows` rows, so that the bits of an answer do not
+    /// depend on the size of the batch. On a CPU they never do, and nothing is padded.
+    #[must_use]
+    pub fn padded(mut self, rows: usize) -> Self {
+        let pad = |replica: Replica| {
+            if replica.network.device().is_cpu() {
+                return replica;
+            }
+            Replica { network: Box::new(Padded::new(replica.network, rows)), ..replica }
+        };
+        self.replicas = self.replicas.into_iter().map(pad).collect();
+        self
     }
 
     /// The network on the engine's device of that number; every model has one on each.

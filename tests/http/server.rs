@@ -145,6 +145,7 @@ impl Server {
             devices: vec![Device::Cpu; devices],
             dtype: DType::F32,
             max_rows: Some(4),
+            deterministic: false,
         };
         let registry = Registry::open(where_and_how, engine.clone(), Arc::clone(&metrics)).unwrap();
         let registry = Arc::new(registry);

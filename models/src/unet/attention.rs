@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
-use super::layers::{GroupNorm, Pointwise};
+use super::group_norm::GroupNorm;
+use super::layers::Pointwise;
 use super::resnet::rescale;
 use crate::layers::softmax;
 use crate::weights::Weights;

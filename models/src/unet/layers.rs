@@ -1,4 +1,4 @@
-//! Convolutions, products, norms and activations.
+//! Convolutions, products and activations.
 //!
 //! They keep the promises of [`crate::layers`].
 
@@ -6,7 +6,6 @@ use candle_core::{Result, Tensor};
 
 use super::config::Activation;
 use super::convolution::convolve;
-use crate::layers::working;
 use crate::weights::Weights;
 
 /// A convolution with bias.
@@ -89,73 +88,6 @@ impl Pointwise {
         let (output, input) = self.weight.dims2()?;
         let weight = self.weight.broadcast_as((x.dim(0)?, output, input))?;
         weight.matmul(x)?.broadcast_add(&self.bias.reshape((1, (), 1))?)
-    }
-}
-
-/// Group normalisation (Wu & He 2018).
-pub(super) struct GroupNorm {
-    weight: Tensor,
-    bias: Tensor,
-    groups: usize,
-    eps: f64,
-}
-
-impl GroupNorm {
-    /// Over `channels` channels in `groups` groups.
-    pub(super) fn new(
-        weights: &Weights,
-        channels: usize,
-        groups: usize,
-        eps: f64,
-    ) -> crate::Result<Self> {
-        // Statistics and affine map are worked out in f32, as torch does, or in f64 in a network that
-        // serves as the reference.
-        let dtype = working(weights.dtype());
-        let weight = weights.get_as("weight", &[channels], dtype)?;
-        let bias = weights.get_as("bias", &[channels], dtype)?;
-        Ok(Self { weight, bias, groups, eps })
-    }
-
-    /// `[B, channels, …]` → the same shape.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.normalise(x, |scale, shift| Ok((scale, shift)))
-    }
-
-    /// The norm followed by `y·(1 + scale) + shift`, with `scale` and `shift` `[B, channels]`.
-    pub(super) fn forward_modulated(
-        &self,
-        x: &Tensor,
-        scale: &Tensor,
-        shift: &Tensor,
-    ) -> Result<Tensor> {
-        self.normalise(x, |own_scale, own_shift| {
-            let dtype = self.weight.dtype();
-            let factor = (scale.to_dtype(dtype)? + 1.0)?.unsqueeze(2)?;
-            let shift = shift.to_dtype(dtype)?.unsqueeze(2)?;
-            Ok(((own_scale * &factor)?, (own_shift.broadcast_mul(&factor)? + shift)?))
-        })
-    }
-
-    /// `(x − mean)·scale + shift`: norm, affine map and modulation in one product and one sum.
-    ///
-    /// `modulate` is given the scale `[B, C, 1]` and the shift `[1, C, 1]`.
-    fn normalise(
-        &self,
-        x: &Tensor,
-        modulate: impl FnOnce(Tensor, Tensor) -> Result<(Tensor, Tensor)>,
-    ) -> Result<Tensor> {
-        let (batch, channels) = (x.dim(0)?, x.dim(1)?);
-        let grouped = x.to_dtype(self.weight.dtype())?.reshape((batch, self.groups, ()))?;
-        let centred = grouped.broadcast_sub(&grouped.mean_keepdim(2)?)?;
-        let deviation = (centred.sqr()?.mean_keepdim(2)? + self.eps)?.sqrt()?;
-        let scale = self
-            .weight
-            .reshape((1, self.groups, channels / self.groups))?
-            .broadcast_div(&deviation)?
-            .reshape((batch, channels, 1))?;
-        let (scale, shift) = modulate(scale, self.bias.reshape((1, channels, 1))?)?;
-        let y = centred.reshape((batch, channels, ()))?.broadcast_mul(&scale)?;
-        y.broadcast_add(&shift)?.reshape(x.shape())?.to_dtype(x.dtype())
     }
 }
 

@@ -10,6 +10,7 @@ mod channels;
 mod config;
 mod convolution;
 mod embeddings;
+mod group_norm;
 mod layers;
 mod legacy;
 mod plan;
@@ -29,7 +30,8 @@ use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
 use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
-use layers::{Conv2d, GroupNorm};
+use group_norm::GroupNorm;
+use layers::Conv2d;
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
 pub struct UNet2DModel {
@@ -258,7 +260,7 @@ impl Layers {
         for block in &self.up_blocks {
             x = block.forward(x, time, &mut skips)?;
         }
-        let x = self.conv_out.forward(&Activation::Silu.forward(&self.norm_out.forward(&x)?)?)?;
+        let x = self.conv_out.forward(&self.norm_out.activated(&x, Activation::Silu)?)?;
 
         if self.divide_by_time {
             // Time is a noise level here, and the answer a score.

@@ -4,7 +4,8 @@ use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
 use super::config::Activation;
-use super::layers::{Conv2d, GroupNorm, Pointwise, downsample_mean, upsample_nearest};
+use super::group_norm::GroupNorm;
+use super::layers::{Conv2d, Pointwise, downsample_mean, upsample_nearest};
 use crate::layers::Linear;
 use crate::weights::Weights;
 
@@ -68,7 +69,7 @@ impl ResnetBlock {
     /// `x` `[B, input, H, W]`, `time` `[B, time width]`, already through the activation →
     /// `[B, output, H', W']`.
     pub(super) fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let h = self.activation.forward(&self.norm1.forward(x)?)?;
+        let h = self.norm1.activated(x, self.activation)?;
         let (x, h) = match self.resize {
             Resize::Keep => (x.clone(), h),
             Resize::Up => (upsample_nearest(x)?, upsample_nearest(&h)?),
@@ -76,12 +77,11 @@ impl ResnetBlock {
         };
         let time = self.time.forward(time)?;
         let h = if self.scale_shift {
-            let parts = time.chunk(2, 1)?;
-            self.norm2.forward_modulated(&self.conv1.forward(&h)?, &parts[0], &parts[1])?
+            self.norm2.modulated(&self.conv1.forward(&h)?, &time, self.activation)?
         } else {
-            self.norm2.forward(&self.conv1.forward_plus(&h, &time)?)?
+            self.norm2.activated(&self.conv1.forward_plus(&h, &time)?, self.activation)?
         };
-        let h = self.conv2.forward(&self.activation.forward(&h)?)?;
+        let h = self.conv2.forward(&h)?;
         let around = match &self.shortcut {
             None => x,
             Some(shortcut) => shortcut.forward(&x.flatten_from(2)?)?.reshape(h.shape())?,
