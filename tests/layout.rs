@@ -108,6 +108,7 @@ fn unsafe_stands_in_kernels_and_where_memory_is_mapped() {
                 path if path.ends_with("src/main.rs") => 1,
                 path if path.ends_with("distill/src/pool/rows.rs") => 1,
                 path if path.ends_with("src/gpu.rs") => 1,
+                path if path.ends_with("unet/group_norm/launch.rs") => 2,
                 _ => 0,
             };
             assert!(count <= allowed, "{}: {count} unsafe blocks", path.display());

@@ -55,7 +55,7 @@ build() {
     (cd "$root" && cargo rustc --release --locked --features cuda --bin understudy -- \
         -L "native=$links" -C "link-arg=-Wl,--unresolved-symbols=ignore-all,-z,lazy" \
         -C "link-arg=-Wl,--no-as-needed" -C link-arg=-lcuda -C strip=symbols)
-    binary=$root/target/release/understudy
+    binary=${CARGO_TARGET_DIR:-$root/target}/release/understudy
 }
 
 environment
