@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Times, in turns within one run, a teacher's evaluation alone, a student's step alone (forward, loss,
-//! backward, AdamW), the pool's lesson, and all of an iteration as the loop does it. Medians.
+//! backward, AdamW), the lesson of a pool in memory and of one in a mapped file, and all of an iteration as the
+//! loop does it. Medians, of shares too.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use understudy_distill::walk::Walks;
 use understudy_models::Denoiser;
 use understudy_models::sampler::Kind;
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 21;
 
 struct Learner {
     network: Box<dyn Denoiser>,
@@ -63,17 +64,24 @@ fn main() {
     let student = Student::new(Candidate::open(config).unwrap(), &teacher, None, 0).unwrap();
 
     let learned = teacher.learned_variance();
-    let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, learned).unwrap();
-    let settings = pool::Settings {
-        order: Order::Shuffled,
-        batch,
-        seed: 0,
-        run: "iteration".into(),
-        file: None,
-        finished: None,
+    let folder = tempfile::tempdir().unwrap();
+    let pool = |file: Option<PathBuf>| {
+        let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, learned).unwrap();
+        let settings = pool::Settings {
+            // Ten batches.
+            order: Order::Dynamic { rho: 0.01 },
+            batch,
+            seed: 0,
+            run: "iteration".into(),
+            file,
+            finished: None,
+        };
+        let mut pool = Pool::new(&teacher, walks, settings).unwrap();
+        while pool.prepare().unwrap().is_some() {}
+        pool
     };
-    let mut pool = Pool::new(&teacher, walks, settings).unwrap();
-    while pool.prepare().unwrap().is_some() {}
+    let mut mapped = pool(Some(folder.path().join("pool")));
+    let mut pool = pool(None);
     let parameters = Parameters::new(student.weights.clone()).unwrap();
     let kind = teacher.schedule.prediction_type();
     let optimizer = Settings {
@@ -94,42 +102,47 @@ fn main() {
     let lesson = pool.lesson(0).unwrap();
     let (times, condition) =
         (lesson.times(&Device::Cpu).unwrap(), lesson.condition(&Device::Cpu).unwrap());
-    let mut timings: [Vec<f64>; 4] = Default::default();
-    for round in 0..=ROUNDS {
+    let mut rounds = Vec::new();
+    for round in 0..=ROUNDS as u64 {
         let evaluation = seconds(|| {
             teacher.network().forward(&lesson.x, &times, condition.as_ref()).unwrap();
         });
         let step = seconds(|| learner.step(&lesson));
-        let lesson_seconds = seconds(|| {
-            pool.lesson(2 * round as u64 + 1).unwrap();
+        let from_memory = seconds(|| {
+            pool.lesson(2 * round + 1).unwrap();
+        });
+        let from_file = seconds(|| {
+            mapped.lesson(2 * round + 1).unwrap();
         });
         let iteration = seconds(|| {
-            let lesson = pool.lesson(2 * round as u64 + 2).unwrap();
+            let lesson = pool.lesson(2 * round + 2).unwrap();
             learner.step(&lesson);
             average.update(&learner.parameters).unwrap();
         });
         // The first warms up.
         if round > 0 {
-            let these = [evaluation, step, lesson_seconds, iteration];
-            timings.iter_mut().zip(these).for_each(|(timings, seconds)| timings.push(seconds));
+            rounds.push([evaluation, step, from_memory, from_file, iteration]);
         }
     }
-    let [evaluation, step, lesson, iteration] = timings.map(median);
-    let ms = 1e3;
+    let typical = |value: &dyn Fn(&[f64; 5]) -> f64| median(rounds.iter().map(value).collect());
     println!("batch {batch}, {} threads", rayon_threads());
-    println!("teacher's evaluation alone  {:8.1} ms", evaluation * ms);
-    println!("student's step alone        {:8.1} ms", step * ms);
+    let names = [
+        "teacher's evaluation alone",
+        "student's step alone",
+        "lesson, pool in memory",
+        "lesson, pool in a file",
+        "iteration",
+    ];
+    for (i, name) in names.iter().enumerate() {
+        println!("{name:28}{:8.1} ms", 1e3 * typical(&|round| round[i]));
+    }
+    let share = |i: usize| 100.0 * typical(&|round| (round[i] - round[0]) / round[4]);
     println!(
-        "lesson (pool and teacher)   {:8.1} ms: bookkeeping {:.2} % of an iteration",
-        lesson * ms,
-        100.0 * (lesson - evaluation) / iteration
+        "iteration, of the two alone {:8.3}",
+        typical(&|round| round[4] / (round[0] + round[1]))
     );
-    println!(
-        "iteration                   {:8.1} ms: {:.3} of the two alone, {:.1} images/s",
-        iteration * ms,
-        iteration / (evaluation + step),
-        batch as f64 / iteration
-    );
+    println!("bookkeeping, of an iteration{:7.2} %, in a file {:.2} %", share(2), share(3));
+    println!("images per second           {:8.1}", batch as f64 / typical(&|round| round[4]));
 }
 
 fn rayon_threads() -> String {

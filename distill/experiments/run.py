@@ -51,6 +51,8 @@ PAPER = {"walk-steps": 1000, "init": "random"}
 # 50 evaluations an image.
 BASELINE = {"method": "data-free-baseline", "samples": EVALUATIONS // 50, "walk-steps": 50, "walk-sampler": "ddim"}
 DYNAMIC = {"schedule": "dynamic", "rho": 0.005, **PAPER}
+# Beyond the paper: 3,200 samples, walked 24.5 of 50 steps to fill the pool, which are 78,000 evaluations.
+STRIDED = {"schedule": "dynamic", "rho": 0.1, "walk-steps": 50}
 # Beyond the paper: the student predicts v, and errors count as errors in v.
 VELOCITY = {"prediction": "v_prediction", "weighting": "velocity"}
 ROWS = {
@@ -64,9 +66,10 @@ ROWS = {
     "shuffled": {"schedule": "shuffled", **PAPER},
     "dynamic": DYNAMIC,
     "dynamic-v": {**DYNAMIC, **VELOCITY},
-    # 3,200 samples, walked 24.5 of 50 steps to fill the pool: 78,000 evaluations.
-    "strided": {"schedule": "dynamic", "rho": 0.1, "walk-steps": 50, "init": "pruned"},
-    "ours": {"schedule": "dynamic", "rho": 0.1, "walk-steps": 50, "init": "pruned", **VELOCITY},
+    "strided": {**STRIDED, "init": "pruned"},
+    "ours-random": {**STRIDED, "init": "random", **VELOCITY},
+    "ours-uniform": {**STRIDED, "init": "pruned", "prediction": "v_prediction"},
+    "ours": {**STRIDED, "init": "pruned", **VELOCITY},
 }
 NAMES = {
     "teacher": "teacher",
@@ -79,6 +82,8 @@ NAMES = {
     "dynamic": "DKDM, dynamic iterative",
     "dynamic-v": "DKDM, dynamic iterative, predicting v, weighted as v",
     "strided": "dynamic, strided, pruned start",
+    "ours-random": "ours, with a random start",
+    "ours-uniform": "ours, with all errors weighted alike",
     "ours": "dynamic, strided, pruned start, predicting v, weighted as v (ours)",
 }
 SAMPLES = 10_000
