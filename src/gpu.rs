@@ -6,8 +6,9 @@
 use candle_core::{
     Device, DeviceLocation,
     cuda_backend::cudarc::driver::{
+        CudaContext, DriverError,
         result::{device::get_default_mem_pool, mem_pool},
-        sys::{CUdevice_attribute, CUmemPool_attribute},
+        sys::{CUdevice_attribute, CUmemPool_attribute, CUresult},
     },
 };
 use nvml_wrapper::{Nvml, enum_wrappers::device::TemperatureSensor, error::NvmlError};
@@ -18,6 +19,14 @@ use prometheus::{
 };
 
 use crate::metrics::Metrics;
+
+/// Whether there is any. A driver that fails to say so is taken for one that has: opening the GPU tells why.
+pub(crate) fn exists() -> bool {
+    match CudaContext::device_count() {
+        Ok(count) => count > 0,
+        Err(DriverError(error)) => error != CUresult::CUDA_ERROR_NO_DEVICE,
+    }
+}
 
 /// Opens a GPU. It has a stream of its own, so that its work is done in order whatever thread asks for it,
 /// and keeps the memory that is freed: an evaluation allocates thousands of times, and each time its result

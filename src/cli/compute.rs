@@ -41,7 +41,7 @@ pub(crate) struct Compute {
 /// What `--device` says.
 #[derive(Debug, PartialEq)]
 enum Asked {
-    /// The first GPU where the build has CUDA, else the CPU.
+    /// The first GPU where there is one and the build has CUDA, else the CPU.
     Auto,
     Cpu,
     /// GPUs by number, all different.
@@ -72,9 +72,14 @@ impl Asked {
 }
 
 #[cfg(feature = "cuda")]
-use crate::gpu::open as open_gpu;
+use crate::gpu::{exists as gpu_exists, open as open_gpu};
 
-/// A build without CUDA has none.
+/// A build without CUDA knows none.
+#[cfg(not(feature = "cuda"))]
+fn gpu_exists() -> bool {
+    false
+}
+
 #[cfg(not(feature = "cuda"))]
 fn open_gpu(gpu: usize) -> candle_core::Result<Device> {
     Device::new_cuda(gpu)
@@ -89,7 +94,7 @@ impl Compute {
         let named = self.device.as_str();
         let gpus = match Asked::parse(named)? {
             Asked::Cpu => return Ok(vec![Device::Cpu]),
-            Asked::Auto if !cuda_is_available() => return Ok(vec![Device::Cpu]),
+            Asked::Auto if !gpu_exists() => return Ok(vec![Device::Cpu]),
             Asked::Auto => vec![0],
             Asked::Cuda(_) if !cuda_is_available() => {
                 return Err(format!(
