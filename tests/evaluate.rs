@@ -144,6 +144,9 @@ fn what_cannot_be_scored_is_refused_with_the_remedy() {
     let inception = ["--features", "inception", "--weights", text(&notes)];
     let said = refusal(&[&["--samples", set, "--reference", set], &inception[..]].concat());
     assert!(said.contains("notes.txt: cannot be read"), "{said}");
+    let of_colours = ["--features", "cifar10-jpeg-judge"];
+    let said = refusal(&[&["--samples", set, "--reference", set], &of_colours[..]].concat());
+    assert!(said.contains("the network takes 32×32 3-channel"), "{said}");
     let said = refusal(&["--samples", set, "--reference", set, "--features", "nobody"]);
     assert!(said.contains("neither a folder nor a bundled judge"), "{said}");
 }
