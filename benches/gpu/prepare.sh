@@ -58,12 +58,23 @@ build() {
     binary=${CARGO_TARGET_DIR:-$root/target}/release/understudy
 }
 
+# Does it start, with CUDA's libraries and a driver that knows no device? It samples on the CPU then.
+start() {
+    local site=$CUDA_HOME/..
+    mkdir -p "$work/no-device"
+    nm --dynamic --undefined-only "$binary" | sed -n 's/.* \(cu[A-Z][A-Za-z0-9_]*\).*/int \1(void) { return 100; }/p' |
+        cc -shared -w -x c -Wl,-soname,libcuda.so.1 -o "$work/no-device/libcuda.so.1" -
+    LD_LIBRARY_PATH="$work/no-device:$CUDA_HOME/lib:$site/cudnn/lib" UNDERSTUDY_MODELS="$root/models/zoo" \
+        "$binary" sample --model fashion-mnist-student --n 1 --steps 2 --out "$work/start.png"
+}
+
 environment
 kernels
 if [ "${CHECK_ONLY:-}" ]; then
     cd "$root" && exec cargo check --locked --features cuda
 fi
 if [ "${BINARY:-}" ]; then binary=$BINARY; else build; fi
+start
 
 echo "packing $bundle"
 xz --threads=0 -6 --stdout "$binary" >"$bundle/understudy.xz"

@@ -4,15 +4,18 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::denoiser::{Denoiser, Geometry};
 
-/// Asks its network about `rows` rows whatever it is asked itself, the missing ones zeros at time 0. A GPU's libraries
-/// choose algorithms, and with them the order of sums, by the size of the batch; here there is but one size.
+/// Asks its network about `rows` rows whatever it is asked itself, the missing ones zeros at time 0, and more than
+/// that in several evaluations. Shapes, types and errors are the network's.
+///
+/// A GPU's libraries choose algorithms, and with them the order of sums, by the size of the batch; here there is
+/// but one size.
 pub struct Padded {
     network: Box<dyn Denoiser>,
     rows: usize,
 }
 
 impl Padded {
-    /// Around a network; `rows` is at least 1.
+    /// Around a network; 0 rows count as 1.
     pub fn new(network: Box<dyn Denoiser>, rows: usize) -> Self {
         Self { network, rows: rows.max(1) }
     }

@@ -140,7 +140,11 @@ impl Fused<'_> {
                 self.modulation.as_ref().map(Tensor::dims),
             )
         }
-        Ok((channels, pixels.iter().product()))
+        let pixels = pixels.iter().product::<usize>();
+        if x.shape().elem_count() == 0 || i32::try_from(channels * pixels).is_err() {
+            bail!("group norm of {:?}: a sample has 1 to 2^31 - 1 values", x.dims())
+        }
+        Ok((channels, pixels))
     }
 }
 
@@ -152,11 +156,13 @@ impl CustomOp1 for Fused<'_> {
     /// The kernel's twin, which tests hold both against.
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (channels, pixels) = self.check(layout)?;
-        let Some((start, end)) = layout.contiguous_offsets() else { bail!("must be contiguous") };
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("group norm's tensors must be contiguous")
+        };
         let values = |tensor: &Tensor| tensor.to_vec1::<f32>();
         let (weight, bias) = (values(&self.norm.weight)?, values(&self.norm.bias)?);
         let modulation = self.modulation.as_ref().map(Tensor::to_vec2::<f32>).transpose()?;
-        let CpuStorage::F32(x) = x else { bail!("the twin is for f32") };
+        let CpuStorage::F32(x) = x else { bail!("group norm's twin is for f32") };
         let per_group = channels / self.norm.groups;
         let mut y = Vec::with_capacity(end - start);
         for (block, x) in x[start..end].chunks_exact(per_group * pixels).enumerate() {

@@ -22,7 +22,7 @@ struct Design {
     layers: &'static [Layer],
     /// Pixels by which an image is moved at random, either way.
     shift: i64,
-    /// Whether every other image is mirrored, left to right.
+    /// Whether one image in two, at random, is mirrored, left to right.
     mirrored: bool,
 }
 
@@ -71,7 +71,7 @@ pub struct Training {
 
 /// Trains a judge on labelled images and measures it on others: AdamW, cross-entropy, a learning rate that
 /// rises and falls once, images shifted at random by a pixel or two; RGB images are taken for photographs, and
-/// every other one is mirrored. Gives configuration and weights for [`super::write`].
+/// one in two, at random, is mirrored. Gives configuration and weights for [`super::write`].
 ///
 /// `watch` is told steps done, steps in all, and the loss.
 ///
@@ -304,7 +304,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn photographs_are_moved_and_every_other_one_is_mirrored() -> Result<()> {
+    fn photographs_are_moved_and_one_in_two_is_mirrored() -> Result<()> {
         // One bright pixel, in row 3 and column 1 of 8.
         let mut pixels = vec![0; 8 * 8 * 3];
         pixels[(3 * 8 + 1) * 3..][..3].fill(255);
