@@ -109,6 +109,9 @@ fn unsafe_stands_in_kernels_and_where_memory_is_mapped() {
                 path if path.ends_with("distill/src/pool/rows.rs") => 1,
                 path if path.ends_with("src/gpu.rs") => 1,
                 path if path.ends_with("unet/group_norm/launch.rs") => 2,
+                path if path.ends_with("unet/sum/launch.rs") => 2,
+                path if path.ends_with("sampler/advance/launch.rs") => 2,
+                path if path.ends_with("unet/convolution/cudnn.rs") => 3,
                 _ => 0,
             };
             assert!(count <= allowed, "{}: {count} unsafe blocks", path.display());

@@ -56,9 +56,11 @@ def describe(results: Results, device: str) -> None:
     import torch
 
     about = {"torch": torch.__version__, "understudy": run("--version").stdout.strip()}
-    if device.startswith("cuda"):
+    if torch.cuda.is_available():
         about |= {"gpu": torch.cuda.get_device_name(0), "cuda": torch.version.cuda}
         about["cudnn"] = torch.backends.cudnn.version()
+    else:
+        about["gpu"] = "emulated" if device.startswith("cuda") else "none"
     if (BUNDLE / "ABOUT").exists():
         about["bundle"] = (BUNDLE / "ABOUT").read_text().split("\n")[0]
     results.add(machine=about)

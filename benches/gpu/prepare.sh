@@ -12,6 +12,10 @@
 #
 # Without a data folder its phases are left out there. Needs Python with pip, a C and a C++ compiler, xz, zstd and the
 # package registries; 12 minutes of two cores for the build.
+#
+# The binary is tried out on a GPU in software; so is a whole phase, where Python has PyTorch and diffusers, by
+#
+#   UNDERSTUDY=WORK/emulated/understudy BUNDLE/run.sh check --tiny
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd)
 bundle=${1:?the folder to make}
@@ -43,12 +47,11 @@ environment() {
     echo | cc -shared -x c -Wl,-soname,libcuda.so.1 -o "$links/libcuda.so" -
 }
 
-# The kernels compiled at run time: do they compile, and are their sums right when threads of the CPU run them?
+# Do the kernels that are compiled at run time compile?
 kernels() {
-    local kernel=models/src/unet/group_norm/kernel.cu
-    nvcc --ptx "$root/$kernel" -o "$work/kernel.ptx"
-    c++ -std=c++20 -O1 -pthread -w "$root/benches/gpu/emulate.cpp" -o "$work/emulate"
-    "$work/emulate"
+    for source in unet/kernels.cu sampler/advance/kernel.cu; do
+        nvcc --ptx "$root/models/src/$source" -o "$work/kernel.ptx"
+    done
 }
 
 build() {
@@ -58,14 +61,13 @@ build() {
     binary=${CARGO_TARGET_DIR:-$root/target}/release/understudy
 }
 
-# Does it start, with CUDA's libraries and a driver that knows no device? It samples on the CPU then.
+# Does it run? On a GPU in software, and on the CPU where the driver knows no GPU.
 start() {
-    local site=$CUDA_HOME/..
-    mkdir -p "$work/no-device"
-    nm --dynamic --undefined-only "$binary" | sed -n 's/.* \(cu[A-Z][A-Za-z0-9_]*\).*/int \1(void) { return 100; }/p' |
-        cc -shared -w -x c -Wl,-soname,libcuda.so.1 -o "$work/no-device/libcuda.so.1" -
-    LD_LIBRARY_PATH="$work/no-device:$CUDA_HOME/lib:$site/cudnn/lib" UNDERSTUDY_MODELS="$root/models/zoo" \
-        "$binary" sample --model fashion-mnist-student --n 1 --steps 2 --out "$work/start.png"
+    "$root/benches/gpu/emulator/build.sh" "$work/emulated" "$binary"
+    for gpus in 1 0; do
+        EMULATED_GPUS=$gpus UNDERSTUDY_MODELS="$root/models/zoo" "$work/emulated/understudy" \
+            sample --model fashion-mnist-student --n 1 --steps 3 --out "$work/start-$gpus.png"
+    done
 }
 
 environment

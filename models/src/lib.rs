@@ -5,12 +5,16 @@
 //! request's settings become a [`sampler::Trajectory`]; whoever owns the device alternates network
 //! evaluations with [`sampler::advance`].
 
+#[cfg(feature = "cuda")]
+mod captured;
 pub mod channels;
 pub mod checkpoint;
 mod denoiser;
 pub mod dit;
 mod error;
 mod fields;
+#[cfg(feature = "cuda")]
+mod gpu;
 mod image;
 mod initial;
 pub mod kernels;

@@ -173,6 +173,10 @@ impl NetworkConfig {
     /// Builds the network from its weights, in `dtype` on `device`. Where a weight is a
     /// [`candle_core::Var`] the network has gradients and sees later changes of it.
     ///
+    /// On a GPU one without gradients has its evaluations launched as CUDA graphs. The device must not track
+    /// events then (`CudaDevice::disable_event_tracking`), which those of other operations would be, outside of
+    /// the graph; where it does, the log says that evaluations are not captured.
+    ///
     /// # Errors
     /// [`Error::Weights`] naming what is missing, what does not belong, and what has another shape.
     pub fn load(
@@ -191,14 +195,21 @@ impl NetworkConfig {
         dtype: DType,
         device: &Device,
     ) -> Result<Box<dyn Denoiser>> {
-        Ok(match self {
+        #[cfg(feature = "cuda")]
+        let trained = weights.values().any(Weight::trained);
+        let network: Box<dyn Denoiser> = match self {
             Self::UNet(config) => {
                 Box::new(UNet2DModel::load_weights(config, weights, dtype, device)?)
             }
             Self::DiT(config) => {
                 Box::new(DiTTransformer2DModel::load(config, weights, dtype, device)?)
             }
-        })
+        };
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(device), false) = (device, trained) {
+            return Ok(Box::new(crate::captured::Captured::new(network, device)));
+        }
+        Ok(network)
     }
 
     /// Random weights, f32 on the CPU, drawn as those of a new network are by PyTorch and diffusers, or by

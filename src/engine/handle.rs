@@ -180,6 +180,12 @@ impl Engine {
         self.loads.iter().all(|load| load.is_idle())
     }
 
+    /// Whether a device answers nothing any more, until the process is started anew. Requests go to the others,
+    /// if there are any.
+    pub fn has_lost_a_device(&self) -> bool {
+        self.loads.iter().any(|load| load.is_lost())
+    }
+
     /// Evaluates a model that nobody uses yet, on every device, until its costs by batch size are known
     /// there, between the evaluations of those that are in use. `max_rows` overrides the largest useful
     /// batch.
@@ -246,11 +252,14 @@ impl Engine {
         Ok(permits)
     }
 
-    /// The devices, the one that is done soonest first.
+    /// The devices, the one that is done soonest first; those that are lost behind all others.
     fn soonest(&self) -> Vec<usize> {
         let mut devices: Vec<usize> = (0..self.loads.len()).collect();
         if devices.len() > 1 {
-            devices.sort_by_cached_key(|&device| self.loads[device].predicted_drain());
+            devices.sort_by_cached_key(|&device| {
+                let load = &self.loads[device];
+                (load.is_lost(), load.predicted_drain())
+            });
         }
         devices
     }

@@ -33,6 +33,8 @@ struct State {
     promises: BTreeMap<SampleKey, Promise>,
     running: Option<Running>,
     next_key: u64,
+    /// Whether the device answers nothing any more.
+    lost: bool,
 }
 
 /// A model, and how many samples of it there are.
@@ -231,6 +233,16 @@ impl Load {
         let promise = state.promises.remove(&sample).filter(|_| done_or_late)?;
         let predicted = promise.finish - promise.admitted;
         (predicted > 0.0).then(|| (now - promise.admitted) / predicted)
+    }
+
+    /// The device answers nothing any more.
+    pub(super) fn lose(&self) {
+        self.lock().lost = true;
+    }
+
+    /// Whether that has happened.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lock().lost
     }
 
     /// Whether no client waits for anything.

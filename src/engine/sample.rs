@@ -53,11 +53,14 @@ pub(super) struct Walk {
     pub(super) latent: Option<Latent>,
 }
 
-/// The state a sampler carries, both f32 `[1, C, H, W]`.
+/// The state a sampler carries: a row of the batch in which it took its last step.
 #[derive(Debug, Clone)]
 pub(super) struct Latent {
+    /// f32 `[B, C, H, W]`.
     pub(super) x: Tensor,
+    /// As `x`.
     pub(super) memory: Tensor,
+    pub(super) row: usize,
 }
 
 /// Where the time goes.

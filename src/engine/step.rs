@@ -57,7 +57,10 @@ pub(super) fn evaluate(network: &dyn Denoiser, samples: &mut [Sample]) -> Result
                 Some(Outcome::NonFinite { timestep: walk.current().timestep })
             }
             Task::Generate(walk) => {
-                answers.push(guided(&answer.narrow(0, row, rows)?, walk, network)?);
+                answers.push(match walk.guided() {
+                    true => (guided(&answer.narrow(0, row, rows)?, walk, network)?, 0),
+                    false => (answer.clone(), row),
+                });
                 walks.push(walk);
                 None
             }
@@ -75,7 +78,7 @@ fn start(network: &dyn Denoiser, seed: u64) -> Result<Latent> {
     noise::normal(seed, 0, &mut values);
     let x = Tensor::from_vec(values, &shape[..], network.device())?;
     let memory = x.zeros_like()?;
-    Ok(Latent { x, memory })
+    Ok(Latent { x, memory, row: 0 })
 }
 
 /// The network's answer, f32 `[rows, out_channels, height, width]`; a guided sample has two rows, the
@@ -88,14 +91,14 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
     for sample in samples {
         match &sample.task {
             Task::Infer { x, timestep } => {
-                xs.push(Tensor::from_slice(x, &latent_shape(network, 1)[..], device)?);
+                xs.push((Tensor::from_slice(x, &latent_shape(network, 1)[..], device)?, 0));
                 timesteps.push(*timestep);
                 conditions.extend_from_slice(&sample.condition);
             }
             Task::Generate(walk) => {
                 let Some(latent) = &walk.latent else { candle_core::bail!("no latent") };
                 for row in 0..sample.rows() {
-                    xs.push(latent.x.clone());
+                    xs.push((latent.x.clone(), latent.row));
                     timesteps.push(walk.current().timestep as f32);
                     match sample.model.card.null_class.filter(|_| row == 1) {
                         Some(null_class) => conditions.push(null_class as f32),
@@ -106,7 +109,7 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
         }
     }
     let rows = timesteps.len();
-    let x = Tensor::cat(&xs, 0)?.to_dtype(network.dtype())?;
+    let x = stack(&xs)?.to_dtype(network.dtype())?;
     let timesteps = Tensor::from_vec(timesteps, rows, device)?;
     let condition = match network.geometry().conditioning {
         Conditioning::None => None,
@@ -125,9 +128,6 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
 /// Classifier-free guidance (Ho and Salimans, 2022, eq. 6) in the form `none + s·(class − none)`, where
 /// s = 1 is no guidance. A learned variance is the class's.
 fn guided(rows: &Tensor, walk: &Walk, network: &dyn Denoiser) -> Result<Tensor> {
-    if !walk.guided() {
-        return Ok(rows.clone());
-    }
     let channels = network.geometry().in_channels;
     let (class, none) = (rows.narrow(0, 0, 1)?, rows.narrow(0, 1, 1)?);
     let (class_mean, none_mean) = (class.narrow(1, 0, channels)?, none.narrow(1, 0, channels)?);
@@ -142,27 +142,25 @@ fn guided(rows: &Tensor, walk: &Walk, network: &dyn Denoiser) -> Result<Tensor> 
 fn advance(
     network: &dyn Denoiser,
     walks: Vec<&mut Walk>,
-    answers: &[Tensor],
+    answers: &[(Tensor, usize)],
 ) -> Result<Vec<Outcome>> {
     if walks.is_empty() {
         return Ok(Vec::new());
     }
-    let latents: Vec<Latent> = walks.iter().filter_map(|walk| walk.latent.clone()).collect();
-    let stack = |part: fn(&Latent) -> &Tensor| -> Result<Tensor> {
-        Tensor::cat(&latents.iter().map(part).collect::<Vec<_>>(), 0)
-    };
-    let (x, memory) = (stack(|latent| &latent.x)?, stack(|latent| &latent.memory)?);
+    let latents = || walks.iter().filter_map(|walk| walk.latent.as_ref());
+    let x = stack(&latents().map(|latent| (latent.x.clone(), latent.row)).collect::<Vec<_>>())?;
+    let memory: Vec<_> = latents().map(|latent| (latent.memory.clone(), latent.row)).collect();
+    let memory = stack(&memory)?;
     let steps: Vec<Step> = walks.iter().map(|walk| walk.current().step).collect();
     let noise = step_noise(network, &walks)?;
-    let answers = Tensor::cat(answers, 0)?;
+    let answers = stack(answers)?;
     let next = sampler::advance(&x, &memory, &answers, noise.as_ref(), &steps)?;
 
     let mut outcomes = Vec::with_capacity(walks.len());
     for (row, walk) in walks.into_iter().enumerate() {
-        let x = next.x.narrow(0, row, 1)?;
         walk.position += 1;
         outcomes.push(if walk.position == walk.trajectory.len() {
-            Outcome::Image(image(&x)?)
+            Outcome::Image(image(&next.x.narrow(0, row, 1)?)?)
         } else {
             let preview = match walk.preview_due() {
                 Some(number) => Some((number, image(&next.x0.narrow(0, row, 1)?)?)),
@@ -170,9 +168,22 @@ fn advance(
             };
             Outcome::Going(preview)
         });
-        walk.latent = Some(Latent { x, memory: next.memory.narrow(0, row, 1)? });
+        walk.latent = Some(Latent { x: next.x.clone(), memory: next.memory.clone(), row });
     }
     Ok(outcomes)
+}
+
+/// Rows of batches as one batch: the very one that they are of, where they are all of its rows in order, as they are
+/// when nobody came or went.
+fn stack(rows: &[(Tensor, usize)]) -> Result<Tensor> {
+    if let Some((batch, _)) = rows.first()
+        && batch.dim(0)? == rows.len()
+        && rows.iter().enumerate().all(|(i, (of, row))| of.id() == batch.id() && *row == i)
+    {
+        return Ok(batch.clone());
+    }
+    let row = |(batch, row): &(Tensor, usize)| batch.narrow(0, *row, 1);
+    Tensor::cat(&rows.iter().map(row).collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// The N(0, I) noise of this step, `[B, C, H, W]`, zero where a sample's step adds none; `None` when no

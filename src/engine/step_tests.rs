@@ -30,7 +30,8 @@ fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, cla
 
 fn latent(sample: &Sample) -> Vec<u32> {
     let Task::Generate(walk) = &sample.task else { panic!("an image") };
-    let x = &walk.latent.as_ref().unwrap().x;
+    let latent = walk.latent.as_ref().unwrap();
+    let x = latent.x.get(latent.row).unwrap();
     let values: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
     values.into_iter().map(f32::to_bits).collect()
 }

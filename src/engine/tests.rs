@@ -19,7 +19,7 @@ use understudy_models::{
 use super::*;
 use crate::{metrics::Metrics, registry::Model};
 
-/// Halves what it sees; NaN for class 8, a panic for class 9. Every evaluation waits for one `go`, and
+/// Halves what it sees; NaN for class 8, a panic for class 9, a broken GPU for class 7. Every evaluation waits for one `go`, and
 /// its rows go into `rows`; of more than `memory_rows` it fails as CUDA's driver does.
 struct Toy {
     geometry: Geometry,
@@ -58,6 +58,9 @@ impl Denoiser for Toy {
         }
         let labels: Vec<u32> = labels.unwrap().to_vec1()?;
         assert!(!labels.contains(&9), "class 9");
+        if labels.contains(&7) {
+            candle_core::bail!("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal address\")")
+        }
         let factors =
             labels.iter().map(|&l| if l == 8 { f32::NAN } else { 0.5 }).collect::<Vec<_>>();
         x.broadcast_mul(&Tensor::from_vec(factors, (labels.len(), 1, 1, 1), &Device::Cpu)?)
@@ -477,10 +480,29 @@ fn a_batch_without_memory_fails_alone_and_halves_the_limit_of_its_device() {
 }
 
 #[test]
+fn what_comes_after_a_device_is_lost_goes_to_the_other() {
+    let f = fixture_on(2, 16, 8, 1.0, usize::MAX);
+    let doomed = f.engine.generate(f.request(&[7])).unwrap();
+    f.go(1);
+    let events = all(doomed);
+    assert!(
+        matches!(&events[..], [Event::Failed { failure: Failure::Evaluation(reason), .. }]
+            if reason.contains("ILLEGAL_ADDRESS")),
+        "{events:?}"
+    );
+    assert!(f.engine.has_lost_a_device());
+    for _ in 0..2 {
+        let next = f.engine.generate(f.request(&[2])).unwrap();
+        f.go_on_second(STEPS);
+        assert_eq!(completed(&all(next)), 1);
+    }
+}
+
+#[test]
 fn a_limit_that_halves_while_samples_wait_holds_for_them() {
     let f = fixture_on(1, 16, 4, 1.0, 2);
     let first = f.engine.generate(f.request(&[1, 2, 3, 4])).unwrap();
-    let second = f.engine.generate(f.request(&[5, 6, 7])).unwrap();
+    let second = f.engine.generate(f.request(&[4, 5, 6])).unwrap();
     // The first four fail together, whenever the others came; these are then two at a time.
     f.go(1 + 2 * STEPS);
     assert_eq!((completed(&all(first)), completed(&all(second))), (0, 3));

@@ -52,6 +52,9 @@ impl WarmUp {
                         "the device has no memory for one row of it ({reason}); unload other models, or use \
                          a device with more"
                     ))),
+                    (Failed::Lost(reason), _) => self.tell(Err(format!(
+                        "the GPU answers nothing any more ({reason}); start the server anew"
+                    ))),
                     (Failed::Otherwise(reason), _) => self.tell(Err(reason)),
                 };
             }

@@ -15,10 +15,12 @@ use super::{
 use crate::registry::State as ModelState;
 
 impl App {
-    /// Whether the server takes requests: models loaded and warm, no shutdown under way.
+    /// Whether the server takes requests: models loaded and warm, no shutdown under way, no device lost.
     pub(super) fn status(&self) -> HealthStatus {
         if self.draining.is_cancelled() {
             HealthStatus::Draining
+        } else if self.engine.has_lost_a_device() {
+            HealthStatus::DeviceLost
         } else if self.registry.ready() {
             HealthStatus::Ok
         } else {
@@ -30,7 +32,7 @@ impl App {
 /// Whether the server takes requests.
 #[utoipa::path(get, path = "/health", tag = "operations", responses(
     (status = 200, description = "It does", body = Health),
-    (status = 503, description = "Models are being loaded, or the server is shutting down", body = Health),
+    (status = 503, description = "Models are being loaded, the server is shutting down, or a GPU answers nothing any more until the server is started anew", body = Health),
 ))]
 pub(super) async fn health(State(app): State<App>) -> Response {
     let status = app.status();
@@ -38,7 +40,9 @@ pub(super) async fn health(State(app): State<App>) -> Response {
     let ready = |(_, state): &&(String, ModelState)| matches!(state, ModelState::Ready(_));
     let code = match status {
         HealthStatus::Ok => StatusCode::OK,
-        HealthStatus::Loading | HealthStatus::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        HealthStatus::Loading | HealthStatus::Draining | HealthStatus::DeviceLost => {
+            StatusCode::SERVICE_UNAVAILABLE
+        }
     };
     let body = Health {
         status,

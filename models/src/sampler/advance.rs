@@ -1,12 +1,13 @@
 //! One batched operation that advances every sample, whatever its sampler and position.
 
 mod host;
+#[cfg(feature = "cuda")]
+mod launch;
 mod quantile;
-mod tensors;
 #[cfg(test)]
 mod tests;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use super::Step;
 
@@ -19,14 +20,6 @@ pub struct Advanced {
     pub memory: Tensor,
     /// The bounded estimates of the clean samples.
     pub x0: Tensor,
-}
-
-/// What a step reads, checked and contiguous.
-struct Operands {
-    x: Tensor,
-    memory: Tensor,
-    model: Tensor,
-    noise: Option<Tensor>,
 }
 
 /// Applies `steps[i]` to row `i` of a batch.
@@ -51,11 +44,12 @@ pub fn advance(
     noise: Option<&Tensor>,
     steps: &[Step],
 ) -> Result<Advanced> {
-    let operands = check(x, memory, model, noise, steps)?;
-    match x.device() {
-        Device::Cpu => host::advance(&operands, steps),
-        _ => tensors::advance(&operands, steps),
-    }
+    check(x, memory, model, noise, steps)?;
+    let noise = noise.filter(|_| steps.iter().any(Step::needs_noise));
+    let advance = Advance { steps, noise: noise.map(Tensor::contiguous).transpose()? };
+    let model = model.to_dtype(DType::F32)?.contiguous()?;
+    let all = x.contiguous()?.apply_op3_no_bwd(&memory.contiguous()?, &model, &advance)?;
+    Ok(Advanced { x: all.get(0)?, memory: all.get(1)?, x0: all.get(2)? })
 }
 
 fn check(
@@ -64,7 +58,7 @@ fn check(
     model: &Tensor,
     noise: Option<&Tensor>,
     steps: &[Step],
-) -> Result<Operands> {
+) -> Result<()> {
     let (batch, channels, height, width) = x.dims4()?;
     if steps.len() != batch {
         bail!("advance: {} steps for a batch of {batch}", steps.len());
@@ -79,7 +73,6 @@ fn check(
             model.dims()
         );
     }
-    let noise = noise.filter(|_| steps.iter().any(Step::needs_noise));
     if noise.is_none() && steps.iter().any(Step::needs_noise) {
         bail!("advance: a step needs noise, and there is none");
     }
@@ -97,10 +90,62 @@ fn check(
             bail!("advance: {name} is {:?}, must be F32", tensor.dtype());
         }
     }
-    Ok(Operands {
-        x: x.contiguous()?,
-        memory: memory.contiguous()?,
-        model: model.to_dtype(DType::F32)?.contiguous()?,
-        noise: noise.map(Tensor::contiguous).transpose()?,
-    })
+    Ok(())
+}
+
+/// Of latents, memory and answer, contiguous f32: the next latents, the next memory and the estimates, one behind
+/// the other, `[3, B, C, H, W]`.
+struct Advance<'a> {
+    steps: &'a [Step],
+    /// f32 and contiguous, and there where a step needs it.
+    noise: Option<Tensor>,
+}
+
+impl CustomOp3 for Advance<'_> {
+    fn name(&self) -> &'static str {
+        "advance"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_at: &Layout,
+        memory: &CpuStorage,
+        memory_at: &Layout,
+        model: &CpuStorage,
+        model_at: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let advanced = host::advance(self, (x, x_at), (memory, memory_at), (model, model_at))?;
+        Ok((CpuStorage::F32(advanced), given(x_at)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        x: &CudaStorage,
+        x_at: &Layout,
+        memory: &CudaStorage,
+        memory_at: &Layout,
+        model: &CudaStorage,
+        model_at: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        Ok((self.launch((x, x_at), (memory, memory_at), (model, model_at))?, given(x_at)))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda_fwd(
+        &self,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+        _: &CudaStorage,
+        _: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        bail!("this build knows no GPU")
+    }
+}
+
+fn given(x: &Layout) -> Shape {
+    Shape::from([&[3], x.dims()].concat())
 }

@@ -1,7 +1,7 @@
-//! Group norm, and what follows it: scale-shift, the activation.
+//! Group norm, and what is done beside it: an offset before, scale-shift and the activation after.
 //!
-//! On a GPU all of it is one kernel of our own (`kernel.cu`, compiled when it is first needed), where no
-//! gradient is asked for and the activation is SiLU or none. Elsewhere it is candle's operations.
+//! On a GPU all of it is one kernel of our own (`kernels.cu`), where no gradient is asked for and the activation is
+//! SiLU or none. Elsewhere it is candle's operations.
 
 #[cfg(feature = "cuda")]
 mod launch;
@@ -18,6 +18,24 @@ pub(super) struct GroupNorm {
     bias: Tensor,
     groups: usize,
     eps: f64,
+}
+
+/// What is done beside the norm.
+#[derive(Clone, Copy, Default)]
+pub(super) struct With<'a> {
+    /// `[B, channels]`, or `[1, channels]` for all samples: is added to every pixel before the norm.
+    pub(super) offset: Option<&'a Tensor>,
+    /// `[B, 2·channels]`, scale and shift, one behind the other: `y·(1 + scale) + shift` after it.
+    pub(super) modulation: Option<&'a Tensor>,
+    /// At the end.
+    pub(super) activation: Option<Activation>,
+}
+
+impl With<'_> {
+    /// An activation, and nothing else.
+    pub(super) fn activation(activation: Activation) -> Self {
+        Self { activation: Some(activation), ..Self::default() }
+    }
 }
 
 impl GroupNorm {
@@ -37,50 +55,25 @@ impl GroupNorm {
     }
 
     /// `[B, channels, …]` → the same shape.
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.then(x, None, None)
-    }
-
-    /// The norm, then the activation.
-    pub(super) fn activated(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
-        self.then(x, None, Some(activation))
-    }
-
-    /// The norm, then `y·(1 + scale) + shift`, then the activation; `modulation` `[B, 2·channels]` is scale
-    /// and shift, one behind the other.
-    pub(super) fn modulated(
-        &self,
-        x: &Tensor,
-        modulation: &Tensor,
-        activation: Activation,
-    ) -> Result<Tensor> {
-        self.then(x, Some(modulation), Some(activation))
-    }
-
-    fn then(
-        &self,
-        x: &Tensor,
-        modulation: Option<&Tensor>,
-        activation: Option<Activation>,
-    ) -> Result<Tensor> {
-        let tracked = [Some(x), Some(&self.weight), modulation];
+    pub(super) fn forward(&self, x: &Tensor, with: With) -> Result<Tensor> {
+        let tracked = [Some(x), Some(&self.weight), with.offset, with.modulation];
         let tracked = tracked.into_iter().flatten().any(Tensor::track_op);
         let kernel = matches!(x.dtype(), DType::F32 | DType::BF16 | DType::F16)
-            && matches!(activation, None | Some(Activation::Silu));
+            && matches!(with.activation, None | Some(Activation::Silu));
         if x.device().is_cuda() && kernel && !tracked {
-            return self.fused(x, modulation, activation.is_some());
+            return self.fused(x, with);
         }
-        let y = self.composed(x, modulation)?;
-        match activation {
-            Some(activation) => activation.forward(&y),
-            None => Ok(y),
-        }
+        self.composed(x, with)
     }
 
     /// `(x − mean)·scale + shift`: norm, affine map and modulation in one product and one sum.
-    fn composed(&self, x: &Tensor, modulation: Option<&Tensor>) -> Result<Tensor> {
+    fn composed(&self, x: &Tensor, with: With) -> Result<Tensor> {
         let (batch, channels, dtype) = (x.dim(0)?, x.dim(1)?, self.weight.dtype());
-        let grouped = x.to_dtype(dtype)?.reshape((batch, self.groups, ()))?;
+        let grouped = match with.offset {
+            Some(offset) => x.flatten_from(2)?.broadcast_add(&offset.unsqueeze(2)?)?,
+            None => x.clone(),
+        };
+        let grouped = grouped.to_dtype(dtype)?.reshape((batch, self.groups, ()))?;
         let centred = grouped.broadcast_sub(&grouped.mean_keepdim(2)?)?;
         let deviation = (centred.sqr()?.mean_keepdim(2)? + self.eps)?.sqrt()?;
         let mut scale = self
@@ -89,29 +82,40 @@ impl GroupNorm {
             .broadcast_div(&deviation)?
             .reshape((batch, channels, 1))?;
         let mut shift = self.bias.reshape((1, channels, 1))?;
-        if let Some(modulation) = modulation {
+        if let Some(modulation) = with.modulation {
             let parts = modulation.to_dtype(dtype)?.chunk(2, 1)?;
             let factor = (&parts[0] + 1.0)?.unsqueeze(2)?;
             scale = (scale * &factor)?;
             shift = (shift.broadcast_mul(&factor)? + parts[1].unsqueeze(2)?)?;
         }
         let y = centred.reshape((batch, channels, ()))?.broadcast_mul(&scale)?;
-        y.broadcast_add(&shift)?.reshape(x.shape())?.to_dtype(x.dtype())
+        let y = y.broadcast_add(&shift)?.reshape(x.shape())?.to_dtype(x.dtype())?;
+        match with.activation {
+            Some(activation) => activation.forward(&y),
+            None => Ok(y),
+        }
     }
 
-    /// The same, and SiLU, in one kernel; for tensors without gradients.
-    fn fused(&self, x: &Tensor, modulation: Option<&Tensor>, silu: bool) -> Result<Tensor> {
-        let modulation = match modulation {
-            Some(modulation) => Some(modulation.to_dtype(DType::F32)?.contiguous()?),
-            None => None,
+    /// The same in one kernel, whose only activation is SiLU; for tensors without gradients.
+    fn fused(&self, x: &Tensor, with: With) -> Result<Tensor> {
+        let given = |tensor: &Tensor, width| {
+            tensor.broadcast_as((x.dim(0)?, width))?.to_dtype(DType::F32)?.contiguous()
         };
-        x.contiguous()?.apply_op1_no_bwd(&Fused { norm: self, modulation, silu })
+        let channels = x.dim(1)?;
+        x.contiguous()?.apply_op1_no_bwd(&Fused {
+            norm: self,
+            offset: with.offset.map(|offset| given(offset, channels)).transpose()?,
+            modulation: with.modulation.map(|both| given(both, 2 * channels)).transpose()?,
+            silu: with.activation.is_some(),
+        })
     }
 }
 
 /// The kernel.
 struct Fused<'a> {
     norm: &'a GroupNorm,
+    /// f32 `[B, channels]`, contiguous.
+    offset: Option<Tensor>,
     /// f32 `[B, 2·channels]`, contiguous.
     modulation: Option<Tensor>,
     silu: bool,
@@ -127,16 +131,21 @@ impl Fused<'_> {
             bail!("group norm of {:?}: has no channels", x.dims())
         };
         let parameters = [&self.norm.weight, &self.norm.bias];
+        let shaped = |given: &Option<Tensor>, width| {
+            given.as_ref().is_none_or(|given| given.dims() == [batch, width])
+        };
         if parameters.iter().any(|one| one.dims() != [channels] || one.dtype() != DType::F32)
             || channels % self.norm.groups != 0
-            || self.modulation.as_ref().is_some_and(|one| one.dims() != [batch, 2 * channels])
+            || !shaped(&self.offset, channels)
+            || !shaped(&self.modulation, 2 * channels)
         {
             bail!(
-                "group norm of {:?} in {} groups: weights are {:?} {:?}, the modulation {:?}",
+                "group norm of {:?} in {} groups: weights are {:?} {:?}, the offset {:?}, the modulation {:?}",
                 x.dims(),
                 self.norm.groups,
                 self.norm.weight.dtype(),
                 self.norm.weight.dims(),
+                self.offset.as_ref().map(Tensor::dims),
                 self.modulation.as_ref().map(Tensor::dims),
             )
         }
@@ -161,13 +170,19 @@ impl CustomOp1 for Fused<'_> {
         };
         let values = |tensor: &Tensor| tensor.to_vec1::<f32>();
         let (weight, bias) = (values(&self.norm.weight)?, values(&self.norm.bias)?);
-        let modulation = self.modulation.as_ref().map(Tensor::to_vec2::<f32>).transpose()?;
+        let rows = |given: &Option<Tensor>| given.as_ref().map(Tensor::to_vec2::<f32>).transpose();
+        let (offset, modulation) = (rows(&self.offset)?, rows(&self.modulation)?);
         let CpuStorage::F32(x) = x else { bail!("group norm's twin is for f32") };
         let per_group = channels / self.norm.groups;
         let mut y = Vec::with_capacity(end - start);
         for (block, x) in x[start..end].chunks_exact(per_group * pixels).enumerate() {
             let (sample, group) = (block / self.norm.groups, block % self.norm.groups);
             let size = x.len() as f32;
+            let moved = |(i, x): (usize, &f32)| {
+                let channel = group * per_group + i / pixels;
+                x + offset.as_ref().map_or(0.0, |offset| offset[sample][channel])
+            };
+            let x: Vec<f32> = x.iter().enumerate().map(moved).collect();
             let mean = x.iter().sum::<f32>() / size;
             let square = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / size;
             let deviation = (square + self.norm.eps as f32).sqrt();
@@ -221,10 +236,15 @@ mod tests {
             // Far from zero, where the mean of squares less the square of the mean would be lost.
             let x = (random(3, shape) + 10.0).unwrap();
             let modulation = random(4, &[batch, 2 * channels]);
-            for modulation in [None, Some(&modulation)] {
+            let offsets = [random(5, &[batch, channels]), random(6, &[1, channels])];
+            let offsets = [None, Some(&offsets[0]), Some(&offsets[1])];
+            for (modulation, offset) in
+                offsets.map(|offset| [(None, offset), (Some(&modulation), offset)]).concat()
+            {
                 for activation in [None, Some(Activation::Silu)] {
-                    let fused = norm.fused(&x, modulation, activation.is_some()).unwrap();
-                    let composed = norm.then(&x, modulation, activation).unwrap();
+                    let with = With { offset, modulation, activation };
+                    let fused = norm.fused(&x, with).unwrap();
+                    let composed = norm.composed(&x, with).unwrap();
                     let error = (fused - composed).unwrap().abs().unwrap().max_all().unwrap();
                     let error = error.to_scalar::<f32>().unwrap();
                     assert!(error < 5e-5, "{shape:?} {groups} {activation:?}: {error}");
@@ -237,8 +257,10 @@ mod tests {
     fn what_does_not_fit_is_refused() {
         let (weight, bias) = (random(1, &[8]), random(2, &[8]));
         let norm = GroupNorm { weight, bias, groups: 4, eps: 1e-5 };
-        assert!(norm.fused(&random(3, &[2, 6, 4]), None, true).is_err());
-        let modulation = random(4, &[1, 16]);
-        assert!(norm.fused(&random(3, &[2, 8, 4]), Some(&modulation), true).is_err());
+        assert!(norm.fused(&random(3, &[2, 6, 4]), With::default()).is_err());
+        let few = random(4, &[3, 16]);
+        let x = random(3, &[2, 8, 4]);
+        assert!(norm.fused(&x, With { modulation: Some(&few), ..With::default() }).is_err());
+        assert!(norm.fused(&x, With { offset: Some(&few), ..With::default() }).is_err());
     }
 }

@@ -6,6 +6,7 @@ use candle_core::{Result, Tensor};
 
 use super::config::Activation;
 use super::convolution::convolve;
+use super::sum::biased_sum;
 use crate::weights::Weights;
 
 /// A convolution with bias.
@@ -36,17 +37,22 @@ impl Conv2d {
 
     /// `[B, input, H, W]` → `[B, output, H', W']`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.convolve(x)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+        self.without_bias(x)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
     }
 
-    /// The same, plus `offset` `[B, output]` at every pixel: one pass over the image for both sums.
-    pub(super) fn forward_plus(&self, x: &Tensor, offset: &Tensor) -> Result<Tensor> {
-        let offset = offset.broadcast_add(&self.bias)?;
-        self.convolve(x)?.broadcast_add(&offset.unsqueeze(2)?.unsqueeze(3)?)
+    /// The same, plus `around` of the result's shape.
+    pub(super) fn forward_onto(&self, x: &Tensor, around: &Tensor) -> Result<Tensor> {
+        biased_sum(&self.without_bias(x)?, around, &self.bias)
     }
 
-    fn convolve(&self, x: &Tensor) -> Result<Tensor> {
+    /// The same, without the bias, which whoever takes it must add.
+    pub(super) fn without_bias(&self, x: &Tensor) -> Result<Tensor> {
         convolve(x, &self.weight, self.padding, self.stride)
+    }
+
+    /// `[output]`.
+    pub(super) fn bias(&self) -> &Tensor {
+        &self.bias
     }
 }
 
@@ -85,9 +91,17 @@ impl Pointwise {
 
     /// `[B, input, L]` → `[B, output, L]`, one product per sample.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.product(x)?.broadcast_add(&self.bias.reshape((1, (), 1))?)
+    }
+
+    /// The same, plus `around` of the result's shape.
+    pub(super) fn forward_onto(&self, x: &Tensor, around: &Tensor) -> Result<Tensor> {
+        biased_sum(&self.product(x)?, around, &self.bias)
+    }
+
+    fn product(&self, x: &Tensor) -> Result<Tensor> {
         let (output, input) = self.weight.dims2()?;
-        let weight = self.weight.broadcast_as((x.dim(0)?, output, input))?;
-        weight.matmul(x)?.broadcast_add(&self.bias.reshape((1, (), 1))?)
+        self.weight.broadcast_as((x.dim(0)?, output, input))?.matmul(x)
     }
 }
 

@@ -15,6 +15,7 @@ mod layers;
 mod legacy;
 mod plan;
 mod resnet;
+mod sum;
 
 use std::collections::HashMap;
 
@@ -30,8 +31,12 @@ use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
 use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
-use group_norm::GroupNorm;
+use group_norm::{GroupNorm, With};
 use layers::Conv2d;
+
+/// What lies between convolutions, on a GPU.
+#[cfg(feature = "cuda")]
+static KERNELS: crate::gpu::Kernels = crate::gpu::Kernels::new("unet", include_str!("kernels.cu"));
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
 pub struct UNet2DModel {
@@ -260,7 +265,9 @@ impl Layers {
         for block in &self.up_blocks {
             x = block.forward(x, time, &mut skips)?;
         }
-        let x = self.conv_out.forward(&self.norm_out.activated(&x, Activation::Silu)?)?;
+        let x = self
+            .conv_out
+            .forward(&self.norm_out.forward(&x, With::activation(Activation::Silu))?)?;
 
         if self.divide_by_time {
             // Time is a noise level here, and the answer a score.

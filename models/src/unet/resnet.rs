@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
 use super::config::Activation;
-use super::group_norm::GroupNorm;
+use super::group_norm::{GroupNorm, With};
 use super::layers::{Conv2d, Pointwise, downsample_mean, upsample_nearest};
 use crate::layers::Linear;
 use crate::weights::Weights;
@@ -69,24 +69,27 @@ impl ResnetBlock {
     /// `x` `[B, input, H, W]`, `time` `[B, time width]`, already through the activation →
     /// `[B, output, H', W']`.
     pub(super) fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let h = self.norm1.activated(x, self.activation)?;
+        let h = self.norm1.forward(x, With::activation(self.activation))?;
         let (x, h) = match self.resize {
             Resize::Keep => (x.clone(), h),
             Resize::Up => (upsample_nearest(x)?, upsample_nearest(&h)?),
             Resize::Down => (downsample_mean(x)?, downsample_mean(&h)?),
         };
         let time = self.time.forward(time)?;
-        let h = if self.scale_shift {
-            self.norm2.modulated(&self.conv1.forward(&h)?, &time, self.activation)?
+        let h = self.conv1.without_bias(&h)?;
+        let bias = self.conv1.bias();
+        let (offset, modulation) = if self.scale_shift {
+            (bias.unsqueeze(0)?, Some(&time))
         } else {
-            self.norm2.activated(&self.conv1.forward_plus(&h, &time)?, self.activation)?
+            (time.broadcast_add(bias)?, None)
         };
-        let h = self.conv2.forward(&h)?;
+        let activation = Some(self.activation);
+        let h = self.norm2.forward(&h, With { offset: Some(&offset), modulation, activation })?;
         let around = match &self.shortcut {
             None => x,
             Some(shortcut) => shortcut.forward(&x.flatten_from(2)?)?.reshape(h.shape())?,
         };
-        rescale((around + h)?, self.output_scale)
+        rescale(self.conv2.forward_onto(&h, &around)?, self.output_scale)
     }
 }
 

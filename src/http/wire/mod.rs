@@ -46,7 +46,7 @@ pub(super) struct Binary(Vec<u8>);
 /// Whether the server takes requests.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `ok`, `loading` or `draining`.
+    /// `ok`, `loading`, `draining` or `device_lost`.
     pub(super) status: HealthStatus,
     /// Models that serve.
     pub(super) models_ready: usize,
@@ -56,7 +56,7 @@ pub(super) struct Health {
 
 /// What the server is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(super) enum HealthStatus {
     /// Serving.
     Ok,
@@ -64,4 +64,6 @@ pub(super) enum HealthStatus {
     Loading,
     /// Finishing what is in flight before it stops.
     Draining,
+    /// A GPU answers nothing any more until the server is started anew; others go on.
+    DeviceLost,
 }

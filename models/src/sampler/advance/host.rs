@@ -1,46 +1,44 @@
-//! The step on the CPU: plain loops over one row at a time, which are what the compiler vectorises.
+//! The step on the CPU: plain loops over one row at a time, which are what the compiler vectorises; and the twin of
+//! the kernel for GPUs.
 //!
 //! A row is a few thousand numbers, so the passes below find it in the first-level cache.
 
-use std::ops::Deref;
+use candle_core::{CpuStorage, Layout, Result, Storage, bail};
 
-use candle_core::{CpuStorage, Result, Storage, Tensor, bail};
-
+use super::Advance;
 use super::quantile::threshold;
-use super::{Advanced, Operands};
 use crate::sampler::{Bound, NoiseScale, Step};
 
-/// Looks at a contiguous f32 tensor in host memory without copying it.
-fn with_slice<T>(tensor: &Tensor, look: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match storage.deref() {
-        Storage::Cpu(CpuStorage::F32(values)) => {
-            let start = layout.start_offset();
-            look(&values[start..start + layout.shape().elem_count()])
-        }
-        _ => bail!("advance: expected f32 in host memory"),
+/// The numbers of a contiguous f32 tensor in host memory.
+fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        _ => bail!("advance: expected contiguous f32 in host memory"),
     }
 }
 
-pub(super) fn advance(operands: &Operands, steps: &[Step]) -> Result<Advanced> {
-    let shape = operands.x.shape();
-    let mut out = Buffers {
-        x: vec![0.0; shape.elem_count()],
-        memory: vec![0.0; shape.elem_count()],
-        x0: vec![0.0; shape.elem_count()],
+pub(super) fn advance(
+    Advance { steps, noise }: &Advance,
+    (x, x_at): (&CpuStorage, &Layout),
+    (memory, memory_at): (&CpuStorage, &Layout),
+    (model, model_at): (&CpuStorage, &Layout),
+) -> Result<Vec<f32>> {
+    let operands = (numbers(x, x_at)?, numbers(memory, memory_at)?, numbers(model, model_at)?);
+    let length = operands.0.len();
+    let mut all = vec![0.0; 3 * length];
+    let (x, rest) = all.split_at_mut(length);
+    let (memory, x0) = rest.split_at_mut(length);
+    let mut buffers = Buffers { x, memory, x0 };
+    let storage = noise.as_ref().map(|noise| noise.storage_and_layout());
+    let noise = match &storage {
+        Some((storage, layout)) => match &**storage {
+            Storage::Cpu(storage) => Some(numbers(storage, layout)?),
+            _ => bail!("advance: the noise is not in host memory"),
+        },
+        None => None,
     };
-    with_slice(&operands.x, |x| {
-        with_slice(&operands.memory, |memory| {
-            with_slice(&operands.model, |model| match &operands.noise {
-                Some(noise) => {
-                    with_slice(noise, |noise| out.fill(x, memory, model, Some(noise), steps))
-                }
-                None => out.fill(x, memory, model, None, steps),
-            })
-        })
-    })?;
-    let tensor = |values| Tensor::from_vec(values, shape, operands.x.device());
-    Ok(Advanced { x: tensor(out.x)?, memory: tensor(out.memory)?, x0: tensor(out.x0)? })
+    buffers.fill(operands, noise, steps);
+    Ok(all)
 }
 
 /// One row of what a step reads.
@@ -54,23 +52,21 @@ struct Row<'a> {
     noise: &'a [f32],
 }
 
-struct Buffers {
-    x: Vec<f32>,
-    memory: Vec<f32>,
-    x0: Vec<f32>,
+struct Buffers<'a> {
+    x: &'a mut [f32],
+    memory: &'a mut [f32],
+    x0: &'a mut [f32],
 }
 
-impl Buffers {
+impl Buffers<'_> {
     fn fill(
         &mut self,
-        x: &[f32],
-        memory: &[f32],
-        model: &[f32],
+        (x, memory, model): (&[f32], &[f32], &[f32]),
         noise: Option<&[f32]>,
         steps: &[Step],
-    ) -> Result<()> {
+    ) {
         if x.is_empty() {
-            return Ok(());
+            return;
         }
         let length = x.len() / steps.len();
         let answer = model.len() / steps.len();
@@ -90,7 +86,6 @@ impl Buffers {
             add_noise(step, &row, &mut self.x[here.clone()]);
             self.memory[here].copy_from_slice(if step.remember { x0 } else { row.memory });
         }
-        Ok(())
     }
 }
 

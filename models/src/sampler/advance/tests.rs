@@ -1,10 +1,10 @@
-//! The two implementations against the scalar reference, and the promises they make.
+//! The step against the scalar reference, and the promises it makes.
 #![allow(clippy::unwrap_used)]
 
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 
-use super::{Advanced, advance, check, host, quantile::threshold, tensors};
+use super::{Advanced, advance, quantile::threshold};
 use crate::noise;
 use crate::sampler::{Bound, Element, NoiseScale, Step};
 
@@ -68,49 +68,43 @@ impl Batch {
         }
     }
 
-    fn run(&self, steps: &[Step], implementation: Implementation) -> Advanced {
-        let operands = check(&self.x, &self.memory, &self.model, Some(&self.noise), steps).unwrap();
-        implementation(&operands, steps).unwrap()
+    fn run(&self, steps: &[Step]) -> Advanced {
+        advance(&self.x, &self.memory, &self.model, Some(&self.noise), steps).unwrap()
     }
 }
-
-type Implementation = fn(&super::Operands, &[Step]) -> candle_core::Result<Advanced>;
-const BOTH: [Implementation; 2] = [host::advance, tensors::advance];
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
 #[test]
-fn both_implementations_agree_with_the_scalar_reference() {
+fn every_row_is_the_scalar_reference() {
     let steps = steps();
     let batch = Batch::new(steps.len());
     let (x, memory, model, noise) =
         (values(&batch.x), values(&batch.memory), values(&batch.model), values(&batch.noise));
-    for implementation in BOTH {
-        let got = batch.run(&steps, implementation);
-        let (got_x, got_memory, got_x0) = (values(&got.x), values(&got.memory), values(&got.x0));
-        for (row, step) in steps.iter().enumerate() {
-            let answer = &model[row * 2 * LENGTH..(row + 1) * 2 * LENGTH];
-            let raw: Vec<f32> = (0..LENGTH)
-                .map(|i| step.p as f32 * x[row * LENGTH + i] + step.q as f32 * answer[i])
-                .collect();
-            for i in 0..LENGTH {
-                let at = row * LENGTH + i;
-                let want = step.evaluate(Element {
-                    x: x[at].into(),
-                    memory: memory[at].into(),
-                    model: answer[i].into(),
-                    variance: answer[LENGTH + i].into(),
-                    noise: noise[at].into(),
-                    threshold: threshold(&raw, 0.8, 1.5).into(),
-                });
-                let near =
-                    |got: f32, want: f64| (f64::from(got) - want).abs() < 3e-6 * (1.0 + want.abs());
-                assert!(near(got_x[at], want.x), "{step:?}: {} {}", got_x[at], want.x);
-                assert!(near(got_memory[at], want.memory), "{step:?}");
-                assert!(near(got_x0[at], want.x0), "{step:?}");
-            }
+    let got = batch.run(&steps);
+    let (got_x, got_memory, got_x0) = (values(&got.x), values(&got.memory), values(&got.x0));
+    for (row, step) in steps.iter().enumerate() {
+        let answer = &model[row * 2 * LENGTH..(row + 1) * 2 * LENGTH];
+        let raw: Vec<f32> = (0..LENGTH)
+            .map(|i| step.p as f32 * x[row * LENGTH + i] + step.q as f32 * answer[i])
+            .collect();
+        for i in 0..LENGTH {
+            let at = row * LENGTH + i;
+            let want = step.evaluate(Element {
+                x: x[at].into(),
+                memory: memory[at].into(),
+                model: answer[i].into(),
+                variance: answer[LENGTH + i].into(),
+                noise: noise[at].into(),
+                threshold: threshold(&raw, 0.8, 1.5).into(),
+            });
+            let near =
+                |got: f32, want: f64| (f64::from(got) - want).abs() < 3e-6 * (1.0 + want.abs());
+            assert!(near(got_x[at], want.x), "{step:?}: {} {}", got_x[at], want.x);
+            assert!(near(got_memory[at], want.memory), "{step:?}");
+            assert!(near(got_x0[at], want.x0), "{step:?}");
         }
     }
 }
@@ -140,16 +134,14 @@ proptest! {
         let place = place.min(indices.len());
         indices.insert(place, row);
         let pick = |indices: &[u32]| indices.iter().map(|&i| steps[i as usize]).collect::<Vec<_>>();
-        for implementation in BOTH {
-            let alone = batch.rows(&[row]).run(&pick(&[row]), implementation);
-            let together = batch.rows(&indices).run(&pick(&indices), implementation);
-            for (alone, together) in [
-                (&alone.x, &together.x),
-                (&alone.memory, &together.memory),
-                (&alone.x0, &together.x0),
-            ] {
-                prop_assert_eq!(bits(alone), bits(&together.get(place).unwrap()));
-            }
+        let alone = batch.rows(&[row]).run(&pick(&[row]));
+        let together = batch.rows(&indices).run(&pick(&indices));
+        for (alone, together) in [
+            (&alone.x, &together.x),
+            (&alone.memory, &together.memory),
+            (&alone.x0, &together.x0),
+        ] {
+            prop_assert_eq!(bits(alone), bits(&together.get(place).unwrap()));
         }
     }
 }
@@ -159,11 +151,9 @@ fn nan_is_not_hidden() {
     let steps = steps();
     let mut batch = Batch::new(steps.len());
     batch.model = (batch.model.zeros_like().unwrap() / 0.0).unwrap();
-    for implementation in BOTH {
-        let got = batch.run(&steps, implementation);
-        assert!(values(&got.x).iter().all(|value| value.is_nan()));
-        assert!(values(&got.x0).iter().all(|value| value.is_nan()));
-    }
+    let got = batch.run(&steps);
+    assert!(values(&got.x).iter().all(|value| value.is_nan()));
+    assert!(values(&got.x0).iter().all(|value| value.is_nan()));
 }
 
 #[test]
