@@ -28,7 +28,7 @@ class Peer:
 
         self.cuda = device.startswith("cuda")
         target, dtype = ("cuda", torch.bfloat16) if self.cuda else ("cpu", torch.float32)
-        unet = common.load_unet(folder).to(target, dtype).to(memory_format=torch.channels_last)
+        unet = common.load_network(folder).to(target, dtype).to(memory_format=torch.channels_last)
         config = unet.config
         shape = (batch, config.in_channels, config.sample_size, config.sample_size)
         x = torch.randn(shape, device=target, dtype=dtype).to(memory_format=torch.channels_last)

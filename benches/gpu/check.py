@@ -4,6 +4,7 @@ what the batch changes."""
 from __future__ import annotations
 
 import itertools
+import json
 import secrets
 import shutil
 from pathlib import Path
@@ -35,6 +36,10 @@ NETWORKS = {
         "downsample_type": "resnet", "upsample_type": "resnet", "num_class_embeds": 5,
     },
     "odd": PLAIN | {"sample_size": 20, "block_out_channels": (24, 40), "attention_head_dim": 8},
+    "dit": {
+        "sample_size": 16, "patch_size": 2, "in_channels": 3, "out_channels": 6, "num_layers": 2,
+        "num_attention_heads": 2, "attention_head_dim": 16, "num_embeds_ada_norm": 5,
+    },
 }
 
 
@@ -47,8 +52,8 @@ def inputs(config, batch: int, seed: int) -> dict:
         "sample": generator.standard_normal(shape, numpy.float32),
         "timestep": generator.integers(0, 1000, batch).astype(numpy.int64),
     }
-    if config.num_class_embeds:
-        found["class_labels"] = generator.integers(0, config.num_class_embeds, batch).astype(numpy.int64)
+    if classes := config.get("num_class_embeds") or config.get("num_embeds_ada_norm"):
+        found["class_labels"] = generator.integers(0, classes, batch).astype(numpy.int64)
     return found
 
 
@@ -63,13 +68,13 @@ def networks(results: Results, models: Path, device: str, tiny: bool) -> None:
             continue
         with Server(models, device, dtype, "--max-batch", 16) as server:
             for folder in folders:
-                unet = common.load_unet(folder)
+                network = common.load_network(folder)
                 # The first evaluation of so many rows goes another way than those after it, which are captured.
                 for batch, again in itertools.product(BATCHES[:2] if tiny else BATCHES, range(3)):
-                    asked = inputs(unet.config, batch, seed + again)
+                    asked = inputs(network.config, batch, seed + again)
                     given = [torch.from_numpy(one) for one in asked.values()]
                     with torch.no_grad():
-                        expected = unet(*given, return_dict=False)[0].numpy()
+                        expected = network(*given, return_dict=False)[0].numpy()
                     answer = server.evaluate(folder.name, asked)
                     # Of the worst row, so that a row that is wrong in a large batch shows.
                     wrong = [
@@ -144,7 +149,7 @@ def yardstick(results: Results, folder: Path, device: str, steps: int, n: int) -
 
     @torch.no_grad()
     def draw(dtype):
-        unet = common.load_unet(folder).to(target, dtype)
+        unet = common.load_network(folder).to(target, dtype)
         scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
         scheduler.set_timesteps(steps)
         generator = torch.Generator().manual_seed(0)
@@ -164,8 +169,6 @@ def yardstick(results: Results, folder: Path, device: str, steps: int, n: int) -
 
 def training(results: Results, device: str, steps: int, batch: int) -> None:
     """The same training on the device, in f32 and in its own type, and on the CPU."""
-    import json
-
     data = WORK / "noise.npz"
     import numpy
 
@@ -181,11 +184,32 @@ def training(results: Results, device: str, steps: int, batch: int) -> None:
         common.run(*command, "--sample-every", 0, "--device", place, "--dtype", dtype)
         lines = (out / "training/log.jsonl").read_text().splitlines()
         logs[name] = [json.loads(line) for line in lines]
-    for name, figure in itertools.product(["f32", "bf16"], ["loss", "gradient_norm"]):
-        found, expected = ([step[figure] for step in logs[one]] for one in [name, "cpu"])
-        apart = max(abs(a - b) / b for a, b in zip(found, expected, strict=True))
-        limit = 1e-3 if name == "f32" else 3e-2
-        results.judge(f"training's {figure} against the CPU's", apart, limit, dtype=name, found=found)
+    for dtype in ["f32", "bf16"]:
+        compare(results, "training", dtype, logs[dtype], logs["cpu"])
+
+
+def distillation(results: Results, device: str) -> None:
+    """Three steps without data, the bundled pair's, on the device and on the CPU."""
+    student = BUNDLE / "models/fashion-mnist-student/unet/config.json"
+    logs = {}
+    for place in ["cpu", device]:
+        out = WORK / "distil-check"
+        shutil.rmtree(out, ignore_errors=True)
+        command = ["distill", "--models", BUNDLE / "models", "--teacher", "fashion-mnist-teacher", "--student", student]
+        command += ["--rho", 0.002, "--walk-steps", 20, "--steps", 3, "--batch", 2, "--sample-every", 0]
+        common.run(*command, "--out", out, "--device", place, "--dtype", "f32")
+        lines = (out / "training/log.jsonl").read_text().splitlines()
+        logs[place] = [json.loads(line) for line in lines]
+    compare(results, "distillation", "f32", logs[device], logs["cpu"])
+
+
+def compare(results: Results, what: str, dtype: str, log: list[dict], expected: list[dict]) -> None:
+    """Two logs of training, step by step."""
+    for figure in ["loss", "gradient_norm"]:
+        found = [step[figure] for step in log]
+        apart = max(abs(a - b[figure]) / b[figure] for a, b in zip(found, expected, strict=True))
+        limit = 1e-3 if dtype == "f32" else 3e-2
+        results.judge(f"{what}'s {figure} against the CPU's", apart, limit, dtype=dtype, found=found)
 
 
 def main() -> None:
@@ -213,6 +237,7 @@ def main() -> None:
     rows(results, alone, teacher, options.device, steps, n)
     yardstick(results, alone / teacher, options.device, steps, n)
     training(results, options.device, *((3, 2) if options.tiny else (10, 16)))
+    distillation(results, options.device)
     if options.device.startswith("cuda"):
         with Server(alone, options.device, "auto") as server:
             gpu = {k: v for k, v in server.metrics().items() if k.startswith("understudy_gpu_")}

@@ -177,20 +177,22 @@ def psnr(one, other) -> float:
 def write_folder(folder: Path, config: dict, seed: int, scheduler: dict | None = None) -> None:
     """A model folder with random weights, of which none is an identity that would hide a mistake."""
     import torch
-    from diffusers import DDPMScheduler, UNet2DModel
+    from diffusers import DDPMScheduler, DiTTransformer2DModel, UNet2DModel
 
     torch.manual_seed(seed)
-    unet = UNet2DModel(**config)
+    part, family = ("transformer", DiTTransformer2DModel) if "num_layers" in config else ("unet", UNet2DModel)
+    network = family(**config)
     with torch.no_grad():
-        for module in unet.modules():
-            if isinstance(module, torch.nn.GroupNorm):
-                module.weight.normal_(1.0, 0.1)
-                module.bias.normal_(0.0, 0.1)
-    unet.save_pretrained(folder / "unet")
+        for name, weight in network.named_parameters():
+            if weight.ndim == 1 and name.endswith("weight"):
+                weight.normal_(1.0, 0.1)
+            elif not weight.any() or name.endswith("bias"):
+                weight.normal_(0.0, 0.1)
+    network.save_pretrained(folder / part)
     DDPMScheduler(**(scheduler or {})).save_pretrained(folder / "scheduler")
     index = {
-        "_class_name": "DDPMPipeline",
-        "unet": ["diffusers", "UNet2DModel"],
+        "_class_name": "DiTPipeline" if part == "transformer" else "DDPMPipeline",
+        part: ["diffusers", family.__name__],
         "scheduler": ["diffusers", "DDPMScheduler"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
@@ -214,10 +216,12 @@ def kept(name: str) -> Path | None:
     return folder if (folder / "model_index.json").exists() else None
 
 
-def load_unet(folder: Path):
-    from diffusers import UNet2DModel
+def load_network(folder: Path):
+    from diffusers import DiTTransformer2DModel, UNet2DModel
 
-    return UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).eval().requires_grad_(False)
+    part = next(part for part in ["unet", "transformer"] if (folder / part).exists())
+    family = UNet2DModel if part == "unet" else DiTTransformer2DModel
+    return family.from_pretrained(folder / part, low_cpu_mem_usage=False).eval().requires_grad_(False)
 
 
 def cifar(part: str) -> Path | None:

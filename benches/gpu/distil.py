@@ -38,7 +38,7 @@ def pytorch_iteration(teacher: Path, student: Path, batch: int, options) -> floa
 
     device = "cuda" if options.device.startswith("cuda") else "cpu"
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    learned_from = common.load_unet(teacher).to(device, dtype).to(memory_format=torch.channels_last)
+    learned_from = common.load_network(teacher).to(device, dtype).to(memory_format=torch.channels_last)
     config = json.loads(student.read_text())
     learner = UNet2DModel.from_config(config).to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(learner.parameters(), lr=5e-4, fused=device == "cuda")
