@@ -1,10 +1,9 @@
 // The step of the samplers, for NVIDIA's run-time compiler: no headers. host.rs is its twin.
 
-// What a row's step is made of, as launch.rs writes it. Flags are 0 or 1.
+// What a row's step is made of, as launch.rs writes it. Flags are 0 or 1; noise is 0 for none, or one of those below.
 struct Row {
     float p, q, a, b, e, c, d, middle, slope, limit, divisor, reads_memory, remember, noise;
 };
-#define NONE 0
 #define FIXED 1
 #define LEARNED_RANGE 2
 #define LEARNED 3

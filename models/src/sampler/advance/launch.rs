@@ -27,6 +27,9 @@ impl Advance<'_> {
         let memory = view(memory.as_cuda_slice::<f32>()?, memory_at)?;
         let model = view(model.as_cuda_slice::<f32>()?, model_at)?;
         let count = x_at.shape().elem_count();
+        if count == 0 {
+            bail!("advance: {:?} has no values", x_at.dims());
+        }
         let (length, answer) =
             (count / self.steps.len(), model_at.shape().elem_count() / self.steps.len());
         if i32::try_from(answer).is_err() {
@@ -78,6 +81,7 @@ impl Advance<'_> {
 /// A step as the kernel's `Row`.
 fn fields(step: &Step, limit: f32, divisor: f32) -> [f32; FIELDS] {
     let flag = |set: bool| if set { 1.0 } else { 0.0 };
+    // The kernel's names are FIXED for 1, LEARNED_RANGE for 2 and LEARNED for 3.
     let (mut fixed, mut middle, mut slope) = (0.0, 0.0, 0.0);
     let noise = match step.d {
         NoiseScale::Fixed(scale) => {
