@@ -113,7 +113,7 @@ def images(results: Results, models: Path, model: str, device: str, steps: int, 
 
 def samplers(results: Results, models: Path, device: str, steps: int, n: int) -> None:
     """Every sampler, from a network that learns its variance and is thresholded, against the CPU's."""
-    learned = {"variance_type": "learned_range", "thresholding": True}
+    learned = {"variance_type": "learned_range", "thresholding": True, "sample_max_value": 3.0}
     for name, scheduler in {"learned": learned, "fixed": {}}.items():
         common.write_folder(models / name, NETWORKS["adm"], 7, scheduler)
     names = ["ddpm", "ddim", "dpm++", "euler", "heun"]

@@ -1,4 +1,4 @@
-//! A convolution, on a GPU by cuDNN, which candle asks for it in ways that cost speed and accuracy.
+//! A convolution: candle's, and on a GPU cuDNN's, asked for by ourselves (`cudnn` says why).
 
 #[cfg(feature = "cuda")]
 mod cudnn;
