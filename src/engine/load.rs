@@ -46,7 +46,8 @@ struct Loaded {
 
 #[derive(Debug, Clone, Copy)]
 struct Promise {
-    admitted: f64,
+    /// When it was foretold.
+    asked: f64,
     /// When its pixels must be there.
     due: f64,
     /// When it was predicted to be done; later arrivals move it by what they are predicted to add.
@@ -178,9 +179,9 @@ impl Load {
             state.batcher.join(model.key, key, claim, model.on(self.device).max_rows());
             let loaded = state.models.entry(model.key);
             loaded.or_insert_with(|| Loaded { model: Arc::clone(model), samples: 0 }).samples += 1;
-            let finish = outlook.and_then(|outlook| outlook.finishes.get(i)).copied();
-            if let (Urgency::Promised { due, .. }, Some(finish)) = (urgency, finish) {
-                state.promises.insert(key, Promise { admitted, due, finish });
+            let told = outlook.and_then(|told| Some((told.now, *told.finishes.get(i)?)));
+            if let (Urgency::Promised { due, .. }, Some((asked, finish))) = (urgency, told) {
+                state.promises.insert(key, Promise { asked, due, finish });
             }
         }
         for (key, delay) in outlook.iter().flat_map(|outlook| &outlook.delays) {
@@ -231,8 +232,8 @@ impl Load {
             }
         }
         let promise = state.promises.remove(&sample).filter(|_| done_or_late)?;
-        let predicted = promise.finish - promise.admitted;
-        (predicted > 0.0).then(|| (now - promise.admitted) / predicted)
+        let predicted = promise.finish - promise.asked;
+        (predicted > 0.0).then(|| (now - promise.asked) / predicted)
     }
 
     /// The device answers nothing any more.

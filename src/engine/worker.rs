@@ -226,6 +226,7 @@ impl Worker {
 
     fn finished(&mut self, key: SampleKey, sample: &Sample) -> super::SampleTimings {
         let timings = sample.clock.read(Instant::now());
+        self.forget(key, sample, true);
         if !sample.background() {
             let Metrics { queue_duration, device_duration, images, .. } = self.metrics.as_ref();
             let label = &[sample.model.id.as_str()];
@@ -235,7 +236,6 @@ impl Worker {
                 images.with_label_values(label).inc();
             }
         }
-        self.forget(key, sample, true);
         timings
     }
 
@@ -246,14 +246,16 @@ impl Worker {
 
     /// A sample leaves unfinished.
     fn leave(&mut self, key: SampleKey, sample: &Sample, reason: &str) {
+        self.forget(key, sample, sample.expired(Instant::now()).is_some());
         if !sample.background() {
             self.metrics.cancelled.with_label_values(&[sample.model.id.as_str(), reason]).inc();
         }
-        self.forget(key, sample, sample.expired(Instant::now()).is_some());
     }
 
+    /// Its place is free before any metric says so.
     fn forget(&mut self, key: SampleKey, sample: &Sample, done_or_late: bool) {
         let label = &[sample.model.id.as_str()];
+        let ratio = self.load.left(sample.model.key, key, done_or_late);
         if !sample.background() {
             let gauge = if sample.clock.started() {
                 &self.metrics.samples_running
@@ -262,7 +264,7 @@ impl Worker {
             };
             gauge.with_label_values(label).dec();
         }
-        if let Some(ratio) = self.load.left(sample.model.key, key, done_or_late) {
+        if let Some(ratio) = ratio {
             self.metrics.prediction_ratio.with_label_values(label).observe(ratio);
         }
     }
