@@ -19,9 +19,8 @@ impl Pool<'_> {
     pub(super) fn advance(&mut self, slots: &[usize]) -> Result<Lesson> {
         let walked = self.walk(slots)?;
         self.evaluations += slots.len() as u64;
-        let next: Vec<f32> = walked.next.flatten_all()?.to_vec1()?;
-        for (&slot, row) in slots.iter().zip(next.chunks_exact(self.rows.length())) {
-            self.rows.set(slot, row);
+        self.rows.scatter(slots, &walked.next.flatten_from(1)?)?;
+        for &slot in slots {
             self.slots[slot].position += 1;
         }
         self.collect(slots, &walked)?;
@@ -31,14 +30,12 @@ impl Pool<'_> {
     /// What [`Pool::advance`] works out, without a change to the pool.
     fn walk(&self, slots: &[usize]) -> Result<Walked> {
         let (network, geometry) = (self.teacher.network(), self.teacher.geometry());
-        let (rows, length, device) = (slots.len(), self.rows.length(), network.device());
+        let (rows, length, device) = (slots.len(), self.length, network.device());
         let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
 
-        let mut x = Vec::with_capacity(rows * length);
         let mut steps: Vec<Step> = Vec::with_capacity(rows);
         let mut timesteps = Vec::with_capacity(rows);
         for &slot in slots {
-            x.extend_from_slice(self.rows.get(slot));
             let Slot { offset, position, .. } = self.slots[slot];
             let at = self.walks.evaluation(offset as usize, position as usize);
             let at = at.ok_or_else(|| Error::Weights(format!("slot {slot} is past its end")))?;
@@ -47,7 +44,7 @@ impl Pool<'_> {
         }
         let seeds: Vec<u64> = slots.iter().map(|&slot| self.slots[slot].seed).collect();
         let labels: Option<Vec<u32>> = seeds.iter().map(|&seed| self.teacher.label(seed)).collect();
-        let x = Tensor::from_vec(x, shape, device)?;
+        let x = self.rows.gather(slots, device)?.reshape(shape)?;
         let mut lesson = Lesson { answer: x.clone(), x, timesteps, labels, seeds };
 
         let times = lesson.times(device)?;

@@ -14,6 +14,7 @@ mod rows;
 
 use std::path::PathBuf;
 
+use candle_core::{Device, Tensor};
 use understudy_models::{Error, Result, noise};
 
 use crate::checkpoint::Snapshot;
@@ -58,7 +59,7 @@ pub struct Settings {
     pub seed: u64,
     /// What tells the run from others, so that none takes another's pool file: text without line breaks.
     pub run: String,
-    /// The file the samples are kept in; in memory without one.
+    /// The file the samples are kept in; in the memory of the teacher's device without one.
     pub file: Option<PathBuf>,
     /// The folder for finished samples, as `CLASS/SEED.png`; not kept without one.
     pub finished: Option<PathBuf>,
@@ -70,6 +71,8 @@ pub struct Pool<'a> {
     walks: Walks,
     settings: Settings,
     rows: Rows,
+    /// Values of each.
+    length: usize,
     slots: Vec<Slot>,
     /// Trajectories begun so far.
     begun: u64,
@@ -114,7 +117,7 @@ impl<'a> Pool<'a> {
         let geometry = teacher.geometry();
         let length = geometry.in_channels * geometry.height * geometry.width;
         let rows = match &settings.file {
-            None => Rows::in_memory(count, length),
+            None => Rows::in_memory(count, length, teacher.network().device())?,
             Some(path) => Rows::mapped(path, count, length, &owner(teacher, &settings))?,
         };
         Ok(Self {
@@ -122,6 +125,7 @@ impl<'a> Pool<'a> {
             walks,
             settings,
             rows,
+            length,
             slots: vec![Slot { seed: 0, offset: 0, position: 0 }; count],
             begun: 0,
             evaluations: 0,
@@ -147,7 +151,7 @@ impl<'a> Pool<'a> {
     }
 
     /// Starts a new trajectory in `slot`: step 0 of its noise.
-    fn begin(&mut self, slot: usize) {
+    fn begin(&mut self, slot: usize) -> Result<()> {
         let run = self.settings.seed;
         let seed = random::number(run, Purpose::Trajectory, self.begun, 0) >> 11;
         // The samples of an iterative batch stand at the same time, so they share a walk.
@@ -158,9 +162,9 @@ impl<'a> Pool<'a> {
         let offset = random::below(run, Purpose::Offset, round, 0, self.walks.offsets()) as u32;
         self.begun += 1;
         self.slots[slot] = Slot { seed, offset, position: 0 };
-        let mut x = vec![0.0; self.rows.length()];
+        let mut x = vec![0.0; self.length];
         noise::normal(seed, 0, &mut x);
-        self.rows.set(slot, &x);
+        self.rows.scatter(&[slot], &Tensor::from_vec(x, (1, self.length), &Device::Cpu)?)
     }
 
     /// How many steps `slot` is walked before the first lesson.
@@ -196,7 +200,7 @@ impl Curriculum for Pool<'_> {
     fn prepare(&mut self) -> Result<Option<f64>> {
         // Not when the pool is made: a resumed run must find the rows of its checkpoint in the file.
         if self.begun == 0 {
-            (0..self.len()).for_each(|slot| self.begin(slot));
+            (0..self.len()).try_for_each(|slot| self.begin(slot))?;
         }
         // A slot that reaches its place makes room for the next. Which slots share an evaluation does not
         // matter, so a resumed run may group them otherwise.
@@ -222,7 +226,7 @@ impl Curriculum for Pool<'_> {
         let end = self.walks.steps() as u32;
         for &slot in &slots {
             if self.slots[slot].position == end {
-                self.begin(slot);
+                self.begin(slot)?;
             }
         }
         self.advance(&slots)
@@ -235,9 +239,9 @@ impl Curriculum for Pool<'_> {
     fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
         match self.rows.save()? {
             Saved::Values(values) => {
-                snapshot.f32("pool.x", &[self.len(), self.rows.length()], values);
+                snapshot.f32("pool.x", &[self.len(), self.length], &values);
             }
-            Saved::Copies(copies) => snapshot.u8("pool.copies", copies),
+            Saved::Copies(copies) => snapshot.u8("pool.copies", &copies),
         }
         let column = |part: fn(&Slot) -> u64| self.slots.iter().map(part).collect::<Vec<u64>>();
         snapshot.u64("pool.seeds", &column(|slot| slot.seed));
@@ -254,10 +258,11 @@ impl Curriculum for Pool<'_> {
     }
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let restored = match &self.rows {
-            Rows::Memory { .. } => self.rows.restore(Saved::Values(&snapshot.get_f32("pool.x")?)),
-            Rows::Mapped(_) => self.rows.restore(Saved::Copies(&snapshot.get_u8("pool.copies")?)),
+        let saved = match &self.rows {
+            Rows::Memory(_) => Saved::Values(snapshot.get_f32("pool.x")?),
+            Rows::Mapped(_) => Saved::Copies(snapshot.get_u8("pool.copies")?),
         };
+        let restored = self.rows.restore(saved)?;
         let seeds = snapshot.get_u64("pool.seeds")?;
         let offsets = snapshot.get_u64("pool.offsets")?;
         let positions = snapshot.get_u64("pool.positions")?;

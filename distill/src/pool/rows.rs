@@ -4,13 +4,14 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Device, Tensor};
 use memmap2::MmapMut;
 use understudy_models::{Error, Result};
 
 /// Rows of f32, all of one length.
 pub(super) enum Rows {
-    /// In memory; a checkpoint holds them.
-    Memory { values: Vec<f32>, length: usize },
+    /// In the memory of a device, `[rows, length]`; a checkpoint holds them.
+    Memory(Tensor),
     /// In a memory-mapped file that holds every row twice: what a checkpoint saw is not written to again
     /// until the next one, so a run that is killed finds the rows of its last checkpoint. A checkpoint
     /// holds only which copy is which.
@@ -33,9 +34,12 @@ pub(super) struct Mapped {
 const HEADER: usize = 4096;
 
 impl Rows {
-    /// `count` rows of zeros in memory.
-    pub(super) fn in_memory(count: usize, length: usize) -> Self {
-        Self::Memory { values: vec![0.0; count * length], length }
+    /// `count` rows of zeros in the memory of a device.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub(super) fn in_memory(count: usize, length: usize, device: &Device) -> Result<Self> {
+        Ok(Self::Memory(Tensor::zeros((count, length), DType::F32, device)?))
     }
 
     /// `count` rows in the file at `path`, which is made where it does not exist. `owner`, a line of text,
@@ -91,49 +95,62 @@ impl Rows {
         Ok(Self::Mapped(Mapped { map, _file: file, path, length, newest, kept }))
     }
 
-    /// Values per row.
-    pub(super) fn length(&self) -> usize {
+    /// The rows of `slots` on a device, one after another.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub(super) fn gather(&self, slots: &[usize], device: &Device) -> Result<Tensor> {
         match self {
-            Self::Memory { length, .. } | Self::Mapped(Mapped { length, .. }) => *length,
+            Self::Memory(all) => {
+                let rows = all.index_select(&numbers(slots, all.device())?, 0)?;
+                Ok(rows.to_device(device)?)
+            }
+            Self::Mapped(rows) => {
+                let mut values: Vec<f32> = Vec::with_capacity(slots.len() * rows.length);
+                for &slot in slots {
+                    let range = rows.range(slot, rows.newest[slot]);
+                    values.extend_from_slice(bytemuck::cast_slice(&rows.map[range]));
+                }
+                Ok(Tensor::from_vec(values, (slots.len(), rows.length), device)?)
+            }
         }
     }
 
-    /// Row `index`.
-    pub(super) fn get(&self, index: usize) -> &[f32] {
+    /// Replaces the rows of `slots`, each of which is named once, by those of `new`.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub(super) fn scatter(&mut self, slots: &[usize], new: &Tensor) -> Result<()> {
         match self {
-            Self::Memory { values, length } => &values[index * length..][..*length],
-            Self::Mapped(rows) => {
-                let range = rows.range(index, rows.newest[index]);
-                bytemuck::cast_slice(&rows.map[range])
-            }
-        }
-    }
-
-    /// Replaces row `index`.
-    pub(super) fn set(&mut self, index: usize, row: &[f32]) {
-        match self {
-            Self::Memory { values, length } => {
-                values[index * *length..][..*length].copy_from_slice(row);
+            Self::Memory(all) => {
+                let new = new.to_device(all.device())?.contiguous()?;
+                let places = numbers(slots, all.device())?.unsqueeze(1)?;
+                let places = places.broadcast_as(new.shape())?.contiguous()?;
+                all.scatter_set(&places, &new, 0)?;
             }
             Self::Mapped(rows) => {
-                rows.newest[index] = 1 - rows.kept[index];
-                let range = rows.range(index, rows.newest[index]);
-                rows.map[range].copy_from_slice(bytemuck::cast_slice(row));
+                let values: Vec<f32> = new.flatten_all()?.to_vec1()?;
+                for (&slot, row) in slots.iter().zip(values.chunks_exact(rows.length)) {
+                    rows.newest[slot] = 1 - rows.kept[slot];
+                    let range = rows.range(slot, rows.newest[slot]);
+                    rows.map[range].copy_from_slice(bytemuck::cast_slice(row));
+                }
             }
         }
+        Ok(())
     }
 
     /// What a checkpoint must hold: the values, or which copy is which, once these are on disk.
     ///
     /// # Errors
-    /// [`Error::Io`] naming the file.
-    pub(super) fn save(&self) -> Result<Saved<'_>> {
+    /// [`Error::Io`] naming the file; whatever the device says.
+    pub(super) fn save(&self) -> Result<Saved> {
         match self {
-            Self::Memory { values, .. } => Ok(Saved::Values(values)),
+            Self::Memory(all) => Ok(Saved::Values(all.flatten_all()?.to_vec1()?)),
             Self::Mapped(rows) => {
                 let io = |source| Error::Io { path: rows.path.clone(), source };
                 rows.map.flush().map_err(io)?;
-                Ok(Saved::Copies(&rows.newest))
+                Ok(Saved::Copies(rows.newest.clone()))
             }
         }
     }
@@ -146,31 +163,39 @@ impl Rows {
     }
 
     /// Goes back to what a checkpoint held; false where that is of another size or kind.
-    #[must_use]
-    pub(super) fn restore(&mut self, saved: Saved<'_>) -> bool {
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub(super) fn restore(&mut self, saved: Saved) -> Result<bool> {
         match (self, saved) {
-            (Self::Memory { values, .. }, Saved::Values(saved)) if saved.len() == values.len() => {
-                values.copy_from_slice(saved);
-                true
+            (Self::Memory(all), Saved::Values(saved)) if saved.len() == all.elem_count() => {
+                *all = Tensor::from_vec(saved, all.shape(), all.device())?;
+                Ok(true)
             }
             (Self::Mapped(rows), Saved::Copies(saved))
                 if saved.len() == rows.newest.len() && saved.iter().all(|&copy| copy < 2) =>
             {
-                rows.newest.copy_from_slice(saved);
-                rows.kept.copy_from_slice(saved);
-                true
+                rows.newest.copy_from_slice(&saved);
+                rows.kept = saved;
+                Ok(true)
             }
-            _ => false,
+            _ => Ok(false),
         }
     }
 }
 
 /// What a checkpoint holds of the rows.
-pub(super) enum Saved<'a> {
+pub(super) enum Saved {
     /// All values.
-    Values(&'a [f32]),
+    Values(Vec<f32>),
     /// The copy, 0 or 1, of each row.
-    Copies(&'a [u8]),
+    Copies(Vec<u8>),
+}
+
+/// Slots as a device takes them; a pool has fewer than 2³² ([`super::Pool::new`]).
+fn numbers(slots: &[usize], device: &Device) -> Result<Tensor> {
+    let numbers = slots.iter().map(|&slot| slot as u32).collect();
+    Ok(Tensor::from_vec(numbers, slots.len(), device)?)
 }
 
 impl Mapped {
