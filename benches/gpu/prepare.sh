@@ -9,6 +9,7 @@
 # CAPABILITY     compute capability the kernels are compiled for [90: H100, H200]
 # WORK           where the toolkit is unpacked and stays [target/gpu]
 # BINARY         an understudy built already, instead of building one
+# TESTS          whether to build the kernels' own tests as well, and run them [no]
 #
 # Without a data folder its phases are left out there. Needs Python with pip, a C and a C++ compiler, xz, zstd and the
 # package registries; 12 minutes of two cores for the build.
@@ -47,18 +48,32 @@ environment() {
     echo | cc -shared -x c -Wl,-soname,libcuda.so.1 -o "$links/libcuda.so" -
 }
 
-# Do the kernels that are compiled at run time compile?
+# Do the kernels that are compiled at run time compile, and can they be assembled?
 kernels() {
-    for source in unet/kernels.cu sampler/advance/kernel.cu; do
-        nvcc --ptx "$root/models/src/$source" -o "$work/kernel.ptx"
+    local ours=$root/models/src
+    for source in gpu/kernels/layers.cu gpu/kernels/attention.cu sampler/advance/kernel.cu; do
+        cat "$ours/gpu/kernels/numbers.cu" "$ours/$source" >"$work/kernel.cu"
+        nvcc --cubin -arch="sm_${CAPABILITY:-90}" "$work/kernel.cu" -o "$work/kernel.cubin"
     done
 }
 
-build() {
-    (cd "$root" && cargo rustc --release --locked --features cuda --bin understudy -- \
+linked() {
+    cargo rustc --locked --features cuda "$@" -- \
         -L "native=$links" -C "link-arg=-Wl,--unresolved-symbols=ignore-all,-z,lazy" \
-        -C "link-arg=-Wl,--no-as-needed" -C link-arg=-lcuda -C strip=symbols)
+        -C "link-arg=-Wl,--no-as-needed" -C link-arg=-lcuda -C strip=symbols
+}
+
+build() {
+    (cd "$root" && linked --release --bin understudy)
     binary=${CARGO_TARGET_DIR:-$root/target}/release/understudy
+}
+
+# Each kernel against plain loops, on the GPU in software.
+tests() {
+    local told='import json, sys; print([said["executable"] for said in map(json.loads, sys.stdin) if said.get("executable")][-1])'
+    binary_of_tests=$(cd "$root/models" && linked --lib --profile test --message-format json | python3 -c "$told")
+    "$root/benches/gpu/emulator/build.sh" "$work/emulated-tests" "$binary_of_tests"
+    "$work/emulated-tests/understudy" --ignored gpu::
 }
 
 # Does it run? On a GPU in software, and on the CPU where the driver knows no GPU.
@@ -77,6 +92,7 @@ if [ "${CHECK_ONLY:-}" ]; then
 fi
 if [ "${BINARY:-}" ]; then binary=$BINARY; else build; fi
 start
+if [ "${TESTS:-}" ]; then tests; fi
 
 echo "packing $bundle"
 xz --threads=0 -6 --stdout "$binary" >"$bundle/understudy.xz"

@@ -5,6 +5,7 @@
 //! request's settings become a [`sampler::Trajectory`]; whoever owns the device alternates network
 //! evaluations with [`sampler::advance`].
 
+mod assembly;
 #[cfg(feature = "cuda")]
 mod captured;
 pub mod channels;

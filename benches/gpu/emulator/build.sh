@@ -48,7 +48,10 @@ for name in affine binary cast conv fill indexing ternary unary; do
 done
 kernels "$candle/reduce.cu" reduce "" & jobs+=($!)
 kernels "$root/models/src/sampler/advance/kernel.cu" advance "^$" & jobs+=($!)
-kernels "$root/models/src/unet/kernels.cu" unet "^group_norm" & jobs+=($!)
+for name in layers attention; do
+    cat "$root/models/src/gpu/kernels/numbers.cu" "$root/models/src/gpu/kernels/$name.cu" >"$folder/objects/$name.ours"
+    kernels "$folder/objects/$name.ours" "$name" "^(group_norm|modulate|softmax|attend)" & jobs+=($!)
+done
 for name in driver libraries; do
     compile -Wall -c "$here/$name.cpp" -o "$folder/objects/$name.o" & jobs+=($!)
 done

@@ -97,6 +97,32 @@ EMULATED_HALF(hexp, std::exp)
 EMULATED_HALF(hlog, std::log)
 
 // Our kernels' instructions.
+#define EMULATED
+
+// d += a · b on tensor cores, m16n8k16: lanes show their parts of a, then of b, and each takes what its part of d needs.
+template <typename F>
+void emulated_multiply_add(F load, float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    unsigned lane = emulated_lane(), group = lane / 4, four = lane % 4, left[4][4], right[2][4][2];
+    std::memcpy(emulated_slot(lane), a, sizeof(a));
+    emulated_warp_barrier();
+    for (unsigned i = 0; i < 4; i++) std::memcpy(left[i], emulated_slot(group * 4 + i), sizeof(a));
+    emulated_warp_barrier();
+    std::memcpy(emulated_slot(lane), b, sizeof(b));
+    emulated_warp_barrier();
+    for (unsigned column = 0; column < 2; column++)
+        for (unsigned i = 0; i < 4; i++)
+            std::memcpy(right[column][i], emulated_slot((2 * four + column) * 4 + i), sizeof(b));
+    emulated_warp_barrier();
+    for (unsigned k = 0; k < 16; k++) {
+        unsigned from = k % 8 / 2, far = k / 8, shift = k % 2 * 16;
+        for (unsigned i = 0; i < 4; i++) {
+            float one = load(left[from][2 * far + i / 2] >> shift & 0xffff);
+            float other = load(right[i % 2][from][far] >> shift & 0xffff);
+            d[i] += one * other;
+        }
+    }
+}
+
 inline void emulated_asm(const char *, float &to, unsigned short from) {
     to = __half2float(emulated_bits<__half>(from));
 }

@@ -283,7 +283,8 @@ CUresult forbidden(CUstream given) {
 } // namespace
 
 void emulated_kernel(const char *name, bool waits, EmulatedThread (*bind)(void **)) {
-    kept<Kernels>()[name] = {name, waits, bind};
+    // Sources are one library here, so the linker would take either.
+    if (!kept<Kernels>().insert({name, {name, waits, bind}}).second) wrong("two kernels of one name");
 }
 void emulated_submit(void *stream, std::function<void()> operation) {
     std::lock_guard lock(mutex);
@@ -534,8 +535,10 @@ CUresult cuGetExportTable(const void **table, const CUuuid *) {
 }
 
 // What a module holds is not looked at: kernels are found by name.
-CUresult cuModuleLoadData(CUmodule *module, const void *) {
+CUresult cuModuleLoadData(CUmodule *module, const void *image) {
     LOCKED;
+    auto ptx = static_cast<const char *>(image);
+    if (std::strstr(ptx, "mma.sync") && std::strstr(ptx, ".target sm_7")) return CUDA_ERROR_INVALID_PTX;
     if (captures) return CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED;
     *module = reinterpret_cast<CUmodule>(1);
     return CUDA_SUCCESS;

@@ -45,6 +45,29 @@ enum Body {
     Plan(Plan, Tables),
     /// Kernels for the CPU, over weights that are trained.
     Training(Training, Tables),
+    /// Kernels for a GPU, over weights that do not change.
+    #[cfg(feature = "cuda")]
+    Gpu(crate::gpu::Program, Tables),
+}
+
+impl Body {
+    fn new(config: &DiTConfig, weights: &Weights) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if crate::gpu::compiles(weights) {
+            let program = plan::compile_for_gpu(config, weights)?;
+            return Ok(Self::Gpu(program, Tables::new(config, weights)?));
+        }
+        let (compiled, isa) =
+            (weights.dtype() == DType::F32 && weights.device().is_cpu(), Isa::detect());
+        Ok(if compiled && weights.may_merge() {
+            Self::Plan(plan::compile(config, weights, isa)?, Tables::new(config, weights)?)
+        } else if compiled && weights.trained() {
+            let plan = plan::compile_trained(config, weights, isa)?;
+            Self::Training(plan, Tables::new(config, weights)?)
+        } else {
+            Self::Layers(Box::new(Layers::new(config, weights)?))
+        })
+    }
 }
 
 impl DiTTransformer2DModel {
@@ -89,24 +112,12 @@ impl DiTTransformer2DModel {
     }
 
     fn build(config: &DiTConfig, weights: &Weights) -> Result<Self> {
-        let (dtype, device, isa) = (weights.dtype(), weights.device(), Isa::detect());
-        let compiled = dtype == DType::F32 && device.is_cpu();
-        let body = if compiled && weights.may_merge() {
-            Body::Plan(plan::compile(config, weights, isa)?, Tables::new(config, weights)?)
-        } else if compiled && weights.trained() {
-            Body::Training(
-                plan::compile_trained(config, weights, isa)?,
-                Tables::new(config, weights)?,
-            )
-        } else {
-            Body::Layers(Box::new(Layers::new(config, weights)?))
-        };
         Ok(Self {
             patches: Patches::new(config),
-            body,
+            body: Body::new(config, weights)?,
             geometry: config.geometry(),
-            dtype,
-            device: device.clone(),
+            dtype: weights.dtype(),
+            device: weights.device().clone(),
             parameters: weights.parameters(),
         })
     }
@@ -130,6 +141,10 @@ impl Denoiser for DiTTransformer2DModel {
             Body::Training(plan, tables) => {
                 plan.forward([&patches, &tables.rows(&condition)?, &condition.phases])?
             }
+            #[cfg(feature = "cuda")]
+            Body::Gpu(program, tables) => {
+                program.forward([&patches, &tables.rows(&condition)?, &condition.phases])?
+            }
         };
         self.patches.join(&y)
     }
@@ -151,6 +166,8 @@ impl Denoiser for DiTTransformer2DModel {
             Body::Training(plan, tables) => {
                 plan.profile([&patches, &tables.rows(&condition)?, &condition.phases])
             }
+            #[cfg(feature = "cuda")]
+            Body::Gpu(..) => Ok(Vec::new()),
         }
     }
 
@@ -159,6 +176,8 @@ impl Denoiser for DiTTransformer2DModel {
             Body::Layers(_) => return None,
             Body::Plan(plan, tables) => (plan.footprint(), tables),
             Body::Training(plan, tables) => (plan.footprint(), tables),
+            #[cfg(feature = "cuda")]
+            Body::Gpu(..) => return None,
         };
         footprint.weight_bytes += tables.weight_bytes();
         Some(footprint)

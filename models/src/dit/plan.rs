@@ -7,8 +7,9 @@ use super::DiTConfig;
 use super::blocks::{EXPANSION, NORM_EPS};
 use super::condition::{Condition, TIME_CHANNELS, table};
 use super::patches::positions;
-use crate::kernels::{Export, Function, Import, Isa, Numbers};
-use crate::plan::{self, End, FIXED, Map, Plan, Sizes, TOLD, Training, X};
+use crate::assembly::{Affine, Assembly, End, FIXED, Map, Size, TOLD, X};
+use crate::kernels::{Function, Isa, Numbers};
+use crate::plan::{self, Plan, Sizes, Training};
 use crate::weights::Weights;
 
 type Builder<'a> = plan::Builder<'a, DiTConfig>;
@@ -47,6 +48,17 @@ pub(super) fn compile(config: &DiTConfig, weights: &Weights, isa: Isa) -> crate:
     Ok(Plan::new(builder, sizes(config)))
 }
 
+/// The same on the GPU of its weights, with maps, inputs and answer of their type.
+#[cfg(feature = "cuda")]
+pub(super) fn compile_for_gpu(
+    config: &DiTConfig,
+    weights: &Weights,
+) -> crate::Result<crate::gpu::Program> {
+    let mut builder = crate::gpu::Builder::new(config, weights)?;
+    assemble(&mut builder, weights)?;
+    Ok(builder.finish()?)
+}
+
 /// The same of a network whose weights are trained.
 pub(super) fn compile_trained(
     config: &DiTConfig,
@@ -68,22 +80,22 @@ fn sizes(config: &DiTConfig) -> Sizes {
 }
 
 /// The whole network: its input, what it is told, and its answer.
-fn assemble(builder: &mut Builder, weights: &Weights) -> crate::Result<[Map; 3]> {
-    let config = builder.config;
+fn assemble<'a>(
+    builder: &mut impl Assembly<'a, DiTConfig>,
+    weights: &Weights,
+) -> crate::Result<[Map; 3]> {
+    let config = builder.config();
     let (width, count) = (config.width(), config.patches());
     let Sizes { inputs, output: [answer, ..] } = sizes(config);
     let mut import = |input, height, width, channels| {
-        let map = builder.map(height, width, channels);
-        let output = builder.image(map);
-        builder.push(Import { input, output, factor: 1.0, shift: 0.0 });
-        map
+        builder.import(input, Size { height, width, channels }, 1.0, 0.0)
     };
     let classes = import(TOLD, config.layers, 1, width);
     let phases = import(FIXED, 1, 1, TIME_CHANNELS);
     let patches = import(X, count, count, inputs[X] / (count * count));
 
     let mut x = builder.map(count, count, width);
-    let positions = builder.constant(&positions(count, width), x);
+    let positions = builder.constant(&positions(count, width), x)?;
     let place = weights.at("pos_embed.proj");
     let side = config.patch_size;
     let kernel = place.get("weight", &[width, config.in_channels, side, side])?;
@@ -112,22 +124,21 @@ fn assemble(builder: &mut Builder, weights: &Weights) -> crate::Result<[Map; 3]>
     let normed = builder.modulate(x, NORM_EPS, parts, [1, 0]);
     builder.release(x);
     builder.release(parts);
-    let y = builder.map(count, count, answer);
+    let y = builder.answer(count, count, answer);
     linear(builder, &weights.at("proj_out_2"), normed, y)?;
     builder.release(normed);
-    let input = builder.image(y);
-    builder.push(Export { input, divisor: None });
+    builder.export(y, None);
     Ok([patches, classes, y])
 }
 
 /// Time and class as block `index` sees them, through SiLU.
-fn embed(
-    builder: &mut Builder,
+fn embed<'a>(
+    builder: &mut impl Assembly<'a, DiTConfig>,
     weights: &Weights,
     [classes, phases]: [Map; 2],
     index: usize,
 ) -> crate::Result<Map> {
-    let width = builder.config.width();
+    let width = builder.config().width();
     let time = weights.at("timestep_embedder");
     let hidden = builder.map(1, 1, width);
     linear(builder, &time.at("linear_1"), phases, hidden)?;
@@ -146,8 +157,13 @@ fn embed(
 }
 
 /// A block, with `told` what time and class tell it; `x` is used up.
-fn block(builder: &mut Builder, weights: &Weights, x: Map, told: Map) -> crate::Result<Map> {
-    let config = builder.config;
+fn block<'a>(
+    builder: &mut impl Assembly<'a, DiTConfig>,
+    weights: &Weights,
+    x: Map,
+    told: Map,
+) -> crate::Result<Map> {
+    let config = builder.config();
     let (count, width) = (config.patches(), config.width());
     let parts = builder.told(6 * width);
     linear(builder, &weights.at("norm1.linear"), told, parts)?;
@@ -178,10 +194,14 @@ fn block(builder: &mut Builder, weights: &Weights, x: Map, told: Map) -> crate::
 }
 
 /// What attention gathers; `x` is used up.
-fn attention(builder: &mut Builder, weights: &Weights, x: Map) -> crate::Result<Map> {
-    let config = builder.config;
-    let (count, width) = (config.patches(), config.width());
-    let part = |name, factor| -> crate::Result<(Tensor, Tensor, f64)> {
+fn attention<'a>(
+    builder: &mut impl Assembly<'a, DiTConfig>,
+    weights: &Weights,
+    x: Map,
+) -> crate::Result<Map> {
+    let config = builder.config();
+    let width = config.width();
+    let part = |name, factor| -> crate::Result<Affine> {
         let place = weights.at(name);
         let weight = place.get("weight", &[width, width])?;
         let bias = match config.attention_bias {
@@ -193,18 +213,22 @@ fn attention(builder: &mut Builder, weights: &Weights, x: Map) -> crate::Result<
     // The scale of the scores goes into the queries.
     let scale = 1.0 / (config.head_dim as f64).sqrt();
     let parts = [part("to_q", scale)?, part("to_k", 1.0)?, part("to_v", 1.0)?];
-    let qkv = builder.map(count, count, 3 * width);
-    builder.pointwise(&[x], qkv, &parts, End::default())?;
+    let gathered = builder.attend(x, &parts, config.heads)?;
     builder.release(x);
-    Ok(builder.attend(qkv, config.heads))
+    Ok(gathered)
 }
 
 /// A linear map of every pixel of `source` to `target`.
-fn linear(builder: &mut Builder, weights: &Weights, source: Map, target: Map) -> crate::Result<()> {
-    let (input, output) = (builder.image(source).channels(), builder.image(target).channels());
+fn linear<'a>(
+    builder: &mut impl Assembly<'a, DiTConfig>,
+    weights: &Weights,
+    source: Map,
+    target: Map,
+) -> crate::Result<()> {
+    let (input, output) = (builder.size(source).channels, builder.size(target).channels);
     builder.pointwise(&[source], target, &[weight(weights, input, output)?], End::default())
 }
 
-fn weight(weights: &Weights, input: usize, output: usize) -> crate::Result<(Tensor, Tensor, f64)> {
+fn weight(weights: &Weights, input: usize, output: usize) -> crate::Result<Affine> {
     Ok((weights.get("weight", &[output, input])?, weights.get("bias", &[output])?, 1.0))
 }

@@ -28,22 +28,62 @@ use candle_core::{
     WithDType, bail,
 };
 
-use crate::gpu::view;
+use super::launch::view;
 
-/// As [`super::convolve`], with gradients of both operands; each is taken if it is asked for.
-pub(super) fn convolve(
+/// `x` convolved with `weight`, with zeros around, with gradients of both; each is taken if it is asked for. Which
+/// dimensions of theirs, and of the answer, are which says `lie`.
+///
+/// # Errors
+/// Shapes that do not fit, and whatever cuDNN says.
+pub(crate) fn convolve(
     x: &Tensor,
     weight: &Tensor,
     padding: usize,
     stride: usize,
+    lie: Lie,
 ) -> Result<Tensor> {
-    let problem = Problem::new(x, weight, padding, stride)?;
+    let problem = Problem::new(x, weight, padding, stride, lie)?;
     x.contiguous()?.apply_op2(&weight.contiguous()?, Convolution { problem, part: Part::Answer })
 }
 
-/// What is convolved with what.
+/// How images and weights lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Lie {
+    /// `[B, C, H, W]` and `[O, C, K, K]`.
+    Rows,
+    /// `[B, H, W, C]` and `[O, K, K, C]`.
+    Pixels,
+}
+
+impl Lie {
+    /// Dimensions as they lie, of those of [`Lie::Rows`].
+    fn of(self, [a, b, c, d]: [usize; 4]) -> [usize; 4] {
+        match self {
+            Self::Rows => [a, b, c, d],
+            Self::Pixels => [a, c, d, b],
+        }
+    }
+
+    /// Dimensions of [`Lie::Rows`], of those as they lie.
+    fn rows(self, [a, b, c, d]: [usize; 4]) -> [usize; 4] {
+        match self {
+            Self::Rows => [a, b, c, d],
+            Self::Pixels => [a, d, b, c],
+        }
+    }
+
+    fn format(self) -> cudnnTensorFormat_t {
+        match self {
+            Self::Rows => cudnnTensorFormat_t::CUDNN_TENSOR_NCHW,
+            Self::Pixels => cudnnTensorFormat_t::CUDNN_TENSOR_NHWC,
+        }
+    }
+}
+
+/// What is convolved with what, the dimensions as of [`Lie::Rows`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Problem {
+    lie: Lie,
     x: [usize; 4],
     weight: [usize; 4],
     y: [usize; 4],
@@ -52,15 +92,16 @@ struct Problem {
 }
 
 impl Problem {
-    fn new(x: &Tensor, weight: &Tensor, padding: usize, stride: usize) -> Result<Self> {
-        let (batch, channels, height, width) = x.dims4()?;
-        let (outputs, inputs, tall, wide) = weight.dims4()?;
+    fn new(x: &Tensor, weight: &Tensor, padding: usize, stride: usize, lie: Lie) -> Result<Self> {
+        let [batch, channels, height, width] = lie.rows(x.dims4()?.into());
+        let [outputs, inputs, tall, wide] = lie.rows(weight.dims4()?.into());
         let (seen_height, seen_width) = (height + 2 * padding, width + 2 * padding);
         if batch == 0 || inputs != channels || seen_height < tall || seen_width < wide {
             bail!("a convolution of {:?} with {:?}, padding {padding}", x.dims(), weight.dims())
         }
         let windows = |seen: usize, size: usize| (seen - size) / stride + 1;
         Ok(Self {
+            lie,
             x: [batch, channels, height, width],
             weight: [outputs, inputs, tall, wide],
             y: [batch, outputs, windows(seen_height, tall), windows(seen_width, wide)],
@@ -71,7 +112,7 @@ impl Problem {
 }
 
 /// What of a convolution is asked for, of which operands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Part {
     /// y, of x and the weights.
     Answer,
@@ -87,14 +128,15 @@ struct Convolution {
 }
 
 impl Convolution {
-    /// The shapes of its operands and of what it gives.
+    /// The shapes of its operands and of what it gives, as they lie.
     fn shapes(&self) -> [[usize; 4]; 3] {
-        let Problem { x, weight, y, .. } = self.problem;
+        let Problem { lie, x, weight, y, .. } = self.problem;
         match self.part {
             Part::Answer => [x, weight, y],
             Part::OfInput => [weight, y, x],
             Part::OfWeight => [x, y, weight],
         }
+        .map(|shape| lie.of(shape))
     }
 
     fn gradient(&self, part: Part, first: &Tensor, second: &Tensor) -> Result<Tensor> {
@@ -109,52 +151,27 @@ impl Convolution {
         second: &CudaView<T>,
         given: &mut CudaSlice<T>,
     ) -> Result<()> {
-        let plan = planned::<T>(device, self.problem)?;
-        let Plan { convolution: conv, x, weight: w, y, .. } = &*plan;
+        let plan = planned::<T>(device, self.problem, self.part)?;
+        let Plan { convolution: conv, x, weight: w, y, algorithm, bytes } = &*plan;
         let scales = (T::one(), T::zero());
-        let memory = |bytes: usize| -> Result<Option<CudaSlice<u8>>> {
+        let mut memory: Option<CudaSlice<u8>> = match bytes {
+            0 => None,
             // SAFETY: cuDNN's scratch memory may hold anything.
-            if bytes == 0 { Ok(None) } else { unsafe { device.alloc(bytes).map(Some) } }
+            bytes => Some(unsafe { device.alloc(*bytes)? }),
         };
+        let memory = memory.as_mut();
         // SAFETY: `run` has found the operands and the result to be as long as the descriptors' shapes, and they
-        // lie as the descriptors say, row after row.
+        // lie as the descriptors say.
         unsafe {
-            match self.part {
-                Part::Answer => {
-                    let mut memory = memory(plan.forward.1)?;
-                    ConvForward { conv, x, w, y }.launch(
-                        plan.forward.0,
-                        memory.as_mut(),
-                        scales,
-                        first,
-                        second,
-                        given,
-                    )
-                }
-                Part::OfInput => {
-                    let mut memory = memory(plan.of_input.1)?;
-                    ConvBackwardData { conv, dx: x, w, dy: y }.launch(
-                        plan.of_input.0,
-                        memory.as_mut(),
-                        scales,
-                        given,
-                        first,
-                        second,
-                    )
-                }
-                Part::OfWeight => {
-                    let mut memory = memory(plan.of_weight.1)?;
-                    ConvBackwardFilter { conv, x, dw: w, dy: y }.launch(
-                        plan.of_weight.0,
-                        memory.as_mut(),
-                        scales,
-                        first,
-                        given,
-                        second,
-                    )
-                }
-            }?;
-        }
+            match *algorithm {
+                Algorithm::Answer(algorithm) => ConvForward { conv, x, w, y }
+                    .launch(algorithm, memory, scales, first, second, given),
+                Algorithm::OfInput(algorithm) => ConvBackwardData { conv, dx: x, w, dy: y }
+                    .launch(algorithm, memory, scales, given, first, second),
+                Algorithm::OfWeight(algorithm) => ConvBackwardFilter { conv, x, dw: w, dy: y }
+                    .launch(algorithm, memory, scales, first, given, second),
+            }
+        }?;
         Ok(())
     }
 
@@ -228,20 +245,26 @@ trait Number: CudaDType + DeviceRepr + CudnnDataType + WithDType {}
 
 impl<T: CudaDType + DeviceRepr + CudnnDataType + WithDType> Number for T {}
 
-/// How a problem is described to cuDNN, and for each part the algorithm and the bytes that it needs.
+/// How a problem is described to cuDNN, what does a part of it, and the bytes that this needs.
 struct Plan<T> {
     /// Its type is that of the sums.
     convolution: ConvDescriptor<f32>,
     x: TensorDescriptor<T>,
     weight: FilterDescriptor<T>,
     y: TensorDescriptor<T>,
-    forward: (ForwardAlgorithm, usize),
-    of_input: (DataAlgorithm, usize),
-    of_weight: (FilterAlgorithm, usize),
+    algorithm: Algorithm,
+    bytes: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Algorithm {
+    Answer(ForwardAlgorithm),
+    OfInput(DataAlgorithm),
+    OfWeight(FilterAlgorithm),
 }
 
 impl<T: Number> Plan<T> {
-    fn new(cudnn: &Arc<Cudnn>, problem: Problem) -> Result<Self> {
+    fn new(cudnn: &Arc<Cudnn>, problem: Problem, part: Part) -> Result<Self> {
         let int = |value: usize| match i32::try_from(value) {
             Ok(value) => Ok(value),
             Err(_) => bail!("a convolution of {problem:?}: cuDNN counts to 2^31 - 1"),
@@ -250,7 +273,7 @@ impl<T: Number> Plan<T> {
             Ok::<_, candle_core::Error>([int(a)?, int(b)?, int(c)?, int(d)?])
         };
         let (padding, stride) = (int(problem.padding)?, int(problem.stride)?);
-        let rows = cudnnTensorFormat_t::CUDNN_TENSOR_NCHW;
+        let format = problem.lie.format();
         let mode = cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION;
         let mut convolution =
             cudnn.create_conv2d::<f32>([padding; 2], [stride; 2], [1; 2], mode)?;
@@ -259,46 +282,52 @@ impl<T: Number> Plan<T> {
             DType::F32 => cudnnMathType_t::CUDNN_FMA_MATH,
             _ => cudnnMathType_t::CUDNN_TENSOR_OP_MATH,
         })?;
-        let x = cudnn.create_4d_tensor::<T>(rows, four(problem.x)?)?;
-        let weight = cudnn.create_4d_filter::<T>(rows, four(problem.weight)?)?;
-        let y = cudnn.create_4d_tensor::<T>(rows, four(problem.y)?)?;
+        let x = cudnn.create_4d_tensor::<T>(format, four(problem.x)?)?;
+        let weight = cudnn.create_4d_filter::<T>(format, four(problem.weight)?)?;
+        let y = cudnn.create_4d_tensor::<T>(format, four(problem.y)?)?;
 
-        let forward = ConvForward { conv: &convolution, x: &x, w: &weight, y: &y };
-        let algorithm = forward.pick_algorithm()?;
-        let forward = (algorithm, forward.get_workspace_size(algorithm)?);
-
-        let of_input = ConvBackwardData { conv: &convolution, dx: &x, w: &weight, dy: &y };
-        let algorithm = match of_input.pick_algorithm()? {
-            // Adds atomically.
-            DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_0 => {
-                DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1
+        let (algorithm, bytes) = match part {
+            Part::Answer => {
+                let asked = ConvForward { conv: &convolution, x: &x, w: &weight, y: &y };
+                let algorithm = asked.pick_algorithm()?;
+                (Algorithm::Answer(algorithm), asked.get_workspace_size(algorithm)?)
             }
-            algorithm => algorithm,
-        };
-        let of_input = (algorithm, of_input.get_workspace_size(algorithm)?);
-
-        let of_weight = ConvBackwardFilter { conv: &convolution, x: &x, dw: &weight, dy: &y };
-        let algorithm = match of_weight.pick_algorithm()? {
-            // Add atomically.
-            FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0
-            | FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3 => {
-                FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1
+            Part::OfInput => {
+                let asked = ConvBackwardData { conv: &convolution, dx: &x, w: &weight, dy: &y };
+                let algorithm = match asked.pick_algorithm()? {
+                    // Adds atomically.
+                    DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_0 => {
+                        DataAlgorithm::CUDNN_CONVOLUTION_BWD_DATA_ALGO_1
+                    }
+                    algorithm => algorithm,
+                };
+                (Algorithm::OfInput(algorithm), asked.get_workspace_size(algorithm)?)
             }
-            algorithm => algorithm,
+            Part::OfWeight => {
+                let asked = ConvBackwardFilter { conv: &convolution, x: &x, dw: &weight, dy: &y };
+                let algorithm = match asked.pick_algorithm()? {
+                    // Add atomically.
+                    FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_0
+                    | FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_3 => {
+                        FilterAlgorithm::CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1
+                    }
+                    algorithm => algorithm,
+                };
+                (Algorithm::OfWeight(algorithm), asked.get_workspace_size(algorithm)?)
+            }
         };
-        let of_weight = (algorithm, of_weight.get_workspace_size(algorithm)?);
-        Ok(Self { convolution, x, weight, y, forward, of_input, of_weight })
+        Ok(Self { convolution, x, weight, y, algorithm, bytes })
     }
 }
 
-/// The plan for a problem on a device, made once in every thread: cuDNN's handles belong to one.
-fn planned<T: Number>(device: &CudaDevice, problem: Problem) -> Result<Rc<Plan<T>>> {
-    type Plans = HashMap<(DeviceId, DType, Problem), Rc<dyn Any>>;
+/// The plan for a part of a problem on a device, made once in every thread: cuDNN's handles belong to one.
+fn planned<T: Number>(device: &CudaDevice, problem: Problem, part: Part) -> Result<Rc<Plan<T>>> {
+    type Plans = HashMap<(DeviceId, DType, Problem, Part), Rc<dyn Any>>;
     thread_local! {
         static HANDLES: RefCell<HashMap<DeviceId, Arc<Cudnn>>> = RefCell::default();
         static PLANS: RefCell<Plans> = RefCell::default();
     }
-    let key = (device.id(), T::DTYPE, problem);
+    let key = (device.id(), T::DTYPE, problem, part);
     let known = PLANS.with_borrow(|plans| plans.get(&key).cloned());
     if let Some(Ok(plan)) = known.map(Rc::downcast) {
         return Ok(plan);
@@ -311,7 +340,7 @@ fn planned<T: Number>(device: &CudaDevice, problem: Problem) -> Result<Rc<Plan<T
             cudnn
         }
     };
-    let plan = Rc::new(Plan::new(&cudnn, problem)?);
+    let plan = Rc::new(Plan::new(&cudnn, problem, part)?);
     PLANS.with_borrow_mut(|plans| plans.insert(key, plan.clone()));
     Ok(plan)
 }

@@ -40,7 +40,7 @@ impl Aligned {
 /// A part of the arena: `len` floats for each sample, the samples one after another.
 ///
 /// Offsets are per sample as well, so a plan holds for any batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Buffer {
     /// Where it begins, in floats per sample.
     pub(crate) offset: usize,

@@ -35,6 +35,9 @@ impl Taps {
     /// A linear map of every pixel.
     pub(crate) const POINT: Self = Self { side: 1, stride: 1, padding: 0, doubled: false };
 
+    /// A 3×3 convolution that keeps the map's size.
+    pub(crate) const SAME: Self = Self { side: 3, stride: 1, padding: 1, doubled: false };
+
     /// Taps per output pixel.
     pub(super) fn count(self) -> usize {
         self.side * self.side

@@ -1,23 +1,17 @@
 //! Networks compiled for the CPU: layers of whichever family as a list of kernels over one arena.
 
-mod attention;
 mod builder;
+mod layers;
 mod tape;
 mod tokens;
 mod training;
 
 use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
 
+use crate::assembly::X;
 use crate::kernels::{Footprint, Program, Timing};
-pub(crate) use builder::{Builder, End, Map};
-pub(crate) use tape::Step;
+pub(crate) use builder::Builder;
 pub(crate) use training::Training;
-
-/// Numbers of a program's inputs: the noisy samples; what they are told, which may have a gradient; and
-/// what is told without one.
-pub(crate) const X: usize = 0;
-pub(crate) const TOLD: usize = 1;
-pub(crate) const FIXED: usize = 2;
 
 /// What a compiled network takes and gives.
 #[derive(Debug, Clone, Copy)]

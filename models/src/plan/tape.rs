@@ -6,8 +6,9 @@
 
 use candle_core::Tensor;
 
-use super::builder::{Builder, End, Map, variant};
+use super::builder::{Builder, variant};
 use super::tokens::{Gated, Modulated};
+use crate::assembly::{Affine, End, Map};
 use crate::kernels::{
     AttendGradient, Buffer, Combine, Constants, Direct, DirectGradient, Filter, Finish, Form,
     Function, Image, Layout, NormGradient, NormSource, Pack, PackBias, Row, Scale, Sums, Taps,
@@ -24,8 +25,6 @@ pub(crate) struct Tape {
     pub(crate) total: usize,
     /// The memory for packed weights: each layer's are made just before it runs.
     pub(crate) placed: Layout,
-    /// The time embedding.
-    pub(crate) time: Option<Map>,
 }
 
 /// One layer.
@@ -102,13 +101,13 @@ impl<C> Builder<'_, C> {
         self.tape.as_mut().expect("only a network that is trained comes here")
     }
 
-    /// A convolution whose weights are packed when it runs; `parts` as in [`Builder::pointwise`].
+    /// A convolution whose weights are packed when it runs; `parts` as in [`crate::assembly::Assembly::pointwise`].
     pub(crate) fn trained_convolution(
         &mut self,
         sources: &[Map],
         target: Map,
         taps: Taps,
-        parts: &[(Tensor, Tensor, f64)],
+        parts: &[Affine],
         end: End,
     ) -> crate::Result<()> {
         let images: Vec<Image> = sources.iter().map(|&source| self.image(source)).collect();
@@ -277,7 +276,7 @@ impl<C> Builder<'_, C> {
         if end.factor != 1.0 {
             self.push(Scale { map: own, factor: end.factor });
         }
-        let offset = end.offset.and_then(|projection| projection.map);
+        let offset = end.offset.and_then(|projection| self.projected(projection).map);
         let output = match offset {
             Some(map) => self.gradient(map).0.buffer,
             None => self.take(own.stride()),

@@ -10,7 +10,8 @@ use candle_core::{
     CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail,
 };
 
-use super::{Builder, Map, Sizes, TOLD, X, contiguous, floats, slice};
+use super::{Builder, Sizes, contiguous, floats, slice};
+use crate::assembly::{Map, TOLD, X};
 use crate::kernels::{Call, Export, Footprint, Import, Part, Program, Scale, Timing, Workspace};
 
 /// The evaluation, the gradients of weights and what it is told, and that of the input.

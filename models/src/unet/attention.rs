@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
-use super::group_norm::{GroupNorm, With};
+use super::group_norm::GroupNorm;
 use super::layers::Pointwise;
 use super::resnet::rescale;
 use crate::layers::softmax;
@@ -61,15 +61,15 @@ impl Attention {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let flat = x.flatten_from(2)?;
         let normed = match &self.norm {
-            Some(norm) => norm.forward(&flat, With::default())?,
+            Some(norm) => norm.forward(&flat, None, None)?,
             None => flat.contiguous()?,
         };
         let [query, key, value] = self.project(&normed)?;
         // Scores are [B·heads, queries, keys]; values are gathered as [B·heads, head_dim, queries].
         let attention = softmax(&query.transpose(1, 2)?.matmul(&key)?)?;
         let gathered = value.matmul(&attention.transpose(1, 2)?)?.reshape(flat.shape())?;
-        let y = self.output.forward_onto(&gathered, &flat)?.reshape(x.shape())?;
-        rescale(y, self.output_scale)
+        let y = self.output.forward(&gathered)?.reshape(x.shape())?;
+        rescale((x + y)?, self.output_scale)
     }
 
     /// `[B, C, L]` → scaled queries, keys and values, each `[B·heads, head_dim, L]`.

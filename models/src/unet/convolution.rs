@@ -1,7 +1,4 @@
-//! A convolution: candle's, and on a GPU cuDNN's, asked for by ourselves (`cudnn` says why).
-
-#[cfg(feature = "cuda")]
-mod cudnn;
+//! A convolution: candle's, and on a GPU cuDNN's, asked for by ourselves (`crate::gpu` says why).
 
 use candle_core::{Result, Tensor};
 
@@ -17,7 +14,7 @@ pub(super) fn convolve(
 ) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() && crate::gpu::knows(x.dtype()) {
-        return cudnn::convolve(x, weight, padding, stride);
+        return crate::gpu::convolve(x, weight, padding, stride, crate::gpu::Lie::Rows);
     }
     x.conv2d(weight, padding, stride, 1, 1)
 }

@@ -6,7 +6,6 @@ use candle_core::{Result, Tensor};
 
 use super::config::Activation;
 use super::convolution::convolve;
-use super::sum::biased_sum;
 use crate::weights::Weights;
 
 /// A convolution with bias.
@@ -37,22 +36,8 @@ impl Conv2d {
 
     /// `[B, input, H, W]` → `[B, output, H', W']`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.without_bias(x)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
-    }
-
-    /// The same, plus `around` of the result's shape.
-    pub(super) fn forward_onto(&self, x: &Tensor, around: &Tensor) -> Result<Tensor> {
-        biased_sum(&self.without_bias(x)?, around, &self.bias)
-    }
-
-    /// The same, without the bias, which whoever takes it must add.
-    pub(super) fn without_bias(&self, x: &Tensor) -> Result<Tensor> {
-        convolve(x, &self.weight, self.padding, self.stride)
-    }
-
-    /// `[output]`.
-    pub(super) fn bias(&self) -> &Tensor {
-        &self.bias
+        let y = convolve(x, &self.weight, self.padding, self.stride)?;
+        y.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
     }
 }
 
@@ -91,17 +76,9 @@ impl Pointwise {
 
     /// `[B, input, L]` → `[B, output, L]`, one product per sample.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        self.product(x)?.broadcast_add(&self.bias.reshape((1, (), 1))?)
-    }
-
-    /// The same, plus `around` of the result's shape.
-    pub(super) fn forward_onto(&self, x: &Tensor, around: &Tensor) -> Result<Tensor> {
-        biased_sum(&self.product(x)?, around, &self.bias)
-    }
-
-    fn product(&self, x: &Tensor) -> Result<Tensor> {
         let (output, input) = self.weight.dims2()?;
-        self.weight.broadcast_as((x.dim(0)?, output, input))?.matmul(x)
+        let product = self.weight.broadcast_as((x.dim(0)?, output, input))?.matmul(x)?;
+        product.broadcast_add(&self.bias.reshape((1, (), 1))?)
     }
 }
 

@@ -15,7 +15,6 @@ mod layers;
 mod legacy;
 mod plan;
 mod resnet;
-mod sum;
 
 use std::collections::HashMap;
 
@@ -31,12 +30,8 @@ use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
 use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
-use group_norm::{GroupNorm, With};
+use group_norm::GroupNorm;
 use layers::Conv2d;
-
-/// What lies between convolutions, on a GPU.
-#[cfg(feature = "cuda")]
-static KERNELS: crate::gpu::Kernels = crate::gpu::Kernels::new("unet", include_str!("kernels.cu"));
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
 pub struct UNet2DModel {
@@ -57,6 +52,27 @@ enum Body {
     Plan(Plan),
     /// Kernels for the CPU, over weights that are trained.
     Training(Training),
+    /// Kernels for a GPU, over weights that do not change.
+    #[cfg(feature = "cuda")]
+    Gpu(crate::gpu::Program),
+}
+
+impl Body {
+    fn new(config: &UNet2DConfig, weights: &Weights, numbers: Numbers) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        if crate::gpu::compiles(weights) {
+            return Ok(Self::Gpu(plan::compile_for_gpu(config, weights)?));
+        }
+        // Where weights may be merged they do not change either, so they may be packed as well.
+        let compiled = weights.dtype() == DType::F32 && weights.device().is_cpu();
+        Ok(if compiled && weights.may_merge() {
+            Self::Plan(plan::compile(config, weights, Isa::detect(), numbers)?)
+        } else if compiled && weights.trained() {
+            Self::Training(plan::compile_trained(config, weights, Isa::detect())?)
+        } else {
+            Self::Layers(Box::new(Layers::new(config, weights)?))
+        })
+    }
 }
 
 struct Layers {
@@ -133,18 +149,9 @@ impl UNet2DModel {
 
     fn build(config: &UNet2DConfig, weights: &Weights, numbers: Numbers) -> Result<Self> {
         let (dtype, device) = (weights.dtype(), weights.device());
-        // Where weights may be merged they do not change either, so they may be packed as well.
-        let compiled = dtype == DType::F32 && device.is_cpu();
-        let body = if compiled && weights.may_merge() {
-            Body::Plan(plan::compile(config, weights, Isa::detect(), numbers)?)
-        } else if compiled && weights.trained() {
-            Body::Training(plan::compile_trained(config, weights, Isa::detect())?)
-        } else {
-            Body::Layers(Box::new(Layers::new(config, weights)?))
-        };
         Ok(Self {
             embedding: Embedding::new(config, weights, dtype, device)?,
-            body,
+            body: Body::new(config, weights, numbers)?,
             activation: config.activation,
             geometry: config.geometry(),
             dtype,
@@ -178,6 +185,8 @@ impl Denoiser for UNet2DModel {
             Body::Layers(layers) => layers.forward(x, &time, timesteps),
             Body::Plan(plan) => plan.forward([x, &time, timesteps]),
             Body::Training(plan) => plan.forward([x, &time, timesteps]),
+            #[cfg(feature = "cuda")]
+            Body::Gpu(program) => program.forward([x, &time, timesteps]),
         }
     }
 
@@ -193,6 +202,8 @@ impl Denoiser for UNet2DModel {
             Body::Layers(_) => Ok(Vec::new()),
             Body::Plan(plan) => plan.profile([x, &time, timesteps]),
             Body::Training(plan) => plan.profile([x, &time, timesteps]),
+            #[cfg(feature = "cuda")]
+            Body::Gpu(_) => Ok(Vec::new()),
         }
     }
 
@@ -201,6 +212,8 @@ impl Denoiser for UNet2DModel {
             Body::Layers(_) => return None,
             Body::Plan(plan) => plan.footprint(),
             Body::Training(plan) => plan.footprint(),
+            #[cfg(feature = "cuda")]
+            Body::Gpu(_) => return None,
         };
         footprint.weight_bytes += self.embedding.weight_bytes();
         Some(footprint)
@@ -265,9 +278,8 @@ impl Layers {
         for block in &self.up_blocks {
             x = block.forward(x, time, &mut skips)?;
         }
-        let x = self
-            .conv_out
-            .forward(&self.norm_out.forward(&x, With::activation(Activation::Silu))?)?;
+        let x =
+            self.conv_out.forward(&self.norm_out.forward(&x, None, Some(Activation::Silu))?)?;
 
         if self.divide_by_time {
             // Time is a noise level here, and the answer a score.

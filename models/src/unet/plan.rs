@@ -7,8 +7,9 @@ mod resnet;
 
 use super::config::{Activation, TimeEmbedding};
 use super::{UNet2DConfig, UNet2DModel};
-use crate::kernels::{Export, Function, Import, Isa, Numbers, padded};
-use crate::plan::{self, FIXED, Map, Plan, Sizes, TOLD, Training, X};
+use crate::assembly::{Assembly, End, FIXED, Map, Size, X};
+use crate::kernels::{Function, Isa, Numbers, Taps, padded};
+use crate::plan::{self, Plan, Sizes, Training};
 use crate::weights::Weights;
 
 type Builder<'a> = plan::Builder<'a, UNet2DConfig>;
@@ -30,10 +31,19 @@ pub(super) fn compile(
         .map(|(_, shape)| padded(shape[0]))
         .sum();
     let mut builder = Builder::new(config, isa, numbers, projected);
-    let Ends { time, projections, .. } = assemble(&mut builder, weights)?;
-    let time = builder.image(time);
-    builder.insert_projections(projections, time);
+    assemble(&mut builder, weights)?;
     Ok(Plan::new(builder, sizes(config)))
+}
+
+/// The same on the GPU of its weights, and with maps of their type; what comes in and goes out is of it, too.
+#[cfg(feature = "cuda")]
+pub(super) fn compile_for_gpu(
+    config: &UNet2DConfig,
+    weights: &Weights,
+) -> crate::Result<crate::gpu::Program> {
+    let mut builder = crate::gpu::Builder::new(config, weights)?;
+    assemble(&mut builder, weights)?;
+    Ok(builder.finish()?)
 }
 
 /// The same of a network whose weights are trained.
@@ -43,22 +53,12 @@ pub(super) fn compile_trained(
     isa: Isa,
 ) -> crate::Result<Training> {
     let mut builder = Builder::trained(config, isa);
-    let Ends { x, time, y, .. } = assemble(&mut builder, weights)?;
-    let trained = Training::new(builder, [x, time, y], sizes(config), scale(config).0);
+    let ends = assemble(&mut builder, weights)?;
+    let trained = Training::new(builder, ends, sizes(config), scale(config).0);
     Ok(match config.time_embedding {
         TimeEmbedding::Fourier => trained.divided(),
         TimeEmbedding::Positional | TimeEmbedding::Learned => trained,
     })
-}
-
-/// Where a network begins and ends.
-struct Ends {
-    x: Map,
-    time: Map,
-    y: Map,
-    /// Where in the list the projections of the time embedding belong: their weights are gathered while
-    /// the blocks are built.
-    projections: usize,
 }
 
 fn sizes(config: &UNet2DConfig) -> Sizes {
@@ -74,23 +74,18 @@ fn scale(config: &UNet2DConfig) -> (f32, f32) {
     if config.center_input_sample { (2.0, -1.0) } else { (1.0, 0.0) }
 }
 
-/// The whole network, from its inputs to its output.
-fn assemble(builder: &mut Builder, weights: &Weights) -> crate::Result<Ends> {
-    let config = builder.config;
-    let time = builder.map_of_f32(1, 1, config.time_width());
-    let output = builder.image(time);
-    builder.push(Import { input: TOLD, output, factor: 1.0, shift: 0.0 });
-    if let Some(tape) = &mut builder.tape {
-        tape.time = Some(time);
-    }
-    let projections = builder.len();
-
-    let x = builder.map_of_f32(config.height, config.width, config.in_channels);
+/// The whole network: its input, the time embedding, and its answer.
+fn assemble<'a>(
+    builder: &mut impl Assembly<'a, UNet2DConfig>,
+    weights: &Weights,
+) -> crate::Result<[Map; 3]> {
+    let config = builder.config();
+    let UNet2DConfig { height, width, in_channels, .. } = *config;
+    let time = builder.time(config.time_width());
     let (factor, shift) = scale(config);
-    let output = builder.image(x);
-    builder.push(Import { input: X, output, factor, shift });
-    let first = builder.map(config.height, config.width, config.channels[0]);
-    builder.same(&weights.at("conv_in"), x, first)?;
+    let x = builder.import(X, Size { height, width, channels: in_channels }, factor, shift);
+    let first = builder.map(height, width, config.channels[0]);
+    builder.convolve(&weights.at("conv_in"), x, first, Taps::SAME, End::default())?;
     builder.release(x);
 
     let bottom = blocks::network(builder, weights, first)?;
@@ -99,13 +94,12 @@ fn assemble(builder: &mut Builder, weights: &Weights) -> crate::Result<Ends> {
     let normed =
         builder.normalise(&name, &[bottom], (groups, config.norm_eps), None, Function::Silu)?;
     builder.release(bottom);
-    let y = builder.map_of_f32(config.height, config.width, config.out_channels);
-    builder.same(&weights.at("conv_out"), normed, y)?;
+    let y = builder.answer(height, width, config.out_channels);
+    builder.convolve(&weights.at("conv_out"), normed, y, Taps::SAME, End::default())?;
     builder.release(normed);
     let fourier = config.time_embedding == TimeEmbedding::Fourier;
-    let input = builder.image(y);
-    builder.push(Export { input, divisor: fourier.then_some(FIXED) });
-    Ok(Ends { x, time, y, projections })
+    builder.export(y, fourier.then_some(FIXED));
+    Ok([x, time, y])
 }
 
 impl From<Activation> for Function {

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
 use super::config::Activation;
-use super::group_norm::{GroupNorm, With};
+use super::group_norm::GroupNorm;
 use super::layers::{Conv2d, Pointwise, downsample_mean, upsample_nearest};
 use crate::layers::Linear;
 use crate::weights::Weights;
@@ -69,27 +69,26 @@ impl ResnetBlock {
     /// `x` `[B, input, H, W]`, `time` `[B, time width]`, already through the activation →
     /// `[B, output, H', W']`.
     pub(super) fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let h = self.norm1.forward(x, With::activation(self.activation))?;
+        let h = self.norm1.forward(x, None, Some(self.activation))?;
         let (x, h) = match self.resize {
             Resize::Keep => (x.clone(), h),
             Resize::Up => (upsample_nearest(x)?, upsample_nearest(&h)?),
             Resize::Down => (downsample_mean(x)?, downsample_mean(&h)?),
         };
         let time = self.time.forward(time)?;
-        let h = self.conv1.without_bias(&h)?;
-        let bias = self.conv1.bias();
-        let (offset, modulation) = if self.scale_shift {
-            (bias.unsqueeze(0)?, Some(&time))
+        let h = self.conv1.forward(&h)?;
+        let (h, modulation) = if self.scale_shift {
+            (h, Some(&time))
         } else {
-            (time.broadcast_add(bias)?, None)
+            (h.broadcast_add(&time.unsqueeze(2)?.unsqueeze(3)?)?, None)
         };
-        let activation = Some(self.activation);
-        let h = self.norm2.forward(&h, With { offset: Some(&offset), modulation, activation })?;
+        let h = self.norm2.forward(&h, modulation, Some(self.activation))?;
+        let h = self.conv2.forward(&h)?;
         let around = match &self.shortcut {
             None => x,
             Some(shortcut) => shortcut.forward(&x.flatten_from(2)?)?.reshape(h.shape())?,
         };
-        rescale(self.conv2.forward_onto(&h, &around)?, self.output_scale)
+        rescale((around + h)?, self.output_scale)
     }
 }
 

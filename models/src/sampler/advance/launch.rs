@@ -10,7 +10,7 @@ use super::quantile::threshold;
 use crate::gpu::{Kernels, numbers, over, view};
 use crate::sampler::{Bound, NoiseScale, Step};
 
-static KERNELS: Kernels = Kernels::new("advance", include_str!("kernel.cu"));
+static KERNELS: Kernels = Kernels::new("advance", include_str!("kernel.cu"), None);
 
 /// Fields of the kernel's `Row`.
 const FIELDS: usize = 14;

@@ -1,23 +1,27 @@
 //! The way down, the bottom, and the way up: [`crate::unet::blocks`] as kernels.
 
-use super::Builder;
 use super::attention::attention;
 use super::resnet::resnet;
+use crate::assembly::{Assembly, End, Map};
 use crate::kernels::Taps;
-use crate::plan::{End, Map};
+use crate::unet::UNet2DConfig;
 use crate::unet::config::{Block, Resample};
 use crate::unet::resnet::Resize;
 use crate::weights::Weights;
 
 /// All blocks; `x` is used up.
-pub(super) fn network(builder: &mut Builder, weights: &Weights, mut x: Map) -> crate::Result<Map> {
-    let levels = builder.config.levels();
+pub(super) fn network<'a>(
+    builder: &mut impl Assembly<'a, UNet2DConfig>,
+    weights: &Weights,
+    mut x: Map,
+) -> crate::Result<Map> {
+    let levels = builder.config().levels();
     let mut skips = vec![builder.retain(x)];
     for level in 0..levels {
         let place = weights.at(format_args!("down_blocks.{level}"));
         x = down(builder, &place, level, x, &mut skips)?;
     }
-    if builder.config.mid_block {
+    if builder.config().mid_block {
         x = middle(builder, &weights.at("mid_block"), x)?;
     }
     for index in 0..levels {
@@ -27,14 +31,14 @@ pub(super) fn network(builder: &mut Builder, weights: &Weights, mut x: Map) -> c
     Ok(x)
 }
 
-fn down(
-    builder: &mut Builder,
+fn down<'a>(
+    builder: &mut impl Assembly<'a, UNet2DConfig>,
     weights: &Weights,
     level: usize,
     mut x: Map,
     skips: &mut Vec<Map>,
 ) -> crate::Result<Map> {
-    let config = builder.config;
+    let config = builder.config();
     let (block, output) = (config.down_blocks[level], config.channels[level]);
     for index in 0..config.layers_per_block {
         let next = layer(builder, weights, index, &[x], output, block)?;
@@ -50,7 +54,7 @@ fn down(
                 // Without padding above and left there is one row and column of zeros below and right.
                 let padding = config.downsample_padding;
                 let taps = Taps { side: 3, stride: 2, padding, doubled: false };
-                let image = builder.image(x);
+                let image = builder.size(x);
                 let target = builder.map(image.height / 2, image.width / 2, output);
                 builder.convolve(&place.at("conv"), x, target, taps, End::default())?;
                 target
@@ -63,8 +67,12 @@ fn down(
     Ok(x)
 }
 
-fn middle(builder: &mut Builder, weights: &Weights, x: Map) -> crate::Result<Map> {
-    let config = builder.config;
+fn middle<'a>(
+    builder: &mut impl Assembly<'a, UNet2DConfig>,
+    weights: &Weights,
+    x: Map,
+) -> crate::Result<Map> {
+    let config = builder.config();
     let channels = config.channels[config.levels() - 1];
     let scale = config.mid_block_scale_factor;
     let place = weights.at("resnets.0");
@@ -86,14 +94,14 @@ fn middle(builder: &mut Builder, weights: &Weights, x: Map) -> crate::Result<Map
     Ok(next)
 }
 
-fn up(
-    builder: &mut Builder,
+fn up<'a>(
+    builder: &mut impl Assembly<'a, UNet2DConfig>,
     weights: &Weights,
     index: usize,
     mut x: Map,
     skips: &mut Vec<Map>,
 ) -> crate::Result<Map> {
-    let config = builder.config;
+    let config = builder.config();
     let level = config.levels() - 1 - index;
     let (block, output) = (config.up_blocks[index], config.channels[level]);
     for i in 0..=config.layers_per_block {
@@ -109,7 +117,7 @@ fn up(
             Resample::Resnet => resnet(builder, &place, &[x], output, Resize::Up, 1.0)?,
             Resample::Conv => {
                 let taps = Taps { side: 3, stride: 1, padding: 1, doubled: true };
-                let image = builder.image(x);
+                let image = builder.size(x);
                 let target = builder.map(2 * image.height, 2 * image.width, output);
                 builder.convolve(&place.at("conv"), x, target, taps, End::default())?;
                 target
@@ -131,8 +139,8 @@ fn resample(block: Block, asked: Resample) -> Resample {
 }
 
 /// A residual block and the attention that may follow it.
-fn layer(
-    builder: &mut Builder,
+fn layer<'a>(
+    builder: &mut impl Assembly<'a, UNet2DConfig>,
     weights: &Weights,
     index: usize,
     sources: &[Map],
@@ -145,7 +153,7 @@ fn layer(
         return Ok(x);
     }
     let (place, groups) =
-        (weights.at(format_args!("attentions.{index}")), builder.config.norm_num_groups);
+        (weights.at(format_args!("attentions.{index}")), builder.config().norm_num_groups);
     let y = attention(builder, &place, x, Some(groups), 1.0)?;
     builder.release(x);
     Ok(y)

@@ -1,33 +1,33 @@
 //! The residual block: [`crate::unet::resnet`] as kernels.
 
-use super::Builder;
-use crate::kernels::{Downsample, Taps, Upsample};
-use crate::plan::{End, Map, Step};
+use crate::assembly::{Assembly, End, Map};
+use crate::kernels::Taps;
+use crate::unet::UNet2DConfig;
 use crate::unet::resnet::Resize;
 use crate::weights::Weights;
 
 /// The block over the channels of all `sources`, to `output` channels; the sum is divided by `scale`.
-pub(super) fn resnet(
-    builder: &mut Builder,
+pub(super) fn resnet<'a>(
+    builder: &mut impl Assembly<'a, UNet2DConfig>,
     weights: &Weights,
     sources: &[Map],
     output: usize,
     resize: Resize,
     scale: f64,
 ) -> crate::Result<Map> {
-    let config = builder.config;
+    let config = builder.config();
     let activation = config.activation.into();
     let groups = (config.norm_num_groups, config.norm_eps);
-    let input: usize = sources.iter().map(|&source| builder.image(source).channels()).sum();
+    let input: usize = sources.iter().map(|&source| builder.size(source).channels).sum();
 
     let normed = builder.normalise(&weights.at("norm1"), sources, groups, None, activation)?;
     let h = match resize {
         Resize::Keep | Resize::Up => normed,
-        Resize::Down => halve(builder, normed),
+        Resize::Down => builder.halve(normed),
     };
     let doubled = resize == Resize::Up;
     let taps = Taps { side: 3, stride: 1, padding: 1, doubled };
-    let size = builder.image(h);
+    let size = builder.size(h);
     let (height, width) = (size.height << usize::from(doubled), size.width << usize::from(doubled));
     let first = builder.map(height, width, output);
     let (place, time) = (weights.at("time_emb_proj"), config.time_width());
@@ -46,10 +46,10 @@ pub(super) fn resnet(
 
     let around: Vec<Map> = match resize {
         Resize::Keep => sources.iter().map(|&source| builder.retain(source)).collect(),
-        Resize::Up => vec![double(builder, sources[0])],
+        Resize::Up => vec![builder.double(sources[0])],
         Resize::Down => {
             let source = builder.retain(sources[0]);
-            vec![halve(builder, source)]
+            vec![builder.halve(source)]
         }
     };
     let sum = builder.map(height, width, output);
@@ -71,25 +71,4 @@ pub(super) fn resnet(
         builder.release(map);
     }
     Ok(sum)
-}
-
-/// The map at half the size; the map itself is released.
-fn halve(builder: &mut Builder, map: Map) -> Map {
-    let input = builder.image(map);
-    let half = builder.map(input.height / 2, input.width / 2, input.channels());
-    let output = builder.image(half);
-    builder.push(Downsample { input, output });
-    builder.record(Step::Halve { source: map, target: half });
-    builder.release(map);
-    half
-}
-
-/// The map at twice the size.
-fn double(builder: &mut Builder, map: Map) -> Map {
-    let input = builder.image(map);
-    let double = builder.map(2 * input.height, 2 * input.width, input.channels());
-    let output = builder.image(double);
-    builder.push(Upsample { input, output });
-    builder.record(Step::Double { source: map, target: double });
-    double
 }

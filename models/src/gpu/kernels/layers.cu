@@ -1,0 +1,269 @@
+// What lies between convolutions and products.
+
+// The sum of every thread's value, the same to all of them.
+static __device__ float sum(float value) {
+    __shared__ float sums[THREADS];
+    __syncthreads();
+    sums[threadIdx.x] = value;
+    __syncthreads();
+    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
+        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
+        __syncthreads();
+    }
+    return sums[0];
+}
+
+// The functions between layers, numbered as in `layers.rs`.
+static __device__ float activate(int function, float x) {
+    switch (function) {
+    case 1: return x / (1 + expf(-x));
+    // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|), which cannot overflow.
+    case 2: return x * tanhf(fmaxf(x, 0) + log1pf(expf(-fabsf(x))));
+    case 3: return x * 0.5f * (1 + erff(x * 0.70710678f));
+    case 4: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
+    case 5: return fmaxf(x, 0);
+    default: return x;
+    }
+}
+
+// N numbers that lie side by side, loaded and stored at once.
+template <typename T, int N> struct alignas(sizeof(typename T::Stored) * (N < 4 ? N : 4)) Pack {
+    typename T::Stored values[N];
+};
+
+// Visits the thread's share of `size` numbers, by pixel and place among the `width` of each.
+template <typename F> static __device__ void each(int size, int width, F visit) {
+    int pixel = threadIdx.x / width, place = threadIdx.x % width;
+    int pixels_on = THREADS / width, places_on = THREADS % width;
+    for (int i = threadIdx.x; i < size; i += THREADS) {
+        visit(pixel, place);
+        pixel += pixels_on;
+        place += places_on;
+        if (place >= width) {
+            place -= width;
+            pixel++;
+        }
+    }
+}
+
+// Group norm (Wu & He 2018) of x + owed + offset, or of x and `more` side by side, then scale-shift, then a function.
+// One block per sample and group.
+//
+// x has `own` of the channels and `more` the others; owed [channels], or null; offset and modulation null, or so many
+// numbers from one sample to the next: [channels], and scale [channels], then shift; weight and bias [channels]. What
+// mean and deviation are taken of is read three times.
+template <typename T>
+static __device__ void group_norm(
+    const typename T::Stored *x, const typename T::Stored *more, int own, const float *owed, const float *offset,
+    int of_offset, const float *modulation, int told, const float *weight, const float *bias, typename T::Stored *y, int channels,
+    int groups, int pixels, float eps, int function
+) {
+    int sample = blockIdx.x / groups, width = channels / groups, first = blockIdx.x % groups * width;
+    int size = width * pixels, others = channels - own;
+    x += (long long)sample * pixels * own;
+    more += (long long)sample * pixels * others;
+    y += (long long)sample * pixels * channels;
+    if (offset) offset += (long long)sample * of_offset;
+    if (modulation) modulation += (long long)sample * told;
+    auto value = [=](int pixel, int channel) {
+        float value = channel < own ? T::load(x[pixel * own + channel]) : T::load(more[pixel * others + channel - own]);
+        if (owed) value += owed[channel];
+        if (offset) value += offset[channel];
+        return value;
+    };
+
+    float total = 0;
+    each(size, width, [&](int pixel, int place) { total += value(pixel, first + place); });
+    float mean = sum(total) / size;
+    total = 0;
+    each(size, width, [&](int pixel, int place) {
+        float centred = value(pixel, first + place) - mean;
+        total += centred * centred;
+    });
+    float deviation = sqrtf(sum(total) / size + eps);
+
+    each(size, width, [&](int pixel, int place) {
+        int channel = first + place;
+        float scale = weight[channel] / deviation, shift = bias[channel];
+        if (modulation) {
+            float factor = 1 + modulation[channel];
+            scale *= factor;
+            shift = shift * factor + modulation[channels + channel];
+        }
+        float normed = (value(pixel, channel) - mean) * scale + shift;
+        y[pixel * channels + channel] = T::store(activate(function, normed));
+    });
+}
+
+// y = (y + residual + bias + offset) * factor, in place; N numbers at once. Residual, bias [channels] and offset, whose
+// samples lie `told` apart, may be null.
+template <typename T, int N>
+static __device__ void finish(
+    typename T::Stored *y, const typename T::Stored *residual, const float *bias, const float *offset, int told,
+    float factor, int channels, int pixels, int size
+) {
+    int step = gridDim.x * THREADS;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size / N; i += step) {
+        auto pack = reinterpret_cast<Pack<T, N> *>(y)[i];
+        Pack<T, N> other;
+        if (residual) other = reinterpret_cast<const Pack<T, N> *>(residual)[i];
+        int channel = i * N % channels, sample = i * N / channels / pixels;
+        for (int j = 0; j < N; j++) {
+            float value = T::load(pack.values[j]);
+            if (residual) value += T::load(other.values[j]);
+            if (bias) value += bias[channel + j];
+            if (offset) value += offset[(long long)sample * told + channel + j];
+            pack.values[j] = T::store(value * factor);
+        }
+        reinterpret_cast<Pack<T, N> *>(y)[i] = pack;
+    }
+}
+
+// Each pixel as `times` by `times`, and zeros to the right and below of what x has; y is of `size` values.
+template <typename T, int N>
+static __device__ void enlarge(
+    const typename T::Stored *x, typename T::Stored *y, int height, int width, int times, int tall, int wide, int channels,
+    int size
+) {
+    int step = gridDim.x * THREADS, packs = channels / N;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size / N; i += step) {
+        int column = i / packs % wide / times, row = i / packs / wide % tall / times, sample = i / packs / wide / tall;
+        Pack<T, N> pack = {};
+        if (row < height && column < width) {
+            long long pixel = ((long long)sample * height + row) * width + column;
+            pack = reinterpret_cast<const Pack<T, N> *>(x)[pixel * packs + i % packs];
+        }
+        reinterpret_cast<Pack<T, N> *>(y)[i] = pack;
+    }
+}
+
+// The mean of each four pixels; y is of `size` values and `wide` pixels wide.
+template <typename T>
+static __device__ void halve(const typename T::Stored *x, typename T::Stored *y, int wide, int channels, int size) {
+    int step = gridDim.x * THREADS, row = 2 * wide * channels;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += step) {
+        int channel = i % channels, column = i / channels % wide, above = i / channels / wide;
+        const typename T::Stored *from = x + (long long)above * 2 * row + column * 2 * channels + channel;
+        float total = T::load(from[0]) + T::load(from[channels]) + T::load(from[row]) + T::load(from[row + channels]);
+        y[i] = T::store(total / 4);
+    }
+}
+
+// A function of every value of x + bias [channels], or null.
+template <typename T>
+static __device__ void activated(
+    const typename T::Stored *x, const float *bias, typename T::Stored *y, int function, int channels, int size
+) {
+    int step = gridDim.x * THREADS;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += step)
+        y[i] = T::store(activate(function, T::load(x[i]) + (bias ? bias[i % channels] : 0)));
+}
+
+// Layer norm (Ba et al. 2016) of every token, times one plus scale, plus shift, whose samples lie `told` apart. One block
+// per token.
+template <typename T>
+static __device__ void modulate(
+    const typename T::Stored *x, const typename T::Stored *scale, const typename T::Stored *shift, int told,
+    typename T::Stored *y, int tokens, int channels, float eps
+) {
+    x += (long long)blockIdx.x * channels;
+    y += (long long)blockIdx.x * channels;
+    scale += (long long)(blockIdx.x / tokens) * told;
+    shift += (long long)(blockIdx.x / tokens) * told;
+    float total = 0;
+    for (int i = threadIdx.x; i < channels; i += THREADS) total += T::load(x[i]);
+    float mean = sum(total) / channels;
+    total = 0;
+    for (int i = threadIdx.x; i < channels; i += THREADS) {
+        float centred = T::load(x[i]) - mean;
+        total += centred * centred;
+    }
+    float deviation = sqrtf(sum(total) / channels + eps);
+    for (int i = threadIdx.x; i < channels; i += THREADS)
+        y[i] = T::store((T::load(x[i]) - mean) / deviation * (1 + T::load(scale[i])) + T::load(shift[i]));
+}
+
+// y = residual + gate * (x + bias), with bias [channels], or null; gate's samples lie `told` apart.
+template <typename T>
+static __device__ void gate(
+    const typename T::Stored *x, const float *bias, const typename T::Stored *residual, const typename T::Stored *gate,
+    int told, typename T::Stored *y, int tokens, int channels, int size
+) {
+    int step = gridDim.x * THREADS;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += step) {
+        int sample = i / channels / tokens, channel = i % channels;
+        float value = T::load(x[i]) + (bias ? bias[channel] : 0);
+        y[i] = T::store(T::load(residual[i]) + T::load(gate[(long long)sample * told + channel]) * value);
+    }
+}
+
+// Softmax over rows of f32 scores; one warp per row.
+template <typename T>
+static __device__ void softmax(const float *scores, typename T::Stored *y, int rows, int length) {
+    int row = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
+    // Whole warps leave, so that none is waited for.
+    if (row >= rows) return;
+    scores += (long long)row * length;
+    y += (long long)row * length;
+    float most = scores[0], total = 0;
+    for (int i = lane; i < length; i += 32) most = fmaxf(most, scores[i]);
+    for (int other = 16; other > 0; other /= 2) most = fmaxf(most, __shfl_xor_sync(0xffffffff, most, other));
+    for (int i = lane; i < length; i += 32) total += expf(scores[i] - most);
+    for (int other = 16; other > 0; other /= 2) total += __shfl_xor_sync(0xffffffff, total, other);
+    for (int i = lane; i < length; i += 32) y[i] = T::store(expf(scores[i] - most) / total);
+}
+
+#define KERNELS(NAME, T)                                                                                             \
+    extern "C" __global__ void group_norm_##NAME(                                                                    \
+        const T::Stored *x, const T::Stored *more, int own, const float *owed, const float *offset, int of_offset,   \
+        const float *modulation, int told, const float *weight, const float *bias, T::Stored *y, int channels,       \
+        int groups, int pixels, float eps, int function                                                              \
+    ) {                                                                                                              \
+        group_norm<T>(                                                                                               \
+            x, more, own, owed, offset, of_offset, modulation, told, weight, bias, y, channels, groups, pixels, eps, \
+            function                                                                                                 \
+        );                                                                                                           \
+    }                                                                                                                \
+    extern "C" __global__ void finish_##NAME(                                                                        \
+        T::Stored *y, const T::Stored *residual, const float *bias, const float *offset, int told, float factor,     \
+        int channels, int pixels, int size                                                                           \
+    ) {                                                                                                              \
+        if (channels % 8 == 0) finish<T, 8>(y, residual, bias, offset, told, factor, channels, pixels, size);        \
+        else finish<T, 1>(y, residual, bias, offset, told, factor, channels, pixels, size);                          \
+    }                                                                                                                \
+    extern "C" __global__ void enlarge_##NAME(                                                                       \
+        const T::Stored *x, T::Stored *y, int height, int width, int times, int tall, int wide, int channels,        \
+        int size                                                                                                     \
+    ) {                                                                                                              \
+        if (channels % 8 == 0) enlarge<T, 8>(x, y, height, width, times, tall, wide, channels, size);                \
+        else enlarge<T, 1>(x, y, height, width, times, tall, wide, channels, size);                                  \
+    }                                                                                                                \
+    extern "C" __global__ void halve_##NAME(                                                                         \
+        const T::Stored *x, T::Stored *y, int wide, int channels, int size                                           \
+    ) {                                                                                                              \
+        halve<T>(x, y, wide, channels, size);                                                                        \
+    }                                                                                                                \
+    extern "C" __global__ void activated_##NAME(                                                                     \
+        const T::Stored *x, const float *bias, T::Stored *y, int function, int channels, int size                    \
+    ) {                                                                                                              \
+        activated<T>(x, bias, y, function, channels, size);                                                          \
+    }                                                                                                                \
+    extern "C" __global__ void modulate_##NAME(                                                                      \
+        const T::Stored *x, const T::Stored *scale, const T::Stored *shift, int told, T::Stored *y, int tokens,      \
+        int channels, float eps                                                                                      \
+    ) {                                                                                                              \
+        modulate<T>(x, scale, shift, told, y, tokens, channels, eps);                                                \
+    }                                                                                                                \
+    extern "C" __global__ void gate_##NAME(                                                                          \
+        const T::Stored *x, const float *bias, const T::Stored *residual, const T::Stored *factor, int told,         \
+        T::Stored *y, int tokens, int channels, int size                                                             \
+    ) {                                                                                                              \
+        gate<T>(x, bias, residual, factor, told, y, tokens, channels, size);                                         \
+    }                                                                                                                \
+    extern "C" __global__ void softmax_of_rows_##NAME(const float *scores, T::Stored *y, int rows, int length) {     \
+        softmax<T>(scores, y, rows, length);                                                                         \
+    }
+
+KERNELS(f32, F32)
+KERNELS(bf16, BF16)
+KERNELS(f16, F16)

@@ -1,0 +1,371 @@
+//! Kernels of our own, each as a function of tensors that finds them to fit. Maps are `[B, height, width, channels]`, and
+//! of one type; vectors are f32.
+
+#[cfg(test)]
+mod tests;
+
+use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+use candle_core::{DType, Result, Shape, Tensor, bail};
+
+use super::launch::{Argument, Kernels, THREADS, blocks, over};
+use super::machine::Machine;
+use crate::kernels::Function;
+
+static LAYERS: Kernels =
+    Kernels::new("layers", concat!(include_str!("numbers.cu"), include_str!("layers.cu")), None);
+/// For the first tensor cores that know bf16, and later ones.
+static ATTENTION: Kernels = Kernels::new(
+    "attention",
+    concat!(include_str!("numbers.cu"), include_str!("attention.cu")),
+    Some("compute_80"),
+);
+
+/// Channels of a head that there are kernels for, each for as many as that and fewer, in twos.
+const DEPTHS: [(usize, &str); 4] =
+    [(16, "attend_16"), (32, "attend_32"), (64, "attend_64"), (128, "attend_128")];
+
+/// Warps of a block of theirs, and queries of each.
+const WARPS: usize = 4;
+const QUERIES: usize = 16;
+
+/// What differs from sample to sample and is the same at every pixel: part of the projections of the time embedding.
+#[derive(Clone, Copy)]
+pub(crate) struct Told<'a> {
+    /// f32 `[B, 1, 1, …]`.
+    pub(crate) all: &'a Tensor,
+    pub(crate) start: usize,
+}
+
+impl Told<'_> {
+    fn check(told: Option<Self>, batch: usize, width: usize) -> Result<[Argument; 2]> {
+        let Some(Self { all, start }) = told else {
+            return Ok([Argument::NONE, Argument::int(0)?]);
+        };
+        let (samples, _, _, total) = all.dims4()?;
+        fit("what is told", all, DType::F32, start + width <= total && samples == batch)?;
+        Ok([Argument::from(all, start)?, Argument::int(total)?])
+    }
+}
+
+/// What is added to a map, and what it is multiplied with then.
+#[derive(Clone, Copy)]
+pub(crate) struct Ending<'a> {
+    pub(crate) residual: Option<&'a Tensor>,
+    /// `[channels]`.
+    pub(crate) bias: Option<&'a Tensor>,
+    pub(crate) offset: Option<Told<'a>>,
+    pub(crate) factor: f32,
+}
+
+impl Default for Ending<'_> {
+    fn default() -> Self {
+        Self { residual: None, bias: None, offset: None, factor: 1.0 }
+    }
+}
+
+/// A group norm and what goes with it.
+#[derive(Clone, Copy)]
+pub(crate) struct Norm<'a> {
+    /// `[channels]`.
+    pub(crate) weight: &'a Tensor,
+    pub(crate) bias: &'a Tensor,
+    pub(crate) groups: usize,
+    pub(crate) eps: f64,
+    /// `[channels]`, added before.
+    pub(crate) owed: Option<&'a Tensor>,
+    /// The same, of each sample.
+    pub(crate) offset: Option<Told<'a>>,
+    /// Scale, which is added to one, and shift of each sample, after.
+    pub(crate) modulation: Option<Told<'a>>,
+    pub(crate) function: Function,
+}
+
+impl Machine {
+    /// Memory that a kernel will write.
+    pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        // SAFETY: whoever asks for it has a kernel write all of it before anything reads it.
+        unsafe { Tensor::empty(shape, dtype, &self.device) }
+    }
+
+    /// Group norm over the channels of `x`, or of `x` and `more` side by side.
+    pub(crate) fn group_norm(
+        &self,
+        x: &Tensor,
+        more: Option<&Tensor>,
+        norm: Norm,
+    ) -> Result<Tensor> {
+        let (batch, height, width, own) = x.dims4()?;
+        self.check("a norm's operand", x, true)?;
+        let mut channels = own;
+        if let Some(more) = more {
+            let (.., others) = more.dims4()?;
+            self.check("a norm's operand", more, more.dims()[..3] == x.dims()[..3])?;
+            channels += others;
+        }
+        let Norm { weight, bias, groups, eps, owed, offset, modulation, function } = norm;
+        for vector in [Some(weight), Some(bias), owed].into_iter().flatten() {
+            fit("a norm's vector", vector, DType::F32, vector.dims() == [channels])?;
+        }
+        if channels % groups != 0 {
+            bail!("{channels} channels do not make {groups} groups");
+        }
+        let y = self.empty((batch, height, width, channels), self.dtype)?;
+        let [offset, of_offset] = Told::check(offset, batch, channels)?;
+        let [modulation, told] = Told::check(modulation, batch, 2 * channels)?;
+        let arguments = [
+            Argument::from(x, 0)?,
+            Argument::maybe(more)?,
+            Argument::int(own)?,
+            Argument::maybe(owed)?,
+            offset,
+            of_offset,
+            modulation,
+            told,
+            Argument::from(weight, 0)?,
+            Argument::from(bias, 0)?,
+            Argument::from(&y, 0)?,
+            Argument::int(channels)?,
+            Argument::int(groups)?,
+            Argument::int(height * width)?,
+            Argument::Float(eps as f32),
+            Argument::Int(number(function)),
+        ];
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(self, "group_norm", blocks(batch * groups), &arguments)? };
+        Ok(y)
+    }
+
+    /// `y = (y + residual + bias + offset)·factor`, in place; `y` may be f32, too.
+    pub(crate) fn finish(&self, y: &Tensor, end: Ending) -> Result<()> {
+        let (batch, height, width, channels) = y.dims4()?;
+        let Ending { residual, bias, offset, factor } = end;
+        if let Some(residual) = residual {
+            fit("a sum's operand", residual, y.dtype(), residual.dims() == y.dims())?;
+        }
+        if let Some(bias) = bias {
+            fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
+        }
+        let [offset, told] = Told::check(offset, batch, channels)?;
+        let arguments = [
+            Argument::from(y, 0)?,
+            Argument::maybe(residual)?,
+            Argument::maybe(bias)?,
+            offset,
+            told,
+            Argument::Float(factor),
+            Argument::int(channels)?,
+            Argument::int(height * width)?,
+            Argument::int(y.elem_count())?,
+        ];
+        let machine = Self { dtype: y.dtype(), ..self.clone() };
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(&machine, "finish", over(y.elem_count()), &arguments) }
+    }
+
+    /// Each pixel as `times` by `times`, and zeros to the right and below, up to the height and width `seen`.
+    pub(crate) fn enlarge(&self, x: &Tensor, times: usize, seen: [usize; 2]) -> Result<Tensor> {
+        let (batch, height, width, channels) = x.dims4()?;
+        self.check("a map to enlarge", x, true)?;
+        let [tall, wide] = seen;
+        let y = self.empty((batch, tall, wide, channels), self.dtype)?;
+        let arguments = [
+            Argument::from(x, 0)?,
+            Argument::from(&y, 0)?,
+            Argument::int(height)?,
+            Argument::int(width)?,
+            Argument::int(times)?,
+            Argument::int(tall)?,
+            Argument::int(wide)?,
+            Argument::int(channels)?,
+            Argument::int(y.elem_count())?,
+        ];
+        // SAFETY: the kernel reads x within its height and width.
+        unsafe { LAYERS.launch(self, "enlarge", over(y.elem_count()), &arguments)? };
+        Ok(y)
+    }
+
+    /// The mean of each four pixels; of an odd last row or column nothing.
+    pub(crate) fn halve(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, height, width, channels) = x.dims4()?;
+        self.check("a map to halve", x, height % 2 == 0 && width % 2 == 0)?;
+        let y = self.empty((batch, height / 2, width / 2, channels), self.dtype)?;
+        let arguments = [
+            Argument::from(x, 0)?,
+            Argument::from(&y, 0)?,
+            Argument::int(width / 2)?,
+            Argument::int(channels)?,
+            Argument::int(y.elem_count())?,
+        ];
+        // SAFETY: x has four pixels for each of y.
+        unsafe { LAYERS.launch(self, "halve", over(y.elem_count()), &arguments)? };
+        Ok(y)
+    }
+
+    /// A function of every value of `x`, to which `bias` `[channels]` is added first.
+    pub(crate) fn activate(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        function: Function,
+    ) -> Result<Tensor> {
+        self.check("a function's operand", x, true)?;
+        let channels = x.dim(3)?;
+        if let Some(bias) = bias {
+            fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
+        }
+        let y = self.empty(x.shape(), self.dtype)?;
+        let arguments = [
+            Argument::from(x, 0)?,
+            Argument::maybe(bias)?,
+            Argument::from(&y, 0)?,
+            Argument::Int(number(function)),
+            Argument::int(channels)?,
+            Argument::int(x.elem_count())?,
+        ];
+        // SAFETY: both are of one size.
+        unsafe { LAYERS.launch(self, "activated", over(x.elem_count()), &arguments)? };
+        Ok(y)
+    }
+
+    /// Tokens normalised, times one plus part `scale` of what is told, a map of one pixel, plus part `shift`.
+    pub(crate) fn modulate(
+        &self,
+        x: &Tensor,
+        eps: f64,
+        told: &Tensor,
+        parts: [usize; 2],
+    ) -> Result<Tensor> {
+        let (_, height, width, channels) = x.dims4()?;
+        let last = parts.into_iter().max().unwrap_or(0);
+        self.check("a norm's operand", x, true)?;
+        let total = self.parts(told, x, last)?;
+        let y = self.empty(x.shape(), self.dtype)?;
+        let [scale, shift] = parts.map(|part| Argument::from(told, part * channels));
+        let arguments = [
+            Argument::from(x, 0)?,
+            scale?,
+            shift?,
+            total,
+            Argument::from(&y, 0)?,
+            Argument::int(height * width)?,
+            Argument::int(channels)?,
+            Argument::Float(eps as f32),
+        ];
+        let config = blocks(x.elem_count() / channels);
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(self, "modulate", config, &arguments)? };
+        Ok(y)
+    }
+
+    /// `residual + gate·(x + bias)`, with part `gate` of what is told, a map of one pixel, and a bias `[channels]`.
+    pub(crate) fn gate(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        residual: &Tensor,
+        told: &Tensor,
+        gate: usize,
+    ) -> Result<Tensor> {
+        let (_, height, width, channels) = x.dims4()?;
+        self.check("a gate's operand", x, true)?;
+        self.check("a gate's operand", residual, residual.dims() == x.dims())?;
+        if let Some(bias) = bias {
+            fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
+        }
+        let total = self.parts(told, x, gate)?;
+        let y = self.empty(x.shape(), self.dtype)?;
+        let arguments = [
+            Argument::from(x, 0)?,
+            Argument::maybe(bias)?,
+            Argument::from(residual, 0)?,
+            Argument::from(told, gate * channels)?,
+            total,
+            Argument::from(&y, 0)?,
+            Argument::int(height * width)?,
+            Argument::int(channels)?,
+            Argument::int(x.elem_count())?,
+        ];
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(self, "gate", over(x.elem_count()), &arguments)? };
+        Ok(y)
+    }
+
+    /// Softmax over the last dimension of f32.
+    pub(crate) fn softmax(&self, scores: &Tensor) -> Result<Tensor> {
+        fit("scores", scores, DType::F32, true)?;
+        let length = scores.dims().last().copied().unwrap_or(1);
+        let rows = scores.elem_count() / length;
+        let y = self.empty(scores.shape(), self.dtype)?;
+        let arguments = [
+            Argument::from(scores, 0)?,
+            Argument::from(&y, 0)?,
+            Argument::int(rows)?,
+            Argument::int(length)?,
+        ];
+        let config = blocks(rows.div_ceil(THREADS / 32));
+        // SAFETY: both have so many rows of so many numbers.
+        unsafe { LAYERS.launch(self, "softmax_of_rows", config, &arguments)? };
+        Ok(y)
+    }
+
+    /// The values that each query gathers, head by head, of scaled queries, keys and values, one after another in the
+    /// channels. Nothing for types, heads and GPUs that there is no kernel for.
+    pub(crate) fn attend(&self, qkv: &Tensor, heads: usize) -> Result<Option<Tensor>> {
+        let (batch, height, width, three) = qkv.dims4()?;
+        let (tokens, depth) = (height * width, three / 3 / heads);
+        let fits = |(most, _): &(usize, &str)| depth <= *most && depth.is_multiple_of(2);
+        let known = self.dtype != DType::F32 && self.generation >= 8;
+        let Some((_, name)) = DEPTHS.into_iter().find(fits).filter(|_| known) else {
+            return Ok(None);
+        };
+        self.check("queries, keys and values", qkv, three == 3 * heads * depth)?;
+        let y = self.empty((batch, height, width, heads * depth), self.dtype)?;
+        let arguments = [
+            Argument::from(qkv, 0)?,
+            Argument::from(&y, 0)?,
+            Argument::int(heads)?,
+            Argument::int(tokens)?,
+            Argument::int(depth)?,
+        ];
+        let config = LaunchConfig {
+            block_dim: (32 * WARPS as u32, 1, 1),
+            ..blocks(tokens.div_ceil(QUERIES * WARPS) * heads * batch)
+        };
+        // SAFETY: the checks above.
+        unsafe { ATTENTION.launch(self, name, config, &arguments)? };
+        Ok(Some(y))
+    }
+
+    /// Numbers of what is told, which has part `last`, of as many numbers as a token of `x`.
+    fn parts(&self, told: &Tensor, x: &Tensor, last: usize) -> Result<Argument> {
+        let (samples, _, _, total) = told.dims4()?;
+        let fits = samples == x.dim(0)? && (last + 1) * x.dim(3)? <= total;
+        self.check("what is told", told, fits)?;
+        Argument::int(total)
+    }
+
+    fn check(&self, what: &str, tensor: &Tensor, fits: bool) -> Result<()> {
+        fit(what, tensor, self.dtype, fits)
+    }
+}
+
+/// # Errors
+/// A tensor of another type, or one that is found not to fit.
+fn fit(what: &str, tensor: &Tensor, dtype: DType, fits: bool) -> Result<()> {
+    if !fits || tensor.dtype() != dtype || tensor.elem_count() == 0 {
+        bail!("{what}: {:?} of {:?} does not fit", tensor.dtype(), tensor.dims())
+    }
+    Ok(())
+}
+
+/// A function as the kernels know it.
+fn number(function: Function) -> i32 {
+    match function {
+        Function::Identity => 0,
+        Function::Silu => 1,
+        Function::Mish => 2,
+        Function::Gelu => 3,
+        Function::GeluTanh => 4,
+        Function::Relu => 5,
+    }
+}

@@ -1,0 +1,389 @@
+//! Each kernel against plain loops, on a GPU or one in software (`benches/gpu/emulator`).
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::{Ending, Norm, Told};
+use crate::assembly::Size;
+use crate::gpu::convolution::{Lie, convolve};
+use crate::gpu::machine::Machine;
+use crate::kernels::Function;
+use crate::noise;
+
+/// Types, and the relative error that their rounding explains.
+const TYPES: [(DType, f64); 3] = [(DType::F32, 2e-6), (DType::BF16, 4e-3), (DType::F16, 5e-4)];
+
+const FUNCTIONS: [Function; 6] = [
+    Function::Identity,
+    Function::Silu,
+    Function::Mish,
+    Function::Gelu,
+    Function::GeluTanh,
+    Function::Relu,
+];
+
+/// The machine for each type. Memory that is taken next holds NaN.
+fn machines() -> Vec<(Machine, f64)> {
+    let device = Device::new_cuda(0).expect("a GPU");
+    let machine = |(dtype, limit)| {
+        for _ in 0..8 {
+            Tensor::full(f32::NAN, 1 << 16, &device).unwrap();
+        }
+        (Machine::new(&device, dtype).unwrap(), limit)
+    };
+    TYPES.into_iter().map(machine).collect()
+}
+
+/// Normal numbers as the machine has them, and the same as plain loops take them.
+fn random(machine: &Machine, seed: u64, shape: &[usize]) -> (Tensor, Vec<f64>) {
+    let mut values = vec![0.0f32; shape.iter().product()];
+    noise::normal(seed, 0, &mut values);
+    let there = Tensor::from_vec(values, shape, &machine.device).unwrap();
+    let there = there.to_dtype(machine.dtype).unwrap();
+    let values = numbers(&there);
+    (there, values)
+}
+
+/// The same in f32, whatever the machine's type.
+fn vector(machine: &Machine, seed: u64, shape: &[usize]) -> (Tensor, Vec<f64>) {
+    random(&Machine { dtype: DType::F32, ..machine.clone() }, seed, shape)
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f64> {
+    let flat = tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+    flat.to_vec1::<f32>().unwrap().into_iter().map(f64::from).collect()
+}
+
+/// Fails on NaN, too.
+fn close(what: &str, given: &Tensor, expected: &[f64], limit: f64) {
+    let given = numbers(given);
+    assert_eq!(given.len(), expected.len(), "{what}");
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
+    let wrong = square(&mut given.iter().zip(expected).map(|(a, b)| a - b));
+    let error = (wrong / square(&mut expected.iter().copied())).sqrt();
+    assert!(error < limit, "{what}: {error:.2e}");
+}
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + (-x).exp())
+}
+
+fn function(function: Function, x: f64) -> f64 {
+    match function {
+        Function::Identity => x,
+        Function::Silu => x * sigmoid(x),
+        Function::Mish => x * x.exp().ln_1p().tanh(),
+        Function::Gelu => x * 0.5 * (1.0 + libm::erf(x / 2f64.sqrt())),
+        Function::GeluTanh => x * sigmoid(2.0 * 0.797_884_560_8 * (x + 0.044715 * x.powi(3))),
+        Function::Relu => x.max(0.0),
+    }
+}
+
+/// Mean and deviation.
+fn moments(values: &[f64], eps: f64) -> (f64, f64) {
+    let size = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / size;
+    let square = values.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / size;
+    (mean, (square + eps).sqrt())
+}
+
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn group_norm_is_that_of_plain_loops() -> Result<()> {
+    for (machine, limit) in machines() {
+        // Batch, pixels, channels of both operands, groups: with groups that lie in both, and single channels.
+        for (batch, [height, width], own, others, groups) in [
+            (1, [1, 1], 4, 0, 2),
+            (2, [5, 7], 6, 10, 4),
+            (3, [16, 16], 32, 0, 8),
+            (1, [8, 4], 3, 2, 5),
+            (2, [3, 3], 600, 0, 2),
+        ] {
+            let (channels, pixels) = (own + others, height * width);
+            let (x, xs) = random(&machine, 1, &[batch, height, width, own]);
+            let (more, mores) = random(&machine, 2, &[batch, height, width, others.max(1)]);
+            let more = (others > 0).then_some(&more);
+            let (weight, weights) = vector(&machine, 3, &[channels]);
+            let (bias, biases) = vector(&machine, 4, &[channels]);
+            let (owed, oweds) = vector(&machine, 5, &[channels]);
+            let total = 3 * channels + 5;
+            let (all, alls) = vector(&machine, 6, &[batch, 1, 1, total]);
+            let told = |start| Some(Told { all: &all, start });
+            for (index, (beside, after)) in
+                [(false, false), (true, false), (false, true), (true, true)].into_iter().enumerate()
+            {
+                let activation = FUNCTIONS[index];
+                let norm = Norm {
+                    weight: &weight,
+                    bias: &bias,
+                    groups,
+                    eps: 1e-5,
+                    owed: beside.then_some(&owed),
+                    offset: if beside { told(2) } else { None },
+                    modulation: if after { told(channels + 3) } else { None },
+                    function: activation,
+                };
+                let y = machine.group_norm(&x, more, norm)?;
+                let value = |sample: usize, pixel: usize, channel: usize| {
+                    let place = sample * pixels + pixel;
+                    let x = match channel.checked_sub(own) {
+                        None => xs[place * own + channel],
+                        Some(channel) => mores[place * others + channel],
+                    };
+                    let offset = oweds[channel] + alls[sample * total + 2 + channel];
+                    if beside { x + offset } else { x }
+                };
+                let mut expected = vec![0.0; batch * pixels * channels];
+                let width = channels / groups;
+                for sample in 0..batch {
+                    for first in (0..channels).step_by(width) {
+                        let places = || {
+                            let pixels = 0..pixels;
+                            pixels.flat_map(|p| (first..first + width).map(move |c| (p, c)))
+                        };
+                        let group: Vec<f64> = places()
+                            .map(|(pixel, channel)| value(sample, pixel, channel))
+                            .collect();
+                        let (mean, deviation) = moments(&group, 1e-5);
+                        for ((pixel, channel), x) in places().zip(&group) {
+                            let mut y = (x - mean) / deviation * weights[channel] + biases[channel];
+                            if after {
+                                let scale = sample * total + channels + 3 + channel;
+                                y = y * (1.0 + alls[scale]) + alls[scale + channels];
+                            }
+                            expected[(sample * pixels + pixel) * channels + channel] =
+                                function(activation, y);
+                        }
+                    }
+                }
+                let what = format!("{:?} {batch} {own} {others} {groups}", machine.dtype);
+                // What is near zero was the difference of numbers that are not.
+                close(&what, &y, &expected, 2.0 * limit);
+            }
+        }
+        let (x, _) = random(&machine, 1, &[1, 2, 2, 6]);
+        let (vector, _) = vector(&machine, 2, &[8]);
+        let norm = Norm {
+            weight: &vector,
+            bias: &vector,
+            groups: 2,
+            eps: 0.0,
+            owed: None,
+            offset: None,
+            modulation: None,
+            function: Function::Identity,
+        };
+        assert!(machine.group_norm(&x, None, norm).is_err());
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn what_goes_value_by_value_is_that_of_plain_loops() -> Result<()> {
+    for (machine, limit) in machines() {
+        for (batch, [height, width], channels) in
+            [(1, [1, 1], 1), (2, [6, 4], 8), (3, [2, 10], 7), (2, [32, 32], 48)]
+        {
+            let (pixels, count) = (height * width, batch * height * width * channels);
+            let what = format!("{:?} {batch} {height} {width} {channels}", machine.dtype);
+            let (x, xs) = random(&machine, 1, &[batch, height, width, channels]);
+            let (residual, residuals) = random(&machine, 2, &[batch, height, width, channels]);
+            let (bias, biases) = vector(&machine, 3, &[channels]);
+            let total = channels + 9;
+            let (all, alls) = vector(&machine, 4, &[batch, 1, 1, total]);
+            for which in 0..8 {
+                let y = x.copy()?;
+                let [with_residual, with_bias, with_offset] = [1, 2, 4].map(|bit| which & bit != 0);
+                let end = Ending {
+                    residual: with_residual.then_some(&residual),
+                    bias: with_bias.then_some(&bias),
+                    offset: with_offset.then_some(Told { all: &all, start: 9 }),
+                    factor: 0.7,
+                };
+                machine.finish(&y, end)?;
+                let expected = |i: usize| {
+                    let (sample, channel) = (i / channels / pixels, i % channels);
+                    let mut sum = xs[i];
+                    sum += if with_residual { residuals[i] } else { 0.0 };
+                    sum += if with_bias { biases[channel] } else { 0.0 };
+                    sum += if with_offset { alls[sample * total + 9 + channel] } else { 0.0 };
+                    sum * 0.7
+                };
+                close(&what, &y, &(0..count).map(expected).collect::<Vec<_>>(), limit);
+            }
+            for (activation, x) in FUNCTIONS.into_iter().map(|function| (function, &x)) {
+                for biased in [false, true] {
+                    let y = machine.activate(x, biased.then_some(&bias), activation)?;
+                    let x = |i| if biased { xs[i] + biases[i % channels] } else { xs[i] };
+                    let expected: Vec<f64> =
+                        (0..count).map(|i| function(activation, x(i))).collect();
+                    close(&format!("{what} {activation:?}"), &y, &expected, limit);
+                }
+            }
+            let at = |sample: usize, row: usize, column: usize, channel: usize| {
+                xs[((sample * height + row) * width + column) * channels + channel]
+            };
+            for (times, seen) in
+                [(1, [height + 1, width + 1]), (2, [2 * height, 2 * width]), (1, [height, width])]
+            {
+                let y = machine.enlarge(&x, times, seen)?;
+                let [tall, wide] = seen;
+                let expected = |i: usize| {
+                    let (channel, pixel) = (i % channels, i / channels);
+                    let (row, column) = (pixel / wide % tall / times, pixel % wide / times);
+                    let there = row < height && column < width;
+                    if there { at(pixel / wide / tall, row, column, channel) } else { 0.0 }
+                };
+                let count = batch * tall * wide * channels;
+                close(&what, &y, &(0..count).map(expected).collect::<Vec<_>>(), 1e-12);
+            }
+            if pixels == 1 {
+                assert!(machine.halve(&x).is_err());
+                continue;
+            }
+            let y = machine.halve(&x)?;
+            let (tall, wide) = (height / 2, width / 2);
+            let expected = |i: usize| {
+                let (channel, pixel) = (i % channels, i / channels);
+                let (sample, row, column) =
+                    (pixel / wide / tall, 2 * (pixel / wide % tall), 2 * (pixel % wide));
+                let four = [(0, 0), (0, 1), (1, 0), (1, 1)];
+                four.map(|(down, right)| at(sample, row + down, column + right, channel))
+                    .iter()
+                    .sum::<f64>()
+                    / 4.0
+            };
+            close(&what, &y, &(0..count / 4).map(expected).collect::<Vec<_>>(), limit);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn what_transformers_have_is_that_of_plain_loops() -> Result<()> {
+    for (machine, limit) in machines() {
+        for (batch, [height, width], channels) in
+            [(1, [1, 1], 2), (2, [3, 5], 40), (3, [2, 2], 300)]
+        {
+            let tokens = height * width;
+            let (x, xs) = random(&machine, 1, &[batch, height, width, channels]);
+            let (residual, residuals) = random(&machine, 2, &[batch, height, width, channels]);
+            let (told, tolds) = random(&machine, 3, &[batch, 1, 1, 6 * channels]);
+            let part = |i: usize, part: usize| {
+                let (sample, channel) = (i / channels / tokens, i % channels);
+                tolds[(sample * 6 + part) * channels + channel]
+            };
+            let y = machine.modulate(&x, 1e-6, &told, [4, 3])?;
+            let normed = |i: usize| {
+                let token = i / channels * channels;
+                let (mean, deviation) = moments(&xs[token..token + channels], 1e-6);
+                (xs[i] - mean) / deviation * (1.0 + part(i, 4)) + part(i, 3)
+            };
+            let what = format!("{:?} {batch} {tokens} {channels}", machine.dtype);
+            close(&what, &y, &(0..xs.len()).map(normed).collect::<Vec<_>>(), 2.0 * limit);
+            let (bias, biases) = vector(&machine, 5, &[channels]);
+            for biased in [false, true] {
+                let y = machine.gate(&x, biased.then_some(&bias), &residual, &told, 5)?;
+                let x = |i| if biased { xs[i] + biases[i % channels] } else { xs[i] };
+                let gated = |i: usize| residuals[i] + part(i, 5) * x(i);
+                close(&what, &y, &(0..xs.len()).map(gated).collect::<Vec<_>>(), limit);
+            }
+            assert!(machine.gate(&x, None, &residual, &told, 6).is_err());
+        }
+        for (rows, length) in [(1, 1), (9, 31), (20, 49), (3, 1000)] {
+            let (scores, values) = vector(&machine, 4, &[rows, length]);
+            let (scores, scale) = ((scores * 20.0)?, 20.0);
+            let y = machine.softmax(&scores)?;
+            let mut expected = Vec::new();
+            for row in values.chunks_exact(length) {
+                let most = row.iter().fold(f64::MIN, |a, &b| a.max(b));
+                let powers: Vec<f64> = row.iter().map(|x| (scale * (x - most)).exp()).collect();
+                let total: f64 = powers.iter().sum();
+                expected.extend(powers.iter().map(|power| power / total));
+            }
+            close(&format!("{:?} {rows} {length}", machine.dtype), &y, &expected, 3.0 * limit);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn attention_is_that_of_plain_loops() -> Result<()> {
+    for (machine, limit) in machines() {
+        for (batch, Size { height, width, channels }, heads) in [
+            (1, Size { height: 1, width: 1, channels: 2 }, 1),
+            (2, Size { height: 7, width: 7, channels: 48 }, 3),
+            (1, Size { height: 8, width: 8, channels: 64 }, 2),
+            (3, Size { height: 5, width: 20, channels: 72 }, 3),
+            (2, Size { height: 4, width: 5, channels: 130 }, 2),
+            (1, Size { height: 3, width: 11, channels: 128 }, 1),
+            (2, Size { height: 4, width: 4, channels: 9 }, 3),
+            (1, Size { height: 4, width: 4, channels: 160 }, 1),
+        ] {
+            let (tokens, depth, row) = (height * width, channels / heads, 3 * channels);
+            let (qkv, _) = random(&machine, 1, &[batch, height, width, row]);
+            // Scores that differ by much and little.
+            let qkv = (qkv * (2.0 / (depth as f64).powf(0.25)))?;
+            let values = numbers(&qkv);
+            let mut expected = vec![0.0; batch * tokens * channels];
+            for (sample, head) in (0..batch).flat_map(|i| (0..heads).map(move |j| (i, j))) {
+                let at = |part: usize, token: usize, channel: usize| {
+                    let place = part * channels + head * depth + channel;
+                    values[(sample * tokens + token) * row + place]
+                };
+                for query in 0..tokens {
+                    let score = |key| (0..depth).map(|c| at(0, query, c) * at(1, key, c)).sum();
+                    let scores: Vec<f64> = (0..tokens).map(score).collect();
+                    let most = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
+                    let powers: Vec<f64> =
+                        scores.iter().map(|score| (score - most).exp()).collect();
+                    let total: f64 = powers.iter().sum();
+                    for channel in 0..depth {
+                        let gathered = (0..tokens).map(|key| powers[key] * at(2, key, channel));
+                        let place = (sample * tokens + query) * channels + head * depth + channel;
+                        expected[place] = gathered.sum::<f64>() / total;
+                    }
+                }
+            }
+            let what = format!("{:?} {batch} {tokens} {channels} {heads}", machine.dtype);
+            close(&what, &machine.attend_with_scores(&qkv, heads)?, &expected, 4.0 * limit);
+            let kernel = machine.attend(&qkv, heads)?;
+            let known = machine.dtype != DType::F32 && depth <= 128 && depth % 2 == 0;
+            assert_eq!(kernel.is_some(), known, "{what}");
+            if let Some(y) = kernel {
+                close(&what, &y, &expected, 4.0 * limit);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn linear_maps_and_convolutions_are_those_of_the_cpu() -> Result<()> {
+    for (machine, limit) in machines() {
+        let plain = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+        let (x, _) = random(&machine, 1, &[3, 2, 5, 6]);
+        let (more, _) = random(&machine, 2, &[3, 2, 5, 11]);
+        let (weight, _) = random(&machine, 3, &[7, 17]);
+        let both = Tensor::cat(&[plain(&x)?, plain(&more)?], 3)?.reshape((30, 17))?;
+        let expected = numbers(&both.matmul(&plain(&weight)?.t()?)?);
+        close("linear", &machine.linear(&[&x, &more], &weight, DType::F32)?, &expected, 2e-6);
+        let y = machine.linear(&[&x, &more], &weight, machine.dtype)?;
+        close("linear", &y, &expected, 2.0 * limit);
+        assert!(machine.linear(&[&more, &more], &weight, DType::F32).is_err());
+
+        for (stride, padding, [height, width]) in [(1, 1, [4, 5]), (2, 1, [8, 8]), (2, 0, [9, 5])] {
+            let (x, _) = random(&machine, 4, &[2, height, width, 3]);
+            let (weight, _) = random(&machine, 5, &[5, 3, 3, 3]);
+            let rows = |tensor: &Tensor| plain(tensor)?.permute((0, 3, 1, 2))?.contiguous();
+            let expected = rows(&x)?.conv2d(&rows(&weight)?, padding, stride, 1, 1)?;
+            let expected = numbers(&expected.permute((0, 2, 3, 1))?);
+            let y = convolve(&x, &weight, padding, stride, Lie::Pixels)?;
+            close("convolution", &y, &expected, limit);
+        }
+    }
+    Ok(())
+}
