@@ -109,6 +109,11 @@ pub trait Denoiser: Send + Sync {
     /// Where the weights live.
     fn device(&self) -> &Device;
 
+    /// Whether an answer may still be in the making when it is given: a GPU is asked for its work and not waited for.
+    fn defers(&self) -> bool {
+        !self.device().is_cpu()
+    }
+
     /// Number of weights.
     fn parameters(&self) -> usize;
 }

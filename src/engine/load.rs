@@ -209,6 +209,15 @@ impl Load {
         state.batcher.ran(batch, seconds);
     }
 
+    /// The device has been asked for the evaluation, which will take what it usually takes, and may be asked for the
+    /// next.
+    pub(super) fn asked(&self, batch: &Batch) {
+        let mut state = self.lock();
+        let seconds = self.costs(&state, &[]).seconds(batch.model, batch.rows);
+        state.running = None;
+        state.batcher.ran(batch, seconds);
+    }
+
     /// From now on the model's evaluations have at most so many rows.
     pub(super) fn limit(&self, model: ModelKey, max_rows: usize) {
         self.lock().batcher.limit(model, max_rows);

@@ -91,15 +91,13 @@ impl Clock {
         self.started.is_some()
     }
 
-    /// An evaluation that began then, in which the sample had `rows` of `batch_rows` rows.
-    pub(super) fn evaluated(
-        &mut self,
-        began: Instant,
-        seconds: f64,
-        rows: usize,
-        batch_rows: usize,
-    ) {
+    /// Its first evaluation began then, if none did before.
+    pub(super) fn starts(&mut self, began: Instant) {
         self.started.get_or_insert(began);
+    }
+
+    /// An evaluation in which the sample had `rows` of `batch_rows` rows.
+    pub(super) fn evaluated(&mut self, seconds: f64, rows: usize, batch_rows: usize) {
         self.device_seconds += seconds * rows as f64 / batch_rows as f64;
         self.evaluations += 1;
         self.row_evaluations += rows;
@@ -222,6 +220,11 @@ impl Walk {
     /// The evaluation it stands at.
     pub(super) fn current(&self) -> &Evaluation {
         &self.trajectory[self.position]
+    }
+
+    /// Whether its last evaluation has been asked for.
+    pub(super) fn is_done(&self) -> bool {
+        self.position == self.trajectory.len()
     }
 
     /// The number of the preview due now, if one is. `k` previews split the trajectory evenly: number

@@ -1,9 +1,11 @@
 //! One batched network evaluation, and what every sample in it makes of the answer.
 
+use std::{collections::BTreeMap, ops::Range};
+
 use candle_core::{DType, Result, Tensor};
 use understudy_models::{
     Conditioning, Denoiser, noise,
-    sampler::{self, NoiseScale, Step},
+    sampler::{self, Advanced, NoiseScale, Step},
 };
 
 use super::{
@@ -27,48 +29,124 @@ pub(super) enum Outcome {
     },
 }
 
-/// Evaluates the network once for all `samples`, which may stand anywhere on any trajectory, and
-/// advances each; one outcome per sample. What happens to a sample does not depend on the others.
+/// Evaluates the network once for all `samples`, which may stand anywhere on any trajectory, and advances each. What
+/// happens to a sample does not depend on the others.
 ///
 /// # Errors
 /// When a tensor operation fails; no sample has moved then.
-pub(super) fn evaluate(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Vec<Outcome>> {
+pub(super) fn begin(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Begun> {
     for sample in samples.iter_mut() {
         if let Task::Generate(walk @ Walk { latent: None, .. }) = &mut sample.task {
             walk.latent = Some(start(network, walk.seed)?);
         }
     }
     let answer = ask(network, samples)?;
-    let sums: Vec<f32> = answer.flatten_from(1)?.sum(1)?.to_vec1()?;
+    let sums = answer.flatten_from(1)?.sum(1)?;
 
-    let mut outcomes = Vec::with_capacity(samples.len());
-    let mut walks = Vec::with_capacity(samples.len());
-    let mut answers = Vec::with_capacity(samples.len());
+    let (mut asked, mut walks, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     let mut row = 0;
     for sample in samples {
         let rows = sample.rows();
-        let finite = sums[row..row + rows].iter().all(|sum| sum.is_finite());
-        outcomes.push(match &mut sample.task {
-            Task::Infer { timestep, .. } if !finite => {
-                Some(Outcome::NonFinite { timestep: f64::from(*timestep) })
-            }
-            Task::Infer { .. } => Some(Outcome::Raw(answer.get(row)?.flatten_all()?.to_vec1()?)),
-            Task::Generate(walk) if !finite => {
-                Some(Outcome::NonFinite { timestep: walk.current().timestep })
-            }
-            Task::Generate(walk) => {
-                answers.push(match walk.guided() {
-                    true => (guided(&answer.narrow(0, row, rows)?, walk, network)?, 0),
-                    false => (answer.clone(), row),
-                });
-                walks.push(walk);
-                None
-            }
+        asked.push(Asked {
+            rows: row..row + rows,
+            timestep: match &mut sample.task {
+                Task::Infer { timestep, .. } => f64::from(*timestep),
+                Task::Generate(walk) => {
+                    answers.push(match walk.guided() {
+                        true => (guided(&answer.narrow(0, row, rows)?, walk, network)?, 0),
+                        false => (answer.clone(), row),
+                    });
+                    let timestep = walk.current().timestep;
+                    walks.push(walk);
+                    timestep
+                }
+            },
         });
         row += rows;
     }
-    let mut advanced = advance(network, walks, &answers)?.into_iter();
-    Ok(outcomes.into_iter().filter_map(|outcome| outcome.or_else(|| advanced.next())).collect())
+    let next = advance(network, walks, &answers)?;
+    Ok(Begun { check: Check { sums, asked }, answer, next })
+}
+
+/// An evaluation that the device has been asked for. It may not have ended.
+pub(super) struct Begun {
+    check: Check,
+    answer: Tensor,
+    /// Of the samples that are images, in their order, the state after this step.
+    next: Option<Advanced>,
+}
+
+impl Begun {
+    /// Whether some sample is to be given something that this evaluation makes.
+    pub(super) fn due(samples: &[Sample]) -> bool {
+        samples.iter().any(|sample| match &sample.task {
+            Task::Infer { .. } => true,
+            Task::Generate(walk) => walk.is_done() || walk.preview_due().is_some(),
+        })
+    }
+
+    /// Waits for the end; one outcome per sample.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub(super) fn end(self, samples: &[Sample]) -> Result<Vec<Outcome>> {
+        let bad = self.check.bad()?;
+        let mut images = 0..;
+        let outcome = |(i, sample): (usize, &Sample)| {
+            let row = match &sample.task {
+                Task::Infer { .. } => None,
+                Task::Generate(_) => images.next(),
+            };
+            if let Some(&timestep) = bad.get(&i) {
+                return Ok(Outcome::NonFinite { timestep });
+            }
+            let (Task::Generate(walk), Some(next), Some(row)) = (&sample.task, &self.next, row)
+            else {
+                let answer = self.answer.get(self.check.asked[i].rows.start)?;
+                return Ok(Outcome::Raw(answer.flatten_all()?.to_vec1()?));
+            };
+            if walk.is_done() {
+                return Ok(Outcome::Image(image(&next.x.narrow(0, row, 1)?)?));
+            }
+            Ok(Outcome::Going(match walk.preview_due() {
+                Some(number) => Some((number, image(&next.x0.narrow(0, row, 1)?)?)),
+                None => None,
+            }))
+        };
+        samples.iter().enumerate().map(outcome).collect()
+    }
+
+    /// What is left to look at where nothing is due.
+    pub(super) fn check(self) -> Check {
+        self.check
+    }
+}
+
+/// What tells whether the network's answers are numbers: NaN and infinity survive a sum.
+pub(super) struct Check {
+    /// f32, of each row.
+    sums: Tensor,
+    asked: Vec<Asked>,
+}
+
+/// What a sample asked.
+struct Asked {
+    rows: Range<usize>,
+    timestep: f64,
+}
+
+impl Check {
+    /// Waits for the end of the evaluation. The places of the samples for which the network answered NaN or infinity,
+    /// and the training timesteps that it was asked about.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub(super) fn bad(&self) -> Result<BTreeMap<usize, f64>> {
+        let sums: Vec<f32> = self.sums.to_vec1()?;
+        let bad = |asked: &Asked| sums[asked.rows.clone()].iter().any(|sum| !sum.is_finite());
+        let places = self.asked.iter().enumerate().filter(|(_, asked)| bad(asked));
+        Ok(places.map(|(place, asked)| (place, asked.timestep)).collect())
+    }
 }
 
 /// Step 0 of the sample's noise is where it starts.
@@ -143,9 +221,9 @@ fn advance(
     network: &dyn Denoiser,
     walks: Vec<&mut Walk>,
     answers: &[(Tensor, usize)],
-) -> Result<Vec<Outcome>> {
+) -> Result<Option<Advanced>> {
     if walks.is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
     let latents = || walks.iter().filter_map(|walk| walk.latent.as_ref());
     let x = stack(&latents().map(|latent| (latent.x.clone(), latent.row)).collect::<Vec<_>>())?;
@@ -155,22 +233,11 @@ fn advance(
     let noise = step_noise(network, &walks)?;
     let answers = stack(answers)?;
     let next = sampler::advance(&x, &memory, &answers, noise.as_ref(), &steps)?;
-
-    let mut outcomes = Vec::with_capacity(walks.len());
     for (row, walk) in walks.into_iter().enumerate() {
         walk.position += 1;
-        outcomes.push(if walk.position == walk.trajectory.len() {
-            Outcome::Image(image(&next.x.narrow(0, row, 1)?)?)
-        } else {
-            let preview = match walk.preview_due() {
-                Some(number) => Some((number, image(&next.x0.narrow(0, row, 1)?)?)),
-                None => None,
-            };
-            Outcome::Going(preview)
-        });
         walk.latent = Some(Latent { x: next.x.clone(), memory: next.memory.clone(), row });
     }
-    Ok(outcomes)
+    Ok(Some(next))
 }
 
 /// Rows of batches as one batch: the very one that they are of, where they are all of its rows in order, as they are

@@ -11,6 +11,10 @@ use crate::{
     registry::Model,
 };
 
+fn evaluate(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Vec<Outcome>> {
+    begin(network, samples)?.end(samples)
+}
+
 fn permit() -> OwnedSemaphorePermit {
     Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
 }

@@ -27,6 +27,8 @@ struct Toy {
     go: Option<Mutex<mpsc::Receiver<()>>>,
     rows: Arc<Mutex<Vec<usize>>>,
     memory_rows: usize,
+    /// Whether it is on a device that is not waited for.
+    defers: bool,
 }
 
 impl Toy {
@@ -38,7 +40,8 @@ impl Toy {
             width: 2,
             conditioning: Conditioning::Classes(10),
         };
-        Self { geometry, go: go.map(Mutex::new), rows: Arc::default(), memory_rows }
+        let (go, rows) = (go.map(Mutex::new), Arc::default());
+        Self { geometry, go, rows, memory_rows, defers: false }
     }
 }
 
@@ -73,6 +76,9 @@ impl Denoiser for Toy {
     }
     fn device(&self) -> &Device {
         &Device::Cpu
+    }
+    fn defers(&self) -> bool {
+        self.defers
     }
     fn parameters(&self) -> usize {
         0
@@ -125,6 +131,17 @@ fn fixture_on(
     let model = toy_model(networks, max_rows, seconds);
     let (go, rows) = ends.remove(0);
     Fixture { engine, metrics, model, go, rows, second: ends.pop() }
+}
+
+/// On a device that is not waited for, with evaluations that are predicted to take so long.
+fn fixture_that_defers(seconds: f64) -> Fixture {
+    let metrics = Metrics::new().unwrap();
+    let engine = Engine::start(NonZeroUsize::MIN, 8, Arc::clone(&metrics)).unwrap();
+    let (go, waits) = mpsc::channel();
+    let toy = Toy { defers: true, ..Toy::new(Some(waits), usize::MAX) };
+    let rows = Arc::clone(&toy.rows);
+    let model = toy_model(vec![Box::new(toy)], 8, seconds);
+    Fixture { engine, metrics, model, go, rows, second: None }
 }
 
 fn toy_model(networks: Vec<Box<dyn Denoiser>>, max_rows: usize, seconds: f64) -> Arc<Model> {
@@ -259,6 +276,61 @@ fn a_network_that_answers_nan_fails_that_sample_alone() {
         Event::Failed { index: 1, failure: Failure::NonFinite { .. } }
     )));
     assert_eq!(f.cancelled("non_finite"), 1);
+}
+
+#[test]
+fn a_device_that_is_not_waited_for_gives_the_same() {
+    let pictures = |f: Fixture| {
+        let request = GenerateRequest { partial_images: 1, ..f.request(&[1, 8, 2]) };
+        let submission = f.engine.generate(request).unwrap();
+        f.go(STEPS);
+        let events = all(submission);
+        let of = |event: &Event| match event {
+            Event::Completed { index, image, timings } => {
+                assert_eq!(timings.network_evaluations, STEPS);
+                (*index, STEPS, image.pixels.clone())
+            }
+            Event::Partial { index, partial_index, image } => {
+                (*index, *partial_index, image.pixels.clone())
+            }
+            Event::Failed { index: 1, failure: Failure::NonFinite { timestep } } => {
+                (1, *timestep as usize, Vec::new())
+            }
+            other => panic!("{other:?}"),
+        };
+        let mut told: Vec<_> = events.iter().map(of).collect();
+        told.sort();
+        assert_eq!(f.cancelled("non_finite"), 1);
+        assert_eq!(f.engine.predicted_drain(), Duration::ZERO);
+        let evaluations = f.metrics.evaluation_duration.with_label_values(&["model-1"]);
+        assert_eq!(evaluations.get_sample_count(), STEPS as u64);
+        told
+    };
+    assert_eq!(pictures(fixture_that_defers(1e-6)), pictures(fixture(8, 8)));
+}
+
+#[test]
+fn only_short_evaluations_are_not_waited_for() {
+    for (seconds, evaluations) in [(1e-6, 2), (1.0, 1)] {
+        let f = fixture_that_defers(seconds);
+        let submission = f.engine.generate(f.request(&[8])).unwrap();
+        f.go(STEPS);
+        assert!(matches!(&all(submission)[..], [Event::Failed { .. }]));
+        // The next began before anybody looked at the first.
+        assert_eq!(f.rows.lock().unwrap().len(), evaluations);
+    }
+}
+
+#[test]
+fn who_leaves_an_evaluation_that_nobody_looked_at_harms_nobody() {
+    let f = fixture_that_defers(1e-6);
+    let stays = f.engine.generate(f.request(&[1])).unwrap();
+    drop(f.engine.generate(f.request(&[8, 2])).unwrap());
+    f.go(2 * STEPS);
+    assert_eq!(completed(&all(stays)), 1);
+    assert_eq!(f.engine.predicted_drain(), Duration::ZERO);
+    let next = f.engine.generate(f.request(&[3])).unwrap();
+    assert_eq!(completed(&all(next)), 1);
 }
 
 #[test]

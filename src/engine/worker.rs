@@ -14,12 +14,12 @@ use tokio::sync::oneshot;
 
 use super::{
     Event,
-    batcher::SampleKey,
+    batcher::{Batch, SampleKey},
     calibration::Learned,
     job::Failure,
     load::Load,
     sample::{Sample, Task},
-    step::{self, Outcome},
+    step::{self, Begun, Check, Outcome},
     warmup::WarmUp,
 };
 use crate::{metrics::Metrics, registry::Model};
@@ -45,7 +45,22 @@ pub(super) struct Worker {
     load: Arc<Load>,
     learned: Learned,
     metrics: Arc<Metrics>,
+    pending: Option<Pending>,
+    /// When the device was last seen to have ended an evaluation.
+    free: Instant,
 }
+
+/// An evaluation that the device has been asked for, and at which nobody has looked since.
+struct Pending {
+    batch: Batch,
+    model: Arc<Model>,
+    began: Instant,
+    check: Check,
+}
+
+/// Evaluations of this length and more are waited for: those who arrive in the meantime join the next, and the time that
+/// the device waits for it is little beside theirs.
+const SHORT_SECONDS: f64 = 5e-3;
 
 impl Worker {
     pub(super) fn new(
@@ -55,8 +70,17 @@ impl Worker {
         learned: Learned,
         metrics: Arc<Metrics>,
     ) -> Self {
-        let (samples, warm_ups) = (BTreeMap::new(), Vec::new());
-        Self { device, commands, samples, warm_ups, load, learned, metrics }
+        Self {
+            device,
+            commands,
+            samples: BTreeMap::new(),
+            warm_ups: Vec::new(),
+            load,
+            learned,
+            metrics,
+            pending: None,
+            free: Instant::now(),
+        }
     }
 
     /// Runs until no handle is left and nothing is in flight.
@@ -72,6 +96,7 @@ impl Worker {
     fn receive(&mut self) -> bool {
         loop {
             let command = if self.samples.is_empty() && self.warm_ups.is_empty() {
+                self.settle(&[], &mut []);
                 match self.commands.recv() {
                     Ok(command) => command,
                     Err(_) => return false,
@@ -118,6 +143,9 @@ impl Worker {
 
     /// One evaluation of a model that is warming up, if there is one.
     fn warm_up(&mut self) {
+        if !self.warm_ups.is_empty() {
+            self.settle(&[], &mut []);
+        }
         if let Some(warm_up) = self.warm_ups.first_mut()
             && warm_up.evaluate()
         {
@@ -126,8 +154,15 @@ impl Worker {
     }
 
     /// One evaluation of the batch that is due, if there is one.
+    ///
+    /// A device that has to be waited for gets the next evaluation before the last one is looked at, where that one was
+    /// short and made nothing that anybody waits for: the time in which it would have nothing to do would be long
+    /// beside it.
     fn evaluate(&mut self) {
-        let Some(batch) = self.load.begin() else { return };
+        let Some(batch) = self.load.begin() else {
+            self.settle(&[], &mut []);
+            return;
+        };
         // Who was admitted since commands were last read may be in it, and was sent before.
         while let Ok(command) = self.commands.try_recv() {
             self.obey(command);
@@ -137,64 +172,136 @@ impl Worker {
         let Some(model) = samples.first().map(|sample| Arc::clone(&sample.model)) else { return };
 
         let replica = model.on(self.device);
-        let began = Instant::now();
-        // A panic concerns this batch alone: its samples are dropped below, nothing else is shared.
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            step::evaluate(replica.network(), &mut samples).map_err(|error| Failed::of(&error))
-        }));
-        let seconds = began.elapsed().as_secs_f64();
-
-        self.load.ran(&batch, seconds);
-        if matches!(result, Ok(Ok(_))) {
-            replica.observe(batch.rows, seconds);
-        }
-        self.metrics.evaluation_duration.with_label_values(&[&model.id]).observe(seconds);
-        self.metrics.batch_samples.with_label_values(&[&model.id]).observe(samples.len() as f64);
-
+        let asked = Instant::now();
+        let begun = caught(|| step::begin(replica.network(), &mut samples));
         for sample in &mut samples {
             if !sample.clock.started() && !sample.background() {
                 self.metrics.samples_waiting.with_label_values(&[&model.id]).dec();
                 self.metrics.samples_running.with_label_values(&[&model.id]).inc();
             }
-            sample.clock.evaluated(began, seconds, sample.rows(), batch.rows);
+            sample.clock.starts(asked);
         }
-        match result.unwrap_or_else(|panic| Err(Failed::Otherwise(panic_text(panic.as_ref())))) {
+        let mut failures = self.settle(&batch.samples, &mut samples);
+        let began = asked.max(self.free);
+        let short = replica.evaluation_seconds(batch.rows) < SHORT_SECONDS;
+        let goes_on = replica.network().defers() && short && !Begun::due(&samples);
+        let result = match begun {
+            Ok(begun) if goes_on => {
+                self.load.asked(&batch);
+                let check = begun.check();
+                self.pending = Some(Pending { batch: batch.clone(), model, began, check });
+                Ok(samples.iter().map(|_| Outcome::Going(None)).collect())
+            }
+            begun => {
+                let ended = begun.and_then(|begun| caught(|| begun.end(&samples)));
+                let seconds = self.ended(&batch, &model, began, ended.is_ok());
+                self.load.ran(&batch, seconds);
+                for sample in &mut samples {
+                    sample.clock.evaluated(seconds, sample.rows(), batch.rows);
+                }
+                ended.map_err(|failed| self.failure(failed, &model, batch.rows))
+            }
+        };
+        match result {
             Ok(outcomes) => {
                 for ((key, sample), outcome) in batch.samples.into_iter().zip(samples).zip(outcomes)
                 {
-                    self.hand_out(key, sample, outcome);
+                    match failures.remove(&key) {
+                        Some(failure) => self.fail(key, sample, failure),
+                        None => self.hand_out(key, sample, outcome),
+                    }
                 }
             }
-            Err(failed) => {
-                let rows = batch.rows;
-                let failure = match failed {
-                    Failed::OutOfMemory(reason) => {
-                        let limit = replica.shrink(rows);
-                        self.load.limit(model.key, limit);
-                        let device = self.device;
-                        tracing::error!(model = model.id, device, rows, limit, reason, "no memory");
-                        Failure::OutOfMemory { rows, limit }
-                    }
-                    Failed::Lost(reason) => {
-                        self.load.lose();
-                        let device = self.device;
-                        tracing::error!(
-                            device,
-                            reason,
-                            "the GPU answers nothing any more; start the server anew"
-                        );
-                        Failure::Evaluation(reason)
-                    }
-                    Failed::Otherwise(reason) => {
-                        tracing::error!(model = model.id, rows, reason, "evaluation failed");
-                        Failure::Evaluation(reason)
-                    }
-                };
+            Err(failure) => {
                 for (key, sample) in batch.samples.into_iter().zip(samples) {
                     self.fail(key, sample, failure.clone());
                 }
             }
         }
+    }
+
+    /// Waits for the evaluation that nobody has looked at, if there is one. Those of its samples that failed leave,
+    /// unless they are in the next one, `keys` and `samples`: whoever has these is told.
+    fn settle(
+        &mut self,
+        keys: &[SampleKey],
+        samples: &mut [Sample],
+    ) -> BTreeMap<SampleKey, Failure> {
+        let Some(Pending { batch, model, began, check }) = self.pending.take() else {
+            return BTreeMap::new();
+        };
+        let bad = caught(|| check.bad());
+        let seconds = self.ended(&batch, &model, began, bad.is_ok());
+        for key in &batch.samples {
+            let next = keys.iter().position(|next| next == key);
+            let sample = match next.and_then(|place| samples.get_mut(place)) {
+                Some(sample) => Some(sample),
+                None => self.samples.get_mut(key),
+            };
+            if let Some(sample) = sample {
+                sample.clock.evaluated(seconds, sample.rows(), batch.rows);
+            }
+        }
+        let mut failures: BTreeMap<SampleKey, Failure> = match bad {
+            Ok(bad) => {
+                let failure =
+                    |(place, timestep)| (batch.samples[place], self.not_finite(&model, timestep));
+                bad.into_iter().map(failure).collect()
+            }
+            Err(failed) => {
+                let failure = self.failure(failed, &model, batch.rows);
+                batch.samples.iter().map(|&key| (key, failure.clone())).collect()
+            }
+        };
+        failures.retain(|key, failure| match self.samples.remove(key) {
+            Some(sample) => {
+                self.fail(*key, sample, failure.clone());
+                false
+            }
+            None => true,
+        });
+        failures
+    }
+
+    /// An evaluation has ended, which is how long it took.
+    fn ended(&mut self, batch: &Batch, model: &Model, began: Instant, well: bool) -> f64 {
+        self.free = Instant::now();
+        let seconds = self.free.duration_since(began).as_secs_f64();
+        if well {
+            model.on(self.device).observe(batch.rows, seconds);
+        }
+        let label = &[model.id.as_str()];
+        self.metrics.evaluation_duration.with_label_values(label).observe(seconds);
+        self.metrics.batch_samples.with_label_values(label).observe(batch.samples.len() as f64);
+        seconds
+    }
+
+    /// What is to follow when an evaluation of so many rows failed, and what its samples are told.
+    fn failure(&mut self, failed: Failed, model: &Model, rows: usize) -> Failure {
+        let device = self.device;
+        match failed {
+            Failed::OutOfMemory(reason) => {
+                let limit = model.on(device).shrink(rows);
+                self.load.limit(model.key, limit);
+                tracing::error!(model = model.id, device, rows, limit, reason, "no memory");
+                Failure::OutOfMemory { rows, limit }
+            }
+            Failed::Lost(reason) => {
+                self.load.lose();
+                let problem = "the GPU answers nothing any more; start the server anew";
+                tracing::error!(device, reason, "{problem}");
+                Failure::Evaluation(reason)
+            }
+            Failed::Otherwise(reason) => {
+                tracing::error!(model = model.id, rows, reason, "evaluation failed");
+                Failure::Evaluation(reason)
+            }
+        }
+    }
+
+    fn not_finite(&self, model: &Model, timestep: f64) -> Failure {
+        tracing::error!(model = model.id, timestep, "network answered NaN or infinity");
+        Failure::NonFinite { timestep }
     }
 
     fn hand_out(&mut self, key: SampleKey, sample: Sample, outcome: Outcome) {
@@ -214,12 +321,8 @@ impl Worker {
                 sample.finish(|index| Event::Inferred { index, output });
             }
             Outcome::NonFinite { timestep } => {
-                tracing::error!(
-                    model = sample.model.id,
-                    timestep,
-                    "network answered NaN or infinity"
-                );
-                self.fail(key, sample, Failure::NonFinite { timestep });
+                let failure = self.not_finite(&sample.model, timestep);
+                self.fail(key, sample, failure);
             }
         }
     }
@@ -310,6 +413,15 @@ impl Failed {
         } else {
             Self::Otherwise(text)
         }
+    }
+}
+
+/// What a device is asked to do, which may fail. A panic concerns what was asked alone: the samples are dropped then,
+/// and nothing else is shared.
+fn caught<T>(ask: impl FnOnce() -> candle_core::Result<T>) -> Result<T, Failed> {
+    match catch_unwind(AssertUnwindSafe(ask)) {
+        Ok(asked) => asked.map_err(|error| Failed::of(&error)),
+        Err(panic) => Err(Failed::Otherwise(panic_text(panic.as_ref()))),
     }
 }
 
