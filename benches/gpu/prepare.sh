@@ -73,7 +73,7 @@ tests() {
     local told='import json, sys; print([said["executable"] for said in map(json.loads, sys.stdin) if said.get("executable")][-1])'
     binary_of_tests=$(cd "$root/models" && linked --lib --profile test --message-format json | python3 -c "$told")
     "$root/benches/gpu/emulator/build.sh" "$work/emulated-tests" "$binary_of_tests"
-    "$work/emulated-tests/understudy" --ignored gpu::
+    "$work/emulated-tests/understudy" --ignored
 }
 
 # Does it run? On a GPU in software, and on the CPU where the driver knows no GPU.

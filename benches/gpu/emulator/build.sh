@@ -50,7 +50,7 @@ kernels "$candle/reduce.cu" reduce "" & jobs+=($!)
 kernels "$root/models/src/sampler/advance/kernel.cu" advance "^$" & jobs+=($!)
 for name in layers attention; do
     cat "$root/models/src/gpu/kernels/numbers.cu" "$root/models/src/gpu/kernels/$name.cu" >"$folder/objects/$name.ours"
-    kernels "$folder/objects/$name.ours" "$name" "^(group_norm|modulate|softmax|attend)" & jobs+=($!)
+    kernels "$folder/objects/$name.ours" "$name" "^(group_norm|norm_rows|modulate|softmax|attend)" & jobs+=($!)
 done
 for name in driver libraries; do
     compile -Wall -c "$here/$name.cpp" -o "$folder/objects/$name.o" & jobs+=($!)

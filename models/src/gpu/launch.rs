@@ -7,7 +7,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
-use candle_core::{DType, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
 
 use super::machine::Machine;
 
@@ -123,7 +123,14 @@ impl Argument {
 /// The address of number `start` of a contiguous tensor on a GPU.
 pub(super) fn pointer(tensor: &Tensor, start: usize) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cuda(storage) = &*storage else { bail!("a kernel's operand is not on the GPU") };
+    match &*storage {
+        Storage::Cuda(storage) => place(storage, layout, start),
+        _ => bail!("a kernel's operand is not on the GPU"),
+    }
+}
+
+/// The same of what a tensor holds.
+pub(super) fn place(storage: &CudaStorage, layout: &Layout, start: usize) -> Result<u64> {
     let Some((first, end)) = layout.contiguous_offsets() else {
         bail!("a kernel's operand is {layout:?}, not contiguous")
     };
@@ -131,13 +138,13 @@ pub(super) fn pointer(tensor: &Tensor, start: usize) -> Result<u64> {
         bail!("a kernel's operand {layout:?} has no number {start}")
     }
     let stream = storage.device.cuda_stream();
-    let begin = match &storage.slice {
-        CudaStorageSlice::F32(slice) => address(slice, &stream),
-        CudaStorageSlice::BF16(slice) => address(slice, &stream),
-        CudaStorageSlice::F16(slice) => address(slice, &stream),
-        _ => bail!("there are kernels for f32, bf16 and f16, not for {:?}", tensor.dtype()),
+    let (begin, bytes) = match &storage.slice {
+        CudaStorageSlice::F32(slice) => (address(slice, &stream), 4),
+        CudaStorageSlice::BF16(slice) => (address(slice, &stream), 2),
+        CudaStorageSlice::F16(slice) => (address(slice, &stream), 2),
+        _ => bail!("there are kernels for f32, bf16 and f16"),
     };
-    Ok(begin + ((first + start) * tensor.dtype().size_in_bytes()) as u64)
+    Ok(begin + ((first + start) * bytes) as u64)
 }
 
 fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {

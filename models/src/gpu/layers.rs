@@ -198,12 +198,17 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         let Size { height, width, channels } = self.size(source);
         let qkv = self.map(height, width, 3 * channels);
         self.pointwise(&[source], qkv, parts, End::default())?;
-        self.settle(qkv);
+        let bias = if self.machine.attends(channels / heads) {
+            self.take_bias(qkv)
+        } else {
+            self.settle(qkv);
+            None
+        };
         let gathered = self.map(height, width, channels);
         self.push(move |machine, run| {
             let qkv = run.map(qkv)?;
-            let values = match machine.attend(qkv, heads)? {
-                Some(values) => values,
+            let values = match &bias {
+                Some(bias) => machine.attend(qkv, bias, heads)?,
                 None => machine.attend_with_scores(qkv, heads)?,
             };
             run.set(gathered, values);

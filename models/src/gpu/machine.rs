@@ -48,7 +48,8 @@ impl Machine {
         Ok(y)
     }
 
-    /// What each query gathers with a table of scores in f32, for heads that [`Machine::attend`] has no kernel for.
+    /// What each query gathers with a table of scores in f32, for heads that
+    /// [`Machine::attends`] says no to.
     pub(super) fn attend_with_scores(&self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
         let (batch, height, width, wide) = qkv.dims4()?;
         let (tokens, channels, depth) = (height * width, wide / 3, wide / 3 / heads);

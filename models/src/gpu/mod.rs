@@ -9,12 +9,14 @@ mod kernels;
 mod launch;
 mod layers;
 mod machine;
+mod norm;
 mod product;
 mod program;
 
 pub(crate) use builder::Builder;
 pub(crate) use convolution::{Lie, convolve};
 pub(crate) use launch::{Kernels, knows, numbers, over, view};
+pub(crate) use norm::group_norm;
 pub(crate) use program::Program;
 
 use crate::weights::Weights;

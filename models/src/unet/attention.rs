@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
-use super::group_norm::GroupNorm;
+use super::group_norm::{GroupNorm, With};
 use super::layers::Pointwise;
 use super::resnet::rescale;
 use crate::layers::softmax;
@@ -61,7 +61,7 @@ impl Attention {
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let flat = x.flatten_from(2)?;
         let normed = match &self.norm {
-            Some(norm) => norm.forward(&flat, None, None)?,
+            Some(norm) => norm.forward(&flat, With::default())?,
             None => flat.contiguous()?,
         };
         let [query, key, value] = self.project(&normed)?;

@@ -36,8 +36,17 @@ impl Conv2d {
 
     /// `[B, input, H, W]` → `[B, output, H', W']`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = convolve(x, &self.weight, self.padding, self.stride)?;
-        y.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+        self.without_bias(x)?.broadcast_add(&self.bias.reshape((1, (), 1, 1))?)
+    }
+
+    /// The same, without the bias, which whoever takes it must add.
+    pub(super) fn without_bias(&self, x: &Tensor) -> Result<Tensor> {
+        convolve(x, &self.weight, self.padding, self.stride)
+    }
+
+    /// `[output]`.
+    pub(super) fn bias(&self) -> &Tensor {
+        &self.bias
     }
 }
 

@@ -30,7 +30,7 @@ use blocks::{DownBlock, MidBlock, UpBlock};
 pub use config::UNet2DConfig;
 use config::{Activation, TimeEmbedding};
 use embeddings::Embedding;
-use group_norm::GroupNorm;
+use group_norm::{GroupNorm, With};
 use layers::Conv2d;
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
@@ -278,8 +278,9 @@ impl Layers {
         for block in &self.up_blocks {
             x = block.forward(x, time, &mut skips)?;
         }
-        let x =
-            self.conv_out.forward(&self.norm_out.forward(&x, None, Some(Activation::Silu))?)?;
+        let x = self
+            .conv_out
+            .forward(&self.norm_out.forward(&x, With::activation(Activation::Silu))?)?;
 
         if self.divide_by_time {
             // Time is a noise level here, and the answer a score.

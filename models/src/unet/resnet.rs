@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::UNet2DConfig;
 use super::config::Activation;
-use super::group_norm::GroupNorm;
+use super::group_norm::{GroupNorm, With};
 use super::layers::{Conv2d, Pointwise, downsample_mean, upsample_nearest};
 use crate::layers::Linear;
 use crate::weights::Weights;
@@ -69,20 +69,23 @@ impl ResnetBlock {
     /// `x` `[B, input, H, W]`, `time` `[B, time width]`, already through the activation →
     /// `[B, output, H', W']`.
     pub(super) fn forward(&self, x: &Tensor, time: &Tensor) -> Result<Tensor> {
-        let h = self.norm1.forward(x, None, Some(self.activation))?;
+        let h = self.norm1.forward(x, With::activation(self.activation))?;
         let (x, h) = match self.resize {
             Resize::Keep => (x.clone(), h),
             Resize::Up => (upsample_nearest(x)?, upsample_nearest(&h)?),
             Resize::Down => (downsample_mean(x)?, downsample_mean(&h)?),
         };
         let time = self.time.forward(time)?;
-        let h = self.conv1.forward(&h)?;
-        let (h, modulation) = if self.scale_shift {
-            (h, Some(&time))
+        let h = self.conv1.without_bias(&h)?;
+        let (bias, activation) = (self.conv1.bias(), Some(self.activation));
+        let h = if self.scale_shift {
+            let offset = bias.unsqueeze(0)?.broadcast_as((h.dim(0)?, h.dim(1)?))?;
+            let with = With { offset: Some(&offset), modulation: Some(&time), activation };
+            self.norm2.forward(&h, with)?
         } else {
-            (h.broadcast_add(&time.unsqueeze(2)?.unsqueeze(3)?)?, None)
+            let offset = time.broadcast_add(bias)?;
+            self.norm2.forward(&h, With { offset: Some(&offset), modulation: None, activation })?
         };
-        let h = self.norm2.forward(&h, modulation, Some(self.activation))?;
         let h = self.conv2.forward(&h)?;
         let around = match &self.shortcut {
             None => x,

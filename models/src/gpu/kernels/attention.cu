@@ -36,10 +36,15 @@ template <typename T> static __device__ unsigned pair(float first, float second)
 
 // One block for each 16 * WARPS queries of a head of a sample, 16 of them for each warp.
 //
-// qkv [samples, tokens, 3 * channels]: scaled queries, keys and values, each head by head; y [samples, tokens, channels].
-// A head has `depth` channels, an even number up to DEPTH.
+// qkv [samples, tokens, 3 * channels]: scaled queries, keys and values, each head by head, and what is to be added to
+// them, bias [3 * channels]; y [samples, tokens, channels]. A head has `depth` channels, an even number up to DEPTH.
+//
+// What is added to all keys moves all scores of a query alike, which softmax does not see; what is added to all values
+// is added to their mean.
 template <typename T, int DEPTH>
-static __device__ void attend(const unsigned short *qkv, unsigned short *y, int heads, int tokens, int depth) {
+static __device__ void attend(
+    const unsigned short *qkv, const float *bias, unsigned short *y, int heads, int tokens, int depth
+) {
     // Rows end in padding so that the lanes of a load meet different banks.
     __shared__ unsigned short keys[KEYS][DEPTH + 8], values[DEPTH][KEYS + 8];
     int tiles = (tokens + 16 * WARPS - 1) / (16 * WARPS);
@@ -47,6 +52,7 @@ static __device__ void attend(const unsigned short *qkv, unsigned short *y, int 
     int lane = threadIdx.x % 32, group = lane / 4, four = lane % 4;
     int first = (tile * WARPS + threadIdx.x / 32) * 16 + group, channels = heads * depth, row = 3 * channels;
     qkv += (long long)sample * tokens * row + head * depth;
+    bias += head * depth;
     y += (long long)sample * tokens * channels + head * depth;
 
     unsigned queries[DEPTH / 16][4];
@@ -54,7 +60,10 @@ static __device__ void attend(const unsigned short *qkv, unsigned short *y, int 
         for (int part = 0; part < 4; part++) {
             int query = first + part % 2 * 8, channel = step * 16 + part / 2 * 8 + 2 * four;
             bool there = query < tokens && channel < depth;
-            queries[step][part] = there ? pair(qkv + (long long)query * row + channel) : 0;
+            queries[step][part] = 0;
+            if (!there) continue;
+            const unsigned short *from = qkv + (long long)query * row + channel;
+            queries[step][part] = pair<T>(T::load(from[0]) + bias[channel], T::load(from[1]) + bias[channel + 1]);
         }
 
     // Of rows `first` and `first + 8`: the largest score so far, the lane's share of the sum, and what is gathered.
@@ -131,7 +140,9 @@ static __device__ void attend(const unsigned short *qkv, unsigned short *y, int 
         for (int column = 0; column < DEPTH / 8; column++) {
             int channel = column * 8 + 2 * four;
             if (query >= tokens || channel >= depth) continue;
-            float one = gathered[column][2 * half] / total[half], next = gathered[column][2 * half + 1] / total[half];
+            const float *added = bias + 2 * channels + channel;
+            float one = gathered[column][2 * half] / total[half] + added[0];
+            float next = gathered[column][2 * half + 1] / total[half] + added[1];
             *reinterpret_cast<unsigned *>(y + (long long)query * channels + channel) = pair<T>(one, next);
         }
     }
@@ -139,9 +150,9 @@ static __device__ void attend(const unsigned short *qkv, unsigned short *y, int 
 
 #define ATTEND(DEPTH, NAME, T)                                                                                       \
     extern "C" __global__ void attend_##DEPTH##_##NAME(                                                              \
-        const unsigned short *qkv, unsigned short *y, int heads, int tokens, int depth                               \
+        const unsigned short *qkv, const float *bias, unsigned short *y, int heads, int tokens, int depth            \
     ) {                                                                                                              \
-        attend<T, DEPTH>(qkv, y, heads, tokens, depth);                                                              \
+        attend<T, DEPTH>(qkv, bias, y, heads, tokens, depth);                                                        \
     }
 
 ATTEND(16, bf16, BF16)

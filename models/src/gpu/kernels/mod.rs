@@ -4,10 +4,11 @@
 #[cfg(test)]
 mod tests;
 
+use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
-use candle_core::{DType, Result, Shape, Tensor, bail};
+use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::launch::{Argument, Kernels, THREADS, blocks, over};
+use super::launch::{Argument, Kernels, THREADS, blocks, over, place};
 use super::machine::Machine;
 use crate::kernels::Function;
 
@@ -20,11 +21,7 @@ static ATTENTION: Kernels = Kernels::new(
     Some("compute_80"),
 );
 
-/// Channels of a head that there are kernels for, each for as many as that and fewer, in twos.
-const DEPTHS: [(usize, &str); 4] =
-    [(16, "attend_16"), (32, "attend_32"), (64, "attend_64"), (128, "attend_128")];
-
-/// Warps of a block of theirs, and queries of each.
+/// Warps of its blocks, and queries of each.
 const WARPS: usize = 4;
 const QUERIES: usize = 16;
 
@@ -80,7 +77,85 @@ pub(crate) struct Norm<'a> {
     pub(crate) function: Function,
 }
 
+/// A group norm of maps in rows: its parameters are `[B, 3, channels]` in f32, scale, shift and what is added before.
+#[derive(Clone, Copy)]
+pub(crate) struct Rows {
+    pub(crate) groups: usize,
+    pub(crate) eps: f64,
+    pub(crate) function: Function,
+}
+
+impl Rows {
+    /// Blocks of a kernel, and its last arguments.
+    fn check(self, x: &Layout, parameters: &Layout) -> Result<(LaunchConfig, [Argument; 5])> {
+        let &[batch, channels, ref pixels @ ..] = x.dims() else {
+            bail!("group norm of {:?}: has no channels", x.dims())
+        };
+        let pixels = pixels.iter().product::<usize>();
+        let Self { groups, eps, function } = self;
+        let few = batch * channels * pixels == 0;
+        if few || parameters.dims() != [batch, 3, channels] || channels % groups != 0 {
+            let (x, parameters) = (x.dims(), parameters.dims());
+            bail!("group norm of {x:?} in {groups} groups, with parameters {parameters:?}")
+        }
+        let arguments = [
+            Argument::int(channels)?,
+            Argument::int(groups)?,
+            Argument::int(pixels)?,
+            Argument::Float(eps as f32),
+            Argument::Int(number(function)),
+        ];
+        Ok((blocks(batch * groups), arguments))
+    }
+}
+
 impl Machine {
+    /// Group norm of a map in rows, `[B, channels, …]`.
+    pub(crate) fn norm_rows(
+        &self,
+        (x, x_at): (&CudaStorage, &Layout),
+        (parameters, parameters_at): (&CudaStorage, &Layout),
+        rows: Rows,
+    ) -> Result<CudaStorage> {
+        let (config, last) = rows.check(x_at, parameters_at)?;
+        if x.dtype() != self.dtype || parameters.dtype() != DType::F32 {
+            bail!("group norm of {:?} with parameters of {:?}", x.dtype(), parameters.dtype())
+        }
+        // SAFETY: the kernel writes all of it.
+        let y = unsafe { self.cuda.alloc_uninit(x_at.shape(), self.dtype)? };
+        let [x, parameters] = [place(x, x_at, 0)?, place(parameters, parameters_at, 0)?];
+        let to = place(&y, &Layout::contiguous(x_at.shape()), 0)?;
+        let first = [x, parameters, to].map(Argument::Pointer);
+        let arguments: Vec<Argument> = first.into_iter().chain(last).collect();
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(self, "norm_rows", config, &arguments)? };
+        Ok(y)
+    }
+
+    /// The gradients of a map in rows that was normed, and of the parameters, given its own.
+    pub(crate) fn norm_rows_gradient(
+        &self,
+        x: &Tensor,
+        parameters: &Tensor,
+        of_y: &Tensor,
+        rows: Rows,
+    ) -> Result<[Tensor; 2]> {
+        let (config, last) = rows.check(x.layout(), parameters.layout())?;
+        self.check("a norm's operand", x, true)?;
+        self.check("a norm's gradient", of_y, of_y.dims() == x.dims())?;
+        fit("a norm's parameters", parameters, DType::F32, true)?;
+        let of_x = self.empty(x.shape(), self.dtype)?;
+        let of_parameters = self.empty(parameters.shape(), DType::F32)?;
+        let mut arguments = Vec::new();
+        for tensor in [x, parameters, of_y, &of_x, &of_parameters] {
+            arguments.push(Argument::from(tensor, 0)?);
+        }
+        arguments.extend(last);
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(self, "norm_rows_gradient", config, &arguments)? };
+        Ok([of_x, of_parameters])
+    }
+
     /// Memory that a kernel will write.
     pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         // SAFETY: whoever asks for it has a kernel write all of it before anything reads it.
@@ -308,20 +383,25 @@ impl Machine {
         Ok(y)
     }
 
+    /// Whether [`Machine::attend`] knows heads of so many channels; it needs tensor cores, so it knows them in 16 bits.
+    pub(crate) fn attends(&self, depth: usize) -> bool {
+        attention(depth).is_some() && self.dtype != DType::F32 && self.generation >= 8
+    }
+
     /// The values that each query gathers, head by head, of scaled queries, keys and values, one after another in the
-    /// channels. Nothing for types, heads and GPUs that there is no kernel for.
-    pub(crate) fn attend(&self, qkv: &Tensor, heads: usize) -> Result<Option<Tensor>> {
+    /// channels, to which `bias` `[3·channels]` is added.
+    pub(crate) fn attend(&self, qkv: &Tensor, bias: &Tensor, heads: usize) -> Result<Tensor> {
         let (batch, height, width, three) = qkv.dims4()?;
         let (tokens, depth) = (height * width, three / 3 / heads);
-        let fits = |(most, _): &(usize, &str)| depth <= *most && depth.is_multiple_of(2);
-        let known = self.dtype != DType::F32 && self.generation >= 8;
-        let Some((_, name)) = DEPTHS.into_iter().find(fits).filter(|_| known) else {
-            return Ok(None);
+        let Some(name) = attention(depth).filter(|_| self.attends(depth)) else {
+            bail!("no kernel for attention of {depth} channels in {:?}", self.dtype)
         };
         self.check("queries, keys and values", qkv, three == 3 * heads * depth)?;
+        fit("a bias", bias, DType::F32, bias.dims() == [three])?;
         let y = self.empty((batch, height, width, heads * depth), self.dtype)?;
         let arguments = [
             Argument::from(qkv, 0)?,
+            Argument::from(bias, 0)?,
             Argument::from(&y, 0)?,
             Argument::int(heads)?,
             Argument::int(tokens)?,
@@ -333,7 +413,7 @@ impl Machine {
         };
         // SAFETY: the checks above.
         unsafe { ATTENTION.launch(self, name, config, &arguments)? };
-        Ok(Some(y))
+        Ok(y)
     }
 
     /// Numbers of what is told, which has part `last`, of as many numbers as a token of `x`.
@@ -347,6 +427,13 @@ impl Machine {
     fn check(&self, what: &str, tensor: &Tensor, fits: bool) -> Result<()> {
         fit(what, tensor, self.dtype, fits)
     }
+}
+
+/// The kernel for heads of so many channels: there are some for so many and fewer, in twos.
+fn attention(depth: usize) -> Option<&'static str> {
+    let known = [(16, "attend_16"), (32, "attend_32"), (64, "attend_64"), (128, "attend_128")];
+    let fits = |&(most, _): &(usize, _)| depth <= most && depth.is_multiple_of(2);
+    known.into_iter().find(fits).map(|(_, name)| name)
 }
 
 /// # Errors

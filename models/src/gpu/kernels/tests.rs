@@ -326,7 +326,9 @@ fn attention_is_that_of_plain_loops() -> Result<()> {
             let (qkv, _) = random(&machine, 1, &[batch, height, width, row]);
             // Scores that differ by much and little.
             let qkv = (qkv * (2.0 / (depth as f64).powf(0.25)))?;
-            let values = numbers(&qkv);
+            let mut values = numbers(&qkv);
+            let (bias, biases) = vector(&machine, 2, &[row]);
+            values.iter_mut().enumerate().for_each(|(i, value)| *value += biases[i % row]);
             let mut expected = vec![0.0; batch * tokens * channels];
             for (sample, head) in (0..batch).flat_map(|i| (0..heads).map(move |j| (i, j))) {
                 let at = |part: usize, token: usize, channel: usize| {
@@ -348,13 +350,15 @@ fn attention_is_that_of_plain_loops() -> Result<()> {
                 }
             }
             let what = format!("{:?} {batch} {tokens} {channels} {heads}", machine.dtype);
-            close(&what, &machine.attend_with_scores(&qkv, heads)?, &expected, 4.0 * limit);
-            let kernel = machine.attend(&qkv, heads)?;
             let known = machine.dtype != DType::F32 && depth <= 128 && depth % 2 == 0;
-            assert_eq!(kernel.is_some(), known, "{what}");
-            if let Some(y) = kernel {
+            assert_eq!(machine.attends(depth), known, "{what}");
+            let kernel = machine.attend(&qkv, &bias, heads);
+            assert_eq!(kernel.is_ok(), known, "{what}");
+            if let Ok(y) = kernel {
                 close(&what, &y, &expected, 4.0 * limit);
             }
+            machine.finish(&qkv, Ending { bias: Some(&bias), ..Ending::default() })?;
+            close(&what, &machine.attend_with_scores(&qkv, heads)?, &expected, 4.0 * limit);
         }
     }
     Ok(())
