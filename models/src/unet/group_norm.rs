@@ -175,6 +175,8 @@ mod tests {
                 let (given, expected) = (gradients(&given)?, gradients(&expected)?);
                 for var in [&x, &weight, &bias, &offset, &modulation] {
                     match (given.get(var), expected.get(var)) {
+                        // What is added to a group that is one channel changes nothing.
+                        (Some(_), Some(_)) if var.id() == offset.id() && channels == groups => {}
                         (Some(given), Some(expected)) => {
                             let error = error(given, expected);
                             assert!(
