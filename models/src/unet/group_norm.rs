@@ -113,7 +113,8 @@ impl GroupNorm {
     }
 }
 
-#[cfg(all(test, feature = "cuda"))]
+#[cfg(feature = "cuda")]
+#[cfg(test)]
 mod tests {
     use candle_core::{DType, Device, Var};
 
