@@ -9,7 +9,7 @@ use std::any::Any;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use candle_core::cuda_backend::cudarc::cudnn::{
     ConvBackwardData, ConvBackwardFilter, ConvDescriptor, ConvForward, Cudnn, CudnnDataType,
@@ -31,7 +31,8 @@ use candle_core::{
 use super::launch::view;
 
 /// `x` convolved with `weight`, with zeros around, with gradients of both; each is taken if it is asked for. Which
-/// dimensions of theirs, and of the answer, are which says `lie`.
+/// dimensions of theirs, and of the answer, are which says `lie`. What cuDNN does not convolve in pixels is turned into
+/// rows and back, of which the log tells the first.
 ///
 /// # Errors
 /// Shapes that do not fit, and whatever cuDNN says.
@@ -43,7 +44,21 @@ pub(crate) fn convolve(
     lie: Lie,
 ) -> Result<Tensor> {
     let problem = Problem::new(x, weight, padding, stride, lie)?;
-    x.contiguous()?.apply_op2(&weight.contiguous()?, Convolution { problem, part: Part::Answer })
+    let asked = Convolution { problem, part: Part::Answer };
+    let answer = x.contiguous()?.apply_op2(&weight.contiguous()?, asked);
+    match (lie, answer) {
+        (Lie::Pixels, Err(reason)) => {
+            // Which of the two ways cuDNN goes for which types and sizes is not written down anywhere.
+            static TOLD: Once = Once::new();
+            TOLD.call_once(
+                || tracing::warn!(?problem, %reason, "convolved in rows, which is slower"),
+            );
+            let [x, weight] = [x, weight].map(|tensor| tensor.permute((0, 3, 1, 2)));
+            let y = convolve(&x?, &weight?, padding, stride, Lie::Rows)?;
+            y.permute((0, 2, 3, 1))?.contiguous()
+        }
+        (_, answer) => answer,
+    }
 }
 
 /// How images and weights lie in memory.
