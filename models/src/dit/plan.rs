@@ -1,5 +1,5 @@
-//! The network compiled for the CPU: the same layers as [`super::blocks`], as a list of kernels over one
-//! arena. What a sample is told lies in maps of one pixel, so products with it run over the whole batch.
+//! The network compiled for the CPU or a GPU: the same layers as [`super::blocks`], added to an assembly. What a sample
+//! is told lies in maps of one pixel, so products with it run over the whole batch.
 
 use candle_core::{DType, Device, Result, Tensor};
 

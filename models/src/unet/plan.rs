@@ -1,5 +1,4 @@
-//! The network compiled for the CPU: the same layers as [`super::blocks`], as a list of kernels over
-//! one arena.
+//! The network compiled for the CPU or a GPU: the same layers as [`super::blocks`], added to an assembly.
 
 mod attention;
 mod blocks;

@@ -45,8 +45,8 @@ static __device__ float slope(int function, float x) {
     }
 }
 
-// N numbers that lie side by side, loaded and stored at once.
-template <typename T, int N> struct alignas(sizeof(typename T::Stored) * (N < 4 ? N : 4)) Pack {
+// N numbers that lie side by side, loaded and stored 16 bytes at once.
+template <typename T, int N, int BYTES = N * sizeof(typename T::Stored)> struct alignas(BYTES < 16 ? BYTES : 16) Pack {
     typename T::Stored values[N];
 };
 

@@ -1,4 +1,4 @@
-//! Norm, self-attention and the way around: [`crate::unet::attention`] as kernels.
+//! Norm, self-attention and the way around: [`crate::unet::attention`] as layers of an assembly.
 
 use crate::assembly::{Affine, Assembly, End, Map, Size};
 use crate::kernels::Function;

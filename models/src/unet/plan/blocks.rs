@@ -1,4 +1,4 @@
-//! The way down, the bottom, and the way up: [`crate::unet::blocks`] as kernels.
+//! The way down, the bottom, and the way up: [`crate::unet::blocks`] as layers of an assembly.
 
 use super::attention::attention;
 use super::resnet::resnet;

@@ -1,4 +1,4 @@
-//! The residual block: [`crate::unet::resnet`] as kernels.
+//! The residual block: [`crate::unet::resnet`] as layers of an assembly.
 
 use crate::assembly::{Assembly, End, Map};
 use crate::kernels::Taps;
