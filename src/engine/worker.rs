@@ -244,9 +244,11 @@ impl Worker {
         }
         let mut failures: BTreeMap<SampleKey, Failure> = match bad {
             Ok(bad) => {
-                let failure =
-                    |(place, timestep)| (batch.samples[place], self.not_finite(&model, timestep));
-                bad.into_iter().map(failure).collect()
+                let bad = bad.into_iter().map(|(place, timestep)| (batch.samples[place], timestep));
+                // Who has left since has been told why.
+                bad.filter(|(key, _)| keys.contains(key) || self.samples.contains_key(key))
+                    .map(|(key, timestep)| (key, self.not_finite(&model, timestep)))
+                    .collect()
             }
             Err(failed) => {
                 let failure = self.failure(failed, &model, batch.rows);

@@ -1,6 +1,6 @@
 //! Steps and maps in the making, and what a map is still owed.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::kernels::Ending;
 use super::machine::Machine;
@@ -87,7 +87,9 @@ impl<'a, C> Builder<'a, C> {
                 let end = Ending { bias: Some(&bias), offset, ..Ending::default() };
                 machine.finish(run.map(map)?, end)
             }),
-            Debt::Taken => panic!("map {} is read by another after it was left unsettled", map.0),
+            Debt::Taken => self.push(move |_, _| {
+                bail!("map {} is read once more after its last reader took what it was owed", map.0)
+            }),
         }
     }
 

@@ -24,7 +24,7 @@ use candle_core::cuda_backend::cudarc::cudnn::{
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, DeviceId};
 use candle_core::{
-    CpuStorage, CudaDevice, CudaStorage, CustomOp2, DType, Layout, Result, Shape, Tensor,
+    CpuStorage, CudaDevice, CudaStorage, CustomOp2, DType, Error, Layout, Result, Shape, Tensor,
     WithDType, bail,
 };
 
@@ -47,7 +47,7 @@ pub(crate) fn convolve(
     let asked = Convolution { problem, part: Part::Answer };
     let answer = x.contiguous()?.apply_op2(&weight.contiguous()?, asked);
     match (lie, answer) {
-        (Lie::Pixels, Err(reason)) => {
+        (Lie::Pixels, Err(reason)) if unknown(&reason) => {
             // Which of the two ways cuDNN goes for which types and sizes is not written down anywhere.
             static TOLD: Once = Once::new();
             TOLD.call_once(
@@ -59,6 +59,12 @@ pub(crate) fn convolve(
         }
         (_, answer) => answer,
     }
+}
+
+/// Whether that says that cuDNN has no such convolution; candle keeps its errors as text.
+fn unknown(reason: &Error) -> bool {
+    let text = reason.to_string();
+    ["CUDNN_STATUS_NOT_SUPPORTED", "CUDNN_STATUS_BAD_PARAM"].iter().any(|name| text.contains(name))
 }
 
 /// How images and weights lie in memory.
