@@ -77,8 +77,8 @@ pub(crate) trait Assembly<'a, C> {
     /// used up.
     fn export(&mut self, answer: Map, divisor: Option<usize>);
 
-    /// The time embedding, input [`TOLD`], which [`Assembly::project`] projects.
-    fn time(&mut self, width: usize) -> Map;
+    /// The map of one pixel that is the time embedding, which [`Assembly::project`] projects.
+    fn time(&mut self, time: Map);
 
     /// The projection of the time embedding, of `input` numbers, to `width`.
     fn project(

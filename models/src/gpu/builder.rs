@@ -1,27 +1,36 @@
 //! Steps and maps in the making, and what a map is still owed.
 
-use candle_core::{DType, Result, Tensor, bail};
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use candle_core::{DType, Result, Tensor};
 
 use super::kernels::Ending;
 use super::machine::Machine;
-use super::program::{Program, Run, Step};
-use crate::assembly::{Map, Projection, Size};
+use super::program::{Place, Program, Run, Step};
+use crate::assembly::{Assembly, End, Map, Projection, Size};
+use crate::kernels::{Function, Layout};
 use crate::weights::Weights;
+
+/// Numbers that a map's place is a multiple of, so that it begins where the widest loads may.
+const ALIGNED: usize = 128;
 
 /// A program in the making, of a network that `C` describes.
 pub(crate) struct Builder<'a, C> {
     pub(super) config: &'a C,
     pub(super) machine: Machine,
     pub(super) maps: Vec<Entry>,
+    pub(super) memory: Layout,
     pub(super) projections: Projections,
     steps: Vec<Step>,
 }
 
 /// A map that some later step still reads.
 pub(super) struct Entry {
-    pub(super) size: Size,
+    pub(super) place: Place,
     pub(super) uses: usize,
-    pub(super) owed: Debt,
+    pub(super) debt: Debt,
 }
 
 /// What the numbers of a map still lack.
@@ -29,16 +38,19 @@ pub(super) enum Debt {
     None,
     /// Whoever reads them adds it, or has it added.
     Owed(Owed),
-    /// Nobody will add it any more.
-    Taken,
+    /// A norm has added it as it read them. It leaves it there if it is told to, which is when others read them.
+    OnTheWay(Arc<AtomicBool>),
 }
 
-/// What is the same at every pixel of a sample.
+/// What is to be added to a map, and what it is to be multiplied with then.
 #[derive(Clone)]
 pub(super) struct Owed {
     /// f32 `[channels]`.
     pub(super) bias: Tensor,
     pub(super) offset: Option<Projection>,
+    /// A map, whose use ends when it has been added, and where it is.
+    pub(super) residual: Option<(Map, Place)>,
+    pub(super) factor: f32,
 }
 
 /// The linear maps of the time embedding, one for each residual block, as one.
@@ -50,7 +62,7 @@ pub(super) struct Projections {
     /// Numbers of all of them so far.
     pub(super) total: usize,
     /// The time embedding, and where in the list of steps it is known.
-    pub(super) time: Option<(Map, usize)>,
+    pub(super) time: Option<(Place, usize)>,
 }
 
 impl<'a, C> Builder<'a, C> {
@@ -59,9 +71,14 @@ impl<'a, C> Builder<'a, C> {
     /// # Errors
     /// Weights that are elsewhere.
     pub(crate) fn new(config: &'a C, weights: &Weights) -> Result<Self> {
-        let machine = Machine::new(weights.device(), weights.dtype())?;
-        let (maps, projections, steps) = (Vec::new(), Projections::default(), Vec::new());
-        Ok(Self { config, machine, maps, projections, steps })
+        Ok(Self {
+            config,
+            machine: Machine::new(weights.device(), weights.dtype())?,
+            maps: Vec::new(),
+            memory: Layout::default(),
+            projections: Projections::default(),
+            steps: Vec::new(),
+        })
     }
 
     /// Steps so far.
@@ -74,44 +91,106 @@ impl<'a, C> Builder<'a, C> {
         &mut self,
         step: impl Fn(&Machine, &mut Run) -> Result<()> + Send + Sync + 'static,
     ) {
-        let machine = self.machine.clone();
-        self.steps.push(Box::new(move |run| step(&machine, run)));
+        self.steps.push(Box::new(step));
     }
 
-    /// Has what a map is owed added to it, for whoever reads it next.
+    /// Memory for a map.
+    pub(super) fn take(&mut self, size: Size) -> Place {
+        let numbers = size.height * size.width * size.channels;
+        Place { buffer: self.memory.take(numbers.next_multiple_of(ALIGNED)), size }
+    }
+
+    /// Where a map is, whatever it is owed.
+    pub(super) fn place(&self, map: Map) -> Place {
+        self.maps[map.0].place
+    }
+
+    /// Where a map is, for one who adds nothing as it reads it.
+    pub(super) fn read(&mut self, map: Map) -> Place {
+        self.settle(map);
+        self.place(map)
+    }
+
+    /// Has what a map is owed added to it.
     pub(super) fn settle(&mut self, map: Map) {
-        match std::mem::replace(&mut self.maps[map.0].owed, Debt::None) {
+        match mem::replace(&mut self.maps[map.0].debt, Debt::None) {
             Debt::None => {}
-            Debt::Owed(Owed { bias, offset }) => self.push(move |machine, run| {
-                let offset = run.told(offset)?;
-                let end = Ending { bias: Some(&bias), offset, ..Ending::default() };
-                machine.finish(run.map(map)?, end)
-            }),
-            Debt::Taken => self.push(move |_, _| {
-                bail!("map {} is read once more after its last reader took what it was owed", map.0)
-            }),
+            Debt::OnTheWay(keep) => keep.store(true, Ordering::Relaxed),
+            Debt::Owed(owed) => {
+                let (place, residual) = (self.place(map), owed.residual);
+                self.push(move |machine, run| {
+                    let x = run.at(place)?;
+                    machine.finish(&x, &run.ending(&owed)?, Function::Identity, &x)
+                });
+                self.added(residual);
+            }
         }
     }
 
-    /// What a map is owed, for whoever reads it next and adds it; if it is the only one to read it: others find it
-    /// settled.
-    pub(super) fn take(&mut self, map: Map) -> Option<Owed> {
-        let entry = &mut self.maps[map.0];
-        if let (1, Debt::Owed(owed)) = (entry.uses, &entry.owed) {
-            let owed = owed.clone();
-            entry.owed = Debt::Taken;
-            return Some(owed);
+    /// What a map is owed, for one who adds it as it reads the map; it stays owed to others.
+    pub(super) fn owed(&mut self, map: Map) -> Option<Owed> {
+        if let Debt::Owed(owed) = &self.maps[map.0].debt {
+            return Some(owed.clone());
         }
         self.settle(map);
         None
     }
 
     /// The same for one who can add nothing but a bias.
-    pub(super) fn take_bias(&mut self, map: Map) -> Option<Tensor> {
-        if let Debt::Owed(Owed { offset: Some(_), .. }) = self.maps[map.0].owed {
-            self.settle(map);
+    pub(super) fn bias(&mut self, map: Map) -> Option<Tensor> {
+        if let Debt::Owed(owed) = &self.maps[map.0].debt
+            && let Owed { bias, offset: None, residual: None, factor: 1.0 } = owed
+        {
+            return Some(bias.clone());
         }
-        self.take(map).map(|owed| owed.bias)
+        self.settle(map);
+        None
+    }
+
+    /// The same for a norm, which leaves it there if it is told to.
+    pub(super) fn take_owed(&mut self, map: Map) -> (Option<Owed>, Arc<AtomicBool>) {
+        let keep = Arc::default();
+        let owed = self.owed(map);
+        if owed.is_some() {
+            self.maps[map.0].debt = Debt::OnTheWay(Arc::clone(&keep));
+        }
+        (owed, keep)
+    }
+
+    /// A residual is not needed any more.
+    pub(super) fn added(&mut self, residual: Option<(Map, Place)>) {
+        if let Some((map, _)) = residual {
+            self.release(map);
+        }
+    }
+
+    /// Where a layer's sums go, to which a bias and all that `end` says is owed then.
+    pub(super) fn owe(&mut self, target: Map, mut bias: Tensor, end: End) -> Result<Place> {
+        let End { offset, residual, factor } = end;
+        let residual = match residual {
+            // What was there before stays where it is, and the sums go elsewhere.
+            Some(map) if map == target => {
+                let place = self.take(self.size(target));
+                let entry = &mut self.maps[target.0];
+                assert_eq!(entry.uses, 1, "what others read is not written again");
+                let debt = mem::replace(&mut entry.debt, Debt::None);
+                let before = Entry { place: mem::replace(&mut entry.place, place), uses: 1, debt };
+                self.maps.push(before);
+                let before = Map(self.maps.len() - 1);
+                if let Some(more) = self.bias(before) {
+                    bias = (bias + more)?;
+                }
+                Some(before)
+            }
+            Some(map) => {
+                self.settle(map);
+                Some(self.retain(map))
+            }
+            None => None,
+        };
+        let residual = residual.map(|map| (map, self.place(map)));
+        self.maps[target.0].debt = Debt::Owed(Owed { bias, offset, residual, factor });
+        Ok(self.place(target))
     }
 
     /// The program.
@@ -122,16 +201,17 @@ impl<'a, C> Builder<'a, C> {
         if let (Some((time, at)), true) = (self.projections.time, self.projections.total > 0) {
             // Only now are their weights together.
             let weight = Tensor::cat(&self.projections.weights, 0)?;
-            let bias = Tensor::cat(&self.projections.biases, 0)?;
-            self.push(move |machine, run| {
-                let projected = machine.linear(&[run.map(time)?], &weight, DType::F32)?;
-                machine.finish(&projected, Ending { bias: Some(&bias), ..Ending::default() })?;
-                run.projected = Some(projected);
+            let bias = Some(Tensor::cat(&self.projections.biases, 0)?);
+            let (end, total) = (Ending { bias, ..Ending::NONE }, self.projections.total);
+            let step: Step = Box::new(move |machine, run| {
+                let y = machine.empty((run.batch, 1, 1, total), DType::F32)?;
+                machine.linear(&[run.at(time)?], &weight, &y)?;
+                machine.finish(&y, &end, Function::Identity, &y)?;
+                run.projected = Some(y);
                 Ok(())
             });
-            let step = self.steps.pop().expect("it was pushed just now");
             self.steps.insert(at, step);
         }
-        Ok(Program { steps: self.steps, maps: self.maps.len() })
+        Ok(Program { machine: self.machine, steps: self.steps, memory: self.memory.len() })
     }
 }

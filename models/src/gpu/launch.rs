@@ -142,7 +142,8 @@ pub(super) fn place(storage: &CudaStorage, layout: &Layout, start: usize) -> Res
         CudaStorageSlice::F32(slice) => (address(slice, &stream), 4),
         CudaStorageSlice::BF16(slice) => (address(slice, &stream), 2),
         CudaStorageSlice::F16(slice) => (address(slice, &stream), 2),
-        _ => bail!("there are kernels for f32, bf16 and f16"),
+        CudaStorageSlice::U32(slice) => (address(slice, &stream), 4),
+        _ => bail!("there are kernels for f32, bf16, f16 and u32"),
     };
     Ok(begin + ((first + start) * bytes) as u64)
 }

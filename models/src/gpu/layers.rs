@@ -1,13 +1,15 @@
 //! Layers as steps on a GPU.
 
+use std::sync::atomic::Ordering;
+
 use candle_core::{DType, Result, Tensor};
 
-use super::builder::{Builder, Debt, Entry, Owed};
+use super::builder::{Builder, Debt, Entry};
 use super::convolution::{Lie, convolve};
-use super::kernels::{Ending, Norm};
+use super::kernels::{Ending, Norm, Waves};
 use super::machine::Machine;
-use super::program::Run;
-use crate::assembly::{Affine, Assembly, End, Map, Projection, Size, TOLD, X};
+use super::program::Place;
+use crate::assembly::{Affine, Assembly, End, Map, Projection, Size};
 use crate::kernels::{Function, Taps};
 use crate::weights::Weights;
 
@@ -17,12 +19,12 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
     }
 
     fn size(&self, map: Map) -> Size {
-        self.maps[map.0].size
+        self.place(map).size
     }
 
     fn map(&mut self, height: usize, width: usize, channels: usize) -> Map {
-        let size = Size { height, width, channels };
-        self.maps.push(Entry { size, uses: 1, owed: Debt::None });
+        let place = self.take(Size { height, width, channels });
+        self.maps.push(Entry { place, uses: 1, debt: Debt::None });
         Map(self.maps.len() - 1)
     }
 
@@ -39,48 +41,41 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         let entry = &mut self.maps[map.0];
         entry.uses -= 1;
         if entry.uses == 0 {
-            self.push(move |_, run| {
-                run.forget(map);
-                Ok(())
-            });
+            self.memory.give(entry.place.buffer);
+            // Nobody reads it, so nobody adds it.
+            if let Debt::Owed(owed) = std::mem::replace(&mut entry.debt, Debt::None) {
+                self.added(owed.residual);
+            }
         }
     }
 
     fn import(&mut self, input: usize, size: Size, factor: f32, shift: f32) -> Map {
         let Size { height, width, channels } = size;
         let map = self.map(height, width, channels);
-        let dtype = self.machine.dtype;
-        self.push(move |_, run| {
-            let mut x = run.inputs[input].to_dtype(dtype)?;
-            if (factor, shift) != (1.0, 0.0) {
-                x = x.affine(f64::from(factor), f64::from(shift))?;
-            }
-            let x = x.reshape(((), channels, height, width))?.permute((0, 2, 3, 1))?;
-            run.set(map, x.contiguous()?);
-            Ok(())
+        let target = self.place(map);
+        self.push(move |machine, run| {
+            let x = run.inputs[input].to_dtype(machine.dtype)?.contiguous()?;
+            let apart = height * width * channels;
+            machine.import(&x, [0, apart], (factor, shift), &run.at(target)?)
         });
         map
     }
 
     fn export(&mut self, answer: Map, divisor: Option<usize>) {
-        self.settle(answer);
+        let (bias, source) = (self.bias(answer), self.place(answer));
         self.push(move |machine, run| {
-            let mut y = run.map(answer)?.permute((0, 3, 1, 2))?.contiguous()?;
-            if let Some(divisor) = divisor {
-                let divisor = run.inputs[divisor].to_dtype(DType::F32)?.reshape(((), 1, 1, 1))?;
-                y = y.to_dtype(DType::F32)?.broadcast_div(&divisor)?.to_dtype(machine.dtype)?;
-            }
-            run.answer = Some(y);
+            let divisor =
+                divisor.map(|input| run.inputs[input].to_dtype(DType::F32)).transpose()?;
+            let x = run.at(source)?;
+            run.answer = Some(machine.export(&x, bias.as_ref(), divisor.as_ref())?);
             Ok(())
         });
         self.release(answer);
     }
 
-    fn time(&mut self, width: usize) -> Map {
-        let size = Size { height: 1, width: 1, channels: width };
-        let time = self.import(TOLD, size, 1.0, 0.0);
-        self.projections.time = Some((time, self.len()));
-        time
+    fn time(&mut self, time: Map) {
+        let place = self.read(time);
+        self.projections.time = Some((place, self.len()));
     }
 
     fn project(
@@ -110,32 +105,28 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         let channels = own + second.map_or(0, |second| self.size(second).channels);
         let weight = weights.get_as("weight", &[channels], DType::F32)?;
         let bias = weights.get_as("bias", &[channels], DType::F32)?;
-        let owed = match second {
-            None => self.take(first),
-            Some(second) => {
-                self.settle(first);
-                self.settle(second);
-                None
-            }
-        };
-        let target = self.map(height, width, channels);
+        let more = second.map(|second| self.read(second));
+        let x = self.place(first);
+        let (owed, keep) = self.take_owed(first);
+        let residual = owed.as_ref().and_then(|owed| owed.residual);
+        let map = self.map(height, width, channels);
+        let target = self.place(map);
         self.push(move |machine, run| {
-            let more = second.map(|map| run.map(map)).transpose()?;
             let norm = Norm {
                 weight: &weight,
                 bias: &bias,
                 groups,
                 eps,
-                owed: owed.as_ref().map(|owed| &owed.bias),
-                offset: run.told(owed.as_ref().and_then(|owed| owed.offset))?,
+                before: owed.as_ref().map_or(Ok(Ending::NONE), |owed| run.ending(owed))?,
+                keep: keep.load(Ordering::Relaxed),
                 modulation: run.told(modulation)?,
                 function,
             };
-            let y = machine.group_norm(run.map(first)?, more, norm)?;
-            run.set(target, y);
-            Ok(())
+            let more = more.map(|place| run.at(place)).transpose()?;
+            machine.group_norm(&run.at(x)?, more.as_ref(), norm, &run.at(target)?)
         });
-        Ok(target)
+        self.added(residual);
+        Ok(map)
     }
 
     fn convolve(
@@ -150,20 +141,24 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         let weight = weights.get("weight", &[to.channels, from.channels, 3, 3])?;
         let weight = weight.permute((0, 2, 3, 1))?.contiguous()?;
         let bias = weights.get_as("bias", &[to.channels], DType::F32)?;
-        self.settle(source);
-        let after = self.end(target, bias, end)?;
         let Taps { stride, padding, doubled, .. } = taps;
         let times = if doubled { 2 } else { 1 };
         // Without zeros above and left there are one row and one column of them below and right.
-        let seen = [from.height, from.width].map(|side| times * side + usize::from(padding == 0));
-        self.push(move |machine, run| {
-            let mut x = run.map(source)?.clone();
-            if seen != [from.height, from.width] {
-                x = machine.enlarge(&x, times, seen)?;
+        let [height, width] =
+            [from.height, from.width].map(|side| times * side + usize::from(padding == 0));
+        let seen = match [height, width] == [from.height, from.width] {
+            true => {
+                self.settle(source);
+                self.retain(source)
             }
-            let y = convolve(&x, &weight, padding, stride, Lie::Pixels)?;
-            conclude(machine, run, target, y, after.as_ref())
+            false => self.enlarge(source, times, [height, width]),
+        };
+        let (x, y) = (self.place(seen), self.owe(target, bias, end)?);
+        self.push(move |_, run| {
+            let answer = convolve(&run.at(x)?, &weight, padding, stride, Lie::Pixels)?;
+            run.at(y)?.slice_set(&answer, 0, 0)
         });
+        self.release(seen);
         Ok(())
     }
 
@@ -181,15 +176,11 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
             biases.push((bias * *factor)?);
         }
         let (weight, bias) = (Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?);
-        for &source in sources {
-            self.settle(source);
-        }
-        let after = self.end(target, bias, end)?;
-        let sources = sources.to_vec();
+        let sources: Vec<Place> = sources.iter().map(|&source| self.read(source)).collect();
+        let target = self.owe(target, bias, end)?;
         self.push(move |machine, run| {
-            let maps: Result<Vec<&Tensor>> = sources.iter().map(|&map| run.map(map)).collect();
-            let y = machine.linear(&maps?, &weight, machine.dtype)?;
-            conclude(machine, run, target, y, after.as_ref())
+            let maps: Result<Vec<Tensor>> = sources.iter().map(|&place| run.at(place)).collect();
+            machine.linear(&maps?, &weight, &run.at(target)?)
         });
         Ok(())
     }
@@ -199,47 +190,36 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         let qkv = self.map(height, width, 3 * channels);
         self.pointwise(&[source], qkv, parts, End::default())?;
         let bias = if self.machine.attends(channels / heads) {
-            self.take_bias(qkv)
+            self.bias(qkv)
         } else {
             self.settle(qkv);
             None
         };
         let gathered = self.map(height, width, channels);
+        let (x, y) = (self.place(qkv), self.place(gathered));
         self.push(move |machine, run| {
-            let qkv = run.map(qkv)?;
-            let values = match &bias {
-                Some(bias) => machine.attend(qkv, bias, heads)?,
-                None => machine.attend_with_scores(qkv, heads)?,
-            };
-            run.set(gathered, values);
-            Ok(())
+            let (x, y) = (run.at(x)?, run.at(y)?);
+            match &bias {
+                Some(bias) => machine.attend(&x, bias, heads, &y),
+                None => machine.attend_with_scores(&x, heads, &y),
+            }
         });
         self.release(qkv);
         Ok(gathered)
     }
 
     fn halve(&mut self, map: Map) -> Map {
-        self.settle(map);
         let Size { height, width, channels } = self.size(map);
         let half = self.map(height / 2, width / 2, channels);
-        self.push(move |machine, run| {
-            run.set(half, machine.halve(run.map(map)?)?);
-            Ok(())
-        });
+        let (x, y) = (self.read(map), self.place(half));
+        self.push(move |machine, run| machine.halve(&run.at(x)?, &run.at(y)?));
         self.release(map);
         half
     }
 
     fn double(&mut self, map: Map) -> Map {
-        self.settle(map);
-        let Size { height, width, channels } = self.size(map);
-        let seen = [2 * height, 2 * width];
-        let double = self.map(seen[0], seen[1], channels);
-        self.push(move |machine, run| {
-            run.set(double, machine.enlarge(run.map(map)?, 2, seen)?);
-            Ok(())
-        });
-        double
+        let Size { height, width, .. } = self.size(map);
+        self.enlarge(map, 2, [2 * height, 2 * width])
     }
 
     fn told(&mut self, channels: usize) -> Map {
@@ -248,108 +228,90 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
 
     fn modulate(&mut self, source: Map, eps: f64, told: Map, parts: [usize; 2]) -> Map {
         let Size { height, width, channels } = self.size(source);
-        let target = self.map(height, width, channels);
-        self.settle(source);
-        self.settle(told);
+        let (x, told) = (self.read(source), self.read(told));
+        let map = self.map(height, width, channels);
+        let y = self.place(map);
         self.push(move |machine, run| {
-            run.set(target, machine.modulate(run.map(source)?, eps, run.map(told)?, parts)?);
-            Ok(())
+            machine.modulate(&run.at(x)?, eps, &run.at(told)?, parts, &run.at(y)?)
         });
-        target
+        map
     }
 
     fn gate(&mut self, source: Map, residual: Map, told: Map, gate: usize) -> Map {
         let Size { height, width, channels } = self.size(source);
-        let target = self.map(height, width, channels);
-        let bias = self.take_bias(source);
-        self.settle(residual);
-        self.settle(told);
+        let (bias, x) = (self.bias(source), self.place(source));
+        let (residual, told) = (self.read(residual), self.read(told));
+        let map = self.map(height, width, channels);
+        let y = self.place(map);
         self.push(move |machine, run| {
-            let (x, residual, told) = (run.map(source)?, run.map(residual)?, run.map(told)?);
-            run.set(target, machine.gate(x, bias.as_ref(), residual, told, gate)?);
-            Ok(())
+            let (residual, told) = (run.at(residual)?, run.at(told)?);
+            machine.gate(&run.at(x)?, bias.as_ref(), &residual, (&told, gate), &run.at(y)?)
         });
-        target
+        map
     }
 
     fn activate(&mut self, source: Map, function: Function) -> Map {
         let Size { height, width, channels } = self.size(source);
-        let target = self.map(height, width, channels);
-        let bias = self.take_bias(source);
+        let (owed, x) = (self.owed(source), self.place(source));
+        let map = self.map(height, width, channels);
+        let y = self.place(map);
         self.push(move |machine, run| {
-            run.set(target, machine.activate(run.map(source)?, bias.as_ref(), function)?);
-            Ok(())
+            let end = owed.as_ref().map_or(Ok(Ending::NONE), |owed| run.ending(owed))?;
+            machine.finish(&run.at(x)?, &end, function, &run.at(y)?)
         });
-        target
+        map
     }
 
     fn constant(&mut self, values: &[f32], like: Map) -> crate::Result<Map> {
         let Size { height, width, channels } = self.size(like);
-        let shape = (1, height, width, channels);
         let Machine { device, dtype, .. } = &self.machine;
-        let constant = Tensor::from_slice(values, shape, device)?.to_dtype(*dtype)?;
-        let target = self.map(height, width, channels);
-        self.push(move |_, run| {
-            let batch = run.inputs[X].dim(0)?;
-            let all = constant.broadcast_as((batch, height, width, channels))?.contiguous()?;
-            run.set(target, all);
-            Ok(())
-        });
-        Ok(target)
+        let pixels = Tensor::from_slice(values, (height * width, channels), device)?;
+        let constant = pixels.t()?.to_dtype(*dtype)?.contiguous()?;
+        let map = self.map(height, width, channels);
+        let y = self.place(map);
+        self.push(move |machine, run| machine.import(&constant, [0, 0], (1.0, 0.0), &run.at(y)?));
+        Ok(map)
     }
 
     fn pixel(&mut self, source: Map, from: usize) -> Map {
-        self.settle(source);
-        let channels = self.size(source).channels;
-        let target = self.map(1, 1, channels);
-        self.push(move |_, run| {
-            let pixels = run.map(source)?.flatten(1, 2)?;
-            let pixel = pixels.narrow(1, from, 1)?.unsqueeze(1)?.contiguous()?;
-            run.set(target, pixel);
-            Ok(())
+        let Size { height, width, channels } = self.size(source);
+        let x = self.read(source);
+        let map = self.map(1, 1, channels);
+        let y = self.place(map);
+        self.push(move |machine, run| {
+            let apart = height * width * channels;
+            machine.import(&run.at(x)?, [from * channels, apart], (1.0, 0.0), &run.at(y)?)
         });
-        target
+        map
     }
-}
-
-/// What follows the sums of a layer.
-struct After {
-    residual: Option<Map>,
-    owed: Owed,
-    factor: f32,
 }
 
 impl<C> Builder<'_, C> {
-    /// What is to follow the sums of `target` at once; the rest it is owed.
-    fn end(&mut self, target: Map, mut bias: Tensor, end: End) -> Result<Option<After>> {
-        let End { offset, residual, factor } = end;
-        if let Some(owed) = residual.and_then(|residual| self.take_bias(residual)) {
-            bias = (bias + owed)?;
-        }
-        let owed = Owed { bias, offset };
-        if residual.is_none() && factor == 1.0 {
-            self.maps[target.0].owed = Debt::Owed(owed);
-            return Ok(None);
-        }
-        // The residual may be what was there before.
-        self.maps[target.0].owed = Debt::None;
-        Ok(Some(After { residual, owed, factor }))
+    /// Sines and cosines of an input, a number of each sample, to a map of one pixel.
+    pub(crate) fn waves(&mut self, input: usize, waves: Waves, width: usize) -> Map {
+        let map = self.map(1, 1, width);
+        let y = self.place(map);
+        self.push(move |machine, run| {
+            let numbers = run.inputs[input].to_dtype(DType::F32)?;
+            machine.waves(&numbers, &waves, &run.at(y)?)
+        });
+        map
     }
-}
 
-/// Ends a layer, whose sums are `y`.
-fn conclude(
-    machine: &Machine,
-    run: &mut Run,
-    target: Map,
-    y: Tensor,
-    after: Option<&After>,
-) -> Result<()> {
-    if let Some(After { residual, owed: Owed { bias, offset }, factor }) = after {
-        let residual = residual.map(|map| run.map(map)).transpose()?;
-        let (bias, offset, factor) = (Some(bias), run.told(*offset)?, *factor);
-        machine.finish(&y, Ending { residual, bias, offset, factor })?;
+    /// Each sample's row of a table `[rows, channels]`, which an input tells, u32 or f32; a map of one pixel.
+    pub(crate) fn row(&mut self, input: usize, table: Tensor) -> crate::Result<Map> {
+        let map = self.map(1, 1, table.dim(1)?);
+        let y = self.place(map);
+        self.push(move |machine, run| machine.rows_of(&table, run.inputs[input], &run.at(y)?));
+        Ok(map)
     }
-    run.set(target, y);
-    Ok(())
+
+    /// Each pixel as `times` by `times`, and zeros to the right and below, up to the height and width `seen`.
+    fn enlarge(&mut self, source: Map, times: usize, [height, width]: [usize; 2]) -> Map {
+        let x = self.read(source);
+        let map = self.map(height, width, x.size.channels);
+        let y = self.place(map);
+        self.push(move |machine, run| machine.enlarge(&run.at(x)?, times, &run.at(y)?));
+        map
+    }
 }

@@ -1,7 +1,7 @@
 //! Where a network's steps are done.
 
 use candle_core::cuda_backend::WrapErr;
-use candle_core::{CudaDevice, DType, Device, Result, Tensor};
+use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
 
 use super::product::{Extent, Matrices, Second, multiply};
 
@@ -24,37 +24,34 @@ impl Machine {
         Ok(Self { dtype, device: device.clone(), cuda, generation })
     }
 
-    /// The channels of all sources, `[B, height, width, …]`, times `weight` `[outputs, inputs]`: as large a map, of
-    /// `dtype`.
-    pub(super) fn linear(
-        &self,
-        sources: &[&Tensor],
-        weight: &Tensor,
-        dtype: DType,
-    ) -> Result<Tensor> {
+    /// The channels of all sources, `[B, height, width, …]`, times `weight` `[outputs, inputs]`, in `y`, as large a map,
+    /// which may be f32, too.
+    pub(super) fn linear(&self, sources: &[Tensor], weight: &Tensor, y: &Tensor) -> Result<()> {
         let (outputs, inputs) = weight.dims2()?;
-        let (batch, height, width, _) = sources[0].dims4()?;
-        let y = self.empty((batch, height, width, outputs), dtype)?;
+        let (batch, height, width, wide) = y.dims4()?;
+        let deep: usize = sources.iter().map(|source| source.elem_count()).sum();
+        if wide != outputs || deep != batch * height * width * inputs {
+            bail!("a linear map {:?} of {deep} numbers to {:?}", weight.dims(), y.dims())
+        }
         let mut first = 0;
         for source in sources {
             let (rows, depth) = (batch * height * width, source.dim(3)?);
             let extent = Extent { count: 1, rows, columns: outputs, depth };
             let part = Matrices { start: first, ..Matrices::whole(weight, inputs) };
             let source = Matrices::whole(source, depth);
-            let into = Matrices::whole(&y, outputs);
+            let into = Matrices::whole(y, outputs);
             multiply(&self.cuda, extent, source, (part, Second::Transposed), into, first > 0)?;
             first += depth;
         }
-        Ok(y)
+        Ok(())
     }
 
     /// What each query gathers with a table of scores in f32, for heads that
-    /// [`Machine::attends`] says no to.
-    pub(super) fn attend_with_scores(&self, qkv: &Tensor, heads: usize) -> Result<Tensor> {
+    /// [`Machine::attends`] says no to; in `y` `[B, height, width, channels]`.
+    pub(super) fn attend_with_scores(&self, qkv: &Tensor, heads: usize, y: &Tensor) -> Result<()> {
         let (batch, height, width, wide) = qkv.dims4()?;
         let (tokens, channels, depth) = (height * width, wide / 3, wide / 3 / heads);
         let scores = self.empty((heads, batch, tokens, tokens), DType::F32)?;
-        let y = self.empty((batch, height, width, channels), self.dtype)?;
         // Products of one head of all samples, or of all heads of one: whichever is fewer calls.
         let by_head = heads < batch;
         let (calls, count) = if by_head { (heads, batch) } else { (batch, heads) };
@@ -75,10 +72,10 @@ impl Machine {
             let queries = matrices(qkv, wide, depth, tokens * wide, call);
             let values = Matrices { start: queries.start + 2 * channels, ..queries };
             let weights = matrices(&weights, tokens, batch * square, square, call);
-            let into = matrices(&y, channels, depth, tokens * channels, call);
+            let into = matrices(y, channels, depth, tokens * channels, call);
             let extent = Extent { count, rows: tokens, columns: depth, depth: tokens };
             multiply(&self.cuda, extent, weights, (values, Second::Plain), into, false)?;
         }
-        Ok(y)
+        Ok(())
     }
 }

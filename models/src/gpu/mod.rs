@@ -15,6 +15,7 @@ mod program;
 
 pub(crate) use builder::Builder;
 pub(crate) use convolution::{Lie, convolve};
+pub(crate) use kernels::Waves;
 pub(crate) use launch::{Kernels, knows, numbers, over, view};
 pub(crate) use norm::group_norm;
 pub(crate) use program::Program;

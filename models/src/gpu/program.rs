@@ -1,18 +1,22 @@
-//! A list of steps over maps, run for any batch.
+//! A list of steps over maps in one piece of memory, run for any batch.
 
 use candle_core::{Result, Tensor, bail};
 
-use super::kernels::Told;
-use crate::assembly::{Map, Projection};
+use super::builder::Owed;
+use super::kernels::{Ending, Told};
+use super::machine::Machine;
+use crate::assembly::{Projection, Size, X};
+use crate::kernels::Buffer;
 
 /// Does something with the maps that there are.
-pub(super) type Step = Box<dyn Fn(&mut Run) -> Result<()> + Send + Sync>;
+pub(super) type Step = Box<dyn Fn(&Machine, &mut Run) -> Result<()> + Send + Sync>;
 
 /// A compiled network.
 pub(crate) struct Program {
+    pub(super) machine: Machine,
     pub(super) steps: Vec<Step>,
-    /// Maps that its steps speak of.
-    pub(super) maps: usize,
+    /// Numbers of each sample that all maps need.
+    pub(super) memory: usize,
 }
 
 impl Program {
@@ -22,9 +26,11 @@ impl Program {
     /// # Errors
     /// Whatever the device says.
     pub(crate) fn forward(&self, inputs: [&Tensor; 3]) -> Result<Tensor> {
-        let mut run = Run { inputs, maps: vec![None; self.maps], projected: None, answer: None };
+        let batch = inputs[X].dim(0)?;
+        let memory = self.machine.empty(batch * self.memory, self.machine.dtype)?;
+        let mut run = Run { inputs, batch, memory, projected: None, answer: None };
         for step in &self.steps {
-            step(&mut run)?;
+            step(&self.machine, &mut run)?;
         }
         match run.answer {
             Some(answer) => Ok(answer),
@@ -33,38 +39,47 @@ impl Program {
     }
 }
 
+/// Where a map is.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    pub(super) buffer: Buffer,
+    pub(super) size: Size,
+}
+
 /// One evaluation.
 pub(super) struct Run<'a> {
     pub(super) inputs: [&'a Tensor; 3],
-    maps: Vec<Option<Tensor>>,
+    pub(super) batch: usize,
+    memory: Tensor,
     /// All projections of the time embedding, f32 `[B, 1, 1, …]`.
     pub(super) projected: Option<Tensor>,
     pub(super) answer: Option<Tensor>,
 }
 
 impl Run<'_> {
-    /// `[B, height, width, channels]`.
-    pub(super) fn map(&self, map: Map) -> Result<&Tensor> {
-        match &self.maps[map.0] {
-            Some(tensor) => Ok(tensor),
-            None => bail!("map {} is read before it is written, or after its last use", map.0),
-        }
+    /// The map `[B, height, width, channels]` that is there.
+    pub(super) fn at(&self, Place { buffer, size }: Place) -> Result<Tensor> {
+        let Size { height, width, channels } = size;
+        let numbers = self.batch * height * width * channels;
+        let there = self.memory.narrow(0, self.batch * buffer.offset, numbers)?;
+        there.reshape((self.batch, height, width, channels))
     }
 
-    pub(super) fn set(&mut self, map: Map, tensor: Tensor) {
-        self.maps[map.0] = Some(tensor);
-    }
-
-    /// Its memory may be another's.
-    pub(super) fn forget(&mut self, map: Map) {
-        self.maps[map.0] = None;
+    /// What is owed to a map, as the kernels take it.
+    pub(super) fn ending(&self, owed: &Owed) -> Result<Ending> {
+        Ok(Ending {
+            residual: owed.residual.map(|(_, place)| self.at(place)).transpose()?,
+            bias: Some(owed.bias.clone()),
+            offset: self.told(owed.offset)?,
+            factor: owed.factor,
+        })
     }
 
     /// A projection of the time embedding, if there is to be one.
-    pub(super) fn told(&self, projection: Option<Projection>) -> Result<Option<Told<'_>>> {
+    pub(super) fn told(&self, projection: Option<Projection>) -> Result<Option<Told>> {
         match (projection, &self.projected) {
             (None, _) => Ok(None),
-            (Some(Projection(start)), Some(all)) => Ok(Some(Told { all, start })),
+            (Some(Projection(start)), Some(all)) => Ok(Some(Told { all: all.clone(), start })),
             (Some(_), None) => bail!("the time embedding is not projected yet"),
         }
     }

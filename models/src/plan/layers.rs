@@ -3,7 +3,7 @@
 use super::builder::{Builder, Entry, Projected, values, variant};
 use super::tape::{Normalised, Step};
 use super::tokens::{Gated, Modulated};
-use crate::assembly::{Affine, Assembly, End, Map, Projection, Size, TOLD};
+use crate::assembly::{Affine, Assembly, End, Map, Projection, Size};
 use crate::kernels::{
     Activate, Apply, Attend, Buffer, Direct, Downsample, Export, Fill, Function, Gate, Image,
     Import, Modulate, Numbers, PackKeys, PackValues, Pixel, Settle, Taps, Upsample, Winograd,
@@ -65,11 +65,8 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         self.push(Export { input, divisor });
     }
 
-    fn time(&mut self, width: usize) -> Map {
-        let size = Size { height: 1, width: 1, channels: width };
-        let time = self.import(TOLD, size, 1.0, 0.0);
+    fn time(&mut self, time: Map) {
         self.projections.time = Some((time, self.len()));
-        time
     }
 
     fn project(

@@ -35,7 +35,8 @@ use layers::Conv2d;
 
 /// A U-Net that answers for a batch of samples, each at a time of its own.
 pub struct UNet2DModel {
-    embedding: Embedding,
+    /// Of time and class, where the body has none of its own.
+    embedding: Option<Embedding>,
     body: Body,
     activation: Activation,
     geometry: Geometry,
@@ -52,7 +53,7 @@ enum Body {
     Plan(Plan),
     /// Kernels for the CPU, over weights that are trained.
     Training(Training),
-    /// Kernels for a GPU, over weights that do not change.
+    /// Kernels for a GPU, over weights that do not change, those of the time embedding among them.
     #[cfg(feature = "cuda")]
     Gpu(crate::gpu::Program),
 }
@@ -149,15 +150,32 @@ impl UNet2DModel {
 
     fn build(config: &UNet2DConfig, weights: &Weights, numbers: Numbers) -> Result<Self> {
         let (dtype, device) = (weights.dtype(), weights.device());
+        let body = Body::new(config, weights, numbers)?;
+        let embedding = match &body {
+            #[cfg(feature = "cuda")]
+            Body::Gpu(_) => None,
+            _ => Some(Embedding::new(config, weights, dtype, device)?),
+        };
         Ok(Self {
-            embedding: Embedding::new(config, weights, dtype, device)?,
-            body: Body::new(config, weights, numbers)?,
+            embedding,
+            body,
             activation: config.activation,
             geometry: config.geometry(),
             dtype,
             device: device.clone(),
             parameters: weights.parameters(),
         })
+    }
+}
+
+impl UNet2DModel {
+    /// What the body is told: the time embedding, or the condition where it has one of its own.
+    fn told(&self, timesteps: &Tensor, condition: Option<&Tensor>) -> candle_core::Result<Tensor> {
+        match &self.embedding {
+            // Every residual block begins its use of the embedding with the same activation.
+            Some(embedding) => self.activation.forward(&embedding.forward(timesteps, condition)?),
+            None => Ok(condition.unwrap_or(timesteps).clone()),
+        }
     }
 }
 
@@ -178,15 +196,13 @@ impl Denoiser for UNet2DModel {
         condition: Option<&Tensor>,
     ) -> candle_core::Result<Tensor> {
         self.geometry.check(self.dtype, x, timesteps, condition)?;
-        // Every residual block begins its use of the embedding with the same activation.
-        let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
-
+        let told = self.told(timesteps, condition)?;
         match &self.body {
-            Body::Layers(layers) => layers.forward(x, &time, timesteps),
-            Body::Plan(plan) => plan.forward([x, &time, timesteps]),
-            Body::Training(plan) => plan.forward([x, &time, timesteps]),
+            Body::Layers(layers) => layers.forward(x, &told, timesteps),
+            Body::Plan(plan) => plan.forward([x, &told, timesteps]),
+            Body::Training(plan) => plan.forward([x, &told, timesteps]),
             #[cfg(feature = "cuda")]
-            Body::Gpu(program) => program.forward([x, &time, timesteps]),
+            Body::Gpu(program) => program.forward([x, &told, timesteps]),
         }
     }
 
@@ -197,11 +213,11 @@ impl Denoiser for UNet2DModel {
         condition: Option<&Tensor>,
     ) -> candle_core::Result<Vec<Timing>> {
         self.geometry.check(self.dtype, x, timesteps, condition)?;
-        let time = self.activation.forward(&self.embedding.forward(timesteps, condition)?)?;
+        let told = self.told(timesteps, condition)?;
         match &self.body {
             Body::Layers(_) => Ok(Vec::new()),
-            Body::Plan(plan) => plan.profile([x, &time, timesteps]),
-            Body::Training(plan) => plan.profile([x, &time, timesteps]),
+            Body::Plan(plan) => plan.profile([x, &told, timesteps]),
+            Body::Training(plan) => plan.profile([x, &told, timesteps]),
             #[cfg(feature = "cuda")]
             Body::Gpu(_) => Ok(Vec::new()),
         }
@@ -215,7 +231,7 @@ impl Denoiser for UNet2DModel {
             #[cfg(feature = "cuda")]
             Body::Gpu(_) => return None,
         };
-        footprint.weight_bytes += self.embedding.weight_bytes();
+        footprint.weight_bytes += self.embedding.as_ref().map_or(0, Embedding::weight_bytes);
         Some(footprint)
     }
 

@@ -2,11 +2,13 @@
 
 mod attention;
 mod blocks;
+#[cfg(feature = "cuda")]
+mod embedding;
 mod resnet;
 
 use super::config::{Activation, TimeEmbedding};
 use super::{UNet2DConfig, UNet2DModel};
-use crate::assembly::{Assembly, End, FIXED, Map, Size, X};
+use crate::assembly::{Assembly, End, FIXED, Map, Size, TOLD, X};
 use crate::kernels::{Function, Isa, Numbers, Taps, padded};
 use crate::plan::{self, Plan, Sizes, Training};
 use crate::weights::Weights;
@@ -30,18 +32,22 @@ pub(super) fn compile(
         .map(|(_, shape)| padded(shape[0]))
         .sum();
     let mut builder = Builder::new(config, isa, numbers, projected);
-    assemble(&mut builder, weights)?;
+    let time = embedded(&mut builder);
+    assemble(&mut builder, weights, time)?;
     Ok(Plan::new(builder, sizes(config)))
 }
 
-/// The same on the GPU of its weights, and with maps of their type; what comes in and goes out is of it, too.
+/// The same on the GPU of its weights, and with maps of their type; what comes in and goes out is of it, too. It takes
+/// the weights of the time and class embedding as well, and is asked for `x`, the condition (or anything, if the network
+/// has none), and the times.
 #[cfg(feature = "cuda")]
 pub(super) fn compile_for_gpu(
     config: &UNet2DConfig,
     weights: &Weights,
 ) -> crate::Result<crate::gpu::Program> {
     let mut builder = crate::gpu::Builder::new(config, weights)?;
-    assemble(&mut builder, weights)?;
+    let time = embedding::embedding(&mut builder, weights)?;
+    assemble(&mut builder, weights, time)?;
     Ok(builder.finish()?)
 }
 
@@ -52,7 +58,8 @@ pub(super) fn compile_trained(
     isa: Isa,
 ) -> crate::Result<Training> {
     let mut builder = Builder::trained(config, isa);
-    let ends = assemble(&mut builder, weights)?;
+    let time = embedded(&mut builder);
+    let ends = assemble(&mut builder, weights, time)?;
     let trained = Training::new(builder, ends, sizes(config), scale(config).0);
     Ok(match config.time_embedding {
         TimeEmbedding::Fourier => trained.divided(),
@@ -73,14 +80,21 @@ fn scale(config: &UNet2DConfig) -> (f32, f32) {
     if config.center_input_sample { (2.0, -1.0) } else { (1.0, 0.0) }
 }
 
-/// The whole network: its input, the time embedding, and its answer.
+/// The time embedding that a network is asked for.
+fn embedded(builder: &mut Builder) -> Map {
+    let channels = builder.config().time_width();
+    builder.import(TOLD, Size { height: 1, width: 1, channels }, 1.0, 0.0)
+}
+
+/// All but the time embedding, `time`: the input, that, and the answer.
 fn assemble<'a>(
     builder: &mut impl Assembly<'a, UNet2DConfig>,
     weights: &Weights,
+    time: Map,
 ) -> crate::Result<[Map; 3]> {
     let config = builder.config();
     let UNet2DConfig { height, width, in_channels, .. } = *config;
-    let time = builder.time(config.time_width());
+    builder.time(time);
     let (factor, shift) = scale(config);
     let x = builder.import(X, Size { height, width, channels: in_channels }, factor, shift);
     let first = builder.map(height, width, config.channels[0]);

@@ -2,15 +2,14 @@
 
 // The sum of every thread's value, the same to all of them.
 static __device__ float sum(float value) {
-    __shared__ float sums[THREADS];
+    __shared__ float sums[THREADS / 32];
+    for (int other = 16; other > 0; other /= 2) value += __shfl_xor_sync(0xffffffff, value, other);
     __syncthreads();
-    sums[threadIdx.x] = value;
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
     __syncthreads();
-    for (unsigned half = THREADS / 2; half > 0; half /= 2) {
-        if (threadIdx.x < half) sums[threadIdx.x] += sums[threadIdx.x + half];
-        __syncthreads();
-    }
-    return sums[0];
+    float total = 0;
+    for (int i = 0; i < THREADS / 32; i++) total += sums[i];
+    return total;
 }
 
 // The functions between layers, numbered as in `layers.rs`.
@@ -50,12 +49,12 @@ template <typename T, int N, int BYTES = N * sizeof(typename T::Stored)> struct 
     typename T::Stored values[N];
 };
 
-// Visits the thread's share of `size` numbers, by pixel and place among the `width` of each.
+// Visits the thread's share of `size` packs, with the pixel and the place among the `width` of each.
 template <typename F> static __device__ void each(int size, int width, F visit) {
     int pixel = threadIdx.x / width, place = threadIdx.x % width;
     int pixels_on = THREADS / width, places_on = THREADS % width;
     for (int i = threadIdx.x; i < size; i += THREADS) {
-        visit(pixel, place);
+        visit(i, pixel, place);
         pixel += pixels_on;
         place += places_on;
         if (place >= width) {
@@ -65,52 +64,92 @@ template <typename F> static __device__ void each(int size, int width, F visit) 
     }
 }
 
-// Group norm (Wu & He 2018) of x + owed + offset, or of x and `more` side by side, then scale-shift, then a function.
-// One block per sample and group.
+// Bytes of a group that a block keeps at hand.
+#define KEPT 40960
+
+// Group norm (Wu & He 2018) of x, or of x and `more` side by side, then scale-shift, then a function. One block per
+// sample and group; N channels at once, which must divide those of x and of a group.
 //
-// x has `own` of the channels and `more` the others; owed [channels], or null; offset and modulation null, or so many
-// numbers from one sample to the next: [channels], and scale [channels], then shift; weight and bias [channels]. What
-// mean and deviation are taken of is read three times.
-template <typename T>
+// x is normed as (x + residual + owed + offset) * factor, rounded; where it is to `keep` that, x is that afterwards. x
+// has `own` of the channels and `more` the others. residual is like x, or null; owed [own], or null; offset and
+// modulation null, or so many numbers from one sample to the next: [own], and scale [channels], then shift; weight and
+// bias [channels]. What does not fit `at_hand` is read three times.
+template <typename T, int N>
 static __device__ void group_norm(
-    const typename T::Stored *x, const typename T::Stored *more, int own, const float *owed, const float *offset,
-    int of_offset, const float *modulation, int told, const float *weight, const float *bias, typename T::Stored *y, int channels,
-    int groups, int pixels, float eps, int function
+    typename T::Stored *x, const typename T::Stored *residual, const float *owed, const float *offset, int of_offset,
+    float factor, int keep, const typename T::Stored *more, int own, const float *modulation, int told,
+    const float *weight, const float *bias, typename T::Stored *y, int channels, int groups, int pixels, float eps,
+    int function, void *at_hand
 ) {
-    int sample = blockIdx.x / groups, width = channels / groups, first = blockIdx.x % groups * width;
+    typedef Pack<T, N> Numbers;
+    int sample = blockIdx.x / groups, width = channels / groups / N, first = blockIdx.x % groups * width;
     int size = width * pixels, others = channels - own;
     x += (long long)sample * pixels * own;
-    more += (long long)sample * pixels * others;
+    if (residual) residual += (long long)sample * pixels * own;
+    if (more) more += (long long)sample * pixels * others;
     y += (long long)sample * pixels * channels;
     if (offset) offset += (long long)sample * of_offset;
     if (modulation) modulation += (long long)sample * told;
-    auto value = [=](int pixel, int channel) {
-        float value = channel < own ? T::load(x[pixel * own + channel]) : T::load(more[pixel * others + channel - own]);
-        if (owed) value += owed[channel];
-        if (offset) value += offset[channel];
-        return value;
+    Numbers *kept = reinterpret_cast<Numbers *>(at_hand);
+    bool fits = size <= KEPT / (int)sizeof(Numbers), added = residual || owed || offset || factor != 1;
+
+    auto raw = [=](int pixel, int channel) {
+        const typename T::Stored *from =
+            channel < own ? x + (long long)pixel * own + channel : more + (long long)pixel * others + channel - own;
+        return *reinterpret_cast<const Numbers *>(from);
+    };
+    auto whole = [=](int pixel, int channel) {
+        Numbers numbers = raw(pixel, channel), other;
+        if (!added || channel >= own) return numbers;
+        if (residual) other = *reinterpret_cast<const Numbers *>(residual + (long long)pixel * own + channel);
+        for (int j = 0; j < N; j++) {
+            float value = T::load(numbers.values[j]);
+            if (residual) value += T::load(other.values[j]);
+            if (owed) value += owed[channel + j];
+            if (offset) value += offset[channel + j];
+            numbers.values[j] = T::store(value * factor);
+        }
+        return numbers;
+    };
+    // The thread that wrote numbers is the one that sees them again.
+    auto again = [=](int i, int pixel, int channel) {
+        return fits ? kept[i] : keep ? raw(pixel, channel) : whole(pixel, channel);
     };
 
     float total = 0;
-    each(size, width, [&](int pixel, int place) { total += value(pixel, first + place); });
-    float mean = sum(total) / size;
-    total = 0;
-    each(size, width, [&](int pixel, int place) {
-        float centred = value(pixel, first + place) - mean;
-        total += centred * centred;
+    each(size, width, [&](int i, int pixel, int place) {
+        int channel = (first + place) * N;
+        Numbers numbers = whole(pixel, channel);
+        if (fits) kept[i] = numbers;
+        if (keep && channel < own) *reinterpret_cast<Numbers *>(x + (long long)pixel * own + channel) = numbers;
+        for (int j = 0; j < N; j++) total += T::load(numbers.values[j]);
     });
-    float deviation = sqrtf(sum(total) / size + eps);
-
-    each(size, width, [&](int pixel, int place) {
-        int channel = first + place;
-        float scale = weight[channel] / deviation, shift = bias[channel];
-        if (modulation) {
-            float factor = 1 + modulation[channel];
-            scale *= factor;
-            shift = shift * factor + modulation[channels + channel];
+    float count = (float)size * N, mean = sum(total) / count;
+    total = 0;
+    each(size, width, [&](int i, int pixel, int place) {
+        Numbers numbers = again(i, pixel, (first + place) * N);
+        for (int j = 0; j < N; j++) {
+            float centred = T::load(numbers.values[j]) - mean;
+            total += centred * centred;
         }
-        float normed = (value(pixel, channel) - mean) * scale + shift;
-        y[pixel * channels + channel] = T::store(activate(function, normed));
+    });
+    float deviation = sqrtf(sum(total) / count + eps);
+
+    each(size, width, [&](int i, int pixel, int place) {
+        int from = (first + place) * N;
+        Numbers numbers = again(i, pixel, from);
+        for (int j = 0; j < N; j++) {
+            int channel = from + j;
+            float scale = weight[channel] / deviation, shift = bias[channel];
+            if (modulation) {
+                float factor = 1 + modulation[channel];
+                scale *= factor;
+                shift = shift * factor + modulation[channels + channel];
+            }
+            float normed = (T::load(numbers.values[j]) - mean) * scale + shift;
+            numbers.values[j] = T::store(activate(function, normed));
+        }
+        *reinterpret_cast<Numbers *>(y + (long long)pixel * channels + from) = numbers;
     });
 }
 
@@ -204,16 +243,16 @@ static __device__ void norm_rows_gradient(
     }
 }
 
-// y = (y + residual + bias + offset) * factor, in place; N numbers at once. Residual, bias [channels] and offset, whose
-// samples lie `told` apart, may be null.
+// y = function((x + residual + bias + offset) * factor), which may take x's place; N numbers at once. Residual, bias
+// [channels] and offset, whose samples lie `told` apart, may be null.
 template <typename T, int N>
 static __device__ void finish(
-    typename T::Stored *y, const typename T::Stored *residual, const float *bias, const float *offset, int told,
-    float factor, int channels, int pixels, int size
+    const typename T::Stored *x, const typename T::Stored *residual, const float *bias, const float *offset, int told,
+    float factor, int function, typename T::Stored *y, int channels, int pixels, int size
 ) {
     int step = gridDim.x * THREADS;
     for (int i = blockIdx.x * THREADS + threadIdx.x; i < size / N; i += step) {
-        auto pack = reinterpret_cast<Pack<T, N> *>(y)[i];
+        auto pack = reinterpret_cast<const Pack<T, N> *>(x)[i];
         Pack<T, N> other;
         if (residual) other = reinterpret_cast<const Pack<T, N> *>(residual)[i];
         int channel = i * N % channels, sample = i * N / channels / pixels;
@@ -222,9 +261,74 @@ static __device__ void finish(
             if (residual) value += T::load(other.values[j]);
             if (bias) value += bias[channel + j];
             if (offset) value += offset[(long long)sample * told + channel + j];
-            pack.values[j] = T::store(value * factor);
+            pack.values[j] = T::store(activate(function, value * factor));
         }
         reinterpret_cast<Pack<T, N> *>(y)[i] = pack;
+    }
+}
+
+// A map of x [samples, channels, pixels], whose samples lie `apart`, times `factor`, plus `shift`.
+template <typename T>
+static __device__ void imported(
+    const typename T::Stored *x, int apart, typename T::Stored *y, float factor, float shift, int channels, int pixels,
+    int size
+) {
+    int step = gridDim.x * THREADS;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += step) {
+        int channel = i % channels, pixel = i / channels % pixels, sample = i / channels / pixels;
+        float value = T::load(x[(long long)sample * apart + channel * pixels + pixel]);
+        y[i] = T::store(value * factor + shift);
+    }
+}
+
+// y [samples, channels, pixels], of a map x, to which bias [channels] is added, or null; divided by a number of each
+// sample, or null.
+template <typename T>
+static __device__ void exported(
+    const typename T::Stored *x, const float *bias, const float *divisor, typename T::Stored *y, int channels,
+    int pixels, int size
+) {
+    int step = gridDim.x * THREADS;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += step) {
+        int pixel = i % pixels, channel = i / pixels % channels, sample = i / pixels / channels;
+        float value = T::load(x[((long long)sample * pixels + pixel) * channels + channel]);
+        if (bias) value += bias[channel];
+        y[i] = T::store(divisor ? value / divisor[sample] : value);
+    }
+}
+
+// Sines and cosines of a number of each sample, or of 2π times its logarithm, times `half` frequencies; what is left
+// of the `width` of a sample is 0.
+template <typename T>
+static __device__ void waves(
+    const float *numbers, const float *frequencies, typename T::Stored *y, int half, int width, int cosines_first,
+    int logarithm, int size
+) {
+    int step = gridDim.x * THREADS;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += step) {
+        int place = i % width, sample = i / width;
+        if (place >= 2 * half) {
+            y[i] = T::store(0);
+            continue;
+        }
+        float number = numbers[sample], frequency = frequencies[place % half];
+        float phase = logarithm ? logf(number) * frequency * 2 * 3.14159265f : number * frequency;
+        y[i] = T::store((place < half) == (cosines_first != 0) ? cosf(phase) : sinf(phase));
+    }
+}
+
+// Each sample's row of a table of so many rows, which either labels or numbers tell; NaN where there is no such row.
+template <typename T>
+static __device__ void rows_of(
+    const typename T::Stored *table, const unsigned *labels, const float *numbers, typename T::Stored *y, int rows,
+    int channels, int size
+) {
+    int step = gridDim.x * THREADS;
+    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += step) {
+        int sample = i / channels;
+        float number = labels ? (float)labels[sample] : numbers[sample];
+        bool there = number >= 0 && number < rows && number == floorf(number);
+        y[i] = there ? table[(long long)number * channels + i % channels] : T::store(__uint_as_float(0x7fc00000));
     }
 }
 
@@ -256,16 +360,6 @@ static __device__ void halve(const typename T::Stored *x, typename T::Stored *y,
         float total = T::load(from[0]) + T::load(from[channels]) + T::load(from[row]) + T::load(from[row + channels]);
         y[i] = T::store(total / 4);
     }
-}
-
-// A function of every value of x + bias [channels], or null.
-template <typename T>
-static __device__ void activated(
-    const typename T::Stored *x, const float *bias, typename T::Stored *y, int function, int channels, int size
-) {
-    int step = gridDim.x * THREADS;
-    for (int i = blockIdx.x * THREADS + threadIdx.x; i < size; i += step)
-        y[i] = T::store(activate(function, T::load(x[i]) + (bias ? bias[i % channels] : 0)));
 }
 
 // Layer norm (Ba et al. 2016) of every token, times one plus scale, plus shift, whose samples lie `told` apart. One block
@@ -324,14 +418,22 @@ static __device__ void softmax(const float *scores, typename T::Stored *y, int r
 
 #define KERNELS(NAME, T)                                                                                             \
     extern "C" __global__ void group_norm_##NAME(                                                                    \
-        const T::Stored *x, const T::Stored *more, int own, const float *owed, const float *offset, int of_offset,   \
-        const float *modulation, int told, const float *weight, const float *bias, T::Stored *y, int channels,       \
-        int groups, int pixels, float eps, int function                                                              \
+        T::Stored *x, const T::Stored *residual, const float *owed, const float *offset, int of_offset,              \
+        float factor, int keep, const T::Stored *more, int own, const float *modulation, int told,                   \
+        const float *weight, const float *bias, T::Stored *y, int channels, int groups, int pixels, float eps,       \
+        int function                                                                                                 \
     ) {                                                                                                              \
-        group_norm<T>(                                                                                               \
-            x, more, own, owed, offset, of_offset, modulation, told, weight, bias, y, channels, groups, pixels, eps, \
-            function                                                                                                 \
-        );                                                                                                           \
+        __shared__ float4 kept[KEPT / 16];                                                                           \
+        if (own % 4 == 0 && channels / groups % 4 == 0)                                                              \
+            group_norm<T, 4>(                                                                                        \
+                x, residual, owed, offset, of_offset, factor, keep, more, own, modulation, told, weight, bias, y,    \
+                channels, groups, pixels, eps, function, kept                                                        \
+            );                                                                                                       \
+        else                                                                                                         \
+            group_norm<T, 1>(                                                                                        \
+                x, residual, owed, offset, of_offset, factor, keep, more, own, modulation, told, weight, bias, y,    \
+                channels, groups, pixels, eps, function, kept                                                        \
+            );                                                                                                       \
     }                                                                                                                \
     extern "C" __global__ void norm_rows_##NAME(                                                                     \
         const T::Stored *x, const float *parameters, T::Stored *y, int channels, int groups, int pixels, float eps,  \
@@ -348,11 +450,35 @@ static __device__ void softmax(const float *scores, typename T::Stored *y, int r
         );                                                                                                           \
     }                                                                                                                \
     extern "C" __global__ void finish_##NAME(                                                                        \
-        T::Stored *y, const T::Stored *residual, const float *bias, const float *offset, int told, float factor,     \
-        int channels, int pixels, int size                                                                           \
+        const T::Stored *x, const T::Stored *residual, const float *bias, const float *offset, int told,             \
+        float factor, int function, T::Stored *y, int channels, int pixels, int size                                 \
     ) {                                                                                                              \
-        if (channels % 8 == 0) finish<T, 8>(y, residual, bias, offset, told, factor, channels, pixels, size);        \
-        else finish<T, 1>(y, residual, bias, offset, told, factor, channels, pixels, size);                          \
+        if (channels % 8 == 0)                                                                                       \
+            finish<T, 8>(x, residual, bias, offset, told, factor, function, y, channels, pixels, size);              \
+        else                                                                                                         \
+            finish<T, 1>(x, residual, bias, offset, told, factor, function, y, channels, pixels, size);              \
+    }                                                                                                                \
+    extern "C" __global__ void imported_##NAME(                                                                      \
+        const T::Stored *x, int apart, T::Stored *y, float factor, float shift, int channels, int pixels, int size   \
+    ) {                                                                                                              \
+        imported<T>(x, apart, y, factor, shift, channels, pixels, size);                                             \
+    }                                                                                                                \
+    extern "C" __global__ void exported_##NAME(                                                                      \
+        const T::Stored *x, const float *bias, const float *divisor, T::Stored *y, int channels, int pixels, int size\
+    ) {                                                                                                              \
+        exported<T>(x, bias, divisor, y, channels, pixels, size);                                                    \
+    }                                                                                                                \
+    extern "C" __global__ void waves_##NAME(                                                                         \
+        const float *numbers, const float *frequencies, T::Stored *y, int half, int width, int cosines_first,        \
+        int logarithm, int size                                                                                      \
+    ) {                                                                                                              \
+        waves<T>(numbers, frequencies, y, half, width, cosines_first, logarithm, size);                              \
+    }                                                                                                                \
+    extern "C" __global__ void rows_of_##NAME(                                                                       \
+        const T::Stored *table, const unsigned *labels, const float *numbers, T::Stored *y, int rows, int channels,  \
+        int size                                                                                                     \
+    ) {                                                                                                              \
+        rows_of<T>(table, labels, numbers, y, rows, channels, size);                                                 \
     }                                                                                                                \
     extern "C" __global__ void enlarge_##NAME(                                                                       \
         const T::Stored *x, T::Stored *y, int height, int width, int times, int tall, int wide, int channels,        \
@@ -365,11 +491,6 @@ static __device__ void softmax(const float *scores, typename T::Stored *y, int r
         const T::Stored *x, T::Stored *y, int wide, int channels, int size                                           \
     ) {                                                                                                              \
         halve<T>(x, y, wide, channels, size);                                                                        \
-    }                                                                                                                \
-    extern "C" __global__ void activated_##NAME(                                                                     \
-        const T::Stored *x, const float *bias, T::Stored *y, int function, int channels, int size                    \
-    ) {                                                                                                              \
-        activated<T>(x, bias, y, function, channels, size);                                                          \
     }                                                                                                                \
     extern "C" __global__ void modulate_##NAME(                                                                      \
         const T::Stored *x, const T::Stored *scale, const T::Stored *shift, int told, T::Stored *y, int tokens,      \

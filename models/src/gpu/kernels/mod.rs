@@ -26,55 +26,78 @@ const WARPS: usize = 4;
 const QUERIES: usize = 16;
 
 /// What differs from sample to sample and is the same at every pixel: part of the projections of the time embedding.
-#[derive(Clone, Copy)]
-pub(crate) struct Told<'a> {
+#[derive(Clone)]
+pub(crate) struct Told {
     /// f32 `[B, 1, 1, …]`.
-    pub(crate) all: &'a Tensor,
+    pub(crate) all: Tensor,
     pub(crate) start: usize,
 }
 
-impl Told<'_> {
-    fn check(told: Option<Self>, batch: usize, width: usize) -> Result<[Argument; 2]> {
+impl Told {
+    fn check(told: Option<&Self>, batch: usize, width: usize) -> Result<[Argument; 2]> {
         let Some(Self { all, start }) = told else {
             return Ok([Argument::NONE, Argument::int(0)?]);
         };
         let (samples, _, _, total) = all.dims4()?;
         fit("what is told", all, DType::F32, start + width <= total && samples == batch)?;
-        Ok([Argument::from(all, start)?, Argument::int(total)?])
+        Ok([Argument::from(all, *start)?, Argument::int(total)?])
     }
 }
 
 /// What is added to a map, and what it is multiplied with then.
-#[derive(Clone, Copy)]
-pub(crate) struct Ending<'a> {
-    pub(crate) residual: Option<&'a Tensor>,
-    /// `[channels]`.
-    pub(crate) bias: Option<&'a Tensor>,
-    pub(crate) offset: Option<Told<'a>>,
+#[derive(Clone)]
+pub(crate) struct Ending {
+    pub(crate) residual: Option<Tensor>,
+    /// f32 `[channels]`.
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) offset: Option<Told>,
     pub(crate) factor: f32,
 }
 
-impl Default for Ending<'_> {
-    fn default() -> Self {
-        Self { residual: None, bias: None, offset: None, factor: 1.0 }
+impl Ending {
+    /// Nothing.
+    pub(crate) const NONE: Self = Self { residual: None, bias: None, offset: None, factor: 1.0 };
+
+    /// The kernels' arguments, for a map `x`.
+    fn check(&self, x: &Tensor) -> Result<[Argument; 5]> {
+        let (batch, .., channels) = x.dims4()?;
+        let Self { residual, bias, offset, factor } = self;
+        if let Some(residual) = residual {
+            fit("a sum's operand", residual, x.dtype(), residual.dims() == x.dims())?;
+        }
+        if let Some(bias) = bias {
+            fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
+        }
+        let [offset, told] = Told::check(offset.as_ref(), batch, channels)?;
+        let [residual, bias] = [residual, bias].map(|tensor| Argument::maybe(tensor.as_ref()));
+        Ok([residual?, bias?, offset, told, Argument::Float(*factor)])
     }
 }
 
 /// A group norm and what goes with it.
-#[derive(Clone, Copy)]
 pub(crate) struct Norm<'a> {
     /// `[channels]`.
     pub(crate) weight: &'a Tensor,
     pub(crate) bias: &'a Tensor,
     pub(crate) groups: usize,
     pub(crate) eps: f64,
-    /// `[channels]`, added before.
-    pub(crate) owed: Option<&'a Tensor>,
-    /// The same, of each sample.
-    pub(crate) offset: Option<Told<'a>>,
+    /// What is added to the first operand before.
+    pub(crate) before: Ending,
+    /// Whether it stays there.
+    pub(crate) keep: bool,
     /// Scale, which is added to one, and shift of each sample, after.
-    pub(crate) modulation: Option<Told<'a>>,
+    pub(crate) modulation: Option<Told>,
     pub(crate) function: Function,
+}
+
+/// Sines and cosines of a number.
+#[derive(Clone)]
+pub(crate) struct Waves {
+    /// f32 `[half]`.
+    pub(crate) frequencies: Tensor,
+    pub(crate) cosines_first: bool,
+    /// Of 2π times the number's logarithm, not of the number.
+    pub(crate) logarithm: bool,
 }
 
 /// A group norm of maps in rows: its parameters are `[B, 3, channels]` in f32, scale, shift and what is added before.
@@ -162,13 +185,14 @@ impl Machine {
         unsafe { Tensor::empty(shape, dtype, &self.device) }
     }
 
-    /// Group norm over the channels of `x`, or of `x` and `more` side by side.
+    /// Group norm over the channels of `x`, or of `x` and `more` side by side, into `y`.
     pub(crate) fn group_norm(
         &self,
         x: &Tensor,
         more: Option<&Tensor>,
         norm: Norm,
-    ) -> Result<Tensor> {
+        y: &Tensor,
+    ) -> Result<()> {
         let (batch, height, width, own) = x.dims4()?;
         self.check("a norm's operand", x, true)?;
         let mut channels = own;
@@ -177,28 +201,31 @@ impl Machine {
             self.check("a norm's operand", more, more.dims()[..3] == x.dims()[..3])?;
             channels += others;
         }
-        let Norm { weight, bias, groups, eps, owed, offset, modulation, function } = norm;
-        for vector in [Some(weight), Some(bias), owed].into_iter().flatten() {
+        let Norm { weight, bias, groups, eps, before, keep, modulation, function } = norm;
+        for vector in [weight, bias] {
             fit("a norm's vector", vector, DType::F32, vector.dims() == [channels])?;
         }
         if channels % groups != 0 {
             bail!("{channels} channels do not make {groups} groups");
         }
-        let y = self.empty((batch, height, width, channels), self.dtype)?;
-        let [offset, of_offset] = Told::check(offset, batch, channels)?;
-        let [modulation, told] = Told::check(modulation, batch, 2 * channels)?;
+        self.check("what is normed", y, y.dims() == [batch, height, width, channels])?;
+        let [modulation, told] = Told::check(modulation.as_ref(), batch, 2 * channels)?;
+        let [residual, owed, offset, of_offset, factor] = before.check(x)?;
         let arguments = [
             Argument::from(x, 0)?,
-            Argument::maybe(more)?,
-            Argument::int(own)?,
-            Argument::maybe(owed)?,
+            residual,
+            owed,
             offset,
             of_offset,
+            factor,
+            Argument::Int(i32::from(keep)),
+            Argument::maybe(more)?,
+            Argument::int(own)?,
             modulation,
             told,
             Argument::from(weight, 0)?,
             Argument::from(bias, 0)?,
-            Argument::from(&y, 0)?,
+            Argument::from(y, 0)?,
             Argument::int(channels)?,
             Argument::int(groups)?,
             Argument::int(height * width)?,
@@ -206,46 +233,152 @@ impl Machine {
             Argument::Int(number(function)),
         ];
         // SAFETY: the checks above.
-        unsafe { LAYERS.launch(self, "group_norm", blocks(batch * groups), &arguments)? };
-        Ok(y)
+        unsafe { LAYERS.launch(self, "group_norm", blocks(batch * groups), &arguments) }
     }
 
-    /// `y = (y + residual + bias + offset)·factor`, in place; `y` may be f32, too.
-    pub(crate) fn finish(&self, y: &Tensor, end: Ending) -> Result<()> {
-        let (batch, height, width, channels) = y.dims4()?;
-        let Ending { residual, bias, offset, factor } = end;
-        if let Some(residual) = residual {
-            fit("a sum's operand", residual, y.dtype(), residual.dims() == y.dims())?;
-        }
-        if let Some(bias) = bias {
-            fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
-        }
-        let [offset, told] = Told::check(offset, batch, channels)?;
+    /// `y = function((x + residual + bias + offset)·factor)`; `y` may be `x`, and both may be f32, too.
+    pub(crate) fn finish(
+        &self,
+        x: &Tensor,
+        end: &Ending,
+        function: Function,
+        y: &Tensor,
+    ) -> Result<()> {
+        let (_, height, width, channels) = x.dims4()?;
+        fit("what is finished", y, x.dtype(), y.dims() == x.dims())?;
+        let [residual, bias, offset, told, factor] = end.check(x)?;
         let arguments = [
-            Argument::from(y, 0)?,
-            Argument::maybe(residual)?,
-            Argument::maybe(bias)?,
+            Argument::from(x, 0)?,
+            residual,
+            bias,
             offset,
             told,
+            factor,
+            Argument::Int(number(function)),
+            Argument::from(y, 0)?,
+            Argument::int(channels)?,
+            Argument::int(height * width)?,
+            Argument::int(x.elem_count())?,
+        ];
+        let machine = Self { dtype: x.dtype(), ..self.clone() };
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(&machine, "finish", over(x.elem_count()), &arguments) }
+    }
+
+    /// The map `y`, of what lies in `x` as `[B, channels, height, width]` from number `start` on, with samples so many
+    /// numbers `apart`; times `factor`, plus `shift`.
+    pub(crate) fn import(
+        &self,
+        x: &Tensor,
+        [start, apart]: [usize; 2],
+        (factor, shift): (f32, f32),
+        y: &Tensor,
+    ) -> Result<()> {
+        let (batch, height, width, channels) = y.dims4()?;
+        self.check("a map", y, true)?;
+        let end = start + (batch - 1) * apart + height * width * channels;
+        self.check("an input", x, end <= x.elem_count())?;
+        let arguments = [
+            Argument::from(x, start)?,
+            Argument::int(apart)?,
+            Argument::from(y, 0)?,
             Argument::Float(factor),
+            Argument::Float(shift),
             Argument::int(channels)?,
             Argument::int(height * width)?,
             Argument::int(y.elem_count())?,
         ];
-        let machine = Self { dtype: y.dtype(), ..self.clone() };
         // SAFETY: the checks above.
-        unsafe { LAYERS.launch(&machine, "finish", over(y.elem_count()), &arguments) }
+        unsafe { LAYERS.launch(self, "imported", over(y.elem_count()), &arguments) }
     }
 
-    /// Each pixel as `times` by `times`, and zeros to the right and below, up to the height and width `seen`.
-    pub(crate) fn enlarge(&self, x: &Tensor, times: usize, seen: [usize; 2]) -> Result<Tensor> {
+    /// A map plus `bias` `[channels]`, divided by a number of each sample, f32 `[B]`: `[B, channels, height, width]`.
+    pub(crate) fn export(
+        &self,
+        x: &Tensor,
+        bias: Option<&Tensor>,
+        divisor: Option<&Tensor>,
+    ) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
-        self.check("a map to enlarge", x, true)?;
-        let [tall, wide] = seen;
-        let y = self.empty((batch, tall, wide, channels), self.dtype)?;
+        self.check("a map", x, true)?;
+        for (what, vector, size) in [("a bias", bias, channels), ("a divisor", divisor, batch)] {
+            if let Some(vector) = vector {
+                fit(what, vector, DType::F32, vector.dims() == [size])?;
+            }
+        }
+        let y = self.empty((batch, channels, height, width), self.dtype)?;
         let arguments = [
             Argument::from(x, 0)?,
+            Argument::maybe(bias)?,
+            Argument::maybe(divisor)?,
             Argument::from(&y, 0)?,
+            Argument::int(channels)?,
+            Argument::int(height * width)?,
+            Argument::int(y.elem_count())?,
+        ];
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(self, "exported", over(y.elem_count()), &arguments)? };
+        Ok(y)
+    }
+
+    /// Sines and cosines of f32 `numbers` `[B]`, or of 2π times their `logarithm`, times `frequencies` `[half]`, in `y`
+    /// `[B, 1, 1, width]`, whose last is 0 if there is one too many.
+    pub(crate) fn waves(&self, numbers: &Tensor, waves: &Waves, y: &Tensor) -> Result<()> {
+        let (batch, _, _, width) = y.dims4()?;
+        let Waves { frequencies, cosines_first, logarithm } = waves;
+        let half = frequencies.elem_count();
+        fit("a sample's number", numbers, DType::F32, numbers.dims() == [batch])?;
+        fit("frequencies", frequencies, DType::F32, half == width / 2)?;
+        self.check("waves", y, y.elem_count() == batch * width)?;
+        let arguments = [
+            Argument::from(numbers, 0)?,
+            Argument::from(frequencies, 0)?,
+            Argument::from(y, 0)?,
+            Argument::int(half)?,
+            Argument::int(width)?,
+            Argument::Int(i32::from(*cosines_first)),
+            Argument::Int(i32::from(*logarithm)),
+            Argument::int(y.elem_count())?,
+        ];
+        // SAFETY: the checks above.
+        unsafe { LAYERS.launch(self, "waves", over(y.elem_count()), &arguments) }
+    }
+
+    /// Each sample's row of `table` `[rows, channels]`, which `which` `[B]`, u32 or f32, tells, in `y` `[B, 1, 1,
+    /// channels]`: NaN where there is no such row.
+    pub(crate) fn rows_of(&self, table: &Tensor, which: &Tensor, y: &Tensor) -> Result<()> {
+        let (batch, _, _, width) = y.dims4()?;
+        let (rows, channels) = table.dims2()?;
+        self.check("a table", table, channels == width)?;
+        self.check("rows", y, y.elem_count() == batch * width)?;
+        let labels = which.dtype() == DType::U32;
+        let dtype = if labels { DType::U32 } else { DType::F32 };
+        fit("a sample's row", which, dtype, which.dims() == [batch])?;
+        let which = Argument::from(which, 0)?;
+        let [labels, numbers] =
+            if labels { [which, Argument::NONE] } else { [Argument::NONE, which] };
+        let arguments = [
+            Argument::from(table, 0)?,
+            labels,
+            numbers,
+            Argument::from(y, 0)?,
+            Argument::int(rows)?,
+            Argument::int(channels)?,
+            Argument::int(y.elem_count())?,
+        ];
+        // SAFETY: the kernel reads the table within its rows.
+        unsafe { LAYERS.launch(self, "rows_of", over(y.elem_count()), &arguments) }
+    }
+
+    /// Each pixel as `times` by `times`, and zeros to the right and below, up to the height and width of `y`.
+    pub(crate) fn enlarge(&self, x: &Tensor, times: usize, y: &Tensor) -> Result<()> {
+        let (batch, height, width, channels) = x.dims4()?;
+        self.check("a map to enlarge", x, true)?;
+        let (samples, tall, wide, same) = y.dims4()?;
+        self.check("an enlarged map", y, (samples, same) == (batch, channels))?;
+        let arguments = [
+            Argument::from(x, 0)?,
+            Argument::from(y, 0)?,
             Argument::int(height)?,
             Argument::int(width)?,
             Argument::int(times)?,
@@ -255,51 +388,23 @@ impl Machine {
             Argument::int(y.elem_count())?,
         ];
         // SAFETY: the kernel reads x within its height and width.
-        unsafe { LAYERS.launch(self, "enlarge", over(y.elem_count()), &arguments)? };
-        Ok(y)
+        unsafe { LAYERS.launch(self, "enlarge", over(y.elem_count()), &arguments) }
     }
 
-    /// The mean of each four pixels; of an odd last row or column nothing.
-    pub(crate) fn halve(&self, x: &Tensor) -> Result<Tensor> {
+    /// The mean of each four pixels, in `y`.
+    pub(crate) fn halve(&self, x: &Tensor, y: &Tensor) -> Result<()> {
         let (batch, height, width, channels) = x.dims4()?;
         self.check("a map to halve", x, height % 2 == 0 && width % 2 == 0)?;
-        let y = self.empty((batch, height / 2, width / 2, channels), self.dtype)?;
+        self.check("a halved map", y, y.dims() == [batch, height / 2, width / 2, channels])?;
         let arguments = [
             Argument::from(x, 0)?,
-            Argument::from(&y, 0)?,
+            Argument::from(y, 0)?,
             Argument::int(width / 2)?,
             Argument::int(channels)?,
             Argument::int(y.elem_count())?,
         ];
         // SAFETY: x has four pixels for each of y.
-        unsafe { LAYERS.launch(self, "halve", over(y.elem_count()), &arguments)? };
-        Ok(y)
-    }
-
-    /// A function of every value of `x`, to which `bias` `[channels]` is added first.
-    pub(crate) fn activate(
-        &self,
-        x: &Tensor,
-        bias: Option<&Tensor>,
-        function: Function,
-    ) -> Result<Tensor> {
-        self.check("a function's operand", x, true)?;
-        let channels = x.dim(3)?;
-        if let Some(bias) = bias {
-            fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
-        }
-        let y = self.empty(x.shape(), self.dtype)?;
-        let arguments = [
-            Argument::from(x, 0)?,
-            Argument::maybe(bias)?,
-            Argument::from(&y, 0)?,
-            Argument::Int(number(function)),
-            Argument::int(channels)?,
-            Argument::int(x.elem_count())?,
-        ];
-        // SAFETY: both are of one size.
-        unsafe { LAYERS.launch(self, "activated", over(x.elem_count()), &arguments)? };
-        Ok(y)
+        unsafe { LAYERS.launch(self, "halve", over(y.elem_count()), &arguments) }
     }
 
     /// Tokens normalised, times one plus part `scale` of what is told, a map of one pixel, plus part `shift`.
@@ -309,60 +414,59 @@ impl Machine {
         eps: f64,
         told: &Tensor,
         parts: [usize; 2],
-    ) -> Result<Tensor> {
+        y: &Tensor,
+    ) -> Result<()> {
         let (_, height, width, channels) = x.dims4()?;
         let last = parts.into_iter().max().unwrap_or(0);
         self.check("a norm's operand", x, true)?;
+        self.check("what is normed", y, y.dims() == x.dims())?;
         let total = self.parts(told, x, last)?;
-        let y = self.empty(x.shape(), self.dtype)?;
         let [scale, shift] = parts.map(|part| Argument::from(told, part * channels));
         let arguments = [
             Argument::from(x, 0)?,
             scale?,
             shift?,
             total,
-            Argument::from(&y, 0)?,
+            Argument::from(y, 0)?,
             Argument::int(height * width)?,
             Argument::int(channels)?,
             Argument::Float(eps as f32),
         ];
         let config = blocks(x.elem_count() / channels);
         // SAFETY: the checks above.
-        unsafe { LAYERS.launch(self, "modulate", config, &arguments)? };
-        Ok(y)
+        unsafe { LAYERS.launch(self, "modulate", config, &arguments) }
     }
 
-    /// `residual + gate·(x + bias)`, with part `gate` of what is told, a map of one pixel, and a bias `[channels]`.
+    /// `y = residual + gate·(x + bias)`, with part `gate` of what is told, a map of one pixel, and a bias `[channels]`.
     pub(crate) fn gate(
         &self,
         x: &Tensor,
         bias: Option<&Tensor>,
         residual: &Tensor,
-        told: &Tensor,
-        gate: usize,
-    ) -> Result<Tensor> {
+        (told, gate): (&Tensor, usize),
+        y: &Tensor,
+    ) -> Result<()> {
         let (_, height, width, channels) = x.dims4()?;
         self.check("a gate's operand", x, true)?;
         self.check("a gate's operand", residual, residual.dims() == x.dims())?;
+        self.check("a gated map", y, y.dims() == x.dims())?;
         if let Some(bias) = bias {
             fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
         }
         let total = self.parts(told, x, gate)?;
-        let y = self.empty(x.shape(), self.dtype)?;
         let arguments = [
             Argument::from(x, 0)?,
             Argument::maybe(bias)?,
             Argument::from(residual, 0)?,
             Argument::from(told, gate * channels)?,
             total,
-            Argument::from(&y, 0)?,
+            Argument::from(y, 0)?,
             Argument::int(height * width)?,
             Argument::int(channels)?,
             Argument::int(x.elem_count())?,
         ];
         // SAFETY: the checks above.
-        unsafe { LAYERS.launch(self, "gate", over(x.elem_count()), &arguments)? };
-        Ok(y)
+        unsafe { LAYERS.launch(self, "gate", over(x.elem_count()), &arguments) }
     }
 
     /// Softmax over the last dimension of f32.
@@ -389,8 +493,14 @@ impl Machine {
     }
 
     /// The values that each query gathers, head by head, of scaled queries, keys and values, one after another in the
-    /// channels, to which `bias` `[3·channels]` is added.
-    pub(crate) fn attend(&self, qkv: &Tensor, bias: &Tensor, heads: usize) -> Result<Tensor> {
+    /// channels, to which `bias` `[3·channels]` is added; in `y`.
+    pub(crate) fn attend(
+        &self,
+        qkv: &Tensor,
+        bias: &Tensor,
+        heads: usize,
+        y: &Tensor,
+    ) -> Result<()> {
         let (batch, height, width, three) = qkv.dims4()?;
         let (tokens, depth) = (height * width, three / 3 / heads);
         let Some(name) = attention(depth).filter(|_| self.attends(depth)) else {
@@ -398,11 +508,11 @@ impl Machine {
         };
         self.check("queries, keys and values", qkv, three == 3 * heads * depth)?;
         fit("a bias", bias, DType::F32, bias.dims() == [three])?;
-        let y = self.empty((batch, height, width, heads * depth), self.dtype)?;
+        self.check("what is gathered", y, y.dims() == [batch, height, width, heads * depth])?;
         let arguments = [
             Argument::from(qkv, 0)?,
             Argument::from(bias, 0)?,
-            Argument::from(&y, 0)?,
+            Argument::from(y, 0)?,
             Argument::int(heads)?,
             Argument::int(tokens)?,
             Argument::int(depth)?,
@@ -412,8 +522,7 @@ impl Machine {
             ..blocks(tokens.div_ceil(QUERIES * WARPS) * heads * batch)
         };
         // SAFETY: the checks above.
-        unsafe { ATTENTION.launch(self, name, config, &arguments)? };
-        Ok(y)
+        unsafe { ATTENTION.launch(self, name, config, &arguments) }
     }
 
     /// Numbers of what is told, which has part `last`, of as many numbers as a token of `x`.
