@@ -3,6 +3,7 @@
 //! numbers.
 
 use candle_core::{Result, Tensor};
+use understudy_models::lists;
 
 use crate::parameters::Parameters;
 
@@ -11,16 +12,8 @@ use crate::parameters::Parameters;
 /// # Errors
 /// Whatever the device says.
 pub(crate) fn joined(parameters: &Parameters) -> Result<Tensor> {
-    join(parameters.iter().map(|(_, var)| Ok(var.as_tensor().detach())))
-}
-
-/// Tensors one after the other.
-///
-/// # Errors
-/// Whatever the device says.
-pub(crate) fn join(tensors: impl Iterator<Item = Result<Tensor>>) -> Result<Tensor> {
-    let flat: Vec<Tensor> = tensors.map(|tensor| tensor?.flatten_all()).collect::<Result<_>>()?;
-    Tensor::cat(&flat, 0)
+    let weights: Vec<Tensor> = parameters.iter().map(|(_, var)| var.as_detached_tensor()).collect();
+    lists::join(&weights)
 }
 
 /// What of `flat` belongs to each parameter, in its shape.

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 use rayon::prelude::*;
+use understudy_models::lists;
 
 use crate::checkpoint::Snapshot;
 use crate::flat;
@@ -42,7 +43,7 @@ pub struct AdamW {
 enum State {
     /// By parameter.
     Host(Vec<Moments<Vec<f32>>>),
-    /// All in one, as [`flat::join`] has them.
+    /// All in one, as [`flat::joined`] has the parameters.
     Flat(Moments<Tensor>),
 }
 
@@ -83,12 +84,11 @@ impl Gradients {
 
     /// All in one, zero where there is none.
     fn joined(&self, parameters: &Parameters) -> Result<Tensor> {
-        flat::join(self.0.iter().zip(parameters.iter()).map(
-            |(gradient, (_, var))| match gradient {
-                Some(gradient) => Ok(gradient.clone()),
-                None => var.as_tensor().zeros_like(),
-            },
-        ))
+        let own = self.0.iter().zip(parameters.iter()).map(|(gradient, (_, var))| match gradient {
+            Some(gradient) => Ok(gradient.clone()),
+            None => var.as_tensor().zeros_like(),
+        });
+        lists::join(&own.collect::<Result<Vec<_>>>()?)
     }
 
     /// The norm of all together. Sums are over one parameter at a time, in order, so no number of threads
@@ -171,9 +171,8 @@ impl AdamW {
             (State::Flat(moments), joined) => {
                 let gradients = joined.map_or_else(|| gradients.joined(parameters), Ok)?;
                 let weights = update.apply_flat(flat::joined(parameters)?, gradients, moments)?;
-                for ((_, var), part) in parameters.iter().zip(flat::parts(&weights, parameters)?) {
-                    var.set(&part)?;
-                }
+                let vars: Vec<&candle_core::Var> = parameters.iter().map(|(_, var)| var).collect();
+                lists::part(&weights, &vars)?;
                 return Ok(norm);
             }
         };

@@ -94,7 +94,7 @@ pub struct Average {
 enum Averages {
     /// By parameter.
     Host(Vec<Vec<f32>>),
-    /// All in one, as [`flat::join`] has them.
+    /// All in one, as [`flat::joined`] has the parameters.
     Flat(Tensor),
 }
 

@@ -75,8 +75,6 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
     let load = |config: &NetworkConfig, parameters: &Parameters| {
         config.load(parameters.tensors(), settings.dtype, &device)
     };
-    // In f32 it sees every change of its weights.
-    let follows = settings.dtype == DType::F32;
     let mut student = load(&task.student.config, &parameters)?;
     let mut state = State {
         optimizer: AdamW::new(&parameters, settings.optimizer)?,
@@ -102,7 +100,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         }
     }
     for step in state.step + 1..=settings.steps {
-        if !follows {
+        if !student.follows() {
             student = load(&task.student.config, &state.parameters)?;
         }
         let lesson = task.curriculum.lesson(step)?.to_device(&device)?;

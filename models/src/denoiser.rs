@@ -70,6 +70,11 @@ impl Geometry {
 /// A network that looks at noisy samples and says what it sees in them: noise, the clean sample or
 /// the velocity, as its schedule's `prediction_type` tells.
 pub trait Denoiser: Send + Sync {
+    /// Whether it sees later changes of the variables that it was loaded from: not where it has copies of another type.
+    fn follows(&self) -> bool {
+        self.dtype() == DType::F32
+    }
+
     /// One evaluation of a batch whose samples may stand at different times.
     ///
     /// # Shapes

@@ -20,6 +20,7 @@ mod image;
 mod initial;
 pub mod kernels;
 mod layers;
+pub mod lists;
 mod network;
 pub mod noise;
 mod padded;

@@ -39,6 +39,12 @@ impl Weights<'_> {
         self.get_as(name, shape, self.dtype)
     }
 
+    /// The same weights, in f32 unless another type is asked for.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn in_f32(&self) -> Self {
+        Self { prefix: self.prefix.clone(), dtype: DType::F32, ..*self }
+    }
+
     /// The tensor `name` in an element type of its own.
     pub(crate) fn get_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
         let name = self.name(name);

@@ -479,48 +479,107 @@ fn every_weight_has_the_gradient_that_differences_show() {
     }
 }
 
-/// Gradients of `Σ output·direction` with respect to all weights, and to `x`.
+/// Gradients of `Σ output·direction` with respect to all weights, and to `x`, on the CPU.
 fn gradients(golden: &Golden, dtype: DType) -> HashMap<String, Tensor> {
-    let to = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap();
+    gradients_on(&Device::Cpu, golden, [dtype; 2])
+}
+
+/// The same on a device, of a network of one type whose weights are of another.
+fn gradients_on(
+    device: &Device,
+    golden: &Golden,
+    [dtype, of_weights]: [DType; 2],
+) -> HashMap<String, Tensor> {
+    let to = |tensor: &Tensor, dtype| tensor.to_device(device).unwrap().to_dtype(dtype).unwrap();
+    let var = |tensor: &Tensor, dtype| Var::from_tensor(&to(tensor, dtype)).unwrap();
     let mut vars: HashMap<String, Var> = golden
         .weights
         .iter()
-        .map(|(name, tensor)| (name.clone(), Var::from_tensor(&to(tensor)).unwrap()))
+        .map(|(name, tensor)| (name.clone(), var(tensor, of_weights)))
         .collect();
     let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-    let model = UNet2DModel::load(&golden.config(), weights, dtype, &Device::Cpu).unwrap();
-    let x = Var::from_tensor(&to(&golden.x)).unwrap();
-    let condition = golden.condition();
-    let y = model.forward(&x, &golden.timesteps, condition.as_ref()).unwrap();
-    let direction = to(&formula(golden.output.dims(), 1.0, 5));
+    let model = UNet2DModel::load(&golden.config(), weights, dtype, device).unwrap();
+    let x = var(&golden.x, dtype);
+    let condition = golden.condition().map(|condition| condition.to_device(device).unwrap());
+    let timesteps = golden.timesteps.to_device(device).unwrap();
+    let y = model.forward(&x, &timesteps, condition.as_ref()).unwrap();
+    let direction = to(&formula(golden.output.dims(), 1.0, 5), dtype);
     let loss = (y * direction).unwrap().sum_all().unwrap();
     let grads = loss.backward().unwrap();
     vars.insert("x".to_string(), x);
     let found = vars.iter().map(|(name, var)| {
         let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
-        (name.clone(), grad.clone())
+        (name.clone(), grad.to_device(&Device::Cpu).unwrap())
     });
     found.collect()
 }
 
-/// Against candle's own gradients of the same network in f64; where a gradient is nothing but rounding,
-/// as that of a key's bias, against the size of all.
+/// All gradients' distance from those of f64, in their norm.
+#[cfg(feature = "cuda")]
+fn distance(found: &HashMap<String, Tensor>, expected: &HashMap<String, Tensor>) -> f64 {
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    let (mut wrong, mut all) = (0.0, 0.0);
+    for (name, expected) in expected {
+        wrong += norm(&(found[name].to_dtype(DType::F64).unwrap() - expected).unwrap());
+        all += norm(expected);
+    }
+    (wrong / all).sqrt()
+}
+
+/// The gradient that is furthest from that of f64, and how far; where a gradient is nothing but rounding, as that of a
+/// key's bias, against the size of all.
+fn worst(found: &HashMap<String, Tensor>, expected: &HashMap<String, Tensor>) -> (f64, String) {
+    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
+    let all = expected.values().map(norm).sum::<f64>().sqrt();
+    let mut worst = (0.0, String::new());
+    for (name, expected) in expected {
+        let difference = (found[name].to_dtype(DType::F64).unwrap() - expected).unwrap();
+        let error = norm(&difference).sqrt() / (norm(expected).sqrt() + 1e-3 * all);
+        if error > worst.0 || error.is_nan() {
+            worst = (error, name.clone());
+        }
+    }
+    worst
+}
+
+/// Against candle's own gradients of the same network in f64.
 #[test]
 fn the_compiled_gradients_are_those_of_f64() {
-    let norm = |t: &Tensor| t.sqr().unwrap().sum_all().unwrap().to_scalar::<f64>().unwrap();
     for golden in Golden::all() {
         let (found, expected) = (gradients(&golden, DType::F32), gradients(&golden, DType::F64));
-        let all = expected.values().map(norm).sum::<f64>().sqrt();
-        let mut worst = (0.0, String::new());
-        for (name, expected) in &expected {
-            let difference = (found[name].to_dtype(DType::F64).unwrap() - expected).unwrap();
-            let error = norm(&difference).sqrt() / (norm(expected).sqrt() + 1e-3 * all);
-            if error > worst.0 || error.is_nan() {
-                worst = (error, name.clone());
-            }
+        let (error, name) = worst(&found, &expected);
+        println!("{}: {error:.2e} in {name}", golden.name);
+        assert!(error <= 1e-4, "{}: {error:e} in {name}", golden.name);
+    }
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn on_a_gpu_answers_are_those_of_diffusers_and_gradients_those_of_f64() {
+    let device = Device::new_cuda(0).unwrap();
+    let to = |tensor: &Tensor| tensor.to_device(&device).unwrap();
+    for golden in Golden::all() {
+        let expected = gradients(&golden, DType::F64);
+        for (dtype, limit, of_gradients) in
+            [(DType::F32, 1e-4, 1e-5), (DType::F16, 1e-2, 1e-2), (DType::BF16, 0.1, 5e-2)]
+        {
+            let weights = golden.weights.clone();
+            let model = UNet2DModel::load(&golden.config(), weights, dtype, &device).unwrap();
+            let x = to(&golden.x).to_dtype(dtype).unwrap();
+            let condition = golden.condition().map(|condition| to(&condition));
+            let output = model.forward(&x, &to(&golden.timesteps), condition.as_ref()).unwrap();
+            let output = output.to_dtype(DType::F32).unwrap().to_device(&Device::Cpu).unwrap();
+            let error = relative_error(&output, &golden.output);
+            let found = gradients_on(&device, &golden, [dtype, DType::F32]);
+            let (distance, (furthest, name)) =
+                (distance(&found, &expected), worst(&found, &expected));
+            let what = format!("{} {dtype:?}", golden.name);
+            println!("{what}: {error:.2e}, gradients {distance:.2e}, {furthest:.2e} in {name}");
+            assert!(error <= limit, "{what}: relative error {error:e}");
+            assert!(distance <= of_gradients, "{what}: {distance:e}");
+            assert!(furthest <= 1e-4 || dtype != DType::F32, "{what}: {furthest:e} in {name}");
         }
-        println!("{}: {:.2e} in {}", golden.name, worst.0, worst.1);
-        assert!(worst.0 <= 1e-4, "{}: {:e} in {}", golden.name, worst.0, worst.1);
     }
 }
 

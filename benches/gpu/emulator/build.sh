@@ -48,9 +48,9 @@ for name in affine binary cast conv fill indexing ternary unary; do
 done
 kernels "$candle/reduce.cu" reduce "" & jobs+=($!)
 kernels "$root/models/src/sampler/advance/kernel.cu" advance "^$" & jobs+=($!)
-for name in layers attention; do
-    cat "$root/models/src/gpu/kernels/numbers.cu" "$root/models/src/gpu/kernels/$name.cu" >"$folder/objects/$name.ours"
-    kernels "$folder/objects/$name.ours" "$name" "^(group_norm|norm_rows|modulate|softmax|attend)" & jobs+=($!)
+for name in layers attention gradients lists; do
+    cat "$root"/models/src/gpu/kernels/{numbers,functions,"$name"}.cu >"$folder/objects/$name.ours"
+    kernels "$folder/objects/$name.ours" "$name" "^(group_norm|norm_gradient|sums|modulate|softmax|attend)" & jobs+=($!)
 done
 for name in driver libraries; do
     compile -Wall -c "$here/$name.cpp" -o "$folder/objects/$name.o" & jobs+=($!)

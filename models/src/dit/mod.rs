@@ -53,7 +53,7 @@ enum Body {
 impl Body {
     fn new(config: &DiTConfig, weights: &Weights) -> Result<Self> {
         #[cfg(feature = "cuda")]
-        if crate::gpu::compiles(weights) {
+        if crate::gpu::compiles(weights) && weights.may_merge() {
             let program = plan::compile_for_gpu(config, weights)?;
             return Ok(Self::Gpu(program, Tables::new(config, weights)?));
         }

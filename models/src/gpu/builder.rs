@@ -8,7 +8,9 @@ use candle_core::{DType, Result, Tensor};
 
 use super::kernels::Ending;
 use super::machine::Machine;
+use super::parameters::{Form, Parameter, Trained};
 use super::program::{Place, Program, Run, Step};
+use super::tape::Layer;
 use crate::assembly::{Assembly, End, Map, Projection, Size};
 use crate::kernels::{Function, Layout};
 use crate::weights::Weights;
@@ -23,7 +25,12 @@ pub(crate) struct Builder<'a, C> {
     pub(super) maps: Vec<Entry>,
     pub(super) memory: Layout,
     pub(super) projections: Projections,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
+    /// The weights that are trained, where some are.
+    pub(super) trained: Option<Trained>,
+    /// The layers, and channels at most that anything is summed over the pixels of, where the network is trained.
+    pub(super) tape: Vec<Layer>,
+    pub(super) widest: usize,
 }
 
 /// A map that some later step still reads.
@@ -31,6 +38,15 @@ pub(super) struct Entry {
     pub(super) place: Place,
     pub(super) uses: usize,
     pub(super) debt: Debt,
+    /// Where its gradient is, once there is one.
+    pub(super) gradient: Option<Place>,
+}
+
+impl Entry {
+    /// A map that one step will read.
+    pub(super) fn new(place: Place) -> Self {
+        Self { place, uses: 1, debt: Debt::None, gradient: None }
+    }
 }
 
 /// What the numbers of a map still lack.
@@ -46,7 +62,7 @@ pub(super) enum Debt {
 #[derive(Clone)]
 pub(super) struct Owed {
     /// f32 `[channels]`.
-    pub(super) bias: Tensor,
+    pub(super) bias: Parameter,
     pub(super) offset: Option<Projection>,
     /// A map, whose use ends when it has been added, and where it is.
     pub(super) residual: Option<(Map, Place)>,
@@ -62,7 +78,9 @@ pub(super) struct Projections {
     /// Numbers of all of them so far.
     pub(super) total: usize,
     /// The time embedding, and where in the list of steps it is known.
-    pub(super) time: Option<(Place, usize)>,
+    pub(super) time: Option<(Map, usize)>,
+    /// Weights and biases of all of them, once they are one.
+    pub(super) joined: Option<[Parameter; 2]>,
 }
 
 impl<'a, C> Builder<'a, C> {
@@ -71,13 +89,33 @@ impl<'a, C> Builder<'a, C> {
     /// # Errors
     /// Weights that are elsewhere.
     pub(crate) fn new(config: &'a C, weights: &Weights) -> Result<Self> {
+        Self::empty(config, weights, weights.dtype(), None)
+    }
+
+    /// For a network that is trained, on the GPU of its weights, which are f32, with maps of `dtype`.
+    ///
+    /// # Errors
+    /// Weights that are elsewhere.
+    pub(crate) fn trained(config: &'a C, weights: &Weights, dtype: DType) -> Result<Self> {
+        Self::empty(config, weights, dtype, Some(Trained::default()))
+    }
+
+    fn empty(
+        config: &'a C,
+        weights: &Weights,
+        dtype: DType,
+        trained: Option<Trained>,
+    ) -> Result<Self> {
         Ok(Self {
             config,
-            machine: Machine::new(weights.device(), weights.dtype())?,
+            machine: Machine::new(weights.device(), dtype)?,
             maps: Vec::new(),
             memory: Layout::default(),
             projections: Projections::default(),
             steps: Vec::new(),
+            trained,
+            tape: Vec::new(),
+            widest: 0,
         })
     }
 
@@ -136,10 +174,11 @@ impl<'a, C> Builder<'a, C> {
         None
     }
 
-    /// The same for one who can add nothing but a bias.
+    /// The same for one who can add nothing but a bias that does not change.
     pub(super) fn bias(&mut self, map: Map) -> Option<Tensor> {
         if let Debt::Owed(owed) = &self.maps[map.0].debt
-            && let Owed { bias, offset: None, residual: None, factor: 1.0 } = owed
+            && let Owed { bias: Parameter::Own(bias), offset: None, residual: None, factor: 1.0 } =
+                owed
         {
             return Some(bias.clone());
         }
@@ -153,6 +192,10 @@ impl<'a, C> Builder<'a, C> {
         let owed = self.owed(map);
         if owed.is_some() {
             self.maps[map.0].debt = Debt::OnTheWay(Arc::clone(&keep));
+            if self.trained.is_some() {
+                // Its gradient will read the map.
+                self.settle(map);
+            }
         }
         (owed, keep)
     }
@@ -165,7 +208,7 @@ impl<'a, C> Builder<'a, C> {
     }
 
     /// Where a layer's sums go, to which a bias and all that `end` says is owed then.
-    pub(super) fn owe(&mut self, target: Map, mut bias: Tensor, end: End) -> Result<Place> {
+    pub(super) fn owe(&mut self, target: Map, mut bias: Parameter, end: End) -> Result<Place> {
         let End { offset, residual, factor } = end;
         let residual = match residual {
             // What was there before stays where it is, and the sums go elsewhere.
@@ -173,12 +216,12 @@ impl<'a, C> Builder<'a, C> {
                 let place = self.take(self.size(target));
                 let entry = &mut self.maps[target.0];
                 assert_eq!(entry.uses, 1, "what others read is not written again");
+                let before = Entry::new(mem::replace(&mut entry.place, place));
                 let debt = mem::replace(&mut entry.debt, Debt::None);
-                let before = Entry { place: mem::replace(&mut entry.place, place), uses: 1, debt };
-                self.maps.push(before);
+                self.maps.push(Entry { debt, ..before });
                 let before = Map(self.maps.len() - 1);
-                if let Some(more) = self.bias(before) {
-                    bias = (bias + more)?;
+                if let (Some(more), Parameter::Own(own)) = (self.bias(before), &bias) {
+                    bias = Parameter::Own((own + more)?);
                 }
                 Some(before)
             }
@@ -193,25 +236,44 @@ impl<'a, C> Builder<'a, C> {
         Ok(self.place(target))
     }
 
+    /// Puts the product of all projections where the time embedding is known: only now are their weights together.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub(super) fn insert_projections(&mut self) -> Result<()> {
+        let Projections { weights, biases, total, time, .. } = &mut self.projections;
+        let (&mut Some((time, at)), false) = (time, weights.is_empty()) else { return Ok(()) };
+        let (weights, biases, total) = (mem::take(weights), mem::take(biases), *total);
+        let [weight, bias] = match &mut self.trained {
+            None => [Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?].map(Parameter::Own),
+            Some(trained) => {
+                let width = weights[0].dim(1)?;
+                [
+                    trained.register(weights, (total, width), Form::Matrix),
+                    trained.register(biases, total, Form::Vector),
+                ]
+            }
+        };
+        self.projections.joined = Some([weight.clone(), bias.clone()]);
+        let time = self.place(time);
+        let step: Step = Box::new(move |machine, run| {
+            let y = machine.empty((run.batch, 1, 1, total), DType::F32)?;
+            machine.linear(&[run.at(time)?], &run.value(&weight)?, &y)?;
+            let end = Ending { bias: Some(run.value(&bias)?), ..Ending::NONE };
+            machine.finish(&y, &end, Function::Identity, &y)?;
+            run.projected = Some(y);
+            Ok(())
+        });
+        self.steps.insert(at, step);
+        Ok(())
+    }
+
     /// The program.
     ///
     /// # Errors
     /// Those of the device.
     pub(crate) fn finish(mut self) -> Result<Program> {
-        if let (Some((time, at)), true) = (self.projections.time, self.projections.total > 0) {
-            // Only now are their weights together.
-            let weight = Tensor::cat(&self.projections.weights, 0)?;
-            let bias = Some(Tensor::cat(&self.projections.biases, 0)?);
-            let (end, total) = (Ending { bias, ..Ending::NONE }, self.projections.total);
-            let step: Step = Box::new(move |machine, run| {
-                let y = machine.empty((run.batch, 1, 1, total), DType::F32)?;
-                machine.linear(&[run.at(time)?], &weight, &y)?;
-                machine.finish(&y, &end, Function::Identity, &y)?;
-                run.projected = Some(y);
-                Ok(())
-            });
-            self.steps.insert(at, step);
-        }
+        self.insert_projections()?;
         Ok(Program { machine: self.machine, steps: self.steps, memory: self.memory.len() })
     }
 }

@@ -61,6 +61,31 @@ pub(crate) fn convolve(
     }
 }
 
+/// The gradient of the weights `[O, K, K, C]` of a convolution of maps, whose answer's is `of_y`.
+pub(super) fn gradient_of_weight(
+    x: &Tensor,
+    of_y: &Tensor,
+    padding: usize,
+    stride: usize,
+) -> Result<Tensor> {
+    let weight = Tensor::zeros((of_y.dim(3)?, 3, 3, x.dim(3)?), x.dtype(), x.device())?;
+    let problem = Problem::new(x, &weight, padding, stride, Lie::Pixels)?;
+    Convolution { problem, part: Part::Answer }.gradient(Part::OfWeight, x, of_y)
+}
+
+/// The gradient of a map of dimensions `x` that was convolved.
+pub(super) fn gradient_of_input(
+    weight: &Tensor,
+    of_y: &Tensor,
+    x: (usize, usize, usize, usize),
+    padding: usize,
+    stride: usize,
+) -> Result<Tensor> {
+    let x = Tensor::zeros(x, of_y.dtype(), of_y.device())?;
+    let problem = Problem::new(&x, weight, padding, stride, Lie::Pixels)?;
+    Convolution { problem, part: Part::Answer }.gradient(Part::OfInput, weight, of_y)
+}
+
 /// Whether that says that cuDNN has no such convolution; candle keeps its errors as text.
 fn unknown(reason: &Error) -> bool {
     let text = reason.to_string();

@@ -148,7 +148,7 @@ pub(super) fn place(storage: &CudaStorage, layout: &Layout, start: usize) -> Res
     Ok(begin + ((first + start) * bytes) as u64)
 }
 
-fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
+pub(super) fn address<T>(slice: &CudaSlice<T>, stream: &CudaStream) -> u64 {
     slice.device_ptr(stream).0
 }
 

@@ -8,7 +8,9 @@ use super::builder::{Builder, Debt, Entry};
 use super::convolution::{Lie, convolve};
 use super::kernels::{Ending, Norm, Waves};
 use super::machine::Machine;
+use super::parameters::{Form, Parameter};
 use super::program::Place;
+use super::tape::{Layer, Linear, Normalised};
 use crate::assembly::{Affine, Assembly, End, Map, Projection, Size};
 use crate::kernels::{Function, Taps};
 use crate::weights::Weights;
@@ -24,7 +26,7 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
 
     fn map(&mut self, height: usize, width: usize, channels: usize) -> Map {
         let place = self.take(Size { height, width, channels });
-        self.maps.push(Entry { place, uses: 1, debt: Debt::None });
+        self.maps.push(Entry::new(place));
         Map(self.maps.len() - 1)
     }
 
@@ -37,7 +39,12 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         map
     }
 
+    /// After the last use the map's memory is used for others, unless the network is trained: then gradients still need
+    /// it.
     fn release(&mut self, map: Map) {
+        if self.trained.is_some() {
+            return;
+        }
         let entry = &mut self.maps[map.0];
         entry.uses -= 1;
         if entry.uses == 0 {
@@ -74,8 +81,8 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
     }
 
     fn time(&mut self, time: Map) {
-        let place = self.read(time);
-        self.projections.time = Some((place, self.len()));
+        self.settle(time);
+        self.projections.time = Some((time, self.len()));
     }
 
     fn project(
@@ -103,15 +110,30 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         let (first, second) = (sources[0], sources.get(1).copied());
         let Size { height, width, channels: own } = self.size(first);
         let channels = own + second.map_or(0, |second| self.size(second).channels);
-        let weight = weights.get_as("weight", &[channels], DType::F32)?;
-        let bias = weights.get_as("bias", &[channels], DType::F32)?;
+        let [weight, bias] = ["weight", "bias"].map(|name| self.vector(weights, name, channels));
+        let (weight, bias) = (weight?, bias?);
         let more = second.map(|second| self.read(second));
         let x = self.place(first);
         let (owed, keep) = self.take_owed(first);
         let residual = owed.as_ref().and_then(|owed| owed.residual);
         let map = self.map(height, width, channels);
         let target = self.place(map);
+        self.record(|| {
+            let (sources, weight, bias) = (sources.to_vec(), weight.clone(), bias.clone());
+            let target = map;
+            Layer::Normalise(Normalised {
+                sources,
+                target,
+                weight,
+                bias,
+                groups,
+                eps,
+                modulation,
+                function,
+            })
+        });
         self.push(move |machine, run| {
+            let (weight, bias) = (run.value(&weight)?, run.value(&bias)?);
             let norm = Norm {
                 weight: &weight,
                 bias: &bias,
@@ -139,8 +161,13 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
     ) -> crate::Result<()> {
         let (from, to) = (self.size(source), self.size(target));
         let weight = weights.get("weight", &[to.channels, from.channels, 3, 3])?;
-        let weight = weight.permute((0, 2, 3, 1))?.contiguous()?;
-        let bias = weights.get_as("bias", &[to.channels], DType::F32)?;
+        let weight = match &mut self.trained {
+            None => Parameter::Own(weight.permute((0, 2, 3, 1))?.contiguous()?),
+            Some(trained) => {
+                trained.register([weight], (to.channels, 3, 3, from.channels), Form::Filter)
+            }
+        };
+        let bias = self.vector(weights, "bias", to.channels)?;
         let Taps { stride, padding, doubled, .. } = taps;
         let times = if doubled { 2 } else { 1 };
         // Without zeros above and left there are one row and one column of them below and right.
@@ -153,8 +180,13 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
             }
             false => self.enlarge(source, times, [height, width]),
         };
-        let (x, y) = (self.place(seen), self.owe(target, bias, end)?);
+        let (x, y) = (self.place(seen), self.owe(target, bias.clone(), end)?);
+        self.record(|| {
+            let (sources, taps, weight) = (vec![seen], Some([padding, stride]), weight.clone());
+            Layer::Linear(Linear { sources, target, taps, weight, bias, end })
+        });
         self.push(move |_, run| {
+            let weight = run.value(&weight)?;
             let answer = convolve(&run.at(x)?, &weight, padding, stride, Lie::Pixels)?;
             run.at(y)?.slice_set(&answer, 0, 0)
         });
@@ -169,18 +201,16 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         parts: &[Affine],
         end: End,
     ) -> crate::Result<()> {
-        let (mut weights, mut biases) = (Vec::new(), Vec::new());
-        for (weight, bias, factor) in parts {
-            weights.push((weight.flatten_from(1)? * *factor)?);
-            let bias = bias.to_device(&self.machine.device)?.to_dtype(DType::F32)?;
-            biases.push((bias * *factor)?);
-        }
-        let (weight, bias) = (Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?);
-        let sources: Vec<Place> = sources.iter().map(|&source| self.read(source)).collect();
-        let target = self.owe(target, bias, end)?;
+        let [weight, bias] = self.affine(parts)?;
+        let places: Vec<Place> = sources.iter().map(|&source| self.read(source)).collect();
+        let y = self.owe(target, bias.clone(), end)?;
+        self.record(|| {
+            let (sources, weight) = (sources.to_vec(), weight.clone());
+            Layer::Linear(Linear { sources, target, taps: None, weight, bias, end })
+        });
         self.push(move |machine, run| {
-            let maps: Result<Vec<Tensor>> = sources.iter().map(|&place| run.at(place)).collect();
-            machine.linear(&maps?, &weight, &run.at(target)?)
+            let maps: Result<Vec<Tensor>> = places.iter().map(|&place| run.at(place)).collect();
+            machine.linear(&maps?, &run.value(&weight)?, &run.at(y)?)
         });
         Ok(())
     }
@@ -188,7 +218,11 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
     fn attend(&mut self, source: Map, parts: &[Affine; 3], heads: usize) -> crate::Result<Map> {
         let Size { height, width, channels } = self.size(source);
         let qkv = self.map(height, width, 3 * channels);
-        self.pointwise(&[source], qkv, parts, End::default())?;
+        // Weights that are trained are not multiplied with anything, so scores are.
+        let [(query, bias, factor), key, value] = parts.clone();
+        let (within, scale) =
+            if self.trained.is_some() { (1.0, factor as f32) } else { (factor, 1.0) };
+        self.pointwise(&[source], qkv, &[(query, bias, within), key, value], End::default())?;
         let bias = if self.machine.attends(channels / heads) {
             self.bias(qkv)
         } else {
@@ -197,11 +231,13 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         };
         let gathered = self.map(height, width, channels);
         let (x, y) = (self.place(qkv), self.place(gathered));
+        let fused = self.machine.attends(channels / heads);
+        self.record(|| Layer::Attend { qkv, target: gathered, heads, scale });
         self.push(move |machine, run| {
             let (x, y) = (run.at(x)?, run.at(y)?);
-            match &bias {
-                Some(bias) => machine.attend(&x, bias, heads, &y),
-                None => machine.attend_with_scores(&x, heads, &y),
+            match fused {
+                true => machine.attend(&x, bias.as_ref(), (heads, scale), &y),
+                false => machine.attend_with_scores(&x, (heads, scale), &y),
             }
         });
         self.release(qkv);
@@ -212,6 +248,7 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         let Size { height, width, channels } = self.size(map);
         let half = self.map(height / 2, width / 2, channels);
         let (x, y) = (self.read(map), self.place(half));
+        self.record(|| Layer::Halve { source: map, target: half });
         self.push(move |machine, run| machine.halve(&run.at(x)?, &run.at(y)?));
         self.release(map);
         half
@@ -306,11 +343,47 @@ impl<C> Builder<'_, C> {
         Ok(map)
     }
 
+    /// A vector of f32.
+    fn vector(&mut self, weights: &Weights, name: &str, length: usize) -> crate::Result<Parameter> {
+        let vector = weights.get_as(name, &[length], DType::F32)?;
+        Ok(match &mut self.trained {
+            None => Parameter::Own(vector),
+            Some(trained) => trained.register([vector], length, Form::Vector),
+        })
+    }
+
+    /// Weight and bias of linear maps one after another; those that are trained have no factor.
+    fn affine(&mut self, parts: &[Affine]) -> crate::Result<[Parameter; 2]> {
+        let (mut weights, mut biases) = (Vec::new(), Vec::new());
+        for (weight, bias, factor) in parts {
+            let bias = bias.to_device(&self.machine.device)?.to_dtype(DType::F32)?;
+            if self.trained.is_some() {
+                assert!(*factor == 1.0, "weights that are trained are not multiplied");
+                weights.push(weight.clone());
+                biases.push(bias);
+            } else {
+                weights.push((weight.flatten_from(1)? * *factor)?);
+                biases.push((bias * *factor)?);
+            }
+        }
+        let Some(trained) = &mut self.trained else {
+            let joined = [Tensor::cat(&weights, 0)?, Tensor::cat(&biases, 0)?];
+            return Ok(joined.map(Parameter::Own));
+        };
+        let outputs = biases.iter().map(Tensor::elem_count).sum();
+        let inputs = weights.iter().map(Tensor::elem_count).sum::<usize>() / outputs;
+        Ok([
+            trained.register(weights, (outputs, inputs), Form::Matrix),
+            trained.register(biases, outputs, Form::Vector),
+        ])
+    }
+
     /// Each pixel as `times` by `times`, and zeros to the right and below, up to the height and width `seen`.
     fn enlarge(&mut self, source: Map, times: usize, [height, width]: [usize; 2]) -> Map {
         let x = self.read(source);
         let map = self.map(height, width, x.size.channels);
         let y = self.place(map);
+        self.record(|| Layer::Enlarge { source, target: map, times });
         self.push(move |machine, run| machine.enlarge(&run.at(x)?, times, &run.at(y)?));
         map
     }

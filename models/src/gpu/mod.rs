@@ -8,22 +8,24 @@ mod convolution;
 mod kernels;
 mod launch;
 mod layers;
+mod lists;
 mod machine;
-mod norm;
+mod parameters;
 mod product;
 mod program;
+mod tape;
+mod training;
 
 pub(crate) use builder::Builder;
-pub(crate) use convolution::{Lie, convolve};
 pub(crate) use kernels::Waves;
 pub(crate) use launch::{Kernels, knows, numbers, over, view};
-pub(crate) use norm::group_norm;
+pub(crate) use lists::{join, part};
 pub(crate) use program::Program;
+pub(crate) use training::Training;
 
 use crate::weights::Weights;
 
-/// Whether a network of these weights is compiled for a GPU: one there, which stays as it is, of a type there are kernels
-/// for.
+/// Whether a network of these weights may be compiled for a GPU: one there, of a type there are kernels for.
 pub(crate) fn compiles(weights: &Weights) -> bool {
-    weights.device().is_cuda() && knows(weights.dtype()) && weights.may_merge()
+    weights.device().is_cuda() && knows(weights.dtype())
 }

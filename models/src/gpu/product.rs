@@ -46,56 +46,64 @@ pub(super) struct Extent {
     pub(super) depth: usize,
 }
 
-/// What the second matrix of a product is.
+/// How the matrices of a product lie.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Second {
-    /// `[depth, columns]`.
+pub(super) enum Order {
+    /// The first as `[rows, depth]`, the second as `[depth, columns]`.
     Plain,
-    /// `[columns, depth]`, as weights and keys are.
+    /// The first as `[depth, rows]`, the second as `[columns, depth]`, as weights and keys are.
     Transposed,
 }
 
-/// `c = a·b`, or `c = c + a·b` where it is to `add`; sums are taken in f32.
+impl Order {
+    fn operation(self) -> cublasOperation_t {
+        match self {
+            Self::Plain => cublasOperation_t::CUBLAS_OP_N,
+            Self::Transposed => cublasOperation_t::CUBLAS_OP_T,
+        }
+    }
+}
+
+/// `c = factor·a·b`, or `c = c + factor·a·b` where it is to `add`; sums are taken in f32.
 ///
 /// # Errors
 /// Matrices that do not lie in their tensors, and whatever cuBLAS says.
 pub(super) fn multiply(
     device: &CudaDevice,
     Extent { count, rows, columns, depth }: Extent,
-    a: Matrices,
-    (b, second): (Matrices, Second),
+    (a, first): (Matrices, Order),
+    (b, second): (Matrices, Order),
     c: Matrices,
-    add: bool,
+    (factor, add): (f32, bool),
 ) -> Result<()> {
     if count == 0 || rows == 0 || columns == 0 || depth == 0 {
         bail!("a product of {rows} × {depth} × {columns}, {count} times");
     }
-    a.check(count, rows, depth)?;
     c.check(count, rows, columns)?;
+    match first {
+        Order::Plain => a.check(count, rows, depth)?,
+        Order::Transposed => a.check(count, depth, rows)?,
+    }
     match second {
-        Second::Plain => b.check(count, depth, columns)?,
-        Second::Transposed => b.check(count, columns, depth)?,
+        Order::Plain => b.check(count, depth, columns)?,
+        Order::Transposed => b.check(count, columns, depth)?,
     }
     let int = |value: usize| match i32::try_from(value) {
         Ok(value) => Ok(value),
         Err(_) => bail!("a product of {rows} × {depth} × {columns}: cuBLAS counts to 2^31 - 1"),
     };
-    let (scale, keep) = (1.0f32, if add { 1.0f32 } else { 0.0 });
+    let keep = if add { 1.0f32 } else { 0.0 };
     // cuBLAS has columns where tensors have rows: it is asked for cᵀ = bᵀ·aᵀ.
-    let of_b = match second {
-        Second::Plain => cublasOperation_t::CUBLAS_OP_N,
-        Second::Transposed => cublasOperation_t::CUBLAS_OP_T,
-    };
     // SAFETY: the checks above have found all matrices within their tensors, whose types are told.
     unsafe {
         gemm_strided_batched_ex(
             *device.cublas_handle().handle(),
-            of_b,
-            cublasOperation_t::CUBLAS_OP_N,
+            second.operation(),
+            first.operation(),
             int(columns)?,
             int(rows)?,
             int(depth)?,
-            (&raw const scale).cast(),
+            (&raw const factor).cast(),
             pointer(b.tensor, b.start)? as *const _,
             kind(b.tensor)?,
             int(b.row)?,

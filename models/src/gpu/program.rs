@@ -5,6 +5,7 @@ use candle_core::{Result, Tensor, bail};
 use super::builder::Owed;
 use super::kernels::{Ending, Told};
 use super::machine::Machine;
+use super::parameters::{Current, Parameter, part};
 use crate::assembly::{Projection, Size, X};
 use crate::kernels::Buffer;
 
@@ -28,7 +29,7 @@ impl Program {
     pub(crate) fn forward(&self, inputs: [&Tensor; 3]) -> Result<Tensor> {
         let batch = inputs[X].dim(0)?;
         let memory = self.machine.empty(batch * self.memory, self.machine.dtype)?;
-        let mut run = Run { inputs, batch, memory, projected: None, answer: None };
+        let mut run = Run::new(inputs, batch, memory);
         for step in &self.steps {
             step(&self.machine, &mut run)?;
         }
@@ -46,7 +47,7 @@ pub(super) struct Place {
     pub(super) size: Size,
 }
 
-/// One evaluation.
+/// One evaluation, or the gradients of one.
 pub(super) struct Run<'a> {
     pub(super) inputs: [&'a Tensor; 3],
     pub(super) batch: usize,
@@ -54,9 +55,63 @@ pub(super) struct Run<'a> {
     /// All projections of the time embedding, f32 `[B, 1, 1, …]`.
     pub(super) projected: Option<Tensor>,
     pub(super) answer: Option<Tensor>,
+    /// The weights of a network that is trained, and where each begins.
+    pub(super) trained: Option<(&'a Current, &'a [usize])>,
+    pub(super) back: Option<Back>,
 }
 
-impl Run<'_> {
+/// What gradients come from and go to.
+pub(super) struct Back {
+    /// `[B, channels, height, width]`.
+    pub(super) of_answer: Tensor,
+    /// Of all projections of the time embedding, f32.
+    pub(super) of_projected: Tensor,
+    /// f32, for what is on its way.
+    pub(super) sums: Tensor,
+    /// f32, of all trained tensors, one after another.
+    pub(super) of_weights: Tensor,
+    pub(super) of_told: Option<Tensor>,
+    pub(super) of_x: Option<Tensor>,
+}
+
+impl<'a> Run<'a> {
+    pub(super) fn new(inputs: [&'a Tensor; 3], batch: usize, memory: Tensor) -> Self {
+        Self { inputs, batch, memory, projected: None, answer: None, trained: None, back: None }
+    }
+
+    /// A weight as it is now.
+    pub(super) fn value(&self, parameter: &Parameter) -> Result<Tensor> {
+        match (parameter, self.trained) {
+            (Parameter::Own(tensor), _) => Ok(tensor.clone()),
+            (_, Some((weights, starts))) => weights.get(parameter, starts),
+            (_, None) => bail!("a weight that is trained, in a network that is not"),
+        }
+    }
+
+    /// Where a trained weight's gradient goes, f32.
+    pub(super) fn of(&self, parameter: &Parameter) -> Result<Tensor> {
+        match (parameter, self.trained) {
+            (Parameter::Trained { first, shape, .. }, Some((_, starts))) => {
+                part(&self.back()?.of_weights, starts[*first], shape)
+            }
+            _ => bail!("a gradient of a weight that is not trained"),
+        }
+    }
+
+    pub(super) fn back(&self) -> Result<&Back> {
+        match &self.back {
+            Some(back) => Ok(back),
+            None => bail!("gradients are not what is asked for"),
+        }
+    }
+
+    pub(super) fn back_mut(&mut self) -> Result<&mut Back> {
+        match &mut self.back {
+            Some(back) => Ok(back),
+            None => bail!("gradients are not what is asked for"),
+        }
+    }
+
     /// The map `[B, height, width, channels]` that is there.
     pub(super) fn at(&self, Place { buffer, size }: Place) -> Result<Tensor> {
         let Size { height, width, channels } = size;
@@ -69,7 +124,7 @@ impl Run<'_> {
     pub(super) fn ending(&self, owed: &Owed) -> Result<Ending> {
         Ok(Ending {
             residual: owed.residual.map(|(_, place)| self.at(place)).transpose()?,
-            bias: Some(owed.bias.clone()),
+            bias: Some(self.value(&owed.bias)?),
             offset: self.told(owed.offset)?,
             factor: owed.factor,
         })
@@ -82,5 +137,12 @@ impl Run<'_> {
             (Some(Projection(start)), Some(all)) => Ok(Some(Told { all: all.clone(), start })),
             (Some(_), None) => bail!("the time embedding is not projected yet"),
         }
+    }
+
+    /// Where the gradient of such a projection goes.
+    pub(super) fn of_told(&self, projection: Option<Projection>) -> Result<Option<Told>> {
+        let Some(Projection(start)) = projection else { return Ok(None) };
+        let all = &self.back()?.of_projected;
+        Ok(Some(Told { all: all.reshape((self.batch, 1, 1, ()))?, start }))
     }
 }

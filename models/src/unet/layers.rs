@@ -5,7 +5,6 @@
 use candle_core::{Result, Tensor};
 
 use super::config::Activation;
-use super::convolution::convolve;
 use crate::weights::Weights;
 
 /// A convolution with bias.
@@ -41,7 +40,7 @@ impl Conv2d {
 
     /// The same, without the bias, which whoever takes it must add.
     pub(super) fn without_bias(&self, x: &Tensor) -> Result<Tensor> {
-        convolve(x, &self.weight, self.padding, self.stride)
+        x.conv2d(&self.weight, self.padding, self.stride, 1, 1)
     }
 
     /// `[output]`.

@@ -8,7 +8,6 @@ mod attention;
 mod blocks;
 mod channels;
 mod config;
-mod convolution;
 mod embeddings;
 mod group_norm;
 mod layers;
@@ -56,13 +55,20 @@ enum Body {
     /// Kernels for a GPU, over weights that do not change, those of the time embedding among them.
     #[cfg(feature = "cuda")]
     Gpu(crate::gpu::Program),
+    /// Kernels for a GPU, over weights that are trained.
+    #[cfg(feature = "cuda")]
+    GpuTraining(crate::gpu::Training),
 }
 
 impl Body {
     fn new(config: &UNet2DConfig, weights: &Weights, numbers: Numbers) -> Result<Self> {
         #[cfg(feature = "cuda")]
         if crate::gpu::compiles(weights) {
-            return Ok(Self::Gpu(plan::compile_for_gpu(config, weights)?));
+            return Ok(if weights.trained() {
+                Self::GpuTraining(plan::compile_trained_for_gpu(config, weights)?)
+            } else {
+                Self::Gpu(plan::compile_for_gpu(config, weights)?)
+            });
         }
         // Where weights may be merged they do not change either, so they may be packed as well.
         let compiled = weights.dtype() == DType::F32 && weights.device().is_cpu();
@@ -154,6 +160,11 @@ impl UNet2DModel {
         let embedding = match &body {
             #[cfg(feature = "cuda")]
             Body::Gpu(_) => None,
+            // Weights that are trained stay as they are, so that what is made of them follows.
+            #[cfg(feature = "cuda")]
+            Body::GpuTraining(_) => {
+                Some(Embedding::new(config, &weights.in_f32(), DType::F32, device)?)
+            }
             _ => Some(Embedding::new(config, weights, dtype, device)?),
         };
         Ok(Self {
@@ -189,6 +200,11 @@ fn bf16() -> Result<Numbers> {
 }
 
 impl Denoiser for UNet2DModel {
+    #[cfg(feature = "cuda")]
+    fn follows(&self) -> bool {
+        self.dtype == DType::F32 || matches!(self.body, Body::GpuTraining(_))
+    }
+
     fn forward(
         &self,
         x: &Tensor,
@@ -203,6 +219,8 @@ impl Denoiser for UNet2DModel {
             Body::Training(plan) => plan.forward([x, &told, timesteps]),
             #[cfg(feature = "cuda")]
             Body::Gpu(program) => program.forward([x, &told, timesteps]),
+            #[cfg(feature = "cuda")]
+            Body::GpuTraining(training) => training.forward([x, &told, timesteps]),
         }
     }
 
@@ -219,7 +237,7 @@ impl Denoiser for UNet2DModel {
             Body::Plan(plan) => plan.profile([x, &told, timesteps]),
             Body::Training(plan) => plan.profile([x, &told, timesteps]),
             #[cfg(feature = "cuda")]
-            Body::Gpu(_) => Ok(Vec::new()),
+            Body::Gpu(_) | Body::GpuTraining(_) => Ok(Vec::new()),
         }
     }
 
@@ -229,7 +247,7 @@ impl Denoiser for UNet2DModel {
             Body::Plan(plan) => plan.footprint(),
             Body::Training(plan) => plan.footprint(),
             #[cfg(feature = "cuda")]
-            Body::Gpu(_) => return None,
+            Body::Gpu(_) | Body::GpuTraining(_) => return None,
         };
         footprint.weight_bytes += self.embedding.as_ref().map_or(0, Embedding::weight_bytes);
         Some(footprint)

@@ -51,6 +51,21 @@ pub(super) fn compile_for_gpu(
     Ok(builder.finish()?)
 }
 
+/// The same of a network whose weights are trained and f32, with the CPU's inputs: `x` is of the type of the maps, as the
+/// answer is.
+#[cfg(feature = "cuda")]
+pub(super) fn compile_trained_for_gpu(
+    config: &UNet2DConfig,
+    weights: &Weights,
+) -> crate::Result<crate::gpu::Training> {
+    let all = weights.in_f32();
+    let mut builder = crate::gpu::Builder::trained(config, &all, weights.dtype())?;
+    let time = embedded(&mut builder);
+    let ends = assemble(&mut builder, &all, time)?;
+    let divided = config.time_embedding == TimeEmbedding::Fourier;
+    Ok(crate::gpu::Training::new(builder, ends, scale(config).0, divided)?)
+}
+
 /// The same of a network whose weights are trained.
 pub(super) fn compile_trained(
     config: &UNet2DConfig,
@@ -81,7 +96,7 @@ fn scale(config: &UNet2DConfig) -> (f32, f32) {
 }
 
 /// The time embedding that a network is asked for.
-fn embedded(builder: &mut Builder) -> Map {
+fn embedded<'a>(builder: &mut impl Assembly<'a, UNet2DConfig>) -> Map {
     let channels = builder.config().time_width();
     builder.import(TOLD, Size { height: 1, width: 1, channels }, 1.0, 0.0)
 }

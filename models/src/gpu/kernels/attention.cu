@@ -36,14 +36,15 @@ template <typename T> static __device__ unsigned pair(float first, float second)
 
 // One block for each 16 * WARPS queries of a head of a sample, 16 of them for each warp.
 //
-// qkv [samples, tokens, 3 * channels]: scaled queries, keys and values, each head by head, and what is to be added to
-// them, bias [3 * channels]; y [samples, tokens, channels]. A head has `depth` channels, an even number up to DEPTH.
+// qkv [samples, tokens, 3 * channels]: queries, keys and values, each head by head, and what is to be added to them, bias
+// [3 * channels], or null; the queries are multiplied with `scale` then; y [samples, tokens, channels]. A head has `depth`
+// channels, an even number up to DEPTH.
 //
 // What is added to all keys moves all scores of a query alike, which softmax does not see; what is added to all values
 // is added to their mean.
 template <typename T, int DEPTH>
 static __device__ void attend(
-    const unsigned short *qkv, const float *bias, unsigned short *y, int heads, int tokens, int depth
+    const unsigned short *qkv, const float *bias, float scale, unsigned short *y, int heads, int tokens, int depth
 ) {
     // Rows end in padding so that the lanes of a load meet different banks.
     __shared__ unsigned short keys[KEYS][DEPTH + 8], values[DEPTH][KEYS + 8];
@@ -52,7 +53,7 @@ static __device__ void attend(
     int lane = threadIdx.x % 32, group = lane / 4, four = lane % 4;
     int first = (tile * WARPS + threadIdx.x / 32) * 16 + group, channels = heads * depth, row = 3 * channels;
     qkv += (long long)sample * tokens * row + head * depth;
-    bias += head * depth;
+    if (bias) bias += head * depth;
     y += (long long)sample * tokens * channels + head * depth;
 
     unsigned queries[DEPTH / 16][4];
@@ -63,7 +64,9 @@ static __device__ void attend(
             queries[step][part] = 0;
             if (!there) continue;
             const unsigned short *from = qkv + (long long)query * row + channel;
-            queries[step][part] = pair<T>(T::load(from[0]) + bias[channel], T::load(from[1]) + bias[channel + 1]);
+            float one = T::load(from[0]), next = T::load(from[1]);
+            if (bias) one += bias[channel], next += bias[channel + 1];
+            queries[step][part] = pair<T>(one * scale, next * scale);
         }
 
     // Of rows `first` and `first + 8`: the largest score so far, the lane's share of the sum, and what is gathered.
@@ -140,9 +143,9 @@ static __device__ void attend(
         for (int column = 0; column < DEPTH / 8; column++) {
             int channel = column * 8 + 2 * four;
             if (query >= tokens || channel >= depth) continue;
-            const float *added = bias + 2 * channels + channel;
-            float one = gathered[column][2 * half] / total[half] + added[0];
-            float next = gathered[column][2 * half + 1] / total[half] + added[1];
+            float one = gathered[column][2 * half] / total[half];
+            float next = gathered[column][2 * half + 1] / total[half];
+            if (bias) one += bias[2 * channels + channel], next += bias[2 * channels + channel + 1];
             *reinterpret_cast<unsigned *>(y + (long long)query * channels + channel) = pair<T>(one, next);
         }
     }
@@ -150,9 +153,10 @@ static __device__ void attend(
 
 #define ATTEND(DEPTH, NAME, T)                                                                                       \
     extern "C" __global__ void attend_##DEPTH##_##NAME(                                                              \
-        const unsigned short *qkv, const float *bias, unsigned short *y, int heads, int tokens, int depth            \
+        const unsigned short *qkv, const float *bias, float scale, unsigned short *y, int heads, int tokens,         \
+        int depth                                                                                                    \
     ) {                                                                                                              \
-        attend<T, DEPTH>(qkv, bias, y, heads, tokens, depth);                                                        \
+        attend<T, DEPTH>(qkv, bias, scale, y, heads, tokens, depth);                                                 \
     }
 
 ATTEND(16, bf16, BF16)

@@ -1,69 +1,5 @@
 // What lies between convolutions and products.
 
-// The sum of every thread's value, the same to all of them.
-static __device__ float sum(float value) {
-    __shared__ float sums[THREADS / 32];
-    for (int other = 16; other > 0; other /= 2) value += __shfl_xor_sync(0xffffffff, value, other);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-    __syncthreads();
-    float total = 0;
-    for (int i = 0; i < THREADS / 32; i++) total += sums[i];
-    return total;
-}
-
-// The functions between layers, numbered as in `layers.rs`.
-static __device__ float activate(int function, float x) {
-    switch (function) {
-    case 1: return x / (1 + expf(-x));
-    // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|), which cannot overflow.
-    case 2: return x * tanhf(fmaxf(x, 0) + log1pf(expf(-fabsf(x))));
-    case 3: return x * 0.5f * (1 + erff(x * 0.70710678f));
-    case 4: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
-    case 5: return fmaxf(x, 0);
-    default: return x;
-    }
-}
-
-// Their derivatives.
-static __device__ float slope(int function, float x) {
-    float sigmoid = 1 / (1 + expf(-x));
-    switch (function) {
-    case 1: return sigmoid * (1 + x * (1 - sigmoid));
-    case 2: {
-        float inside = tanhf(fmaxf(x, 0) + log1pf(expf(-fabsf(x))));
-        return inside + x * sigmoid * (1 - inside * inside);
-    }
-    case 3: return 0.5f * (1 + erff(x * 0.70710678f)) + x * 0.39894228f * expf(-0.5f * x * x);
-    case 4: {
-        float inside = tanhf(0.79788456f * (x + 0.044715f * x * x * x));
-        return 0.5f * (1 + inside) + 0.5f * x * (1 - inside * inside) * 0.79788456f * (1 + 0.134145f * x * x);
-    }
-    case 5: return x > 0;
-    default: return 1;
-    }
-}
-
-// N numbers that lie side by side, loaded and stored 16 bytes at once.
-template <typename T, int N, int BYTES = N * sizeof(typename T::Stored)> struct alignas(BYTES < 16 ? BYTES : 16) Pack {
-    typename T::Stored values[N];
-};
-
-// Visits the thread's share of `size` packs, with the pixel and the place among the `width` of each.
-template <typename F> static __device__ void each(int size, int width, F visit) {
-    int pixel = threadIdx.x / width, place = threadIdx.x % width;
-    int pixels_on = THREADS / width, places_on = THREADS % width;
-    for (int i = threadIdx.x; i < size; i += THREADS) {
-        visit(i, pixel, place);
-        pixel += pixels_on;
-        place += places_on;
-        if (place >= width) {
-            place -= width;
-            pixel++;
-        }
-    }
-}
-
 // Bytes of a group that a block keeps at hand.
 #define KEPT 40960
 
@@ -151,96 +87,6 @@ static __device__ void group_norm(
         }
         *reinterpret_cast<Numbers *>(y + (long long)pixel * channels + from) = numbers;
     });
-}
-
-// Of a group of a map in rows, [samples, channels, pixels]: mean and deviation of x + offset, times scale, plus shift,
-// then a function. One block per sample and group; parameters [samples, 3, channels]: scale, shift, offset.
-template <typename T> struct Rows {
-    const typename T::Stored *x;
-    const float *parameters;
-    int channels, width, pixels, first, size;
-    float mean, deviation;
-
-    __device__ Rows(
-        const typename T::Stored *maps, const float *all, int channels, int groups, int pixels, float eps
-    ) : channels(channels), width(channels / groups), pixels(pixels) {
-        first = blockIdx.x % groups * width;
-        size = width * pixels;
-        x = maps + (long long)blockIdx.x * size;
-        parameters = all + (long long)(blockIdx.x / groups) * 3 * channels + first;
-        float total = 0;
-        for (int i = threadIdx.x; i < size; i += THREADS) total += value(i);
-        mean = sum(total) / size;
-        total = 0;
-        for (int i = threadIdx.x; i < size; i += THREADS) {
-            float centred = value(i) - mean;
-            total += centred * centred;
-        }
-        deviation = sqrtf(sum(total) / size + eps);
-    }
-
-    __device__ float value(int i) const { return T::load(x[i]) + parameters[2 * channels + i / pixels]; }
-    __device__ float normed(int i) const { return (value(i) - mean) / deviation; }
-    __device__ float scale(int place) const { return parameters[place]; }
-    __device__ float shift(int place) const { return parameters[channels + place]; }
-};
-
-template <typename T>
-static __device__ void norm_rows(
-    const typename T::Stored *x, const float *parameters, typename T::Stored *y, int channels, int groups, int pixels,
-    float eps, int function
-) {
-    Rows<T> rows(x, parameters, channels, groups, pixels, eps);
-    y += (long long)blockIdx.x * rows.size;
-    for (int i = threadIdx.x; i < rows.size; i += THREADS) {
-        int place = i / pixels;
-        y[i] = T::store(activate(function, rows.normed(i) * rows.scale(place) + rows.shift(place)));
-    }
-}
-
-// The gradients of x and of the parameters, of that of y.
-template <typename T>
-static __device__ void norm_rows_gradient(
-    const typename T::Stored *x, const float *parameters, const typename T::Stored *of_y, typename T::Stored *of_x,
-    float *of_parameters, int channels, int groups, int pixels, float eps, int function
-) {
-    Rows<T> rows(x, parameters, channels, groups, pixels, eps);
-    of_y += (long long)blockIdx.x * rows.size;
-    of_x += (long long)blockIdx.x * rows.size;
-    of_parameters += (long long)(blockIdx.x / groups) * 3 * channels + rows.first;
-    // The gradient of what the function sees.
-    auto inside = [&](int i, int place) {
-        return T::load(of_y[i]) * slope(function, rows.normed(i) * rows.scale(place) + rows.shift(place));
-    };
-    // Sums over the group, of the gradient of what is normed, and of that times what is normed.
-    float plain = 0, along = 0;
-    for (int place = 0; place < rows.width; place++) {
-        float of_scale = 0, of_shift = 0;
-        for (int i = place * pixels + threadIdx.x; i < (place + 1) * pixels; i += THREADS) {
-            float gradient = inside(i, place);
-            of_shift += gradient;
-            of_scale += gradient * rows.normed(i);
-        }
-        of_scale = sum(of_scale);
-        of_shift = sum(of_shift);
-        if (threadIdx.x == 0) {
-            of_parameters[place] = of_scale;
-            of_parameters[channels + place] = of_shift;
-        }
-        plain += of_shift * rows.scale(place);
-        along += of_scale * rows.scale(place);
-    }
-    for (int place = 0; place < rows.width; place++) {
-        float of_offset = 0;
-        for (int i = place * pixels + threadIdx.x; i < (place + 1) * pixels; i += THREADS) {
-            float normed = rows.normed(i), gradient = inside(i, place) * rows.scale(place);
-            gradient = (gradient - plain / rows.size - normed * along / rows.size) / rows.deviation;
-            of_offset += gradient;
-            of_x[i] = T::store(gradient);
-        }
-        of_offset = sum(of_offset);
-        if (threadIdx.x == 0) of_parameters[2 * channels + place] = of_offset;
-    }
 }
 
 // y = function((x + residual + bias + offset) * factor), which may take x's place; N numbers at once. Residual, bias
@@ -434,20 +280,6 @@ static __device__ void softmax(const float *scores, typename T::Stored *y, int r
                 x, residual, owed, offset, of_offset, factor, keep, more, own, modulation, told, weight, bias, y,    \
                 channels, groups, pixels, eps, function, kept                                                        \
             );                                                                                                       \
-    }                                                                                                                \
-    extern "C" __global__ void norm_rows_##NAME(                                                                     \
-        const T::Stored *x, const float *parameters, T::Stored *y, int channels, int groups, int pixels, float eps,  \
-        int function                                                                                                 \
-    ) {                                                                                                              \
-        norm_rows<T>(x, parameters, y, channels, groups, pixels, eps, function);                                     \
-    }                                                                                                                \
-    extern "C" __global__ void norm_rows_gradient_##NAME(                                                            \
-        const T::Stored *x, const float *parameters, const T::Stored *of_y, T::Stored *of_x, float *of_parameters,   \
-        int channels, int groups, int pixels, float eps, int function                                                \
-    ) {                                                                                                              \
-        norm_rows_gradient<T>(                                                                                       \
-            x, parameters, of_y, of_x, of_parameters, channels, groups, pixels, eps, function                        \
-        );                                                                                                           \
     }                                                                                                                \
     extern "C" __global__ void finish_##NAME(                                                                        \
         const T::Stored *x, const T::Stored *residual, const float *bias, const float *offset, int told,             \

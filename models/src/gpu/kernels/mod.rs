@@ -1,19 +1,24 @@
 //! Kernels of our own, each as a function of tensors that finds them to fit. Maps are `[B, height, width, channels]`, and
 //! of one type; vectors are f32.
 
+mod gradients;
 #[cfg(test)]
 mod tests;
 
-use candle_core::backend::{BackendDevice, BackendStorage};
 use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
-use candle_core::{CudaStorage, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{DType, Result, Shape, Tensor, bail};
 
-use super::launch::{Argument, Kernels, THREADS, blocks, over, place};
+pub(crate) use gradients::Normed;
+
+use super::launch::{Argument, Kernels, THREADS, blocks, over};
 use super::machine::Machine;
 use crate::kernels::Function;
 
-static LAYERS: Kernels =
-    Kernels::new("layers", concat!(include_str!("numbers.cu"), include_str!("layers.cu")), None);
+static LAYERS: Kernels = Kernels::new(
+    "layers",
+    concat!(include_str!("numbers.cu"), include_str!("functions.cu"), include_str!("layers.cu")),
+    None,
+);
 /// For the first tensor cores that know bf16, and later ones.
 static ATTENTION: Kernels = Kernels::new(
     "attention",
@@ -100,85 +105,7 @@ pub(crate) struct Waves {
     pub(crate) logarithm: bool,
 }
 
-/// A group norm of maps in rows: its parameters are `[B, 3, channels]` in f32, scale, shift and what is added before.
-#[derive(Clone, Copy)]
-pub(crate) struct Rows {
-    pub(crate) groups: usize,
-    pub(crate) eps: f64,
-    pub(crate) function: Function,
-}
-
-impl Rows {
-    /// Blocks of a kernel, and its last arguments.
-    fn check(self, x: &Layout, parameters: &Layout) -> Result<(LaunchConfig, [Argument; 5])> {
-        let &[batch, channels, ref pixels @ ..] = x.dims() else {
-            bail!("group norm of {:?}: has no channels", x.dims())
-        };
-        let pixels = pixels.iter().product::<usize>();
-        let Self { groups, eps, function } = self;
-        let few = batch * channels * pixels == 0;
-        if few || parameters.dims() != [batch, 3, channels] || channels % groups != 0 {
-            let (x, parameters) = (x.dims(), parameters.dims());
-            bail!("group norm of {x:?} in {groups} groups, with parameters {parameters:?}")
-        }
-        let arguments = [
-            Argument::int(channels)?,
-            Argument::int(groups)?,
-            Argument::int(pixels)?,
-            Argument::Float(eps as f32),
-            Argument::Int(number(function)),
-        ];
-        Ok((blocks(batch * groups), arguments))
-    }
-}
-
 impl Machine {
-    /// Group norm of a map in rows, `[B, channels, …]`.
-    pub(crate) fn norm_rows(
-        &self,
-        (x, x_at): (&CudaStorage, &Layout),
-        (parameters, parameters_at): (&CudaStorage, &Layout),
-        rows: Rows,
-    ) -> Result<CudaStorage> {
-        let (config, last) = rows.check(x_at, parameters_at)?;
-        if x.dtype() != self.dtype || parameters.dtype() != DType::F32 {
-            bail!("group norm of {:?} with parameters of {:?}", x.dtype(), parameters.dtype())
-        }
-        // SAFETY: the kernel writes all of it.
-        let y = unsafe { self.cuda.alloc_uninit(x_at.shape(), self.dtype)? };
-        let [x, parameters] = [place(x, x_at, 0)?, place(parameters, parameters_at, 0)?];
-        let to = place(&y, &Layout::contiguous(x_at.shape()), 0)?;
-        let first = [x, parameters, to].map(Argument::Pointer);
-        let arguments: Vec<Argument> = first.into_iter().chain(last).collect();
-        // SAFETY: the checks above.
-        unsafe { LAYERS.launch(self, "norm_rows", config, &arguments)? };
-        Ok(y)
-    }
-
-    /// The gradients of a map in rows that was normed, and of the parameters, given its own.
-    pub(crate) fn norm_rows_gradient(
-        &self,
-        x: &Tensor,
-        parameters: &Tensor,
-        of_y: &Tensor,
-        rows: Rows,
-    ) -> Result<[Tensor; 2]> {
-        let (config, last) = rows.check(x.layout(), parameters.layout())?;
-        self.check("a norm's operand", x, true)?;
-        self.check("a norm's gradient", of_y, of_y.dims() == x.dims())?;
-        fit("a norm's parameters", parameters, DType::F32, true)?;
-        let of_x = self.empty(x.shape(), self.dtype)?;
-        let of_parameters = self.empty(parameters.shape(), DType::F32)?;
-        let mut arguments = Vec::new();
-        for tensor in [x, parameters, of_y, &of_x, &of_parameters] {
-            arguments.push(Argument::from(tensor, 0)?);
-        }
-        arguments.extend(last);
-        // SAFETY: the checks above.
-        unsafe { LAYERS.launch(self, "norm_rows_gradient", config, &arguments)? };
-        Ok([of_x, of_parameters])
-    }
-
     /// Memory that a kernel will write.
     pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         // SAFETY: whoever asks for it has a kernel write all of it before anything reads it.
@@ -492,13 +419,13 @@ impl Machine {
         attention(depth).is_some() && self.dtype != DType::F32 && self.generation >= 8
     }
 
-    /// The values that each query gathers, head by head, of scaled queries, keys and values, one after another in the
-    /// channels, to which `bias` `[3·channels]` is added; in `y`.
+    /// The values that each query gathers, head by head, of queries, which are multiplied with `scale`, keys and values,
+    /// one after another in the channels, to which `bias` `[3·channels]` is added first; in `y`.
     pub(crate) fn attend(
         &self,
         qkv: &Tensor,
-        bias: &Tensor,
-        heads: usize,
+        bias: Option<&Tensor>,
+        (heads, scale): (usize, f32),
         y: &Tensor,
     ) -> Result<()> {
         let (batch, height, width, three) = qkv.dims4()?;
@@ -507,11 +434,14 @@ impl Machine {
             bail!("no kernel for attention of {depth} channels in {:?}", self.dtype)
         };
         self.check("queries, keys and values", qkv, three == 3 * heads * depth)?;
-        fit("a bias", bias, DType::F32, bias.dims() == [three])?;
+        if let Some(bias) = bias {
+            fit("a bias", bias, DType::F32, bias.dims() == [three])?;
+        }
         self.check("what is gathered", y, y.dims() == [batch, height, width, heads * depth])?;
         let arguments = [
             Argument::from(qkv, 0)?,
-            Argument::from(bias, 0)?,
+            Argument::maybe(bias)?,
+            Argument::Float(scale),
             Argument::from(y, 0)?,
             Argument::int(heads)?,
             Argument::int(tokens)?,

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use super::{Ending, Norm, Told, Waves};
+use super::{Ending, Norm, Normed, Told, Waves};
 use crate::assembly::Size;
 use crate::gpu::convolution::{Lie, convolve};
 use crate::gpu::machine::Machine;
@@ -61,11 +61,16 @@ fn numbers(tensor: &Tensor) -> Vec<f64> {
 
 /// Fails on NaN, too.
 fn close(what: &str, given: &Tensor, expected: &[f64], limit: f64) {
+    close_to(what, given, expected, limit, 0.0);
+}
+
+/// The same where the numbers are differences of numbers of the size of `scale`.
+fn close_to(what: &str, given: &Tensor, expected: &[f64], limit: f64, scale: f64) {
     let given = numbers(given);
     assert_eq!(given.len(), expected.len(), "{what}");
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>();
     let wrong = square(&mut given.iter().zip(expected).map(|(a, b)| a - b));
-    let size = square(&mut expected.iter().copied());
+    let size = square(&mut expected.iter().copied()) + scale * scale * given.len() as f64;
     assert!(wrong <= limit * limit * size, "{what}: {:.2e}", (wrong / size).sqrt());
 }
 
@@ -435,7 +440,9 @@ fn attention_is_that_of_plain_loops() -> Result<()> {
                     values[(sample * tokens + token) * row + place]
                 };
                 for query in 0..tokens {
-                    let score = |key| (0..depth).map(|c| at(0, query, c) * at(1, key, c)).sum();
+                    let score = |key| {
+                        0.5 * (0..depth).map(|c| at(0, query, c) * at(1, key, c)).sum::<f64>()
+                    };
                     let scores: Vec<f64> = (0..tokens).map(score).collect();
                     let most = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
                     let powers: Vec<f64> =
@@ -453,14 +460,57 @@ fn attention_is_that_of_plain_loops() -> Result<()> {
             assert_eq!(machine.attends(depth), known, "{what}");
             let shape = [batch, height, width, channels];
             let y = blank(&machine, &shape);
-            assert_eq!(machine.attend(&qkv, &bias, heads, &y).is_ok(), known, "{what}");
+            let given = machine.attend(&qkv, Some(&bias), (heads, 0.5), &y);
+            assert_eq!(given.is_ok(), known, "{what}");
             if known {
                 close(&what, &y, &expected, 4.0 * limit);
             }
             let (end, y) = (Ending { bias: Some(bias), ..Ending::NONE }, blank(&machine, &shape));
             machine.finish(&qkv, &end, Function::Identity, &qkv)?;
-            machine.attend_with_scores(&qkv, heads, &y)?;
+            machine.attend_with_scores(&qkv, (heads, 0.5), &y)?;
             close(&what, &y, &expected, 4.0 * limit);
+            if known {
+                let y = blank(&machine, &shape);
+                machine.attend(&qkv, None, (heads, 0.5), &y)?;
+                close(&what, &y, &expected, 4.0 * limit);
+            }
+            let (of_y, of_ys) = random(&machine, 3, &shape);
+            let of_qkv = blank(&machine, qkv.dims());
+            machine.attend_gradient(&qkv, &of_y, (heads, 0.5), &of_qkv)?;
+            let values = numbers(&qkv);
+            let mut gradient = vec![0.0; values.len()];
+            for (sample, head) in (0..batch).flat_map(|i| (0..heads).map(move |j| (i, j))) {
+                let at = |part: usize, token: usize, channel: usize| {
+                    (sample * tokens + token) * row + part * channels + head * depth + channel
+                };
+                for query in 0..tokens {
+                    let score = |key| {
+                        let products =
+                            (0..depth).map(|c| values[at(0, query, c)] * values[at(1, key, c)]);
+                        0.5 * products.sum::<f64>()
+                    };
+                    let scores: Vec<f64> = (0..tokens).map(score).collect();
+                    let most = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
+                    let powers: Vec<f64> =
+                        scores.iter().map(|score| (score - most).exp()).collect();
+                    let total: f64 = powers.iter().sum();
+                    let own = |c| of_ys[(sample * tokens + query) * channels + head * depth + c];
+                    let of_weight =
+                        |key| (0..depth).map(|c| own(c) * values[at(2, key, c)]).sum::<f64>();
+                    let along: f64 =
+                        (0..tokens).map(|key| powers[key] / total * of_weight(key)).sum();
+                    for key in 0..tokens {
+                        let weight = powers[key] / total;
+                        let of_score = 0.5 * weight * (of_weight(key) - along);
+                        for c in 0..depth {
+                            gradient[at(0, query, c)] += of_score * values[at(1, key, c)];
+                            gradient[at(1, key, c)] += of_score * values[at(0, query, c)];
+                            gradient[at(2, key, c)] += weight * own(c);
+                        }
+                    }
+                }
+            }
+            close(&what, &of_qkv, &gradient, 8.0 * limit);
         }
     }
     Ok(())
@@ -493,6 +543,222 @@ fn linear_maps_and_convolutions_are_those_of_the_cpu() -> Result<()> {
             let y = convolve(&x, &weight, padding, stride, Lie::Pixels)?;
             close("convolution", &y, &expected, limit);
         }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn gradients_of_norms_are_those_of_plain_loops() -> Result<()> {
+    for (machine, limit) in machines() {
+        for (batch, [height, width], own, others, groups) in [
+            (1, [1, 1], 4, 0, 2),
+            (2, [5, 7], 6, 10, 4),
+            (3, [16, 16], 32, 0, 8),
+            (1, [8, 4], 3, 2, 5),
+            (2, [3, 3], 600, 0, 2),
+        ] {
+            let (channels, pixels) = (own + others, height * width);
+            let (x, xs) = random(&machine, 1, &[batch, height, width, own]);
+            let (more, mores) = random(&machine, 2, &[batch, height, width, others.max(1)]);
+            let (weight, weights) = vector(&machine, 3, &[channels]);
+            let (bias, biases) = vector(&machine, 4, &[channels]);
+            let (of_y, of_ys) = random(&machine, 5, &[batch, height, width, channels]);
+            let total = 2 * channels + 3;
+            let (all, alls) = vector(&machine, 6, &[batch, 1, 1, total]);
+            for (index, (modulated, add)) in
+                [(false, false), (true, false), (false, true), (true, true)].into_iter().enumerate()
+            {
+                let activation = FUNCTIONS[(index + 1) % FUNCTIONS.len()];
+                let told = |all: &Tensor| modulated.then(|| Told { all: all.clone(), start: 3 });
+                let normed = Normed {
+                    x: &x,
+                    more: (others > 0).then_some(&more),
+                    weight: &weight,
+                    bias: &bias,
+                    groups,
+                    eps: 1e-5,
+                    modulation: told(&all),
+                    function: activation,
+                };
+                let to = |like: &Tensor| {
+                    if add { like.copy() } else { Ok(blank(&machine, like.dims())) }
+                };
+                let (of_x, of_more) = (to(&x)?, to(&more)?);
+                let shares = Tensor::full(f32::NAN, batch * 2 * channels, &machine.device)?;
+                let into_more = (others > 0).then_some((&of_more, add));
+                machine.norm_gradient(&normed, &of_y, (&of_x, add), into_more, &shares)?;
+                let of_all = Tensor::zeros((batch, 1, 1, total), DType::F32, &machine.device)?;
+                let of = [0, 1].map(|_| Tensor::full(f32::NAN, channels, &machine.device));
+                let [of_weight, of_bias] = of;
+                let (of_weight, of_bias) = (of_weight?, of_bias?);
+                machine.norm_shares(&normed, &shares, told(&of_all), [&of_weight, &of_bias])?;
+
+                let (mut expected_x, mut expected_more) = (vec![0.0; xs.len()], mores.clone());
+                let (mut expected_weight, mut expected_bias) =
+                    (vec![0.0; channels], vec![0.0; channels]);
+                let mut expected_all = vec![0.0; batch * total];
+                let width = channels / groups;
+                for sample in 0..batch {
+                    for first in (0..channels).step_by(width) {
+                        let places: Vec<(usize, usize)> = (0..pixels)
+                            .flat_map(|pixel| (first..first + width).map(move |c| (pixel, c)))
+                            .collect();
+                        let value = |&(pixel, channel): &(usize, usize)| {
+                            let place = sample * pixels + pixel;
+                            match channel.checked_sub(own) {
+                                None => xs[place * own + channel],
+                                Some(channel) => mores[place * others + channel],
+                            }
+                        };
+                        let group: Vec<f64> = places.iter().map(value).collect();
+                        let (mean, deviation) = moments(&group, 1e-5);
+                        let factor = |channel| {
+                            if modulated { 1.0 + alls[sample * total + 3 + channel] } else { 1.0 }
+                        };
+                        let added = |channel| {
+                            if modulated {
+                                alls[sample * total + 3 + channels + channel]
+                            } else {
+                                0.0
+                            }
+                        };
+                        let rows: Vec<(usize, f64, f64)> = places
+                            .iter()
+                            .zip(&group)
+                            .map(|(&(pixel, channel), x)| {
+                                let normed = (x - mean) / deviation;
+                                let factor = factor(channel);
+                                let z = (normed * weights[channel] + biases[channel]) * factor
+                                    + added(channel);
+                                let slope = (function(activation, z + 1e-4)
+                                    - function(activation, z - 1e-4))
+                                    / 2e-4;
+                                let place = (sample * pixels + pixel) * channels + channel;
+                                (channel, normed, of_ys[place] * slope)
+                            })
+                            .collect();
+                        let size = group.len() as f64;
+                        let (mut plain, mut along) = (0.0, 0.0);
+                        for &(channel, normed, gradient) in &rows {
+                            let factor = factor(channel);
+                            expected_weight[channel] += gradient * normed * factor;
+                            expected_bias[channel] += gradient * factor;
+                            if modulated {
+                                let at = sample * total + 3 + channel;
+                                expected_all[at] +=
+                                    gradient * (normed * weights[channel] + biases[channel]);
+                                expected_all[at + channels] += gradient;
+                            }
+                            let inner = gradient * weights[channel] * factor;
+                            plain += inner;
+                            along += inner * normed;
+                        }
+                        for (&(pixel, channel), &(_, normed, gradient)) in places.iter().zip(&rows)
+                        {
+                            let inner = gradient * weights[channel] * factor(channel);
+                            let of_x = (inner - plain / size - normed * along / size) / deviation;
+                            let place = sample * pixels + pixel;
+                            let (to, before) = match channel.checked_sub(own) {
+                                None => (
+                                    &mut expected_x[place * own + channel],
+                                    xs[place * own + channel],
+                                ),
+                                Some(channel) => (
+                                    &mut expected_more[place * others + channel],
+                                    mores[place * others + channel],
+                                ),
+                            };
+                            *to = of_x + if add { before } else { 0.0 };
+                        }
+                    }
+                }
+                let what = format!("{:?} {batch} {own} {others} {groups} {index}", machine.dtype);
+                let limit = 4.0 * limit + 1e-5;
+                close_to(&what, &of_x, &expected_x, limit, 1e-3);
+                if others > 0 {
+                    close_to(&what, &of_more, &expected_more, limit, 1e-3);
+                }
+                close_to(&what, &of_weight, &expected_weight, limit, 1e-3);
+                close(&what, &of_bias, &expected_bias, limit);
+                close(&what, &of_all, &expected_all, limit);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn gradients_of_what_goes_value_by_value_are_those_of_plain_loops() -> Result<()> {
+    for (machine, limit) in machines() {
+        for (batch, [height, width], channels) in
+            [(1, [2, 2], 1), (2, [6, 4], 8), (3, [2, 10], 7), (2, [16, 16], 48)]
+        {
+            let what = format!("{:?} {batch} {height} {width} {channels}", machine.dtype);
+            let (there, theres) = random(&machine, 1, &[batch, height, width, channels]);
+            let place = |sample: usize, row: usize, column: usize, wide: usize, tall: usize| {
+                ((sample * tall + row) * wide + column) * channels
+            };
+            let visit = |i: usize| {
+                let (channel, pixel) = (i % channels, i / channels);
+                (pixel / width / height, pixel / width % height, pixel % width, channel)
+            };
+            for add in [false, true] {
+                let before = |i: usize| if add { theres[i] } else { 0.0 };
+                let to = || if add { there.copy() } else { Ok(blank(&machine, there.dims())) };
+                for (times, [tall, wide]) in
+                    [(1, [height + 1, width + 1]), (2, [2 * height, 2 * width])]
+                {
+                    let (of_y, of_ys) = random(&machine, 2, &[batch, tall, wide, channels]);
+                    let of_x = to()?;
+                    machine.enlarge_gradient(&of_y, times, (&of_x, add))?;
+                    let expected = |i: usize| {
+                        let (sample, row, column, channel) = visit(i);
+                        let copies = (0..times).flat_map(|i| (0..times).map(move |j| (i, j)));
+                        let own = copies.map(|(i, j)| {
+                            let (row, column) = (row * times + i, column * times + j);
+                            of_ys[place(sample, row, column, wide, tall) + channel]
+                        });
+                        before(i) + own.sum::<f64>()
+                    };
+                    let expected: Vec<f64> = (0..theres.len()).map(expected).collect();
+                    close(&what, &of_x, &expected, 2.0 * limit);
+                }
+                let (of_y, of_ys) = random(&machine, 3, &[batch, height / 2, width / 2, channels]);
+                let of_x = to()?;
+                machine.halve_gradient(&of_y, (&of_x, add))?;
+                let expected = |i: usize| {
+                    let (sample, row, column, channel) = visit(i);
+                    let half = place(sample, row / 2, column / 2, width / 2, height / 2);
+                    before(i) + of_ys[half + channel] / 4.0
+                };
+                let expected: Vec<f64> = (0..theres.len()).map(expected).collect();
+                close(&what, &of_x, &expected, 2.0 * limit);
+            }
+            let apart = channels + 5;
+            let sums = Tensor::zeros(batch * apart, DType::F32, &machine.device)?;
+            machine.sums(&there, &sums, [2, apart])?;
+            let totals = Tensor::full(f32::NAN, channels, &machine.device)?;
+            machine.totals(&sums, [2, apart], batch, &totals)?;
+            let (mut expected, mut together) = (vec![0.0; batch * apart], vec![0.0; channels]);
+            for (i, x) in theres.iter().enumerate() {
+                let (sample, .., channel) = visit(i);
+                expected[sample * apart + 2 + channel] += x;
+                together[channel] += x;
+            }
+            close(&what, &sums, &expected, 1e-5);
+            close(&what, &totals, &together, 1e-5);
+            assert!(machine.sums(&there, &sums, [6, apart]).is_err());
+        }
+        let (filter, filters) = random(&machine, 4, &[5, 3, 3, 7]);
+        let back = Tensor::full(f32::NAN, (5, 7, 3, 3), &machine.device)?;
+        machine.weights_back(&filter, &back)?;
+        let expected = (0..filters.len()).map(|i| {
+            let (tap, input, output) = (i % 9, i / 9 % 7, i / 63);
+            filters[(output * 9 + tap) * 7 + input]
+        });
+        close("filter", &back, &expected.collect::<Vec<_>>(), 1e-12);
     }
     Ok(())
 }
