@@ -9,7 +9,7 @@
 # CAPABILITY     compute capability the kernels are compiled for [90: H100, H200]
 # WORK           where the toolkit is unpacked and stays [target/gpu]
 # BINARY         an understudy built already, instead of building one
-# TESTS          whether to build the kernels' own tests as well, and run them [no]
+# TESTS          whether to build the tests that need a GPU as well, and run them [no]
 #
 # Without a data folder its phases are left out there. Needs Python with pip, a C and a C++ compiler, xz, zstd and the
 # package registries; 12 minutes of two cores for the build.
@@ -68,12 +68,14 @@ build() {
     binary=${CARGO_TARGET_DIR:-$root/target}/release/understudy
 }
 
-# Each kernel against plain loops, on the GPU in software.
+# Each kernel against plain loops, and U-Nets of every kind against diffusers and f64, on the GPU in software.
 tests() {
     local told='import json, sys; print([said["executable"] for said in map(json.loads, sys.stdin) if said.get("executable")][-1])'
-    binary_of_tests=$(cd "$root/models" && linked --lib --profile test --message-format json | python3 -c "$told")
-    "$root/benches/gpu/emulator/build.sh" "$work/emulated-tests" "$binary_of_tests"
-    "$work/emulated-tests/understudy" --ignored
+    for target in --lib --test=unet; do
+        binary_of_tests=$(cd "$root/models" && linked "$target" --profile test --message-format json | python3 -c "$told")
+        "$root/benches/gpu/emulator/build.sh" "$work/emulated-tests" "$binary_of_tests"
+        "$work/emulated-tests/understudy" --ignored
+    done
 }
 
 # Does it run? On a GPU in software, and on the CPU where the driver knows no GPU.

@@ -98,6 +98,10 @@ fn copied(tensor: &Tensor) -> Result<Tensor> {
 }
 
 impl Denoiser for Captured {
+    fn pin(&mut self) {
+        self.network.pin();
+    }
+
     fn forward(
         &self,
         x: &Tensor,

@@ -75,6 +75,9 @@ pub trait Denoiser: Send + Sync {
         self.dtype() == DType::F32
     }
 
+    /// Has evaluations of one size done the same way in every process from now on, where they are not anyway.
+    fn pin(&mut self) {}
+
     /// One evaluation of a batch whose samples may stand at different times.
     ///
     /// # Shapes

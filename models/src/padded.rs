@@ -7,8 +7,8 @@ use crate::denoiser::{Denoiser, Geometry};
 /// Asks its network about `rows` rows whatever it is asked itself, the missing ones zeros at time 0, and more than
 /// that in several evaluations. Shapes, types and errors are the network's.
 ///
-/// A GPU's libraries choose algorithms, and with them the order of sums, by the size of the batch; here there is
-/// but one size.
+/// A GPU's libraries choose algorithms, and with them the order of sums, by the size of the batch, and some by what is
+/// fastest just now; here there is but one size, and the network is pinned ([`Denoiser::pin`]).
 pub struct Padded {
     network: Box<dyn Denoiser>,
     rows: usize,
@@ -16,7 +16,8 @@ pub struct Padded {
 
 impl Padded {
     /// Around a network; 0 rows count as 1.
-    pub fn new(network: Box<dyn Denoiser>, rows: usize) -> Self {
+    pub fn new(mut network: Box<dyn Denoiser>, rows: usize) -> Self {
+        network.pin();
         Self { network, rows: rows.max(1) }
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use candle_core::{DType, Result, Tensor};
@@ -20,6 +20,10 @@ pub(super) struct WarmUp {
     device: usize,
     survey: Survey,
     began: Option<Instant>,
+    /// Rows at most of an evaluation that is prepared, and the time that this took: on a GPU the first of a size has
+    /// kernels compiled, algorithms searched and a graph captured.
+    prepared: usize,
+    preparing: Duration,
     reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
 }
 
@@ -30,7 +34,16 @@ impl WarmUp {
         max_rows: Option<usize>,
         reply: oneshot::Sender<std::result::Result<(), String>>,
     ) -> Self {
-        Self { model, device, survey: Survey::new(max_rows), began: None, reply: Some(reply) }
+        let prepared = if model.on(device).network().device().is_cpu() { usize::MAX } else { 0 };
+        Self {
+            model,
+            device,
+            survey: Survey::new(max_rows),
+            began: None,
+            prepared,
+            preparing: Duration::ZERO,
+            reply: Some(reply),
+        }
     }
 
     /// One evaluation; true when the warm-up is over and whoever asked has been told.
@@ -38,8 +51,9 @@ impl WarmUp {
         let started = Instant::now();
         let began = *self.began.get_or_insert(started);
         let timestep = self.model.schedule.train_timesteps() - 1;
+        let rows = self.survey.rows();
         let result = catch_unwind(AssertUnwindSafe(|| {
-            probe(self.model.on(self.device).network(), self.survey.rows(), timestep as f32)
+            probe(self.model.on(self.device).network(), rows, timestep as f32)
         }));
         match result {
             Ok(Ok(true)) => {}
@@ -60,7 +74,13 @@ impl WarmUp {
             }
             Err(_) => return self.tell(Err("its evaluation panicked".into())),
         }
-        let (seconds, spent) = (started.elapsed(), began.elapsed());
+        let seconds = started.elapsed();
+        if rows > self.prepared {
+            self.prepared = rows;
+            self.preparing += seconds;
+            return false;
+        }
+        let spent = began.elapsed().saturating_sub(self.preparing);
         let Some(costs) = self.survey.timed(seconds.as_secs_f64(), spent.as_secs_f64()) else {
             return false;
         };

@@ -6,8 +6,13 @@
 #include <cudnn.h>
 #include <curand.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <map>
+#include <mutex>
+#include <set>
 #include <vector>
 
 #include "driver.h"
@@ -204,51 +209,36 @@ int nvmlDeviceGetTemperature(void *, int, unsigned *celsius) {
 
 // ---- cuDNN ------------------------------------------------------------------------------------------------------
 
+// Its graphs, as far as this project tells them: one convolution, or one of its gradients. It is told everything that
+// there is to tell, in order, or ends the process; what NVIDIA's refuses, it refuses. Its heuristics propose engines
+// that are not for us, too; having one of those do anything ends the process.
+
 struct cudnnContext {
     cudaStream_t stream;
-};
-struct cudnnTensorStruct {
-    Type type;
-    int size[4], stride[4];
-    size_t at(int n, int c, int h, int w) const {
-        return size_t(n) * stride[0] + size_t(c) * stride[1] + size_t(h) * stride[2] + size_t(w) * stride[3];
-    }
-};
-struct cudnnFilterStruct : cudnnTensorStruct {};
-struct cudnnConvolutionStruct {
-    int padding[2], stride[2], dilation[2], groups;
 };
 
 namespace {
 
-void lay_out(cudnnTensorStruct &tensor, cudnnTensorFormat_t format, cudnnDataType_t type, int n, int c, int h, int w) {
-    bool last = format == CUDNN_TENSOR_NHWC;
-    if (!last && format != CUDNN_TENSOR_NCHW) wrong("a tensor of another format");
-    tensor = {of(type), {n, c, h, w}, {c * h * w, last ? 1 : h * w, last ? w * c : w, last ? c : 1}};
-}
-
-cudnnStatus_t check(
-    const cudnnTensorStruct &x, const cudnnFilterStruct &w, const cudnnConvolutionStruct &c, const cudnnTensorStruct &y
-) {
-    // As if channels had to come before pixels.
-    static const bool rows_only = std::getenv("EMULATED_ROWS") != nullptr;
-    if (rows_only && x.size[1] > 1 && x.size[2] * x.size[3] > 1 && x.stride[1] == 1) return CUDNN_STATUS_NOT_SUPPORTED;
-    bool good = x.type == w.type && y.type == x.type && x.size[0] == y.size[0] && x.size[1] == w.size[1] * c.groups;
-    good = good && y.size[1] == w.size[0] && c.groups == 1;
-    for (int i = 0; i < 2; i++) {
-        int reach = c.dilation[i] * (w.size[2 + i] - 1) + 1;
-        good = good && y.size[2 + i] == (x.size[2 + i] + 2 * c.padding[i] - reach) / c.stride[i] + 1;
+struct Layout {
+    Type type;
+    int64_t size[4], stride[4];
+    size_t at(int64_t n, int64_t c, int64_t h, int64_t w) const {
+        return n * stride[0] + c * stride[1] + h * stride[2] + w * stride[3];
     }
-    // Elements that lie over one another are for no tensor of cuDNN's.
-    for (const cudnnTensorStruct *tensor : {&x, static_cast<const cudnnTensorStruct *>(&w), &y})
-        for (int i = 0; i < 4; i++) good = good && tensor->size[i] > 0 && tensor->stride[i] > 0;
-    return good ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_BAD_PARAM;
-}
+    size_t count() const { return size_t(size[0]) * size[1] * size[2] * size[3]; }
+    bool last() const { return size[1] > 1 && size[2] * size[3] > 1 && stride[1] == 1; }
+};
+enum class Part { Answer, OfInput, OfWeight };
+struct Convolved {
+    Part part;
+    Layout x, w, y;
+    int64_t names[3], alignment, padding[2], stride[2];
+};
 
-std::vector<float> gathered(const cudnnTensorStruct &tensor, const void *from) {
+std::vector<float> gathered(const Layout &tensor, const void *from) {
     auto [n, c, h, w] = tensor.size;
     std::vector<float> values;
-    values.reserve(size_t(n) * c * h * w);
+    values.reserve(tensor.count());
     for (int i = 0; i < n; i++)
         for (int j = 0; j < c; j++)
             for (int k = 0; k < h; k++)
@@ -256,39 +246,283 @@ std::vector<float> gathered(const cudnnTensorStruct &tensor, const void *from) {
     return values;
 }
 
-void scatter(const cudnnTensorStruct &tensor, const std::vector<float> &values, float alpha, float beta, void *to) {
+void scatter(const Layout &tensor, const std::vector<float> &values, void *to) {
     auto [n, c, h, w] = tensor.size;
     size_t next = 0;
     for (int i = 0; i < n; i++)
         for (int j = 0; j < c; j++)
             for (int k = 0; k < h; k++)
-                for (int l = 0; l < w; l++) {
-                    size_t at = tensor.at(i, j, k, l);
-                    float old = beta == 0 ? 0 : beta * load(tensor.type, to, at);
-                    store(tensor.type, to, at, alpha * values[next++] + old);
-                }
+                for (int l = 0; l < w; l++) store(tensor.type, to, tensor.at(i, j, k, l), values[next++]);
 }
 
 // The pixels that output pixels see: `[C·K·K, H'·W']` of sample `n`, which `visit(column's place, x's place)` is told
 // of; zeros around are left out.
-template <typename F>
-void windows(
-    const cudnnTensorStruct &x, const cudnnFilterStruct &w, const cudnnConvolutionStruct &c,
-    const cudnnTensorStruct &y, int n, F visit
-) {
+template <typename F> void windows(const Convolved &c, int n, F visit) {
+    const Layout &x = c.x, &w = c.w, &y = c.y;
     size_t pixels = size_t(y.size[2]) * y.size[3];
     for (int channel = 0; channel < x.size[1]; channel++)
         for (int i = 0; i < w.size[2]; i++)
             for (int j = 0; j < w.size[3]; j++)
                 for (int row = 0; row < y.size[2]; row++)
                     for (int column = 0; column < y.size[3]; column++) {
-                        int up = row * c.stride[0] + i * c.dilation[0] - c.padding[0];
-                        int left = column * c.stride[1] + j * c.dilation[1] - c.padding[1];
+                        int64_t up = row * c.stride[0] + i - c.padding[0];
+                        int64_t left = column * c.stride[1] + j - c.padding[1];
                         if (up < 0 || up >= x.size[2] || left < 0 || left >= x.size[3]) continue;
                         size_t of_window = (size_t(channel) * w.size[2] + i) * w.size[3] + j;
                         size_t of_x = ((size_t(n) * x.size[1] + channel) * x.size[2] + up) * x.size[3] + left;
                         visit(of_window * pixels + size_t(row) * y.size[3] + column, of_x);
                     }
+}
+
+// Does it with x, the weights and y.
+void convolve(const Convolved &c, void *x, void *w, void *y) {
+    int outputs = int(c.w.size[0]), pixels = int(c.y.size[2] * c.y.size[3]), reach = int(c.w.count() / outputs);
+    size_t answers = size_t(outputs) * pixels;
+    if (c.part == Part::Answer) {
+        std::vector<float> image = gathered(c.x, x), weight = gathered(c.w, w), sum(c.y.count());
+        std::vector<float> seen(size_t(reach) * pixels);
+        for (int n = 0; n < c.x.size[0]; n++) {
+            std::fill(seen.begin(), seen.end(), 0);
+            windows(c, n, [&](size_t of_window, size_t of_x) { seen[of_window] = image[of_x]; });
+            multiply(weight.data(), seen.data(), sum.data() + n * answers, outputs, pixels, reach);
+        }
+        scatter(c.y, sum, y);
+    } else if (c.part == Part::OfInput) {
+        std::vector<float> given = gathered(c.y, y), weight = gathered(c.w, w), sum(c.x.count());
+        std::vector<float> turned(weight.size());
+        for (int o = 0; o < outputs; o++)
+            for (int r = 0; r < reach; r++) turned[size_t(r) * outputs + o] = weight[size_t(o) * reach + r];
+        for (int n = 0; n < c.x.size[0]; n++) {
+            std::vector<float> seen(size_t(reach) * pixels);
+            multiply(turned.data(), given.data() + n * answers, seen.data(), reach, pixels, outputs);
+            windows(c, n, [&](size_t of_window, size_t of_x) { sum[of_x] += seen[of_window]; });
+        }
+        scatter(c.x, sum, x);
+    } else {
+        std::vector<float> image = gathered(c.x, x), given = gathered(c.y, y), sum(c.w.count());
+        std::vector<float> seen(size_t(pixels) * reach);
+        for (int n = 0; n < c.x.size[0]; n++) {
+            std::fill(seen.begin(), seen.end(), 0);
+            windows(c, n, [&](size_t of_window, size_t of_x) {
+                seen[of_window % pixels * reach + of_window / pixels] = image[of_x];
+            });
+            multiply(given.data() + n * answers, seen.data(), sum.data(), outputs, reach, pixels);
+        }
+        scatter(c.w, sum, w);
+    }
+}
+
+struct Engine {
+    int64_t number;
+    std::vector<cudnnBackendNumericalNote_t> notes;
+    int64_t bytes;
+    // Whether there is a plan with it, and whether one may be used for f32, and for other types.
+    bool planned, for_f32, for_others;
+};
+const Engine first_engines[] = {
+    {4, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE, CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC}, 0, true, false, false},
+    {5, {CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION}, 0, true, false, false},
+    {6, {CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS}, 0, true, false, false},
+    {7, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, 0, false, false, false},
+    {8, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, int64_t(1) << 30, true, false, false},
+    {9, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, 131, true, false, true},
+    {10, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, 0, true, false, true},
+};
+const Engine last_engines[] = {
+    {1, {}, 4608, true, true, true},
+    {0, {CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP}, 0, true, true, true},
+};
+
+struct Described {
+    cudnnBackendDescriptorType_t kind;
+    bool finished = false;
+    std::map<cudnnBackendAttributeName_t, std::vector<char>> told;
+    // What it comes to: of operations and what is made of them, and of engines and what is made of them.
+    Convolved convolved = {};
+    const Engine *engine = nullptr;
+
+    template <typename T> const T *get(cudnnBackendAttributeName_t name) const {
+        return reinterpret_cast<const T *>(told.at(name).data());
+    }
+    const Described &other(cudnnBackendAttributeName_t name) const { return **get<Described *>(name); }
+};
+// Those that are there. They are of all threads.
+std::mutex described;
+std::set<Described *> &there = *new std::set<Described *>;
+Described &known(const void *descriptor) {
+    std::lock_guard lock(described);
+    auto *known = static_cast<Described *>(const_cast<void *>(descriptor));
+    if (!there.count(known)) wrong("a descriptor that is not there");
+    return *known;
+}
+
+// What each kind of descriptor is to be told: so many values of a type, or another descriptor.
+struct Told {
+    cudnnBackendDescriptorType_t kind;
+    cudnnBackendAttributeName_t name;
+    cudnnBackendAttributeType_t type;
+    int64_t count;
+    size_t size;
+    cudnnBackendDescriptorType_t other = {};
+};
+const auto A_DESCRIPTOR = CUDNN_TYPE_BACKEND_DESCRIPTOR;
+#define OPERATION(KIND, NAME, X, W, Y)                                                                     \
+    {KIND, NAME##_ALPHA, CUDNN_TYPE_FLOAT, 1, 4}, {KIND, NAME##_BETA, CUDNN_TYPE_FLOAT, 1, 4},             \
+        {KIND, NAME##_CONV_DESC, A_DESCRIPTOR, 1, 8, CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR},                \
+        {KIND, NAME##_##X, A_DESCRIPTOR, 1, 8, CUDNN_BACKEND_TENSOR_DESCRIPTOR},                           \
+        {KIND, NAME##_##W, A_DESCRIPTOR, 1, 8, CUDNN_BACKEND_TENSOR_DESCRIPTOR},                           \
+        {KIND, NAME##_##Y, A_DESCRIPTOR, 1, 8, CUDNN_BACKEND_TENSOR_DESCRIPTOR}
+const Told all_told[] = {
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, 4},
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_DIMENSIONS, CUDNN_TYPE_INT64, 4, 8},
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, 8},
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, 8},
+    {CUDNN_BACKEND_TENSOR_DESCRIPTOR, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1, 8},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_COMP_TYPE, CUDNN_TYPE_DATA_TYPE, 1, 4},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_CONV_MODE, CUDNN_TYPE_CONVOLUTION_MODE, 1, 4},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS, CUDNN_TYPE_INT64, 1, 8},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_DILATIONS, CUDNN_TYPE_INT64, 2, 8},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES, CUDNN_TYPE_INT64, 2, 8},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS, CUDNN_TYPE_INT64, 2, 8},
+    {CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR, CUDNN_ATTR_CONVOLUTION_POST_PADDINGS, CUDNN_TYPE_INT64, 2, 8},
+    OPERATION(
+        CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD, X, W, Y
+    ),
+    OPERATION(
+        CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA, DX, W,
+        DY
+    ),
+    OPERATION(
+        CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER, X,
+        DW, DY
+    ),
+    {CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE, 1, 8},
+    // Of any of the three kinds.
+    {CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR, CUDNN_ATTR_OPERATIONGRAPH_OPS, A_DESCRIPTOR, 1, 8},
+    {CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH, A_DESCRIPTOR, 1, 8,
+     CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR},
+    {CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, CUDNN_ATTR_ENGINEHEUR_MODE, CUDNN_TYPE_HEUR_MODE, 1, 4},
+    {CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, 8},
+    {CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, A_DESCRIPTOR, 1, 8,
+     CUDNN_BACKEND_ENGINECFG_DESCRIPTOR},
+    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 3, 8},
+    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR, 3, 8},
+    {CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1, 8},
+};
+
+thread_local const char *last_error = "";
+cudnnStatus_t refuse(cudnnStatus_t status, const char *why) {
+    last_error = why;
+    return status;
+}
+
+cudnnStatus_t finish_tensor(const Described &tensor) {
+    auto sizes = tensor.get<int64_t>(CUDNN_ATTR_TENSOR_DIMENSIONS);
+    auto stride = tensor.get<int64_t>(CUDNN_ATTR_TENSOR_STRIDES);
+    for (int i = 0; i < 4; i++)
+        if (sizes[i] <= 0) return refuse(CUDNN_STATUS_BAD_PARAM, "a dimension of nothing");
+    int64_t c = sizes[1], h = sizes[2], w = sizes[3];
+    const int64_t rows[4] = {c * h * w, h * w, w, 1}, pixels[4] = {c * h * w, 1, w * c, c};
+    if (!std::equal(rows, rows + 4, stride) && !std::equal(pixels, pixels + 4, stride))
+        return refuse(CUDNN_STATUS_BAD_PARAM, "a tensor with gaps, or of another order");
+    auto alignment = *tensor.get<int64_t>(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT);
+    bool power = alignment > 0 && (alignment & (alignment - 1)) == 0;
+    auto bytes = int64_t(size(of(*tensor.get<cudnnDataType_t>(CUDNN_ATTR_TENSOR_DATA_TYPE))));
+    if (!power || alignment < bytes) return refuse(CUDNN_STATUS_BAD_PARAM, "an alignment that there is not");
+    return CUDNN_STATUS_SUCCESS;
+}
+
+cudnnStatus_t finish_convolution(const Described &convolution) {
+    auto pair = [&](cudnnBackendAttributeName_t name) { return convolution.get<int64_t>(name); };
+    const int64_t *before = pair(CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS);
+    const int64_t *after = pair(CUDNN_ATTR_CONVOLUTION_POST_PADDINGS);
+    bool good = *pair(CUDNN_ATTR_CONVOLUTION_SPATIAL_DIMS) == 2;
+    good = good && *convolution.get<cudnnDataType_t>(CUDNN_ATTR_CONVOLUTION_COMP_TYPE) == CUDNN_DATA_FLOAT;
+    good = good && *convolution.get<cudnnConvolutionMode_t>(CUDNN_ATTR_CONVOLUTION_CONV_MODE) == CUDNN_CROSS_CORRELATION;
+    for (int i = 0; i < 2; i++) {
+        good = good && pair(CUDNN_ATTR_CONVOLUTION_DILATIONS)[i] == 1 && before[i] == after[i] && before[i] >= 0;
+        good = good && pair(CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES)[i] > 0;
+    }
+    return good ? CUDNN_STATUS_SUCCESS : refuse(CUDNN_STATUS_BAD_PARAM, "another convolution than there is here");
+}
+
+cudnnStatus_t finish_operation(Described &operation, Part part) {
+    using Names = cudnnBackendAttributeName_t[6];
+    static const Names names[] = {
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
+         CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+         CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA},
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W,
+         CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC,
+         CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA},
+        {CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW,
+         CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC,
+         CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA, CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA},
+    };
+    const Names &of = names[int(part)];
+    if (*operation.get<float>(of[4]) != 1 || *operation.get<float>(of[5]) != 0)
+        return refuse(CUDNN_STATUS_BAD_PARAM, "other scales than 1 and 0");
+    Convolved &c = operation.convolved;
+    c.part = part;
+    Layout *layouts[] = {&c.x, &c.w, &c.y};
+    bool good = true;
+    for (int i = 0; i < 3; i++) {
+        const Described &tensor = operation.other(of[i]);
+        layouts[i]->type = ::of(*tensor.get<cudnnDataType_t>(CUDNN_ATTR_TENSOR_DATA_TYPE));
+        std::copy_n(tensor.get<int64_t>(CUDNN_ATTR_TENSOR_DIMENSIONS), 4, layouts[i]->size);
+        std::copy_n(tensor.get<int64_t>(CUDNN_ATTR_TENSOR_STRIDES), 4, layouts[i]->stride);
+        c.names[i] = *tensor.get<int64_t>(CUDNN_ATTR_TENSOR_UNIQUE_ID);
+        c.alignment = *tensor.get<int64_t>(CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT);
+        good = good && layouts[i]->type == c.x.type;
+    }
+    const Described &convolution = operation.other(of[3]);
+    std::copy_n(convolution.get<int64_t>(CUDNN_ATTR_CONVOLUTION_PRE_PADDINGS), 2, c.padding);
+    std::copy_n(convolution.get<int64_t>(CUDNN_ATTR_CONVOLUTION_FILTER_STRIDES), 2, c.stride);
+    good = good && c.names[0] != c.names[1] && c.names[1] != c.names[2] && c.names[2] != c.names[0];
+    good = good && c.x.size[0] == c.y.size[0] && c.x.size[1] == c.w.size[1] && c.y.size[1] == c.w.size[0];
+    for (int i = 0; i < 2; i++)
+        good = good && c.y.size[2 + i] == (c.x.size[2 + i] + 2 * c.padding[i] - c.w.size[2 + i]) / c.stride[i] + 1;
+    return good ? CUDNN_STATUS_SUCCESS : refuse(CUDNN_STATUS_BAD_PARAM, "tensors that do not fit");
+}
+
+std::vector<const Engine *> engines(const Described &heuristics) {
+    const Convolved &c = heuristics.convolved;
+    // As if channels had to come before pixels.
+    static const bool rows_only = std::getenv("EMULATED_ROWS") != nullptr;
+    std::vector<const Engine *> found;
+    if (rows_only && c.x.last()) return found;
+    auto add = [&](const auto &engines) { for (const Engine &engine : engines) found.push_back(&engine); };
+    auto mode = *heuristics.get<cudnnBackendHeurMode_t>(CUDNN_ATTR_ENGINEHEUR_MODE);
+    if (mode == CUDNN_HEUR_MODE_FALLBACK) add(last_engines);
+    else if (mode != CUDNN_HEUR_MODE_A) wrong("heuristics of another mode");
+    // NVIDIA's has the rest only for what is aligned to what its kernels load at once.
+    else if (c.alignment >= 16) add(first_engines);
+    return found;
+}
+
+cudnnStatus_t finish(Described &made) {
+    switch (made.kind) {
+    case CUDNN_BACKEND_TENSOR_DESCRIPTOR: return finish_tensor(made);
+    case CUDNN_BACKEND_CONVOLUTION_DESCRIPTOR: return finish_convolution(made);
+    case CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR: return finish_operation(made, Part::Answer);
+    case CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR: return finish_operation(made, Part::OfInput);
+    case CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR: return finish_operation(made, Part::OfWeight);
+    case CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR:
+        made.convolved = made.other(CUDNN_ATTR_OPERATIONGRAPH_OPS).convolved;
+        return CUDNN_STATUS_SUCCESS;
+    case CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR:
+        made.convolved = made.other(CUDNN_ATTR_ENGINEHEUR_OPERATION_GRAPH).convolved;
+        return CUDNN_STATUS_SUCCESS;
+    case CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR: {
+        const Described &config = made.other(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG);
+        made.convolved = config.convolved;
+        made.engine = config.engine;
+        if (!config.engine->planned) return refuse(CUDNN_STATUS_NOT_SUPPORTED, "an engine without a plan");
+        return CUDNN_STATUS_SUCCESS;
+    }
+    case CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR: return CUDNN_STATUS_SUCCESS;
+    default: wrong("a descriptor that is not to be finished");
+    }
 }
 
 } // namespace
@@ -301,201 +535,126 @@ cudnnStatus_t cudnnSetStream(cudnnHandle_t handle, cudaStream_t stream) {
     handle->stream = stream;
     return CUDNN_STATUS_SUCCESS;
 }
-const char *cudnnGetErrorString(cudnnStatus_t) { return "an error of the emulated cuDNN"; }
+void cudnnGetLastErrorString(char *message, size_t size) { std::snprintf(message, size, "%s", last_error); }
 size_t cudnnGetVersion() { return CUDNN_VERSION; }
 
-cudnnStatus_t cudnnCreateTensorDescriptor(cudnnTensorDescriptor_t *made) {
-    *made = new cudnnTensorStruct{};
+cudnnStatus_t cudnnBackendCreateDescriptor(cudnnBackendDescriptorType_t kind, cudnnBackendDescriptor_t *made) {
+    std::lock_guard lock(described);
+    *made = *there.insert(new Described{kind}).first;
     return CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnDestroyTensorDescriptor(cudnnTensorDescriptor_t tensor) {
-    delete tensor;
+cudnnStatus_t cudnnBackendDestroyDescriptor(cudnnBackendDescriptor_t descriptor) {
+    Described &gone = known(descriptor);
+    std::lock_guard lock(described);
+    there.erase(&gone);
+    delete &gone;
     return CUDNN_STATUS_SUCCESS;
 }
-cudnnStatus_t cudnnSetTensor4dDescriptor(
-    cudnnTensorDescriptor_t tensor, cudnnTensorFormat_t format, cudnnDataType_t type, int n, int c, int h, int w
+cudnnStatus_t cudnnBackendSetAttribute(
+    cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
+    int64_t count, const void *values
 ) {
-    lay_out(*tensor, format, type, n, c, h, w);
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnSetTensor4dDescriptorEx(
-    cudnnTensorDescriptor_t tensor, cudnnDataType_t type, int n, int c, int h, int w, int ns, int cs, int hs, int ws
-) {
-    *tensor = {of(type), {n, c, h, w}, {ns, cs, hs, ws}};
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnCreateFilterDescriptor(cudnnFilterDescriptor_t *made) {
-    *made = new cudnnFilterStruct{};
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnDestroyFilterDescriptor(cudnnFilterDescriptor_t filter) {
-    delete filter;
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnSetFilter4dDescriptor(
-    cudnnFilterDescriptor_t filter, cudnnDataType_t type, cudnnTensorFormat_t format, int k, int c, int h, int w
-) {
-    lay_out(*filter, format, type, k, c, h, w);
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnCreateConvolutionDescriptor(cudnnConvolutionDescriptor_t *made) {
-    *made = new cudnnConvolutionStruct{};
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnDestroyConvolutionDescriptor(cudnnConvolutionDescriptor_t convolution) {
-    delete convolution;
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnSetConvolution2dDescriptor(
-    cudnnConvolutionDescriptor_t made, int ph, int pw, int sh, int sw, int dh, int dw, cudnnConvolutionMode_t mode,
-    cudnnDataType_t
-) {
-    if (mode != CUDNN_CROSS_CORRELATION) return CUDNN_STATUS_NOT_SUPPORTED;
-    *made = {{ph, pw}, {sh, sw}, {dh, dw}, 1};
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnSetConvolutionMathType(cudnnConvolutionDescriptor_t, cudnnMathType_t) { return CUDNN_STATUS_SUCCESS; }
-cudnnStatus_t cudnnSetConvolutionGroupCount(cudnnConvolutionDescriptor_t convolution, int groups) {
-    convolution->groups = groups;
-    return CUDNN_STATUS_SUCCESS;
-}
-
-cudnnStatus_t cudnnGetConvolutionForwardAlgorithm_v7(
-    cudnnHandle_t, const cudnnTensorDescriptor_t x, const cudnnFilterDescriptor_t w,
-    const cudnnConvolutionDescriptor_t c, const cudnnTensorDescriptor_t y, int, int *found,
-    cudnnConvolutionFwdAlgoPerf_t *results
-) {
-    *found = 1;
-    results[0] = {};
-    results[0].algo = CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM;
-    return check(*x, *w, *c, *y);
-}
-cudnnStatus_t cudnnGetConvolutionForwardWorkspaceSize(
-    cudnnHandle_t, const cudnnTensorDescriptor_t, const cudnnFilterDescriptor_t, const cudnnConvolutionDescriptor_t,
-    const cudnnTensorDescriptor_t, cudnnConvolutionFwdAlgo_t, size_t *bytes
-) {
-    *bytes = 256;
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnGetConvolutionBackwardDataAlgorithm_v7(
-    cudnnHandle_t, const cudnnFilterDescriptor_t w, const cudnnTensorDescriptor_t y,
-    const cudnnConvolutionDescriptor_t c, const cudnnTensorDescriptor_t x, int, int *found,
-    cudnnConvolutionBwdDataAlgoPerf_t *results
-) {
-    *found = 1;
-    results[0] = {};
-    results[0].algo = CUDNN_CONVOLUTION_BWD_DATA_ALGO_0;
-    return check(*x, *w, *c, *y);
-}
-cudnnStatus_t cudnnGetConvolutionBackwardDataWorkspaceSize(
-    cudnnHandle_t, const cudnnFilterDescriptor_t, const cudnnTensorDescriptor_t, const cudnnConvolutionDescriptor_t,
-    const cudnnTensorDescriptor_t, cudnnConvolutionBwdDataAlgo_t, size_t *bytes
-) {
-    *bytes = 0;
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnGetConvolutionBackwardFilterAlgorithm_v7(
-    cudnnHandle_t, const cudnnTensorDescriptor_t x, const cudnnTensorDescriptor_t y,
-    const cudnnConvolutionDescriptor_t c, const cudnnFilterDescriptor_t w, int, int *found,
-    cudnnConvolutionBwdFilterAlgoPerf_t *results
-) {
-    *found = 1;
-    results[0] = {};
-    results[0].algo = CUDNN_CONVOLUTION_BWD_FILTER_ALGO_1;
-    return check(*x, *w, *c, *y);
-}
-cudnnStatus_t cudnnGetConvolutionBackwardFilterWorkspaceSize(
-    cudnnHandle_t, const cudnnTensorDescriptor_t, const cudnnTensorDescriptor_t, const cudnnConvolutionDescriptor_t,
-    const cudnnFilterDescriptor_t, cudnnConvolutionBwdFilterAlgo_t, size_t *bytes
-) {
-    *bytes = 256;
-    return CUDNN_STATUS_SUCCESS;
-}
-cudnnStatus_t cudnnConvolutionForward(
-    cudnnHandle_t handle, const void *alpha, const cudnnTensorDescriptor_t px, const void *x,
-    const cudnnFilterDescriptor_t pw, const void *w, const cudnnConvolutionDescriptor_t pc, cudnnConvolutionFwdAlgo_t,
-    void *, size_t, const void *beta, const cudnnTensorDescriptor_t py, void *y
-) {
-    emulated_count("cuDNN convolutions");
-    auto tx = *px, ty = *py;
-    auto tw = *pw;
-    auto c = *pc;
-    if (cudnnStatus_t status = check(tx, tw, c, ty)) return status;
-    // Scales are f32 for all types but f64.
-    if (tx.type == Type::F64) wrong("a convolution in f64");
-    float by = *static_cast<const float *>(alpha), keep = *static_cast<const float *>(beta);
-    emulated_submit(handle->stream, [=] {
-        std::vector<float> image = gathered(tx, x), weight = gathered(tw, w);
-        size_t pixels = size_t(ty.size[2]) * ty.size[3], reach = weight.size() / tw.size[0];
-        std::vector<float> sum(size_t(ty.size[0]) * ty.size[1] * pixels), seen(reach * pixels);
-        for (int n = 0; n < tx.size[0]; n++) {
-            std::fill(seen.begin(), seen.end(), 0);
-            windows(tx, tw, c, ty, n, [&](size_t of_window, size_t of_x) { seen[of_window] = image[of_x]; });
-            multiply(
-                weight.data(), seen.data(), sum.data() + size_t(n) * ty.size[1] * pixels, ty.size[1], int(pixels),
-                int(reach)
-            );
+    Described &of = known(descriptor);
+    if (of.finished) wrong("a finished descriptor is told more");
+    for (const Told &told : all_told) {
+        if (told.kind != of.kind || told.name != name) continue;
+        if (told.type != type || told.count != count) wrong("an attribute of another type, or another number of them");
+        auto bytes = static_cast<const char *>(values);
+        if (type == A_DESCRIPTOR) {
+            const Described &other = known(*static_cast<void *const *>(values));
+            if (!other.finished) wrong("a descriptor that is not finished is told of");
+            if (told.other != cudnnBackendDescriptorType_t{} && other.kind != told.other)
+                wrong("a descriptor of another kind is told of");
         }
-        scatter(ty, sum, by, keep, y);
-    });
-    return CUDNN_STATUS_SUCCESS;
+        of.told[name].assign(bytes, bytes + count * told.size);
+        return CUDNN_STATUS_SUCCESS;
+    }
+    std::fprintf(stderr, "attribute %d of a descriptor of kind %d\n", int(name), int(of.kind));
+    wrong("an attribute that is not emulated");
 }
-cudnnStatus_t cudnnConvolutionBackwardData(
-    cudnnHandle_t handle, const void *alpha, const cudnnFilterDescriptor_t pw, const void *w,
-    const cudnnTensorDescriptor_t py, const void *y, const cudnnConvolutionDescriptor_t pc,
-    cudnnConvolutionBwdDataAlgo_t algorithm, void *, size_t, const void *beta, const cudnnTensorDescriptor_t px, void *x
-) {
-    emulated_count("cuDNN gradients of inputs");
-    auto tx = *px, ty = *py;
-    auto tw = *pw;
-    auto c = *pc;
-    if (cudnnStatus_t status = check(tx, tw, c, ty)) return status;
-    if (algorithm == CUDNN_CONVOLUTION_BWD_DATA_ALGO_0) wrong("a gradient whose sums are added in any order");
-    float by = *static_cast<const float *>(alpha), keep = *static_cast<const float *>(beta);
-    emulated_submit(handle->stream, [=] {
-        std::vector<float> given = gathered(ty, y), weight = gathered(tw, w);
-        size_t pixels = size_t(ty.size[2]) * ty.size[3], reach = weight.size() / tw.size[0];
-        std::vector<float> turned(weight.size()), sum(size_t(tx.size[0]) * tx.size[1] * tx.size[2] * tx.size[3]);
-        for (int o = 0; o < tw.size[0]; o++)
-            for (size_t r = 0; r < reach; r++) turned[r * tw.size[0] + o] = weight[o * reach + r];
-        for (int n = 0; n < tx.size[0]; n++) {
-            std::vector<float> seen(reach * pixels);
-            multiply(
-                turned.data(), given.data() + size_t(n) * ty.size[1] * pixels, seen.data(), int(reach), int(pixels),
-                tw.size[0]
-            );
-            windows(tx, tw, c, ty, n, [&](size_t of_window, size_t of_x) { sum[of_x] += seen[of_window]; });
-        }
-        scatter(tx, sum, by, keep, x);
-    });
-    return CUDNN_STATUS_SUCCESS;
+cudnnStatus_t cudnnBackendFinalize(cudnnBackendDescriptor_t descriptor) {
+    Described &of = known(descriptor);
+    if (of.finished) wrong("a descriptor is finished twice");
+    for (const Told &told : all_told) {
+        if (told.kind != of.kind) continue;
+        if (!of.told.count(told.name)) wrong("a descriptor is finished before it is told all");
+        if (told.type == A_DESCRIPTOR) known(&of.other(told.name));
+    }
+    cudnnStatus_t status = finish(of);
+    of.finished = status == CUDNN_STATUS_SUCCESS;
+    return status;
 }
-cudnnStatus_t cudnnConvolutionBackwardFilter(
-    cudnnHandle_t handle, const void *alpha, const cudnnTensorDescriptor_t px, const void *x,
-    const cudnnTensorDescriptor_t py, const void *y, const cudnnConvolutionDescriptor_t pc,
-    cudnnConvolutionBwdFilterAlgo_t, void *, size_t, const void *beta, const cudnnFilterDescriptor_t pw, void *w
+cudnnStatus_t cudnnBackendGetAttribute(
+    cudnnBackendDescriptor_t descriptor, cudnnBackendAttributeName_t name, cudnnBackendAttributeType_t type,
+    int64_t most, int64_t *count, void *values
 ) {
-    emulated_count("cuDNN gradients of weights");
-    auto tx = *px, ty = *py;
-    auto tw = *pw;
-    auto c = *pc;
-    if (cudnnStatus_t status = check(tx, tw, c, ty)) return status;
-    float by = *static_cast<const float *>(alpha), keep = *static_cast<const float *>(beta);
-    emulated_submit(handle->stream, [=] {
-        std::vector<float> image = gathered(tx, x), given = gathered(ty, y);
-        size_t pixels = size_t(ty.size[2]) * ty.size[3], reach = size_t(tw.size[1]) * tw.size[2] * tw.size[3];
-        std::vector<float> sum(reach * tw.size[0]), seen(pixels * reach);
-        for (int n = 0; n < tx.size[0]; n++) {
-            std::fill(seen.begin(), seen.end(), 0);
-            windows(tx, tw, c, ty, n, [&](size_t of_window, size_t of_x) {
-                seen[of_window % pixels * reach + of_window / pixels] = image[of_x];
-            });
-            multiply(
-                given.data() + size_t(n) * ty.size[1] * pixels, seen.data(), sum.data(), tw.size[0], int(reach),
-                int(pixels)
-            );
+    Described &of = known(descriptor);
+    if (!of.finished) wrong("a descriptor that is not finished is asked");
+    auto asked = [&](cudnnBackendDescriptorType_t kind, cudnnBackendAttributeName_t known_name) {
+        return of.kind == kind && name == known_name;
+    };
+    auto number = [&](int64_t value) {
+        if (type != CUDNN_TYPE_INT64 || most != 1) wrong("an attribute is asked for that is one number");
+        *static_cast<int64_t *>(values) = value;
+        *count = 1;
+        return CUDNN_STATUS_SUCCESS;
+    };
+    // Fills in descriptors that there are. NVIDIA's, asked how many there are, may say too many.
+    auto fill = [&](cudnnBackendDescriptorType_t kind, const std::vector<const Engine *> &engines, int64_t said) {
+        if (type != A_DESCRIPTOR) wrong("descriptors are asked for as something else");
+        *count = most == 0 ? said : std::min(most, int64_t(engines.size()));
+        for (int64_t i = 0; most > 0 && i < *count; i++) {
+            Described &made = known(static_cast<void **>(values)[i]);
+            if (made.kind != kind || made.finished) wrong("there is no room for a descriptor");
+            made.finished = true;
+            made.engine = engines[i];
+            made.convolved = of.convolved;
         }
-        scatter(tw, sum, by, keep, w);
+        return CUDNN_STATUS_SUCCESS;
+    };
+    if (asked(CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR, CUDNN_ATTR_ENGINEHEUR_RESULTS)) {
+        auto found = engines(of);
+        return fill(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, found, found.size() + 2);
+    }
+    if (asked(CUDNN_BACKEND_ENGINECFG_DESCRIPTOR, CUDNN_ATTR_ENGINECFG_ENGINE))
+        return fill(CUDNN_BACKEND_ENGINE_DESCRIPTOR, {of.engine}, 1);
+    if (asked(CUDNN_BACKEND_ENGINE_DESCRIPTOR, CUDNN_ATTR_ENGINE_GLOBAL_INDEX)) return number(of.engine->number);
+    if (asked(CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR, CUDNN_ATTR_EXECUTION_PLAN_WORKSPACE_SIZE))
+        return number(of.engine->bytes);
+    if (asked(CUDNN_BACKEND_ENGINE_DESCRIPTOR, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE)) {
+        if (type != CUDNN_TYPE_NUMERICAL_NOTE || most < CUDNN_NUMERICAL_NOTE_TYPE_COUNT) wrong("not all notes are asked for");
+        *count = of.engine->notes.size();
+        std::copy(of.engine->notes.begin(), of.engine->notes.end(), static_cast<cudnnBackendNumericalNote_t *>(values));
+        return CUDNN_STATUS_SUCCESS;
+    }
+    std::fprintf(stderr, "attribute %d of a descriptor of kind %d\n", int(name), int(of.kind));
+    wrong("an attribute that is not emulated");
+}
+cudnnStatus_t cudnnBackendExecute(
+    cudnnHandle_t handle, cudnnBackendDescriptor_t plan_descriptor, cudnnBackendDescriptor_t pack_descriptor
+) {
+    const Described &plan = known(plan_descriptor), &pack = known(pack_descriptor);
+    if (plan.kind != CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR || pack.kind != CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR)
+        wrong("something else than a plan is to be done");
+    if (!plan.finished || !pack.finished) wrong("a plan is to be done that is not finished");
+    if (*plan.get<cudnnHandle_t>(CUDNN_ATTR_EXECUTION_PLAN_HANDLE) != handle) wrong("another handle's plan is to be done");
+    const Convolved &c = plan.convolved;
+    const Engine &engine = *plan.engine;
+    if (!(c.x.type == Type::F32 ? engine.for_f32 : engine.for_others)) wrong("a plan is to be done that is not for us");
+    void *at[3] = {};
+    for (int i = 0; i < 3; i++)
+        for (int j = 0; j < 3; j++)
+            if (pack.get<int64_t>(CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS)[j] == c.names[i])
+                at[i] = pack.get<void *>(CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS)[j];
+    for (void *address : at)
+        if (!address || reinterpret_cast<uintptr_t>(address) % c.alignment) wrong("an operand is not where it was to be");
+    void *memory = *pack.get<void *>(CUDNN_ATTR_VARIANT_PACK_WORKSPACE);
+    if (engine.bytes && !memory) wrong("a plan has no workspace");
+    static const char *const names[] = {"cuDNN convolutions", "cuDNN gradients of inputs", "cuDNN gradients of weights"};
+    emulated_count(names[int(c.part)]);
+    emulated_submit(handle->stream, [c, x = at[0], w = at[1], y = at[2], memory, bytes = engine.bytes] {
+        if (bytes) std::memset(memory, 0xff, bytes);
+        convolve(c, x, w, y);
     });
     return CUDNN_STATUS_SUCCESS;
 }

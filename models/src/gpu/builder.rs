@@ -274,6 +274,11 @@ impl<'a, C> Builder<'a, C> {
     /// Those of the device.
     pub(crate) fn finish(mut self) -> Result<Program> {
         self.insert_projections()?;
-        Ok(Program { machine: self.machine, steps: self.steps, memory: self.memory.len() })
+        Ok(Program {
+            machine: self.machine,
+            steps: self.steps,
+            memory: self.memory.len(),
+            searches: true,
+        })
     }
 }

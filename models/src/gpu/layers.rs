@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use candle_core::{DType, Result, Tensor};
 
 use super::builder::{Builder, Debt, Entry};
-use super::convolution::{Lie, convolve};
+use super::convolution::{Part, convolve};
 use super::kernels::{Ending, Norm, Waves};
 use super::machine::Machine;
 use super::parameters::{Form, Parameter};
@@ -186,9 +186,8 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
             Layer::Linear(Linear { sources, target, taps, weight, bias, end })
         });
         self.push(move |_, run| {
-            let weight = run.value(&weight)?;
-            let answer = convolve(&run.at(x)?, &weight, padding, stride, Lie::Pixels)?;
-            run.at(y)?.slice_set(&answer, 0, 0)
+            let (x, weight, y) = (run.at(x)?, run.value(&weight)?, run.at(y)?);
+            convolve(Part::Answer, [&x, &weight, &y], [padding, stride], &mut run.scratch)
         });
         self.release(seen);
         Ok(())

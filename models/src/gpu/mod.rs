@@ -5,6 +5,7 @@
 
 mod builder;
 mod convolution;
+mod cudnn;
 mod kernels;
 mod launch;
 mod layers;

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::builder::Owed;
+use super::convolution::Scratch;
 use super::kernels::{Ending, Told};
 use super::machine::Machine;
 use super::parameters::{Current, Parameter, part};
@@ -18,9 +19,16 @@ pub(crate) struct Program {
     pub(super) steps: Vec<Step>,
     /// Numbers of each sample that all maps need.
     pub(super) memory: usize,
+    /// Whether the fastest way to do a convolution is looked for, or the same is taken in every process.
+    pub(super) searches: bool,
 }
 
 impl Program {
+    /// Has every evaluation done the same way in every process from now on.
+    pub(crate) fn pin(&mut self) {
+        self.searches = false;
+    }
+
     /// Of tensors that begin with the batch ([`crate::assembly`] says which), one evaluation: `[B, channels, height,
     /// width]`.
     ///
@@ -29,7 +37,9 @@ impl Program {
     pub(crate) fn forward(&self, inputs: [&Tensor; 3]) -> Result<Tensor> {
         let batch = inputs[X].dim(0)?;
         let memory = self.machine.empty(batch * self.memory, self.machine.dtype)?;
-        let mut run = Run::new(inputs, batch, memory);
+        // That takes seconds, so it is done for the sizes that a server warms up, and not while it serves.
+        let search = self.searches && batch.is_power_of_two();
+        let mut run = Run::new(inputs, batch, memory, search);
         for step in &self.steps {
             step(&self.machine, &mut run)?;
         }
@@ -52,6 +62,8 @@ pub(super) struct Run<'a> {
     pub(super) inputs: [&'a Tensor; 3],
     pub(super) batch: usize,
     memory: Tensor,
+    /// For convolutions.
+    pub(super) scratch: Scratch,
     /// All projections of the time embedding, f32 `[B, 1, 1, …]`.
     pub(super) projected: Option<Tensor>,
     pub(super) answer: Option<Tensor>,
@@ -75,8 +87,15 @@ pub(super) struct Back {
 }
 
 impl<'a> Run<'a> {
-    pub(super) fn new(inputs: [&'a Tensor; 3], batch: usize, memory: Tensor) -> Self {
-        Self { inputs, batch, memory, projected: None, answer: None, trained: None, back: None }
+    pub(super) fn new(
+        inputs: [&'a Tensor; 3],
+        batch: usize,
+        memory: Tensor,
+        searches: bool,
+    ) -> Self {
+        let scratch = Scratch::new(searches);
+        let (projected, answer, trained, back) = (None, None, None, None);
+        Self { inputs, batch, memory, scratch, projected, answer, trained, back }
     }
 
     /// A weight as it is now.

@@ -9,7 +9,7 @@ use std::ops::Range;
 use candle_core::{Result, bail};
 
 use super::builder::Builder;
-use super::convolution;
+use super::convolution::{Part, convolve};
 use super::kernels::{Ending, Normed};
 use super::parameters::Parameter;
 use super::product::{Extent, Matrices, Order, multiply};
@@ -201,9 +201,11 @@ impl<C> Builder<'_, C> {
             machine.sums(&of_y, sums, layout)?;
             machine.totals(sums, layout, run.batch, &run.of(&bias)?)?;
             let of_weight = run.of(&weight)?;
-            if let Some([padding, stride]) = taps {
+            if let Some(taps) = taps {
                 let x = run.at(sources[0])?;
-                let given = convolution::gradient_of_weight(&x, &of_y, padding, stride)?;
+                let shape = (own.size.channels, 3, 3, sources[0].size.channels);
+                let given = machine.empty(shape, machine.dtype)?;
+                convolve(Part::OfWeight, [&x, &given, &of_y], taps, &mut run.scratch)?;
                 return machine.weights_back(&given, &of_weight);
             }
             let (rows, outputs) = (of_y.elem_count() / own.size.channels, own.size.channels);
@@ -228,15 +230,15 @@ impl<C> Builder<'_, C> {
     fn source_gradients(&mut self, linear: &Linear, own: Place) {
         let weight = linear.weight.clone();
         let targets: Vec<_> = linear.sources.iter().map(|&map| self.gradient(map)).collect();
-        if let Some([padding, stride]) = linear.taps {
+        if let Some(taps) = linear.taps {
             let (to, add) = targets[0];
             self.push(move |machine, run| {
-                let (of_y, to) = (run.at(own)?, run.at(to)?);
-                let weight = run.value(&weight)?;
+                let (of_y, to, weight) = (run.at(own)?, run.at(to)?, run.value(&weight)?);
                 let given =
-                    convolution::gradient_of_input(&weight, &of_y, to.dims4()?, padding, stride)?;
+                    if add { machine.empty(to.shape(), machine.dtype)? } else { to.clone() };
+                convolve(Part::OfInput, [&given, &weight, &of_y], taps, &mut run.scratch)?;
                 if !add {
-                    return to.slice_set(&given, 0, 0);
+                    return Ok(());
                 }
                 let end = Ending { residual: Some(given), ..Ending::NONE };
                 machine.finish(&to, &end, Function::Identity, &to)

@@ -106,7 +106,7 @@ struct State {
 
 impl Network {
     fn evaluate(&self, state: &mut State) -> Result<Tensor> {
-        let mut run = Run::new(state.inputs.each_ref(), state.batch, state.memory.clone());
+        let mut run = Run::new(state.inputs.each_ref(), state.batch, state.memory.clone(), false);
         run.trained = Some((&state.weights, &self.starts));
         for step in &self.steps[self.parts.forward.clone()] {
             step(&self.machine, &mut run)?;
@@ -138,7 +138,7 @@ impl Network {
             of_told: None,
             of_x: None,
         };
-        let mut run = Run::new(inputs.each_ref(), *batch, memory.clone());
+        let mut run = Run::new(inputs.each_ref(), *batch, memory.clone(), false);
         run.trained = Some((weights, &self.starts));
         run.projected.clone_from(projected);
         run.back = Some(back);

@@ -201,6 +201,13 @@ fn bf16() -> Result<Numbers> {
 
 impl Denoiser for UNet2DModel {
     #[cfg(feature = "cuda")]
+    fn pin(&mut self) {
+        if let Body::Gpu(program) = &mut self.body {
+            program.pin();
+        }
+    }
+
+    #[cfg(feature = "cuda")]
     fn follows(&self) -> bool {
         self.dtype == DType::F32 || matches!(self.body, Body::GpuTraining(_))
     }

@@ -1,10 +1,13 @@
 //! Each kernel against plain loops, on a GPU or one in software (`benches/gpu/emulator`).
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUgraphInstantiate_flags, CUstreamCaptureMode,
+};
+use candle_core::{DType, Device, Error, Result, Tensor, Var};
 
 use super::{Ending, Norm, Normed, Told, Waves};
 use crate::assembly::Size;
-use crate::gpu::convolution::{Lie, convolve};
+use crate::gpu::convolution::{Part, Scratch, convolve};
 use crate::gpu::machine::Machine;
 use crate::kernels::Function;
 use crate::noise;
@@ -534,15 +537,64 @@ fn linear_maps_and_convolutions_are_those_of_the_cpu() -> Result<()> {
         close("linear", &y, &expected, 2.0 * limit);
         assert!(machine.linear(&[more.clone(), more], &weight, &y).is_err());
 
-        for (stride, padding, [height, width]) in [(1, 1, [4, 5]), (2, 1, [8, 8]), (2, 0, [9, 5])] {
+        for (stride, padding, [height, width], size) in
+            [(1, 1, [4, 5], 3), (2, 1, [8, 8], 3), (2, 0, [9, 5], 3), (1, 0, [3, 4], 1)]
+        {
             let (x, _) = random(&machine, 4, &[2, height, width, 3]);
-            let (weight, _) = random(&machine, 5, &[5, 3, 3, 3]);
+            let (weight, _) = random(&machine, 5, &[5, size, size, 3]);
             let rows = |tensor: &Tensor| plain(tensor)?.permute((0, 3, 1, 2))?.contiguous();
-            let expected = rows(&x)?.conv2d(&rows(&weight)?, padding, stride, 1, 1)?;
-            let expected = numbers(&expected.permute((0, 2, 3, 1))?);
-            let y = convolve(&x, &weight, padding, stride, Lie::Pixels)?;
-            close("convolution", &y, &expected, limit);
+            let (of_x, of_weight) =
+                (Var::from_tensor(&rows(&x)?)?, Var::from_tensor(&rows(&weight)?)?);
+            let expected = of_x.conv2d(&of_weight, padding, stride, 1, 1)?;
+            let (batch, outputs, tall, wide) = expected.dims4()?;
+            let (of_y, _) = random(&machine, 6, &[batch, tall, wide, outputs]);
+            let of = (&expected * rows(&of_y)?)?.sum_all()?.backward()?;
+            let maps = |tensor: &Tensor| Ok::<_, Error>(numbers(&tensor.permute((0, 2, 3, 1))?));
+            let gradient = |var: &Var| maps(of.get(var).unwrap());
+            let taps = [padding, stride];
+            for search in [false, true, true] {
+                let scratch = &mut Scratch::new(search);
+                // Number 1 of them is where no more than a number's bytes are aligned.
+                let count = expected.elem_count();
+                let room = blank(&machine, &[count + 2]);
+                for start in [0, 1] {
+                    let y = room.narrow(0, start, count)?.reshape(of_y.shape())?;
+                    convolve(Part::Answer, [&x, &weight, &y], taps, scratch)?;
+                    close("convolution", &y, &maps(&expected)?, limit);
+                }
+                assert!(numbers(&room)[count + 1].is_nan());
+                let given = blank(&machine, x.dims());
+                convolve(Part::OfInput, [&given, &weight, &of_y], taps, scratch)?;
+                close("gradient", &given, &gradient(&of_x)?, limit);
+                let given = blank(&machine, weight.dims());
+                convolve(Part::OfWeight, [&x, &given, &of_y], taps, scratch)?;
+                close("gradient", &given, &gradient(&of_weight)?, 2.0 * limit);
+                for y in [&of_y.flatten_all()?, &of_y.to_dtype(DType::F64)?, &x] {
+                    assert!(convolve(Part::Answer, [&x, &weight, y], taps, scratch).is_err());
+                }
+            }
         }
+    }
+    Ok(())
+}
+
+#[test]
+#[ignore = "needs a GPU, or one in software"]
+fn convolutions_are_captured_without_a_search() -> Result<()> {
+    for (machine, limit) in machines() {
+        let plain = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32);
+        let rows = |tensor: &Tensor| plain(tensor)?.permute((0, 3, 1, 2))?.contiguous();
+        let (x, _) = random(&machine, 1, &[2, 7, 6, 4]);
+        let (weight, _) = random(&machine, 2, &[8, 3, 3, 4]);
+        let expected = rows(&x)?.conv2d(&rows(&weight)?, 1, 1, 1, 1)?.permute((0, 2, 3, 1))?;
+        let y = blank(&machine, expected.dims());
+        let stream = machine.cuda.cuda_stream();
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
+        let asked = convolve(Part::Answer, [&x, &weight, &y], [1, 1], &mut Scratch::new(true));
+        let graph = stream.end_capture(CUgraphInstantiate_flags(0));
+        asked?;
+        graph?.expect("a graph").launch()?;
+        close("captured convolution", &y, &numbers(&expected), limit);
     }
     Ok(())
 }
