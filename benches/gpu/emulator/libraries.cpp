@@ -324,7 +324,7 @@ const Engine first_engines[] = {
     {5, {CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION}, 0, true, false, false},
     {6, {CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS}, 0, true, false, false},
     {7, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, 0, false, false, false},
-    {8, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, int64_t(1) << 30, true, false, false},
+    {8, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, int64_t(1) << 40, true, false, false},
     {9, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, 131, true, false, true},
     {10, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, 0, true, false, true},
 };

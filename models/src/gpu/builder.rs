@@ -16,7 +16,7 @@ use crate::kernels::{Function, Layout};
 use crate::weights::Weights;
 
 /// Numbers that a map's place is a multiple of, so that it begins where the widest loads may.
-const ALIGNED: usize = 128;
+pub(super) const ALIGNED: usize = 128;
 
 /// A program in the making, of a network that `C` describes.
 pub(crate) struct Builder<'a, C> {

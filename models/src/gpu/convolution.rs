@@ -115,8 +115,11 @@ impl Problem {
     /// Of tensors as [`convolve`] takes them.
     fn new(tensors: [&Tensor; 3], padding: usize, stride: usize) -> Result<Self> {
         let dtype = tensors[0].dtype();
-        if tensors.iter().any(|tensor| tensor.dtype() != dtype) || !super::knows(dtype) {
-            bail!("a convolution's operands are of one type: f32, bf16 or f16")
+        let like = |tensor: &&Tensor| {
+            tensor.dtype() == dtype && tensor.device().same_device(tensors[0].device())
+        };
+        if !tensors.iter().all(like) || !super::knows(dtype) {
+            bail!("a convolution's operands are on one GPU and of one type: f32, bf16 or f16")
         }
         let rows = |tensor: &Tensor| {
             let (a, b, c, d) = tensor.dims4()?;

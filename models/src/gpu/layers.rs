@@ -119,18 +119,11 @@ impl<'a, C> Assembly<'a, C> for Builder<'a, C> {
         let map = self.map(height, width, channels);
         let target = self.place(map);
         self.record(|| {
-            let (sources, weight, bias) = (sources.to_vec(), weight.clone(), bias.clone());
-            let target = map;
-            Layer::Normalise(Normalised {
-                sources,
-                target,
-                weight,
-                bias,
-                groups,
-                eps,
-                modulation,
-                function,
-            })
+            let (weight, bias) = (weight.clone(), bias.clone());
+            let (sources, target) = (sources.to_vec(), map);
+            let of =
+                Normalised { sources, target, weight, bias, groups, eps, modulation, function };
+            Layer::Normalise(of)
         });
         self.push(move |machine, run| {
             let (weight, bias) = (run.value(&weight)?, run.value(&bias)?);

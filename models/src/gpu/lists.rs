@@ -4,7 +4,7 @@
 use candle_core::cuda_backend::WrapErr;
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::launch::{Argument, Kernels, over, pointer};
+use super::launch::{Argument, Kernels, address, over, pointer};
 use super::machine::Machine;
 
 static LISTS: Kernels = Kernels::new(
@@ -18,9 +18,17 @@ static LISTS: Kernels = Kernels::new(
 /// # Errors
 /// Tensors of another type or place, none or empty ones, and whatever the device says.
 pub(crate) fn join(tensors: &[Tensor]) -> Result<Tensor> {
-    let (machine, size) = check(tensors)?;
-    let flat = machine.empty(size, DType::F32)?;
-    copy(&machine, "join", tensors, &flat)?;
+    join_at(tensors, &starts(tensors))
+}
+
+/// The same, each tensor beginning where `starts` says, which ends with the end of all; zeros between them.
+///
+/// # Errors
+/// As [`join`], and places that overlap.
+pub(super) fn join_at(tensors: &[Tensor], starts: &[usize]) -> Result<Tensor> {
+    let machine = check(tensors, starts)?;
+    let flat = machine.empty(starts[tensors.len()], DType::F32)?;
+    copy(&machine, "join", tensors, starts, &flat)?;
     Ok(flat)
 }
 
@@ -29,41 +37,58 @@ pub(crate) fn join(tensors: &[Tensor]) -> Result<Tensor> {
 /// # Errors
 /// As [`join`], and a vector of another length.
 pub(crate) fn part(flat: &Tensor, tensors: &[Tensor]) -> Result<()> {
-    let (machine, size) = check(tensors)?;
+    let starts = starts(tensors);
+    let machine = check(tensors, &starts)?;
+    let size = starts[tensors.len()];
     if flat.dims() != [size] || flat.dtype() != DType::F32 {
         bail!("{:?} of {:?} is not f32 [{size}]", flat.dtype(), flat.dims())
     }
-    copy(&machine, "part", tensors, flat)
+    copy(&machine, "part", tensors, &starts, flat)
 }
 
-fn check(tensors: &[Tensor]) -> Result<(Machine, usize)> {
+/// Where tensors begin that follow one another, and where the last one ends.
+fn starts(tensors: &[Tensor]) -> Vec<usize> {
+    let ends = tensors.iter().scan(0, |end, tensor| {
+        *end += tensor.elem_count();
+        Some(*end)
+    });
+    std::iter::once(0).chain(ends).collect()
+}
+
+fn check(tensors: &[Tensor], starts: &[usize]) -> Result<Machine> {
     let Some(first) = tensors.first() else { bail!("there are no tensors to join") };
-    for tensor in tensors {
+    if starts.len() != tensors.len() + 1 || starts[0] != 0 {
+        bail!("{} tensors do not begin at {} places", tensors.len(), starts.len())
+    }
+    for (tensor, place) in tensors.iter().zip(starts.windows(2)) {
         let there = tensor.device().same_device(first.device());
-        if !there || tensor.dtype() != DType::F32 || tensor.elem_count() == 0 {
+        let fits = (1..=place[1].saturating_sub(place[0])).contains(&tensor.elem_count());
+        if !there || tensor.dtype() != DType::F32 || !fits {
             bail!("{:?} of {:?} does not fit", tensor.dtype(), tensor.dims())
         }
     }
-    let size = tensors.iter().map(Tensor::elem_count).sum();
-    Ok((Machine::new(first.device(), DType::F32)?, size))
+    Machine::new(first.device(), DType::F32)
 }
 
-fn copy(machine: &Machine, name: &str, tensors: &[Tensor], flat: &Tensor) -> Result<()> {
+fn copy(
+    machine: &Machine,
+    name: &str,
+    tensors: &[Tensor],
+    starts: &[usize],
+    flat: &Tensor,
+) -> Result<()> {
     let mut table: Vec<u64> =
         tensors.iter().map(|tensor| pointer(tensor, 0)).collect::<Result<_>>()?;
-    let mut start = 0;
-    for tensor in tensors {
-        table.push(start);
-        start += tensor.elem_count() as u64;
-    }
+    table.extend(starts[..tensors.len()].iter().map(|&start| start as u64));
+    table.extend(tensors.iter().map(|tensor| tensor.elem_count() as u64));
     let stream = machine.cuda.cuda_stream();
     let table = stream.clone_htod(&table).w()?;
     let arguments = [
-        Argument::Pointer(super::launch::address(&table, &stream)),
+        Argument::Pointer(address(&table, &stream)),
         Argument::int(tensors.len())?,
         Argument::from(flat, 0)?,
         Argument::int(flat.elem_count())?,
     ];
-    // SAFETY: the tensors, all of f32, are as long as the table says, and together as long as `flat`.
+    // SAFETY: the tensors, all of f32, are as long as the table says, and lie in `flat` as it says.
     unsafe { LISTS.launch(machine, name, over(flat.elem_count()), &arguments) }
 }

@@ -3,6 +3,7 @@
 //! A map is a tensor `[B, height, width, channels]`: the channels of a pixel lie side by side, as tensor cores take
 //! them, and a linear map of every pixel is one product.
 
+mod attention;
 mod builder;
 mod convolution;
 mod cudnn;

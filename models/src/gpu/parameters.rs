@@ -1,8 +1,11 @@
 //! Weights as steps read them: as they are, or, where the network is trained, anew in every evaluation.
 
+use std::collections::BTreeSet;
+
 use candle_core::{Result, Shape, Tensor};
 
-use super::lists::join;
+use super::builder::ALIGNED;
+use super::lists::join_at;
 use super::machine::Machine;
 
 /// A weight or a vector of a layer, or several that are one to it.
@@ -31,6 +34,8 @@ pub(super) struct Trained {
     pub(super) tensors: Vec<Tensor>,
     /// Those that are read turned.
     pub(super) filters: Vec<Parameter>,
+    /// Numbers of tensors that are one parameter with the one before.
+    followers: BTreeSet<usize>,
 }
 
 impl Trained {
@@ -41,21 +46,28 @@ impl Trained {
         shape: impl Into<Shape>,
         form: Form,
     ) -> Parameter {
-        let parameter = Parameter::Trained { first: self.tensors.len(), shape: shape.into(), form };
+        let first = self.tensors.len();
+        let parameter = Parameter::Trained { first, shape: shape.into(), form };
         self.tensors.extend(tensors);
+        self.followers.extend(first + 1..self.tensors.len());
         if form == Form::Filter {
             self.filters.push(parameter.clone());
         }
         parameter
     }
 
-    /// Where each tensor begins among all, and after them their end.
+    /// Where each tensor begins among all, and after them their end. Those that are one parameter follow each other; what
+    /// multiplies matrices reads several numbers at once, so others begin at multiples of these.
     pub(super) fn starts(&self) -> Vec<usize> {
-        let mut starts = vec![0];
-        for tensor in &self.tensors {
-            starts.push(starts[starts.len() - 1] + tensor.elem_count());
+        let (mut all, mut end) = (vec![0], 0usize);
+        for (number, tensor) in self.tensors.iter().enumerate() {
+            end += tensor.elem_count();
+            if !self.followers.contains(&(number + 1)) {
+                end = end.next_multiple_of(ALIGNED);
+            }
+            all.push(end);
         }
-        starts
+        all
     }
 }
 
@@ -75,7 +87,7 @@ impl Current {
         filters: &[Parameter],
         starts: &[usize],
     ) -> Result<Self> {
-        let flat = join(tensors)?;
+        let flat = join_at(tensors, starts)?;
         let typed = flat.to_dtype(machine.dtype)?;
         let turned = machine.empty(flat.shape(), machine.dtype)?;
         let current = Self { flat, typed, turned };

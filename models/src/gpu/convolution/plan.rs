@@ -20,8 +20,9 @@ use super::graph::{NAMES, graph};
 use super::{Part, Problem};
 use crate::gpu::cudnn::{Address, Descriptor, Handle, Note};
 
-/// Bytes at most that a plan may need besides its operands.
-const MOST_BYTES: usize = 256 << 20;
+/// Bytes at most that a plan may need besides its operands: as many as they have, where it turns large batches of f32
+/// into rows, as all do there but the slowest.
+const MOST_BYTES: usize = 1 << 30;
 
 /// Plans that are timed. The first dozen are often one engine's, with other tiles.
 const MOST_TIMED: usize = 16;
