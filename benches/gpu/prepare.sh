@@ -51,8 +51,8 @@ environment() {
 # Do the kernels that are compiled at run time compile, and can they be assembled?
 kernels() {
     local ours=$root/models/src
-    for source in gpu/kernels/{layers,attention,gradients,lists}.cu sampler/advance/kernel.cu; do
-        cat "$ours"/gpu/kernels/{numbers,functions}.cu "$ours/$source" >"$work/kernel.cu"
+    for sources in numbers,functions,layers numbers,functions,gradients numbers,attention numbers,lists ../../sampler/advance/kernel; do
+        (cd "$ours/gpu/kernels"; IFS=,; for name in $sources; do cat "$name.cu"; done) >"$work/kernel.cu"
         nvcc --cubin -arch="sm_${CAPABILITY:-90}" "$work/kernel.cu" -o "$work/kernel.cubin"
     done
 }

@@ -101,11 +101,12 @@ impl UNet2DModel {
     /// multiplies it; such a network still takes and gives f32, and so says [`Denoiser::dtype`].
     ///
     /// Where a weight tracks gradients (a [`candle_core::Var`]), the network has gradients with respect
-    /// to its weights, its input and its condition, and a later `Var::set` is seen by the network; such
-    /// weights should already be of `dtype` and on `device`, since a converted copy would not follow. In
-    /// f32 on the CPU the network is compiled then too, and each evaluation keeps its intermediate
-    /// results until its gradient is taken, which can be done once, or until it is dropped. Norms, and
-    /// the frequencies of a Fourier time embedding, are kept in f32.
+    /// to its weights, its input and its condition, and a later `Var::set` is seen by the network
+    /// ([`Denoiser::follows`]); such weights should already be on `device` and of `dtype`, or, on a GPU, f32,
+    /// since a converted copy would not follow. In f32 on the CPU, and on a GPU in f32, bf16 and f16, the network
+    /// is compiled then too, and each evaluation keeps its intermediate results until its gradient is taken, which
+    /// can be done once, or until it is dropped. Norms, and the frequencies of a Fourier time embedding, are kept
+    /// in f32.
     ///
     /// # Errors
     /// [`crate::Error::Weights`] naming what is missing, what does not belong, and what has another

@@ -12,19 +12,6 @@ static __device__ float sum(float value) {
     return total;
 }
 
-// The functions between layers, numbered as in `layers.rs`.
-static __device__ float activate(int function, float x) {
-    switch (function) {
-    case 1: return x / (1 + expf(-x));
-    // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|), which cannot overflow.
-    case 2: return x * tanhf(fmaxf(x, 0) + log1pf(expf(-fabsf(x))));
-    case 3: return x * 0.5f * (1 + erff(x * 0.70710678f));
-    case 4: return 0.5f * x * (1 + tanhf(0.79788456f * (x + 0.044715f * x * x * x)));
-    case 5: return fmaxf(x, 0);
-    default: return x;
-    }
-}
-
 // N numbers that lie side by side, loaded and stored 16 bytes at once.
 template <typename T, int N, int BYTES = N * sizeof(typename T::Stored)> struct alignas(BYTES < 16 ? BYTES : 16) Pack {
     typename T::Stored values[N];
