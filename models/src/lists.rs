@@ -1,6 +1,6 @@
 //! Many tensors as one vector, and back.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var, bail};
 
 /// The numbers of f32 tensors, one tensor after the other: f32 `[N]`. On a GPU this is one operation, not one for each
 /// tensor.
@@ -26,6 +26,10 @@ pub fn part(flat: &Tensor, variables: &[&Var]) -> Result<()> {
     if flat.device().is_cuda() {
         let tensors: Vec<Tensor> = variables.iter().map(|var| var.as_detached_tensor()).collect();
         return crate::gpu::part(&flat.contiguous()?, &tensors);
+    }
+    let total: usize = variables.iter().map(|variable| variable.elem_count()).sum();
+    if flat.dims() != [total] {
+        bail!("{:?} is not [{total}], the numbers of {} variables", flat.dims(), variables.len())
     }
     let mut start = 0;
     for variable in variables {

@@ -4,7 +4,7 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::kernels::Ending;
 use super::machine::Machine;
@@ -215,7 +215,9 @@ impl<'a, C> Builder<'a, C> {
             Some(map) if map == target => {
                 let place = self.take(self.size(target));
                 let entry = &mut self.maps[target.0];
-                assert_eq!(entry.uses, 1, "what others read is not written again");
+                if entry.uses != 1 {
+                    bail!("map {} is written again, but {} are to read it", target.0, entry.uses)
+                }
                 let before = Entry::new(mem::replace(&mut entry.place, place));
                 let debt = mem::replace(&mut entry.debt, Debt::None);
                 self.maps.push(Entry { debt, ..before });

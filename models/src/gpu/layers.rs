@@ -350,7 +350,11 @@ impl<C> Builder<'_, C> {
         for (weight, bias, factor) in parts {
             let bias = bias.to_device(&self.machine.device)?.to_dtype(DType::F32)?;
             if self.trained.is_some() {
-                assert!(*factor == 1.0, "weights that are trained are not multiplied");
+                if *factor != 1.0 {
+                    let problem =
+                        format!("weights that are trained are not multiplied with {factor}");
+                    return Err(candle_core::Error::msg(problem).into());
+                }
                 weights.push(weight.clone());
                 biases.push(bias);
             } else {

@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::super::launch::{Argument, Kernels, THREADS, blocks, over};
-use super::super::machine::Machine;
 use super::{Told, fit, number};
+use crate::gpu::launch::{Argument, Kernels, THREADS, blocks, over};
+use crate::gpu::machine::Machine;
 use crate::kernels::Function;
 
 static GRADIENTS: Kernels = Kernels::new(
