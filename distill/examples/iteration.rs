@@ -73,6 +73,7 @@ fn main() {
             batch,
             seed: 0,
             run: "iteration".into(),
+            earlier: None,
             file,
             finished: None,
         };

@@ -3,13 +3,16 @@
 //! A checkpoint is a safetensors file; numbers that are not tensors are JSON in its metadata. It appears
 //! whole under its name or not at all, and replaces the one before only then.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::Value;
+use understudy_models::checkpoint::write_with;
 use understudy_models::{Error, Result};
 
 /// Tensors and a JSON object, written to and read from a file.
@@ -111,37 +114,29 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Io`] naming the file (disk full); the one that was there is left as it is.
     pub fn write(&self, path: &Path) -> Result<()> {
-        let partial = path.with_extension("partial");
-        let written = self.write_to(&partial).and_then(|()| {
-            fs::rename(&partial, path).map_err(|source| Error::Io { path: path.into(), source })
-        });
-        if written.is_err() {
-            let _ = fs::remove_file(&partial);
-        }
-        written?;
-        let folder = path.parent().unwrap_or(Path::new("."));
-        if cfg!(unix) {
-            let io = |source| Error::Io { path: folder.into(), source };
-            File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
-        }
-        Ok(())
-    }
-
-    fn write_to(&self, path: &Path) -> Result<()> {
         let malformed = |error: String| Error::Format { path: path.into(), problem: error };
-        let mut views = Vec::with_capacity(self.tensors.len());
-        for (name, (dtype, shape, bytes)) in &self.tensors {
-            let view = TensorView::new(*dtype, shape.clone(), bytes);
-            views.push((name, view.map_err(|error| malformed(error.to_string()))?));
+        // The widest types first, as every writer of the format has them, so that all are aligned.
+        let mut tensors: Vec<_> = self.tensors.iter().collect();
+        tensors.sort_by_key(|(name, (dtype, ..))| (Reverse(dtype.bitsize()), *name));
+        let mut offset = 0;
+        let mut infos = Vec::with_capacity(tensors.len());
+        for (name, (dtype, shape, bytes)) in &tensors {
+            let data_offsets = (offset, offset + bytes.len());
+            offset = data_offsets.1;
+            let (dtype, shape) = (*dtype, shape.clone());
+            infos.push(((*name).clone(), TensorInfo { dtype, shape, data_offsets }));
         }
         let metadata = HashMap::from([(STATE.to_string(), self.state.to_string())]);
-        let io = |source| Error::Io { path: path.into(), source };
-        match safetensors::serialize_to_file(views, Some(metadata), path) {
-            Ok(()) => {}
-            Err(safetensors::SafeTensorError::IoError(source)) => return Err(io(source)),
-            Err(error) => return Err(malformed(error.to_string())),
-        }
-        File::open(path).and_then(|file| file.sync_all()).map_err(io)
+        let header = Metadata::new(Some(metadata), infos);
+        let header = header.map_err(|error| malformed(error.to_string()))?;
+        let mut header =
+            serde_json::to_vec(&header).map_err(|error| malformed(error.to_string()))?;
+        header.resize(header.len().next_multiple_of(8), b' ');
+        write_with(path, |file| {
+            file.write_all(&(header.len() as u64).to_le_bytes())?;
+            file.write_all(&header)?;
+            tensors.iter().try_for_each(|(_, (.., bytes))| file.write_all(bytes))
+        })
     }
 
     /// Reads a file; nothing where there is none.
@@ -205,6 +200,14 @@ mod tests {
         snapshot.u64("seeds", &[u64::MAX, 3]);
         snapshot.u8("copies", &[0, 1, 1]);
         snapshot.write(&path).unwrap();
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            fs::write(home.path().join("neighbour"), "").unwrap();
+            let mode = |name: &str| home.path().join(name).metadata().unwrap().permissions().mode();
+            assert_eq!(mode("checkpoint.safetensors"), mode("neighbour"));
+            fs::remove_file(home.path().join("neighbour")).unwrap();
+        }
         let read = Snapshot::read(&path).unwrap().unwrap();
         assert_eq!(read.state["step"], 7);
         assert_eq!(read.tensor("w").unwrap().dims(), [2, 1]);
@@ -221,10 +224,10 @@ mod tests {
         let path = home.path().join("checkpoint.safetensors");
         let mut snapshot = Snapshot { state: json!({"step": 1}), ..Snapshot::default() };
         snapshot.write(&path).unwrap();
-        // A folder in the temporary file's place is what no write gets past.
-        fs::create_dir(path.with_extension("partial")).unwrap();
+        // A folder that is gone is what no write gets past.
+        let gone = home.path().join("gone/checkpoint.safetensors");
         snapshot.state = json!({"step": 2});
-        assert!(snapshot.write(&path).is_err());
+        assert!(snapshot.write(&gone).is_err());
         assert_eq!(Snapshot::read(&path).unwrap().unwrap().state["step"], 1);
     }
 

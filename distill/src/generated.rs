@@ -3,8 +3,9 @@
 
 use std::path::PathBuf;
 
+use serde_json::{Map, Value};
 use understudy_models::schedule::ScheduleConfig;
-use understudy_models::{NetworkConfig, Result};
+use understudy_models::{Error, NetworkConfig, Result};
 
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
@@ -13,6 +14,9 @@ use crate::lesson::{Curriculum, Lesson};
 use crate::noised::Noised;
 use crate::picture;
 use crate::teacher::Teacher;
+
+/// Where a checkpoint holds the pictures' SHA-256.
+const PICTURES: &str = "pictures.sha256";
 
 /// Lessons from images that the teacher draws first.
 pub struct Generated<'a> {
@@ -25,6 +29,8 @@ pub struct Generated<'a> {
     batch: usize,
     seed: u64,
     drawn: usize,
+    /// SHA-256 of the pictures that the checkpoint's lessons came from.
+    sha256: Option<String>,
     lessons: Option<Noised>,
 }
 
@@ -41,8 +47,19 @@ impl<'a> Generated<'a> {
         seed: u64,
     ) -> Self {
         let (student, schedule) = student;
-        let (drawn, lessons) = (0, None);
-        Self { teacher, sampling, count, folder, student, schedule, batch, seed, drawn, lessons }
+        Self {
+            teacher,
+            sampling,
+            count,
+            folder,
+            student,
+            schedule,
+            batch,
+            seed,
+            drawn: 0,
+            sha256: None,
+            lessons: None,
+        }
     }
 
     /// Draws the images with the numbers in `range`, unless they are all there.
@@ -62,9 +79,42 @@ impl<'a> Generated<'a> {
         }
         Ok(())
     }
+
+    /// The pictures in the folder, which must be those that were drawn.
+    fn read(&self) -> Result<Images> {
+        let mut images = Images::open(&self.folder)?;
+        // A class that no seed drew has no folder, and its number is no other's.
+        let numbers: Vec<u32> =
+            images.class_names.drain(..).filter_map(|name| name.parse().ok()).collect();
+        for label in images.labels.iter_mut().flatten() {
+            *label = numbers.get(*label as usize).copied().unwrap_or(*label);
+        }
+        let remedy = "remove the folder, and they are drawn again";
+        let changed = self.sha256.as_ref().is_some_and(|sha256| *sha256 != images.sha256());
+        if images.len() != self.count || changed {
+            let found = match changed {
+                true => "other pictures than the checkpoint's lessons came from".to_owned(),
+                false => format!("{} pictures, not {}", images.len(), self.count),
+            };
+            let field = format!("the teacher's samples in {}", self.folder.display());
+            return Err(Error::value(field, found, remedy));
+        }
+        Ok(images)
+    }
 }
 
 impl Curriculum for Generated<'_> {
+    // The sampling is the task's; what was drawn is checked where it is read.
+    fn identity(&self) -> Map<String, Value> {
+        [
+            ("samples".into(), self.count.into()),
+            ("teacher_sha256".into(), self.teacher.hash.clone().into()),
+            ("teacher_noise_schedule".into(), self.teacher.schedule.to_json()),
+        ]
+        .into_iter()
+        .collect()
+    }
+
     fn prepare(&mut self) -> Result<Option<f64>> {
         if self.drawn < self.count {
             let end = self.count.min(self.drawn + self.sampling.batch);
@@ -73,7 +123,8 @@ impl Curriculum for Generated<'_> {
             return Ok(Some(self.drawn as f64 / self.count as f64));
         }
         if self.lessons.is_none() {
-            let images = Images::open(&self.folder)?;
+            let images = self.read()?;
+            self.sha256 = Some(images.sha256());
             let lessons =
                 Noised::new(images, &self.student, &self.schedule, self.batch, self.seed)?;
             self.lessons = Some(lessons);
@@ -92,14 +143,20 @@ impl Curriculum for Generated<'_> {
         (self.drawn * self.sampling.trajectory.len()) as u64
     }
 
-    // The pictures on disk are the state.
-    fn save(&self, _: &mut Snapshot) -> Result<()> {
+    // The pictures on disk are the state; this tells whether they are still the same.
+    fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
+        if let Some(sha256) = &self.sha256 {
+            snapshot.u8(PICTURES, sha256.as_bytes());
+        }
         Ok(())
     }
 
     fn keep(&mut self) {}
 
-    fn restore(&mut self, _: &Snapshot) -> Result<()> {
+    fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        // Not there while they are drawn, and in checkpoints of earlier versions.
+        let saved = snapshot.get_u8(PICTURES).ok();
+        self.sha256 = saved.and_then(|saved| String::from_utf8(saved).ok());
         Ok(())
     }
 }

@@ -1,76 +1,14 @@
-//! What a run refuses: folders of others, and numbers that are none.
+//! Numbers that are none end a run before they spoil what is on disk.
 
-use std::path::Path;
+use std::collections::HashMap;
 
-use serde_json::{Map, Value};
-use understudy_models::{Error, Result};
+use candle_core::{DType, Device, Tensor};
+use understudy_models::{Conditioning, Error, Result, noise};
 
 use crate::lesson::Lesson;
+use crate::student::Student;
 
-/// The folder inside the model folder that belongs to the run.
-pub const WORKSHOP: &str = "training";
-
-/// The file in it that holds the run's state.
-pub const CHECKPOINT: &str = "checkpoint.safetensors";
-
-/// Refuses a folder that holds something else than a run.
-///
-/// # Errors
-/// [`Error::Value`] naming it.
-pub fn check_out(out: &Path) -> Result<()> {
-    if out.join(WORKSHOP).join(CHECKPOINT).exists() {
-        return Ok(());
-    }
-    let foreign = match std::fs::read_dir(out) {
-        Ok(entries) => {
-            let mut names = entries.flatten().map(|entry| entry.file_name());
-            names.find(|name| name != WORKSHOP)
-        }
-        // A file, or nothing yet.
-        Err(_) => out.exists().then(|| out.as_os_str().to_owned()),
-    };
-    match foreign {
-        None => Ok(()),
-        Some(name) => Err(Error::value(
-            "out",
-            out.display(),
-            format!(
-                "holds {}, which is not of an unfinished run; name a new folder",
-                name.to_string_lossy()
-            ),
-        )),
-    }
-}
-
-/// Refuses to go on with another run's checkpoint.
-///
-/// # Errors
-/// [`Error::Value`] naming the first argument that differs.
-pub(crate) fn check_identity(there: &Value, asked: &Map<String, Value>, out: &Path) -> Result<()> {
-    // Read back from text as what is there was, which may move the last bit of a number.
-    let text = Value::Object(asked.clone()).to_string();
-    let asked: Value = serde_json::from_str(&text).unwrap_or_default();
-    let differs = |name: &&String| there[name.as_str()] != asked[name.as_str()];
-    match asked.as_object().into_iter().flat_map(Map::keys).find(differs) {
-        None => Ok(()),
-        Some(name) => {
-            let show = |value: &Value| {
-                let text = value.to_string();
-                text.chars().take(60).collect::<String>()
-            };
-            Err(Error::value(
-                "out",
-                out.display(),
-                format!(
-                    "it holds another run: `{name}` is {} there and {} here; give the same arguments to \
-                     resume it, or name another folder",
-                    show(&there[name.as_str()]),
-                    show(&asked[name.as_str()])
-                ),
-            ))
-        }
-    }
-}
+const REMEDY: &str = "the last checkpoint is good; run again with another --out and a lower --learning-rate or --clip-norm";
 
 /// Stops a run that would only spoil its weights from here on.
 ///
@@ -88,7 +26,64 @@ pub(crate) fn check_finite(what: &str, value: f64, step: u64, lesson: &Lesson) -
             seed.unwrap_or_default(),
             t.unwrap_or_default()
         ),
-        "the last checkpoint is good; run again with another --out and a lower --learning-rate or \
-         --clip-norm",
+        REMEDY,
     ))
+}
+
+/// Refuses weights that hold NaN or infinity; `what` says which they are.
+///
+/// # Errors
+/// [`Error::Value`] naming the tensor and the step.
+pub(crate) fn check_weights<'a>(
+    what: &str,
+    tensors: impl Iterator<Item = (&'a String, &'a Tensor)>,
+    step: u64,
+) -> Result<()> {
+    for (name, tensor) in tensors {
+        if !is_finite(tensor)? {
+            return Err(Error::value(
+                format!("{what} {name}"),
+                format!("not finite after step {step}"),
+                REMEDY,
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Evaluates the network that would be published, on noise, at the first, the middle and the last time.
+///
+/// # Errors
+/// [`Error::Value`] naming the time, when its answer is not finite.
+pub(crate) fn check_answers(
+    student: &Student,
+    weights: HashMap<String, Tensor>,
+    step: u64,
+) -> Result<()> {
+    let network = student.config.load(weights, DType::F32, &Device::Cpu)?;
+    let geometry = network.geometry();
+    let last = student.schedule.train_timesteps() - 1;
+    let times = [0, last / 2, last];
+    let mut x = vec![0.0; times.len() * geometry.in_channels * geometry.height * geometry.width];
+    noise::normal(step, 0, &mut x);
+    let shape = (times.len(), geometry.in_channels, geometry.height, geometry.width);
+    let x = Tensor::from_vec(x, shape, &Device::Cpu)?;
+    let timesteps = Tensor::new(times.map(|t| t as f32).as_slice(), &Device::Cpu)?;
+    let condition = match geometry.conditioning {
+        Conditioning::Classes(_) => Some(Tensor::zeros(times.len(), DType::U32, &Device::Cpu)?),
+        _ => None,
+    };
+    let answers = network.forward(&x, &timesteps, condition.as_ref())?;
+    for (row, t) in times.iter().enumerate() {
+        if !is_finite(&answers.get(row)?)? {
+            let found = format!("not finite at timestep {t} after step {step}");
+            return Err(Error::value("the averaged network's answer", found, REMEDY));
+        }
+    }
+    Ok(())
+}
+
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
+    Ok(values.iter().all(|value| value.is_finite()))
 }

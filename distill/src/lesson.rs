@@ -1,6 +1,7 @@
 //! What a student is shown in one iteration.
 
 use candle_core::{Device, Result, Tensor};
+use serde_json::{Map, Value};
 
 use crate::checkpoint::Snapshot;
 
@@ -64,6 +65,9 @@ impl Lesson {
 
 /// Where lessons come from. Its state goes into checkpoints, so that a resumed run sees the same ones.
 pub trait Curriculum {
+    /// What the lessons are made from, by content: another value means other lessons.
+    fn identity(&self) -> Map<String, Value>;
+
     /// Does a part of what must be done before the first lesson, and tells how much of all is done, from
     /// 0 to 1; nothing once everything is.
     ///

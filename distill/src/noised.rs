@@ -1,6 +1,7 @@
 //! Ordinary training: images, noised, and the noise to be found (Ho et al. 2020, Algorithm 1).
 
 use candle_core::{Device, Tensor};
+use serde_json::{Map, Value};
 use understudy_models::schedule::{Class, ScheduleConfig};
 use understudy_models::{Conditioning, Error, NetworkConfig, Result, noise};
 
@@ -12,6 +13,8 @@ use crate::random::{self, Purpose};
 /// Lessons from images: `x_t = sqrt(alpha_bar_t)·x0 + sqrt(1 − alpha_bar_t)·eps`, t uniform, and eps the
 /// answer. Draws are a function of the run's seed and the step, so there is no state.
 pub struct Noised {
+    /// Of the images as they were given.
+    sha256: String,
     images: Images,
     /// sqrt(alpha_bar) and sqrt(1 − alpha_bar) of every timestep.
     levels: Vec<(f32, f32)>,
@@ -41,6 +44,7 @@ impl Noised {
                 format!("training on images needs {}, a fixed variance", geometry.in_channels),
             ));
         }
+        let sha256 = images.sha256();
         let images = images.fit("data", geometry.in_channels, geometry.height, geometry.width)?;
         let classes = match geometry.conditioning {
             Conditioning::None => false,
@@ -65,7 +69,7 @@ impl Noised {
         }
         let level = |alpha_bar: &f64| (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
         let levels = schedule.schedule(Class::Ddpm)?.alpha_bar.iter().map(level).collect();
-        Ok(Self { images, levels, classes, batch, seed })
+        Ok(Self { sha256, images, levels, classes, batch, seed })
     }
 }
 
@@ -82,6 +86,15 @@ fn check_classes(images: &Images, classes: usize) -> Result<()> {
 }
 
 impl Curriculum for Noised {
+    fn identity(&self) -> Map<String, Value> {
+        [
+            ("images".into(), self.images.len().into()),
+            ("data_sha256".into(), self.sha256.clone().into()),
+        ]
+        .into_iter()
+        .collect()
+    }
+
     fn prepare(&mut self) -> Result<Option<f64>> {
         Ok(None)
     }

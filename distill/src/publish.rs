@@ -9,32 +9,56 @@ use understudy_models::checkpoint::card::Card;
 use understudy_models::checkpoint::{Draft, ModelFolder};
 use understudy_models::{Error, Result};
 
-use crate::guard::WORKSHOP;
+use crate::run_dir::RunDir;
 use crate::student::Student;
 
-/// Puts a model folder's files into `out`, which already holds the run's own folder.
-/// `model_index.json`, by which a model folder is known, goes first and comes last, so that whoever
-/// looks sees a whole model or none.
+/// By which a model folder is known.
+const INDEX: &str = "model_index.json";
+
+/// Whether `out` holds the model of that many steps.
+pub(crate) fn is_published(out: &Path, steps: u64) -> bool {
+    let model = ModelFolder::open(out);
+    model.is_ok_and(|model| model.card.recipe.get("student_steps") == Some(&steps.into()))
+}
+
+/// Puts a model folder's files beside the run's own folder. [`INDEX`] goes first and comes last, so that
+/// whoever looks sees a whole model or none.
 ///
 /// # Errors
 /// [`Error::Io`] naming the file.
 pub(crate) fn publish(
-    out: &Path,
+    run: &RunDir,
     student: &Student,
     weights: &HashMap<String, Tensor>,
     card: &Card,
 ) -> Result<()> {
-    const INDEX: &str = "model_index.json";
-    let draft = out.join(WORKSHOP).join("model");
+    let (out, draft) = (run.out(), run.path().join("model"));
     remove(&draft)?;
     ModelFolder::write(Draft::new(&draft)?, &student.config, weights, &student.schedule, card)?;
     remove(&out.join(INDEX))?;
-    for name in [student.config.component(), "scheduler", "understudy.json", INDEX] {
-        let (from, to) = (draft.join(name), out.join(name));
-        remove(&to)?;
-        fs::rename(&from, &to).map_err(|source| Error::Io { path: to, source })?;
+    sync(out)?;
+    for name in [student.config.component(), "scheduler", "understudy.json"] {
+        replace(&draft.join(name), &out.join(name))?;
     }
+    sync(out)?;
+    replace(&draft.join(INDEX), &out.join(INDEX))?;
+    sync(out)?;
     remove(&draft)
+}
+
+fn replace(from: &Path, to: &Path) -> Result<()> {
+    remove(to)?;
+    fs::rename(from, to).map_err(|source| Error::Io { path: to.to_owned(), source })
+}
+
+/// Makes the names in a folder durable, where the system can.
+fn sync(folder: &Path) -> Result<()> {
+    let io = |source| Error::Io { path: folder.to_owned(), source };
+    if cfg!(unix) {
+        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
+    } else {
+        Ok(())
+    }
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -11,7 +11,7 @@ use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result};
 
 use crate::lesson::Curriculum;
 use crate::prune;
-use crate::teacher::{Teacher, learned_variance};
+use crate::teacher::{self, Teacher, learned_variance};
 
 /// A student before its first lesson.
 pub struct Student {
@@ -23,6 +23,8 @@ pub struct Student {
     pub weights: BTreeMap<String, Tensor>,
     /// Where these come from, for its card.
     pub initialisation: String,
+    /// SHA-256 of the weights of the folder that it goes on from.
+    pub source: Option<String>,
 }
 
 /// An architecture, with weights where it came with some.
@@ -81,7 +83,7 @@ impl Student {
         }
         schedule.prediction_type =
             Some(prediction.or(own).unwrap_or(teacher.schedule.prediction_type()));
-        let (weights, initialisation) = match trained {
+        let (weights, initialisation, source) = match trained {
             Some(folder) => {
                 let alpha_bar = |config: &ScheduleConfig| -> Result<Vec<f64>> {
                     Ok(config.schedule(Class::Ddpm)?.alpha_bar)
@@ -95,11 +97,13 @@ impl Student {
                 }
                 let name = folder.path.file_name().unwrap_or_default().to_string_lossy();
                 let origin = format!("weights of {name}");
-                (config.fit(folder.tensors()?)?.into_iter().collect(), origin)
+                let weights = config.fit(folder.tensors()?)?;
+                let source = teacher::hash(&config, &weights)?;
+                (weights.into_iter().collect(), origin, Some(source))
             }
-            None => (config.initial_weights(seed)?, "random".into()),
+            None => (config.initial_weights(seed)?, "random".into(), None),
         };
-        Ok(Self { config, schedule, weights, initialisation })
+        Ok(Self { config, schedule, weights, initialisation, source })
     }
 
     /// Begins with the teacher's most important channels instead ([`prune::weights`]), as they matter on
@@ -132,7 +136,8 @@ impl Student {
         let config = candidate.config;
         refuse_dropout(&config)?;
         let weights = config.initial_weights(seed)?;
-        Ok(Self { config, schedule, weights, initialisation: "random".into() })
+        let initialisation = "random".into();
+        Ok(Self { config, schedule, weights, initialisation, source: None })
     }
 
     /// A trained network that goes on learning, on its own schedule.
@@ -151,8 +156,10 @@ impl Student {
         refuse_dropout(&config)?;
         let name = folder.path.file_name().unwrap_or_default().to_string_lossy();
         let initialisation = format!("weights of {name}");
-        let weights = config.fit(folder.tensors()?)?.into_iter().collect();
-        Ok(Self { config, schedule: folder.schedule, weights, initialisation })
+        let weights = config.fit(folder.tensors()?)?;
+        let source = Some(teacher::hash(&config, &weights)?);
+        let (schedule, weights) = (folder.schedule, weights.into_iter().collect());
+        Ok(Self { config, schedule, weights, initialisation, source })
     }
 
     /// The same student with its weights on a device, where it will learn.

@@ -10,6 +10,8 @@ use understudy_models::checkpoint::card::Card;
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::{Conditioning, Denoiser, Error, Geometry, NetworkConfig, Result, noise};
 
+use crate::data::hex;
+
 /// A teacher: a network without gradients, and what belongs to it.
 pub struct Teacher {
     /// What its folder is called.
@@ -103,7 +105,8 @@ pub fn learned_variance(geometry: &Geometry) -> bool {
     geometry.out_channels == 2 * geometry.in_channels
 }
 
-fn hash(
+/// SHA-256 of an architecture and its weights (in f32, by name), in hexadecimal.
+pub(crate) fn hash(
     config: &NetworkConfig,
     weights: &std::collections::HashMap<String, Tensor>,
 ) -> Result<String> {
@@ -118,5 +121,5 @@ fn hash(
             hash.update(value.to_le_bytes());
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }

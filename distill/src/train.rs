@@ -1,20 +1,22 @@
 //! The loop: lesson, answer, loss, step, average, and now and then a checkpoint.
 
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use candle_core::DType;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+use understudy_models::checkpoint::ModelFolder;
 use understudy_models::checkpoint::card::Card;
 use understudy_models::{Denoiser, Error, NetworkConfig, Result};
 
 use crate::checkpoint::Snapshot;
-use crate::guard::{CHECKPOINT, WORKSHOP, check_finite, check_identity, check_out};
+use crate::guard::{check_answers, check_finite, check_weights};
+use crate::identity;
 use crate::lesson::{Curriculum, Lesson};
 use crate::objective::Dkdm;
 use crate::optimizer::{self, AdamW, Gradients};
 use crate::parameters::{Average, Parameters};
-use crate::publish::publish;
+use crate::publish::{is_published, publish};
+use crate::run_dir::RunDir;
 use crate::student::Student;
 use crate::watch::{Event, Journal, Record, Watch, grid};
 
@@ -39,9 +41,10 @@ pub struct Settings {
 
 /// Everything a run is made of.
 pub struct Task<'a> {
-    /// The folder that becomes the model; [`WORKSHOP`] in it holds what belongs to the run.
-    pub out: PathBuf,
-    /// Whatever makes this run another one than its neighbour: a resumed run must find the same.
+    /// The run's folder, in the one that becomes the model.
+    pub run: RunDir,
+    /// What makes this run another one than its neighbour, beside what the parts of the task say of
+    /// themselves: a resumed run must find the same.
     pub identity: Map<String, Value>,
     /// Where lessons come from.
     pub curriculum: Box<dyn Curriculum + 'a>,
@@ -51,24 +54,26 @@ pub struct Task<'a> {
     pub student: Student,
     /// How long, how often.
     pub settings: Settings,
-    /// The model's card; the loop adds what was counted and measured to its recipe.
+    /// The model's card; the loop adds the identity, and what was counted and measured, to its recipe.
     pub card: Card,
 }
 
 /// Between checkpoints while the first lesson is prepared.
 const PREPARING: Duration = Duration::from_secs(60);
 
-/// Trains until `settings.steps` are done, going on from the last checkpoint in `out`, and leaves a model
-/// folder there.
+/// Trains until `settings.steps` are done, going on from the last checkpoint in the run's folder, and leaves a
+/// model folder. A run that is done, and whose model is there, is left as it is.
 ///
 /// On the CPU a run that is killed and resumed has the same losses, to the bit, as one that is not.
 ///
 /// # Errors
-/// [`Error::Value`] when `out` holds another run, and when a loss is not finite (naming the step and the
-/// seed of its lesson); [`Error::Io`] when the disk is full: the last checkpoint stays good.
+/// [`Error::Value`] when the folder holds another run, and when a loss, a weight or the finished network's
+/// answer is not finite (naming the step); [`Error::Format`] when the model could not be loaded;
+/// [`Error::Io`] when the disk is full. The last checkpoint stays good.
 pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
-    check_out(&task.out)?;
-    let workshop = task.out.join(WORKSHOP);
+    // What could not be loaded in the end is not begun.
+    ModelFolder::check(&task.student.config, &task.student.schedule, &task.card)?;
+    let identity = identity::of(&task);
     let settings = task.settings.clone();
     let parameters = Parameters::new(std::mem::take(&mut task.student.weights))?;
     let device = parameters.device();
@@ -82,12 +87,17 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         parameters,
         step: 0,
         seconds: 0.0,
+        identity,
     };
-    if let Some(snapshot) = Snapshot::read(&workshop.join(CHECKPOINT))? {
+    if let Some(snapshot) = Snapshot::read(&task.run.checkpoint())? {
+        let unsaid = identity::check(&snapshot, &state.identity, task.run.out())?;
         state.restore(&snapshot, &mut task)?;
-        watch.event(Event::Resumed { step: state.step });
+        watch.event(Event::Resumed { step: state.step, unsaid: &unsaid });
+        if state.step >= settings.steps && is_published(task.run.out(), state.step) {
+            return Ok(());
+        }
     }
-    let mut journal = Journal::open(&workshop, state.step)?;
+    let mut journal = Journal::open(task.run.path(), state.step)?;
     let mut clock = Clock::new(state.seconds);
 
     let mut checkpointed = Instant::now();
@@ -95,7 +105,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         watch.event(Event::Preparing { done });
         if checkpointed.elapsed() > PREPARING || done >= 1.0 {
             state.seconds = clock.seconds();
-            state.save(&mut task, &workshop)?;
+            state.save(&mut task)?;
             checkpointed = Instant::now();
         }
     }
@@ -126,14 +136,15 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         journal.write(&record)?;
         watch.event(Event::Step { record: &record, steps: settings.steps });
         if settings.sample_every > 0 && step.is_multiple_of(settings.sample_every) {
-            let picture = workshop.join(format!("samples-{step:07}.png"));
+            let picture = task.run.path().join(format!("samples-{step:07}.png"));
             let weights = state.average.tensors(&state.parameters)?;
             grid(&task.student, weights, task.card.null_class, &device, &picture)?;
         }
         if step.is_multiple_of(settings.checkpoint_every) || step == settings.steps {
             state.seconds = clock.seconds();
+            state.check(&task)?;
             journal.sync()?;
-            state.save(&mut task, &workshop)?;
+            state.save(&mut task)?;
             watch.event(Event::Checkpoint { step });
         }
     }
@@ -149,6 +160,8 @@ struct State {
     step: u64,
     /// Time spent, in all sessions up to the last checkpoint.
     seconds: f64,
+    /// What makes the run this one.
+    identity: Map<String, Value>,
 }
 
 /// What one lesson gave.
@@ -197,26 +210,36 @@ fn learn(
 }
 
 impl State {
+    /// Refuses a state that is not worth keeping: at the end, one that is not worth publishing.
+    fn check(&self, task: &Task<'_>) -> Result<()> {
+        let weights = self.parameters.iter().map(|(name, var)| (name, var.as_tensor()));
+        check_weights("weight", weights, self.step)?;
+        let average = self.average.tensors(&self.parameters)?;
+        check_weights("averaged weight", average.iter(), self.step)?;
+        if self.step == task.settings.steps {
+            check_answers(&task.student, average, self.step)?;
+        }
+        Ok(())
+    }
+
     /// Writes the checkpoint.
-    fn save(&mut self, task: &mut Task<'_>, workshop: &Path) -> Result<()> {
-        let state = json!({
-            "identity": task.identity,
-            "step": self.step,
-            "seconds": self.seconds,
-        });
-        let mut snapshot = Snapshot::new(state);
+    fn save(&mut self, task: &mut Task<'_>) -> Result<()> {
+        let mut state = Map::new();
+        identity::put(&mut state, &self.identity);
+        state.insert("step".into(), self.step.into());
+        state.insert("seconds".into(), self.seconds.into());
+        let mut snapshot = Snapshot::new(state.into());
         self.parameters.save(&mut snapshot)?;
         self.optimizer.save(&self.parameters, &mut snapshot)?;
         self.average.save(&self.parameters, &mut snapshot)?;
         task.curriculum.save(&mut snapshot)?;
-        snapshot.write(&workshop.join(CHECKPOINT))?;
+        snapshot.write(&task.run.checkpoint())?;
         task.curriculum.keep();
         Ok(())
     }
 
     /// Goes back to a checkpoint.
     fn restore(&mut self, snapshot: &Snapshot, task: &mut Task<'_>) -> Result<()> {
-        check_identity(&snapshot.state["identity"], &task.identity, &task.out)?;
         self.parameters.restore(snapshot)?;
         self.optimizer.restore(&self.parameters, snapshot)?;
         self.average.restore(&self.parameters, snapshot)?;
@@ -231,8 +254,14 @@ impl State {
 /// The averaged weights become the model.
 fn finish(state: &State, mut task: Task<'_>, rate: Option<f64>) -> Result<()> {
     let recipe = &mut task.card.recipe;
-    // It stands in a file of its own.
-    recipe.remove("student_network");
+    for (name, value) in &state.identity {
+        // These stand in files or fields of their own.
+        let elsewhere =
+            ["student_network", "noise_schedule", "role", "teacher", "class_names", "null_class"];
+        if !elsewhere.contains(&name.as_str()) && !value.is_null() {
+            recipe.entry(name.clone()).or_insert_with(|| value.clone());
+        }
+    }
     if let Some(rate) = rate {
         recipe.insert("images_per_second".into(), rate.round().into());
     }
@@ -241,7 +270,7 @@ fn finish(state: &State, mut task: Task<'_>, rate: Option<f64>) -> Result<()> {
     recipe.insert("teacher_evaluations".into(), evaluations.into());
     recipe.insert("seconds".into(), state.seconds.round().into());
     let weights = state.average.tensors(&state.parameters)?;
-    publish(&task.out, &task.student, &weights, &task.card)
+    publish(&task.run, &task.student, &weights, &task.card)
 }
 
 /// Time spent over all sessions, and the rate of late.

@@ -35,6 +35,7 @@ fn finished_samples_are_those_of_their_seeds() {
             batch: 4,
             seed: 3,
             run: "test".into(),
+            earlier: None,
             file: None,
             finished: Some(kept.clone()),
         };
@@ -156,6 +157,7 @@ fn another_pools_file_is_refused() {
             batch: 4,
             seed: 3,
             run: "test".into(),
+            earlier: None,
             file: Some(file.clone()),
             finished: None,
         };
@@ -164,9 +166,63 @@ fn another_pools_file_is_refused() {
     open(&first).unwrap();
     open(&first).unwrap();
     let problem = open(&second).unwrap_err();
-    assert!(problem.contains("another pool") && problem.contains("pool-file"), "{problem}");
+    assert!(problem.contains("something else") && problem.contains("pool-file"), "{problem}");
     fs::write(&file, b"something else").unwrap();
     assert!(open(&first).unwrap_err().contains("14 bytes"));
+    assert_eq!(fs::read(&file).unwrap(), b"something else", "what a pool did not make stays");
+    // Another run of the same teacher, and a run of an earlier version.
+    fs::remove_file(&file).unwrap();
+    open(&first).unwrap();
+    let named = |run: &str, earlier: Option<&str>| {
+        let walks = Walks::new(&first.schedule, Kind::Ddpm, 20, false).unwrap();
+        let settings = Settings {
+            order: Order::Shuffled,
+            batch: 4,
+            seed: 3,
+            run: run.into(),
+            earlier: earlier.map(Into::into),
+            file: Some(file.clone()),
+            finished: None,
+        };
+        Pool::new(&first, walks, settings).map_err(|error| error.to_string())
+    };
+    assert!(named("other", None).err().unwrap().contains("something else"));
+    let held = named("test", None).unwrap();
+    let problem = named("test", None).err().unwrap();
+    assert!(problem.contains(&format!("in use (process {}", std::process::id())), "{problem}");
+    drop(held);
+    let line = format!("understudy pool 1: teacher {}, run out\n", &first.hash[..16]);
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[..4096].fill(0);
+    bytes[..line.len()].copy_from_slice(line.as_bytes());
+    fs::write(&file, bytes).unwrap();
+    assert!(named("test", None).err().unwrap().contains("something else"));
+    drop(named("test", Some("out")).unwrap());
+    named("test", None).unwrap();
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pool_file_is_a_file() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path());
+    let link = home.path().join("link");
+    std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+    for path in [home.path().to_owned(), link.clone()] {
+        let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, false).unwrap();
+        let settings = Settings {
+            order: Order::Shuffled,
+            batch: 4,
+            seed: 3,
+            run: "test".into(),
+            earlier: None,
+            file: Some(path.clone()),
+            finished: None,
+        };
+        let problem = Pool::new(&teacher, walks, settings).err().unwrap().to_string();
+        assert!(problem.contains("not a regular file"), "{problem}");
+        assert!(fs::symlink_metadata(&path).is_ok(), "it is still there");
+    }
 }
 
 /// All channels kept is the teacher itself; half of them make a network that runs.

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{Blind, curve, learned_teacher, task, teacher};
-use understudy_distill::guard::{CHECKPOINT, WORKSHOP};
+use understudy_distill::run_dir::{CHECKPOINT, RUN_DIR};
 use understudy_distill::train::train;
 
 fn weights(out: &Path) -> Vec<u8> {
@@ -41,7 +41,7 @@ fn steps_after_the_checkpoint_are_done_again() {
     let (file, other) = (home.path().join("1.pool"), home.path().join("2.pool"));
     train(task(&teacher, &whole, 10, Some(file)), &mut Blind).unwrap();
     train(task(&teacher, &killed, 4, Some(other.clone())), &mut Blind).unwrap();
-    let checkpoint = killed.join(WORKSHOP).join(CHECKPOINT);
+    let checkpoint = killed.join(RUN_DIR).join(CHECKPOINT);
     let fourth = fs::read(&checkpoint).unwrap();
     // Three steps more, of which the checkpoint is lost.
     train(task(&teacher, &killed, 7, Some(other.clone())), &mut Blind).unwrap();

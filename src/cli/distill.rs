@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 use understudy_distill::{
     generate::{Classes, Sampling},
     generated::Generated,
-    guard,
     lesson::Curriculum,
     objective::Dkdm,
     pool::{self, Order, Pool},
+    run_dir::{self, RunDir},
     shrink,
     student::{Candidate, Student},
     teacher::Teacher,
@@ -120,16 +120,26 @@ enum Schedule {
 pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (device, dtype) = args.compute.for_training()?;
-    guard::check_out(&args.out).map_err(shown)?;
+    run_dir::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings(Compute::trained(&device, dtype))?;
     let mut teacher = open_teacher(args)?;
     if !device.is_cpu() || dtype != DType::F32 {
         teacher = teacher.onto(dtype, &device).map_err(shown)?;
     }
-    let student = student(args, &teacher)?;
+    // Whatever no measuring is needed for is refused before anything is written.
+    let asked = match share(&args.student) {
+        None => Some(candidate(args, &teacher)?),
+        Some(_) => None,
+    };
+    let run = RunDir::open(&args.out).map_err(shown)?;
+    let asked = match asked {
+        Some(asked) => asked,
+        None => shrunk(args, &teacher, &run)?,
+    };
+    let student = begun(args, &teacher, asked, &run)?;
     let lessons = match args.method {
-        Method::Dkdm => dkdm(args, &teacher, &student),
-        Method::DataFreeBaseline => data_free_baseline(args, &teacher, &student),
+        Method::Dkdm => dkdm(args, &teacher, &run),
+        Method::DataFreeBaseline => data_free_baseline(args, &teacher, &student, &run),
     }?;
     let Lessons { mut identity, curriculum, answers, learned, role } = lessons;
     let objective =
@@ -140,7 +150,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     identity.extend(Compute::identity(&device, dtype));
     // What its network is told and answers in may be another type.
     identity.insert("teacher_dtype".into(), dtype.as_str().into());
-    let mut recipe = identity.clone();
+    let mut recipe = Map::new();
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
     let card = Card { role, recipe, ..card(&teacher) };
@@ -151,8 +161,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         student.parameters()
     );
     let student = student.onto(&device).map_err(shown)?;
-    let out = args.out.clone();
-    let task = Task { out, identity, curriculum, objective, student, settings, card };
+    let task = Task { run, identity, curriculum, objective, student, settings, card };
     train::train(task, &mut TrainingProgress::default()).map_err(shown)?;
     println!(
         "{}: serve it beside its teacher with `understudy serve --models` and its parent folder",
@@ -161,19 +170,24 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     Ok(())
 }
 
-/// The student before its first lesson.
-fn student(args: &DistillArgs, teacher: &Teacher) -> Result<Student, String> {
+/// The student with the weights that its folder has, or random ones.
+fn candidate(args: &DistillArgs, teacher: &Teacher) -> Result<Student, String> {
     let explain =
         |error: understudy_models::Error| format!("--student {}: {error}", args.student.display());
+    let candidate = Candidate::open(&args.student).map_err(explain)?;
+    Student::new(candidate, teacher, prediction(args)?, args.training.seed).map_err(explain)
+}
+
+/// The student before its first lesson.
+fn begun(
+    args: &DistillArgs,
+    teacher: &Teacher,
+    student: Student,
+    run: &RunDir,
+) -> Result<Student, String> {
     let seed = args.training.seed;
-    let candidate = match share(&args.student) {
-        None => Candidate::open(&args.student).map_err(explain)?,
-        Some(share) => shrunk(args, teacher, share)?,
-    };
-    let student = Student::new(candidate, teacher, prediction(args)?, seed).map_err(explain)?;
     // A resumed run has its weights in the checkpoint.
-    let checkpoint = args.out.join(guard::WORKSHOP).join(guard::CHECKPOINT);
-    if args.init == Init::Random || checkpoint.exists() {
+    if args.init == Init::Random || run.checkpoint().exists() {
         return Ok(student);
     }
     // Samples of the teacher's walk, at times of their own; as the lessons will be, but other ones.
@@ -184,6 +198,7 @@ fn student(args: &DistillArgs, teacher: &Teacher) -> Result<Student, String> {
         batch: 32,
         seed: seed ^ (1 << 63),
         run: String::new(),
+        earlier: None,
         file: None,
         finished: None,
     };
@@ -202,20 +217,19 @@ fn share(student: &Path) -> Option<f64> {
     student.to_str()?.strip_suffix('x')?.parse().ok()
 }
 
-/// The network found for a share of the teacher's time; a resumed run must have the same.
-fn shrunk(args: &DistillArgs, teacher: &Teacher, share: f64) -> Result<Candidate, String> {
-    let workshop = args.out.join(guard::WORKSHOP);
-    let found = workshop.join("student.json");
+/// The network found for a share of the teacher's time; a resumed run has the one of its checkpoint.
+fn shrunk(args: &DistillArgs, teacher: &Teacher, run: &RunDir) -> Result<Student, String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    if !found.exists() {
+    let share = share(&args.student).unwrap_or_default();
+    let found = run.path().join("student.json");
+    if !(run.checkpoint().exists() && found.exists()) {
         let shrunk = shrink::shrink(teacher, share).map_err(shown)?;
         eprintln!("a student of {:.2} of the teacher's time: {}", shrunk.share, found.display());
-        std::fs::create_dir_all(&workshop)
-            .map_err(|error| format!("{}: {error}", workshop.display()))?;
         let text = format!("{:#}\n", shrunk.config.to_json());
         write_atomically(&found, text.as_bytes()).map_err(shown)?;
     }
-    Candidate::open(&found).map_err(shown)
+    let candidate = Candidate::open(&found).map_err(shown)?;
+    Student::new(candidate, teacher, prediction(args)?, args.training.seed).map_err(shown)
 }
 
 /// Where lessons come from, and how they are to be read.
@@ -228,15 +242,11 @@ struct Lessons<'a> {
 }
 
 /// The pool on which the teacher walks.
-fn dkdm<'a>(
-    args: &DistillArgs,
-    teacher: &'a Teacher,
-    student: &Student,
-) -> Result<Lessons<'a>, String> {
+fn dkdm<'a>(args: &DistillArgs, teacher: &'a Teacher, run: &RunDir) -> Result<Lessons<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let learned = teacher.learned_variance();
     let walks = Walks::new(&teacher.schedule, walk_sampler(args)?, args.walk_steps, learned);
-    let mut identity = identity(args, teacher, student);
+    let mut identity = identity(args);
     let schedule = args.schedule.to_possible_value();
     let schedule = schedule.map(|value| value.get_name().to_owned());
     identity.insert("schedule".into(), schedule.into());
@@ -251,7 +261,9 @@ fn dkdm<'a>(
         },
         batch: args.training.batch as usize,
         seed: args.training.seed,
-        run: args.out.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        run: run.id().to_owned(),
+        earlier: (run.checkpoint().exists())
+            .then(|| args.out.file_name().unwrap_or_default().to_string_lossy().into_owned()),
         file: args.pool_file.clone(),
         finished: args.keep_samples.clone(),
     };
@@ -266,6 +278,7 @@ fn data_free_baseline<'a>(
     args: &DistillArgs,
     teacher: &'a Teacher,
     student: &Student,
+    run: &RunDir,
 ) -> Result<Lessons<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     if teacher.learned_variance() {
@@ -277,8 +290,7 @@ fn data_free_baseline<'a>(
     }
     let kind = walk_sampler(args)?;
     let trajectory = sampler::trajectory(&teacher.schedule, kind, args.walk_steps, 0.0, false);
-    let mut identity = identity(args, teacher, student);
-    identity.insert("samples".into(), args.samples.get().into());
+    let identity = identity(args);
     let (batch, seed) = (args.training.batch as usize, args.training.seed);
     let sampling = Sampling {
         trajectory: trajectory.map_err(shown)?,
@@ -290,7 +302,7 @@ fn data_free_baseline<'a>(
         first_seed: seed.wrapping_mul(1 << 32),
         batch: 64,
     };
-    let folder = args.out.join(guard::WORKSHOP).join("teacher-samples");
+    let folder = run.path().join("teacher-samples");
     let network = (student.config.clone(), student.schedule.clone());
     let count = args.samples.get();
     let curriculum =
@@ -324,7 +336,7 @@ fn prediction(args: &DistillArgs) -> Result<Option<PredictionType>, String> {
 }
 
 /// What makes the run another one than its neighbour.
-fn identity(args: &DistillArgs, teacher: &Teacher, student: &Student) -> Map<String, Value> {
+fn identity(args: &DistillArgs) -> Map<String, Value> {
     let mut identity = args.training.identity();
     let method = args.method.to_possible_value().map(|value| value.get_name().to_owned());
     identity.insert("method".into(), method.into());
@@ -332,9 +344,7 @@ fn identity(args: &DistillArgs, teacher: &Teacher, student: &Student) -> Map<Str
     identity.insert("init".into(), init.into());
     identity.insert("walk_steps".into(), args.walk_steps.into());
     identity.insert("walk_sampler".into(), args.walk_sampler.clone().into());
-    identity.insert("teacher_sha256".into(), teacher.hash.clone().into());
-    identity.insert("prediction".into(), student.schedule.prediction_type().name().into());
-    identity.insert("student_network".into(), student.config.to_json());
+    identity.insert("student_share".into(), share(&args.student).into());
     identity
 }
 

@@ -14,11 +14,11 @@ use understudy_distill::{
 };
 use understudy_models::{
     Image,
-    checkpoint::{Loaded, ModelFolder, hub, write_atomically},
+    checkpoint::{Loaded, ModelFolder, check_target, hub, write_atomically},
     sampler,
 };
 
-use super::{compute::Compute, models_folder, progress::Progress};
+use super::{compute::Compute, models_folder, open_images, progress::Progress};
 
 /// Sample a model and score its images: Fréchet distance, Inception score, kernel distance, precision and
 /// recall.
@@ -85,6 +85,11 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), String> {
     let network = feature_network(args)?;
     let network = network.as_ref();
     // All that can be refused is refused before the first image is made.
+    for (flag, path) in [("--out", &args.out), ("--write-stats", &args.write_stats)] {
+        if let Some(path) = path {
+            check_target(path).map_err(|error| format!("{flag} {error}"))?;
+        }
+    }
     let source = Source::open(args, network)?;
     let n = source.len();
     Observer::new(network, source.flag(), n, 0).map_err(|error| error.to_string())?;
@@ -175,7 +180,7 @@ enum Source {
 impl Source {
     fn open(args: &EvaluateArgs, network: &dyn FeatureNetwork) -> Result<Self, String> {
         if let Some(path) = &args.samples {
-            let images = Images::open(path).map_err(|error| format!("--samples: {error}"))?;
+            let images = open_images("--samples", path)?;
             return Ok(Self::Images(fitted("--samples", images, network)?));
         }
         let model = args.model.as_deref().ok_or("--model or --samples: name one of them")?;
@@ -285,7 +290,7 @@ fn set_of(pictures: Vec<Image>, labels: Option<Vec<u32>>) -> Images {
     let shape = pictures.first().map(|first| (first.channels, first.height, first.width));
     let (channels, height, width) = shape.unwrap_or_default();
     let pixels = pictures.into_iter().flat_map(|picture| picture.pixels).collect();
-    Images { channels, height, width, pixels, labels, class_names: Vec::new() }
+    Images { channels, height, width, pixels, labels, ..Images::default() }
 }
 
 /// Shows a set to the network, a thousand images at a time.
@@ -310,7 +315,7 @@ fn reference(path: &Path, network: &dyn FeatureNetwork, n: usize) -> Result<Refe
     if path.extension().is_some_and(|extension| extension == "npz") && Gaussian::is_at(path) {
         return Ok(Reference::from_statistics(Gaussian::open(path, network).map_err(explain)?));
     }
-    let images = fitted("--reference", Images::open(path).map_err(explain)?, network)?;
+    let images = fitted("--reference", open_images("--reference", path)?, network)?;
     let mut observer = Observer::new(network, "--reference", images.len(), n)
         .map_err(|error| error.to_string())?;
     let mut progress = Progress::new("reference images", 0, images.len());

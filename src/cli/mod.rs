@@ -19,10 +19,12 @@ mod training;
 use std::{
     io::{self, Write},
     num::NonZeroUsize,
+    path::Path,
     process::ExitCode,
 };
 
 use clap::{Parser, Subcommand};
+use understudy_distill::data::Images;
 
 use crate::config::models_folder;
 pub use serve::{LogFormat, ServeArgs};
@@ -117,6 +119,25 @@ impl Cli {
             }
         }
     }
+}
+
+/// Reads a set of images, and says what in it was passed over; `flag` names it in errors.
+///
+/// # Errors
+/// A sentence naming the flag and the file.
+fn open_images(flag: &str, path: &Path) -> Result<Images, String> {
+    let images =
+        Images::open(path).map_err(|error| format!("{flag} {}: {error}", path.display()))?;
+    if images.skipped > 0 {
+        let skipped = images.skipped;
+        let _ = writeln!(
+            io::stderr(),
+            "{flag} {}: skipped {skipped} hidden or system {} (.DS_Store, Thumbs.db and the like)",
+            path.display(),
+            if skipped == 1 { "file" } else { "files" }
+        );
+    }
+    Ok(images)
 }
 
 /// Writes a line to standard output.

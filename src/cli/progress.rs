@@ -82,8 +82,14 @@ pub(super) struct TrainingProgress {
 impl Watch for TrainingProgress {
     fn event(&mut self, event: Event<'_>) {
         match event {
-            Event::Resumed { step } => {
-                tell(format_args!("going on from the checkpoint of step {step}"))
+            Event::Resumed { step, unsaid } => {
+                tell(format_args!("going on from the checkpoint of step {step}"));
+                if !unsaid.is_empty() {
+                    tell(format_args!(
+                        "it was written by an earlier version and does not say: {}; what is given now counts",
+                        unsaid.join(", ")
+                    ));
+                }
             }
             Event::Preparing { done } => self
                 .pool

@@ -6,7 +6,7 @@ use std::{
 };
 
 use understudy_distill::picture;
-use understudy_models::{Conditioning, sampler};
+use understudy_models::{Conditioning, checkpoint::check_target, sampler};
 
 use super::{
     compute::{Compute, ModelArg},
@@ -59,6 +59,9 @@ const TICKS: usize = 3;
 /// # Errors
 /// A sentence naming what to mend.
 pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
+    if is_picture(&args.out) {
+        check_target(&args.out).map_err(|error| format!("--out {error}"))?;
+    }
     let model = args.model.load(&args.compute, args.batch as usize)?;
     let kind = match &args.scheduler {
         Some(name) => name.parse().map_err(|error| format!("--scheduler: {error}"))?,
@@ -126,13 +129,17 @@ fn collect(mut submission: crate::engine::Submission, n: usize) -> Result<Vec<Im
     images.into_iter().collect::<Option<_>>().ok_or_else(|| "the device thread ended early".into())
 }
 
+fn is_picture(out: &Path) -> bool {
+    out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png"))
+}
+
 fn write(out: &Path, images: &[Image], seeds: &[u64]) -> Result<(), String> {
     // As square as it gets.
     let columns = (images.len() as f64).sqrt().ceil() as usize;
     let grid = picture::grid(images, columns).ok_or("no images")?;
     let write =
         |path: &Path, image| picture::write(path, image).map_err(|error| format!("--out: {error}"));
-    if out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("png")) {
+    if is_picture(out) {
         return write(out, &grid);
     }
     std::fs::create_dir_all(out).map_err(|error| format!("--out {}: {error}", out.display()))?;

@@ -3,12 +3,11 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::Map;
 use understudy_distill::{
-    data::Images,
-    guard,
     noised::Noised,
     objective::Dkdm,
+    run_dir::{self, RunDir},
     student::{Candidate, Student},
     train::{self, Task},
 };
@@ -18,7 +17,7 @@ use understudy_models::{
     schedule::{BetaSchedule, Class, PredictionType, ScheduleConfig},
 };
 
-use super::{compute::Compute, progress::TrainingProgress, training::TrainingArgs};
+use super::{compute::Compute, open_images, progress::TrainingProgress, training::TrainingArgs};
 
 /// Train a diffusion model on images: a teacher, or a baseline to hold a student against.
 ///
@@ -61,7 +60,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     if dtype != Compute::trained(&device, dtype) {
         return Err(format!("--dtype {}: a CPU trains in f32; use auto", args.compute.dtype));
     }
-    guard::check_out(&args.out).map_err(shown)?;
+    run_dir::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings(dtype)?;
     let student = match (&args.init, &args.config) {
         (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
@@ -72,8 +71,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
         (None, None) => return Err("--config: name the architecture, or --init a model".into()),
     }
     .map_err(shown)?;
-    let images = Images::open(&args.data)
-        .map_err(|error| format!("--data {}: {error}", args.data.display()))?;
+    let images = open_images("--data", &args.data)?;
     let (count, names) = (images.len(), images.class_names.clone());
     let (batch, seed) = (args.training.batch as usize, args.training.seed);
     let lessons =
@@ -88,23 +86,24 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     .map_err(shown)?
     .weighted(args.training.weighting());
 
-    let mut identity = identity(args, &student, count);
+    let mut identity = args.training.identity();
     identity.extend(Compute::identity(&device, dtype));
-    let mut recipe = identity.clone();
+    let mut recipe = Map::new();
     recipe.insert("method".into(), "training on images".into());
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
     let card = Card {
         role: if args.baseline_of.is_some() { Role::Baseline } else { Role::Teacher },
         teacher: args.baseline_of.clone(),
-        class_names: fitting_names(names, &student.config),
+        class_names: fitting_names(names, &student.config, args),
         recipe,
         ..Card::default()
     };
     eprintln!("{} weights learn from {count} images", student.parameters());
     let student = student.onto(&device).map_err(shown)?;
-    let (out, curriculum) = (args.out.clone(), Box::new(lessons));
-    let task = Task { out, identity, curriculum, objective, student, settings, card };
+    let run = RunDir::open(&args.out).map_err(shown)?;
+    let curriculum = Box::new(lessons);
+    let task = Task { run, identity, curriculum, objective, student, settings, card };
     train::train(task, &mut TrainingProgress::default()).map_err(shown)?;
     println!(
         "{}: serve it with `understudy serve --models` and its parent folder",
@@ -125,19 +124,17 @@ fn noise_schedule(file: Option<&Path>) -> Result<ScheduleConfig, String> {
     ScheduleConfig::from_text(&text, &path.display().to_string()).map_err(|error| explain(&error))
 }
 
-/// What makes the run another one than its neighbour.
-fn identity(args: &TrainArgs, student: &Student, images: usize) -> Map<String, Value> {
-    let mut identity = args.training.identity();
-    identity.insert("images".into(), json!(images));
-    identity.insert("prediction".into(), student.schedule.prediction_type().name().into());
-    identity.insert("student_network".into(), student.config.to_json());
-    identity
-}
-
 /// The data's names for classes, where the network has as many.
-fn fitting_names(names: Vec<String>, network: &NetworkConfig) -> Vec<String> {
+fn fitting_names(names: Vec<String>, network: &NetworkConfig, args: &TrainArgs) -> Vec<String> {
     match network.geometry().conditioning {
-        Conditioning::Classes(classes) if classes == names.len() => names,
-        _ => Vec::new(),
+        Conditioning::Classes(classes) if classes == names.len() => return names,
+        Conditioning::Classes(classes) if !names.is_empty() => eprintln!(
+            "--data {}: has {} class folders, the network {classes} classes; the model will know its classes \
+             by number only",
+            args.data.display(),
+            names.len()
+        ),
+        _ => {}
     }
+    Vec::new()
 }

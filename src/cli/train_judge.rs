@@ -3,12 +3,9 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use understudy_distill::{
-    data::Images,
-    evaluate::judge::{self, Training},
-};
+use understudy_distill::evaluate::judge::{self, Training};
 
-use super::progress::Progress;
+use super::{open_images, progress::Progress};
 
 /// Train a judge: a small classifier in whose features `understudy evaluate` measures distances, where
 /// Inception's weights are not to be had.
@@ -49,7 +46,7 @@ pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
     let name = args.out.file_name().and_then(|name| name.to_str());
     let name = name.ok_or("--out: must be the path of a new folder, whose name is the judge's")?;
     let read = |flag: &str, path: &PathBuf| {
-        let images = Images::open(path).map_err(|error| format!("{flag}: {error}"))?;
+        let images = open_images(flag, path)?;
         if images.labels.is_none() {
             return Err(format!("{flag} {}: has no labels; a judge needs them", path.display()));
         }

@@ -121,16 +121,10 @@ impl TrainingArgs {
         })
     }
 
-    /// What of it makes a run another one.
+    /// What of it makes a run another one, beside the loop's settings.
     pub(super) fn identity(&self) -> Map<String, Value> {
         let weighting = self.weighting.to_possible_value().map(|name| name.get_name().to_owned());
-        let identity = json!({
-            "weighting": weighting,
-            "batch": self.batch, "accumulate": self.accumulate, "learning_rate": self.learning_rate,
-            "warmup_steps": self.warmup_steps, "decay_steps": self.decay_steps(),
-            "weight_decay": self.weight_decay,
-            "clip_norm": self.clip_norm, "ema": self.ema, "seed": self.seed,
-        });
+        let identity = json!({ "weighting": weighting, "batch": self.batch, "seed": self.seed });
         identity.as_object().cloned().unwrap_or_default()
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn read(path: &Path) -> Result<Images> {
         true => Some(labels(path, &mut npz, n)?),
         false => None,
     };
-    Ok(Images { channels, height, width, pixels, labels, class_names: Vec::new() })
+    Ok(Images { channels, height, width, pixels, labels, ..Images::default() })
 }
 
 fn labels(path: &Path, npz: &mut Npz, n: usize) -> Result<Vec<u32>> {

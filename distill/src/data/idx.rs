@@ -1,29 +1,38 @@
 //! The `idx` format of MNIST and its successors: a magic number, big-endian dimensions, bytes.
 
 use std::{
-    fs,
     io::Read,
     path::{Path, PathBuf},
 };
 
-use flate2::read::MultiGzDecoder;
-use understudy_models::{Error, Result};
+use understudy_models::Result;
 
-use super::{Images, malformed};
+use super::{
+    Images,
+    content::{self, Content},
+    malformed,
+};
 
 /// Unsigned bytes, three dimensions and one.
 const IMAGES: [u8; 4] = [0, 0, 8, 3];
 const LABELS: [u8; 4] = [0, 0, 8, 1];
-const GZIP: [u8; 2] = [0x1f, 0x8b];
+
+/// Whether a file that starts so is an idx file of bytes.
+pub(super) fn begins(start: &[u8]) -> bool {
+    start.starts_with(&IMAGES) || start.starts_with(&LABELS)
+}
 
 /// Reads images, and the labels beside them where there are any.
-pub(super) fn read(path: &Path) -> Result<Images> {
-    let remedy =
-        "is no set of images; use an idx file, a folder of images, a .tar of one, or an .npz";
-    let ([n, height, width], pixels) = parse(path, IMAGES, remedy)?;
+pub(super) fn read(path: &Path, content: Box<dyn Read>) -> Result<Images> {
+    let otherwise = "is an idx file of labels; name the file of images beside it";
+    let ([n, height, width], pixels) = parse(path, content, IMAGES, otherwise)?;
     let labels = match labels_beside(path) {
         Some(beside) => {
-            let ([count], labels) = parse(&beside, LABELS, "is no idx file of labels")?;
+            let otherwise = "is no idx file of labels";
+            let Content::Idx(content) = content::open(&beside)? else {
+                return Err(malformed(&beside, otherwise));
+            };
+            let ([count], labels) = parse(&beside, content, LABELS, otherwise)?;
             if count != n {
                 let problem = format!("has {count} labels, {} has {n} images", path.display());
                 return Err(malformed(&beside, problem));
@@ -32,42 +41,40 @@ pub(super) fn read(path: &Path) -> Result<Images> {
         }
         None => None,
     };
-    Ok(Images { channels: 1, height, width, pixels, labels, class_names: Vec::new() })
+    Ok(Images { channels: 1, height, width, pixels, labels, ..Images::default() })
 }
 
 fn parse<const D: usize>(
     path: &Path,
+    mut content: Box<dyn Read>,
     magic: [u8; 4],
     otherwise: &str,
 ) -> Result<([usize; D], Vec<u8>)> {
-    let mut bytes = unpacked(path)?;
-    if !bytes.starts_with(&magic) || bytes.len() < 4 + 4 * D {
+    let broken =
+        |error| malformed(path, format!("cannot be read to its end ({error}); fetch it again"));
+    let mut header = vec![0; 4 + 4 * D];
+    content.read_exact(&mut header).map_err(broken)?;
+    if !header.starts_with(&magic) {
         return Err(malformed(path, otherwise));
     }
-    let body = bytes.split_off(4 + 4 * D);
     let mut dimensions = [0; D];
-    for (dimension, word) in dimensions.iter_mut().zip(bytes[4..].chunks_exact(4)) {
+    for (dimension, word) in dimensions.iter_mut().zip(header[4..].chunks_exact(4)) {
         *dimension = u32::from_be_bytes([word[0], word[1], word[2], word[3]]) as usize;
     }
     let expected = dimensions.iter().map(|&size| size as u128).product::<u128>();
+    let mut body = Vec::new();
+    // One byte more than there should be tells of all that follow.
+    let most = u64::try_from(expected).unwrap_or(u64::MAX).saturating_add(1);
+    content.take(most).read_to_end(&mut body).map_err(broken)?;
     if expected != body.len() as u128 {
-        let problem =
-            format!("announces {expected} bytes and holds {}; fetch it again", body.len());
+        let found = match body.len() as u128 > expected {
+            true => "more".to_owned(),
+            false => body.len().to_string(),
+        };
+        let problem = format!("announces {expected} bytes and holds {found}; fetch it again");
         return Err(malformed(path, problem));
     }
     Ok((dimensions, body))
-}
-
-fn unpacked(path: &Path) -> Result<Vec<u8>> {
-    let bytes = fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-    if !bytes.starts_with(&GZIP) {
-        return Ok(bytes);
-    }
-    let mut unpacked = Vec::new();
-    MultiGzDecoder::new(&bytes[..])
-        .read_to_end(&mut unpacked)
-        .map_err(|error| malformed(path, format!("not a whole gzip file ({error})")))?;
-    Ok(unpacked)
 }
 
 /// `train-images-idx3-ubyte.gz` → `train-labels-idx1-ubyte.gz`, or its unpacked twin.

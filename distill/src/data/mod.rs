@@ -1,23 +1,30 @@
-//! Sets of images on disk, read whole into memory as bytes.
+//! Sets of images on disk, read whole into memory as bytes. Files are known by their content.
 //!
-//! | what | how it is known | labels |
-//! | --- | --- | --- |
-//! | an `idx` file (MNIST, Fashion-MNIST), gzipped or not | its first bytes | its sibling `…-labels-idx1-…` |
-//! | a folder of PNG, JPEG or WebP files | a folder | subfolders are classes, by name |
-//! | a `.tar`, `.tar.gz` or `.tar.zst` of such files | its name | as in a folder |
-//! | an `.npz` with `arr_0`, uint8 `[N, H, W, C]` | its name | `arr_1` |
+//! | what | labels |
+//! | --- | --- |
+//! | an `idx` file (MNIST, Fashion-MNIST), gzipped or not | its sibling `…-labels-idx1-…` |
+//! | a folder of PNG, JPEG or WebP files | subfolders are classes, by name: numbers in their order, else as text |
+//! | a tar archive of such files, plain, gzip or zstd | as in a folder |
+//! | an `.npz` with `arr_0`, uint8 `[N, H, W, C]` | `arr_1` |
+//!
+//! What file managers and notebooks leave among images (`.DS_Store`, `Thumbs.db`, `.ipynb_checkpoints` and
+//! whatever begins with a dot) is passed over.
 
 mod arrays;
+mod content;
 mod idx;
 mod pictures;
 
 use std::{ops::Range, path::Path};
 
 use candle_core::{Device, Tensor};
+use sha2::{Digest, Sha256};
 use understudy_models::{Error, Result};
 
+use content::Content;
+
 /// A set of images of one size.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Images {
     /// 1 (gray) or 3 (RGB).
     pub channels: usize,
@@ -31,6 +38,8 @@ pub struct Images {
     pub labels: Option<Vec<u32>>,
     /// The classes' names, in the order of their numbers, where the set tells.
     pub class_names: Vec<String>,
+    /// Files and folders that are no images and were passed over.
+    pub skipped: usize,
 }
 
 impl Images {
@@ -40,15 +49,14 @@ impl Images {
     /// [`Error::Io`] and [`Error::Format`] naming the file: unreadable, corrupt, not an image, of another
     /// size than the first, without images.
     pub fn open(path: &Path) -> Result<Self> {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let images = if path.is_dir() {
             pictures::folder(path)
-        } else if name.ends_with(".npz") {
-            arrays::read(path)
-        } else if name.ends_with(".tgz") || name.contains(".tar") {
-            pictures::archive(path)
         } else {
-            idx::read(path)
+            match content::open(path)? {
+                Content::Idx(content) => idx::read(path, content),
+                Content::Tar(content) => pictures::archive(path, content),
+                Content::Zip => arrays::read(path),
+            }
         }?;
         if images.is_empty() {
             return Err(malformed(path, "holds no images"));
@@ -85,6 +93,24 @@ impl Images {
             class_names: self.class_names.clone(),
             ..*self
         }
+    }
+
+    /// SHA-256 of all that training can see of the set (sizes, pixels, labels, names), in hexadecimal.
+    pub fn sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        let Self { channels, height, width, pixels, labels, class_names, skipped: _ } = self;
+        for size in [*channels, *height, *width, pixels.len(), class_names.len()] {
+            hash.update((size as u64).to_le_bytes());
+        }
+        hash.update(pixels);
+        for label in labels.iter().flatten() {
+            hash.update(label.to_le_bytes());
+        }
+        for name in class_names {
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name);
+        }
+        hex(&hash.finalize())
     }
 
     /// Number of classes: one more than the largest label; 0 without labels.
@@ -140,6 +166,11 @@ impl Images {
         let shape = (indices.len(), self.height, self.width, self.channels);
         Tensor::from_vec(values, shape, device)?.permute((0, 3, 1, 2))?.contiguous()
     }
+}
+
+/// Bytes as hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A file that does not hold what it should.

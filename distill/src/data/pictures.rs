@@ -2,60 +2,100 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
-    io::{BufReader, Read},
-    path::{Path, PathBuf},
+    fs,
+    io::Read,
+    path::{Component, Path, PathBuf},
 };
 
-use flate2::read::MultiGzDecoder;
 use image::DynamicImage;
+use tar::EntryType;
 use understudy_models::{Error, Result};
 
-use super::{Images, malformed};
+use super::{Images, content, malformed};
 
-/// Reads a folder; images are in the order of their names, classes in that of theirs.
+/// The largest file that is taken for a picture.
+const MOST_BYTES: u64 = 64 << 20;
+
+/// Reads a folder; images are in the order of their names.
 pub(super) fn folder(path: &Path) -> Result<Images> {
     let mut collected = Collected::default();
     for entry in sorted(path)? {
-        if entry.is_dir() {
-            let class = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            for file in sorted(&entry)? {
-                collected.push(&file, Some(&class), &read(&file)?)?;
-            }
-        } else {
+        if collected.is_litter(&entry) {
+            continue;
+        }
+        if !entry.is_dir() {
             collected.push(&entry, None, &read(&entry)?)?;
+            continue;
+        }
+        collected.folders.insert(entry.clone());
+        for file in sorted(&entry)? {
+            if collected.is_litter(&file) {
+                continue;
+            }
+            if file.is_dir() {
+                let problem = format!(
+                    "is a folder inside the class folder {}; images stand in their class's folder itself: move \
+                     them there",
+                    entry.display()
+                );
+                return Err(malformed(&file, problem));
+            }
+            collected.push(&file, Some(&entry), &read(&file)?)?;
         }
     }
     collected.finish(path)
 }
 
-/// Reads a tar archive, gzipped or compressed with zstd or neither; images are in the order of the
-/// archive. Names in errors are `archive/entry`.
-pub(super) fn archive(path: &Path) -> Result<Images> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let file = BufReader::new(File::open(path).map_err(io)?);
-    let name = path.to_string_lossy().to_lowercase();
-    let unpacked: Box<dyn Read> = if name.ends_with("gz") {
-        Box::new(MultiGzDecoder::new(file))
-    } else if name.ends_with(".zst") {
-        let decoder = ruzstd::decoding::StreamingDecoder::new(file);
-        Box::new(decoder.map_err(|error| malformed(path, format!("not zstd ({error})")))?)
-    } else {
-        Box::new(file)
+/// Reads a tar archive; images are in its order. Names in errors are `archive/entry`.
+pub(super) fn archive(path: &Path, unpacked: impl Read) -> Result<Images> {
+    let broken = |error: std::io::Error| {
+        // It may quote what it found, which need not be text.
+        let error = error.to_string().escape_debug().to_string();
+        malformed(path, format!("not a whole tar archive ({error}); fetch it again"))
     };
-    let broken = |error| malformed(path, format!("not a whole tar archive ({error})"));
     let mut collected = Collected::default();
     for entry in tar::Archive::new(unpacked).entries().map_err(broken)? {
         let mut entry = entry.map_err(broken)?;
-        if entry.header().entry_type().is_dir() {
+        // Without `./`, with which some begin.
+        let inside: PathBuf = entry
+            .path()
+            .map_err(broken)?
+            .components()
+            .filter(|component| matches!(component, Component::Normal(_)))
+            .collect();
+        let name = path.join(&inside);
+        let litter = inside.ancestors().any(litter);
+        if litter {
+            collected.skipped += usize::from(!entry.header().entry_type().is_dir());
             continue;
         }
-        let inside = entry.path().map_err(broken)?.into_owned();
-        let folders: Vec<_> = inside.parent().into_iter().flat_map(Path::components).collect();
-        let class = folders.last().map(|folder| folder.as_os_str().to_string_lossy().into_owned());
+        match entry.header().entry_type() {
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {}
+            EntryType::Directory => {
+                collected.folders.insert(inside);
+                continue;
+            }
+            // Metadata for all that follows, as `git archive` writes it.
+            EntryType::XGlobalHeader => continue,
+            EntryType::Link => {
+                return Err(malformed(
+                    &name,
+                    "is a hard link to another entry; pack the archive again with --hard-dereference",
+                ));
+            }
+            EntryType::Symlink => {
+                return Err(malformed(
+                    &name,
+                    "is a symbolic link; pack the archive again with --dereference",
+                ));
+            }
+            _ => return Err(malformed(&name, "is neither a file nor a folder; leave it out")),
+        }
+        check_size(&name, entry.size())?;
         let mut bytes = Vec::new();
         entry.read_to_end(&mut bytes).map_err(broken)?;
-        collected.push(&path.join(inside), class.as_deref(), &bytes)?;
+        let class = inside.parent().filter(|folder| !folder.as_os_str().is_empty());
+        collected.push(&name, class, &bytes)?;
     }
     collected.finish(path)
 }
@@ -65,8 +105,12 @@ pub(super) fn archive(path: &Path) -> Result<Images> {
 struct Collected {
     /// Width and height of the first.
     size: Option<(u32, u32)>,
-    /// Each picture, and its class's name.
-    pictures: Vec<(Picture, Option<String>)>,
+    /// Each picture, and its class's folder.
+    pictures: Vec<(Picture, Option<PathBuf>)>,
+    /// Folders that were seen, with images or without.
+    folders: BTreeSet<PathBuf>,
+    /// Files and folders that were passed over.
+    skipped: usize,
 }
 
 enum Picture {
@@ -75,7 +119,14 @@ enum Picture {
 }
 
 impl Collected {
-    fn push(&mut self, name: &Path, class: Option<&str>, bytes: &[u8]) -> Result<()> {
+    /// Whether to pass over it, which is counted.
+    fn is_litter(&mut self, path: &Path) -> bool {
+        let litter = litter(path);
+        self.skipped += usize::from(litter);
+        litter
+    }
+
+    fn push(&mut self, name: &Path, class: Option<&Path>, bytes: &[u8]) -> Result<()> {
         let decoded = image::load_from_memory(bytes).map_err(|error| {
             malformed(name, format!("no image that can be read ({error}); remove or replace it"))
         })?;
@@ -88,17 +139,26 @@ impl Collected {
             );
             return Err(malformed(name, problem));
         }
-        if let Some((_, first)) = self.pictures.first()
-            && first.is_some() != class.is_some()
-        {
-            let problem =
-                "some images stand in class folders and some do not; use one or the other";
-            return Err(malformed(name, problem));
+        if let Some((_, first)) = self.pictures.first() {
+            if first.is_some() != class.is_some() {
+                let problem =
+                    "some images stand in class folders and some do not; use one or the other";
+                return Err(malformed(name, problem));
+            }
+            let parent = |class: Option<&Path>| class.and_then(Path::parent).map(Path::to_owned);
+            if let (Some(first), true) = (first, parent(first.as_deref()) != parent(class)) {
+                let problem = format!(
+                    "its folder is not beside the first class's, {}; the folders of all classes must stand in \
+                     one folder",
+                    first.display()
+                );
+                return Err(malformed(name, problem));
+            }
         }
         let picture = Picture::of(decoded).ok_or_else(|| {
             malformed(name, "is not 8-bit gray or RGB, or is transparent; convert it first")
         })?;
-        self.pictures.push((picture, class.map(str::to_owned)));
+        self.pictures.push((picture, class.map(Path::to_owned)));
         Ok(())
     }
 
@@ -108,11 +168,13 @@ impl Collected {
         };
         // A gray file among coloured ones is a colour image that happens to be gray.
         let gray = self.pictures.iter().all(|(picture, _)| matches!(picture, Picture::Gray(_)));
-        let names = self.pictures.iter().filter_map(|(_, class)| class.clone());
-        let class_names: Vec<String> = names.collect::<BTreeSet<_>>().into_iter().collect();
-        let number = |class: &Option<String>| {
-            let class = class.as_ref()?;
-            class_names.binary_search(class).ok().map(|number| number as u32)
+        let classes: BTreeSet<&PathBuf> =
+            self.pictures.iter().filter_map(|(_, class)| class.as_ref()).collect();
+        self.refuse_empty(path, &classes)?;
+        let class_names = in_order(classes.iter().map(|class| name(class)).collect());
+        let number = |class: &Option<PathBuf>| {
+            let class = name(class.as_ref()?);
+            class_names.iter().position(|name| *name == class).map(|number| number as u32)
         };
         let labels = self.pictures.iter().map(|(_, class)| number(class)).collect();
         let mut pixels = Vec::new();
@@ -130,7 +192,24 @@ impl Collected {
             pixels,
             labels,
             class_names,
+            skipped: self.skipped,
         })
+    }
+
+    /// A folder beside the classes' that holds no images would be a class, were it not empty: every later
+    /// class would have another number.
+    fn refuse_empty(&self, path: &Path, classes: &BTreeSet<&PathBuf>) -> Result<()> {
+        let Some(beside) = classes.first().and_then(|class| class.parent()) else { return Ok(()) };
+        let empty =
+            |folder: &&PathBuf| folder.parent() == Some(beside) && !classes.contains(folder);
+        match self.folders.iter().find(empty) {
+            None => Ok(()),
+            Some(folder) => {
+                // Entries of an archive are not on the disk.
+                let folder = path.join(folder);
+                Err(malformed(&folder, "is a class folder without images; fill it, or remove it"))
+            }
+        }
     }
 }
 
@@ -154,6 +233,31 @@ fn opaque<const N: usize>(bytes: &[u8]) -> Option<Vec<u8>> {
     opaque.then(|| pixels.iter().flat_map(|pixel| pixel[..N - 1].to_vec()).collect())
 }
 
+/// What file managers, notebooks and version control leave among images.
+fn litter(path: &Path) -> bool {
+    let name = name(path);
+    let names = ["thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"];
+    name.starts_with('.') || names.contains(&name.to_lowercase().as_str())
+}
+
+/// Names in the order of the classes' numbers: as numbers where all are, else as text.
+fn in_order(mut names: Vec<String>) -> Vec<String> {
+    let number = |name: &String| {
+        let digits = name.bytes().all(|byte| byte.is_ascii_digit());
+        name.parse::<u64>().ok().filter(|_| digits)
+    };
+    if names.iter().all(|name| number(name).is_some()) {
+        names.sort_by_key(|name| (number(name), name.clone()));
+    } else {
+        names.sort();
+    }
+    names
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
     let io = |source| Error::Io { path: folder.to_owned(), source };
     let entries = fs::read_dir(folder).map_err(io)?;
@@ -163,6 +267,19 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn read(file: &Path) -> Result<Vec<u8>> {
-    fs::read(file).map_err(|source| Error::Io { path: file.to_owned(), source })
+fn read(path: &Path) -> Result<Vec<u8>> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let file = content::regular(path)?;
+    check_size(path, file.metadata().map_err(io)?.len())?;
+    let mut bytes = Vec::new();
+    file.take(MOST_BYTES).read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
+}
+
+fn check_size(name: &Path, bytes: u64) -> Result<()> {
+    if bytes <= MOST_BYTES {
+        return Ok(());
+    }
+    let most = MOST_BYTES >> 20;
+    Err(malformed(name, format!("has {bytes} bytes, a picture at most {most} MiB; leave it out")))
 }

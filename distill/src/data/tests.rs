@@ -58,7 +58,7 @@ fn broken_idx_files_are_refused_by_name() {
     let short = file(&folder, "short", &idx(3, &[2, 2, 3], &[0; 11]));
     assert!(refusal(&short).contains("announces 12 bytes and holds 11"), "{}", refusal(&short));
     let cut = file(&folder, "cut.gz", &gzip(&idx(3, &[2, 2, 3], &[0; 12]))[..20]);
-    assert!(refusal(&cut).contains("cut.gz: not a whole gzip file"), "{}", refusal(&cut));
+    assert!(refusal(&cut).contains("cut.gz: cannot be unpacked"), "{}", refusal(&cut));
     let text = file(&folder, "notes.txt", b"hello");
     assert!(refusal(&text).contains("notes.txt: is no set of images"), "{}", refusal(&text));
     let huge = file(&folder, "huge", &idx(3, &[u32::MAX; 3], &[0; 12]));
@@ -160,7 +160,7 @@ fn small_images_are_centred_on_background() {
         width: 1,
         pixels: vec![1, 2, 3, 4],
         labels: None,
-        class_names: Vec::new(),
+        ..Images::default()
     };
     let fitted = images.clone().fit("--data", 1, 4, 4).expect("fits");
     assert_eq!(fitted.image(1), [0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0]);
@@ -171,4 +171,153 @@ fn small_images_are_centred_on_background() {
     let larger = images.clone().fit("--data", 1, 1, 4).expect_err("too large");
     assert!(larger.to_string().contains("`--data` is a set of 1×2 gray images"), "{larger}");
     assert!(images.fit("--data", 3, 4, 4).is_err());
+}
+
+fn archive(entries: &[(&str, tar::EntryType, &[u8])]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, kind, bytes) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(*kind);
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        match kind {
+            tar::EntryType::Link | tar::EntryType::Symlink => {
+                tar.append_link(&mut header, name, "a/0.png").expect("an entry");
+            }
+            _ => tar.append_data(&mut header, name, *bytes).expect("an entry"),
+        }
+    }
+    tar.into_inner().expect("an archive")
+}
+
+#[test]
+fn classes_that_are_numbers_are_in_their_order() {
+    let folder = tempdir().expect("a folder");
+    for class in ["10", "2", "0", "1"] {
+        file(&folder, &format!("set/{class}/0.png"), &png(class.parse().expect("a number")));
+    }
+    let images = Images::open(&folder.path().join("set")).expect("images");
+    assert_eq!(images.class_names, ["0", "1", "2", "10"]);
+    // In the order of the files' names.
+    assert_eq!(images.labels, Some(vec![0, 1, 3, 2]));
+    file(&folder, "set/x/0.png", &png(0));
+    let images = Images::open(&folder.path().join("set")).expect("images");
+    assert_eq!(images.class_names, ["0", "1", "10", "2", "x"]);
+}
+
+#[test]
+fn an_empty_class_folder_is_refused() {
+    use tar::EntryType::{Directory, Regular};
+    let folder = tempdir().expect("a folder");
+    file(&folder, "set/a/0.png", &png(1));
+    file(&folder, "set/c/0.png", &png(2));
+    // What is left there is no image.
+    file(&folder, "set/b/.DS_Store", b"x");
+    let message = refusal(&folder.path().join("set"));
+    assert!(message.contains("b: is a class folder without images"), "{message}");
+    let image = png(1);
+    let tar = archive(&[
+        ("set/", Directory, b""),
+        ("set/a/", Directory, b""),
+        ("set/a/0.png", Regular, &image),
+        ("set/b/", Directory, b""),
+    ]);
+    let message = refusal(&file(&folder, "set.tar", &tar));
+    assert!(message.contains("set.tar/set/b: is a class folder without images"), "{message}");
+}
+
+#[test]
+fn litter_is_skipped_and_counted() {
+    use tar::EntryType::{Directory, Regular};
+    let folder = tempdir().expect("a folder");
+    let image = png(1);
+    for name in ["a/0.png", "b/0.png"] {
+        file(&folder, &format!("set/{name}"), &image);
+    }
+    for name in
+        [".DS_Store", "a/Thumbs.db", "b/desktop.ini", "a/._0.png", ".ipynb_checkpoints/0.png"]
+    {
+        file(&folder, &format!("set/{name}"), b"litter");
+    }
+    let images = Images::open(&folder.path().join("set")).expect("images");
+    assert_eq!((images.len(), images.skipped), (2, 5));
+    assert_eq!(images.class_names, ["a", "b"]);
+    let tar = archive(&[
+        ("./a/", Directory, b""),
+        ("./a/0.png", Regular, &image),
+        ("./a/._0.png", Regular, b"litter"),
+        ("__MACOSX/a/._0.png", Regular, b"litter"),
+        ("./b/0.png", Regular, &image),
+    ]);
+    let archived = Images::open(&file(&folder, "set.tar", &tar)).expect("images");
+    assert_eq!((archived.len(), archived.skipped), (2, 2));
+    assert_eq!(archived.class_names, images.class_names);
+    assert_eq!(archived.sha256(), images.sha256(), "what is skipped is no part of the set");
+}
+
+#[test]
+fn what_is_no_image_is_named_for_what_it_is() {
+    use tar::EntryType::{Fifo, Link, Regular, Symlink};
+    let folder = tempdir().expect("a folder");
+    let image = png(1);
+    file(&folder, "nested/n01/images/0.png", &image);
+    let message = refusal(&folder.path().join("nested"));
+    assert!(message.contains("n01/images: is a folder inside the class folder"), "{message}");
+    let first = ("a/0.png", Regular, &image[..]);
+    let nested = archive(&[("a/i/0.png", Regular, &image), ("b/i/0.png", Regular, &image)]);
+    for (name, tar, words) in [
+        ("link.tar", archive(&[first, ("a/1.png", Link, b"")]), "a/1.png: is a hard link"),
+        (
+            "symlink.tar",
+            archive(&[first, ("a/1.png", Symlink, b"")]),
+            "a/1.png: is a symbolic link",
+        ),
+        ("fifo.tar", archive(&[first, ("a/1.png", Fifo, b"")]), "is neither a file nor a folder"),
+        ("nested.tar", nested, "b/i/0.png: its folder is not beside the first class's, a/i"),
+        ("set.tar.bz2", b"BZh91AY&SY\xff\0\x01".to_vec(), "compressed with bzip2"),
+        ("set.tar.xz", b"\xfd7zXZ\0\0\x04".to_vec(), "compressed with xz"),
+        ("set.png", image.clone(), "a single picture"),
+        ("set.npy", b"\x93NUMPY\x01\0".to_vec(), "a single NumPy array"),
+    ] {
+        let message = refusal(&file(&folder, name, &tar));
+        assert!(message.contains(words), "{message}");
+        assert!(message.chars().all(|c| !c.is_control()), "{message:?}");
+    }
+    // Damage that the checksum of the first header does not show.
+    let mut broken = archive(&[first, ("a/1.png", Regular, &image)]);
+    broken[1024..1536].fill(0xff);
+    let message = refusal(&file(&folder, "broken.tar", &broken));
+    assert!(message.contains("not a whole tar archive"), "{message}");
+    assert!(message.chars().all(|c| !c.is_control()), "{message:?}");
+}
+
+#[test]
+fn kinds_are_told_by_content() {
+    let folder = tempdir().expect("a folder");
+    let image = png(1);
+    let tar = archive(&[("a/0.png", tar::EntryType::Regular, &image)]);
+    let idx = idx(3, &[1, 2, 3], &[0; 6]);
+    for (name, bytes) in [
+        ("tar.NPZ", tar.clone()),
+        ("pictures", gzip(&tar)),
+        ("x.tar", idx.clone()),
+        ("y.TAR.GZ", gzip(&idx)),
+    ] {
+        let images = Images::open(&file(&folder, name, &bytes)).expect("images");
+        assert_eq!(images.len(), 1, "{name}");
+    }
+    let path = folder.path().join("SAMPLES");
+    let pixels = Array { shape: vec![2, 1, 2, 3], values: Values::U8((0..12).collect()) };
+    npz::write(&path, &[("arr_0", pixels)]).expect("written");
+    assert_eq!(Images::open(&path).expect("images").len(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn pipes_and_devices_are_refused() {
+    let folder = tempdir().expect("a folder");
+    assert!(refusal(Path::new("/dev/zero")).contains("/dev/zero: is no regular file"));
+    file(&folder, "set/0.png", &png(1));
+    std::os::unix::fs::symlink("/dev/zero", folder.path().join("set/1.png")).expect("a link");
+    assert!(refusal(&folder.path().join("set")).contains("1.png: is no regular file"));
 }

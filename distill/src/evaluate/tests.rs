@@ -145,7 +145,7 @@ fn images(seed: u32) -> Images {
         width: 24,
         pixels: pixels.collect(),
         labels: None,
-        class_names: Vec::new(),
+        ..Images::default()
     }
 }
 
@@ -195,7 +195,7 @@ fn stripes(count: usize, seed: u32) -> Images {
         }
     }
     let labels = Some((0..count as u32).map(|i| i % 2).collect());
-    Images { channels: 1, height: 32, width: 32, pixels, labels, class_names: Vec::new() }
+    Images { channels: 1, height: 32, width: 32, pixels, labels, ..Images::default() }
 }
 
 #[test]

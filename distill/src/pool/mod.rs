@@ -15,6 +15,7 @@ mod rows;
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
+use serde_json::{Map, Value};
 use understudy_models::{Error, Result, noise};
 
 use crate::checkpoint::Snapshot;
@@ -22,7 +23,7 @@ use crate::lesson::{Curriculum, Lesson};
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
 use crate::walk::Walks;
-use rows::{Rows, Saved};
+use rows::{Owner, Rows, Saved};
 
 /// In which order noisy samples are shown (DKDM §3.3).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -57,8 +58,13 @@ pub struct Settings {
     pub batch: usize,
     /// The run's seed.
     pub seed: u64,
-    /// What tells the run from others, so that none takes another's pool file: text without line breaks.
+    /// What tells the run from others, so that none takes another's pool file ([`RunDir::id`]): text
+    /// without line breaks.
+    ///
+    /// [`RunDir::id`]: crate::run_dir::RunDir::id
     pub run: String,
+    /// What an earlier version called the run, where it is one of that: its folder's name.
+    pub earlier: Option<String>,
     /// The file the samples are kept in; in the memory of the teacher's device without one.
     pub file: Option<PathBuf>,
     /// The folder for finished samples, as `CLASS/SEED.png`; not kept without one.
@@ -189,14 +195,31 @@ impl<'a> Pool<'a> {
 }
 
 /// Says whose pool a file holds.
-fn owner(teacher: &Teacher, settings: &Settings) -> String {
-    format!("understudy pool 1: teacher {}, run {}", &teacher.hash[..16], settings.run)
+fn owner(teacher: &Teacher, settings: &Settings) -> Owner {
+    let line = |format: u8, run: &String| {
+        format!("understudy pool {format}: teacher {}, run {run}", &teacher.hash[..16])
+    };
+    Owner {
+        line: line(2, &settings.run),
+        earlier: settings.earlier.as_ref().map(|run| line(1, run)),
+    }
 }
 
 /// How many slots are walked together while the pool is filled.
 const FILL_ROWS: usize = 64;
 
 impl Curriculum for Pool<'_> {
+    fn identity(&self) -> Map<String, Value> {
+        let place = if matches!(self.rows, Rows::Mapped(_)) { "file" } else { "memory" };
+        [
+            ("teacher_sha256".into(), self.teacher.hash.clone().into()),
+            ("teacher_noise_schedule".into(), self.teacher.schedule.to_json()),
+            ("pool".into(), place.into()),
+        ]
+        .into_iter()
+        .collect()
+    }
+
     fn prepare(&mut self) -> Result<Option<f64>> {
         // Not when the pool is made: a resumed run must find the rows of its checkpoint in the file.
         if self.begun == 0 {

@@ -1,7 +1,7 @@
 //! Where the samples of a pool are kept.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -42,33 +42,49 @@ impl Rows {
         Ok(Self::Memory(Tensor::zeros((count, length), DType::F32, device)?))
     }
 
-    /// `count` rows in the file at `path`, which is made where it does not exist. `owner`, a line of text,
-    /// says whose pool it is.
+    /// `count` rows in the file at `path`, which is made where it does not exist. The owner's line says whose
+    /// pool it is.
+    ///
+    /// While the file is mapped nobody may shorten it: the next access to what is gone would end the process.
+    /// Its lock keeps other runs away, but not other programs.
     ///
     /// # Errors
-    /// [`Error::Io`] (no room on the disk, no permission), [`Error::Value`] when the file is another
-    /// owner's or in use.
-    pub(super) fn mapped(path: &Path, count: usize, length: usize, owner: &str) -> Result<Self> {
+    /// [`Error::Io`] (no room on the disk, no permission), [`Error::Value`] when it is something else than a
+    /// file, another owner's, or in use.
+    pub(super) fn mapped(path: &Path, count: usize, length: usize, owner: &Owner) -> Result<Self> {
         let io = |source| Error::Io { path: path.to_owned(), source };
         let refuse = |problem: String, remedy: &str| {
             Err(Error::value(format!("pool-file {}", path.display()), problem, remedy))
         };
         let bytes = HEADER + 2 * count * length * size_of::<f32>();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(io)?;
+        let mut open = OpenOptions::new();
+        open.read(true).write(true);
+        let (file, new) = match open.clone().create_new(true).open(path) {
+            Ok(file) => (file, true),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                // A pipe would not even open.
+                if !std::fs::metadata(path).map_err(io)?.is_file() {
+                    return refuse("not a regular file".into(), "name another file");
+                }
+                (open.open(path).map_err(io)?, false)
+            }
+            Err(source) => return Err(io(source)),
+        };
+        let mut header = vec![0; HEADER];
         if file.try_lock().is_err() {
-            return refuse("in use by another run".into(), "wait for it, or name another file");
+            let _ = (&file).read(&mut header);
+            let process = lines(&header).nth(1).unwrap_or("of another run").to_owned();
+            return refuse(format!("in use ({process})"), "wait for it, or name another file");
         }
         let there = file.metadata().map_err(io)?.len();
-        if there == 0 {
-            create(&file, owner, bytes).map_err(|source| {
-                // Half a pool would be refused next time.
-                let _ = std::fs::remove_file(path);
+        let read = (&file).read(&mut header).map_err(io)?;
+        // A process that was killed while it made the file left it without an owner.
+        let unfinished = lines(&header[..read]).next() == Some(UNFINISHED);
+        if there == 0 || unfinished {
+            create(&file, bytes).map_err(|source| {
+                if new {
+                    let _ = std::fs::remove_file(path);
+                }
                 io(source)
             })?;
         } else if there != bytes as u64 {
@@ -79,17 +95,17 @@ impl Rows {
         }
         // SAFETY: nobody else writes to or shortens the file while it is mapped: this process holds its
         // lock, which every run takes, until the map is gone.
-        let map = unsafe { MmapMut::map_mut(&file) }.map_err(io)?;
-        let found = map[..HEADER].split(|&byte| byte == b'\n').next().unwrap_or_default();
-        if found != owner.as_bytes() {
+        let mut map = unsafe { MmapMut::map_mut(&file) }.map_err(io)?;
+        let found = lines(&map[..HEADER]).next().unwrap_or_default().to_owned();
+        if found != UNFINISHED && found != owner.line && Some(&found) != owner.earlier.as_ref() {
+            let shown: String = found.chars().take(100).collect();
             return refuse(
-                format!(
-                    "another pool ({})",
-                    String::from_utf8_lossy(&found[..found.len().min(200)])
-                ),
-                &format!("this one is {owner}; name another file, or remove this one"),
+                format!("something else (it begins with {shown:?})"),
+                &format!("the pool is {:?}; name another file, or remove this one", owner.line),
             );
         }
+        sign(&mut map[..HEADER], &owner.line);
+        map.flush_range(0, HEADER).map_err(io)?;
         let path = path.to_owned();
         let (newest, kept) = (vec![0; count], vec![0; count]);
         Ok(Self::Mapped(Mapped { map, _file: file, path, length, newest, kept }))
@@ -206,12 +222,37 @@ impl Mapped {
     }
 }
 
+/// Whose pool a file holds: the first line of its header.
+pub(super) struct Owner {
+    /// Text without line breaks.
+    pub(super) line: String,
+    /// What earlier versions wrote there, where theirs is to be taken over.
+    pub(super) earlier: Option<String>,
+}
+
+/// The first line of a file that has not all of its bytes yet.
+const UNFINISHED: &str = "understudy pool: unfinished";
+
+/// The lines of a header as far as they are text; the rest of it is zeros.
+fn lines(header: &[u8]) -> impl Iterator<Item = &str> {
+    let end = header.iter().position(|&byte| byte == 0).unwrap_or(header.len());
+    header[..end].split(|&byte| byte == b'\n').map(|line| str::from_utf8(line).unwrap_or_default())
+}
+
+/// Writes a header's owner and, for whoever finds the file locked, this process's number.
+fn sign(header: &mut [u8], owner: &str) {
+    let text = format!("{owner}\nprocess {}\n", std::process::id());
+    let text = &text.as_bytes()[..text.len().min(HEADER)];
+    header.fill(0);
+    header[..text.len()].copy_from_slice(text);
+}
+
 /// Every byte is written, so that a full disk is met here and not while the rows are in use.
-fn create(mut file: &File, owner: &str, bytes: usize) -> std::io::Result<()> {
+fn create(mut file: &File, bytes: usize) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.rewind()?;
     let mut header = vec![0; HEADER];
-    let line = format!("{owner}\n");
-    let line = &line.as_bytes()[..line.len().min(HEADER)];
-    header[..line.len()].copy_from_slice(line);
+    sign(&mut header, UNFINISHED);
     file.write_all(&header)?;
     let zeros = vec![0; 1 << 20];
     let mut left = bytes - HEADER;

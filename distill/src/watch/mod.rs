@@ -14,6 +14,8 @@ pub enum Event<'a> {
     Resumed {
         /// Steps done before.
         step: u64,
+        /// What an earlier version's checkpoint does not say, and so could not be compared.
+        unsaid: &'a [String],
     },
     /// The first lesson is being prepared.
     Preparing {

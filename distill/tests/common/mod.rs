@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
-use understudy_distill::guard;
 use understudy_distill::objective::Dkdm;
 use understudy_distill::optimizer;
 use understudy_distill::pool::{self, Order, Pool};
+use understudy_distill::run_dir::{RUN_DIR, RunDir};
 use understudy_distill::student::{Candidate, Student};
 use understudy_distill::teacher::Teacher;
 use understudy_distill::train::{Settings, Task};
@@ -100,7 +100,8 @@ pub(crate) fn pool<'a>(
 ) -> Pool<'a> {
     let walks = Walks::new(&teacher.schedule, Kind::Ddpm, steps, teacher.learned_variance());
     let run = "test".into();
-    let settings = pool::Settings { order, batch: 4, seed: 3, run, file, finished: None };
+    let settings =
+        pool::Settings { order, batch: 4, seed: 3, run, earlier: None, file, finished: None };
     Pool::new(teacher, walks.unwrap(), settings).unwrap()
 }
 
@@ -128,7 +129,7 @@ pub(crate) fn taught<'a>(
     let kind = teacher.schedule.prediction_type();
     let identity: Map<_, _> = [("seed".to_string(), json!(3))].into_iter().collect();
     Task {
-        out: out.into(),
+        run: RunDir::open(out).unwrap(),
         identity,
         curriculum: Box::new(pool(teacher, Order::Dynamic { rho: 0.2 }, 10, file)),
         objective: Dkdm::new(&teacher.schedule, kind, student.schedule.prediction_type(), learned)
@@ -166,7 +167,7 @@ impl Watch for Blind {
 
 /// The losses a run wrote down, without its times.
 pub(crate) fn curve(out: &Path) -> Vec<Value> {
-    let log = std::fs::read_to_string(out.join(guard::WORKSHOP).join("log.jsonl")).unwrap();
+    let log = std::fs::read_to_string(out.join(RUN_DIR).join("log.jsonl")).unwrap();
     let line = |line: &str| {
         let mut value: Value = serde_json::from_str(line).unwrap();
         let object = value.as_object_mut().unwrap();

@@ -125,10 +125,25 @@ impl ModelFolder {
         Ok(weights)
     }
 
+    /// Reads back what [`ModelFolder::write`] would write, by the rules of [`ModelFolder::open`]: nothing is
+    /// written that could not be loaded.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`]; files are named by their places in the folder.
+    pub fn check(network: &NetworkConfig, schedule: &ScheduleConfig, card: &Card) -> Result<()> {
+        let file = format!("{}/config.json", network.component());
+        let network = NetworkConfig::from_json(&network.to_json(), &file)?;
+        let file = "scheduler/scheduler_config.json";
+        let schedule = ScheduleConfig::from_text(&schedule.to_json().to_string(), file)?;
+        let card = parse_card(json!(card), Path::new(CARD))?;
+        check_card(&card, &network, &schedule, Path::new(CARD))
+    }
+
     /// Writes a folder that this crate and diffusers read, at the place the draft was begun for.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Format`] naming the file; nothing is left behind then.
+    /// As [`ModelFolder::check`]; [`Error::Weights`] for weights that are not finite; [`Error::Io`] or
+    /// [`Error::Format`] naming the file. Nothing is left behind then.
     pub fn write(
         draft: Draft,
         network: &NetworkConfig,
@@ -136,6 +151,14 @@ impl ModelFolder {
         schedule: &ScheduleConfig,
         card: &Card,
     ) -> Result<()> {
+        Self::check(network, schedule, card)?;
+        for (name, weight) in weights {
+            if !is_finite(weight)? {
+                let problem =
+                    format!("`{name}` holds NaN or infinity, which no model can be served with");
+                return Err(Error::Weights(problem));
+            }
+        }
         let schedule = schedule.to_json();
         let component = network.component();
         let index = json!({
@@ -176,9 +199,18 @@ fn read_card(path: &Path, network: &NetworkConfig) -> Result<Card> {
     if !path.exists() {
         return Ok(Card { null_class: network.null_class(), ..Card::default() });
     }
-    let value = read_json(path)?;
+    parse_card(read_json(path)?, path)
+}
+
+fn parse_card(value: Value, path: &Path) -> Result<Card> {
     serde_json::from_value(value)
         .map_err(|error| Error::Format { path: path.to_owned(), problem: error.to_string() })
+}
+
+/// Whether all of a tensor's elements are numbers.
+fn is_finite(tensor: &Tensor) -> Result<bool> {
+    let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
+    Ok(values.iter().all(|value| value.is_finite()))
 }
 
 /// A card that speaks of classes, steps or samplers that are not there would mislead every request.
@@ -200,10 +232,14 @@ fn check_card(
             "`class_names` has {names} names, the network has {classes} classes; name each one"
         ));
     }
-    let distinct: BTreeSet<String> =
-        card.class_names.iter().map(|name| normal_name(name)).collect();
-    if distinct.len() != names {
-        return refuse("`class_names` has two names that read the same".into());
+    let mut seen = HashMap::new();
+    for name in &card.class_names {
+        if let Some(other) = seen.insert(normal_name(name), name) {
+            return refuse(format!(
+                "`class_names` has two names that read the same, \"{other}\" and \"{name}\" (case, spaces, - \
+                 and _ make no difference); rename one of the classes"
+            ));
+        }
     }
     if let Some(null_class) = card.null_class
         && null_class as usize >= classes

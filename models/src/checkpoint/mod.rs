@@ -6,8 +6,9 @@ mod draft;
 mod file;
 mod folder;
 pub mod hub;
+mod partial;
 mod tensors;
 
 pub use draft::Draft;
-pub use file::write_atomically;
+pub use file::{check_target, reclaim, write_atomically, write_with};
 pub use folder::{Loaded, ModelFolder, normal_name};

@@ -308,14 +308,8 @@ mod tests {
         // One bright pixel, in row 3 and column 1 of 8.
         let mut pixels = vec![0; 8 * 8 * 3];
         pixels[(3 * 8 + 1) * 3..][..3].fill(255);
-        let images = Images {
-            channels: 3,
-            height: 8,
-            width: 8,
-            pixels,
-            labels: None,
-            class_names: Vec::new(),
-        };
+        let images =
+            Images { channels: 3, height: 8, width: 8, pixels, labels: None, ..Images::default() };
         let batch = RGB.varied(&images, &[0; 400], 7, 0)?.flatten_from(1)?.to_vec2::<f32>()?;
         let (mut kept, mut mirrored) = (0, 0);
         for image in batch {

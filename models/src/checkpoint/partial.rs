@@ -1,0 +1,139 @@
+//! Files and folders in the making: under a temporary name, locked by the process that writes them.
+//!
+//! The name is random, so that nothing of anybody else's is ever overwritten or removed. A process that is
+//! killed loses its lock; the next one that writes into the same folder removes what was left there.
+
+use std::{
+    collections::{HashSet, hash_map::RandomState},
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    hash::{BuildHasher, Hasher},
+    io,
+    path::{Path, PathBuf},
+    sync::{LazyLock, Mutex, PoisonError},
+};
+
+/// How the name ends, after a random number of [`DIGITS`] hexadecimal digits and a dot.
+const SUFFIX: &str = ".partial";
+const DIGITS: usize = 16;
+
+/// A file or a folder that is being written; removed when it is dropped.
+#[derive(Debug)]
+pub(super) struct Partial {
+    /// Where it is while it is written.
+    pub(super) path: PathBuf,
+    /// The file, or the folder opened for its lock.
+    file: File,
+}
+
+impl Partial {
+    /// An empty file in the folder in which `target` will be.
+    pub(super) fn file(target: &Path) -> io::Result<Self> {
+        let create = |path: &Path| OpenOptions::new().write(true).create_new(true).open(path);
+        Self::create(target, create)
+    }
+
+    /// An empty folder beside `target`.
+    pub(super) fn folder(target: &Path) -> io::Result<Self> {
+        Self::create(target, |path| {
+            fs::create_dir(path)?;
+            File::open(path)
+        })
+    }
+
+    fn create(target: &Path, create: impl Fn(&Path) -> io::Result<File>) -> io::Result<Self> {
+        let folder = folder_of(target);
+        reclaim_once(folder);
+        loop {
+            let path = folder.join(name(target));
+            let file = create(&path)?;
+            // Between the two calls another process may have taken it for an orphan.
+            if file.try_lock().is_ok() && fs::symlink_metadata(&path).is_ok() {
+                return Ok(Self { path, file });
+            }
+        }
+    }
+
+    /// The file.
+    pub(super) fn as_file(&mut self) -> &mut File {
+        &mut self.file
+    }
+
+    /// Gives it its name, which it has after a crash of the system, too.
+    pub(super) fn finish(self, target: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.path, target)?;
+        sync(folder_of(target))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // After `finish` nothing is there any more, and of a failure to clean up there is nobody to tell.
+        let _ = remove(&self.path);
+    }
+}
+
+/// Removes what processes that were killed left in `folder`.
+///
+/// # Errors
+/// Whatever the system says when the folder is read.
+pub(super) fn reclaim(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        let plain = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() || file.is_dir());
+        // Whoever still writes it holds its lock.
+        if plain && is_partial(&path) && File::open(&path).is_ok_and(|file| file.try_lock().is_ok())
+        {
+            let _ = remove(&path);
+        }
+    }
+    Ok(())
+}
+
+/// As [`reclaim`], for the first time that this process writes into the folder.
+fn reclaim_once(folder: &Path) {
+    static SEEN: LazyLock<Mutex<HashSet<PathBuf>>> = LazyLock::new(Mutex::default);
+    let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+    if seen.insert(folder.to_owned()) {
+        // A folder that cannot be read can still be written to.
+        let _ = reclaim(folder);
+    }
+}
+
+/// Makes the names in a folder durable, where the system can.
+pub(super) fn sync(folder: &Path) -> io::Result<()> {
+    if cfg!(unix) { File::open(folder)?.sync_all() } else { Ok(()) }
+}
+
+/// The folder a file is in.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// `.NAME.0123456789abcdef.partial`
+fn name(target: &Path) -> OsString {
+    // Seeded by the system, anew for every value.
+    let number = RandomState::new().build_hasher().finish();
+    let mut name = OsString::from(".");
+    name.push(target.file_name().unwrap_or_default());
+    name.push(format!(".{number:0width$x}{SUFFIX}", width = DIGITS));
+    name
+}
+
+fn is_partial(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    let Some(name) = name.strip_prefix(b".").and_then(|name| name.strip_suffix(SUFFIX.as_bytes()))
+    else {
+        return false;
+    };
+    let Some((rest, digits)) = name.split_last_chunk::<DIGITS>() else { return false };
+    rest.ends_with(b".") && digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn remove(path: &Path) -> io::Result<()> {
+    if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
