@@ -1,14 +1,13 @@
 //! What a file of images is, by its content: names say nothing, so none is believed.
 
 use std::{
-    fs::File,
     io::{BufReader, Chain, Cursor, Read},
     path::Path,
 };
 
 use flate2::read::MultiGzDecoder;
 use ruzstd::decoding::StreamingDecoder;
-use understudy_models::{Error, Result};
+use understudy_models::{Result, checkpoint::read};
 
 use super::{idx, malformed};
 
@@ -42,9 +41,9 @@ const NONE: &str =
 /// Opens a file and looks what it is.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Format`] for what is not read, saying what it is.
+/// As [`read::open`]; a file of a kind that is not read, saying what it is.
 pub(super) fn open(path: &Path) -> Result<Content> {
-    let file = regular(path)?;
+    let (file, _) = read::open(path)?;
     let (start, rest) = peek(path, BufReader::new(file))?;
     let content: Box<dyn Read> = if start.starts_with(&[0x1f, 0x8b]) {
         Box::new(MultiGzDecoder::new(rest))
@@ -107,16 +106,4 @@ fn is_tar_header(block: &[u8]) -> bool {
     let sum = |bytes: &[u8]| bytes.iter().map(|&byte| u32::from(byte)).sum::<u32>();
     let sum = sum(block) - sum(&block[CHECKSUM]) + 8 * u32::from(b' ');
     u32::from_str_radix(written, 8) == Ok(sum)
-}
-
-/// Opens a file, and nothing else: reading a pipe or a device might never end.
-///
-/// # Errors
-/// [`Error::Io`]; [`Error::Format`] for what is not a file.
-pub(super) fn regular(path: &Path) -> Result<File> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
-        return Err(malformed(path, "is no regular file; name a file or a folder of images"));
-    }
-    File::open(path).map_err(io)
 }

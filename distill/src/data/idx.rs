@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use understudy_models::Result;
+use understudy_models::{Result, checkpoint::read};
 
 use super::{
     Images,
@@ -62,10 +62,9 @@ fn parse<const D: usize>(
         *dimension = u32::from_be_bytes([word[0], word[1], word[2], word[3]]) as usize;
     }
     let expected = dimensions.iter().map(|&size| size as u128).product::<u128>();
-    let mut body = Vec::new();
     // One byte more than there should be tells of all that follow.
     let most = u64::try_from(expected).unwrap_or(u64::MAX).saturating_add(1);
-    content.take(most).read_to_end(&mut body).map_err(broken)?;
+    let body = read::to_end(content.take(most), most).map_err(broken)?;
     if expected != body.len() as u128 {
         let found = match body.len() as u128 > expected {
             true => "more".to_owned(),

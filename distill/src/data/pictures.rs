@@ -9,9 +9,9 @@ use std::{
 
 use image::DynamicImage;
 use tar::EntryType;
-use understudy_models::{Error, Result};
+use understudy_models::{Error, Result, checkpoint::read};
 
-use super::{Images, content, malformed};
+use super::{Images, malformed};
 
 /// The largest file that is taken for a picture.
 const MOST_BYTES: u64 = 64 << 20;
@@ -24,7 +24,7 @@ pub(super) fn folder(path: &Path) -> Result<Images> {
             continue;
         }
         if !entry.is_dir() {
-            collected.push(&entry, None, &read(&entry)?)?;
+            collected.push(&entry, None, &read::whole(&entry, MOST_BYTES)?)?;
             continue;
         }
         collected.folders.insert(entry.clone());
@@ -40,7 +40,7 @@ pub(super) fn folder(path: &Path) -> Result<Images> {
                 );
                 return Err(malformed(&file, problem));
             }
-            collected.push(&file, Some(&entry), &read(&file)?)?;
+            collected.push(&file, Some(&entry), &read::whole(&file, MOST_BYTES)?)?;
         }
     }
     collected.finish(path)
@@ -91,9 +91,10 @@ pub(super) fn archive(path: &Path, unpacked: impl Read) -> Result<Images> {
             }
             _ => return Err(malformed(&name, "is neither a file nor a folder; leave it out")),
         }
-        check_size(&name, entry.size())?;
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).map_err(broken)?;
+        if entry.size() > MOST_BYTES {
+            return Err(too_large(&name, entry.size()));
+        }
+        let bytes = read::to_end(&mut entry, MOST_BYTES).map_err(broken)?;
         let class = inside.parent().filter(|folder| !folder.as_os_str().is_empty());
         collected.push(&name, class, &bytes)?;
     }
@@ -267,19 +268,7 @@ fn sorted(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let io = |source| Error::Io { path: path.to_owned(), source };
-    let file = content::regular(path)?;
-    check_size(path, file.metadata().map_err(io)?.len())?;
-    let mut bytes = Vec::new();
-    file.take(MOST_BYTES).read_to_end(&mut bytes).map_err(io)?;
-    Ok(bytes)
-}
-
-fn check_size(name: &Path, bytes: u64) -> Result<()> {
-    if bytes <= MOST_BYTES {
-        return Ok(());
-    }
+fn too_large(name: &Path, bytes: u64) -> Error {
     let most = MOST_BYTES >> 20;
-    Err(malformed(name, format!("has {bytes} bytes, a picture at most {most} MiB; leave it out")))
+    malformed(name, format!("has {bytes} bytes, a picture at most {most} MiB; leave it out"))
 }

@@ -7,6 +7,7 @@ mod file;
 mod folder;
 pub mod hub;
 mod partial;
+pub mod read;
 mod tensors;
 
 pub use draft::Draft;
