@@ -7,9 +7,7 @@ use std::{
 
 use axum::http::StatusCode;
 use understudy_models::{
-    Conditioning,
-    checkpoint::normal_name,
-    noise,
+    Conditioning, noise,
     sampler::{self, Kind},
 };
 
@@ -290,15 +288,10 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
         return Err(Problem::value(field, shown, remedy));
     };
     let names = &model.card.class_names;
-    let number = match &label {
-        ClassLabel::Number(number) => Some(*number),
-        ClassLabel::Name(name) => names
-            .iter()
-            .position(|known| normal_name(known) == normal_name(name))
-            .map(|index| index as i64)
-            .or_else(|| name.trim().parse().ok()),
+    let known = match &label {
+        ClassLabel::Number(number) => u32::try_from(*number).ok(),
+        ClassLabel::Name(name) => model.card.class(name),
     };
-    let known = number.and_then(|number| u32::try_from(number).ok());
     known.filter(|class| (*class as usize) < count).map(Some).ok_or_else(|| {
         let names = match names.len() {
             0 => String::new(),

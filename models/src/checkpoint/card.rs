@@ -52,3 +52,56 @@ pub struct Card {
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub scores: Map<String, Value>,
 }
+
+impl Card {
+    /// The class that a text means: the one of that name, or of that number. A model that has numbers for
+    /// names is asked by name alone, so that no text means two classes. The number may be none of the
+    /// network's.
+    pub fn class(&self, text: &str) -> Option<u32> {
+        let text = normal_name(text);
+        let named = self.class_names.iter().position(|name| normal_name(name) == text);
+        if let Some(named) = named {
+            return u32::try_from(named).ok();
+        }
+        let number = |text: &str| text.parse::<u32>().ok();
+        match self.class_names.iter().any(|name| number(name.trim()).is_some()) {
+            true => None,
+            false => number(&text),
+        }
+    }
+}
+
+/// The form in which class names are compared: case, and whether words are joined by a space, `-` or
+/// `_`, do not matter.
+pub(super) fn normal_name(name: &str) -> String {
+    name.trim().to_lowercase().replace(['-', '_'], " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(names: &[&str]) -> Card {
+        let class_names = names.iter().map(|name| (*name).to_owned()).collect();
+        Card { class_names, ..Card::default() }
+    }
+
+    #[test]
+    fn a_text_is_a_name_or_a_number_and_never_both() {
+        let clothes = card(&["T-shirt", "Ankle boot"]);
+        for (text, class) in [
+            ("ankle_BOOT", Some(1)),
+            (" t shirt ", Some(0)),
+            ("1", Some(1)),
+            ("boot", None),
+            ("-1", None),
+        ] {
+            assert_eq!(clothes.class(text), class, "{text}");
+        }
+        let numbers = card(&["0", "1", "2", "10"]);
+        for (text, class) in [("2", Some(2)), ("10", Some(3)), ("3", None)] {
+            assert_eq!(numbers.class(text), class, "{text}");
+        }
+        assert_eq!(card(&[]).class("7"), Some(7));
+    }
+}

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 
 use super::{
     Draft,
-    card::Card,
+    card::{Card, normal_name},
     file::{read_json, read_text},
     tensors,
 };
@@ -258,12 +258,6 @@ fn check_card(
         return refuse(format!("`defaults`: {error}"));
     }
     Ok(())
-}
-
-/// The form in which class names are compared: case, and whether words are joined by a space, `-` or
-/// `_`, do not matter.
-pub fn normal_name(name: &str) -> String {
-    name.trim().to_lowercase().replace(['-', '_'], " ")
 }
 
 /// The index of weights that are split into shards.

@@ -12,4 +12,4 @@ mod tensors;
 
 pub use draft::Draft;
 pub use file::{check_target, reclaim, write_atomically, write_with};
-pub use folder::{Loaded, ModelFolder, normal_name};
+pub use folder::{Loaded, ModelFolder};
