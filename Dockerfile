@@ -7,10 +7,11 @@
 # Models of your own: -v DIR:/models:ro -e UNDERSTUDY_MODELS=/models
 # Experiments and votes, kept over new images: -v understudy-data:/var/lib/understudy
 # A Hub model, kept over restarts: -v understudy-hub:/var/cache/huggingface -e UNDERSTUDY_DEFAULT_MODEL=owner/name
+# Any user id will do (group 0 may write where 10001 may), and so will --read-only and --cap-drop ALL.
 
 ARG VARIANT=cpu
 ARG DEBIAN_IMAGE=debian:bookworm-slim
-ARG CUDA_IMAGE=nvidia/cuda:12.8.1
+ARG CUDA_IMAGE=nvidia/cuda:13.0.2-cudnn
 ARG RUST_IMAGE=rust:1.95.0-slim-bookworm
 
 # What the program is built in, and what it runs on: the same distribution, for the same libc.
@@ -39,14 +40,18 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     && cp "$CARGO_TARGET_DIR/release/understudy" /understudy
 
 FROM run-${VARIANT}
-RUN useradd --system --uid 10001 --no-create-home understudy \
-    && install --directory --owner=understudy /var/cache/huggingface /var/lib/understudy
+RUN groupadd --gid 10001 understudy \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin understudy \
+    && install --directory --owner=10001 --group=0 --mode=0775 /var/cache/huggingface /var/lib/understudy
 WORKDIR /opt/understudy
 COPY --from=build /understudy ./
 # Found beside the executable.
 COPY models/zoo models/zoo
-ENV UNDERSTUDY_HOST=0.0.0.0 UNDERSTUDY_DATA_DIR=/var/lib/understudy HF_HOME=/var/cache/huggingface
-USER understudy
+# Experiments are kept in /var/lib/understudy. It is the default folder, not a named one, so that a user who may not
+# write there is told that there are none, and served all the same.
+ENV UNDERSTUDY_HOST=0.0.0.0 XDG_STATE_HOME=/var/lib HF_HOME=/var/cache/huggingface
+# By number: Kubernetes' runAsNonRoot believes no name.
+USER 10001:10001
 EXPOSE 8080
 VOLUME /var/cache/huggingface /var/lib/understudy
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s CMD ["/opt/understudy/understudy", "health"]
