@@ -6,6 +6,7 @@ mod draft;
 mod file;
 mod folder;
 pub mod hub;
+pub mod read;
 mod tensors;
 
 pub use draft::Draft;
