@@ -8,6 +8,7 @@ use std::{
 
 use serde_json::Value;
 
+use super::read;
 use crate::{Error, Result};
 
 /// Writes `bytes` under a temporary name beside `path`, syncs, and renames: whoever looks sees the old
@@ -37,7 +38,10 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// # Errors
 /// As [`unreadable`].
 pub(super) fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| unreadable(path, source))
+    read::text(path, read::DESCRIPTION_LIMIT).map_err(|error| match error {
+        Error::Io { source, .. } => unreadable(path, source),
+        error => error,
+    })
 }
 
 /// Why a file of a model folder could not be read: [`Error::Io`], or [`Error::Format`] with the remedy
