@@ -1,17 +1,16 @@
 //! The network that learns: where it comes from, and whether it fits its teacher.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use understudy_models::checkpoint::ModelFolder;
+use understudy_models::checkpoint::{ModelFolder, read};
 use understudy_models::schedule::{Class, PredictionType, ScheduleConfig};
 use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result};
 
 use crate::lesson::Curriculum;
 use crate::prune;
-use crate::teacher::{self, Teacher, learned_variance};
+use crate::teacher::{self, Teacher};
 
 /// A student before its first lesson.
 pub struct Student {
@@ -46,8 +45,7 @@ impl Candidate {
             let folder = ModelFolder::open(path)?;
             return Ok(Self { config: folder.network.clone(), trained: Some(folder) });
         }
-        let io = |source| Error::Io { path: path.to_owned(), source };
-        let text = fs::read_to_string(path).map_err(io)?;
+        let text = read::text(path, read::DESCRIPTION_LIMIT)?;
         let value = serde_json::from_str(&text)
             .map_err(|error| Error::Format { path: path.into(), problem: error.to_string() })?;
         let config = NetworkConfig::from_json(&value, &path.display().to_string())?;
@@ -199,7 +197,7 @@ pub fn check(teacher: &Teacher, student: &NetworkConfig) -> Result<()> {
     if theirs.in_channels != ours.in_channels {
         return refuse("in_channels", ours.in_channels.to_string(), theirs.in_channels.to_string());
     }
-    let variance = |geometry: &Geometry| match learned_variance(geometry) {
+    let variance = |geometry: &Geometry| match geometry.learned_variance() {
         true => format!("{} (it learns its variance)", geometry.out_channels),
         false => format!("{} (its variance is fixed)", geometry.out_channels),
     };

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use understudy_models::checkpoint::ModelFolder;
 use understudy_models::checkpoint::card::Card;
 use understudy_models::schedule::ScheduleConfig;
-use understudy_models::{Conditioning, Denoiser, Error, Geometry, NetworkConfig, Result, noise};
+use understudy_models::{Conditioning, Denoiser, Geometry, NetworkConfig, Result, noise};
 
 use crate::data::hex;
 
@@ -33,20 +33,10 @@ impl Teacher {
     /// Reads a model folder onto the CPU, in f32; `name` is what the student's card will call it.
     ///
     /// # Errors
-    /// As [`ModelFolder::open`] and [`ModelFolder::load`]; [`Error::Value`] for a network that is told
-    /// numbers instead of classes.
+    /// As [`ModelFolder::open_for_images`] and [`ModelFolder::load`].
     pub fn open(folder: &Path, name: String) -> Result<Self> {
         let path = folder.to_owned();
-        let folder = ModelFolder::open(folder)?;
-        if let Conditioning::Timestep | Conditioning::Embedding(_) =
-            folder.network.geometry().conditioning
-        {
-            return Err(Error::value(
-                "teacher",
-                "conditioned on numbers",
-                "choose one that is unconditional or conditioned on classes",
-            ));
-        }
+        let folder = ModelFolder::open_for_images(folder)?;
         let config = folder.network.clone();
         let weights = config.fit(folder.tensors()?)?;
         let hash = hash(&config, &weights)?;
@@ -72,7 +62,7 @@ impl Teacher {
 
     /// Whether it tells a variance beside its prediction.
     pub fn learned_variance(&self) -> bool {
-        learned_variance(self.geometry())
+        self.geometry().learned_variance()
     }
 
     /// The network itself.
@@ -98,11 +88,6 @@ impl Teacher {
             _ => None,
         }
     }
-}
-
-/// Whether a network of that geometry tells a variance beside its prediction.
-pub fn learned_variance(geometry: &Geometry) -> bool {
-    geometry.out_channels == 2 * geometry.in_channels
 }
 
 /// SHA-256 of an architecture and its weights (in f32, by name), in hexadecimal.

@@ -33,6 +33,57 @@ pub struct Geometry {
 }
 
 impl Geometry {
+    /// Whether the network tells a variance beside its prediction: it answers with twice its channels.
+    pub fn learned_variance(&self) -> bool {
+        self.in_channels.checked_mul(2) == Some(self.out_channels)
+    }
+
+    /// Refuses a network that does not make images by itself: one that is told numbers instead of classes, whose
+    /// answer is no prediction of its input, or whose samples are neither gray nor RGB.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming the field of its `config.json`.
+    pub fn check_images(&self) -> crate::Result<()> {
+        let refuse = |field: &str, value: String, remedy: String| {
+            Err(crate::Error::value(
+                field,
+                value,
+                format!("{remedy}; it makes no images by itself"),
+            ))
+        };
+        match self.conditioning {
+            Conditioning::None | Conditioning::Classes(_) => {}
+            Conditioning::Timestep => {
+                return refuse(
+                    "class_embed_type",
+                    "timestep".into(),
+                    "the network is conditioned on a second timestep, not on classes".into(),
+                );
+            }
+            Conditioning::Embedding(width) => {
+                return refuse(
+                    "class_embed_type",
+                    "identity".into(),
+                    format!(
+                        "the network is conditioned on embeddings of width {width}, not on classes"
+                    ),
+                );
+            }
+        }
+        if !matches!(self.in_channels, 1 | 3) {
+            let remedy = "must be 1 (gray) or 3 (RGB)".into();
+            return refuse("in_channels", self.in_channels.to_string(), remedy);
+        }
+        if self.out_channels != self.in_channels && !self.learned_variance() {
+            let remedy = format!(
+                "must be in_channels, {}, or twice that where the network learns its variance",
+                self.in_channels
+            );
+            return refuse("out_channels", self.out_channels.to_string(), remedy);
+        }
+        Ok(())
+    }
+
     /// Refuses inputs of the wrong shape or type, so that a mistake is named where it is made.
     pub(crate) fn check(
         &self,

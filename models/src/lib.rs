@@ -30,6 +30,7 @@ pub mod schedule;
 pub mod unet;
 mod weight;
 mod weights;
+mod wrappers;
 
 pub use denoiser::{Conditioning, Denoiser, Geometry};
 pub use error::{Error, Result};

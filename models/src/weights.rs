@@ -10,6 +10,7 @@ use std::fmt::Display;
 use candle_core::{DType, Device, Tensor};
 
 use crate::weight::Weight;
+use crate::wrappers::{Naming, take_off};
 use crate::{Error, Result};
 
 enum Store {
@@ -104,11 +105,14 @@ pub(crate) fn shapes<T>(build: impl FnOnce(&Weights) -> Result<T>) -> Result<Sha
     }
 }
 
-/// Checks that the weights are exactly those needed.
+/// Checks that the weights are exactly those needed, once what wrappers add to their names is taken off.
 pub(crate) fn fit(
     shapes: &Shapes,
     weights: HashMap<String, Weight>,
 ) -> Result<HashMap<String, Weight>> {
+    let naming =
+        Naming::find(&shapes.keys().cloned().collect(), weights.keys().map(String::as_str));
+    let weights = take_off(&naming, weights, "weights").map_err(Error::Weights)?;
     let found = weights.iter().map(|(name, weight)| (name.clone(), weight.dims().to_vec()));
     if let Some(difference) = mismatch(shapes, &found.collect()) {
         let remedy = "use the config.json that belongs to these weights";

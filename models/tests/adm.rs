@@ -186,7 +186,7 @@ fn files_that_are_not_zipped_state_dicts_are_refused() {
         assert!(message.contains(part), "{message}");
     };
     says(&write("legacy.pt", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."), "before version 1.6");
-    says(&write("text.pt", b"weights"), "not a file written by torch.save");
+    says(&write("text.pt", b"weights"), "neither a file written by torch.save");
     says(&write("empty.pt", b""), "empty.pt");
     says(&folder.path().join("absent.pt"), "absent.pt");
     let whole = std::fs::read(golden("one_level", "pt")).unwrap();

@@ -243,3 +243,95 @@ fn a_transformer_is_written_and_read_back() {
     assert!(problem.contains("`transformer` is") && problem.contains("FluxTransformer2DModel"));
     assert!(problem.contains("DiTTransformer2DModel"), "{problem}");
 }
+
+#[test]
+fn what_a_wrapper_put_before_the_names_is_taken_off() {
+    for prefix in ["module.", "_orig_mod.", "model.module."] {
+        let (_home, path) = folder(|weights, _| {
+            *weights =
+                weights.drain().map(|(name, tensor)| (format!("{prefix}{name}"), tensor)).collect();
+        });
+        assert!(
+            ModelFolder::open(&path).unwrap().load(DType::F32, &Device::Cpu).is_ok(),
+            "{prefix}"
+        );
+    }
+    let (_home, path) = folder(|weights, _| {
+        *weights = weights.drain().map(|(name, tensor)| (format!("mine.{name}"), tensor)).collect();
+    });
+    let problem = problem(&path);
+    assert!(problem.contains("`mine.`") && problem.contains(WEIGHTS), "{problem}");
+}
+
+#[test]
+fn what_makes_no_images_is_refused_by_field_where_images_are_wanted() {
+    let refusal = |changes: Value| {
+        let (_home, path) = folder(|_, _| {});
+        edit(&path, "unet/config.json", |config| {
+            for (field, value) in changes.as_object().unwrap() {
+                config[field] = value.clone();
+            }
+        });
+        fs::remove_file(path.join("understudy.json")).unwrap();
+        assert!(ModelFolder::open(&path).is_ok());
+        ModelFolder::open_for_images(&path).err().map(|error| error.to_string())
+    };
+    for channels in [1, 3] {
+        for answered in [channels, 2 * channels] {
+            let changes = json!({"in_channels": channels, "out_channels": answered});
+            assert_eq!(refusal(changes), None);
+        }
+    }
+    let none = json!(null);
+    for (changes, field) in [
+        (json!({"in_channels": 6, "out_channels": 3}), "in_channels"),
+        (json!({"in_channels": 4, "out_channels": 4}), "in_channels"),
+        (json!({"in_channels": 2, "out_channels": 2}), "in_channels"),
+        (json!({"in_channels": 3, "out_channels": 4}), "out_channels"),
+        (json!({"in_channels": 3, "out_channels": 1}), "out_channels"),
+        (json!({"class_embed_type": "timestep", "num_class_embeds": none}), "class_embed_type"),
+        (json!({"class_embed_type": "identity", "num_class_embeds": none}), "class_embed_type"),
+    ] {
+        let problem = refusal(changes.clone()).unwrap_or_else(|| panic!("{changes} is refused"));
+        assert!(problem.contains(&format!("unet/config.json: {field}` is ")), "{problem}");
+        assert!(problem.contains("makes no images"), "{problem}");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn sources_other_than_regular_files_are_refused_at_once() {
+    for file in [
+        "model_index.json",
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+        "understudy.json",
+        WEIGHTS,
+    ] {
+        for device in ["/dev/zero", "/dev/tty", "/proc/self/maps"] {
+            if device == "/dev/tty" && !Path::new(device).exists() {
+                continue;
+            }
+            let (_home, path) = folder(|_, _| {});
+            fs::remove_file(path.join(file)).unwrap();
+            std::os::unix::fs::symlink(device, path.join(file)).unwrap();
+            let problem = problem(&path);
+            assert!(
+                problem.contains(file)
+                    && (problem.contains("a device") || problem.contains("no file of a disk")),
+                "{problem}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_header_longer_than_any_is_not_read() {
+    let (_home, path) = folder(|_, _| {});
+    let weights = fs::File::create(path.join(WEIGHTS)).unwrap();
+    // Sparse: 90 GB that take no room.
+    weights.set_len(90 << 30).unwrap();
+    std::io::Write::write_all(&mut &weights, &(80u64 << 30).to_le_bytes()).unwrap();
+    let problem = problem(&path);
+    assert!(problem.contains(WEIGHTS) && problem.contains("its header has"), "{problem}");
+}

@@ -123,7 +123,7 @@ fn minor_faults() -> Option<u64> {
 
 /// One batch of images through the engine, deterministic DDIM.
 fn image_seconds(model: &Arc<Model>, batch: usize, steps: usize) -> Result<f64, String> {
-    let learned = model.geometry.out_channels == 2 * model.geometry.in_channels;
+    let learned = model.geometry.learned_variance();
     let trajectory = sampler::trajectory(&model.schedule, sampler::Kind::Ddim, steps, 0.0, learned)
         .map_err(|error| error.to_string())?;
     let class_label = matches!(model.geometry.conditioning, Conditioning::Classes(_)).then_some(0);

@@ -4,7 +4,10 @@ use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
 
 use candle_core::{DType, Device, DeviceLocation, utils::cuda_is_available};
 use serde_json::{Map, Value, json};
-use understudy_models::{checkpoint::hub, kernels::Isa};
+use understudy_models::{
+    checkpoint::{ModelFolder, hub},
+    kernels::Isa,
+};
 
 use crate::{engine::CostModel, registry::Model};
 
@@ -189,6 +192,8 @@ impl ModelArg {
         let explain = |error| format!("--model {}: {error}", self.model);
         let models = super::models_folder(self.models.as_deref())?;
         let folder = hub::resolve(&self.model, &models).map_err(explain)?;
+        // Both commands draw images; what does not is refused before its weights are read.
+        ModelFolder::open_for_images(&folder).map_err(explain)?;
         let mut model =
             Model::load(&folder, hub::id_of(&self.model), 0, dtype, &[device]).map_err(explain)?;
         if self.deterministic {

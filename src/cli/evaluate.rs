@@ -18,7 +18,7 @@ use understudy_models::{
     sampler,
 };
 
-use super::{compute::Compute, models_folder, open_images, progress::Progress};
+use super::{compute::Compute, models_folder, open_images, print, progress::Progress};
 
 /// Sample a model and score its images: Fréchet distance, Inception score, kernel distance, precision and
 /// recall.
@@ -127,12 +127,7 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), String> {
         write_atomically(path, format!("{report:#}\n").as_bytes())
             .map_err(|error| error.to_string())?;
     }
-    if args.json {
-        println!("{report}");
-    } else {
-        println!("{report:#}");
-    }
-    Ok(())
+    if args.json { print(report) } else { print(format!("{report:#}")) }
 }
 
 fn feature_network(args: &EvaluateArgs) -> Result<Box<dyn FeatureNetwork>, String> {
@@ -190,7 +185,7 @@ impl Source {
         // Features are taken on the CPU, wherever the samples are made.
         let device = args.compute.device()?;
         let dtype = args.compute.dtype(&device)?;
-        let loaded = ModelFolder::open(&folder)
+        let loaded = ModelFolder::open_for_images(&folder)
             .and_then(|folder| folder.load(dtype, &device))
             .map_err(explain)?;
         let geometry = loaded.network.geometry();
@@ -207,7 +202,7 @@ impl Source {
             ));
         }
         let kind = args.scheduler.parse().map_err(|error| format!("--scheduler: {error}"))?;
-        let learned = geometry.out_channels == 2 * geometry.in_channels;
+        let learned = geometry.learned_variance();
         let trajectory = sampler::trajectory(&loaded.schedule, kind, args.steps, 0.0, learned)
             .map_err(|error| format!("--steps, --scheduler: {error}"))?;
         let classes =
@@ -312,8 +307,8 @@ fn watch(
 /// Statistics, or images, of which as many features are kept as there are samples.
 fn reference(path: &Path, network: &dyn FeatureNetwork, n: usize) -> Result<Reference, String> {
     let explain = |error: understudy_models::Error| format!("--reference: {error}");
-    if path.extension().is_some_and(|extension| extension == "npz") && Gaussian::is_at(path) {
-        return Ok(Reference::from_statistics(Gaussian::open(path, network).map_err(explain)?));
+    if let Some(statistics) = Gaussian::find(path, network).map_err(explain)? {
+        return Ok(Reference::from_statistics(statistics));
     }
     let images = fitted("--reference", open_images("--reference", path)?, network)?;
     let mut observer = Observer::new(network, "--reference", images.len(), n)

@@ -4,6 +4,7 @@ mod bench;
 mod compute;
 mod distill;
 mod evaluate;
+mod faults;
 mod health;
 mod import;
 mod load;
@@ -96,7 +97,12 @@ impl Cli {
     /// Does what was asked; a failure is one screen of text on stderr.
     pub fn run(self) -> ExitCode {
         let threads = self.threads();
-        let result = match self.command {
+        faults::report(matches!(self.command, Some(Command::Serve(_))));
+        if !matches!(self.command, Some(Command::Serve(_))) {
+            log();
+        }
+        let command = self.command;
+        let result = faults::caught(|| match command {
             Some(Command::Serve(arguments)) => serve::run(*arguments, threads),
             Some(Command::Sample(arguments)) => sample::run(&arguments),
             Some(Command::Bench(arguments)) => bench::run(&arguments),
@@ -109,10 +115,12 @@ impl Cli {
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),
-        };
+        });
         match result {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(problem) => {
+            Some(Ok(())) => ExitCode::SUCCESS,
+            // It has been told where it happened.
+            None => ExitCode::FAILURE,
+            Some(Err(problem)) => {
                 // Where standard error takes nothing, the exit code still tells.
                 let _ = writeln!(io::stderr(), "error: {problem}");
                 ExitCode::FAILURE
@@ -138,6 +146,24 @@ fn open_images(flag: &str, path: &Path) -> Result<Images, String> {
         );
     }
     Ok(images)
+}
+
+/// What libraries have to say while a command runs, as plain lines on standard error; `RUST_LOG` chooses.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new(
+            "warn,understudy=info,understudy_models=info,understudy_distill=info",
+        )
+    });
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .without_time()
+        .with_target(false)
+        .with_writer(io::stderr)
+        // It would tell of a line that standard error does not take on standard error, and panic.
+        .log_internal_errors(false)
+        .init();
 }
 
 /// Writes a line to standard output.

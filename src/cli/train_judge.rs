@@ -80,6 +80,5 @@ pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
         ));
     }
     judge::write(&args.out, &config, &tensors).map_err(|error| error.to_string())?;
-    println!("{}", json!({ "judge": name, "test_accuracy": config.test_accuracy }));
-    Ok(())
+    super::print(json!({ "judge": name, "test_accuracy": config.test_accuracy }))
 }

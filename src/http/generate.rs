@@ -147,36 +147,10 @@ pub(super) fn size(model: &Model) -> String {
     format!("{}x{}", model.geometry.width, model.geometry.height)
 }
 
-/// Whether the network's answer is twice as wide as its input: mean and variance.
-fn learned_variance(model: &Model) -> bool {
-    model.geometry.out_channels == 2 * model.geometry.in_channels
-}
-
 /// 400 unless its network makes images by itself.
 pub(super) fn makes_images(model: &Model) -> Result<(), Problem> {
-    let geometry = &model.geometry;
-    let reason = match geometry.conditioning {
-        Conditioning::Timestep => Some("is conditioned on a second timestep".to_owned()),
-        Conditioning::Embedding(width) => {
-            Some(format!("is conditioned on embeddings of width {width}"))
-        }
-        Conditioning::None | Conditioning::Classes(_) => None,
-    }
-    .or_else(|| {
-        let fits = geometry.out_channels == geometry.in_channels || learned_variance(model);
-        (!fits).then(|| {
-            format!("answers with {} channels to {}", geometry.out_channels, geometry.in_channels)
-        })
-    })
-    .or_else(|| {
-        let picture = matches!(geometry.in_channels, 1 | 3);
-        (!picture).then(|| format!("has {} channels, neither gray nor RGB", geometry.in_channels))
-    });
-    let Some(reason) = reason else { return Ok(()) };
-    let remedy = format!(
-        "it {reason}, so it makes no images by itself; evaluate it with POST /v2/models/{}/infer",
-        model.id
-    );
+    let Err(reason) = model.geometry.check_images() else { return Ok(()) };
+    let remedy = format!("{reason}; evaluate it with POST /v2/models/{}/infer", model.id);
     Err(Problem::value("model", quoted(&model.id), remedy))
 }
 
@@ -312,7 +286,7 @@ fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajec
         None => model.default_scheduler(),
     };
     let eta = wire.eta.unwrap_or(0.0);
-    Ok(sampler::trajectory(&model.schedule, kind, steps, eta, learned_variance(model))?)
+    Ok(sampler::trajectory(&model.schedule, kind, steps, eta, model.geometry.learned_variance())?)
 }
 
 fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Tensor, bail};
 use understudy_models::Error;
 
-use super::FeatureNetwork;
+use super::{FeatureNetwork, frechet::eigenvalues};
 use crate::npz::{self, Array, Npz, Values};
 
 /// A Gaussian fitted to features.
@@ -42,7 +42,7 @@ impl Moments {
     ///
     /// # Errors
     /// Another width, NaN or infinity, and whatever the device says.
-    pub fn add(&mut self, features: &Tensor) -> Result<()> {
+    pub fn add(&mut self, features: &Tensor) -> candle_core::Result<()> {
         let (rows, width) = features.dims2()?;
         if width != self.mean.len() {
             bail!("{width} features per image, not {}", self.mean.len());
@@ -86,19 +86,12 @@ impl Gaussian {
     /// must be the network's, and only Inception's are taken on trust.
     ///
     /// # Errors
-    /// [`Error::Format`] naming the file: corrupt, of another network, or not finite.
+    /// [`Error::Format`] naming the file: corrupt, of another network, not finite, or with a `sigma` that is no
+    /// covariance (symmetric, without negative eigenvalues, both within rounding).
     pub fn open(path: &Path, network: &dyn FeatureNetwork) -> understudy_models::Result<Self> {
         let refuse = |problem: String| Error::Format { path: path.to_owned(), problem };
         let mut npz = Npz::open(path)?;
-        let named = match npz.names().iter().any(|name| name == NETWORK) {
-            true => match npz.array(NETWORK)?.values {
-                Values::Text(name) => Some(name),
-                _ => return Err(refuse(format!("`{NETWORK}` is no string"))),
-            },
-            // Nobody else writes statistics of the networks that are ours.
-            false => (network.distance() != "FID").then(|| "an unnamed network".to_owned()),
-        };
-        if let Some(named) = named.filter(|named| named != network.name()) {
+        if let Some(named) = stranger(path, &mut npz, network)? {
             return Err(refuse(format!(
                 "holds statistics of {named}, not of {}; distances between features of different \
                  networks mean nothing: use that network, or make them again with --write-stats",
@@ -116,16 +109,64 @@ impl Gaussian {
             )));
         }
         let gaussian = Self { mean: mu.values.to_f64(), covariance: sigma.values.to_f64() };
-        if !gaussian.mean.iter().chain(&gaussian.covariance).all(|value| value.is_finite()) {
-            return Err(refuse("holds NaN or infinity".into()));
-        }
+        gaussian.check().map_err(refuse)?;
         Ok(gaussian)
     }
 
-    /// Whether the file is an archive of statistics, not of images.
-    pub fn is_at(path: &Path) -> bool {
-        let npz = Npz::open(path);
-        npz.is_ok_and(|npz| npz.names().iter().any(|name| name == "mu"))
+    /// Refuses what is the covariance of nothing.
+    fn check(&self) -> Result<(), String> {
+        if !self.mean.iter().chain(&self.covariance).all(|value| value.is_finite()) {
+            return Err("holds NaN or infinity".into());
+        }
+        let width = self.mean.len();
+        let at = |i: usize, j: usize| self.covariance[i * width + j];
+        for i in 0..width {
+            if at(i, i) < 0.0 {
+                return Err(format!("`sigma`[{i}, {i}] is {}; no variance is negative", at(i, i)));
+            }
+            for j in 0..i {
+                let (lower, upper) = (at(i, j), at(j, i));
+                let allowed =
+                    ASYMMETRY * (at(i, i) * at(j, j)).sqrt().max(lower.abs().min(upper.abs()));
+                if (lower - upper).abs() > allowed {
+                    return Err(format!(
+                        "`sigma` is not symmetric: [{i}, {j}] is {lower}, [{j}, {i}] is {upper}; write \
+                         the whole covariance, as numpy.cov(features, rowvar=False) is"
+                    ));
+                }
+            }
+        }
+        let values = eigenvalues(width, &self.covariance)?;
+        let largest = values.iter().copied().fold(0.0, f64::max);
+        match values.iter().copied().reduce(f64::min) {
+            Some(least) if least < -NEGATIVE * largest => Err(format!(
+                "`sigma` is no covariance: its least eigenvalue is {least:.3e}, its largest {largest:.3e}; \
+                 a covariance has no negative ones"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// The statistics in a file, whatever it is called; nothing where it holds none, or holds images beside
+    /// statistics of another network, which say more.
+    ///
+    /// # Errors
+    /// As [`Gaussian::open`].
+    pub fn find(
+        path: &Path,
+        network: &dyn FeatureNetwork,
+    ) -> understudy_models::Result<Option<Self>> {
+        // What is no archive is read as images, whose reader says what is wrong with it.
+        let Ok(mut npz) = Npz::open(path) else { return Ok(None) };
+        let names = npz.names();
+        let has = |name: &str| names.iter().any(|there| there == name);
+        if !has("mu")
+            || !has("sigma")
+            || (has("arr_0") && stranger(path, &mut npz, network)?.is_some())
+        {
+            return Ok(None);
+        }
+        Self::open(path, network).map(Some)
     }
 
     /// Writes statistics that [`Gaussian::open`] and pytorch-fid read.
@@ -146,5 +187,31 @@ impl Gaussian {
     }
 }
 
+/// How far two entries that should be one may be apart, as a part of what their variances allow: sums in f32
+/// differ by less.
+const ASYMMETRY: f64 = 1e-4;
+/// How far below 0 rounding may bring an eigenvalue, as a part of the largest: f32 of thousands of dimensions.
+const NEGATIVE: f64 = 1e-4;
+
 /// The member that names the feature network.
 const NETWORK: &str = "features";
+
+/// The network whose statistics these are, where it is another one.
+fn stranger(
+    path: &Path,
+    npz: &mut Npz,
+    network: &dyn FeatureNetwork,
+) -> understudy_models::Result<Option<String>> {
+    let named = match npz.names().iter().any(|name| name == NETWORK) {
+        true => match npz.array(NETWORK)?.values {
+            Values::Text(name) => Some(name),
+            _ => {
+                let problem = format!("`{NETWORK}` is no string");
+                return Err(Error::Format { path: path.to_owned(), problem });
+            }
+        },
+        // Nobody else writes statistics of the networks that are ours.
+        false => (network.distance() != "FID").then(|| "an unnamed network".to_owned()),
+    };
+    Ok(named.filter(|named| named != network.name()))
+}

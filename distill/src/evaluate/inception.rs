@@ -6,10 +6,13 @@
 //! `align_corners` off. The Inception score is that of the logits without the bias, as in the original
 //! code (Salimans et al. 2016) and torch-fidelity.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
-use understudy_models::Error;
+use understudy_models::{Error, checkpoint::StateDict};
 
 use super::{
     layers::{Convolution, Pool, Window},
@@ -99,27 +102,48 @@ const BLOCKS: [(&str, &[Layer]); 11] = [
     ("Mixed_7c", &E),
 ];
 
+/// Every convolution: its name, stride and padding.
+fn layers() -> impl Iterator<Item = (String, usize, (usize, usize))> {
+    let blocks = BLOCKS.iter().flat_map(|(block, layers)| {
+        layers
+            .iter()
+            .map(move |&(name, stride, padding)| (format!("{block}.{name}"), stride, padding))
+    });
+    let stem = STEM.iter().map(|&(name, stride, padding)| (name.to_owned(), stride, padding));
+    stem.chain(blocks)
+}
+
+/// The tensors of pytorch-fid's state dict that are read.
+fn names() -> impl Iterator<Item = String> {
+    let parts = ["conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"];
+    let layers = layers().flat_map(move |(name, ..)| parts.map(|part| format!("{name}.{part}")));
+    layers.chain(["fc.weight".to_owned()])
+}
+
 impl Inception {
-    /// Reads the weights: pytorch-fid's `.pth`, or its state dict as `.safetensors`.
+    /// Reads the weights: pytorch-fid's `.pth`, or its state dict as safetensors, whatever the file is called.
     ///
     /// # Errors
     /// [`Error::Format`] naming the file: not one of these, or of another network.
     pub fn open(path: &Path) -> understudy_models::Result<Self> {
-        let refuse = |problem: String| Error::Format {
+        let explain = |problem: String| Error::Format {
             path: path.to_owned(),
             problem: format!("{problem}; use pytorch-fid's pt_inception-2015-12-05 weights"),
         };
-        if !path.is_file() {
-            return Err(refuse("is no file".into()));
+        let names: BTreeSet<String> = names().collect();
+        let mut file = StateDict::open(path, &names).map_err(|error| match error {
+            Error::Format { problem, .. } => explain(problem),
+            error => error,
+        })?;
+        let mut tensors = HashMap::new();
+        for name in names {
+            let tensor = file.take(&name).map_err(|error| match error {
+                Error::Format { problem, .. } => explain(problem),
+                error => error,
+            })?;
+            tensors.insert(name, tensor);
         }
-        let safetensors = path.extension().is_some_and(|extension| extension == "safetensors");
-        let tensors: Result<HashMap<String, Tensor>> = if safetensors {
-            candle_core::safetensors::load(path, &Device::Cpu)
-        } else {
-            candle_core::pickle::read_all(path).map(|tensors| tensors.into_iter().collect())
-        };
-        let tensors = tensors.map_err(|error| refuse(format!("cannot be read ({error})")))?;
-        Self::new(&tensors).map_err(|error| refuse(error.to_string()))
+        Self::new(&tensors).map_err(|error| explain(error.to_string()))
     }
 
     /// From the tensors of pytorch-fid's state dict; batch norms are folded into the convolutions.
@@ -132,13 +156,7 @@ impl Inception {
             None => bail!("has no tensor `{name}`"),
         };
         let mut convolutions = HashMap::new();
-        let blocks = BLOCKS.iter().flat_map(|(block, layers)| {
-            layers
-                .iter()
-                .map(move |&(name, stride, padding)| (format!("{block}.{name}"), stride, padding))
-        });
-        let stem = STEM.iter().map(|&(name, stride, padding)| (name.to_owned(), stride, padding));
-        for (name, stride, padding) in stem.chain(blocks) {
+        for (name, stride, padding) in layers() {
             let weight = find(format!("{name}.conv.weight"))?;
             let norm = |part: &str| find(format!("{name}.bn.{part}"));
             let scale = (norm("weight")? / (norm("running_var")? + BATCH_NORM_EPS)?.sqrt()?)?;

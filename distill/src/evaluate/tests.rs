@@ -273,7 +273,7 @@ fn statistics_are_read_back_and_other_networks_are_refused() {
     let features = tensor(formula(60, 9), &[20, 3]);
     let gaussian = gaussian(&features, 20);
     gaussian.write(&path, &Pixels).expect("written");
-    assert!(Gaussian::is_at(&path));
+    assert_eq!(Gaussian::find(&path, &Pixels).expect("read"), Some(gaussian.clone()));
     assert_eq!(Gaussian::open(&path, &Pixels).expect("read"), gaussian);
 
     let config = JudgeConfig {
@@ -305,4 +305,78 @@ fn statistics_are_read_back_and_other_networks_are_refused() {
     std::fs::write(&path, b"PK").expect("written");
     let refused = Gaussian::open(&path, &Pixels).expect_err("refused").to_string();
     assert!(refused.contains("stats.npz: not a whole .npz archive"), "{refused}");
+}
+
+/// Statistics of [`Pixels`], and whatever else, under a name that says nothing.
+fn archive(
+    mu: &[f64],
+    sigma: &[f64],
+    network: &str,
+    images: bool,
+) -> (tempfile::TempDir, std::path::PathBuf) {
+    let folder = tempdir().expect("a folder");
+    let path = folder.path().join("REFERENCE.NPZ");
+    let array = |shape: Vec<usize>, values| npz::Array { shape, values };
+    let mut arrays = vec![
+        ("mu", array(vec![3], npz::Values::F64(mu.to_vec()))),
+        ("sigma", array(vec![3, 3], npz::Values::F64(sigma.to_vec()))),
+        ("features", array(vec![], npz::Values::Text(network.into()))),
+    ];
+    if images {
+        arrays.push(("arr_0", array(vec![1, 2, 2], npz::Values::U8(vec![0; 4]))));
+    }
+    npz::write(&path, &arrays).expect("written");
+    (folder, path)
+}
+
+const UNIT: [f64; 9] = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0];
+
+#[test]
+fn statistics_are_known_by_content_and_give_way_to_images_beside_anothers() {
+    let find = |network: &str, images| {
+        let (_folder, path) = archive(&[0.0; 3], &UNIT, network, images);
+        Gaussian::find(&path, &Pixels).map_err(|error| error.to_string())
+    };
+    assert!(find("pixels", false).expect("read").is_some());
+    assert!(find("pixels", true).expect("read").is_some());
+    assert!(find("another", true).expect("images are there").is_none());
+    assert!(find("another", false).expect_err("refused").contains("statistics of another"));
+}
+
+#[test]
+fn what_is_no_covariance_is_refused() {
+    let read = |sigma: [f64; 9]| {
+        let (_folder, path) = archive(&[0.0; 3], &sigma, "pixels", false);
+        Gaussian::open(&path, &Pixels).map_err(|error| error.to_string())
+    };
+    // Symmetric to f32, and of rank 1 to f32: what rounding leaves of good statistics.
+    let mut rounded = [1.0; 9];
+    rounded[1] += 1e-7;
+    rounded[8] -= 1e-7;
+    assert!(read(rounded).is_ok());
+    assert!(read([0.0; 9]).is_ok());
+    let mut upper = UNIT;
+    (upper[1], upper[2], upper[5]) = (0.5, 0.2, 0.1);
+    assert!(read(upper).expect_err("refused").contains("not symmetric"));
+    let mut indefinite = UNIT;
+    (indefinite[1], indefinite[3]) = (2.0, 2.0);
+    assert!(read(indefinite).expect_err("refused").contains("negative"));
+    let mut negative = UNIT;
+    negative[4] = -0.5;
+    assert!(read(negative).expect_err("refused").contains("[1, 1]"));
+    let mut infinite = UNIT;
+    infinite[4] = f64::INFINITY;
+    assert!(read(infinite).expect_err("refused").contains("infinity"));
+}
+
+#[test]
+fn a_distance_is_never_negative_nor_beyond_numbers() {
+    for seed in 0..20 {
+        let features = tensor(formula(480, seed), &[60, 8]);
+        let one = gaussian(&features, 60);
+        assert!(frechet_distance(&one, &one).expect("a distance") >= 0.0);
+    }
+    let far = Gaussian { mean: vec![1e200; 3], covariance: UNIT.to_vec() };
+    let near = Gaussian { mean: vec![0.0; 3], covariance: UNIT.to_vec() };
+    assert!(frechet_distance(&far, &near).is_err());
 }

@@ -10,7 +10,6 @@ use understudy_models::{Conditioning, Result};
 use crate::generate::{Classes, Sampling};
 use crate::picture;
 use crate::student::Student;
-use crate::teacher::learned_variance;
 
 /// DDIM steps of a sample.
 const STEPS: usize = 20;
@@ -32,7 +31,7 @@ pub(crate) fn grid(
         _ => 8,
     };
     let steps = STEPS.min(student.schedule.train_timesteps());
-    let learned = learned_variance(geometry);
+    let learned = geometry.learned_variance();
     let sampling = Sampling {
         trajectory: sampler::trajectory(&student.schedule, Kind::Ddim, steps, 0.0, learned)?,
         classes: Classes::all(geometry.conditioning, null_class)?,

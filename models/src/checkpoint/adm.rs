@@ -1,6 +1,6 @@
 //! OpenAI's guided-diffusion and improved-diffusion checkpoints, as diffusers folders.
 //!
-//! Such a checkpoint is a bare PyTorch state dict; its architecture is known only to the command
+//! Such a checkpoint is a PyTorch state dict; its architecture is known only to the command
 //! line that trained it. [`import`] therefore reads that command line from a JSON file with
 //! guided-diffusion's own flag names, for example, for `64x64_diffusion.pt`:
 //!
@@ -55,14 +55,12 @@ mod names;
 mod schedule;
 
 use std::collections::HashMap;
-use std::io::Read;
 use std::path::Path;
 
-use candle_core::pickle::PthTensors;
 use candle_core::{DType, Tensor};
 
 use super::card::Card;
-use super::{Draft, ModelFolder};
+use super::{Draft, ModelFolder, StateDict};
 use crate::schedule::ScheduleConfig;
 use crate::unet::UNet2DConfig;
 use crate::weights::{Shapes, mismatch};
@@ -70,7 +68,7 @@ use crate::{Error, Result};
 use architecture::Architecture;
 use names::Target;
 
-/// Converts the state dict in `weights` (`.pt`, PyTorch's zip format), whose training flags are in
+/// Converts the state dict in `weights` (see [`StateDict`]), whose training flags are in
 /// `arch` (JSON, see the [module](self)), to a diffusers folder at `out`, and returns the network's
 /// configuration.
 ///
@@ -98,13 +96,11 @@ fn convert(
     config: &UNet2DConfig,
 ) -> Result<HashMap<String, Tensor>> {
     let entries = names::entries(architecture, config)?;
-    let file = open(path)?;
     let expected: Shapes =
         entries.iter().map(|entry| (entry.source.clone(), entry.shape.clone())).collect();
-    let found = file.tensor_infos().iter();
-    let found = found.map(|(name, info)| (name.clone(), info.layout.dims().to_vec())).collect();
+    let mut file = StateDict::open(path, &expected.keys().cloned().collect())?;
     // Compared before anything is read, so that no size in the file is believed.
-    if let Some(difference) = mismatch(&expected, &found) {
+    if let Some(difference) = mismatch(&expected, &file.shapes()) {
         return Err(Error::Weights(format!(
             "{}: {difference}. Check the flags in the architecture file against the command line \
              that trained the checkpoint",
@@ -113,13 +109,14 @@ fn convert(
     }
     let mut tensors = HashMap::new();
     for entry in entries {
-        let tensor = file.get(&entry.source).map_err(|error| unreadable(path, error))?;
-        let tensor =
-            tensor.ok_or_else(|| unreadable(path, format!("`{}` is gone", entry.source)))?;
+        let tensor = file.take(&entry.source)?;
         let tensor = match tensor.dtype() {
             DType::F64 => tensor.to_dtype(DType::F32)?,
             DType::F32 | DType::F16 | DType::BF16 => tensor,
-            other => return Err(unreadable(path, format!("`{}` is {other:?}", entry.source))),
+            other => {
+                let problem = format!("`{}` is {other:?}", entry.source);
+                return Err(Error::Format { path: path.to_owned(), problem });
+            }
         };
         match entry.target {
             Target::Same(name) => drop(tensors.insert(name, tensor.reshape(entry.reshaped)?)),
@@ -130,30 +127,4 @@ fn convert(
         }
     }
     Ok(tensors)
-}
-
-fn open(path: &Path) -> Result<PthTensors> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
-    let mut magic = [0; 2];
-    let mut file = std::fs::File::open(path).map_err(io)?;
-    file.read_exact(&mut magic).map_err(io)?;
-    match magic {
-        // Besides damaged files these are, rarely, whole ones: the zip crate mistakes the directory
-        // of an archive whose inner folder has a name of 21 characters.
-        [b'P', b'K'] => PthTensors::new(path, None).map_err(|error| {
-            let remedy =
-                "if PyTorch can load it, save it again with torch.save, under another name";
-            unreadable(path, format!("{error}; {remedy}"))
-        }),
-        [0x80, _] => Err(unreadable(
-            path,
-            "this is PyTorch's format from before version 1.6; convert it with \
-             `python -c \"import torch; torch.save(torch.load('old.pt', map_location='cpu'), 'new.pt')\"`",
-        )),
-        _ => Err(unreadable(path, "this is not a file written by torch.save")),
-    }
-}
-
-fn unreadable(path: &Path, problem: impl ToString) -> Error {
-    Error::Format { path: path.to_path_buf(), problem: problem.to_string() }
 }

@@ -8,7 +8,10 @@ use std::{
 
 use serde_json::Value;
 
-use super::partial::{self, Partial};
+use super::{
+    partial::{self, Partial},
+    read,
+};
 use crate::{Error, Result};
 
 /// Writes `bytes` to `path`: [`write_with`], for what is in memory as a whole.
@@ -70,7 +73,10 @@ pub fn reclaim(folder: &Path) -> Result<()> {
 /// # Errors
 /// As [`unreadable`].
 pub(super) fn read_text(path: &Path) -> Result<String> {
-    fs::read_to_string(path).map_err(|source| unreadable(path, source))
+    read::text(path, read::DESCRIPTION_LIMIT).map_err(|error| match error {
+        Error::Io { source, .. } => unreadable(path, source),
+        error => error,
+    })
 }
 
 /// Why a file of a model folder could not be read: [`Error::Io`], or [`Error::Format`] with the remedy

@@ -81,6 +81,23 @@ impl ModelFolder {
         Ok(Self { path: path.to_owned(), network, schedule, card, weights })
     }
 
+    /// As [`ModelFolder::open`], of a network that makes images by itself: what every command that draws any opens.
+    ///
+    /// # Errors
+    /// Those, and [`Error::Value`] naming the field of the network's configuration that tells of other things than
+    /// images.
+    pub fn open_for_images(path: &Path) -> Result<Self> {
+        let folder = Self::open(path)?;
+        folder.network.geometry().check_images().map_err(|error| match error {
+            Error::Value { field, value, remedy } => {
+                let file = folder.weights.with_file_name("config.json");
+                Error::value(format!("{}: {field}", file.display()), value, remedy)
+            }
+            error => error,
+        })?;
+        Ok(folder)
+    }
+
     /// The files that hold the weights: one, or the shards that an index beside it names. They need not
     /// exist.
     ///

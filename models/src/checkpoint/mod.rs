@@ -8,8 +8,10 @@ mod folder;
 pub mod hub;
 mod partial;
 pub mod read;
+mod state_dict;
 mod tensors;
 
 pub use draft::Draft;
 pub use file::{check_target, reclaim, write_atomically, write_with};
 pub use folder::{Loaded, ModelFolder};
+pub use state_dict::StateDict;

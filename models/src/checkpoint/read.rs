@@ -12,8 +12,8 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Bytes of the largest description (JSON) that is read: a thousand times any that is known.
-pub const DESCRIPTION_LIMIT: u64 = 16 << 20;
+/// Bytes of the largest description (JSON) that is read: 100,000 betas take half of it.
+pub const DESCRIPTION_LIMIT: u64 = 4 << 20;
 
 /// Opens a regular file that holds something, and tells its length in bytes.
 ///

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -12,11 +12,13 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Metadata, TensorInfo};
 
-use super::file::unreadable;
+use super::{file::unreadable, read};
 use crate::{Error, Result, weight::Weight};
 
 /// The length of the header, which is where it begins, too.
 const HEADER: u64 = 8;
+/// Bytes of the longest header that is read: enough for hundreds of thousands of tensors.
+const HEADER_LIMIT: u64 = 32 << 20;
 
 /// All tensors of a safetensors file.
 ///
@@ -24,14 +26,18 @@ const HEADER: u64 = 8;
 /// [`Error::Io`], or [`Error::Format`] where the file is not a whole safetensors file. A file that changes
 /// later fails when the tensor is read.
 pub(super) fn open(path: &Path) -> Result<HashMap<String, Weight>> {
-    let io = |source| unreadable(path, source);
-    let mut file = File::open(path).map_err(io)?;
-    let length = file.metadata().map_err(io)?.len();
+    let (mut file, length) = read::open(path).map_err(|error| match error {
+        Error::Io { source, .. } => unreadable(path, source),
+        error => error,
+    })?;
     let mut size = [0; HEADER as usize];
     file.read_exact(&mut size).map_err(|error| broken(path, error))?;
     let size = u64::from_le_bytes(size);
-    if size > length - HEADER {
+    if size > length.saturating_sub(HEADER) {
         return Err(broken(path, "its header is longer than the file"));
+    }
+    if size > HEADER_LIMIT {
+        return Err(broken(path, format!("its header has {size} bytes, at most {HEADER_LIMIT}")));
     }
     let mut header = vec![0; size as usize];
     file.read_exact(&mut header).map_err(|error| broken(path, error))?;
@@ -58,11 +64,14 @@ fn tensor(
     dtype: DType,
     shape: &[usize],
 ) -> Result<Tensor> {
-    let mut data = vec![0; bytes];
     let mut file = file;
-    file.seek(SeekFrom::Start(start))
-        .and_then(|_| file.read_exact(&mut data))
-        .map_err(|source| Error::Io { path: path.clone(), source })?;
+    let mut read = || -> io::Result<Vec<u8>> {
+        let mut data = read::zeroed(bytes)?;
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(&mut data)?;
+        Ok(data)
+    };
+    let data = read().map_err(|source| Error::Io { path: path.clone(), source })?;
     Ok(Tensor::from_raw_buffer(&data, dtype, shape, &Device::Cpu)?)
 }
 

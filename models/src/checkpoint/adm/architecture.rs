@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::flags::{LIMIT, attends, channels, head_dim, refuse_other_models};
 use super::schedule::Schedule;
+use crate::checkpoint::read;
 use crate::fields::Fields;
 use crate::unet::UNet2DConfig;
 use crate::{Error, Result};
@@ -38,8 +39,7 @@ pub(super) const GROUPS: usize = 32;
 impl Architecture {
     /// Reads and checks a file of flags.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let io = |source| Error::Io { path: path.to_path_buf(), source };
-        let text = std::fs::read_to_string(path).map_err(io)?;
+        let text = read::text(path, read::DESCRIPTION_LIMIT)?;
         let value: Value = serde_json::from_str(&text).map_err(|error| Error::Format {
             path: path.to_path_buf(),
             problem: format!("not JSON: {error}"),
