@@ -228,16 +228,7 @@ impl Server {
             };
             let registry = Registry::open(settings, engine.clone(), Arc::clone(&metrics)).unwrap();
             let registry = Arc::new(registry);
-            let settings = http::Settings {
-                max_images: 256,
-                max_rows: 256,
-                request_timeout: Duration::from_secs(300),
-                max_body_bytes: 1 << 20,
-                api_keys: Vec::new(),
-                api_key_everywhere: false,
-                cors_allow_origin: Vec::new(),
-                shadow_rate: 0.0,
-            };
+            let settings = http::Settings { max_images: 256, ..http::Settings::default() };
             let none = Arc::new(Experiments::unavailable("a benchmark".into()));
             let app = App::new(engine, Arc::clone(&registry), none, metrics, settings);
             let stopped = async move { drop(stopped.await) };

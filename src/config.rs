@@ -39,15 +39,21 @@ impl Config {
     /// A sentence that names the flag, its value and the remedy.
     pub fn new(arguments: ServeArgs) -> Result<Self, String> {
         let devices = arguments.compute.devices()?;
-        if let Some(key) = arguments.api_key.iter().find(|key| key.trim().is_empty()) {
+        let api_keys = keys("--api-key", &arguments.api_key)?;
+        let admin_keys = keys("--admin-key", &arguments.admin_key)?;
+        if admin_keys.iter().any(|key| api_keys.contains(key)) {
+            return Err("--admin-key: one of its keys is an --api-key, too; whoever has that could load and unload models, so choose another".into());
+        }
+        let origins = arguments.cors_allow_origin.iter().map(|origin| check_origin(origin.trim()));
+        let hosts = arguments.allowed_host.iter().map(|host| allowed_host(host));
+        let max_queue = arguments.max_queue;
+        let largest_body = http::Settings::largest_body(arguments.body_budget_bytes);
+        if arguments.max_body_bytes > largest_body {
             return Err(format!(
-                "--api-key {key:?}: a key may not be empty; leave the flag out for none"
+                "--max-body-bytes {}: one body may take half of --body-budget-bytes {} and is counted three times, which leaves {largest_body}; lower one or raise the other",
+                arguments.max_body_bytes, arguments.body_budget_bytes
             ));
         }
-        for origin in &arguments.cors_allow_origin {
-            check_origin(origin)?;
-        }
-        let max_queue = arguments.max_queue.get();
         Ok(Self {
             host: arguments.host,
             port: arguments.port,
@@ -57,7 +63,7 @@ impl Config {
                 default_model: arguments.default_model,
                 dtype: arguments.compute.dtype(&devices[0])?,
                 devices,
-                max_rows: arguments.max_batch.map(Into::into),
+                max_rows: arguments.max_batch,
                 deterministic: arguments.deterministic,
             },
             data: match arguments.data_dir {
@@ -65,13 +71,22 @@ impl Config {
                 None => DataFolder::Default(default_data_folder()),
             },
             http: http::Settings {
-                max_images: arguments.max_images_per_request.get().min(max_queue),
+                max_images: arguments.max_images_per_request.min(max_queue),
                 max_rows: max_queue,
-                request_timeout: Duration::from_secs(arguments.request_timeout_seconds.get()),
-                max_body_bytes: arguments.max_body_bytes.get(),
-                api_keys: arguments.api_key,
+                request_timeout: Duration::from_secs(arguments.request_timeout_seconds),
+                max_body_bytes: arguments.max_body_bytes,
+                body_budget_bytes: arguments.body_budget_bytes,
+                max_connections: http::most_connections(arguments.max_connections)?,
+                head_timeout: Duration::from_secs(arguments.head_timeout_seconds),
+                body_timeout: Duration::from_secs(arguments.body_timeout_seconds),
+                idle_timeout: Duration::from_secs(arguments.idle_timeout_seconds),
+                api_keys,
+                admin_keys,
                 api_key_everywhere: arguments.api_key_everywhere,
-                cors_allow_origin: arguments.cors_allow_origin,
+                cors_allow_origin: origins.collect::<Result<_, _>>()?,
+                // Known once it listens.
+                loopback: false,
+                allowed_hosts: hosts.collect::<Result<_, _>>()?,
                 shadow_rate: shadow_rate(arguments.shadow_rate)?,
             },
             drain: Duration::from_secs(arguments.drain_seconds),
@@ -106,14 +121,27 @@ fn shadow_rate(rate: f64) -> Result<f64, String> {
     Err(format!("--shadow-rate {rate}: a share, so write a number from 0 (none) to 1 (all)"))
 }
 
-/// An origin is a scheme, a host and perhaps a port; browsers send no more.
-fn check_origin(origin: &str) -> Result<(), String> {
-    let host = origin.strip_prefix("http://").or(origin.strip_prefix("https://"));
-    let bare = host.is_some_and(|host| {
-        !host.is_empty() && host.bytes().all(|b| b.is_ascii_graphic() && b != b'/')
+/// Keys without the spaces and line ends around them, which files and shells add.
+fn keys(flag: &str, keys: &[String]) -> Result<Vec<String>, String> {
+    let trimmed = keys.iter().map(|key| match key.trim() {
+        "" => Err(format!("{flag} {key:?}: a key may not be empty; leave the flag out for none")),
+        key => Ok(key.to_owned()),
     });
-    if bare || origin == "*" {
-        return Ok(());
+    trimmed.collect()
+}
+
+fn allowed_host(host: &str) -> Result<http::Host, String> {
+    host.trim().parse().map_err(|()| {
+        format!(
+            "--allowed-host {host:?}: not a host; write the name or address alone, as in pictures.example.org or [fd00::1], without scheme and port"
+        )
+    })
+}
+
+/// An origin is a scheme, a host and perhaps a port; browsers send no more.
+fn check_origin(origin: &str) -> Result<String, String> {
+    if origin.parse::<http::Origin>().is_ok() || origin == "*" {
+        return Ok(origin.to_owned());
     }
     Err(format!(
         "--cors-allow-origin {origin}: not an origin; write scheme, host and port as in https://example.org:8443, or *"
@@ -139,4 +167,42 @@ pub(crate) fn models_folder(asked: Option<&Path>) -> Result<PathBuf, String> {
             places.concat()
         )
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_trimmed_and_never_empty() {
+        let trimmed = |keys: &[&str]| {
+            let keys: Vec<_> = keys.iter().map(|key| (*key).to_owned()).collect();
+            super::keys("--api-key", &keys)
+        };
+        assert_eq!(trimmed(&["a", " b\n", "\tc d\r\n"]).unwrap(), ["a", "b", "c d"]);
+        assert_eq!(trimmed(&[]).unwrap(), [""; 0]);
+        for empty in [&[""][..], &["a", ""], &["a", " \n"]] {
+            let problem = trimmed(empty).unwrap_err();
+            assert!(problem.contains("--api-key") && problem.contains("empty"), "{problem}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_origins_are_those_that_a_browser_can_send() {
+        for host in ["pictures.example", "Pictures.Example.", "10.0.0.7", "[fd00::7]", " a "] {
+            assert!(allowed_host(host).is_ok(), "{host}");
+        }
+        for host in ["", "https://a.example", "a.example:8080", "fd00::7", "a/b", "*", "a b"] {
+            let problem = allowed_host(host).unwrap_err();
+            assert!(problem.contains("--allowed-host"), "{problem}");
+        }
+        for origin in ["https://a.example", "http://a.example:8080", "http://[::1]:3000", "*"] {
+            assert_eq!(check_origin(origin).unwrap(), origin);
+        }
+        for origin in ["", "a.example", "https://", "https://a.example/", "ftp://a", "null"] {
+            let problem = check_origin(origin).unwrap_err();
+            assert!(problem.contains("--cors-allow-origin"), "{problem}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::{
+    io::{BufRead, BufReader},
     net::TcpListener,
     process::{Command, Output, Stdio},
 };
@@ -31,6 +32,40 @@ fn a_port_in_use_is_told_with_the_way_out() {
 }
 
 #[test]
+fn keys_that_protect_nothing_are_refused() {
+    for arguments in [
+        &["--api-key", "a,,b"][..],
+        &["--api-key", " \n"],
+        &["--admin-key", ""],
+        &["--api-key", "a", "--admin-key", "a \n"],
+    ] {
+        let said = failure(&understudy(&[&["serve"], arguments].concat()).output().unwrap());
+        assert!(said.contains("-key"), "{said}");
+    }
+    let mut from_environment = understudy(&["serve"]);
+    let said = failure(&from_environment.env("UNDERSTUDY_API_KEY", "").output().unwrap());
+    assert!(said.contains("--api-key"), "{said}");
+}
+
+#[test]
+fn whom_a_server_without_keys_lets_in_is_told_at_the_start() {
+    let warnings = |arguments: &[&str]| {
+        let mut command = understudy(&[&["serve", "--port", "0"], arguments].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // It says so before it loads anything.
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let line = stderr.lines().map_while(Result::ok).next().unwrap_or_default();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        line
+    };
+    let warned = warnings(&["--host", "0.0.0.0"]);
+    assert!(warned.contains("WARN") && warned.contains("--api-key"), "{warned}");
+    assert!(!warnings(&["--host", "0.0.0.0", "--api-key", "a"]).contains("WARN"));
+    assert!(!warnings(&[]).contains("WARN"));
+}
+
+#[test]
 fn a_model_that_is_not_there_is_told_with_the_places() {
     let output = understudy(&["sample", "--model", "nope", "--out", "x.png"]).output().unwrap();
     let said = failure(&output);
@@ -41,7 +76,7 @@ fn a_model_that_is_not_there_is_told_with_the_places() {
 mod full_disk {
     use std::{
         fs::{File, OpenOptions},
-        io::{BufRead, BufReader, Read, Write},
+        io::{Read, Write},
         net::TcpStream,
     };
 
@@ -69,7 +104,9 @@ mod full_disk {
             .find_map(|line| Some(line.split_once("http://")?.1.split(' ').next()?.to_owned()));
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(address.as_deref().unwrap_or_default())?;
-            stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+            stream.write_all(
+                b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            )?;
             let mut reply = String::new();
             stream.read_to_string(&mut reply)?;
             Ok(reply)

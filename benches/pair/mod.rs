@@ -67,16 +67,7 @@ impl Server {
             };
             let registry = Registry::open(settings, engine.clone(), Arc::clone(&shared)).unwrap();
             let registry = Arc::new(registry);
-            let settings = http::Settings {
-                max_images: 16,
-                max_rows: 256,
-                request_timeout: Duration::from_secs(300),
-                max_body_bytes: 1 << 20,
-                api_keys: Vec::new(),
-                api_key_everywhere: false,
-                cors_allow_origin: Vec::new(),
-                shadow_rate,
-            };
+            let settings = http::Settings { shadow_rate, ..http::Settings::default() };
             let none = Arc::new(Experiments::unavailable("a benchmark".into()));
             let app = App::new(engine, Arc::clone(&registry), none, shared, settings);
             let stopped = async move { drop(stopped.await) };

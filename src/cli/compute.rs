@@ -37,8 +37,16 @@ pub(crate) struct Compute {
     #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
     pub(crate) dtype: String,
     /// CPU threads [default: all this process may use].
-    #[arg(long, env = "UNDERSTUDY_THREADS", value_name = "N")]
+    #[arg(long, env = "UNDERSTUDY_THREADS", value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroU16>,
+}
+
+/// Most threads: each takes a stack, and no machine has more processors.
+const MOST_THREADS: u16 = 1024;
+
+fn threads(text: &str) -> Result<NonZeroU16, String> {
+    let asked = text.parse().ok().filter(|asked: &NonZeroU16| asked.get() <= MOST_THREADS);
+    asked.ok_or_else(|| format!("write a whole number from 1 to {MOST_THREADS}"))
 }
 
 /// What `--device` says.

@@ -40,7 +40,8 @@ fn ask(arguments: &HealthArgs) -> io::Result<String> {
     let mut stream =
         TcpStream::connect_timeout(&(Ipv4Addr::LOCALHOST, arguments.port).into(), PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    let key = arguments.api_key.first();
+    // Trimmed as the server trims them.
+    let key = arguments.api_key.first().map(|key| key.trim());
     let key = key.map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
     let request =
         format!("GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n{key}Connection: close\r\n\r\n");

@@ -103,7 +103,7 @@ pub(super) fn run(args: &LoadArgs) -> Result<(), String> {
 
 async fn load(args: &LoadArgs) -> Result<(), String> {
     let timeout = Duration::from_secs_f64(args.timeout_seconds);
-    let client = Client::new(&args.url, args.api_key.first().map(String::as_str), timeout)?;
+    let client = Client::new(&args.url, args.api_key.first().map(|key| key.trim()), timeout)?;
     let served = client.models().await?;
     let mixes: Vec<(&Mix, Vec<String>)> = args
         .mix

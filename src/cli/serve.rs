@@ -3,12 +3,12 @@
 use std::{
     io::{ErrorKind, IsTerminal},
     net::SocketAddr,
-    num::{NonZeroU64, NonZeroUsize},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 use tokio::net::TcpListener;
 
 use super::{
@@ -43,19 +43,31 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub(crate) compute: Compute,
     /// Images that may wait or run at a time; more are refused with 429.
-    #[arg(long, env = "UNDERSTUDY_MAX_QUEUE", value_name = "IMAGES", default_value = "256")]
-    pub max_queue: NonZeroUsize,
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_QUEUE",
+        value_name = "IMAGES",
+        default_value = "256",
+        value_parser = whole::<usize>(1, MOST_IMAGES)
+    )]
+    pub max_queue: usize,
     /// Images that one request may ask for.
     #[arg(
         long,
         env = "UNDERSTUDY_MAX_IMAGES_PER_REQUEST",
         value_name = "IMAGES",
-        default_value = "16"
+        default_value = "16",
+        value_parser = whole::<usize>(1, MOST_IMAGES)
     )]
-    pub max_images_per_request: NonZeroUsize,
+    pub max_images_per_request: usize,
     /// Rows of one network evaluation [default: as many as the warm-up finds useful].
-    #[arg(long, env = "UNDERSTUDY_MAX_BATCH", value_name = "ROWS")]
-    pub max_batch: Option<NonZeroUsize>,
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_BATCH",
+        value_name = "ROWS",
+        value_parser = whole::<usize>(1, 1024)
+    )]
+    pub max_batch: Option<usize>,
     /// On a GPU, give every evaluation --max-batch rows, empty ones where there are fewer, so that the bits of
     /// an image do not depend on who shares its evaluations. On a CPU they never do.
     #[arg(long, env = "UNDERSTUDY_DETERMINISTIC", requires = "max_batch")]
@@ -65,20 +77,74 @@ pub struct ServeArgs {
         long,
         env = "UNDERSTUDY_REQUEST_TIMEOUT_SECONDS",
         value_name = "SECONDS",
-        default_value = "300"
+        default_value = "300",
+        value_parser = whole::<u64>(1, DAY)
     )]
-    pub request_timeout_seconds: NonZeroU64,
+    pub request_timeout_seconds: u64,
     /// Seconds that requests in flight get to finish at shutdown.
-    #[arg(long, env = "UNDERSTUDY_DRAIN_SECONDS", value_name = "SECONDS", default_value_t = 10)]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_DRAIN_SECONDS",
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = whole::<u64>(0, DAY)
+    )]
     pub drain_seconds: u64,
     /// Bytes of a request's body (64 MiB for /v2/…/infer).
     #[arg(
         long,
         env = "UNDERSTUDY_MAX_BODY_BYTES",
         value_name = "BYTES",
-        default_value = "2097152"
+        default_value = "2097152",
+        value_parser = whole::<usize>(1, 1 << 40)
     )]
-    pub max_body_bytes: NonZeroUsize,
+    pub max_body_bytes: usize,
+    /// Bytes of memory for all bodies that are being read and parsed; a body takes three times its length, and at most
+    /// half of what is left.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_BODY_BUDGET_BYTES",
+        value_name = "BYTES",
+        default_value = "536870912",
+        value_parser = whole::<usize>(1, 1 << 40)
+    )]
+    pub body_budget_bytes: usize,
+    /// Connections at a time [default: as many as the limit on open files leaves, at most 4096]. Beyond them one that is
+    /// idle is closed; where none is, only health and metrics answer.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_CONNECTIONS",
+        value_name = "N",
+        value_parser = whole::<usize>(1, 1 << 20)
+    )]
+    pub max_connections: Option<usize>,
+    /// Seconds in which the head of a request must arrive.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_HEAD_TIMEOUT_SECONDS",
+        value_name = "SECONDS",
+        default_value = "10",
+        value_parser = whole::<u64>(1, DAY)
+    )]
+    pub head_timeout_seconds: u64,
+    /// Seconds without a byte after which a request's body is given up.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_BODY_TIMEOUT_SECONDS",
+        value_name = "SECONDS",
+        default_value = "30",
+        value_parser = whole::<u64>(1, DAY)
+    )]
+    pub body_timeout_seconds: u64,
+    /// Seconds after which a connection without a request is closed, or one whose client takes nothing of its answer.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_IDLE_TIMEOUT_SECONDS",
+        value_name = "SECONDS",
+        default_value = "60",
+        value_parser = whole::<u64>(1, DAY)
+    )]
+    pub idle_timeout_seconds: u64,
     /// A key that requests must present as `Authorization: Bearer KEY`; repeat it, or separate keys
     /// with commas, for several. Health, metrics and documentation stay open.
     #[arg(
@@ -92,6 +158,21 @@ pub struct ServeArgs {
     /// Ask for the API key on health and metrics too.
     #[arg(long, env = "UNDERSTUDY_API_KEY_EVERYWHERE")]
     pub api_key_everywhere: bool,
+    /// A key that loading and unloading models and deleting experiments want, as `Authorization: Bearer KEY`; it opens
+    /// everything else, too. Without one they are open on a loopback address, and closed where other machines reach
+    /// the server.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_ADMIN_KEY",
+        value_name = "KEY",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub admin_key: Vec<String>,
+    /// A host that the server answers to beside localhost, such as `pictures.example.org`; repeatable. On a loopback
+    /// address all others are refused; elsewhere they are once there is one.
+    #[arg(long, env = "UNDERSTUDY_ALLOWED_HOST", value_name = "HOST", value_delimiter = ',')]
+    pub allowed_host: Vec<String>,
     /// An origin whose pages may call this server, such as `https://example.org`, or `*`; repeatable.
     #[arg(
         long,
@@ -111,6 +192,17 @@ pub struct ServeArgs {
     /// How log lines are written.
     #[arg(long, env = "UNDERSTUDY_LOG_FORMAT", default_value = "text")]
     pub log_format: LogFormat,
+}
+
+/// Seconds of a day: nobody waits longer.
+const DAY: u64 = 24 * 60 * 60;
+
+/// Most images in a queue: each takes memory, and admission looks at all of them.
+const MOST_IMAGES: u64 = 65_536;
+
+/// Whole numbers from `least` to `most`, which are what the flag's number is used for.
+fn whole<T: TryFrom<u64> + Clone + Send + Sync>(least: u64, most: u64) -> RangedU64ValueParser<T> {
+    RangedU64ValueParser::new().range(least..=most)
 }
 
 /// How log lines are written.
@@ -137,6 +229,7 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     // First, so that a taken port is known before minutes of loading.
     let listener = listen(&config).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
+    let settings = reachable(&config, address);
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let (experiments, kept) = experiments(&config.data)?;
     let experiments = Arc::new(experiments);
@@ -151,13 +244,7 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
         .map_err(|error| format!("no thread for the device: {error}"))?;
     let registry = Registry::open(config.registry.clone(), engine.clone(), Arc::clone(&metrics))?;
     let registry = Arc::new(registry);
-    let app = App::new(
-        engine,
-        Arc::clone(&registry),
-        Arc::clone(&experiments),
-        metrics,
-        config.http.clone(),
-    );
+    let app = App::new(engine, Arc::clone(&registry), Arc::clone(&experiments), metrics, settings);
 
     // Health answers 503 while models load, instead of no answer at all.
     let server = http::serve(listener, app, stop(), config.drain);
@@ -177,6 +264,22 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let ended = server.await.map_err(|error| error.to_string());
     experiments.close().await.map_err(|error| error.to_string())?;
     ended
+}
+
+/// What HTTP is told, now that it is known who reaches the server.
+fn reachable(config: &Config, address: SocketAddr) -> http::Settings {
+    let mut settings = config.http.clone();
+    settings.loopback = address.ip().to_canonical().is_loopback();
+    if settings.loopback {
+        // The name that it was started with is one of its names.
+        settings.allowed_hosts.extend(config.host.parse::<http::Host>().ok());
+    } else if settings.api_keys.is_empty() {
+        tracing::warn!(
+            %address,
+            "other machines reach this server, and whoever does may use it: give it an --api-key, or --host 127.0.0.1"
+        );
+    }
+    settings
 }
 
 /// The experiments, and where they are kept as the announcement says it. A folder that was named must be

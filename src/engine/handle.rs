@@ -10,13 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     GenerateRequest, InferRequest, Rejected, Submission,
     calibration::Learned,
     job::Request,
     load::{Load, Newcomer, Outlook, alone_seconds, seconds},
+    queue::{Client, Place, Queue},
     worker::{Command, Worker},
 };
 use crate::{metrics::Metrics, registry::Model};
@@ -27,12 +28,13 @@ use crate::{metrics::Metrics, registry::Model};
 pub struct Engine {
     /// The way to each device. One request is judged at a time. `None` once the server drains.
     admission: Arc<Mutex<Option<Vec<Sender<Command>>>>>,
-    permits: Arc<Semaphore>,
+    queue: Arc<Queue>,
+    /// On whose behalf it asks.
+    client: Client,
     /// What each device has to do.
     loads: Arc<[Arc<Load>]>,
     learned: Learned,
     metrics: Arc<Metrics>,
-    max_queue: usize,
 }
 
 /// Which of several candidates was admitted.
@@ -47,7 +49,7 @@ pub struct Routed {
 }
 
 /// Where requests go, and what is predicted to come of it.
-struct Place {
+struct Destination {
     device: usize,
     outlook: Option<Outlook>,
 }
@@ -77,15 +79,29 @@ impl Engine {
         }
         Ok(Self {
             admission: Arc::new(Mutex::new(Some(commands))),
-            permits: Arc::new(Semaphore::new(max_queue)),
+            queue: Queue::new(max_queue),
+            client: Client::default(),
             loads: loads.into(),
             learned,
             metrics,
-            max_queue,
         })
     }
 
-    /// Admits a request for images, one permit per image, without waiting.
+    /// Whether there is a place for one more image or row, before more is done for it than asking.
+    ///
+    /// # Errors
+    /// [`Rejected::QueueFull`] and [`Rejected::QueueShare`].
+    pub fn check_room(&self, model: &Arc<Model>) -> Result<(), Rejected> {
+        let place = self.places(1).map(drop);
+        place.map_err(|rejected| self.count_rejected(rejected, [(model, 1)]))
+    }
+
+    /// The same engine, asked on behalf of a client: who has its share of the queue makes room for those who wait.
+    pub fn on_behalf_of(&self, client: Client) -> Self {
+        Self { client, ..self.clone() }
+    }
+
+    /// Admits a request for images, one place per image, without waiting.
     ///
     /// # Errors
     /// [`Rejected`] when the queue is full, the deadline cannot be met, or the server drains.
@@ -116,8 +132,8 @@ impl Engine {
         let asked = candidates.last().map(|request| (&request.model, request.samples.len()));
         let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         let routed = gate.as_ref().ok_or(Rejected::Draining).and_then(|senders| {
-            let permits = self.permits(asked.map_or(0, |(_, samples)| samples))?;
-            self.enter_first(senders, candidates, permits)
+            let places = self.places(asked.map_or(0, |(_, samples)| samples))?;
+            self.enter_first(senders, candidates, places)
         });
         routed.map_err(|rejected| self.count_rejected(rejected, asked))
     }
@@ -126,7 +142,7 @@ impl Engine {
         &self,
         senders: &[Sender<Command>],
         candidates: &[GenerateRequest],
-        permits: Vec<OwnedSemaphorePermit>,
+        places: Vec<Place>,
     ) -> Result<Routed, Rejected> {
         let mut predicted = Vec::new();
         let mut refusal = Rejected::Draining;
@@ -137,7 +153,7 @@ impl Engine {
                     let outlook = place.outlook.as_ref();
                     let with_deadline = outlook.filter(|_| request.deadline().is_some());
                     predicted.push(with_deadline.map(Outlook::predicted));
-                    let [submission] = self.enter(senders, [request], permits, &place)?;
+                    let [submission] = self.enter(senders, [request], places, &place)?;
                     return Ok(Routed { served, submission, predicted });
                 }
                 Err(refused) => {
@@ -152,7 +168,7 @@ impl Engine {
         Err(refusal)
     }
 
-    /// Admits one raw evaluation, one permit per row.
+    /// Admits one raw evaluation, one place per row.
     ///
     /// # Errors
     /// As [`Engine::generate`].
@@ -161,7 +177,7 @@ impl Engine {
         Ok(submission)
     }
 
-    /// Runs a request whenever nothing else is to do. It takes no permit, so no client is refused for its
+    /// Runs a request whenever nothing else is to do. It takes no place in the queue, so no client is refused for its
     /// sake, and delays a client by at most one evaluation; no metric but those of evaluations counts it.
     ///
     /// # Errors
@@ -169,7 +185,7 @@ impl Engine {
     pub fn generate_in_background(&self, request: GenerateRequest) -> Result<Submission, Rejected> {
         let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         let senders = gate.as_ref().ok_or(Rejected::Draining)?;
-        let place = Place { device: self.soonest()[0], outlook: None };
+        let place = Destination { device: self.soonest()[0], outlook: None };
         let [submission] =
             self.enter(senders, [Request::Background(request)], Vec::new(), &place)?;
         Ok(submission)
@@ -224,9 +240,9 @@ impl Engine {
         let asked = requests.each_ref().map(|r| (Arc::clone(r.model()), r.samples()));
         let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
         let admitted = gate.as_ref().ok_or(Rejected::Draining).and_then(|senders| {
-            let permits = self.permits(asked.iter().map(|(_, samples)| samples).sum())?;
+            let places = self.places(asked.iter().map(|(_, samples)| samples).sum())?;
             let place = self.place(&requests)?;
-            self.enter(senders, requests, permits, &place)
+            self.enter(senders, requests, places, &place)
         });
         admitted.map_err(|rejected| {
             let asked = asked.iter().map(|(model, samples)| (model, *samples));
@@ -234,22 +250,9 @@ impl Engine {
         })
     }
 
-    /// One permit per image, all or none, without waiting.
-    fn permits(&self, asked: usize) -> Result<Vec<OwnedSemaphorePermit>, Rejected> {
-        let all = u32::try_from(asked)
-            .ok()
-            .and_then(|n| Arc::clone(&self.permits).try_acquire_many_owned(n).ok());
-        let Some(mut all) = all else {
-            return Err(Rejected::QueueFull {
-                asked,
-                free: self.permits.available_permits(),
-                limit: self.max_queue,
-                retry_after: self.predicted_drain(),
-            });
-        };
-        let mut permits: Vec<_> = (1..asked).filter_map(|_| all.split(1)).collect();
-        permits.push(all);
-        Ok(permits)
+    /// One place per image, all or none, without waiting.
+    fn places(&self, asked: usize) -> Result<Vec<Place>, Rejected> {
+        self.queue.enter(&self.client, asked, Instant::now(), || self.predicted_drain())
     }
 
     /// The devices, the one that is done soonest first; those that are lost behind all others.
@@ -266,13 +269,13 @@ impl Engine {
 
     /// Where requests go that are admitted together: to one device, so that they share evaluations; to the
     /// one that is done soonest, or the next on which all deadlines are predicted to be met.
-    fn place(&self, requests: &[Request]) -> Result<Place, Rejected> {
+    fn place(&self, requests: &[Request]) -> Result<Destination, Rejected> {
         let newcomers: Vec<_> = requests.iter().flat_map(Request::newcomers).collect();
         let deadline = requests.iter().filter_map(Request::deadline).min();
         let mut refusal = Rejected::Draining;
         for (turn, device) in self.soonest().into_iter().enumerate() {
             match self.judge(device, &newcomers, deadline) {
-                Ok(outlook) => return Ok(Place { device, outlook }),
+                Ok(outlook) => return Ok(Destination { device, outlook }),
                 Err(refused) if turn == 0 => refusal = refused,
                 Err(_) => {}
             }
@@ -317,14 +320,14 @@ impl Engine {
         &self,
         senders: &[Sender<Command>],
         requests: [Request; N],
-        mut permits: Vec<OwnedSemaphorePermit>,
-        place: &Place,
+        mut places: Vec<Place>,
+        place: &Destination,
     ) -> Result<[Submission; N], Rejected> {
         let newcomers: Vec<_> = requests.iter().flat_map(Request::newcomers).collect();
         let mut samples = Vec::with_capacity(newcomers.len());
         let submissions = requests.map(|request| {
             let (reply, events) = mpsc::unbounded_channel();
-            let own = permits.drain(..request.samples().min(permits.len())).collect();
+            let own = places.drain(..request.samples().min(places.len())).collect();
             samples.extend(request.into_samples(reply, own));
             Submission { events }
         });
@@ -335,7 +338,7 @@ impl Engine {
             })
         };
         waiting().for_each(|gauge| gauge.inc());
-        let Place { device, outlook } = place;
+        let Destination { device, outlook } = place;
         let sent = self.loads[*device].admit(&newcomers, outlook.as_ref(), |keys| {
             let samples = keys.iter().copied().zip(samples).collect();
             senders[*device].send(Command::Run(samples)).map_err(|_| Rejected::Draining)

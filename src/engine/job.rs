@@ -6,11 +6,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 pub use understudy_models::Image;
 use understudy_models::sampler::Trajectory;
 
-use super::{load::Newcomer, sample::Sample};
+use super::{load::Newcomer, queue::Place, sample::Sample};
 use crate::registry::Model;
 
 /// A request for images, valid from here on.
@@ -117,21 +117,17 @@ impl Request {
         vec![newcomer; self.samples()]
     }
 
-    /// Its samples, each with a permit unless it is background work.
-    pub(super) fn into_samples(
-        self,
-        reply: Reply,
-        permits: Vec<OwnedSemaphorePermit>,
-    ) -> Vec<Sample> {
+    /// Its samples, each with a place in the queue unless it is background work.
+    pub(super) fn into_samples(self, reply: Reply, places: Vec<Place>) -> Vec<Sample> {
         match self {
             Self::Generate(request) => {
-                Sample::generate(request, reply, permits.into_iter().map(Some).collect())
+                Sample::generate(request, reply, places.into_iter().map(Some).collect())
             }
             Self::Background(request) => {
                 let none = request.samples.iter().map(|_| None).collect();
                 Sample::generate(request, reply, none)
             }
-            Self::Infer(request) => Sample::infer(request, reply, permits),
+            Self::Infer(request) => Sample::infer(request, reply, places),
         }
     }
 }
@@ -237,6 +233,20 @@ pub enum Rejected {
         /// When what is queued is predicted to be done.
         retry_after: Duration,
     },
+    /// Others wait, and the client has its share of the queue.
+    #[error(
+        "{held} images of this client are in the queue, {asked} more were asked for, and while others wait its share is {share}"
+    )]
+    QueueShare {
+        /// Images asked for.
+        asked: usize,
+        /// Images of the client that wait or run.
+        held: usize,
+        /// Images that it may have while others wait.
+        share: usize,
+        /// When what is queued is predicted to be done.
+        retry_after: Duration,
+    },
     /// The deadline would be met if it were not for the queue.
     #[error(
         "the predicted finish in {predicted:?} misses the deadline of {deadline:?} because of the queue"
@@ -273,7 +283,10 @@ impl Rejected {
     pub fn passes(&self) -> bool {
         matches!(
             self,
-            Self::QueueFull { .. } | Self::DeadlineQueue { .. } | Self::DeadlineOthers { .. }
+            Self::QueueFull { .. }
+                | Self::QueueShare { .. }
+                | Self::DeadlineQueue { .. }
+                | Self::DeadlineOthers { .. }
         )
     }
 
@@ -283,7 +296,10 @@ impl Rejected {
             Self::DeadlineQueue { predicted, .. } | Self::DeadlineImpossible { predicted, .. } => {
                 Some(*predicted)
             }
-            Self::QueueFull { .. } | Self::DeadlineOthers { .. } | Self::Draining => None,
+            Self::QueueFull { .. }
+            | Self::QueueShare { .. }
+            | Self::DeadlineOthers { .. }
+            | Self::Draining => None,
         }
     }
 
@@ -291,6 +307,7 @@ impl Rejected {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::QueueFull { .. } => "queue_full",
+            Self::QueueShare { .. } => "queue_share",
             Self::DeadlineQueue { .. } => "deadline_queue",
             Self::DeadlineOthers { .. } => "deadline_others",
             Self::DeadlineImpossible { .. } => "deadline_impossible",

@@ -5,8 +5,9 @@
 //! different classes, step counts and samplers, share it.
 //!
 //! ```text
-//! handle  admission: permits, deadlines, device  → worker  the loop that owns a device
+//! handle  admission: places, deadlines, device  → worker  the loop that owns a device
 //! load    a device's plan, shared by both           batcher  decides who shares the next evaluation
+//! queue        the places, and whose they are
 //! forecast     the plan played forward              step     does it
 //! cost         seconds of an evaluation, by rows
 //! survey       measures them at warm-up
@@ -20,6 +21,7 @@ pub mod forecast;
 mod handle;
 mod job;
 mod load;
+mod queue;
 mod sample;
 mod step;
 mod survey;
@@ -34,5 +36,6 @@ pub use job::{
     Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,
     Submission,
 };
+pub use queue::Client;
 pub use warmup::probe;
 pub(crate) use warmup::probe_inputs;

@@ -3,12 +3,12 @@
 use std::{sync::Arc, time::Instant};
 
 use candle_core::Tensor;
-use tokio::sync::OwnedSemaphorePermit;
 use understudy_models::sampler::{Evaluation, Trajectory};
 
 use super::{
     Event, GenerateRequest, InferRequest, SampleTimings,
     job::{Failure, Reply},
+    queue::Place,
 };
 use crate::registry::Model;
 
@@ -25,7 +25,7 @@ pub(super) struct Sample {
     index: usize,
     reply: Reply,
     /// Its place in the queue; background work has none.
-    permit: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
 }
 
 #[derive(Debug)]
@@ -121,10 +121,10 @@ impl Sample {
     pub(super) fn generate(
         request: GenerateRequest,
         reply: Reply,
-        permits: Vec<Option<OwnedSemaphorePermit>>,
+        places: Vec<Option<Place>>,
     ) -> Vec<Self> {
-        let specs = request.samples.iter().zip(permits).enumerate();
-        let sample = |(index, (spec, permit)): (usize, (&super::SampleSpec, _))| Self {
+        let specs = request.samples.iter().zip(places).enumerate();
+        let sample = |(index, (spec, place)): (usize, (&super::SampleSpec, _))| Self {
             model: Arc::clone(&request.model),
             task: Task::Generate(Walk {
                 seed: spec.seed,
@@ -139,21 +139,17 @@ impl Sample {
             clock: Clock::start(),
             index,
             reply: reply.clone(),
-            permit,
+            place,
         };
         specs.map(sample).collect()
     }
 
-    pub(super) fn infer(
-        request: InferRequest,
-        reply: Reply,
-        permits: Vec<OwnedSemaphorePermit>,
-    ) -> Vec<Self> {
+    pub(super) fn infer(request: InferRequest, reply: Reply, places: Vec<Place>) -> Vec<Self> {
         let rows = request.timesteps.len();
         let elements = request.sample.len() / rows.max(1);
         let condition = request.condition.unwrap_or_default();
         let width = condition.len() / rows.max(1);
-        let row = |(index, permit)| Self {
+        let row = |(index, place)| Self {
             model: Arc::clone(&request.model),
             task: Task::Infer {
                 x: request.sample[index * elements..(index + 1) * elements].to_vec(),
@@ -164,9 +160,9 @@ impl Sample {
             clock: Clock::start(),
             index,
             reply: reply.clone(),
-            permit: Some(permit),
+            place: Some(place),
         };
-        permits.into_iter().enumerate().map(row).collect()
+        places.into_iter().enumerate().map(row).collect()
     }
 
     /// Rows it takes in an evaluation.
@@ -187,7 +183,7 @@ impl Sample {
 
     /// Whether no client waits for it.
     pub(super) fn background(&self) -> bool {
-        self.permit.is_none()
+        self.place.is_none()
     }
 
     /// Whether nobody waits for it any more.
@@ -208,7 +204,7 @@ impl Sample {
     /// Tells the last of it and gives its place in the queue back.
     pub(super) fn finish(self, event: impl FnOnce(usize) -> Event) {
         self.send(event);
-        drop(self.permit);
+        drop(self.place);
     }
 }
 

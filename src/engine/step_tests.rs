@@ -2,12 +2,15 @@
 
 use std::{path::Path, sync::Arc};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use understudy_models::sampler::{self, Kind};
 
 use super::*;
 use crate::{
-    engine::{GenerateRequest, SampleSpec},
+    engine::{
+        GenerateRequest, SampleSpec,
+        queue::{Client, Place, Queue},
+    },
     registry::Model,
 };
 
@@ -15,8 +18,10 @@ fn evaluate(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Vec<Outcom
     begin(network, samples)?.end(samples)
 }
 
-fn permit() -> OwnedSemaphorePermit {
-    Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap()
+fn place() -> Place {
+    let free = || std::time::Duration::ZERO;
+    let queue = Queue::new(1);
+    queue.enter(&Client::default(), 1, std::time::Instant::now(), free).unwrap().remove(0)
 }
 
 fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, class: u32) -> Sample {
@@ -29,7 +34,7 @@ fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, cla
         deadline: None,
     };
     let (reply, _) = mpsc::unbounded_channel();
-    Sample::generate(request, reply, vec![Some(permit())]).remove(0)
+    Sample::generate(request, reply, vec![Some(place())]).remove(0)
 }
 
 fn latent(sample: &Sample) -> Vec<u32> {
@@ -81,7 +86,7 @@ fn previews_are_spread_over_the_trajectory() {
         deadline: None,
     };
     let (reply, _) = mpsc::unbounded_channel();
-    let mut samples = Sample::generate(request, reply, vec![Some(permit())]);
+    let mut samples = Sample::generate(request, reply, vec![Some(place())]);
     let mut previews = Vec::new();
     for evaluation in 1..=8 {
         match evaluate(model.on(0).network(), &mut samples).unwrap().remove(0) {

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::{Host, body::Budget};
 use crate::{engine::Engine, experiments::Experiments, metrics::Metrics, registry::Registry};
 
 /// What the operator decided about HTTP. Valid from here on.
@@ -18,14 +19,56 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// Most bytes of a request's body; inference has a limit of its own.
     pub max_body_bytes: usize,
+    /// Bytes of memory for all bodies that are being read and parsed.
+    pub body_budget_bytes: usize,
+    /// Most connections at a time, as [`super::most_connections`] has them.
+    pub max_connections: usize,
+    /// A request's head must be here so long after its first byte.
+    pub head_timeout: Duration,
+    /// The next byte of a request's body must be here so long after the last.
+    pub body_timeout: Duration,
+    /// A connection without a request, or one whose client takes nothing of its answer, is closed after so long.
+    pub idle_timeout: Duration,
     /// Keys of which a request must present one; none asks for none.
     pub api_keys: Vec<String>,
+    /// Keys of which one must be presented to load and unload models and to delete experiments. Without any these are
+    /// open where only this machine reaches the server, and closed elsewhere.
+    pub admin_keys: Vec<String>,
     /// Whether health and metrics ask for the key as well.
     pub api_key_everywhere: bool,
-    /// Origins whose pages may read replies; `*` is any.
+    /// Origins whose pages may use the server and read replies; `*` is any.
     pub cors_allow_origin: Vec<String>,
+    /// Whether only this machine reaches the server: it is bound to a loopback address.
+    pub loopback: bool,
+    /// Hosts that the server answers to beside this machine's own names; without any, all of them where others
+    /// reach it.
+    pub allowed_hosts: Vec<Host>,
     /// The share of students' requests that their teachers repeat when nothing else is to do, 0 to 1.
     pub shadow_rate: f64,
+}
+
+/// What the flags say where nobody decides otherwise, for a server that only this machine reaches.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            max_images: 16,
+            max_rows: 256,
+            request_timeout: Duration::from_secs(300),
+            max_body_bytes: 2 << 20,
+            body_budget_bytes: 512 << 20,
+            max_connections: 1024,
+            head_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(30),
+            idle_timeout: Duration::from_secs(60),
+            api_keys: Vec::new(),
+            admin_keys: Vec::new(),
+            api_key_everywhere: false,
+            cors_allow_origin: Vec::new(),
+            loopback: true,
+            allowed_hosts: Vec::new(),
+            shadow_rate: 0.0,
+        }
+    }
 }
 
 /// The application's parts; cheap to clone.
@@ -40,6 +83,8 @@ pub struct App {
     pub(super) draining: CancellationToken,
     /// Generations and inferences, each holding a token until its last byte is made.
     pub(super) in_flight: TaskTracker,
+    /// Memory for bodies.
+    pub(super) bodies: Arc<Budget>,
     /// One request is repeated by a teacher at a time.
     pub(super) shadow_turn: Arc<Semaphore>,
 }
@@ -54,6 +99,7 @@ impl App {
         settings: Settings,
     ) -> Self {
         Self {
+            bodies: Budget::new(settings.body_budget_bytes),
             engine,
             registry,
             experiments,

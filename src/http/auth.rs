@@ -1,27 +1,73 @@
-//! Who may ask: API keys, and origins of pages in browsers.
+//! Keys: who may ask, and who may change what is served.
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use subtle::{Choice, ConstantTimeEq};
-use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
+use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use super::{App, Settings, error::Problem};
+use super::{App, Settings, caller::client, error::Problem, operation::Operation};
 
-/// 401 unless the request presents one of the keys, where there are any.
-pub(super) async fn check(State(app): State<App>, request: Request, next: Next) -> Response {
+/// 401 unless the request presents one of the keys, where there are any; 403 where it may not do what it asks.
+pub(super) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let settings = &app.settings;
-    let open = settings.api_keys.is_empty()
-        || is_page(request.uri().path())
-        || (is_probe(request.uri().path()) && !settings.api_key_everywhere);
-    if open || presents_key(request.headers(), &settings.api_keys) {
-        return next.run(request).await;
+    let administrator = presented(request.headers(), &settings.admin_keys);
+    let user = presented(request.headers(), &settings.api_keys);
+    if let Some(problem) = refusal(settings, &request, administrator.is_some(), user.is_some()) {
+        return problem.into_response();
     }
-    let message = "no valid API key; send the header `Authorization: Bearer KEY` with one of the server's --api-key values";
-    Problem::new(StatusCode::UNAUTHORIZED, "invalid_api_key", message).into_response()
+    let administrator = administrator.map(|number| settings.api_keys.len() + number);
+    let client = client(&request, user.or(administrator));
+    request.extensions_mut().insert(client);
+    next.run(request).await
+}
+
+fn refusal(
+    settings: &Settings,
+    request: &Request,
+    administrator: bool,
+    user: bool,
+) -> Option<Problem> {
+    if Operation::of(request).is_some_and(|operation| operation.for_administrators) {
+        if administrator {
+            return None;
+        }
+        if settings.admin_keys.is_empty() && !settings.loopback {
+            return Some(forbidden(
+                "other machines reach this server and it has no --admin-key, so nobody may do this; start it with one and send `Authorization: Bearer KEY`",
+            ));
+        }
+        if !settings.admin_keys.is_empty() && user {
+            return Some(forbidden(
+                "an API key is not enough for this; send the header `Authorization: Bearer KEY` with one of the server's --admin-key values",
+            ));
+        }
+        if !settings.admin_keys.is_empty() {
+            return Some(unauthorized("--admin-key"));
+        }
+    }
+    let path = request.uri().path();
+    let open = settings.api_keys.is_empty()
+        || is_page(path)
+        || (is_probe(path) && !settings.api_key_everywhere);
+    (!open && !user && !administrator).then(|| unauthorized("--api-key"))
+}
+
+fn unauthorized(flag: &str) -> Problem {
+    let (code, whose) = match flag {
+        "--admin-key" => ("invalid_admin_key", "no administrator's key"),
+        _ => ("invalid_api_key", "no valid API key"),
+    };
+    let message = format!(
+        "{whose}; send the header `Authorization: Bearer KEY` with one of the server's {flag} values"
+    );
+    Problem::new(StatusCode::UNAUTHORIZED, code, message)
+}
+
+fn forbidden(message: &str) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "admin_key_required", message)
 }
 
 /// Pages for people, which hold nothing secret and which a browser opens without a header.
@@ -32,46 +78,21 @@ fn is_page(path: &str) -> bool {
 }
 
 /// What orchestrators and monitoring ask.
-fn is_probe(path: &str) -> bool {
+pub(super) fn is_probe(path: &str) -> bool {
     matches!(path, "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready")
 }
 
-fn presents_key(headers: &HeaderMap, keys: &[String]) -> bool {
-    let presented = headers.get(header::AUTHORIZATION).and_then(|value| {
-        let (scheme, key) = value.as_bytes().split_at_checked("bearer ".len())?;
-        scheme.eq_ignore_ascii_case(b"bearer ").then_some(key)
-    });
-    let Some(presented) = presented else {
-        return false;
-    };
-    // All keys are compared, whichever matches, so that the time tells nothing about them.
-    keys.iter().fold(Choice::from(0), |found, key| found | key.as_bytes().ct_eq(presented)).into()
-}
-
-/// Cross-origin headers for the origins allowed; none without any.
-pub(super) fn cors(settings: &Settings) -> Option<CorsLayer> {
-    let origins = &settings.cors_allow_origin;
-    if origins.is_empty() {
+/// The number of the key that a request presents.
+fn presented(headers: &HeaderMap, keys: &[String]) -> Option<usize> {
+    let (scheme, key) =
+        headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked("bearer ".len())?;
+    if !scheme.eq_ignore_ascii_case(b"bearer ") {
         return None;
     }
-    let origin = if origins.iter().any(|origin| origin == "*") {
-        AllowOrigin::any()
-    } else {
-        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
-    };
-    let layer = CorsLayer::new()
-        .allow_origin(origin)
-        .allow_methods([Method::GET, Method::POST, Method::PATCH, Method::DELETE])
-        .allow_headers(AllowHeaders::mirror_request())
-        .expose_headers(
-            [
-                "x-request-id",
-                "server-timing",
-                "retry-after",
-                "x-understudy-seed",
-                "x-understudy-model",
-            ]
-            .map(HeaderName::from_static),
-        );
-    Some(layer)
+    // All keys are compared, whichever matches, so that the time tells nothing about them.
+    let none = u64::MAX;
+    let found = keys.iter().zip(0..).fold(none, |found, (known, number)| {
+        u64::conditional_select(&found, &number, known.as_bytes().ct_eq(key.trim_ascii()))
+    });
+    (found != none).then_some(found as usize)
 }

@@ -1,4 +1,9 @@
-//! Request bodies: read within a limit, checked for their type, parsed with errors that help.
+//! Request bodies: read within limits of size, time and memory, parsed with errors that help.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use axum::{
     body::{Body, Bytes},
@@ -8,90 +13,211 @@ use axum::{
 use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 
-use super::error::{Problem, quoted, shown};
+use super::{
+    App, Settings,
+    error::{Problem, shown},
+};
 
-/// How much of a body that is too large is read and thrown away, so that a client that is still
-/// sending gets to read the answer instead of a reset connection.
+/// How much of a body that is refused is read and thrown away, so that a client that is still sending gets to read
+/// the answer instead of a reset connection.
 const DISCARDED_BYTES: usize = 64 << 20;
 
+/// Most bytes of an inference's body, where the budget allows it.
+const INFERENCE_BYTES: usize = 64 << 20;
+
+/// Memory that a body may come to, in its own lengths: the text, and its numbers, which are never shorter than half of
+/// what they are parsed into.
+const PARSED: usize = 3;
+
+/// Bodies of more bytes are parsed where that keeps nobody waiting.
+const LARGE_BYTES: usize = 64 << 10;
+
+/// Memory for all bodies that are being read and parsed.
+#[derive(Debug)]
+pub(super) struct Budget {
+    free: AtomicUsize,
+}
+
+/// A part of it; given back when dropped.
+#[derive(Debug)]
+struct Taken {
+    bytes: usize,
+    budget: Arc<Budget>,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self { free: AtomicUsize::new(bytes) })
+    }
+
+    /// Takes so many bytes, but never more than half of what is left: large bodies always leave room for small ones.
+    fn take(self: &Arc<Self>, bytes: usize) -> Option<Taken> {
+        let left = |free: usize| (bytes <= free / 2).then(|| free - bytes);
+        self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).ok()?;
+        Some(Taken { bytes, budget: Arc::clone(self) })
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.budget.free.fetch_add(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Settings {
+    /// Most bytes of an inference's body.
+    pub(super) fn max_inference_bytes(&self) -> usize {
+        INFERENCE_BYTES.min(Self::largest_body(self.body_budget_bytes))
+    }
+
+    /// Most bytes of one body under a budget for all.
+    pub fn largest_body(budget: usize) -> usize {
+        budget / 2 / PARSED
+    }
+}
+
+/// A body that has been read, and the memory that it takes.
+#[derive(Debug)]
+pub(super) struct Read {
+    bytes: Bytes,
+    taken: Option<Taken>,
+}
+
+impl Read {
+    /// Does something with it, off the threads that serve requests where it is large; its memory is free again then.
+    pub(super) async fn use_up<T: Send + 'static>(
+        self,
+        with: impl FnOnce(Bytes) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        if self.bytes.len() <= LARGE_BYTES {
+            return with(self.bytes);
+        }
+        let Self { bytes, taken } = self;
+        let used = move || {
+            let _taken = taken;
+            with(bytes)
+        };
+        tokio::task::spawn_blocking(used).await.map_err(Problem::internal)?
+    }
+}
+
 /// A JSON body whose wrong values can be explained.
-pub(super) trait JsonRequest: DeserializeOwned {
+pub(super) trait JsonRequest: DeserializeOwned + Send + 'static {
     /// What the field takes, as the end of the sentence "`n` is 1.5: it takes …".
     fn takes(field: &str) -> &'static str;
 }
 
-/// Reads and parses a JSON body of at most `limit` bytes.
-pub(super) async fn json<T: JsonRequest>(request: Request, limit: usize) -> Result<T, Problem> {
-    let (head, body) = request.into_parts();
-    media_type(&head.headers, &["application/json"])?;
-    parse(&read(&head.headers, body, limit).await?)
+/// Reads and parses a JSON body of at most `--max-body-bytes`.
+pub(super) async fn json<T: JsonRequest>(app: &App, request: Request) -> Result<T, Problem> {
+    let body = read(app, request, app.settings.max_body_bytes).await?;
+    body.use_up(|bytes| parse(&bytes)).await
 }
 
-/// 415 unless the body's declared type is one of `allowed`. A body without a declared type is taken
-/// for what it should be: the inference protocol's own client declares none.
-pub(super) fn media_type(headers: &HeaderMap, allowed: &[&str]) -> Result<(), Problem> {
-    let unsupported = |header: &str, value: &str, remedy: String| {
-        let message = format!("`{header}` is {}: {remedy}", quoted(value));
-        Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", message)
-            .at(header))
+/// Reads a body of at most `limit` bytes: 413 when there are more, 429 when there is no memory for them now, 408 when
+/// the client stops sending, and 503 when the server shuts down meanwhile.
+pub(super) async fn read(app: &App, request: Request, limit: usize) -> Result<Read, Problem> {
+    tokio::select! {
+        read = read_on(app, request, limit) => read,
+        () = app.draining.cancelled() => Err(Problem::draining()),
+    }
+}
+
+async fn read_on(app: &App, request: Request, limit: usize) -> Result<Read, Problem> {
+    let (head, mut body) = request.into_parts();
+    let declared = declared_length(&head.headers);
+    let refusal = match declared {
+        Some(length) if length > limit => Err(too_large(Some(length), limit)),
+        // Of a length that is not declared it is known only that it may be all that is allowed.
+        declared => app
+            .bodies
+            .take(declared.unwrap_or(limit).saturating_mul(PARSED))
+            .ok_or_else(|| no_memory(app)),
     };
-    if let Some(encoding) = headers.get(header::CONTENT_ENCODING) {
-        let encoding = String::from_utf8_lossy(encoding.as_bytes());
-        if !encoding.eq_ignore_ascii_case("identity") {
-            let remedy = "compressed bodies are not read; send the body as it is";
-            return unsupported("content-encoding", &encoding, remedy.to_owned());
+    // Whoever waits for "100 Continue" has sent nothing yet and need not; whoever has more to send than is thrown away
+    // is told at once.
+    let waits = head.headers.contains_key(header::EXPECT);
+    let much = declared.is_some_and(|length| length > DISCARDED_BYTES.max(limit));
+    let taken = match refusal {
+        Ok(taken) => taken,
+        Err(problem) if waits || much => return Err(problem),
+        Err(problem) => {
+            discard(app, &mut body, 0, limit).await?;
+            return Err(problem);
         }
-    }
-    let Some(value) = headers.get(header::CONTENT_TYPE) else {
-        return Ok(());
     };
-    let value = String::from_utf8_lossy(value.as_bytes());
-    let essence = value.split(';').next().unwrap_or_default().trim();
-    if allowed.iter().any(|allowed| essence.eq_ignore_ascii_case(allowed)) {
-        return Ok(());
+    let mut bytes = Vec::with_capacity(declared.unwrap_or(0));
+    while let Some(data) = next(app, &mut body, bytes.len()).await? {
+        if bytes.len() + data.len() > limit {
+            drop(taken);
+            let length = bytes.len() + data.len();
+            drop(bytes);
+            discard(app, &mut body, length, limit).await?;
+            return Err(too_large(None, limit));
+        }
+        bytes.extend_from_slice(&data);
     }
-    unsupported("content-type", &value, format!("send {}", allowed.join(" or ")))
+    Ok(Read { bytes: bytes.into(), taken: Some(taken) })
 }
 
-/// Reads a body of at most `limit` bytes; 413 when there are more.
-pub(super) async fn read(
-    headers: &HeaderMap,
-    mut body: Body,
+fn declared_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Reads the rest of a body that has had `length` bytes, as far as that is worth it.
+async fn discard(
+    app: &App,
+    body: &mut Body,
+    mut length: usize,
     limit: usize,
-) -> Result<Bytes, Problem> {
-    let declared: Option<usize> =
-        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let too_large = |found: usize| {
-        let message = format!(
-            "the body has {} bytes, the limit is {limit} (--max-body-bytes; 64 MiB for inference); send less",
-            declared.map_or(format!("more than {found}"), |length| length.to_string())
-        );
-        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-    };
-    // Whoever waits for "100 Continue" has sent nothing yet and need not.
-    let waits = headers.contains_key(header::EXPECT);
-    if declared.is_some_and(|length| length > DISCARDED_BYTES.max(limit) || waits && length > limit)
+) -> Result<(), Problem> {
+    while length <= DISCARDED_BYTES.max(limit)
+        && let Some(data) = next(app, body, length).await?
     {
-        return Err(too_large(limit));
+        length += data.len();
     }
-    let mut bytes = Vec::with_capacity(declared.unwrap_or(0).min(limit));
-    let mut length = 0usize;
-    while let Some(frame) = body.frame().await {
+    Ok(())
+}
+
+/// The next piece of a body that has had `length` bytes; `None` at its end.
+async fn next(app: &App, body: &mut Body, length: usize) -> Result<Option<Bytes>, Problem> {
+    let patience = app.settings.body_timeout;
+    loop {
+        let Ok(frame) = tokio::time::timeout(patience, body.frame()).await else {
+            let message = format!(
+                "the body stopped after {length} bytes and nothing came for {} s (--body-timeout-seconds); send it in one go",
+                patience.as_secs_f64()
+            );
+            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "body_timeout", message));
+        };
+        let Some(frame) = frame else { return Ok(None) };
         let frame = frame.map_err(|error| {
             let message = format!("the body broke off after {length} bytes: {error}");
             Problem::new(StatusCode::BAD_REQUEST, "incomplete_body", message)
         })?;
-        let Some(data) = frame.data_ref() else {
-            continue;
-        };
-        length += data.len();
-        if length <= limit {
-            bytes.extend_from_slice(data);
-        } else if length > DISCARDED_BYTES.max(limit) {
-            break;
+        // What is no data is a trailer, the last of all.
+        if let Ok(data) = frame.into_data()
+            && !data.is_empty()
+        {
+            return Ok(Some(data));
         }
     }
-    if length > limit { Err(too_large(limit)) } else { Ok(bytes.into()) }
+}
+
+fn too_large(declared: Option<usize>, limit: usize) -> Problem {
+    let message = format!(
+        "the body has {} bytes, the limit is {limit} (--max-body-bytes; for inference 64 MiB, or a sixth of --body-budget-bytes); send less",
+        declared.map_or(format!("more than {limit}"), |length| length.to_string())
+    );
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+}
+
+fn no_memory(app: &App) -> Problem {
+    let message = format!(
+        "the bodies that are being read take most of the {} bytes that there are for them (--body-budget-bytes); wait Retry-After, or send less",
+        app.settings.body_budget_bytes
+    );
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, "bodies_full", message)
+        .retry_after(std::time::Duration::from_secs(1))
 }
 
 /// Parses a JSON body; an error says where it is and what belongs there.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::{
     Extension, Json,
-    extract::{Request, State},
+    extract::Request,
     response::{IntoResponse, Response},
 };
 use futures_util::future::try_join;
@@ -13,6 +13,7 @@ use super::{
     App,
     accept::Wanted,
     body,
+    caller::Caller,
     error::Problem,
     generate::{Plan, Shape},
     observe::Received,
@@ -45,12 +46,12 @@ use crate::{metrics::Metrics, registry::Model, similarity::Similarity};
         (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
 ))]
 pub(super) async fn compare(
-    State(app): State<App>,
+    Caller(app): Caller,
     Extension(Received(received)): Extension<Received>,
     request: Request,
 ) -> Result<Response, Problem> {
+    let wire: CompareRequest = body::json(&app, request).await?;
     let in_flight = app.in_flight.token();
-    let wire: CompareRequest = body::json(request, app.settings.max_body_bytes).await?;
     let wires = wire.sides()?;
     let models = match &wires {
         [

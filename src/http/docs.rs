@@ -16,7 +16,7 @@ use utoipa::{
 };
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
-use super::App;
+use super::{App, operation};
 
 /// What the routes add themselves to.
 #[derive(OpenApi)]
@@ -34,18 +34,19 @@ use super::App;
         (name = "repository", description = "Loading and unloading while requests run"),
         (name = "operations", description = "Health, metrics, documentation"),
     ),
-    modifiers(&ApiKey)
+    modifiers(&Keys)
 )]
 struct Base;
 
-/// An API key is optional: whether one is asked for is the operator's decision.
-struct ApiKey;
+/// Keys are optional: whether they are asked for is the operator's decision.
+struct Keys;
 
-impl Modify for ApiKey {
+impl Modify for Keys {
     fn modify(&self, openapi: &mut utoipa::openapi::OpenApi) {
-        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
+        let bearer = || HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build();
         let components = openapi.components.get_or_insert_default();
-        components.add_security_scheme("api_key", SecurityScheme::Http(bearer));
+        components.add_security_scheme("api_key", SecurityScheme::Http(bearer()));
+        components.add_security_scheme(operation::ADMIN_KEY, SecurityScheme::Http(bearer()));
         openapi.security = Some(vec![
             SecurityRequirement::default(),
             SecurityRequirement::new("api_key", Vec::<String>::new()),
@@ -65,29 +66,41 @@ static DOCUMENT: LazyLock<String> = LazyLock::new(|| {
     document
 });
 
-/// What any route of the two APIs may answer, whatever it does.
+/// What any route may answer whatever it does, and what only those of the two APIs may.
 fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
-    let common = [
-        ("401", "No valid API key, where the server asks for one"),
+    const FORBIDDEN: (&str, &str) = (
+        "403",
+        "Not for this page (--cors-allow-origin), host (--allowed-host) or key (--admin-key)",
+    );
+    const OF_APIS: [(&str, &str); 3] = [
+        ("401", "No valid key, where the server asks for one"),
         ("500", "The server's fault"),
         ("504", "Out of time"),
     ];
-    let apis = document.paths.paths.iter_mut().filter(|(path, _)| path.starts_with("/v"));
-    for (path, item) in apis {
+    const OF_CHANGES: (&str, &str) = ("415", "Declared as what it does not take");
+    for (path, item) in &mut document.paths.paths {
         let error = Ref::from_schema_name(if path.starts_with("/v2") {
             "InferenceError"
         } else {
             "ErrorReply"
         });
+        let response = |description: &str| {
+            let content = ContentBuilder::new().schema(Some(error.clone())).build();
+            let response = ResponseBuilder::new().description(description);
+            response.content("application/json", content).build()
+        };
+        let of_apis: &[_] = if path.starts_with("/v") { &OF_APIS } else { &[] };
+        let changes = [&mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten();
+        for operation in changes {
+            let responses = &mut operation.responses.responses;
+            let (code, description) = OF_CHANGES;
+            responses.entry(code.to_owned()).or_insert_with(|| response(description).into());
+        }
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {
-            for (code, description) in common {
-                let content = ContentBuilder::new().schema(Some(error.clone())).build();
-                let response = ResponseBuilder::new()
-                    .description(description)
-                    .content("application/json", content)
-                    .build();
-                operation.responses.responses.insert(code.to_owned(), response.into());
+            for (code, description) in std::iter::once(&FORBIDDEN).chain(of_apis) {
+                let responses = &mut operation.responses.responses;
+                responses.insert((*code).to_owned(), response(description).into());
             }
         }
     }

@@ -93,7 +93,7 @@ impl Problem {
         self
     }
 
-    fn retry_after(mut self, duration: Duration) -> Self {
+    pub(super) fn retry_after(mut self, duration: Duration) -> Self {
         self.retry_after = Some(duration);
         self
     }
@@ -144,6 +144,12 @@ impl From<Rejected> for Problem {
                 let message =
                     format!("{rejected} (--max-queue); ask for less, or wait Retry-After");
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_full", message)
+                    .retry_after(retry_after)
+            }
+            Rejected::QueueShare { retry_after, .. } => {
+                let message =
+                    format!("{rejected} (--max-queue); ask for less, or wait Retry-After");
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "queue_share", message)
                     .retry_after(retry_after)
             }
             Rejected::DeadlineQueue { predicted, deadline, retry_after } => {

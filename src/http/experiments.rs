@@ -47,8 +47,8 @@ pub(super) async fn create(
     State(app): State<App>,
     request: Request,
 ) -> Result<(StatusCode, Json<ExperimentReply>), Problem> {
+    let wire: CreateExperiment = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
-    let wire: CreateExperiment = body::json(request, app.settings.max_body_bytes).await?;
     for (at, arm) in wire.arms.iter().enumerate() {
         let model = app.model(Some(&arm.model)).map_err(|problem| named(problem, at))?;
         generate::makes_images(&model).map_err(|problem| named(problem, at))?;
@@ -102,8 +102,8 @@ pub(super) async fn change(
     id: Id,
     request: Request,
 ) -> Result<Json<ExperimentReply>, Problem> {
+    let wire: ChangeExperiment = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
-    let wire: ChangeExperiment = body::json(request, app.settings.max_body_bytes).await?;
     let changes = wire.arms.into_iter().map(Arm::from).collect();
     let experiment = app.experiments.reweight(id_of(id), changes).await?;
     Ok(Json(reply(&experiment)))
@@ -111,6 +111,7 @@ pub(super) async fn change(
 
 /// Ends an experiment; its votes are forgotten.
 #[utoipa::path(delete, path = "/v1/experiments/{id}", tag = "experiments",
+    security((), ("admin_key" = [])),
     operation_id = "delete_experiment",
     params(("id" = String, Path, description = "The experiment's id", example = "first")),
     responses(

@@ -4,13 +4,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::{
     Extension, Json,
-    extract::{Request, State},
+    extract::Request,
     http::header,
     response::{AppendHeaders, IntoResponse, Response},
 };
 
 use super::{
-    App, accept, body,
+    accept, body,
+    caller::Caller,
     compare::compared,
     encode::encode,
     error::Problem,
@@ -46,14 +47,14 @@ use crate::engine::{GenerateRequest, SampleTimings};
         (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
 ))]
 pub(super) async fn generate(
-    State(app): State<App>,
+    Caller(app): Caller,
     Extension(Received(received)): Extension<Received>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let in_flight = app.in_flight.token();
     let wanted = accept::wanted(request.headers());
     let key = route::key(request.headers());
-    let wire: GenerationRequest = body::json(request, app.settings.max_body_bytes).await?;
+    let wire: GenerationRequest = body::json(&app, request).await?;
+    let in_flight = app.in_flight.token();
     let (run, routing) = route::admit(&app, &wire, wanted, key, received)?;
     let labels = labels(run.plan(0));
     let response = match run.plan(0).shape {

@@ -62,10 +62,10 @@ pub(super) fn request(
             return Err(Problem::value("inputs", quoted(&input.name), remedy));
         };
         check_shape(&input, expected, &mut rows, max_rows)?;
-        let elements = elements(&input, expected, &mut binary)?;
+        let elements = elements(input, expected, &mut binary)?;
         if values.insert(expected.name, elements).is_some() {
             let remedy = "it is there twice; send it once";
-            return Err(Problem::value("inputs", quoted(&input.name), remedy));
+            return Err(Problem::value("inputs", quoted(expected.name), remedy));
         }
     }
     if !binary.rest.is_empty() {
@@ -130,7 +130,7 @@ struct Binary {
 
 /// An input's elements as f32, from JSON or binary.
 fn elements(
-    input: &InferInput,
+    input: InferInput,
     expected: &ArrayMetadata,
     binary: &mut Binary,
 ) -> Result<Vec<f32>, Problem> {
@@ -150,8 +150,8 @@ fn elements(
     // The shape has been compared with the network's, so this cannot overflow.
     let count = input.shape.iter().product::<i64>() as usize;
     let size = input.parameters.as_ref().and_then(|parameters| parameters.binary_data_size);
-    match (&input.data, size) {
-        (Some(Elements(data)), None) => from_json(&input.name, data, count, whole),
+    match (input.data, size) {
+        (Some(data), None) => from_json(&input.name, data, count, whole),
         (None, Some(size)) => from_binary(&input.name, size, binary, count, whole),
         (Some(_), Some(_)) => {
             let message =
@@ -166,19 +166,24 @@ fn elements(
     }
 }
 
-fn from_json(name: &str, data: &[f64], count: usize, whole: bool) -> Result<Vec<f32>, Problem> {
-    if data.len() != count {
+fn from_json(
+    name: &str,
+    Elements { values, broken }: Elements,
+    count: usize,
+    whole: bool,
+) -> Result<Vec<f32>, Problem> {
+    if values.len() != count {
         let remedy = format!("its shape asks for {count}");
         return Err(Problem::value(
             &format!("{name}.data"),
-            format!("{} elements", data.len()),
+            format!("{} elements", values.len()),
             remedy,
         ));
     }
-    if let Some(broken) = data.iter().find(|value| whole && value.fract() != 0.0) {
+    if let Some(broken) = broken.filter(|_| whole) {
         return Err(Problem::value(name, broken, "INT64 takes whole numbers; send those, or FP32"));
     }
-    finite(name, data.iter().map(|value| *value as f32).collect())
+    finite(name, values)
 }
 
 fn from_binary(

@@ -12,6 +12,7 @@ use axum::{
 
 use super::{
     App, body,
+    caller::Caller,
     error::{Problem, quoted},
     infer_input,
     models::reason,
@@ -25,9 +26,6 @@ use crate::{
     engine::{Event, Failure, Submission},
     registry::{Model, State as ModelState},
 };
-
-/// Most bytes of an inference's body.
-const BODY_BYTES: usize = 64 << 20;
 
 /// How many bytes of a body are JSON; the rest is binary.
 const HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -133,21 +131,26 @@ pub(super) async fn metadata(
         (status = 503, description = "Not ready, or shutting down", body = InferenceError),
 ))]
 pub(super) async fn infer(
-    State(app): State<App>,
+    Caller(app): Caller,
     Extension(Received(received)): Extension<Received>,
     id: ModelPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    let _in_flight = app.in_flight.token();
     let model = serving(&app, id)?;
-    let (head, body) = request.into_parts();
-    body::media_type(&head.headers, &["application/json", "application/octet-stream"])?;
-    let mut json = body::read(&head.headers, body, BODY_BYTES).await?;
-    let binary = json.split_off(header_length(&head.headers, json.len())?);
-    let wire: InferenceRequest = body::parse(&json)?;
-    let in_binary = binary_output(&wire)?;
-
-    let request = infer_input::request(&model, wire.inputs, binary, app.settings.max_rows)?;
+    // Before tens of megabytes are read for nothing.
+    app.engine.check_room(&model)?;
+    let headers = request.headers().clone();
+    let body = body::read(&app, request, app.settings.max_inference_bytes()).await?;
+    let _in_flight = app.in_flight.token();
+    let (asked, max_rows) = (Arc::clone(&model), app.settings.max_rows);
+    let read = body.use_up(move |mut json| {
+        let binary = json.split_off(header_length(&headers, json.len())?);
+        let wire: InferenceRequest = body::parse(&json)?;
+        let in_binary = binary_output(&wire)?;
+        let request = infer_input::request(&asked, wire.inputs, binary, max_rows)?;
+        Ok((request, wire.id, in_binary))
+    });
+    let (request, id, in_binary) = read.await?;
     let rows = request.timesteps.len();
     let submission = app.engine.infer(request)?;
     let values = finish(submission, rows).await?;
@@ -155,7 +158,8 @@ pub(super) async fn infer(
         .request_duration
         .with_label_values(&[&model.id])
         .observe(received.elapsed().as_secs_f64());
-    reply(&model, wire.id, rows, values, in_binary)
+    let write = move || reply(&model, id, rows, values, in_binary);
+    tokio::task::spawn_blocking(write).await.map_err(Problem::internal)?
 }
 
 /// A model's id from the path; one that is not UTF-8 names no model.

@@ -1,10 +1,13 @@
 //! HTTP: what is where, and what every request goes through.
 
 mod accept;
+mod access;
 mod app;
 mod auth;
 mod body;
+mod caller;
 mod compare;
+mod connections;
 mod docs;
 mod encode;
 mod error;
@@ -16,22 +19,28 @@ mod infer_input;
 mod inference;
 mod models;
 mod observe;
+mod operation;
 mod page;
 mod repository;
 mod route;
 mod run;
 mod serve;
 mod shadow;
+mod socket;
 mod stream;
 mod votes;
 mod wire;
+
+use std::sync::Arc;
 
 use axum::{Router, middleware};
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
+pub use access::{Host, Origin};
 pub use app::{App, Settings};
+pub use connections::most_connections;
 pub use docs::openapi_json;
 pub use serve::serve;
 
@@ -64,16 +73,20 @@ fn routes() -> OpenApiRouter<App> {
 /// The whole application. Layers run from the last to the first.
 pub fn router(app: App) -> Router {
     let (router, _) = routes().split_for_parts();
+    let policy = Arc::new(access::Policy::new(&app.settings));
     router
         .merge(docs::swagger_ui())
         .merge(page::parts())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(middleware::from_fn_with_state(app.clone(), observe::timeout))
+        .layer(middleware::from_fn(operation::check_media_type))
         .layer(middleware::from_fn_with_state(app.clone(), auth::check))
         .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(option_layer(policy.cors()))
+        .layer(middleware::from_fn(connections::check_room))
+        .layer(middleware::from_fn_with_state(policy, access::check))
         .layer(middleware::from_fn(error::render))
-        .layer(option_layer(auth::cors(&app.settings)))
         .layer(middleware::from_fn_with_state(app.clone(), observe::observe))
         .with_state(app)
 }

@@ -29,13 +29,12 @@ pub(super) async fn index(
     State(app): State<App>,
     request: Request,
 ) -> Result<Json<Vec<RepositoryEntry>>, Problem> {
-    let (head, body) = request.into_parts();
-    body::media_type(&head.headers, &["application/json"])?;
-    let body = body::read(&head.headers, body, app.settings.max_body_bytes).await?;
-    let wire = match body.trim_ascii() {
-        b"" | b"null" => RepositoryIndexRequest::default(),
-        body => body::parse(body)?,
-    };
+    let body = body::read(&app, request, app.settings.max_body_bytes).await?;
+    let wire = body.use_up(|bytes| match bytes.trim_ascii() {
+        b"" | b"null" => Ok(RepositoryIndexRequest::default()),
+        body => body::parse(body),
+    });
+    let wire = wire.await?;
     let only_ready = wire.ready.unwrap_or(false);
     let all = app.registry.list().into_iter();
     let listed = all.filter(|(_, state)| !only_ready || matches!(state, ModelState::Ready(_)));
@@ -45,6 +44,7 @@ pub(super) async fn index(
 /// Loads a model, or loads it again; answers when it is warm. Requests in flight finish on the weights
 /// they started with.
 #[utoipa::path(post, path = "/v2/repository/models/{model}/load", tag = "repository",
+    security((), ("admin_key" = [])),
     params(("model" = String, Path, description = "The model's id", example = "fashion-mnist-teacher")),
     responses(
         (status = 200, description = "It serves", body = RepositoryEntry),
@@ -67,6 +67,7 @@ pub(super) async fn load(
 
 /// Unloads a model; requests in flight finish.
 #[utoipa::path(post, path = "/v2/repository/models/{model}/unload", tag = "repository",
+    security((), ("admin_key" = [])),
     params(("model" = String, Path, description = "The model's id", example = "fashion-mnist-teacher")),
     responses(
         (status = 200, description = "It serves no more", body = RepositoryEntry),

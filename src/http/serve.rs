@@ -2,56 +2,62 @@
 
 use std::{future::Future, io, time::Duration};
 
-use tokio::{net::TcpListener, time::Instant};
-use tokio_util::sync::CancellationToken;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, timeout_at},
+};
 
-use super::App;
+use super::{App, connections::Connections, socket::Patience};
 
 /// Serves until `shutdown` resolves, then drains.
 ///
-/// Readiness goes first and new work is refused with 503, while what is in flight finishes; then
-/// the listener closes. All of it takes at most `drain`; what is still running then is abandoned.
+/// Readiness goes first and new work is refused with 503, as are requests whose bodies are still on their way and
+/// whoever waits for a model to be loaded, while what is in flight finishes; then the listener closes. All of it takes
+/// at most `drain`; what is still running then is abandoned.
 ///
 /// # Errors
-/// When the listener fails.
+/// Never, so far: what the listener fails at passes.
 pub async fn serve(
     listener: TcpListener,
     app: App,
     shutdown: impl Future<Output = ()> + Send + 'static,
     drain: Duration,
 ) -> io::Result<()> {
-    let close = CancellationToken::new();
-    let server = axum::serve(listener, super::router(app.clone()))
-        .with_graceful_shutdown(close.clone().cancelled_owned());
-    let server = async move { server.await };
-    tokio::pin!(server);
+    let settings = &app.settings;
+    let patience = Patience { head: settings.head_timeout, idle: settings.idle_timeout };
+    let router = super::router(app.clone());
+    let connections = Connections::new(router, settings.max_connections, patience);
+    let mut accepting = Box::pin(connections.accept(&listener));
 
     tokio::select! {
-        ended = &mut server => return ended,
+        () = &mut accepting => return Ok(()),
         () = shutdown => {}
     }
-    let until = Instant::now() + drain;
+    let now = Instant::now();
+    let until = now.checked_add(drain).unwrap_or(now);
     app.draining.cancel();
     app.engine.drain();
     app.in_flight.close();
     tracing::info!(in_flight = app.in_flight.len(), "draining");
 
-    let drained = async {
+    let finished = async {
         tokio::select! {
-            ended = &mut server => return ended,
+            () = &mut accepting => {}
             () = app.in_flight.wait() => {}
         }
-        close.cancel();
-        server.await
     };
-    match tokio::time::timeout_at(until, drained).await {
-        Ok(ended) => ended,
-        Err(_) => {
-            tracing::warn!(
-                in_flight = app.in_flight.len(),
-                "drain time is over, requests abandoned"
-            );
-            Ok(())
-        }
+    let in_time = timeout_at(until, finished).await.is_ok();
+    drop(accepting);
+    drop(listener);
+    connections.close.cancel();
+    connections.tasks.close();
+    if !in_time || timeout_at(until, connections.tasks.wait()).await.is_err() {
+        tracing::warn!(
+            in_flight = app.in_flight.len(),
+            connections = connections.tasks.len(),
+            "drain time is over, requests abandoned"
+        );
+        connections.abandon();
     }
+    Ok(())
 }

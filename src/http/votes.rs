@@ -11,6 +11,7 @@ use super::{
     App,
     accept::Wanted,
     body,
+    caller::Caller,
     error::{Problem, quoted},
     experiments::{Id, id_of},
     generate::Plan,
@@ -43,13 +44,13 @@ use crate::experiments::{Choice, Pair, Vote};
         (status = 503, description = "An arm is not ready, or the server is shutting down", body = ErrorReply),
 ))]
 pub(super) async fn pair(
-    State(app): State<App>,
+    Caller(app): Caller,
     Extension(Received(received)): Extension<Received>,
     id: Id,
     request: Request,
 ) -> Result<Json<PairReply>, Problem> {
+    let wire: PairRequest = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
-    let wire: PairRequest = body::json(request, app.settings.max_body_bytes).await?;
     let wire = GenerationRequest::from(wire);
     let experiment = app.experiments.get(&id_of(id))?;
     let drawn = getrandom::u64().map_err(Problem::internal)?;
@@ -109,8 +110,8 @@ pub(super) async fn vote(
     id: Id,
     request: Request,
 ) -> Result<(StatusCode, Json<VoteReply>), Problem> {
+    let wire: VoteRequest = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
-    let wire: VoteRequest = body::json(request, app.settings.max_body_bytes).await?;
     let choice = wire.choice.read()?;
     let VoteRequest { pair_id, idempotency_key, .. } = wire;
     let (vote, counted) =

@@ -12,13 +12,13 @@ use understudy::http;
 
 use crate::server::{ENDLESS, Server};
 
-struct Running {
-    address: SocketAddr,
-    stop: oneshot::Sender<()>,
-    ended: JoinHandle<std::io::Result<()>>,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) stop: oneshot::Sender<()>,
+    pub(crate) ended: JoinHandle<std::io::Result<()>>,
 }
 
-async fn run(server: &Server, drain: Duration) -> Running {
+pub(crate) async fn run(server: &Server, drain: Duration) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
@@ -30,10 +30,10 @@ async fn run(server: &Server, drain: Duration) -> Running {
 }
 
 /// Sends a request and reads what comes back, to the end of the connection.
-async fn talk(address: SocketAddr, method: &str, path: &str, body: &str) -> String {
+pub(crate) async fn talk(address: SocketAddr, method: &str, path: &str, body: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
     stream.write_all(request.as_bytes()).await.unwrap();

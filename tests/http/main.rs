@@ -4,6 +4,7 @@
 mod access;
 mod auto;
 mod compare;
+mod connections;
 mod draft;
 mod experiments;
 mod images;

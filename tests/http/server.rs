@@ -5,7 +5,8 @@ use std::{collections::HashMap, num::NonZeroUsize, path::Path, sync::Arc, time::
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, Request, StatusCode},
+    http::{HeaderMap, HeaderValue, Request, StatusCode, header},
+    middleware::map_request,
 };
 use candle_core::{DType, Device, Tensor};
 use http_body_util::BodyExt;
@@ -130,10 +131,7 @@ impl Server {
             max_rows: 8,
             request_timeout: Duration::from_secs(60),
             max_body_bytes: 4096,
-            api_keys: Vec::new(),
-            api_key_everywhere: false,
-            cors_allow_origin: Vec::new(),
-            shadow_rate: 0.0,
+            ..Settings::default()
         };
         change(&mut settings);
         let metrics = Metrics::new().unwrap();
@@ -156,8 +154,14 @@ impl Server {
         Self { app, metrics, models }
     }
 
+    /// The application; requests that name no host ask for this machine, as clients do.
     pub(crate) fn router(&self) -> Router {
-        http::router(self.app.clone())
+        let named = |mut request: Request<Body>| async {
+            let headers = request.headers_mut();
+            headers.entry(header::HOST).or_insert(HeaderValue::from_static("localhost:8080"));
+            request
+        };
+        Router::new().fallback_service(http::router(self.app.clone())).layer(map_request(named))
     }
 
     pub(crate) async fn send(&self, request: Request<Body>) -> Reply {

@@ -186,20 +186,34 @@ impl JsonRequest for RepositoryIndexRequest {
     }
 }
 
-/// Numbers from arbitrarily nested lists, flattened while they are read: a tree of JSON values would
+/// Numbers from arbitrarily nested lists, flattened and rounded while they are read: a tree of JSON values would
 /// take many times the memory.
-#[derive(Debug, Clone, PartialEq)]
-pub(in crate::http) struct Elements(pub(in crate::http) Vec<f64>);
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(in crate::http) struct Elements {
+    /// In the order of the text.
+    pub(in crate::http) values: Vec<f32>,
+    /// The first that is not whole.
+    pub(in crate::http) broken: Option<f64>,
+}
 
-impl<'de> Deserialize<'de> for Elements {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut numbers = Vec::new();
-        Flatten(&mut numbers).deserialize_into(deserializer)?;
-        Ok(Self(numbers))
+impl Elements {
+    fn push(&mut self, number: f64) {
+        if number.fract() != 0.0 {
+            self.broken.get_or_insert(number);
+        }
+        self.values.push(number as f32);
     }
 }
 
-struct Flatten<'a>(&'a mut Vec<f64>);
+impl<'de> Deserialize<'de> for Elements {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut elements = Self::default();
+        Flatten(&mut elements).deserialize_into(deserializer)?;
+        Ok(elements)
+    }
+}
+
+struct Flatten<'a>(&'a mut Elements);
 
 impl Flatten<'_> {
     fn deserialize_into<'de, D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {

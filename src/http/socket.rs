@@ -1,0 +1,311 @@
+//! A client's socket, and what is going on over it: waiting is bounded, and a client that has said all it has to say
+//! still gets its answer.
+//!
+//! Whoever closes the sending half of a connection looks the same as whoever is gone, until something is sent. So the
+//! first bytes of the answer, which are the same for every answer, go out at once: a client that is gone refuses them,
+//! and its request is cancelled.
+
+use std::{
+    future::Future,
+    io::{self, ErrorKind},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::{Instant, Sleep, sleep_until},
+};
+
+/// What every answer begins with.
+const FIRST_BYTES: &[u8] = b"HTTP/1.";
+
+/// How long a client may keep a connection waiting.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Patience {
+    /// From the first byte of a request's head to its last.
+    pub(super) head: Duration,
+    /// Between requests, and for a client that takes none of its answer.
+    pub(super) idle: Duration,
+}
+
+/// What is going on over a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No request is under way.
+    Idle,
+    /// A part of a request's head has come.
+    Head,
+    /// A request is under way, and its body has not come to its end.
+    Body,
+    /// A request has come, and its answer has not begun.
+    Working,
+    /// The answer is on its way.
+    Answering,
+    /// Closed, to make room for others.
+    Evicted,
+}
+
+/// The phase of a connection, and since when: shared by the socket, the requests over it, and who makes room.
+#[derive(Debug)]
+pub(super) struct Activity(Mutex<Now>);
+
+#[derive(Debug, Clone, Copy)]
+struct Now {
+    phase: Phase,
+    since: Instant,
+    /// Whether bytes have come after the request under way: the next one has begun.
+    ahead: bool,
+}
+
+impl Activity {
+    pub(super) fn new() -> Arc<Self> {
+        let now = Now { phase: Phase::Idle, since: Instant::now(), ahead: false };
+        Arc::new(Self(Mutex::new(now)))
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.lock().phase
+    }
+
+    /// Since when no request is under way; `None` while one is.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        let now = self.lock();
+        matches!(now.phase, Phase::Idle | Phase::Head).then_some(now.since)
+    }
+
+    /// No request begins from now on; false where one is under way.
+    pub(super) fn evict(&self) -> bool {
+        let mut now = self.lock();
+        let waiting = matches!(now.phase, Phase::Idle | Phase::Head);
+        if waiting {
+            now.phase = Phase::Evicted;
+        }
+        waiting
+    }
+
+    /// A request's head has come; its body follows unless it is `complete`.
+    pub(super) fn requested(&self, complete: bool) {
+        let mut now = self.lock();
+        now.ahead = false;
+        now.enter(if complete { Phase::Working } else { Phase::Body });
+    }
+
+    /// The request's body has come to its end, or nobody reads on.
+    pub(super) fn complete(&self) {
+        let mut now = self.lock();
+        if now.phase == Phase::Body {
+            now.enter(Phase::Working);
+        }
+    }
+
+    pub(super) fn answers(&self) {
+        self.lock().enter(Phase::Answering);
+    }
+
+    /// The request is over, in whatever way.
+    pub(super) fn over(&self) {
+        let mut now = self.lock();
+        let next = if now.ahead { Phase::Head } else { Phase::Idle };
+        now.enter(next);
+    }
+
+    fn received(&self) {
+        let mut now = self.lock();
+        match now.phase {
+            Phase::Idle => now.enter(Phase::Head),
+            Phase::Working | Phase::Answering => now.ahead = true,
+            Phase::Head | Phase::Body | Phase::Evicted => {}
+        }
+    }
+
+    /// When the client must have sent something.
+    fn due(&self, patience: Patience) -> Option<Instant> {
+        let now = self.lock();
+        match now.phase {
+            Phase::Idle => now.since.checked_add(patience.idle),
+            Phase::Head => now.since.checked_add(patience.head),
+            Phase::Evicted => Some(now.since),
+            // Whoever reads a body has a clock of its own.
+            Phase::Body | Phase::Working | Phase::Answering => None,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Now {
+    fn enter(&mut self, phase: Phase) {
+        if self.phase != Phase::Evicted {
+            self.phase = phase;
+            self.since = Instant::now();
+        }
+    }
+}
+
+/// The socket of a connection.
+pub(super) struct Socket {
+    reads: Arc<OwnedReadHalf>,
+    writes: OwnedWriteHalf,
+    activity: Arc<Activity>,
+    patience: Patience,
+    /// The clock of reading; of no meaning in phases that have none.
+    clock: Pin<Box<Sleep>>,
+    /// Runs while the client takes nothing of what is sent.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// Whether the client has closed its sending half.
+    ended: bool,
+    /// Resolves once the connection is broken, where it is watched for that.
+    broken: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    /// How many of the first bytes of the next answer went out already.
+    sent_early: usize,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream, activity: Arc<Activity>, patience: Patience) -> Self {
+        let (reads, writes) = stream.into_split();
+        Self {
+            reads: Arc::new(reads),
+            writes,
+            activity,
+            patience,
+            clock: Box::pin(sleep_until(Instant::now())),
+            stalled: None,
+            ended: false,
+            broken: None,
+            sent_early: 0,
+        }
+    }
+
+    /// Pending until the client has kept the connection waiting for too long.
+    fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Some(due) = self.activity.due(self.patience) else { return Poll::Pending };
+        if self.clock.deadline() != due {
+            self.clock.as_mut().reset(due);
+        }
+        ready!(self.clock.as_mut().poll(context));
+        Poll::Ready(Err(ErrorKind::TimedOut.into()))
+    }
+
+    /// The client sends no more. While it has an answer to come that is kept from who asks, and the connection is
+    /// watched instead.
+    fn after_the_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let phase = self.activity.phase();
+        if !matches!(phase, Phase::Working | Phase::Answering) {
+            return Poll::Ready(Ok(()));
+        }
+        if phase == Phase::Working && self.sent_early == 0 {
+            match self.writes.try_write(FIRST_BYTES) {
+                Ok(sent) => self.sent_early = sent,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        let broken = self.broken.get_or_insert_with(|| {
+            let reads = Arc::clone(&self.reads);
+            Box::pin(async move {
+                let _ = reads.ready(Interest::ERROR).await;
+            })
+        });
+        ready!(broken.as_mut().poll(context));
+        self.broken = None;
+        Poll::Ready(Err(ErrorKind::ConnectionReset.into()))
+    }
+
+    /// What came of sending: progress, or a client that takes nothing.
+    fn sending(
+        &mut self,
+        context: &mut Context<'_>,
+        sent: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if sent.is_ready() {
+            self.stalled = None;
+            return sent;
+        }
+        let idle = self.patience.idle;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
+        ready!(stalled.as_mut().poll(context));
+        Poll::Ready(Err(ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            if this.ended {
+                return this.after_the_end(context);
+            }
+            let stream: &TcpStream = OwnedReadHalf::as_ref(&this.reads);
+            match stream.poll_read_ready(context) {
+                Poll::Ready(ready) => ready?,
+                Poll::Pending => return this.wait(context),
+            }
+            match stream.try_read(buffer.initialize_unfilled()) {
+                Ok(0) if buffer.remaining() > 0 => this.ended = true,
+                Ok(read) => {
+                    buffer.advance(read);
+                    this.activity.received();
+                    return Poll::Ready(Ok(()));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let early = this.sent_early.min(bytes.len());
+        if early > 0 {
+            this.sent_early -= early;
+            return Poll::Ready(Ok(early));
+        }
+        let sent = Pin::new(&mut this.writes).poll_write(context, bytes);
+        this.sending(context, sent)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if self.sent_early > 0 {
+            let first = slices.iter().find(|slice| !slice.is_empty());
+            return self.poll_write(context, first.map_or(&[], |slice| slice));
+        }
+        let this = self.get_mut();
+        let sent = Pin::new(&mut this.writes).poll_write_vectored(context, slices);
+        this.sending(context, sent)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.writes.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().writes).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().writes).poll_shutdown(context)
+    }
+}
