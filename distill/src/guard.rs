@@ -30,21 +30,25 @@ pub(crate) fn check_finite(what: &str, value: f64, step: u64, lesson: &Lesson) -
     ))
 }
 
-/// Refuses weights that hold NaN or infinity; `what` says which they are.
+/// Refuses weights that hold NaN or infinity; `what` says which they are, `step` after which step.
 ///
 /// # Errors
 /// [`Error::Value`] naming the tensor and the step.
 pub(crate) fn check_weights<'a>(
     what: &str,
     tensors: impl Iterator<Item = (&'a String, &'a Tensor)>,
-    step: u64,
+    step: Option<u64>,
 ) -> Result<()> {
     for (name, tensor) in tensors {
         if !is_finite(tensor)? {
+            let (when, remedy) = match step {
+                Some(step) => (format!(" after step {step}"), REMEDY),
+                None => (String::new(), "train again with another --seed"),
+            };
             return Err(Error::value(
                 format!("{what} {name}"),
-                format!("not finite after step {step}"),
-                REMEDY,
+                format!("not finite{when}"),
+                remedy,
             ));
         }
     }

@@ -213,9 +213,9 @@ impl State {
     /// Refuses a state that is not worth keeping: at the end, one that is not worth publishing.
     fn check(&self, task: &Task<'_>) -> Result<()> {
         let weights = self.parameters.iter().map(|(name, var)| (name, var.as_tensor()));
-        check_weights("weight", weights, self.step)?;
+        check_weights("weight", weights, Some(self.step))?;
         let average = self.average.tensors(&self.parameters)?;
-        check_weights("averaged weight", average.iter(), self.step)?;
+        check_weights("averaged weight", average.iter(), Some(self.step))?;
         if self.step == task.settings.steps {
             check_answers(&task.student, average, self.step)?;
         }

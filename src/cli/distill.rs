@@ -120,6 +120,7 @@ enum Schedule {
 pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (device, dtype) = args.compute.for_training()?;
+    super::note_name(&args.out);
     run_dir::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings(Compute::trained(&device, dtype))?;
     let mut teacher = open_teacher(args)?;

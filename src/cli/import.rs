@@ -23,6 +23,7 @@ pub(super) struct ImportArgs {
 /// # Errors
 /// A sentence naming the file, flag or tensor to mend.
 pub(super) fn run(args: &ImportArgs) -> Result<(), String> {
+    super::note_name(&args.out);
     adm::import(&args.from, &args.arch, &args.out).map_err(|error| error.to_string())?;
     super::print(format!(
         "{}: serve it with `understudy serve --models` and its parent folder",

@@ -27,7 +27,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use understudy_distill::data::Images;
 
-use crate::config::models_folder;
+use crate::{config::models_folder, names::is_id};
 pub use serve::{LogFormat, ServeArgs};
 
 /// Serves a diffusion model, and the faster student distilled from it, over HTTP.
@@ -126,6 +126,20 @@ impl Cli {
                 ExitCode::FAILURE
             }
         }
+    }
+}
+
+/// Says it when `serve` would pass over the model folder that is to be made.
+fn note_name(out: &Path) {
+    let path = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if !is_id(&name) {
+        let _ = writeln!(
+            io::stderr(),
+            "--out {}: `serve` takes folders whose names have letters, digits, '.', '_' and '-' alone, and are not \
+             auto or draft; rename it to serve it",
+            out.display()
+        );
     }
 }
 

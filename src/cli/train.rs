@@ -60,6 +60,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     if dtype != Compute::trained(&device, dtype) {
         return Err(format!("--dtype {}: a CPU trains in f32; use auto", args.compute.dtype));
     }
+    super::note_name(&args.out);
     run_dir::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings(dtype)?;
     let student = match (&args.init, &args.config) {

@@ -42,6 +42,12 @@ const SIZE: usize = 32;
 /// # Errors
 /// A sentence naming what to mend.
 pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
+    if !(0.0..=1.0).contains(&args.least_accuracy) {
+        return Err(format!(
+            "--least-accuracy {}: a share of the test images, so write a number from 0 to 1",
+            args.least_accuracy
+        ));
+    }
     judge::check_new(&args.out).map_err(|error| error.to_string())?;
     let name = args.out.file_name().and_then(|name| name.to_str());
     let name = name.ok_or("--out: must be the path of a new folder, whose name is the judge's")?;

@@ -10,6 +10,10 @@ use crate::npz::{Npz, Values};
 
 pub(super) fn read(path: &Path) -> Result<Images> {
     let mut npz = Npz::open(path)?;
+    if npz.names().is_empty() {
+        let problem = "is a ZIP archive without NumPy arrays; unpack it, and name the folder";
+        return Err(malformed(path, problem));
+    }
     let array = npz.array("arr_0")?;
     let (n, height, width, channels) = match array.shape[..] {
         [n, height, width] => (n, height, width, 1),

@@ -28,6 +28,7 @@ const BLOCK: usize = 512;
 const OTHERS: &[(&[u8], &str)] = &[
     (b"BZh", "is compressed with bzip2; unpack it, or compress it with gzip or zstd"),
     (b"\xfd7zXZ\0", "is compressed with xz; unpack it, or compress it with gzip or zstd"),
+    (b"\x04\x22\x4d\x18", "is compressed with lz4; unpack it, or compress it with gzip or zstd"),
     (b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive; unpack it, and name the folder"),
     (b"Rar!", "is a RAR archive; unpack it, and name the folder"),
     (b"\x93NUMPY", "is a single NumPy array; write it as `arr_0` of an .npz with numpy.savez"),

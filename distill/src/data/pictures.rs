@@ -237,7 +237,18 @@ fn opaque<const N: usize>(bytes: &[u8]) -> Option<Vec<u8>> {
 /// What file managers, notebooks and version control leave among images.
 fn litter(path: &Path) -> bool {
     let name = name(path);
-    let names = ["thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx"];
+    let names = [
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+        "__macosx",
+        "__pycache__",
+        "@eadir",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+    ];
     name.starts_with('.') || names.contains(&name.to_lowercase().as_str())
 }
 

@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use understudy_models::{Error, checkpoint::write_atomically};
 
+use crate::guard::check_weights;
+
 use super::{
     layers::Convolution,
     network::{FeatureNetwork, Observed},
@@ -125,13 +127,16 @@ impl Judge {
 /// that has one is whole.
 ///
 /// # Errors
-/// [`Error::Value`] when there is something already, [`Error::Io`] naming the file.
+/// [`Error::Value`] when there is something already, [`Error::Weights`] for weights that are not finite or could
+/// not be read back, [`Error::Io`] naming the file.
 pub fn write(
     folder: &Path,
     config: &JudgeConfig,
     tensors: &HashMap<String, Tensor>,
 ) -> understudy_models::Result<()> {
     check_new(folder)?;
+    check_weights("the judge's weight", tensors.iter(), None)?;
+    Judge::new(config.clone(), tensors).map_err(|error| Error::Weights(error.to_string()))?;
     let io = |source| Error::Io { path: folder.to_owned(), source };
     fs::create_dir_all(folder).map_err(io)?;
     let path = folder.join(WEIGHTS);
