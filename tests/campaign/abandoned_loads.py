@@ -13,16 +13,8 @@ def cases(world):
             yield f"60 {what}s of {model}, dropped", lambda m=model, w=what: dropped(world, m, w)
 
 
-def bundled(world):
-    """The bundled models: 7 MB each, so that loading one takes a while."""
-    for parent in [world.program.parent, *world.program.parents]:
-        if (parent / "models/zoo").is_dir():
-            return parent / "models/zoo"
-    raise AssertionError(f"no models/zoo above {world.program}")
-
-
 def dropped(world, model, what):
-    models = bundled(world) if model.startswith("fashion") else world.models
+    models = world.bundled if model.startswith("fashion") else world.models
     with world.serve(models=models) as server:
         assert server.image(model).status == 200
         before = peak = server.resident_bytes()

@@ -10,6 +10,7 @@ import argparse
 import importlib
 import pathlib
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -19,6 +20,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from world import World  # noqa: E402
 
+# Failures of a scenario that are printed; one fault has many.
+SHOWN = 12
 SCENARIOS = [
     "hostile_files",
     "signals",
@@ -48,7 +51,9 @@ def main():
     if unknown or options.minutes <= 0:
         parser.error(f"no scenario {sorted(unknown)}; there are {SCENARIOS}" if unknown else "--minutes must be above 0")
     program = pathlib.Path(options.program).resolve()
-    passed, failed = 0, []
+    # A shell that runs this in the background has it ignored, and what is started here would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    passed, failed = 0, 0
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder:
         world = World(program, pathlib.Path(folder))
         # What scenarios stand on, such as the tiny models, is no part of the time.
@@ -59,14 +64,12 @@ def main():
             good, bad = run(world, name, time.monotonic() + share)
             passed += good
             failed += bad
-    for failure in failed:
-        print(f"failed: {failure}")
-    print(f"{passed} passed, {len(failed)} failed")
-    sys.exit(bool(failed))
+    print(f"{passed} passed, {failed} failed")
+    sys.exit(failed > 0)
 
 
 def run(world, scenario, end):
-    """One scenario until `end`; how many cases held, and what the others said. One case always runs."""
+    """One scenario until `end`; how many cases held, and how many did not. One case always runs."""
     began = time.monotonic()
     passed, failed, left = 0, [], 0
     cases = importlib.import_module(scenario).cases(world)
@@ -81,20 +84,24 @@ def run(world, scenario, end):
             except Exception as problem:
                 where = traceback.extract_tb(problem.__traceback__)[-1]
                 place = f"{pathlib.Path(where.filename).name}:{where.lineno}"
-                failed.append(f"{scenario}: {case}: {one_line(problem)} ({place})")
+                failed.append(f"{case}: {one_line(problem)} ({place})")
     except Exception as problem:
-        failed.append(f"{scenario}: its cases could not be made: {one_line(problem)}")
+        failed.append(f"its cases could not be made: {one_line(problem)}")
     finally:
         cases.close()
     later = f", {left} left for a longer round" if left else ""
     print(f"{scenario}: {passed} held, {len(failed)} did not{later}; {time.monotonic() - began:.0f} s", flush=True)
-    return passed, failed
+    for failure in failed[:SHOWN]:
+        print(f"  failed: {failure}")
+    if len(failed) > SHOWN:
+        print(f"  and {len(failed) - SHOWN} more")
+    return passed, len(failed)
 
 
 def one_line(problem):
     text = " ".join(str(problem).split()) or "no words"
     kind = "" if isinstance(problem, AssertionError) else f"{type(problem).__name__}: "
-    return kind + (text if len(text) <= 600 else f"{text[:300]} … {text[-300:]}")
+    return kind + (text if len(text) <= 400 else f"{text[:200]} … {text[-200:]}")
 
 
 if __name__ == "__main__":

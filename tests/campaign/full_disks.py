@@ -61,7 +61,7 @@ def run_in(world, arguments, reference, kib):
 
 
 def commands(world):
-    evaluate = ["evaluate", "--n", 2, "--samples", world.data, "--reference", world.data]
+    evaluate = ["evaluate", "--n", 2, "--samples", world.samples, "--reference", world.samples]
     yield "sample", lambda out: ["sample", "--model", world.models / "teacher", "--n", 40, "--steps", 1, "--out", out / "x"]
     yield "evaluate --write-stats", lambda out: [*evaluate, "--write-stats", out / "x.npz"]
     yield "train-judge", lambda out: ["train-judge", "--data", world.data, "--test-data", world.data, "--out", out / "x", "--epochs", 1, "--least-accuracy", 0]
@@ -76,13 +76,14 @@ def command_in(world, arguments, kib):
 
 
 def pool(world):
-    with small(world, 8) as folder:
+    with small(world, 4) as folder:
+        (folder / "filler").write_bytes(bytes(4096))
         out = world.folder_for("out") / "out"
         world.distill(out, STEPS, "--pool-file", folder / "pool").refused("pool", "No space left")
-        assert not list(folder.iterdir()), "a pool without room is left behind"
+        assert [path.name for path in folder.iterdir()] == ["filler"], "a pool without room is left behind"
 
 
-ARMS = {"id": "e", "arms": [{"model": "teacher"}, {"model": "student"}]}
+ARMS = {"id": "e", "arms": [{"model": "teacher", "weight": 1}, {"model": "student", "weight": 1}]}
 
 
 def experiments(world):

@@ -1,5 +1,7 @@
 """Requests with bytes and values changed at random: never 500, never silence, and the next image has the same bytes."""
 
+import contextlib
+import copy
 import json
 import random
 import socket
@@ -116,7 +118,7 @@ def changed(chance, value):
         if what < 0.1:
             del value[key]
         elif what < 0.2:
-            value[chance.choice(["x", "", "seed", "n", "model"])] = chance.choice(VALUES)
+            value[chance.choice(["x", "", "seed", "n", "model"])] = copy.deepcopy(chance.choice(VALUES))
         else:
             value[key] = changed(chance, value[key])
         return value
@@ -127,7 +129,7 @@ def changed(chance, value):
         else:
             value[index] = changed(chance, value[index])
         return value
-    return chance.choice(VALUES)
+    return copy.deepcopy(chance.choice(VALUES))
 
 
 def spoiled(chance, content):
@@ -162,7 +164,8 @@ class Client:
             self.socket.sendall(request)
             # What is cut short by its own length is waited for: the end of sending tells the server.
             if not whole(request):
-                self.socket.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):
+                    self.socket.shutdown(socket.SHUT_WR)
             return self.read(request)
         except (ConnectionResetError, BrokenPipeError):
             self.close()

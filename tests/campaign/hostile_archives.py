@@ -23,8 +23,8 @@ def cases(world):
                 evaluate = ["evaluate", "--n", 2, "--features", "fashion-mnist-judge"]
                 arguments = {
                     "train --data": ["train", "--config", world.folder / "network.json", "--out", path.parent / "new", "--data", path],
-                    "evaluate --samples": [*evaluate, "--samples", path, "--reference", world.data],
-                    "evaluate --reference": [*evaluate, "--samples", world.data, "--reference", path],
+                    "evaluate --samples": [*evaluate, "--samples", path, "--reference", world.samples],
+                    "evaluate --reference": [*evaluate, "--samples", world.samples, "--reference", path],
                 }[flag]
                 world.run(*arguments).refused([f"x{ending}", "x/"])
             yield f"{flag} {name}", check
@@ -91,7 +91,7 @@ def sets(world):
         "npz: sigma of NaN": (".npz", statistics((128,), (128, 128), struct.pack("<d", float("nan")))),
         "npz: sigma's upper half": (".npz", statistics((128,), (128, 128), None)),
         "npz: 10^6 features": (".npz", statistics((10**6,), (10**6, 10**6), b"")),
-        "npz: 65,000 members": (".npz", npz({f"a{index}": b"" for index in range(65_000)})),
+        "npz: 65,000 members": (".npz", lambda path: path.write_bytes(npz({f"a{index}": b"" for index in range(65_000)}))),
     }
 
 

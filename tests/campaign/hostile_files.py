@@ -59,7 +59,8 @@ def sample(world, model):
 
 def changed(world, file, content):
     """A model of which one file holds something else."""
-    model = world.variant("m", card=CARD, models=world.folder_for("hostile"))
+    # Names of classes would be held against another network's.
+    model = world.variant("m", card=CARD if file == "understudy.json" else {}, models=world.folder_for("hostile"))
     path = model / file
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -219,11 +220,11 @@ def special_sources(world):
         "train --config": lambda path: ["train", "--data", world.data, "--config", path, "--out", new()],
         "train --noise-schedule": lambda path: [*world.train_arguments(new(), 1)[:5], "--noise-schedule", path, "--out", new()],
         "distill --student": lambda path: ["distill", "--teacher", world.models / "teacher", "--student", path, "--out", new()],
-        "import": lambda path: ["import", path, "--arch", world.folder / "network.json", "--out", new()],
+        "import": lambda path: ["import", path, "--arch", world.arch, "--out", new()],
         "import --arch": lambda path: ["import", world.data, "--arch", path, "--out", new()],
-        "evaluate --samples": lambda path: [*evaluate, "--samples", path, "--reference", world.data],
-        "evaluate --reference": lambda path: [*evaluate, "--samples", world.data, "--reference", path],
-        "evaluate --weights": lambda path: ["evaluate", "--n", 2, "--features", "inception", "--weights", path, "--samples", world.data, "--reference", world.data],
+        "evaluate --samples": lambda path: [*evaluate, "--samples", path, "--reference", world.samples],
+        "evaluate --reference": lambda path: [*evaluate, "--samples", world.samples, "--reference", path],
+        "evaluate --weights": lambda path: ["evaluate", "--n", 2, "--features", "inception", "--weights", path, "--samples", world.samples, "--reference", world.samples],
     }
     for flag, command in sources.items():
         for kind in SPECIAL:
@@ -239,7 +240,7 @@ def special_sources(world):
 
 def special_targets(world):
     """Every flag that writes a file: what the program did not make is there afterwards, as it was."""
-    evaluate = ("evaluate", "--n", 2, "--samples", world.data, "--reference", world.data)
+    evaluate = ("evaluate", "--n", 2, "--samples", world.samples, "--reference", world.samples)
     targets = {
         "distill --pool-file": lambda path: world.distill_arguments(world.folder_for("out") / "new", 1, "--pool-file", path),
         "evaluate --out": lambda path: [*evaluate, "--out", path],
@@ -248,7 +249,7 @@ def special_targets(world):
         "train --out": lambda path: world.train_arguments(path, 1),
         "distill --out": lambda path: world.distill_arguments(path, 1),
         "distill --keep-samples": lambda path: world.distill_arguments(world.folder_for("out") / "new", 1, "--keep-samples", path),
-        "import --out": lambda path: ["import", world.data, "--arch", world.folder / "network.json", "--out", path],
+        "import --out": lambda path: ["import", world.data, "--arch", world.arch, "--out", path],
     }
     for flag, command in targets.items():
         for kind in ["a FIFO", *DEVICES, "a socket", "a folder", "a file of another program"]:
@@ -296,7 +297,7 @@ def judges(world):
                 changed[outer] = [judge["layers"][0] | {inner: value}] if inner else value
                 (folder / "config.json").write_text(json.dumps(changed))
                 shutil.copy(world.models / "teacher" / WEIGHTS, folder / "model.safetensors")
-                arguments = ["evaluate", "--n", 2, "--samples", world.data, "--reference", world.data, "--features", folder]
+                arguments = ["evaluate", "--n", 2, "--samples", world.samples, "--reference", world.samples, "--features", folder]
                 # The weights are of another network, so something is refused in any case.
                 world.run(*arguments).refused(["config.json", "model.safetensors"])
             yield f"judge: {field} {value!r}", check

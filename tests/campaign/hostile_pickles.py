@@ -12,15 +12,13 @@ FLOAT = b"ctorch\nFloatStorage\n"
 
 
 def cases(world):
-    arch = world.folder / "arch.json"
-    arch.write_text(json.dumps({"image_size": 8, "num_channels": 32, "num_res_blocks": 1, "learn_sigma": False}))
     mark = world.folder / "was-run"
     for name, pickle in pickles(mark).items():
         for kind, wrap in [("zip", archive), ("legacy", legacy), ("bare", bytes)]:
             def check(pickle=pickle, wrap=wrap):
                 path = world.folder_for("pickle") / "x.pt"
                 path.write_bytes(wrap(pickle))
-                ended = world.run("import", path, "--arch", arch, "--out", path.parent / "new")
+                ended = world.run("import", path, "--arch", world.arch, "--out", path.parent / "new")
                 assert not mark.exists(), "code in a pickle was run"
                 ended.refused("x.pt")
                 assert not (path.parent / "new").exists(), "half a model is left"
@@ -29,7 +27,7 @@ def cases(world):
         def check(field=field, value=value):
             path = world.folder_for("arch")
             (path / "x.pt").write_bytes(archive(b"\x80\x02}."))
-            (path / "flags.json").write_text(json.dumps(json.loads(arch.read_text()) | {field: value}))
+            (path / "flags.json").write_text(json.dumps(json.loads(world.arch.read_text()) | {field: value}))
             world.run("import", path / "x.pt", "--arch", path / "flags.json", "--out", path / "new").refused(["flags.json", "x.pt"])
         yield f"import --arch: {field} {value!r}", check
 

@@ -35,7 +35,7 @@ def numeric(world, command):
         default = re.search(r"\[default: ([^\]]*)\]", about)
         words = "[possible values:" in about or "Possible values:" in about
         named = default and not re.fullmatch(r"[-+.\de]+", default[1]) and value in NO_NUMBER
-        if value not in NO_NUMBER and not words and not named:
+        if value not in NO_NUMBER and "=" not in value and not words and not named:
             flags.append(flag)
     return flags
 
@@ -46,7 +46,7 @@ def found(command, flags):
 
 def arguments(world, command, port):
     out = world.folder_for("out")
-    evaluate = ["evaluate", "--samples", world.data, "--reference", world.data, "--n", 2]
+    evaluate = ["evaluate", "--samples", world.samples, "--reference", world.samples, "--n", 2]
     return {
         "serve": ["serve", "--port", 0, "--models", world.models, "--data-dir", out / "data"],
         "sample": ["sample", "--model", world.models / "teacher", "--n", 1, "--steps", 1, "--out", out / "x.png"],

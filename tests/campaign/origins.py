@@ -10,7 +10,7 @@ IMAGE = '{"num_inference_steps": 1}'
 ROUTES = [
     ("POST", "/v1/images/generations", IMAGE),
     ("POST", "/v1/compare", IMAGE),
-    ("POST", "/v1/experiments", '{"id": "x", "arms": [{"model": "teacher"}, {"model": "student"}]}'),
+    ("POST", "/v1/experiments", '{"id": "x", "arms": [{"model": "teacher", "weight": 1}, {"model": "student", "weight": 1}]}'),
     ("PATCH", "/v1/experiments/e", '{"arms": [{"model": "teacher", "weight": 9}]}'),
     ("DELETE", "/v1/experiments/e", None),
     ("POST", "/v1/experiments/e/pairs", IMAGE),
@@ -25,7 +25,7 @@ TAKES_BODY = [route for route in ROUTES if route[2] is not None]
 
 def cases(world):
     with world.serve() as server:
-        begun = server.post("/v1/experiments", {"id": "e", "arms": [{"model": "teacher"}, {"model": "student"}]})
+        begun = server.post("/v1/experiments", {"id": "e", "arms": [{"model": "teacher", "weight": 1}, {"model": "student", "weight": 1}]})
         assert begun.status == 201, begun.text()
         made = list(on(server)) + list(started(world))
         world.random.shuffle(made)

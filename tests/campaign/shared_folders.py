@@ -131,7 +131,7 @@ def judges(world):
 def servers(world):
     data = world.folder_for("data")
     with world.serve("--data-dir", data) as server:
-        begun = server.post("/v1/experiments", {"id": "e", "arms": [{"model": "teacher"}, {"model": "student"}]})
+        begun = server.post("/v1/experiments", {"id": "e", "arms": [{"model": "teacher", "weight": 1}, {"model": "student", "weight": 1}]})
         assert begun.status == 201, begun.text()
         world.run("serve", "--port", 0, "--models", world.models, "--data-dir", data).refused("data-dir")
         server.lives()
@@ -141,7 +141,7 @@ def servers(world):
 
 def reports(world):
     out = world.folder_for("report") / "scores.json"
-    arguments = ["evaluate", "--n", 2, "--samples", world.data, "--reference", world.data, "--out", out]
+    arguments = ["evaluate", "--n", 2, "--samples", world.samples, "--reference", world.samples, "--out", out]
     with started(world, arguments) as (first, _):
         world.run(*arguments, seconds=30).worked()
         assert first.wait(30) == 0

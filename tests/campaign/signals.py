@@ -183,7 +183,7 @@ def command_at_work(world, command, number, times):
     out = world.folder_for("work")
     arguments = {
         "sample": ["sample", "--model", world.models / "slow", "--n", 1000, "--steps", ENDLESS, "--out", out],
-        "evaluate": ["evaluate", "--model", world.models / "slow", "--n", 2, "--steps", ENDLESS, "--reference", world.data],
+        "evaluate": ["evaluate", "--model", world.bundled / "fashion-mnist-teacher", "--n", 200, "--steps", 1000, "--reference", world.samples],
         "train": world.train_arguments(out / "new", 1_000_000),
         "distill": world.distill_arguments(out / "new", 1_000_000),
     }[command]

@@ -80,6 +80,10 @@ class World:
         self.program, self.folder = program, folder
         self.random = None
         self.data = self.images(folder / "data-images-idx3-ubyte", range(12))
+        # A judge's 128 features want more images than features.
+        self.samples = self.images(folder / "samples-images-idx3-ubyte", range(130))
+        self.arch = folder / "arch.json"
+        self.arch.write_text(json.dumps({"image_size": 8, "num_channels": 32, "num_res_blocks": 1, "channel_mult": "1,2", "num_head_channels": 32}))
         for name, content in [("network", NETWORK), ("schedule", SCHEDULE), ("slow-schedule", SLOW_SCHEDULE)]:
             (folder / f"{name}.json").write_text(json.dumps(content))
         self.models = folder / "models"
@@ -87,6 +91,14 @@ class World:
         self.train(self.models / "teacher", steps=2).worked()
         self.variant("student", card={"role": "student", "teacher": "teacher"})
         self.variant("slow", schedule=SLOW_SCHEDULE)
+
+    @property
+    def bundled(self):
+        """The folder of the bundled models: 32×32, a thousand times, 7 MB, as large as loading takes a while."""
+        for parent in self.program.parents:
+            if (parent / "models/zoo").is_dir():
+                return parent / "models/zoo"
+        raise AssertionError(f"no models/zoo above {self.program}")
 
     def folder_for(self, name):
         """A new, empty folder of a case."""
