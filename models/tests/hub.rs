@@ -3,7 +3,7 @@
 
 mod hub_server;
 
-use std::{fs, path::Path};
+use std::{fs, net::TcpListener, path::Path, time::Duration};
 
 use hub_server::HubServer;
 use tempfile::TempDir;
@@ -13,6 +13,7 @@ use understudy_models::checkpoint::{
 };
 
 const ID: &str = "somebody/clothes";
+const PATIENCE: Duration = Duration::from_secs(20);
 const WEIGHTS: &str = "unet/diffusion_pytorch_model.safetensors";
 
 /// The bundled teacher's files, by their names in a repository.
@@ -30,7 +31,7 @@ fn renamed(mut files: Vec<(String, Vec<u8>)>, from: &str, to: &str) -> Vec<(Stri
 }
 
 fn hub(server: &HubServer, home: &TempDir) -> Hub {
-    Hub::new(&server.endpoint, home.path(), None)
+    Hub::new(&server.endpoint, home.path(), None, PATIENCE)
 }
 
 fn problem(server: &HubServer, home: &TempDir) -> String {
@@ -138,7 +139,7 @@ fn private_repository_opens_with_its_token() {
     let home = TempDir::new().unwrap();
     let problem = problem(&server, &home);
     assert!(problem.contains("HTTP 401") && problem.contains("HF_TOKEN"), "{problem}");
-    Hub::new(&server.endpoint, home.path(), Some("secret".into())).fetch(ID).unwrap();
+    Hub::new(&server.endpoint, home.path(), Some("secret".into()), PATIENCE).fetch(ID).unwrap();
 }
 
 #[test]
@@ -199,7 +200,7 @@ fn file_shorter_than_listed_does_not_stay_in_the_cache() {
 #[test]
 fn no_answer_names_the_endpoint() {
     let home = TempDir::new().unwrap();
-    let hub = Hub::new("http://127.0.0.1:9", home.path(), None);
+    let hub = Hub::new("http://127.0.0.1:9", home.path(), None, PATIENCE);
     let problem = hub.fetch(ID).unwrap_err().to_string();
     assert!(problem.contains("http://127.0.0.1:9") && problem.contains("HF_ENDPOINT"), "{problem}");
 }
@@ -219,4 +220,78 @@ fn model_is_a_folder_or_a_name_inside_the_models_folder() {
 fn hub_model_serves_under_an_id_without_a_slash() {
     assert_eq!(id_of("google/ddpm-cifar10-32"), "google--ddpm-cifar10-32");
     assert_eq!(id_of("fashion-mnist-teacher"), "fashion-mnist-teacher");
+}
+
+/// Accepts connections and says nothing.
+#[test]
+fn a_silent_hub_is_given_up() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let home = TempDir::new().unwrap();
+    let hub = Hub::new(&endpoint, home.path(), None, Duration::from_millis(50));
+    let problem = hub.fetch(ID).unwrap_err().to_string();
+    assert!(problem.contains("silent") && problem.contains(&endpoint), "{problem}");
+    assert!(problem.contains("HF_HUB_DOWNLOAD_TIMEOUT"), "{problem}");
+}
+
+#[test]
+fn a_file_that_stops_coming_is_given_up_and_goes_on_from_there() {
+    let (server, home) = (HubServer::new(ID, teacher()), TempDir::new().unwrap());
+    server.stall(Some(1_000_000));
+    let hub = Hub::new(&server.endpoint, home.path(), None, Duration::from_millis(200));
+    let problem = hub.fetch(ID).unwrap_err().to_string();
+    assert!(problem.contains(WEIGHTS) && problem.contains("goes on from there"), "{problem}");
+    server.stall(None);
+    let folder = hub.fetch(ID).unwrap();
+    assert!(fs::read(folder.join(WEIGHTS)).unwrap() == teacher()[2].1);
+    assert!(server.requests().iter().any(|line| line.contains("bytes=1000000-")));
+}
+
+/// Nothing that a Hub says becomes a path outside of the cache.
+#[test]
+fn answers_that_lead_elsewhere_are_refused() {
+    let outside = "../../../../outside";
+    let listing = |sha: &str, name: &str| {
+        format!(r#"{{"sha": "{sha}", "siblings": [{{"rfilename": "{name}", "size": 2}}]}}"#)
+    };
+    let sha = "0123456789abcdef0123456789abcdef01234567";
+    for (answer, part) in [
+        (listing(outside, "model_index.json"), "40 hexadecimal digits"),
+        (listing("", "model_index.json"), "40 hexadecimal digits"),
+        (listing(sha, outside), "no file inside"),
+        (listing(sha, "/etc/passwd"), "no file inside"),
+        (listing(sha, "unet/../../x"), "no file inside"),
+        ("[]".into(), "none that a Hub gives"),
+        ("{".into(), "none that a Hub gives"),
+    ] {
+        let (server, home) = (HubServer::new(ID, teacher()), TempDir::new().unwrap());
+        server.list(&answer);
+        let problem = problem(&server, &home);
+        assert!(problem.contains(part), "{answer}: {problem}");
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0, "{answer}");
+    }
+}
+
+#[test]
+fn a_name_of_content_that_leads_elsewhere_is_refused() {
+    let (server, home) = (HubServer::new(ID, teacher()), TempDir::new().unwrap());
+    server.name_contents("../../../outside");
+    let problem = problem(&server, &home);
+    assert!(problem.contains("etag"), "{problem}");
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_file_longer_than_announced_is_refused() {
+    let (server, home) = (HubServer::new(ID, teacher()), TempDir::new().unwrap());
+    let lists = teacher()
+        .into_iter()
+        .map(|(name, bytes)| format!(r#"{{"rfilename": "{name}", "size": {}}}"#, bytes.len() - 1));
+    let lists: Vec<String> = lists.collect();
+    server.list(&format!(
+        r#"{{"sha": "0123456789abcdef0123456789abcdef01234567", "siblings": [{}]}}"#,
+        lists.join(",")
+    ));
+    let problem = problem(&server, &home);
+    assert!(problem.contains("model_index.json") && problem.contains("announced"), "{problem}");
 }

@@ -2,24 +2,28 @@
 //!
 //! Only what serving reads is downloaded, weights last, into the cache that Python's tools share. One
 //! commit is fetched, and the cache's `main` points to it only once it is whole; a whole snapshot is
-//! served without asking the network again.
+//! served without asking the network again. What the Hub answers is input as any other: commits, names and sizes are
+//! checked before they become paths, and whoever stays silent is waited for only so long.
+
+mod cache;
+mod client;
+mod places;
 
 use std::{
-    env, fs,
-    io::{self, IsTerminal},
+    fs, io,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use hf_hub::{
-    Cache, Repo, RepoType,
-    api::sync::{ApiBuilder, ApiError, ApiRepo},
-};
-use serde::Deserialize;
+use cache::Cache;
+use client::{Client, Listed, Listing, Refusal};
+use places::Places;
 
-use super::folder::{CARD, ModelFolder, WEIGHTS};
+use super::{
+    folder::{CARD, ModelFolder, WEIGHTS},
+    read,
+};
 use crate::{Error, NetworkConfig, Result};
-
-const PUBLIC: &str = "https://huggingface.co";
 
 /// The folder of a `MODEL` argument: a folder, the name of one inside `models`, or a Hub id, which is
 /// downloaded unless it is in the cache. Blocks while it downloads.
@@ -67,75 +71,71 @@ pub struct Hub {
     endpoint: String,
     cache: Cache,
     token: Option<String>,
+    offline: bool,
+    timeout: Duration,
 }
 
 impl Hub {
     /// The hub at `endpoint` (no trailing slash), cached in `home`/hub; `token` opens private and gated
-    /// repositories.
-    pub fn new(endpoint: &str, home: &Path, token: Option<String>) -> Self {
-        let cache = Cache::new(home.join("hub"));
-        Self { endpoint: endpoint.trim_end_matches('/').to_owned(), cache, token }
+    /// repositories. It is waited for `timeout` long at every step.
+    pub fn new(endpoint: &str, home: &Path, token: Option<String>, timeout: Duration) -> Self {
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        Self { endpoint, cache: Cache { root: home.join("hub") }, token, offline: false, timeout }
     }
 
-    /// The hub that `HF_ENDPOINT` (<https://huggingface.co>), `HF_HOME` (`~/.cache/huggingface`) and
-    /// `HF_TOKEN` (what `huggingface-cli login` left in `HF_HOME`) name.
+    /// The hub and the cache that the environment names, by the rules of Python's `huggingface_hub`: `HF_ENDPOINT`;
+    /// `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, else `~/.cache/huggingface/hub`;
+    /// `HF_TOKEN`, `HF_TOKEN_PATH`; `HF_HUB_OFFLINE`; `HF_HUB_DOWNLOAD_TIMEOUT`. `~` and `$NAME` are expanded.
     ///
     /// # Errors
-    /// [`Error::Value`] when neither `HF_HOME` nor a home folder is known.
+    /// [`Error::Value`] naming a variable with a value that cannot be honoured.
     pub fn from_env() -> Result<Self> {
-        // A variable that is there but empty, as compose files make them, says nothing.
-        let variable = |name| env::var(name).ok().filter(|value| !value.is_empty());
-        let home =
-            match variable("HF_HOME") {
-                Some(home) => PathBuf::from(home),
-                None => env::home_dir().map(|home| home.join(".cache/huggingface")).ok_or_else(
-                    || Error::value("HF_HOME", "not set", "name a folder to keep models in"),
-                )?,
-            };
-        let hub =
-            Self::new(&variable("HF_ENDPOINT").unwrap_or_else(|| PUBLIC.to_owned()), &home, None);
-        let token = variable("HF_TOKEN").or_else(|| hub.cache.token());
-        Ok(Self { token, ..hub })
+        let places = Places::new(&places::environment)?;
+        let token = places.token(&places::environment);
+        let Places { endpoint, cache, offline, timeout, .. } = places;
+        Ok(Self { endpoint, cache: Cache { root: cache }, token, offline, timeout })
     }
 
     /// The folder of `owner/name`, downloading what is not there yet: descriptions first, and weights
-    /// only of a model that can be served. Blocks; shows progress on a terminal, else logs each file.
+    /// only of a model that can be served. Blocks; logs each file, and how far it has come.
     ///
     /// # Errors
     /// [`Error::Hub`] naming the id, the file, the HTTP status and the remedy; the errors of
     /// [`ModelFolder::open`] for a model that cannot be served.
     pub fn fetch(&self, id: &str) -> Result<PathBuf> {
-        if let Some(folder) = self.cached(id) {
-            return Ok(folder);
+        if !is_hub_id(id) {
+            return Err(Error::value("MODEL", format!("{id:?}"), "a Hub id is owner/name"));
         }
-        self.download(id)
+        match self.cached(id) {
+            Some(folder) => Ok(folder),
+            None if self.offline => {
+                let cache = self.cache.root.display();
+                Err(refuse(
+                    id,
+                    format!(
+                        "not whole in {cache}, and HF_HUB_OFFLINE forbids to fetch it; unset that once, or name \
+                         the cache that has it with HF_HUB_CACHE"
+                    ),
+                ))
+            }
+            None => self.download(id),
+        }
     }
 
     /// The folder of `owner/name` if the cache holds it whole.
     fn cached(&self, id: &str) -> Option<PathBuf> {
-        let repo = self.cache.model(id.to_owned());
-        let index = repo.get("model_index.json")?;
-        let folder = index.parent()?;
-        let weights = ModelFolder::open(folder).ok()?.weight_files().ok()?;
-        weights.iter().all(|file| file.is_file()).then(|| folder.to_owned())
+        let folder = self.cache.main(id)?;
+        let weights = ModelFolder::open(&folder).ok()?.weight_files().ok()?;
+        weights.iter().all(|file| file.is_file()).then_some(folder)
     }
 
     fn download(&self, id: &str) -> Result<PathBuf> {
-        let api = ApiBuilder::from_cache(self.cache.clone())
-            .with_endpoint(self.endpoint.clone())
-            .with_token(self.token.clone())
-            .with_user_agent("understudy", env!("CARGO_PKG_VERSION"))
-            .with_progress(io::stderr().is_terminal())
-            .build()
-            .map_err(|error| refuse(id, error.to_string()))?;
-        let main = api.model(id.to_owned());
-        let listing = self.list(id, &main)?;
-        let pin = Repo::with_revision(id.to_owned(), RepoType::Model, listing.sha.clone());
-        // What the snapshot holds already, whoever put it there, is found through its ref.
-        let snapshot = self.cache.repo(pin.clone());
-        snapshot.create_ref(&listing.sha).map_err(|error| self.disk(id, &error))?;
-        let folder = snapshot.pointer_path(&listing.sha);
-        let download = Download { hub: self, id, repo: api.repo(pin), listing: &listing };
+        let client = Client::new(&self.endpoint, self.token.clone(), self.timeout);
+        tracing::info!("asking {} for the files of {id}", self.endpoint);
+        let listing =
+            client.list(id).map_err(|error| self.explain(id, "its list of files", error))?;
+        let folder = self.cache.snapshot(id, &listing.sha);
+        let download = Download { hub: self, id, client, listing: &listing };
 
         let prefix = listing.prefix();
         let scheduler = "scheduler/scheduler_config.json";
@@ -153,17 +153,26 @@ impl Hub {
             let name = shard.file_name().unwrap_or_default().to_string_lossy();
             download.file(&format!("{prefix}{name}"))?;
         }
-        let main = self.cache.model(id.to_owned());
-        main.create_ref(&listing.sha).map_err(|error| self.disk(id, &error))?;
+        self.cache.set_main(id, &listing.sha)?;
         Ok(folder)
     }
 
-    fn list(&self, id: &str, repo: &ApiRepo) -> Result<Listing> {
-        // With sizes, to know a file that came short.
-        let reply = repo.info_request().query("blobs", "true").call();
-        reply
-            .and_then(|mut reply| reply.body_mut().read_json())
-            .map_err(|error| self.http(id, "its list of files", &error))
+    fn explain(&self, id: &str, what: &str, refusal: Refusal) -> Error {
+        let problem = match refusal {
+            Refusal::Http(error) => return self.http(id, what, &error),
+            Refusal::Disk(error) => return self.disk(id, &error),
+            Refusal::Strange(problem) => {
+                format!("{what}: the answer of {} {problem}; check HF_ENDPOINT", self.endpoint)
+            }
+            Refusal::Short { found, size, error } => {
+                let why = error.map(|error| format!(" ({error})")).unwrap_or_default();
+                format!(
+                    "{what}: {found} bytes came, {size} were announced{why}; run it again, it goes on from there, \
+                     and check the proxy, if any"
+                )
+            }
+        };
+        refuse(id, problem)
     }
 
     fn http(&self, id: &str, what: &str, error: &ureq::Error) -> Error {
@@ -180,7 +189,12 @@ impl Hub {
             ),
             ureq::Error::StatusCode(status) => format!(
                 "{what}: HTTP {status} from {endpoint}; try again later, and if it stays, remove {}",
-                self.cache.path().join(Repo::model(id.to_owned()).folder_name()).display()
+                self.cache.repo(id).display()
+            ),
+            ureq::Error::Timeout(step) => format!(
+                "{what}: {endpoint} was silent for {} s ({step}); check the network and HF_ENDPOINT, or \
+                 wait longer with HF_HUB_DOWNLOAD_TIMEOUT",
+                self.timeout.as_secs()
             ),
             error => format!(
                 "{what}: no answer from {endpoint} ({error}); check the network and HF_ENDPOINT, \
@@ -191,23 +205,9 @@ impl Hub {
     }
 
     fn disk(&self, id: &str, error: &io::Error) -> Error {
-        let cache = self.cache.path().display();
+        let cache = self.cache.root.display();
         refuse(id, format!("{cache}: {error}; make room there, or set HF_HOME to another folder"))
     }
-}
-
-/// The files of one repository at one commit.
-#[derive(Deserialize)]
-struct Listing {
-    sha: String,
-    siblings: Vec<Listed>,
-}
-
-#[derive(Deserialize)]
-struct Listed {
-    rfilename: String,
-    /// Bytes.
-    size: Option<u64>,
 }
 
 impl Listing {
@@ -260,42 +260,45 @@ impl Listing {
 struct Download<'a> {
     hub: &'a Hub,
     id: &'a str,
-    repo: ApiRepo,
+    client: Client,
     listing: &'a Listing,
 }
 
 impl Download<'_> {
     fn file(&self, name: &str) -> Result<()> {
-        let (hub, id) = (self.hub, self.id);
+        let (hub, id, commit) = (self.hub, self.id, self.listing.sha.as_str());
         let missing =
             || refuse(id, format!("no {name}: only diffusers repositories can be served"));
-        let bytes = self.listing.get(name).ok_or_else(missing)?.size;
-        tracing::info!(model = id, file = name, bytes, "fetching from the Hub");
-        let path = self.repo.get(name).map_err(|error| match error {
-            ApiError::RequestError(error) => hub.http(id, name, &error),
-            ApiError::IoError(error) if error.kind() == io::ErrorKind::StorageFull => {
-                hub.disk(id, &error)
-            }
-            error => refuse(
+        let size = self.listing.get(name).ok_or_else(missing)?.size;
+        let size =
+            size.ok_or_else(|| refuse(id, format!("{name}: its list of files tells no size")))?;
+        if name.ends_with(".json") && size > read::DESCRIPTION_LIMIT {
+            let limit = read::DESCRIPTION_LIMIT;
+            return Err(refuse(
                 id,
-                format!("{name}: the download ended early ({error}); run it again, it goes on from there"),
-            ),
-        })?;
-        let found = fs::metadata(&path).map_err(|error| hub.disk(id, &error))?.len();
-        match bytes {
-            Some(bytes) if bytes != found => {
-                // Neither the link nor what it points to may be taken for the file next time.
-                let _ = path.canonicalize().map(fs::remove_file);
-                let _ = fs::remove_file(&path);
-                Err(refuse(
-                    id,
-                    format!(
-                        "{name}: {found} of {bytes} bytes came; run it again, and check the proxy, if any"
-                    ),
-                ))
-            }
-            _ => Ok(()),
+                format!("{name}: has {size} bytes, of which at most {limit} are read"),
+            ));
         }
+        // What the snapshot holds already, whoever put it there.
+        let there = hub.cache.snapshot(id, commit).join(name);
+        if fs::metadata(&there).is_ok_and(|metadata| metadata.len() == size) {
+            return Ok(());
+        }
+        let explain = |refusal| hub.explain(id, name, refusal);
+        let disk = |error| hub.disk(id, &error);
+        let etag = self.client.etag(id, commit, name).map_err(explain)?;
+        let blob = hub.cache.blob(id, &etag);
+        if let Some(folder) = blob.parent() {
+            fs::create_dir_all(folder).map_err(disk)?;
+        }
+        let _lock = hub.cache.lock(id, &etag).map_err(disk)?;
+        if !fs::metadata(&blob).is_ok_and(|metadata| metadata.len() == size) {
+            tracing::info!("fetching {name} of {id}, {size} bytes");
+            let partial = blob.with_file_name(format!("{etag}.incomplete"));
+            self.client.fetch((id, commit, name), size, &partial).map_err(explain)?;
+            fs::rename(&partial, &blob).map_err(disk)?;
+        }
+        hub.cache.link(id, commit, name, &etag).map_err(disk)
     }
 }
 

@@ -23,6 +23,9 @@ struct State {
     files: Vec<(String, Vec<u8>)>,
     token: Mutex<Option<String>>,
     cut_short: Mutex<Option<usize>>,
+    stall: Mutex<Option<usize>>,
+    listing: Mutex<Option<String>>,
+    etag: Mutex<Option<String>>,
     shrink: AtomicBool,
     stopped: AtomicBool,
     /// Path and range of each request.
@@ -38,6 +41,9 @@ impl HubServer {
             files,
             token: Mutex::default(),
             cut_short: Mutex::default(),
+            stall: Mutex::default(),
+            listing: Mutex::default(),
+            etag: Mutex::default(),
             shrink: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             requests: Mutex::default(),
@@ -63,6 +69,21 @@ impl HubServer {
     /// Ends the answer to a request for weights after so many bytes, though it promised more.
     pub(crate) fn cut_short(&self, bytes: Option<usize>) {
         *self.state.cut_short.lock().unwrap() = bytes;
+    }
+
+    /// As [`HubServer::cut_short`], but the connection stays open.
+    pub(crate) fn stall(&self, bytes: Option<usize>) {
+        *self.state.stall.lock().unwrap() = bytes;
+    }
+
+    /// Answers this for the list of files.
+    pub(crate) fn list(&self, answer: &str) {
+        *self.state.listing.lock().unwrap() = Some(answer.to_owned());
+    }
+
+    /// Says that this is the etag of every file.
+    pub(crate) fn name_contents(&self, etag: &str) {
+        *self.state.etag.lock().unwrap() = Some(etag.to_owned());
     }
 
     /// Serves half of the weights as if they were all.
@@ -108,7 +129,7 @@ impl State {
         if let Some(name) = resolved.filter(|name| name.ends_with(".safetensors")) {
             let headers = format!(
                 "Location: {endpoint}/cdn/{name}\r\nX-Linked-Etag: \"{}\"\r\nX-Repo-Commit: {SHA}\r\n",
-                etag(name)
+                self.etag(name)
             );
             return reply(stream, "302 Found", &headers, b"");
         }
@@ -119,7 +140,14 @@ impl State {
         }
     }
 
+    fn etag(&self, name: &str) -> String {
+        self.etag.lock().unwrap().clone().unwrap_or_else(|| name.replace(['/', '.'], ""))
+    }
+
     fn listing(&self) -> String {
+        if let Some(answer) = self.listing.lock().unwrap().clone() {
+            return answer;
+        }
         let files = self
             .files
             .iter()
@@ -148,16 +176,18 @@ impl State {
             part.len(),
             end.saturating_sub(1),
             bytes.len(),
-            etag(name)
+            self.etag(name)
         );
         let cut = self.cut_short.lock().unwrap().filter(|_| weights).unwrap_or(usize::MAX);
         stream.write_all(head.as_bytes())?;
+        let stall = *self.stall.lock().unwrap();
+        if let Some(bytes) = stall.filter(|_| weights) {
+            stream.write_all(&part[..part.len().min(bytes)])?;
+            // Open until the client leaves.
+            return std::io::copy(&mut stream, &mut std::io::sink()).map(drop);
+        }
         stream.write_all(&part[..part.len().min(cut)])
     }
-}
-
-fn etag(name: &str) -> String {
-    name.replace(['/', '.'], "")
 }
 
 fn reply(mut stream: TcpStream, status: &str, headers: &str, body: &[u8]) -> std::io::Result<()> {
