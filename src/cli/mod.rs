@@ -7,6 +7,7 @@ mod evaluate;
 mod health;
 mod import;
 mod load;
+mod log;
 mod openapi;
 mod profile;
 mod progress;
@@ -20,6 +21,9 @@ use std::{
     io::{self, Write},
     num::NonZeroUsize,
     process::ExitCode,
+    sync::mpsc::channel,
+    thread,
+    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
@@ -111,12 +115,22 @@ impl Cli {
         match result {
             Ok(()) => ExitCode::SUCCESS,
             Err(problem) => {
-                // Where standard error takes nothing, the exit code still tells.
-                let _ = writeln!(io::stderr(), "error: {problem}");
+                tell(problem);
                 ExitCode::FAILURE
             }
         }
     }
+}
+
+/// Writes a line about what went wrong to standard error. Where that takes nothing, the exit code still tells, and does
+/// not wait.
+fn tell(problem: String) {
+    let (done, told) = channel();
+    thread::spawn(move || {
+        let _ = writeln!(io::stderr(), "error: {problem}");
+        let _ = done.send(());
+    });
+    let _ = told.recv_timeout(Duration::from_secs(2));
 }
 
 /// Writes a line to standard output.
