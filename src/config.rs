@@ -205,4 +205,84 @@ mod tests {
             assert!(problem.contains("--cors-allow-origin"), "{problem}");
         }
     }
+
+    /// Every flag of `serve` that takes a value, with numbers at and beyond the ends of all types.
+    #[test]
+    fn no_number_makes_a_flag_panic() {
+        use clap::{Args, FromArgMatches};
+        let command = || ServeArgs::augment_args(clap::Command::new("serve"));
+        let takes_value = |flag: &clap::Arg| flag.get_action().takes_values();
+        let flags: Vec<String> = command()
+            .get_arguments()
+            .filter(|flag| takes_value(flag))
+            .filter_map(|flag| Some(format!("--{}", flag.get_long()?)))
+            .collect();
+        assert!(flags.len() >= 25, "{flags:?}");
+        let numbers = [
+            "0",
+            "1",
+            "-1",
+            "255",
+            "65535",
+            "65536",
+            "4294967295",
+            "4294967296",
+            "9223372036854775807",
+            "18446744073709551615",
+            "18446744073709551616",
+            "1e308",
+            "1e999",
+            "NaN",
+            "inf",
+            "",
+        ];
+        let ends = |flag: &str, number: &str| {
+            let matches = command().try_get_matches_from(["serve", flag, number]);
+            let arguments = ServeArgs::from_arg_matches(&matches.ok()?).ok()?;
+            Config::new(arguments).ok()
+        };
+        for flag in &flags {
+            for number in numbers {
+                let Some(config) = ends(flag, number) else { continue };
+                // What was accepted can be added to a clock, and held.
+                for time in [
+                    config.drain,
+                    config.http.request_timeout,
+                    config.http.head_timeout,
+                    config.http.body_timeout,
+                    config.http.idle_timeout,
+                ] {
+                    assert!(time <= Duration::from_secs(86_400), "{flag} {number}");
+                }
+                assert!(config.max_queue <= 65_536, "{flag} {number}");
+                assert!(config.http.max_images <= config.max_queue, "{flag} {number}");
+                let largest = http::Settings::largest_body(config.http.body_budget_bytes);
+                assert!(config.http.max_body_bytes <= largest, "{flag} {number}");
+            }
+        }
+        for (flag, number) in [
+            ("--drain-seconds", "18446744073709551615"),
+            ("--request-timeout-seconds", "18446744073709551615"),
+            ("--max-queue", "18446744073709551615"),
+            ("--max-queue", "0"),
+            ("--max-batch", "0"),
+            ("--max-body-bytes", "9223372036854775807"),
+            ("--threads", "65535"),
+            ("--idle-timeout-seconds", "0"),
+        ] {
+            assert!(ends(flag, number).is_none(), "{flag} {number}");
+        }
+        for (flag, number) in [
+            ("--drain-seconds", "0"),
+            ("--drain-seconds", "86400"),
+            ("--max-queue", "1"),
+            ("--max-queue", "65536"),
+            ("--max-images-per-request", "65536"),
+            ("--request-timeout-seconds", "86400"),
+            ("--body-budget-bytes", "1099511627776"),
+            ("--max-connections", "1"),
+        ] {
+            assert!(ends(flag, number).is_some(), "{flag} {number}");
+        }
+    }
 }

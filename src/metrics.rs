@@ -57,6 +57,8 @@ pub struct Metrics {
     pub pair_psnr_db: HistogramVec,
     /// SSIM between the images of paired runs, by `teacher` and `student`.
     pub pair_ssim: HistogramVec,
+    /// Panics that were caught, by `thread`: `request`, `evaluation`, or `device`, which ends the device.
+    pub panics: IntCounterVec,
     /// 1 for every loaded model, by `model`, `role`, `teacher`, `dtype` and `parameters`.
     pub model_info: IntGaugeVec,
     /// 1, with the server's `version`.
@@ -173,6 +175,12 @@ impl Metrics {
                 "SSIM between teacher's and student's 8-bit image of the same noise, in paired runs.",
                 (0..=20).map(|i| f64::from(i) / 20.0).collect(),
             )?,
+            panics: counter(
+                &registry,
+                "understudy_panics_total",
+                "Panics that were caught, by what panicked; a device answers nothing any more after its thread did.",
+                &["thread"],
+            )?,
             model_info: gauge(
                 &registry,
                 "understudy_model_info",
@@ -191,6 +199,9 @@ impl Metrics {
         metrics
             .registry
             .register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        for thread in ["request", "evaluation", "device"] {
+            metrics.panics.with_label_values(&[thread]);
+        }
         metrics.build_info.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Ok(Arc::new(metrics))
     }

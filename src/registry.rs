@@ -94,6 +94,8 @@ pub struct Registry {
     entries: Mutex<BTreeMap<String, Entry>>,
     default_id: OnceLock<String>,
     next_key: AtomicU64,
+    /// Held by the load that reads and warms.
+    turn: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -157,6 +159,7 @@ impl Registry {
             entries: Mutex::new(entries),
             default_id: OnceLock::new(),
             next_key: AtomicU64::new(0),
+            turn: tokio::sync::Mutex::default(),
         })
     }
 
@@ -238,7 +241,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`LoadError`].
-    pub async fn load(&self, id: &str) -> Result<(), LoadError> {
+    pub async fn load(self: &Arc<Self>, id: &str) -> Result<(), LoadError> {
         let settings = &self.settings;
         let known = settings.hub_id(id).is_some() || is_model(&settings.folder.join(id));
         if !is_id(id) || !known {
@@ -252,7 +255,12 @@ impl Registry {
             }
             entry.loading = true;
         }
-        self.load_marked(id).await
+        // Whoever asked may go away. The load goes on to its end, and the mark with it: there is never more than one.
+        let (registry, marked) = (Arc::clone(self), id.to_owned());
+        let loading = tokio::spawn(async move { registry.load_marked(&marked).await });
+        loading.await.unwrap_or_else(|error| {
+            Err(LoadError::Refused(format!("loading ended early: {error}; ask again")))
+        })
     }
 
     /// Unloads; requests in flight finish.
@@ -274,7 +282,7 @@ impl Registry {
 
     /// Loads what its entry already calls loading.
     async fn load_marked(&self, id: &str) -> Result<(), LoadError> {
-        // Whatever happens, a cancelled request included, the entry does not stay "loading".
+        // Whatever happens, a panic included, the entry does not stay "loading".
         let unmark = Unmark { registry: self, id };
         let loaded = self.read_and_warm(id).await;
         drop(unmark);
@@ -299,19 +307,19 @@ impl Registry {
     async fn read_and_warm(&self, id: &str) -> Result<Arc<Model>, String> {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
+        let found = move || settings.folder_of(&id_);
+        let folder = blocking(found).await?;
+        // One after the other, so that what loads take together is what the largest takes.
+        let _turn = self.turn.lock().await;
+        let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
-            let folder = settings.folder_of(&id_)?;
             let model = Model::load(&folder, id_, key, settings.dtype, &settings.devices)?;
             Ok::<_, understudy_models::Error>(match settings.max_rows {
                 Some(rows) if settings.deterministic => model.padded(rows),
                 _ => model,
             })
         };
-        let model = tokio::task::spawn_blocking(read)
-            .await
-            .map_err(|error| format!("loading ended early: {error}"))?
-            .map_err(|error| error.to_string())?;
-        let model = Arc::new(model);
+        let model = Arc::new(blocking(read).await?);
         self.engine.warm_up(Arc::clone(&model), self.settings.max_rows).await?;
         tracing::info!(
             model = id,
@@ -344,6 +352,16 @@ impl Registry {
     fn entries(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Does what takes long off the threads that serve requests.
+async fn blocking<T: Send + 'static>(
+    read: impl FnOnce() -> understudy_models::Result<T> + Send + 'static,
+) -> Result<T, String> {
+    tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| format!("loading ended early: {error}"))?
+        .map_err(|error| error.to_string())
 }
 
 /// Clears an entry's `loading` mark when dropped.

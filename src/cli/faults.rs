@@ -5,16 +5,11 @@ use std::{
     panic::{self, AssertUnwindSafe, PanicHookInfo},
 };
 
-/// From here on panics are told in one sentence: in the log while serving, else on standard error.
-pub(super) fn report(serving: bool) {
-    panic::set_hook(Box::new(move |fault| {
-        let problem = sentence(fault);
-        if serving {
-            tracing::error!("{problem}");
-        } else {
-            // Who does not read standard error has the exit code.
-            let _ = writeln!(io::stderr(), "error: {problem}");
-        }
+/// From here on panics are told in one sentence on standard error. A server tells them in its log, once it has one.
+pub(super) fn report() {
+    panic::set_hook(Box::new(|fault| {
+        // Who does not read standard error has the exit code.
+        let _ = writeln!(io::stderr(), "error: {}", sentence(fault));
     }));
 }
 
@@ -23,7 +18,8 @@ pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Option<T> {
     panic::catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
-fn sentence(fault: &PanicHookInfo<'_>) -> String {
+/// What a panic says of itself.
+pub(super) fn sentence(fault: &PanicHookInfo<'_>) -> String {
     let place = fault.location().map(|place| format!(" at {}:{}", place.file(), place.line()));
     let what = fault.payload_as_str().unwrap_or("no reason given");
     format!(

@@ -8,6 +8,7 @@ mod faults;
 mod health;
 mod import;
 mod load;
+mod log;
 mod openapi;
 mod profile;
 mod progress;
@@ -22,6 +23,9 @@ use std::{
     num::NonZeroUsize,
     path::Path,
     process::ExitCode,
+    sync::mpsc::channel,
+    thread,
+    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
@@ -97,7 +101,7 @@ impl Cli {
     /// Does what was asked; a failure is one screen of text on stderr.
     pub fn run(self) -> ExitCode {
         let threads = self.threads();
-        faults::report(matches!(self.command, Some(Command::Serve(_))));
+        faults::report();
         if !matches!(self.command, Some(Command::Serve(_))) {
             log();
         }
@@ -121,8 +125,7 @@ impl Cli {
             // It has been told where it happened.
             None => ExitCode::FAILURE,
             Some(Err(problem)) => {
-                // Where standard error takes nothing, the exit code still tells.
-                let _ = writeln!(io::stderr(), "error: {problem}");
+                tell(problem);
                 ExitCode::FAILURE
             }
         }
@@ -178,6 +181,17 @@ fn log() {
         // It would tell of a line that standard error does not take on standard error, and panic.
         .log_internal_errors(false)
         .init();
+}
+
+/// Writes a line about what went wrong to standard error. Where that takes nothing, the exit code still tells, and does
+/// not wait.
+fn tell(problem: String) {
+    let (done, told) = channel();
+    thread::spawn(move || {
+        let _ = writeln!(io::stderr(), "error: {problem}");
+        let _ = done.send(());
+    });
+    let _ = told.recv_timeout(Duration::from_secs(2));
 }
 
 /// Writes a line to standard output.

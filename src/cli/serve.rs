@@ -1,18 +1,23 @@
 //! `understudy serve`: from arguments to a running server.
 
 use std::{
-    io::{ErrorKind, IsTerminal},
+    io::{self, ErrorKind, IsTerminal},
     net::SocketAddr,
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
 use tokio::net::TcpListener;
+#[cfg(unix)]
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     compute::{Compute, device_names},
+    log::Log,
     print,
 };
 use crate::{
@@ -214,23 +219,37 @@ pub enum LogFormat {
     Json,
 }
 
+/// How long the end waits for the last lines of the log.
+const LAST_LINES: Duration = Duration::from_millis(200);
+
+/// How long the end waits for the database of experiments.
+const CLOSING: Duration = Duration::from_secs(5);
+
 /// Serves until the process is told to stop.
 pub(super) fn run(arguments: ServeArgs, threads: NonZeroUsize) -> Result<(), String> {
     let config = Config::new(arguments)?;
-    log(config.log_format);
-    tokio::runtime::Builder::new_multi_thread()
+    let lines = Log::start(io::stderr())?;
+    log(config.log_format, lines.clone());
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|error| format!("no async runtime: {error}"))?
-        .block_on(serve(config, threads))
+        .map_err(|error| format!("no async runtime: {error}"))?;
+    let ended = runtime.block_on(serve(config, threads, &lines));
+    // Loads, downloads and the like end with the process; nobody waits for them.
+    runtime.shutdown_background();
+    lines.flush(LAST_LINES);
+    ended
 }
 
-async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
+async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(), String> {
+    let stop = stop().map_err(|error| format!("signals cannot be received: {error}"))?;
     // First, so that a taken port is known before minutes of loading.
     let listener = listen(&config).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let settings = reachable(&config, address);
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
+    let dropped = metrics.add(Box::new(lines.dropped.clone()));
+    dropped.map_err(|error| error.to_string())?;
     let (experiments, kept) = experiments(&config.data)?;
     let experiments = Arc::new(experiments);
     let series = experiments.series().and_then(|series| metrics.add(series));
@@ -247,23 +266,88 @@ async fn serve(config: Config, threads: NonZeroUsize) -> Result<(), String> {
     let app = App::new(engine, Arc::clone(&registry), Arc::clone(&experiments), metrics, settings);
 
     // Health answers 503 while models load, instead of no answer at all.
-    let server = http::serve(listener, app, stop(), config.drain);
+    let server = http::serve(listener, app, stop.cancelled_owned(), config.drain);
     let load = async {
         registry.load_all().await?;
-        // A server that cannot say so serves all the same.
-        if let Err(problem) = print(announcement(&registry, address, &config, threads, &kept)) {
-            tracing::warn!(problem, "not announced");
-        }
+        let announced = announcement(&registry, address, &config, threads, &kept);
+        // A server that cannot say so serves all the same, and does not wait for whoever reads it.
+        tokio::task::spawn_blocking(move || {
+            if let Err(problem) = print(announced) {
+                tracing::warn!(problem, "not announced");
+            }
+        });
         Ok::<_, String>(())
     };
-    tokio::pin!(server);
-    tokio::select! {
-        ended = &mut server => return ended.map_err(|error| error.to_string()),
-        loaded = load => loaded?,
+    let served = async {
+        tokio::pin!(server);
+        tokio::select! {
+            ended = &mut server => return ended.map_err(|error| error.to_string()),
+            loaded = load => loaded?,
+        }
+        server.await.map_err(|error| error.to_string())
+    };
+    let ended = served.await;
+    let closed = tokio::time::timeout(CLOSING, experiments.close()).await;
+    let closed = closed.map_err(|_| {
+        format!("the database of experiments did not close within {} s", CLOSING.as_secs())
+    });
+    ended.and(closed.and_then(|closed| closed.map_err(|error| error.to_string())))
+}
+
+/// Cancelled by the first SIGINT or SIGTERM; the second ends the process, whatever it is doing.
+fn stop() -> io::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let first = stop.clone();
+    let mut signals = Signals::new()?;
+    tokio::spawn(async move {
+        signals.next().await;
+        first.cancel();
+        let code = signals.next().await;
+        std::process::exit(code);
+    });
+    Ok(stop)
+}
+
+/// What tells a process to stop.
+#[cfg(unix)]
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { interrupt, terminate: signal(SignalKind::terminate())? })
     }
-    let ended = server.await.map_err(|error| error.to_string());
-    experiments.close().await.map_err(|error| error.to_string())?;
-    ended
+
+    /// The next one, as the exit code of a process that it ended.
+    async fn next(&mut self) -> i32 {
+        let kind = tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+        };
+        128 + kind.as_raw_value()
+    }
+}
+
+/// What tells a process to stop.
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) -> i32 {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        130
+    }
 }
 
 /// What HTTP is told, now that it is known who reaches the server.
@@ -319,37 +403,25 @@ async fn listen(config: &Config) -> Result<TcpListener, String> {
     })
 }
 
-/// Resolves on SIGINT or SIGTERM.
-async fn stop() {
-    let interrupt = tokio::signal::ctrl_c();
-    #[cfg(unix)]
-    let terminate = async {
-        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
-        }
-    };
-    #[cfg(not(unix))]
-    let terminate = std::future::pending::<Option<()>>();
-    tokio::select! {
-        _ = interrupt => {}
-        _ = terminate => {}
-    }
-}
-
-fn log(format: LogFormat) {
+fn log(format: LogFormat, lines: Log) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let lines = tracing_subscriber::fmt()
+    let format_lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_writer(lines.clone())
         // It would tell of a line that standard error does not take on standard error, and panic.
         .log_internal_errors(false);
     match format {
-        LogFormat::Text => lines.init(),
-        LogFormat::Json => lines.json().flatten_event(true).with_span_list(false).init(),
+        LogFormat::Text => format_lines.init(),
+        LogFormat::Json => format_lines.json().flatten_event(true).with_span_list(false).init(),
     }
+    // The default one writes to standard error itself, and waits for it.
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!("{}", faults::sentence(panic));
+        // It may be the last that the process says.
+        lines.flush(LAST_LINES);
+    }));
 }
 
 /// What a newcomer needs to know, and one line to paste.

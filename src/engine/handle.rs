@@ -2,6 +2,7 @@
 
 use std::{
     num::NonZeroUsize,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, PoisonError,
         mpsc::{Sender, channel},
@@ -73,7 +74,15 @@ impl Engine {
             let (shared, told) = (Arc::clone(&load), learned.clone());
             let worker = Worker::new(device, receiver, shared, told, Arc::clone(&metrics));
             let name = format!("device {device}");
-            thread::Builder::new().name(name).spawn(move || worker.run())?;
+            let (owned, counted) = (Arc::clone(&load), Arc::clone(&metrics));
+            thread::Builder::new().name(name).spawn(move || {
+                // What is caught nowhere else ends the thread, and with it what the device was to do.
+                if catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
+                    tracing::error!(device, "the device's thread panicked; start the server anew");
+                    counted.panics.with_label_values(&["device"]).inc();
+                    owned.end();
+                }
+            })?;
             commands.push(sender);
             loads.push(load);
         }
@@ -341,7 +350,7 @@ impl Engine {
         let Destination { device, outlook } = place;
         let sent = self.loads[*device].admit(&newcomers, outlook.as_ref(), |keys| {
             let samples = keys.iter().copied().zip(samples).collect();
-            senders[*device].send(Command::Run(samples)).map_err(|_| Rejected::Draining)
+            senders[*device].send(Command::Run(samples)).map_err(|_| Rejected::DeviceLost)
         });
         sent.inspect_err(|_| waiting().for_each(|gauge| gauge.dec()))?;
         Ok(submissions)
@@ -356,7 +365,7 @@ impl Engine {
         let senders = gate.as_ref().ok_or(Rejected::Draining)?;
         let tell = |sender: &Sender<Command>| {
             let (reply, answer) = oneshot::channel();
-            sender.send(command(reply)).map(|()| answer).map_err(|_| Rejected::Draining)
+            sender.send(command(reply)).map(|()| answer).map_err(|_| Rejected::DeviceLost)
         };
         senders.iter().map(tell).collect()
     }

@@ -276,6 +276,9 @@ pub enum Rejected {
     /// The server is shutting down.
     #[error("the server is shutting down")]
     Draining,
+    /// The thread of the device has ended.
+    #[error("the device answers nothing any more")]
+    DeviceLost,
 }
 
 impl Rejected {
@@ -299,7 +302,8 @@ impl Rejected {
             Self::QueueFull { .. }
             | Self::QueueShare { .. }
             | Self::DeadlineOthers { .. }
-            | Self::Draining => None,
+            | Self::Draining
+            | Self::DeviceLost => None,
         }
     }
 
@@ -312,6 +316,7 @@ impl Rejected {
             Self::DeadlineOthers { .. } => "deadline_others",
             Self::DeadlineImpossible { .. } => "deadline_impossible",
             Self::Draining => "draining",
+            Self::DeviceLost => "device_lost",
         }
     }
 }

@@ -250,6 +250,13 @@ impl Load {
         self.lock().lost = true;
     }
 
+    /// The device's thread has ended, and with it all that was to be done.
+    pub(super) fn end(&self) {
+        let mut state = self.lock();
+        let next_key = state.next_key;
+        *state = State { lost: true, next_key, ..State::default() };
+    }
+
     /// Whether that has happened.
     pub(super) fn is_lost(&self) -> bool {
         self.lock().lost

@@ -29,6 +29,8 @@ struct Toy {
     memory_rows: usize,
     /// Whether it is on a device that is not waited for.
     defers: bool,
+    /// Whether it panics where nobody expects that.
+    broken: bool,
 }
 
 impl Toy {
@@ -41,7 +43,7 @@ impl Toy {
             conditioning: Conditioning::Classes(10),
         };
         let (go, rows) = (go.map(Mutex::new), Arc::default());
-        Self { geometry, go, rows, memory_rows, defers: false }
+        Self { geometry, go, rows, memory_rows, defers: false, broken: false }
     }
 }
 
@@ -78,6 +80,7 @@ impl Denoiser for Toy {
         &Device::Cpu
     }
     fn defers(&self) -> bool {
+        assert!(!self.broken, "broken");
         self.defers
     }
     fn parameters(&self) -> usize {
@@ -568,6 +571,29 @@ fn what_comes_after_a_device_is_lost_goes_to_the_other() {
         f.go_on_second(STEPS);
         assert_eq!(completed(&all(next)), 1);
     }
+}
+
+#[test]
+fn a_device_whose_thread_panics_is_lost_and_says_so() {
+    let toy = Toy { broken: true, ..Toy::new(None, usize::MAX) };
+    let model = toy_model(vec![Box::new(toy)], 4, 1.0);
+    let metrics = Metrics::new().unwrap();
+    let engine = Engine::start(NonZeroUsize::MIN, 4, Arc::clone(&metrics)).unwrap();
+    let request = || {
+        let f = fixture(1, 1);
+        GenerateRequest { model: Arc::clone(&model), ..f.request(&[1]) }
+    };
+    assert!(all(engine.generate(request()).unwrap()).is_empty(), "nothing comes of it");
+    while !engine.has_lost_a_device() {
+        std::thread::yield_now();
+    }
+    assert_eq!(metrics.panics.with_label_values(&["device"]).get(), 1);
+    assert_eq!(engine.generate(request()).unwrap_err(), Rejected::DeviceLost);
+    // Its places in the queue are free.
+    assert_eq!(engine.check_room(&model), Ok(()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let problem = runtime.block_on(engine.warm_up(Arc::clone(&model), None)).unwrap_err();
+    assert!(problem.contains("answers nothing"), "{problem}");
 }
 
 #[test]

@@ -173,7 +173,7 @@ impl Worker {
 
         let replica = model.on(self.device);
         let asked = Instant::now();
-        let begun = caught(|| step::begin(replica.network(), &mut samples));
+        let begun = self.caught(|| step::begin(replica.network(), &mut samples));
         for sample in &mut samples {
             if !sample.clock.started() && !sample.background() {
                 self.metrics.samples_waiting.with_label_values(&[&model.id]).dec();
@@ -193,7 +193,7 @@ impl Worker {
                 Ok(samples.iter().map(|_| Outcome::Going(None)).collect())
             }
             begun => {
-                let ended = begun.and_then(|begun| caught(|| begun.end(&samples)));
+                let ended = begun.and_then(|begun| self.caught(|| begun.end(&samples)));
                 let seconds = self.ended(&batch, &model, began, ended.is_ok());
                 self.load.ran(&batch, seconds);
                 for sample in &mut samples {
@@ -230,7 +230,7 @@ impl Worker {
         let Some(Pending { batch, model, began, check }) = self.pending.take() else {
             return BTreeMap::new();
         };
-        let bad = caught(|| check.bad());
+        let bad = self.caught(|| check.bad());
         let seconds = self.ended(&batch, &model, began, bad.is_ok());
         for key in &batch.samples {
             let next = keys.iter().position(|next| next == key);
@@ -297,6 +297,18 @@ impl Worker {
             Failed::Otherwise(reason) => {
                 tracing::error!(model = model.id, rows, reason, "evaluation failed");
                 Failure::Evaluation(reason)
+            }
+        }
+    }
+
+    /// What a device is asked to do, which may fail. A panic concerns what was asked alone: the samples are dropped then,
+    /// and nothing else is shared.
+    fn caught<T>(&self, ask: impl FnOnce() -> candle_core::Result<T>) -> Result<T, Failed> {
+        match catch_unwind(AssertUnwindSafe(ask)) {
+            Ok(asked) => asked.map_err(|error| Failed::of(&error)),
+            Err(panic) => {
+                self.metrics.panics.with_label_values(&["evaluation"]).inc();
+                Err(Failed::Otherwise(panic_text(panic.as_ref())))
             }
         }
     }
@@ -415,15 +427,6 @@ impl Failed {
         } else {
             Self::Otherwise(text)
         }
-    }
-}
-
-/// What a device is asked to do, which may fail. A panic concerns what was asked alone: the samples are dropped then,
-/// and nothing else is shared.
-fn caught<T>(ask: impl FnOnce() -> candle_core::Result<T>) -> Result<T, Failed> {
-    match catch_unwind(AssertUnwindSafe(ask)) {
-        Ok(asked) => asked.map_err(|error| Failed::of(&error)),
-        Err(panic) => Err(Failed::Otherwise(panic_text(panic.as_ref()))),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod arms;
 mod ballot;
+mod condition;
 mod experiment;
 #[cfg(test)]
 mod golden;
@@ -22,6 +23,7 @@ mod votes;
 pub mod wilson;
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc, PoisonError,
@@ -35,12 +37,14 @@ use tokio::sync::oneshot;
 
 pub use arms::{ARMS, Arm, MAX_WEIGHT};
 pub use ballot::{Choice, Pair, Vote};
+pub use condition::Trouble;
 pub use experiment::Experiment;
 pub use store::{MAX_EXPERIMENTS, MAX_OPEN_PAIRS, PAIR_MILLISECONDS};
 pub use traffic::Traffic;
 pub use votes::Votes;
 
 use crate::names::is_id;
+use condition::Condition;
 use series::Series;
 use store::{Live, Store};
 
@@ -93,6 +97,16 @@ pub enum Error {
     /// Nothing can be kept.
     #[error("{0}")]
     Unavailable(String),
+    /// The disk is full; nothing was changed.
+    #[error(
+        "the disk that {0} is on is full, so nothing can be kept; free some space, or name a folder on another disk with --data-dir"
+    )]
+    Full(String),
+    /// The file is not where it was opened, so what is written to it would be lost; nothing counts as kept.
+    #[error(
+        "{0} was removed or replaced while the server had it open, so nothing can be kept; put it back, or start the server anew"
+    )]
+    Removed(String),
     /// The disk or the file failed.
     #[error("the database of experiments failed: {0}")]
     Storage(String),
@@ -103,6 +117,7 @@ type Job = Box<dyn FnOnce(&mut Store) + Send>;
 /// All experiments of the server. Dropping it writes down what is not yet.
 pub struct Experiments {
     live: Live,
+    condition: Arc<Condition>,
     /// To the thread that owns the database, or why there is none.
     jobs: Result<Sender<Job>, String>,
 }
@@ -114,19 +129,30 @@ impl Experiments {
     /// # Errors
     /// A sentence that names the file.
     pub fn open(folder: &Path, make: bool) -> Result<Self, String> {
-        let store = Store::open(folder, make).map_err(|error| error.to_string())?;
-        let live = store.live();
+        let condition = Arc::new(Condition::new().map_err(|error| error.to_string())?);
+        let store = Store::open(folder, make, Arc::clone(&condition));
+        let store = store.map_err(|error| error.to_string())?;
+        let (live, told) = (store.live(), Arc::clone(&condition));
         let (jobs, waiting) = channel();
         std::thread::Builder::new()
             .name("experiments".into())
-            .spawn(move || work(store, &waiting))
+            .spawn(move || work(store, &waiting, &told))
             .map_err(|error| format!("no thread for experiments: {error}"))?;
-        Ok(Self { live, jobs: Ok(jobs) })
+        Ok(Self { live, condition, jobs: Ok(jobs) })
     }
 
     /// None, and none can be created, for that reason.
+    ///
+    /// # Panics
+    /// Never, unless a metric's name is a mistake.
     pub fn unavailable(reason: String) -> Self {
-        Self { live: Live::default(), jobs: Err(reason) }
+        let condition = Arc::new(Condition::new().expect("names that Prometheus takes"));
+        Self { live: Live::default(), condition, jobs: Err(reason) }
+    }
+
+    /// Why nothing was kept when somebody last asked for it; `None` while all is well.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.condition.trouble()
     }
 
     /// All of them by id.
@@ -218,7 +244,7 @@ impl Experiments {
     /// # Errors
     /// Never, unless a metric's name is a mistake.
     pub fn series(&self) -> prometheus::Result<Box<dyn Collector>> {
-        Ok(Box::new(Series::new(Arc::clone(&self.live))?))
+        Ok(Box::new(Series::new(Arc::clone(&self.live), Arc::clone(&self.condition))?))
     }
 
     fn jobs(&self) -> Result<&Sender<Job>, Error> {
@@ -230,7 +256,8 @@ impl Experiments {
         &self,
         job: impl FnOnce(&mut Store) -> Result<R, Error> + Send + 'static,
     ) -> Result<R, Error> {
-        let ended = || Error::Storage("the thread that owns it has ended".into());
+        // The log has what it said.
+        let ended = || Error::Storage("it panicked; it is damaged, move the file away".into());
         let (sender, receiver) = oneshot::channel();
         let job = Box::new(move |store: &mut Store| {
             let _ = sender.send(job(store));
@@ -250,26 +277,41 @@ fn check_id(id: &str) -> Result<(), Error> {
     Err(Error::Value { field: "id".into(), value: format!("{id:?}"), remedy })
 }
 
-/// Does what is asked, one after the other, until nobody can ask any more.
-fn work(mut store: Store, jobs: &Receiver<Job>) {
+/// Does what is asked, one after the other, until nobody can ask any more. A panic ends what was asked alone; the file is
+/// opened anew for the next.
+fn work(mut store: Store, jobs: &Receiver<Job>, condition: &Condition) {
     let mut saved = Instant::now();
     loop {
         let ended = match jobs.recv_timeout(SAVE_EVERY.saturating_sub(saved.elapsed())) {
             Ok(job) => {
-                job(&mut store);
+                caught(&mut store, condition, job);
                 false
             }
             Err(RecvTimeoutError::Timeout) => false,
             Err(RecvTimeoutError::Disconnected) => true,
         };
         if ended || saved.elapsed() >= SAVE_EVERY {
-            if let Err(error) = store.save_traffic() {
-                tracing::error!(%error, "counts of experiments not saved");
-            }
+            caught(&mut store, condition, |store| {
+                if let Err(error) = store.save_traffic() {
+                    tracing::error!(%error, "counts of experiments not saved");
+                }
+            });
             saved = Instant::now();
         }
         if ended {
             return;
         }
+    }
+}
+
+fn caught(store: &mut Store, condition: &Condition, job: impl FnOnce(&mut Store)) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(store))) {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        let text = text.unwrap_or_else(|| "no message".into());
+        tracing::error!(panic = text, "the database of experiments panicked");
+        condition.panicked(format!("the database of experiments is damaged: {text}"));
+        // What a panic leaves of it may panic again.
+        let _ = catch_unwind(AssertUnwindSafe(|| store.forget()));
     }
 }

@@ -1,7 +1,7 @@
 //! Experiments as Prometheus series, read off them at every scrape, so that they go when an experiment
 //! goes. The bounds on experiments and arms bound them.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use prometheus::{
     core::{Collector, Desc},
@@ -9,6 +9,7 @@ use prometheus::{
 };
 
 use super::{
+    condition::Condition,
     experiment::Experiment,
     store::Live,
     traffic::{BOUNDS, Traffic},
@@ -40,13 +41,14 @@ fn family(
 /// All of them.
 pub(super) struct Series {
     live: Live,
+    condition: Arc<Condition>,
     families: Vec<Family>,
 }
 
 impl Series {
     /// # Errors
     /// Only for a name that Prometheus does not take, which is a mistake in this file.
-    pub(super) fn new(live: Live) -> prometheus::Result<Self> {
+    pub(super) fn new(live: Live, condition: Arc<Condition>) -> prometheus::Result<Self> {
         let gauge_kind = MetricType::GAUGE;
         let families = vec![
             family(
@@ -111,13 +113,15 @@ impl Series {
                 |experiment, arm| alone(gauge(experiment.votes.of(arm).p_value())),
             )?,
         ];
-        Ok(Self { live, families })
+        Ok(Self { live, condition, families })
     }
 }
 
 impl Collector for Series {
     fn desc(&self) -> Vec<&Desc> {
-        self.families.iter().map(|family| &family.desc).collect()
+        let of_experiments = self.families.iter().map(|family| &family.desc);
+        let Condition { failing, panics, .. } = self.condition.as_ref();
+        of_experiments.chain(failing.desc()).chain(panics.desc()).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -143,7 +147,9 @@ impl Collector for Series {
             written.set_metric(metrics);
             written
         };
-        self.families.iter().map(family).collect()
+        let of_experiments = self.families.iter().map(family);
+        let Condition { failing, panics, .. } = self.condition.as_ref();
+        of_experiments.chain(failing.collect()).chain(panics.collect()).collect()
     }
 }
 

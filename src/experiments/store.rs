@@ -12,7 +12,7 @@ use std::{
 };
 
 use redb::{
-    Database, DatabaseError, ReadableTable, ReadableTableMetadata, TableDefinition,
+    Database, DatabaseError, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition,
     WriteTransaction,
 };
 
@@ -20,6 +20,7 @@ use super::{
     Error,
     arms::Arm,
     ballot::{Choice, Pair, Vote},
+    condition::Condition,
     experiment::Experiment,
 };
 
@@ -59,15 +60,22 @@ pub(super) struct Store {
     file: PathBuf,
     /// Opened when first needed, and again after it failed.
     database: Option<Database>,
+    /// The file that was opened, whatever is at its path now.
+    opened: Option<Identity>,
     live: Live,
+    condition: Arc<Condition>,
 }
 
 impl Store {
     /// Reads what is in `folder`; with `make`, makes the folder and the file now instead of when the first
     /// experiment is created.
-    pub(super) fn open(folder: &Path, make: bool) -> Result<Self, Error> {
-        let file = folder.join(FILE);
-        let mut store = Self { file, database: None, live: Live::default() };
+    pub(super) fn open(
+        folder: &Path,
+        make: bool,
+        condition: Arc<Condition>,
+    ) -> Result<Self, Error> {
+        let (file, live) = (folder.join(FILE), Live::default());
+        let mut store = Self { file, database: None, opened: None, live, condition };
         if make || store.file.exists() {
             store.ready()?;
         }
@@ -248,22 +256,60 @@ impl Store {
         &mut self,
         change: impl FnOnce(&WriteTransaction) -> Result<R, Error>,
     ) -> Result<R, Error> {
-        self.ready()?;
-        let Some(database) = &self.database else {
-            return Err(Error::Storage("the database is not open".into()));
-        };
-        let committed = (|| {
-            let transaction = database.begin_write().map_err(failed)?;
-            // Dropping it without a commit takes back what was changed.
-            let result = change(&transaction)?;
-            transaction.commit().map_err(failed)?;
-            Ok(result)
-        })();
-        if matches!(committed, Err(Error::Storage(_))) {
+        let committed = self.commit(change);
+        match &committed {
+            Ok(_) => self.condition.kept(),
+            Err(
+                error @ (Error::Storage(_)
+                | Error::Full(_)
+                | Error::Removed(_)
+                | Error::Unavailable(_)),
+            ) => {
+                tracing::error!(%error, "experiments not kept");
+                self.condition.failed(error.to_string());
+            }
+            Err(_) => {}
+        }
+        if matches!(committed, Err(Error::Storage(_) | Error::Full(_))) {
             // What the disk has now is read again.
             self.database = None;
         }
         committed
+    }
+
+    fn commit<R>(
+        &mut self,
+        change: impl FnOnce(&WriteTransaction) -> Result<R, Error>,
+    ) -> Result<R, Error> {
+        self.ready()?;
+        let Some(database) = &self.database else {
+            return Err(Error::Storage("the database is not open".into()));
+        };
+        let named = |error| match error {
+            Error::Full(_) => Error::Full(self.file.display().to_string()),
+            error => error,
+        };
+        self.in_place()?;
+        let transaction = database.begin_write().map_err(failed).map_err(named)?;
+        // Dropping it without a commit takes back what was changed.
+        let result = change(&transaction).map_err(named)?;
+        transaction.commit().map_err(failed).map_err(named)?;
+        // Whoever removed it meanwhile has removed what was written.
+        self.in_place()?;
+        Ok(result)
+    }
+
+    /// Whether the file that is open is the one that will be found at the next start.
+    fn in_place(&self) -> Result<(), Error> {
+        if self.opened.is_some() && identity(&self.file) != self.opened {
+            return Err(Error::Removed(self.file.display().to_string()));
+        }
+        Ok(())
+    }
+
+    /// Closes the file without another word to it, so that it is opened anew.
+    pub(super) fn forget(&mut self) {
+        self.database = None;
     }
 
     /// Opens the file where it is not, and reads its experiments.
@@ -271,8 +317,14 @@ impl Store {
         if self.database.is_some() {
             return Ok(());
         }
-        let (database, experiments) = open(&self.file)
-            .map_err(|problem| Error::Unavailable(format!("{}: {problem}", self.file.display())))?;
+        let (database, experiments) = open(&self.file).map_err(|failed| {
+            let file = self.file.display();
+            match failed {
+                Unopened::Full => Error::Full(file.to_string()),
+                Unopened::Otherwise(problem) => Error::Unavailable(format!("{file}: {problem}")),
+            }
+        })?;
+        self.opened = identity(&self.file);
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);
         let before = std::mem::take(&mut *live);
         for experiment in experiments {
@@ -287,19 +339,51 @@ impl Store {
     }
 }
 
-/// The file's database and its experiments, or a sentence.
-fn open(file: &Path) -> Result<(Database, Vec<Experiment>), String> {
+/// Which file it is, whatever it is called: its device and its number there.
+type Identity = (u64, u64);
+
+#[cfg(unix)]
+fn identity(file: &Path) -> Option<Identity> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = fs::metadata(file).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+#[cfg(not(unix))]
+fn identity(file: &Path) -> Option<Identity> {
+    file.exists().then_some((0, 0))
+}
+
+/// Why the file cannot be opened.
+enum Unopened {
+    Full,
+    /// A sentence.
+    Otherwise(String),
+}
+
+impl From<String> for Unopened {
+    fn from(problem: String) -> Self {
+        Self::Otherwise(problem)
+    }
+}
+
+/// The file's database and its experiments.
+fn open(file: &Path) -> Result<(Database, Vec<Experiment>), Unopened> {
     let folder = file.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)
-        .map_err(|error| format!("{error}; name another folder with --data-dir"))?;
+    fs::create_dir_all(folder).map_err(|error| match is_full(&error) {
+        true => Unopened::Full,
+        false => format!("{error}; name another folder with --data-dir").into(),
+    })?;
     let new = !file.exists();
     let database = Database::builder().set_cache_size(CACHE_BYTES).create(file).map_err(
         |error| match error {
-            DatabaseError::DatabaseAlreadyOpen => {
+            DatabaseError::DatabaseAlreadyOpen => Unopened::Otherwise(
                 "another server has it open; give each server a folder of its own with --data-dir"
-                    .into()
-            }
-            error => format!("{error}; name another folder with --data-dir, or move the file away"),
+                    .into(),
+            ),
+            DatabaseError::Storage(StorageError::Io(error)) if is_full(&error) => Unopened::Full,
+            error => format!("{error}; name another folder with --data-dir, or move the file away")
+                .into(),
         },
     )?;
     if new {
@@ -326,17 +410,23 @@ fn open(file: &Path) -> Result<(Database, Vec<Experiment>), String> {
         transaction.commit()?;
         Ok((format, records))
     };
-    let (format, records) = read().map_err(|error| error.to_string())?;
+    let (format, records) = read().map_err(|error| match error {
+        redb::Error::Io(error) if is_full(&error) => Unopened::Full,
+        error => error.to_string().into(),
+    })?;
     if format != FORMAT {
         return Err(format!(
             "its format is {format}, this version of Understudy reads {FORMAT}; use the version that wrote it, or another folder with --data-dir"
-        ));
+        )
+        .into());
     }
     let experiments = records.into_iter().map(|(id, json)| {
         let record = serde_json::from_slice(&json).ok();
         let experiment = record.and_then(|record| Experiment::from_record(id.clone(), record));
         experiment.ok_or_else(|| {
-            format!("what it says of the experiment {id:?} cannot be read; move the file away")
+            Unopened::from(format!(
+                "what it says of the experiment {id:?} cannot be read; move the file away"
+            ))
         })
     });
     Ok((database, experiments.collect::<Result<_, _>>()?))
@@ -353,8 +443,17 @@ fn parse<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(json).map_err(failed_io)
 }
 
-fn failed(error: impl Into<redb::Error>) -> Error {
-    Error::Storage(error.into().to_string())
+pub(super) fn failed(error: impl Into<redb::Error>) -> Error {
+    match error.into() {
+        redb::Error::Io(error) if is_full(&error) => Error::Full(String::new()),
+        error => Error::Storage(error.to_string()),
+    }
+}
+
+/// Whether there is no room for what was to be written.
+fn is_full(error: &io::Error) -> bool {
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 fn failed_io(error: impl std::fmt::Display) -> Error {

@@ -5,7 +5,11 @@ use std::path::Path;
 
 use redb::{Database, ReadableDatabase, TableDefinition};
 
-use super::{store::Store, *};
+use super::{
+    condition::Condition,
+    store::{Store, failed},
+    *,
+};
 
 fn arm(model: &str, weight: f64) -> Arm {
     Arm { model: model.into(), weight }
@@ -17,6 +21,10 @@ fn arms() -> Vec<Arm> {
 
 fn pair(models: [&str; 2]) -> Pair {
     Pair { models: models.map(str::to_owned), seed: 7 }
+}
+
+fn condition() -> Arc<Condition> {
+    Arc::new(Condition::new().unwrap())
 }
 
 /// What a store's experiments and their counts look like from outside.
@@ -31,7 +39,7 @@ fn seen(store: &Store) -> Vec<String> {
 #[test]
 fn everything_is_there_when_the_file_is_opened_again() {
     let folder = tempfile::tempdir().unwrap();
-    let mut store = Store::open(folder.path(), false).unwrap();
+    let mut store = Store::open(folder.path(), false, condition()).unwrap();
     assert_eq!(folder.path().read_dir().unwrap().count(), 0, "nothing is made before it is needed");
     store.create("e", arms()).unwrap();
     store.create("f", arms()).unwrap();
@@ -46,7 +54,7 @@ fn everything_is_there_when_the_file_is_opened_again() {
     let before = seen(&store);
     drop(store);
 
-    let mut store = Store::open(folder.path(), false).unwrap();
+    let mut store = Store::open(folder.path(), false, condition()).unwrap();
     assert_eq!(seen(&store), before);
     assert_eq!(store.vote("e", &voted, Choice::First, "key"), Ok((vote, false)));
     assert!(store.vote("e", &open.unwrap(), Choice::Tie, "other").unwrap().1);
@@ -55,7 +63,7 @@ fn everything_is_there_when_the_file_is_opened_again() {
 #[test]
 fn a_vote_counts_once() {
     let folder = tempfile::tempdir().unwrap();
-    let mut store = Store::open(folder.path(), false).unwrap();
+    let mut store = Store::open(folder.path(), false, condition()).unwrap();
     store.create("e", arms()).unwrap();
     store.create("f", arms()).unwrap();
     let first = store.open_pair("e", &pair(["c", "a"])).unwrap();
@@ -82,7 +90,7 @@ fn a_vote_counts_once() {
 #[test]
 fn a_deleted_experiment_leaves_nothing_behind() {
     let folder = tempfile::tempdir().unwrap();
-    let mut store = Store::open(folder.path(), false).unwrap();
+    let mut store = Store::open(folder.path(), false, condition()).unwrap();
     for id in ["e", "e.", "d"] {
         store.create(id, arms()).unwrap();
         let voted = store.open_pair(id, &pair(["a", "b"])).unwrap();
@@ -108,7 +116,7 @@ fn a_deleted_experiment_leaves_nothing_behind() {
 fn pairs_are_forgotten_when_they_are_too_old() {
     const OPEN: TableDefinition<&str, (&str, u64, &[u8])> = TableDefinition::new("open_pairs");
     let folder = tempfile::tempdir().unwrap();
-    let mut store = Store::open(folder.path(), false).unwrap();
+    let mut store = Store::open(folder.path(), false, condition()).unwrap();
     store.create("e", arms()).unwrap();
     drop(store);
     let old = format!("{:012x}{:016x}", 1, 2);
@@ -122,7 +130,7 @@ fn pairs_are_forgotten_when_they_are_too_old() {
     transaction.commit().unwrap();
     drop(database);
 
-    let mut store = Store::open(folder.path(), false).unwrap();
+    let mut store = Store::open(folder.path(), false, condition()).unwrap();
     assert_eq!(store.vote("e", &old, Choice::Tie, "k"), Err(Error::UnknownPair(old)));
     store.open_pair("e", &pair(["a", "b"])).unwrap();
     drop(store);
@@ -134,7 +142,7 @@ fn pairs_are_forgotten_when_they_are_too_old() {
 #[test]
 fn arms_and_weights_must_make_sense() {
     let folder = tempfile::tempdir().unwrap();
-    let mut store = Store::open(folder.path(), false).unwrap();
+    let mut store = Store::open(folder.path(), false, condition()).unwrap();
     let cases = [
         (vec![arm("a", 1.0)], "arms"),
         (vec![], "arms"),
@@ -171,16 +179,16 @@ fn arms_and_weights_must_make_sense() {
 /// What cannot be used is told with the file's name and the way out.
 #[test]
 fn files_that_cannot_be_used_are_told() {
-    let refused = |folder: &Path| match Store::open(folder, true) {
+    let refused = |folder: &Path| match Store::open(folder, true, condition()) {
         Err(error) => error.to_string(),
         Ok(_) => panic!("opened"),
     };
     let folder = tempfile::tempdir().unwrap();
-    let open = Store::open(folder.path(), true).unwrap();
+    let open = Store::open(folder.path(), true, condition()).unwrap();
     let said = refused(folder.path());
     assert!(said.contains("experiments.redb") && said.contains("another server"), "{said}");
     drop(open);
-    drop(Store::open(folder.path(), true).unwrap());
+    drop(Store::open(folder.path(), true, condition()).unwrap());
 
     let other = tempfile::tempdir().unwrap();
     std::fs::write(other.path().join("experiments.redb"), "not a database at all").unwrap();
@@ -208,4 +216,69 @@ async fn without_a_place_there_are_no_experiments() {
     assert_eq!(none.get("e").unwrap_err(), reason);
     assert_eq!(none.create("e".into(), arms()).await.unwrap_err(), reason);
     assert_eq!(none.close().await, Ok(()));
+}
+
+#[tokio::test]
+async fn a_panic_ends_what_was_asked_alone_and_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let experiments = Experiments::open(folder.path(), true).unwrap();
+    experiments.create("e".into(), arms()).await.unwrap();
+    assert_eq!(experiments.trouble(), None);
+    for _ in 0..2 {
+        let panicked = experiments.run::<()>(|_| panic!("a damaged page")).await;
+        assert!(matches!(panicked, Err(Error::Storage(_))), "{panicked:?}");
+        let trouble = experiments.trouble().unwrap();
+        assert!(trouble.damaged && trouble.problem.contains("a damaged page"), "{trouble:?}");
+    }
+    let series = || {
+        let metrics = prometheus::Registry::new();
+        metrics.register(experiments.series().unwrap()).unwrap();
+        prometheus::TextEncoder::new().encode_to_string(&metrics.gather()).unwrap()
+    };
+    assert!(series().contains("understudy_experiments_failing 1"), "{}", series());
+    assert!(series().contains("understudy_experiments_panics_total 2"), "{}", series());
+    // The thread lives, and has opened the file anew.
+    experiments.reweight("e".into(), vec![arm("a", 3.0)]).await.unwrap();
+    assert_eq!(experiments.get("e").unwrap().arms[0].weight, 3.0);
+    assert_eq!(experiments.trouble(), None);
+    assert!(series().contains("understudy_experiments_failing 0"), "{}", series());
+    // What a client got wrong is no trouble.
+    assert!(experiments.create("e".into(), arms()).await.is_err());
+    assert_eq!(experiments.trouble(), None);
+}
+
+#[test]
+fn a_vote_into_a_folder_that_is_gone_is_not_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let (data, away) = (folder.path().join("data"), folder.path().join("away"));
+    let condition = condition();
+    let mut store = Store::open(&data, true, Arc::clone(&condition)).unwrap();
+    store.create("e", arms()).unwrap();
+    let open = store.open_pair("e", &pair(["a", "b"])).unwrap();
+    std::fs::rename(&data, &away).unwrap();
+    let before = seen(&store);
+    for _ in 0..2 {
+        let lost = store.vote("e", &open, Choice::First, "key").unwrap_err();
+        assert!(matches!(&lost, Error::Removed(file) if file.contains("data")), "{lost}");
+        assert_eq!(seen(&store), before);
+        assert!(condition.trouble().unwrap().problem.contains("removed"));
+    }
+    assert!(!data.exists(), "nothing is made in its place");
+    // Another file in its place is not it, either.
+    drop(Store::open(&data, true, self::condition()).unwrap());
+    assert!(matches!(store.vote("e", &open, Choice::First, "key"), Err(Error::Removed(_))));
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(&away, &data).unwrap();
+    assert!(store.vote("e", &open, Choice::First, "key").unwrap().1);
+    assert_eq!(condition.trouble(), None);
+}
+
+#[test]
+fn a_full_disk_is_told_as_one() {
+    use std::io::{Error as Io, ErrorKind};
+    for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::FileTooLarge] {
+        let error = failed(redb::Error::Io(Io::from(kind)));
+        assert!(matches!(error, Error::Full(_)) && error.to_string().contains("--data-dir"));
+    }
+    assert!(matches!(failed(redb::Error::Io(Io::from(ErrorKind::Other))), Error::Storage(_)));
 }

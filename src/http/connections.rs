@@ -56,6 +56,9 @@ const FILES: usize = 24;
 /// The limit where the operator names none and the system allows more.
 const MOST: usize = 4096;
 
+/// What a connection holds of what it has read and not passed on, and so of a head at most.
+const BUFFER_BYTES: usize = 64 << 10;
+
 /// How long nothing is accepted after the system had no descriptor for it.
 const RECOVERY: Duration = Duration::from_millis(50);
 
@@ -271,7 +274,7 @@ fn serve(
     async move {
         let mut http = http1::Builder::new();
         // The socket has clocks of its own, which tell an idle connection from a slow head.
-        http.header_read_timeout(None).keep_alive(!for_probes);
+        http.header_read_timeout(None).keep_alive(!for_probes).max_buf_size(BUFFER_BYTES);
         let connection = http.serve_connection(TokioIo::new(socket), service);
         tokio::pin!(connection);
         tokio::select! {
@@ -332,8 +335,11 @@ impl HttpBody for Received {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let frame = Pin::new(&mut this.body).poll_frame(context);
-        if matches!(frame, Poll::Ready(None)) || this.body.is_end_stream() {
-            this.activity.complete();
+        match frame {
+            Poll::Ready(None) => this.activity.complete(),
+            Poll::Ready(_) if this.body.is_end_stream() => this.activity.complete(),
+            Poll::Ready(_) => {}
+            Poll::Pending => this.activity.starves(),
         }
         frame
     }
@@ -344,6 +350,12 @@ impl HttpBody for Received {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.activity.complete();
     }
 }
 

@@ -174,6 +174,10 @@ impl From<Rejected> for Problem {
                     .at("deadline_ms")
             }
             Rejected::Draining => Self::draining(),
+            Rejected::DeviceLost => {
+                let message = format!("{rejected}; start the server anew");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "device_lost", message)
+            }
         }
     }
 }
@@ -221,6 +225,10 @@ impl From<experiments::Error> for Problem {
             Error::Unavailable(_) => {
                 let message = format!("experiments cannot be kept here: {message}");
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "experiments_unavailable", message)
+            }
+            Error::Full(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "storage_full", message),
+            Error::Removed(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "experiments_removed", message)
             }
             Error::Storage(_) => Self::internal(message),
         }

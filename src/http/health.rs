@@ -21,6 +21,8 @@ impl App {
             HealthStatus::Draining
         } else if self.engine.has_lost_a_device() {
             HealthStatus::DeviceLost
+        } else if self.experiments.trouble().is_some_and(|trouble| trouble.damaged) {
+            HealthStatus::ExperimentsLost
         } else if self.registry.ready() {
             HealthStatus::Ok
         } else {
@@ -32,7 +34,7 @@ impl App {
 /// Whether the server takes requests.
 #[utoipa::path(get, path = "/health", tag = "operations", responses(
     (status = 200, description = "It does", body = Health),
-    (status = 503, description = "Models are being loaded, the server is shutting down, or a GPU answers nothing any more until the server is started anew", body = Health),
+    (status = 503, description = "Models are being loaded, the server is shutting down, a device answers nothing any more until the server is started anew, or the database of experiments is damaged", body = Health),
 ))]
 pub(super) async fn health(State(app): State<App>) -> Response {
     let status = app.status();
@@ -40,14 +42,16 @@ pub(super) async fn health(State(app): State<App>) -> Response {
     let ready = |(_, state): &&(String, ModelState)| matches!(state, ModelState::Ready(_));
     let code = match status {
         HealthStatus::Ok => StatusCode::OK,
-        HealthStatus::Loading | HealthStatus::Draining | HealthStatus::DeviceLost => {
-            StatusCode::SERVICE_UNAVAILABLE
-        }
+        HealthStatus::Loading
+        | HealthStatus::Draining
+        | HealthStatus::DeviceLost
+        | HealthStatus::ExperimentsLost => StatusCode::SERVICE_UNAVAILABLE,
     };
     let body = Health {
         status,
         models_ready: models.iter().filter(ready).count(),
         models_total: models.len(),
+        experiments: app.experiments.trouble().map(|trouble| trouble.problem),
     };
     (code, Json(body)).into_response()
 }

@@ -56,7 +56,7 @@ pub(super) async fn live() -> Json<Live> {
 /// Whether the server takes requests.
 #[utoipa::path(get, path = "/v2/health/ready", tag = "inference", responses(
     (status = 200, description = "It does", body = ServerReady),
-    (status = 503, description = "Models are being loaded, the server is shutting down, or a GPU answers nothing any more", body = ServerReady),
+    (status = 503, description = "Models are being loaded, the server is shutting down, a device answers nothing any more, or the database of experiments is damaged", body = ServerReady),
 ))]
 pub(super) async fn ready(State(app): State<App>) -> Response {
     let ready = app.status() == HealthStatus::Ok;

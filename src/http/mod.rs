@@ -73,6 +73,7 @@ fn routes() -> OpenApiRouter<App> {
 /// The whole application. Layers run from the last to the first.
 pub fn router(app: App) -> Router {
     let (router, _) = routes().split_for_parts();
+    let metrics = Arc::clone(&app.metrics);
     let policy = Arc::new(access::Policy::new(&app.settings));
     router
         .merge(docs::swagger_ui())
@@ -82,7 +83,7 @@ pub fn router(app: App) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), observe::timeout))
         .layer(middleware::from_fn(operation::check_media_type))
         .layer(middleware::from_fn_with_state(app.clone(), auth::check))
-        .layer(CatchPanicLayer::custom(observe::panicked))
+        .layer(CatchPanicLayer::custom(move |panic| observe::panicked(&metrics, panic)))
         .layer(option_layer(policy.cors()))
         .layer(middleware::from_fn(connections::check_room))
         .layer(middleware::from_fn_with_state(policy, access::check))

@@ -148,7 +148,8 @@ pub(super) fn out_of_time(app: &App) -> Problem {
 }
 
 /// 500 for a handler that panicked.
-pub(super) fn panicked(panic: Box<dyn Any + Send>) -> Response {
+pub(super) fn panicked(metrics: &Metrics, panic: Box<dyn Any + Send>) -> Response {
+    metrics.panics.with_label_values(&["request"]).inc();
     let text = panic
         .downcast_ref::<String>()
         .map(String::as_str)

@@ -61,7 +61,11 @@ pub(super) async fn load(
         return Err(Problem::draining());
     }
     let id = id.map_err(|_| Problem::unknown_model("\u{fffd}"))?.0;
-    app.registry.load(&id).await.map_err(|error| refused(&id, error))?;
+    tokio::select! {
+        loaded = app.registry.load(&id) => loaded.map_err(|error| refused(&id, error))?,
+        // It would be loaded for nobody.
+        () = app.draining.cancelled() => return Err(Problem::draining()),
+    }
     current(&app, id)
 }
 

@@ -10,7 +10,7 @@ use std::{
     io::{self, ErrorKind},
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
     time::Duration,
 };
 
@@ -56,17 +56,22 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Activity(Mutex<Now>);
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Now {
     phase: Phase,
     since: Instant,
     /// Whether bytes have come after the request under way: the next one has begun.
     ahead: bool,
+    /// Whether the reader of a body has had all that has come of it.
+    starved: bool,
+    /// Who reads the socket, where the next phase is what they wait for.
+    reader: Option<Waker>,
 }
 
 impl Activity {
     pub(super) fn new() -> Arc<Self> {
-        let now = Now { phase: Phase::Idle, since: Instant::now(), ahead: false };
+        let (phase, since) = (Phase::Idle, Instant::now());
+        let now = Now { phase, since, ahead: false, starved: false, reader: None };
         Arc::new(Self(Mutex::new(now)))
     }
 
@@ -93,7 +98,7 @@ impl Activity {
     /// A request's head has come; its body follows unless it is `complete`.
     pub(super) fn requested(&self, complete: bool) {
         let mut now = self.lock();
-        now.ahead = false;
+        (now.ahead, now.starved) = (false, false);
         now.enter(if complete { Phase::Working } else { Phase::Body });
     }
 
@@ -102,7 +107,25 @@ impl Activity {
         let mut now = self.lock();
         if now.phase == Phase::Body {
             now.enter(Phase::Working);
+            now.wake();
         }
+    }
+
+    /// The reader of the request's body has had all that has come of it, and wants more.
+    pub(super) fn starves(&self) {
+        let mut now = self.lock();
+        now.starved = true;
+        now.wake();
+    }
+
+    /// Whether no more will come of a body after the socket's end; whoever asks is woken when that may have changed.
+    fn is_cut_off(&self, context: &Context<'_>) -> bool {
+        let mut now = self.lock();
+        let cut_off = now.phase == Phase::Body && now.starved;
+        if !cut_off {
+            now.reader = Some(context.waker().clone());
+        }
+        cut_off
     }
 
     pub(super) fn answers(&self) {
@@ -114,10 +137,16 @@ impl Activity {
         let mut now = self.lock();
         let next = if now.ahead { Phase::Head } else { Phase::Idle };
         now.enter(next);
+        now.wake();
+    }
+
+    fn received_nothing(&self) {
+        self.lock().starved = false;
     }
 
     fn received(&self) {
         let mut now = self.lock();
+        now.starved = false;
         match now.phase {
             Phase::Idle => now.enter(Phase::Head),
             Phase::Working | Phase::Answering => now.ahead = true,
@@ -125,9 +154,10 @@ impl Activity {
         }
     }
 
-    /// When the client must have sent something.
-    fn due(&self, patience: Patience) -> Option<Instant> {
-        let now = self.lock();
+    /// When the client must have sent something; whoever asks is woken where that begins to be so.
+    fn due(&self, patience: Patience, context: &Context<'_>) -> Option<Instant> {
+        let mut now = self.lock();
+        now.reader = Some(context.waker().clone());
         match now.phase {
             Phase::Idle => now.since.checked_add(patience.idle),
             Phase::Head => now.since.checked_add(patience.head),
@@ -147,6 +177,12 @@ impl Now {
         if self.phase != Phase::Evicted {
             self.phase = phase;
             self.since = Instant::now();
+        }
+    }
+
+    fn wake(&mut self) {
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
         }
     }
 }
@@ -187,7 +223,7 @@ impl Socket {
 
     /// Pending until the client has kept the connection waiting for too long.
     fn wait(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let Some(due) = self.activity.due(self.patience) else { return Poll::Pending };
+        let Some(due) = self.activity.due(self.patience, context) else { return Poll::Pending };
         if self.clock.deadline() != due {
             self.clock.as_mut().reset(due);
         }
@@ -199,8 +235,11 @@ impl Socket {
     /// watched instead.
     fn after_the_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let phase = self.activity.phase();
-        if !matches!(phase, Phase::Working | Phase::Answering) {
-            return Poll::Ready(Ok(()));
+        match phase {
+            Phase::Working | Phase::Answering => {}
+            // Of what has come a part may still be on its way to who reads the body.
+            Phase::Body if !self.activity.is_cut_off(context) => return Poll::Pending,
+            _ => return Poll::Ready(Ok(())),
         }
         if phase == Phase::Working && self.sent_early == 0 {
             match self.writes.try_write(FIRST_BYTES) {
@@ -254,7 +293,11 @@ impl AsyncRead for Socket {
                 Poll::Pending => return this.wait(context),
             }
             match stream.try_read(buffer.initialize_unfilled()) {
-                Ok(0) if buffer.remaining() > 0 => this.ended = true,
+                Ok(0) if buffer.remaining() > 0 => {
+                    this.ended = true;
+                    // Whoever reads the body looks again: what came before the end may have completed it.
+                    this.activity.received_nothing();
+                }
                 Ok(read) => {
                     buffer.advance(read);
                     this.activity.received();

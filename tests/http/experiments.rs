@@ -328,3 +328,25 @@ async fn pages_of_other_origins_may_change_and_remove() {
         assert!(reply.header("access-control-allow-headers").contains("x-understudy-key"));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_data_folder_that_is_gone_is_told_by_replies_health_and_metrics() {
+    let server = Server::start().await;
+    let arms = [CLASSES, PLAIN].map(|model| json!({"model": model, "weight": 1}));
+    let create = |id: &str| json!({"id": id, "arms": arms}).to_string();
+    assert_eq!(server.post("/v1/experiments", create("first")).await.status, 201);
+    assert!(server.get("/health").await.json().get("experiments").is_none());
+    std::fs::remove_dir_all(server.models.path().join("data")).unwrap();
+    let refused = server.post("/v1/experiments", create("second")).await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert_eq!(refused.json()["error"]["code"], "experiments_removed");
+    let health = server.get("/health").await;
+    // Images are made as before.
+    assert_eq!(health.status, 200);
+    assert!(
+        health.json()["experiments"].as_str().unwrap().contains("removed"),
+        "{}",
+        health.text()
+    );
+    assert!(server.get("/metrics").await.text().contains("understudy_experiments_failing 1"));
+}

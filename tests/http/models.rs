@@ -1,5 +1,6 @@
 //! Models: listed, loaded, unloaded.
 
+use futures_util::FutureExt;
 use serde_json::json;
 
 use crate::server::{CLASSES, PLAIN, Server, write_model};
@@ -57,4 +58,31 @@ async fn models_come_and_go_while_the_server_runs() {
         assert_eq!(server.post(&unload(id), "").await.status, 404, "{id}");
     }
     assert_eq!(server.post("/v2/repository/index", "").await.json().as_array().unwrap().len(), 4);
+}
+
+/// On one thread, nothing goes on between two requests that are not waited for.
+#[tokio::test(flavor = "current_thread")]
+async fn a_load_that_is_abandoned_keeps_its_mark_until_it_is_done() {
+    let server = Server::start().await;
+    let [load, unload] =
+        ["load", "unload"].map(|what| format!("/v2/repository/models/{PLAIN}/{what}"));
+    let abandoned = server.post(&load, "").now_or_never();
+    assert!(abandoned.is_none(), "it is under way");
+    for _ in 0..60 {
+        let busy = server.post(&load, "").now_or_never().unwrap();
+        assert_eq!(busy.status, 409, "{}", busy.text());
+    }
+    let unload = server.post(&unload, "").now_or_never().unwrap();
+    assert_eq!(unload.status, 409, "{}", unload.text());
+    // What served before goes on, and the load comes to its end.
+    assert_eq!(
+        server.generate(json!({"model": PLAIN, "num_inference_steps": 1})).await.status,
+        200
+    );
+    let mut again = server.post(&load, "").await;
+    while again.status == 409 {
+        tokio::task::yield_now().await;
+        again = server.post(&load, "").await;
+    }
+    assert_eq!(again.json()["state"], "READY", "{}", again.text());
 }

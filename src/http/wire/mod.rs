@@ -46,12 +46,15 @@ pub(super) struct Binary(Vec<u8>);
 /// Whether the server takes requests.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Health {
-    /// `ok`, `loading`, `draining` or `device_lost`.
+    /// `ok`, `loading`, `draining`, `device_lost` or `experiments_lost`.
     pub(super) status: HealthStatus,
     /// Models that serve.
     pub(super) models_ready: usize,
     /// Models in the models folder.
     pub(super) models_total: usize,
+    /// Why experiments and votes cannot be kept, where they could not when somebody last asked for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) experiments: Option<String>,
 }
 
 /// What the server is doing.
@@ -66,4 +69,6 @@ pub(super) enum HealthStatus {
     Draining,
     /// A GPU answers nothing any more until the server is started anew; others go on.
     DeviceLost,
+    /// The database of experiments is damaged.
+    ExperimentsLost,
 }
