@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     compute::{Compute, device_names},
+    faults,
     log::Log,
     print,
 };
