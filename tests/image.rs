@@ -248,7 +248,7 @@ fn the_user_is_a_number() {
 #[test]
 fn both_variants_stand_on_what_the_readme_asks_for() {
     let dockerfile = Dockerfile::parse(&read("Dockerfile"));
-    assert!(read("README.md").contains("needs CUDA 13 with nvcc, and cuDNN 9"));
+    assert!(read("docs/gpu.md").contains("needs CUDA 13 with nvcc, and cuDNN 9"));
     for (variant, part) in [("cpu", None), ("cuda", Some(["devel", "runtime"]))] {
         for (index, stage) in ["build", "run"].into_iter().enumerate() {
             let image = dockerfile.image(&format!("{stage}-{variant}"));
