@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use understudy_distill::evaluate::judge::{self, Training};
+use understudy_models::checkpoint::Draft;
 
 use super::{open_images, progress::Progress};
 
@@ -48,7 +49,7 @@ pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
             args.least_accuracy
         ));
     }
-    judge::check_new(&args.out).map_err(|error| error.to_string())?;
+    let draft = Draft::new(&args.out).map_err(|error| error.to_string())?;
     let name = args.out.file_name().and_then(|name| name.to_str());
     let name = name.ok_or("--out: must be the path of a new folder, whose name is the judge's")?;
     let read = |flag: &str, path: &PathBuf| {
@@ -85,6 +86,6 @@ pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
             config.test_accuracy, args.least_accuracy
         ));
     }
-    judge::write(&args.out, &config, &tensors).map_err(|error| error.to_string())?;
+    judge::write(draft, &config, &tensors).map_err(|error| error.to_string())?;
     super::print(json!({ "judge": name, "test_accuracy": config.test_accuracy }))
 }

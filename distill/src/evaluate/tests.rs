@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 use tempfile::tempdir;
+use understudy_models::checkpoint::Draft;
 
 use super::{
     FeatureNetwork, Gaussian, Inception, InceptionScore, Judge, Moments, Observed, Observer,
@@ -214,10 +215,10 @@ fn judge_learns_and_is_read_back_and_scores() {
 
     let folder = tempdir().expect("a folder");
     let place = folder.path().join("stripes");
-    super::judge::write(&place, &config, &tensors).expect("written");
+    super::judge::write(Draft::new(&place).expect("a draft"), &config, &tensors).expect("written");
     let judge = Judge::open(&place).expect("a judge");
     assert_eq!(judge.distance(), "FD-stripes");
-    assert!(super::judge::write(&place, &config, &tensors).is_err(), "nothing is overwritten");
+    assert!(Draft::new(&place).is_err(), "nothing is overwritten");
 
     let mut reference = Observer::new(&judge, "--reference", 640, 200).expect("enough");
     reference.add(&set).expect("seen");

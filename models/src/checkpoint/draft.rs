@@ -1,8 +1,8 @@
-//! A model folder that appears complete or not at all.
+//! A folder that appears complete or not at all.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
@@ -22,7 +22,8 @@ impl Draft {
     /// Begins a folder that will be `out`, which must not exist, or be empty.
     ///
     /// # Errors
-    /// [`Error::Value`] when `out` exists, [`Error::Io`] when nothing can be made there.
+    /// [`Error::Value`] when `out` exists, or is being made by another process; [`Error::Io`] when nothing can be
+    /// made there.
     pub fn new(out: &Path) -> Result<Self> {
         if out.file_name().is_none() {
             return Err(Error::value("out", out.display(), "must be the path of a new folder"));
@@ -33,7 +34,14 @@ impl Draft {
         }
         let parent = partial::folder_of(out);
         fs::create_dir_all(parent).map_err(at(parent))?;
-        let draft = Partial::folder(out).map_err(at(out))?;
+        let draft = Partial::folder(out).map_err(|source| match source.kind() {
+            ErrorKind::ResourceBusy => Error::value(
+                "out",
+                out.display(),
+                format!("{source}; wait until it ends, or name another folder"),
+            ),
+            _ => at(out)(source),
+        })?;
         Ok(Self { draft, out: out.to_path_buf() })
     }
 
@@ -55,7 +63,11 @@ impl Draft {
         self.write(name, &bytes)
     }
 
-    fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
+    /// Writes a file inside the folder.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.draft.path.join(name);
         let folder = partial::folder_of(&path);
         fs::create_dir_all(folder).map_err(at(folder))?;
@@ -69,7 +81,10 @@ impl Draft {
     }
 
     /// Gives the folder its name.
-    pub(super) fn finish(self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming it, when something has taken the name meanwhile.
+    pub fn finish(self) -> Result<()> {
         self.draft.finish(&self.out).map_err(at(&self.out))
     }
 }
@@ -77,4 +92,33 @@ impl Draft {
 fn at(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
     let path = path.to_path_buf();
     |source| Error::Io { path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_made_by_one_at_a_time() {
+        let home = tempfile::tempdir().unwrap();
+        let out = home.path().join("model");
+        // What a process that was killed left; another's own files are none of it.
+        let orphan = home.path().join(".model.0123456789abcdef.partial");
+        fs::create_dir(&orphan).unwrap();
+        fs::write(home.path().join("model.partial"), "mine").unwrap();
+        let first = Draft::new(&out).unwrap();
+        assert!(!orphan.exists());
+        let problem = Draft::new(&out).unwrap_err().to_string();
+        let process = format!("being made by process {}", std::process::id());
+        assert!(problem.contains(&process), "{problem}");
+        Draft::new(&home.path().join("other")).unwrap();
+        first.write("a/b", b"c").unwrap();
+        first.finish().unwrap();
+        assert_eq!(fs::read(out.join("a/b")).unwrap(), b"c");
+        assert!(Draft::new(&out).unwrap_err().to_string().contains("exists"));
+        let mut left: Vec<_> =
+            fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["model", "model.partial"]);
+    }
 }

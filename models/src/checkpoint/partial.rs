@@ -1,7 +1,8 @@
 //! Files and folders in the making: under a temporary name, locked by the process that writes them.
 //!
-//! The name is random, so that nothing of anybody else's is ever overwritten or removed. A process that is
-//! killed loses its lock; the next one that writes into the same folder removes what was left there.
+//! The name has the process's number and a random one, so that nothing of anybody else's is ever overwritten or
+//! removed. A process that is killed loses its lock; the next one that writes into the same folder removes what was
+//! left there.
 
 use std::{
     collections::{HashSet, hash_map::RandomState},
@@ -13,7 +14,8 @@ use std::{
     sync::{LazyLock, Mutex, PoisonError},
 };
 
-/// How the name ends, after a random number of [`DIGITS`] hexadecimal digits and a dot.
+/// How the name ends, after a dot, the process's number and a random one, of [`DIGITS`] hexadecimal digits together,
+/// half of them each.
 const SUFFIX: &str = ".partial";
 const DIGITS: usize = 16;
 
@@ -33,12 +35,25 @@ impl Partial {
         Self::create(target, create)
     }
 
-    /// An empty folder beside `target`.
+    /// An empty folder beside `target`, of which one process makes one at a time.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] while another process makes one, with its number; what the system says.
     pub(super) fn folder(target: &Path) -> io::Result<Self> {
-        Self::create(target, |path| {
+        let partial = Self::create(target, |path| {
             fs::create_dir(path)?;
             File::open(path)
-        })
+        })?;
+        for entry in fs::read_dir(folder_of(target))? {
+            let path = entry?.path();
+            // What nobody holds is left over, and was removed if it could be.
+            if path != partial.path && is_of(&path, target) && is_held(&path) {
+                let process = process(&path).unwrap_or_default();
+                let problem = format!("being made by process {process}");
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, problem));
+            }
+        }
+        Ok(partial)
     }
 
     fn create(target: &Path, create: impl Fn(&Path) -> io::Result<File>) -> io::Result<Self> {
@@ -82,9 +97,7 @@ pub(super) fn reclaim(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         let plain = fs::symlink_metadata(&path).is_ok_and(|file| file.is_file() || file.is_dir());
-        // Whoever still writes it holds its lock.
-        if plain && is_partial(&path) && File::open(&path).is_ok_and(|file| file.try_lock().is_ok())
-        {
+        if plain && stem(&path).is_some() && !is_held(&path) {
             let _ = remove(&path);
         }
     }
@@ -117,21 +130,38 @@ pub(super) fn folder_of(path: &Path) -> &Path {
 /// `.NAME.0123456789abcdef.partial`
 fn name(target: &Path) -> OsString {
     // Seeded by the system, anew for every value.
-    let number = RandomState::new().build_hasher().finish();
+    let random = RandomState::new().build_hasher().finish() as u32;
+    let process = std::process::id();
     let mut name = OsString::from(".");
     name.push(target.file_name().unwrap_or_default());
-    name.push(format!(".{number:0width$x}{SUFFIX}", width = DIGITS));
+    name.push(format!(".{process:08x}{random:08x}{SUFFIX}"));
     name
 }
 
-fn is_partial(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    let Some(name) = name.strip_prefix(b".").and_then(|name| name.strip_suffix(SUFFIX.as_bytes()))
-    else {
-        return false;
-    };
-    let Some((rest, digits)) = name.split_last_chunk::<DIGITS>() else { return false };
-    rest.ends_with(b".") && digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'))
+/// What stands between the first dot and the numbers, and the numbers; nothing for other names.
+fn stem(path: &Path) -> Option<(&[u8], &[u8; DIGITS])> {
+    let name = path.file_name()?.as_encoded_bytes();
+    let name = name.strip_prefix(b".")?.strip_suffix(SUFFIX.as_bytes())?;
+    let (stem, digits) = name.split_last_chunk::<DIGITS>()?;
+    let hexadecimal = digits.iter().all(|digit| matches!(digit, b'0'..=b'9' | b'a'..=b'f'));
+    hexadecimal.then_some((stem.strip_suffix(b".")?, digits))
+}
+
+/// Whether it is to become `target`.
+fn is_of(path: &Path, target: &Path) -> bool {
+    let name = target.file_name().unwrap_or_default().as_encoded_bytes();
+    stem(path).is_some_and(|(stem, _)| stem == name)
+}
+
+/// The number of the process that made it.
+fn process(path: &Path) -> Option<u32> {
+    let (_, digits) = stem(path)?;
+    u32::from_str_radix(str::from_utf8(&digits[..DIGITS / 2]).ok()?, 16).ok()
+}
+
+/// Whether a process still writes it: who does holds its lock.
+fn is_held(path: &Path) -> bool {
+    File::open(path).is_ok_and(|file| file.try_lock().is_err())
 }
 
 fn remove(path: &Path) -> io::Result<()> {

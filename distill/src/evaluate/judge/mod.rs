@@ -16,7 +16,7 @@ use std::{collections::HashMap, fs, path::Path};
 use candle_core::{Device, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use understudy_models::{Error, checkpoint::write_atomically};
+use understudy_models::{Error, checkpoint::Draft};
 
 use crate::guard::check_weights;
 
@@ -123,41 +123,26 @@ impl Judge {
     }
 }
 
-/// Writes a judge's folder, which must be new or empty; the configuration comes last, so that a folder
-/// that has one is whole.
+/// Writes a judge's folder, at the place that the draft was begun for.
 ///
 /// # Errors
-/// [`Error::Value`] when there is something already, [`Error::Weights`] for weights that are not finite or could
-/// not be read back, [`Error::Io`] naming the file.
+/// [`Error::Value`] for weights that are not finite, [`Error::Weights`] for some that could not be read back,
+/// [`Error::Io`] naming the file.
 pub fn write(
-    folder: &Path,
+    draft: Draft,
     config: &JudgeConfig,
     tensors: &HashMap<String, Tensor>,
 ) -> understudy_models::Result<()> {
-    check_new(folder)?;
     check_weights("the judge's weight", tensors.iter(), None)?;
     Judge::new(config.clone(), tensors).map_err(|error| Error::Weights(error.to_string()))?;
-    let io = |source| Error::Io { path: folder.to_owned(), source };
-    fs::create_dir_all(folder).map_err(io)?;
-    let path = folder.join(WEIGHTS);
-    let bytes = safetensors::serialize(tensors, None)
-        .map_err(|error| Error::Format { path: path.clone(), problem: error.to_string() })?;
-    write_atomically(&path, &bytes)?;
+    let malformed = |name: &str, problem: String| Error::Format { path: name.into(), problem };
+    let weights = safetensors::serialize(tensors, None)
+        .map_err(|error| malformed(WEIGHTS, error.to_string()))?;
     let text = serde_json::to_string_pretty(config)
-        .map_err(|error| Error::Format { path: folder.join(CONFIG), problem: error.to_string() })?;
-    write_atomically(&folder.join(CONFIG), format!("{text}\n").as_bytes())
-}
-
-/// Refuses a folder that holds something.
-///
-/// # Errors
-/// [`Error::Value`] on `--out`.
-pub fn check_new(folder: &Path) -> understudy_models::Result<()> {
-    let empty = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
-    if !empty && fs::symlink_metadata(folder).is_ok() {
-        return Err(Error::value("--out", folder.display(), "exists; choose another or remove it"));
-    }
-    Ok(())
+        .map_err(|error| malformed(CONFIG, error.to_string()))?;
+    draft.write(WEIGHTS, &weights)?;
+    draft.write(CONFIG, format!("{text}\n").as_bytes())?;
+    draft.finish()
 }
 
 impl FeatureNetwork for Judge {
