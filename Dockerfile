@@ -47,8 +47,8 @@ WORKDIR /opt/understudy
 COPY --from=build /understudy ./
 # Found beside the executable.
 COPY models/zoo models/zoo
-# Experiments are kept in /var/lib/understudy. It is the default folder, not a named one, so that a user who may not
-# write there is told that there are none, and served all the same.
+# Experiments are kept in /var/lib/understudy. It is the default folder, not a named one: where it cannot be written,
+# images are served all the same, and whoever begins an experiment is told why there is none.
 ENV UNDERSTUDY_HOST=0.0.0.0 XDG_STATE_HOME=/var/lib HF_HOME=/var/cache/huggingface
 # By number: Kubernetes' runAsNonRoot believes no name.
 USER 10001:10001

@@ -74,7 +74,7 @@ images build "${mounts[@]}" --layers=false --pull-never \
     --tag localhost/understudy --file "$source/Dockerfile" "$source"
 
 said "the image, started"
-images inspect --type image --format '{{json .OCIv1.Config}}' localhost/understudy >"$work/config.json"
+images inspect --type image localhost/understudy >"$work/config.json"
 container=$(images from localhost/understudy)
 python3 "$here/start.py" "$(images mount "$container")" "$work/config.json" "$work"
 images rm "$container" >/dev/null

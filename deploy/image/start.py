@@ -3,7 +3,7 @@
 
     start.py ROOT CONFIG FOLDER
 
-ROOT is the image's file system, CONFIG its configuration (the OCI image specification's), FOLDER takes the picture.
+ROOT is the image's file system, CONFIG what `buildah inspect` says of it, FOLDER takes the picture.
 crun runs it: root file system read-only, no capabilities, no new privileges, a process id space of its own. Prints
 what it saw, and ends with 1 if anything was not as promised.
 """
@@ -27,7 +27,7 @@ START_SECONDS = 120
 
 def main():
     root, config, folder = (pathlib.Path(argument).resolve() for argument in sys.argv[1:])
-    image = json.loads(config.read_text())
+    image = json.loads(config.read_text())["OCIv1"]["config"]
     user = image["User"]
     print(f"user {user}, entry point {image['Entrypoint']} {image['Cmd']}, volumes {sorted(image['Volumes'])}")
     print(f"{size(root) / 1e6:.0f} MB unpacked")
@@ -67,16 +67,17 @@ def run(root, image, scratch, uid, gid, writable):
         try:
             wait_until_ready(process, port, log)
             see_process(bundle, name, uid, gid)
-            health = image["Healthcheck"]["Test"] if "Healthcheck" in image else ["CMD", *image["Entrypoint"], "health"]
-            told = subprocess.run(crun(bundle, "exec", name, *health[1:]), capture_output=True, timeout=30)
-            assert told.returncode == 0, f"{health}: {told.stdout + told.stderr}"
-            print(f"  {' '.join(health[1:])}: {told.stdout.decode().strip()}")
+            # The Dockerfile's HEALTHCHECK, which an OCI image's configuration has no field for.
+            told = subprocess.run(crun(bundle, "exec", name, *image["Entrypoint"], "health"), capture_output=True, timeout=30)
+            assert told.returncode == 0, f"health: {told.stdout + told.stderr}"
+            print(f"  health: {(told.stdout + told.stderr).decode().strip() or 'ended with 0'}")
             body = json.dumps({"prompt": "ankle boot", "seed": 1, "num_inference_steps": 10})
             status, type, picture = ask(port, "POST", "/v1/images/generations", body, "image/png")
             assert status == 200 and picture.startswith(b"\x89PNG"), f"{status} {picture[:200]}"
             print(f"  POST /v1/images/generations: {status}, {type}, {len(picture)} bytes")
-            arms = {"arms": [{"model": "fashion-mnist-teacher"}, {"model": "fashion-mnist-student"}]}
-            status, _, answer = ask(port, "POST", "/v1/experiments", json.dumps(arms), "application/json")
+            arms = [{"model": f"fashion-mnist-{role}", "weight": 1} for role in ("teacher", "student")]
+            experiment = json.dumps({"id": "first", "arms": arms})
+            status, _, answer = ask(port, "POST", "/v1/experiments", experiment, "application/json")
             print(f"  POST /v1/experiments: {status} {answer.decode()[:160]}")
             kept = bundle / "volumes/var/lib/understudy"
             if writable:
@@ -84,10 +85,12 @@ def run(root, image, scratch, uid, gid, writable):
                 made = [f"{path.name} ({path.stat().st_uid}, {stat.filemode(path.stat().st_mode)})" for path in kept.iterdir()]
                 print(f"  kept: {', '.join(made)}")
             else:
-                assert status == 503, "it is told that there are no experiments, and why"
-                assert b"no experiments" in log.read_bytes(), "the log warns of it"
+                assert status == 503 and b"/var/lib/understudy" in answer, "it is told that none can be kept, and where"
+                assert b"cannot be kept" in log.read_bytes(), "the log has the reason"
         finally:
-            print("  " + log.read_text(errors="replace").strip().replace("\n", "\n  "))
+            # It was asked for its health every moment.
+            said = [line for line in log.read_text(errors="replace").splitlines() if 'path="/health"' not in line]
+            print("  | " + "\n  | ".join(said))
             begun = time.monotonic()
             subprocess.run(crun(bundle, "kill", name, "TERM"), capture_output=True)
             try:
