@@ -6,11 +6,15 @@
 
 use std::{
     fs::File,
-    io::{BufReader, Cursor, Read, Write},
+    io::{BufReader, Cursor, Write},
     path::{Path, PathBuf},
 };
 
-use understudy_models::{Error, Result, checkpoint::write_atomically};
+use understudy_models::{
+    Error, Result,
+    checkpoint::{read, write_atomically},
+    memory,
+};
 use zip::{CompressionMethod, ZipArchive, ZipWriter, write::SimpleFileOptions};
 
 const MAGIC: &[u8] = b"\x93NUMPY";
@@ -62,8 +66,7 @@ impl Npz {
     /// # Errors
     /// [`Error::Io`] and [`Error::Format`] naming the file.
     pub(crate) fn open(path: &Path) -> Result<Self> {
-        let file =
-            File::open(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        let (file, _) = read::open(path)?;
         let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| Error::Format {
             path: path.to_owned(),
             problem: format!("not a whole .npz archive ({error})"),
@@ -89,12 +92,14 @@ impl Npz {
             let names = names.join(", ");
             return Err(refuse(format!("has no array `{name}`, only: {names}")));
         }
-        let mut bytes = Vec::new();
         let member = self.archive.by_name(&format!("{name}.npy"));
-        let read = member
-            .map_err(|error| error.to_string())
-            .and_then(|mut member| member.read_to_end(&mut bytes).map_err(|e| e.to_string()));
-        let parsed = read.and_then(|_| parse(&bytes));
+        let read = member.map_err(|error| error.to_string()).and_then(|mut member| {
+            // The archive's own word for it, which the header inside is held against; a bomb says what it is.
+            let announced = member.size();
+            memory::admit(announced.saturating_mul(2)).map_err(|error| error.to_string())?;
+            read::to_end(&mut member, announced).map_err(|error| error.to_string())
+        });
+        let parsed = read.and_then(|bytes| parse(&bytes));
         parsed.map_err(|problem| refuse(format!("array `{name}`: {problem}")))
     }
 }

@@ -21,6 +21,7 @@ mod initial;
 pub mod kernels;
 mod layers;
 pub mod lists;
+pub mod memory;
 mod network;
 pub mod noise;
 mod padded;

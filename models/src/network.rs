@@ -126,6 +126,22 @@ impl NetworkConfig {
         }
     }
 
+    /// The fields of its `config.json` that decide how much its weights, and how much its maps take.
+    pub(crate) fn size_fields(&self) -> [&'static str; 2] {
+        match self {
+            Self::UNet(_) => ["block_out_channels", "sample_size"],
+            Self::DiT(_) => ["num_layers", "sample_size"],
+        }
+    }
+
+    /// Floats of one sample's largest map, at least.
+    pub(crate) fn largest_map(&self) -> u64 {
+        match self {
+            Self::UNet(config) => config.largest_map(),
+            Self::DiT(config) => config.largest_map(),
+        }
+    }
+
     /// Names and shapes of all weights, without a tensor.
     ///
     /// # Errors

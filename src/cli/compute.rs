@@ -1,6 +1,10 @@
 //! Arguments that several commands share: which model, and what it runs on.
 
-use std::{num::NonZeroU16, path::PathBuf, sync::Arc};
+use std::{
+    num::{NonZeroU16, NonZeroU64},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use candle_core::{DType, Device, DeviceLocation, utils::cuda_is_available};
 use serde_json::{Map, Value, json};
@@ -39,6 +43,10 @@ pub(crate) struct Compute {
     /// CPU threads [default: all this process may use].
     #[arg(long, env = "UNDERSTUDY_THREADS", value_name = "N", value_parser = threads)]
     pub(crate) threads: Option<NonZeroU16>,
+    /// Memory that a model may take, weights and one image's evaluation; a larger one is refused [default: what is
+    /// free].
+    #[arg(long, env = "UNDERSTUDY_MAX_MODEL_BYTES", value_name = "BYTES")]
+    pub(crate) max_model_bytes: Option<NonZeroU64>,
 }
 
 /// Most threads: each takes a stack, and no machine has more processors.
@@ -247,7 +255,12 @@ mod tests {
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_build_without_cuda_says_so() {
-        let compute = Compute { device: "cuda:0".into(), dtype: "auto".into(), threads: None };
+        let compute = Compute {
+            device: "cuda:0".into(),
+            dtype: "auto".into(),
+            threads: None,
+            max_model_bytes: None,
+        };
         let problem = compute.devices().unwrap_err();
         assert!(problem.contains("--device cuda:0") && problem.contains("--features cuda"));
     }

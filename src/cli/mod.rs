@@ -75,15 +75,15 @@ impl Cli {
         }
     }
 
-    /// Threads that the numerics may use.
-    pub fn threads(&self) -> NonZeroUsize {
-        let asked = match &self.command {
-            Some(Command::Serve(arguments)) => arguments.compute.threads,
-            Some(Command::Sample(arguments)) => arguments.compute.threads,
-            Some(Command::Bench(arguments)) => arguments.compute.threads,
-            Some(Command::Distill(arguments)) => arguments.compute.threads,
-            Some(Command::Train(arguments)) => arguments.compute.threads,
-            Some(Command::Evaluate(arguments)) => arguments.compute.threads,
+    /// What networks run on, where the command runs any.
+    fn compute(&self) -> Option<&compute::Compute> {
+        match &self.command {
+            Some(Command::Serve(arguments)) => Some(&arguments.compute),
+            Some(Command::Sample(arguments)) => Some(&arguments.compute),
+            Some(Command::Bench(arguments)) => Some(&arguments.compute),
+            Some(Command::Distill(arguments)) => Some(&arguments.compute),
+            Some(Command::Train(arguments)) => Some(&arguments.compute),
+            Some(Command::Evaluate(arguments)) => Some(&arguments.compute),
             Some(
                 Command::Load(_)
                 | Command::Import(_)
@@ -92,9 +92,14 @@ impl Cli {
                 | Command::Openapi,
             )
             | None => None,
-        };
+        }
+    }
+
+    /// Threads that the numerics may use.
+    pub fn threads(&self) -> NonZeroUsize {
         // Knows of affinity and of cgroup quotas.
         let there = || std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let asked = self.compute().and_then(|compute| compute.threads);
         asked.map_or_else(there, NonZeroUsize::from)
     }
 
@@ -104,6 +109,9 @@ impl Cli {
         faults::report();
         if !matches!(self.command, Some(Command::Serve(_))) {
             log();
+        }
+        if let Some(bytes) = self.compute().and_then(|compute| compute.max_model_bytes) {
+            understudy_models::memory::limit(bytes.get());
         }
         let command = self.command;
         let result = faults::caught(|| match command {

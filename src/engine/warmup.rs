@@ -8,7 +8,7 @@ use std::{
 
 use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
-use understudy_models::{Conditioning, Denoiser, noise};
+use understudy_models::{Conditioning, Denoiser, memory, noise};
 
 use super::{cost::CostModel, survey::Survey, worker::Failed};
 use crate::registry::Model;
@@ -128,6 +128,9 @@ pub(crate) fn probe_inputs(
     timestep: f32,
 ) -> Result<ProbeInputs> {
     let geometry = network.geometry();
+    let floats = (geometry.in_channels + geometry.out_channels) * geometry.height * geometry.width;
+    // Inputs and answer, each in two forms for a moment; what the network takes besides is its own affair.
+    memory::admit((2 * size_of::<f32>() * rows * floats) as u64)?;
     let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
     let mut values = vec![0.0; rows * geometry.in_channels * geometry.height * geometry.width];
     noise::normal(0, 0, &mut values);

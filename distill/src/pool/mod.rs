@@ -16,7 +16,7 @@ use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
-use understudy_models::{Error, Result, noise};
+use understudy_models::{Error, Result, memory, noise};
 
 use crate::checkpoint::Snapshot;
 use crate::lesson::{Curriculum, Lesson};
@@ -122,6 +122,17 @@ impl<'a> Pool<'a> {
         }
         let geometry = teacher.geometry();
         let length = geometry.in_channels * geometry.height * geometry.width;
+        let samples = (count as u64).saturating_mul((length * size_of::<f32>()) as u64);
+        let mut bytes = (count * size_of::<Slot>()) as u64;
+        if settings.file.is_none() && teacher.network().device().is_cpu() {
+            bytes = bytes.saturating_add(samples);
+        }
+        let (field, value) = match settings.order {
+            Order::Dynamic { rho } => ("rho", rho.to_string()),
+            Order::Iterative | Order::Shuffled => ("batch", settings.batch.to_string()),
+        };
+        let remedy = "take a smaller one, or keep the pool in a file (--pool-file)";
+        memory::check(field, value, [0, bytes], remedy)?;
         let rows = match &settings.file {
             None => Rows::in_memory(count, length, teacher.network().device())?,
             Some(path) => Rows::mapped(path, count, length, &owner(teacher, &settings))?,

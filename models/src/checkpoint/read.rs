@@ -10,10 +10,13 @@ use std::{
     path::Path,
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, memory};
 
 /// Bytes of the largest description (JSON) that is read: 100,000 betas take half of it.
 pub const DESCRIPTION_LIMIT: u64 = 4 << 20;
+
+/// Bytes for which nobody looks at what is free.
+const ADMITTED: usize = 16 << 20;
 
 /// Opens a regular file that holds something, and tells its length in bytes.
 ///
@@ -75,7 +78,11 @@ pub fn to_end(mut reader: impl Read, limit: u64) -> io::Result<Vec<u8>> {
             let problem = format!("more than {limit} bytes, which is the limit");
             return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
-        bytes.try_reserve(count).map_err(|_| no_memory(bytes.len() + count))?;
+        if bytes.len() + count > bytes.capacity() {
+            // It will be twice as long.
+            admit(2 * bytes.capacity())?;
+            bytes.try_reserve(count).map_err(|_| no_memory(bytes.len() + count))?;
+        }
         bytes.extend_from_slice(&part[..count]);
     }
 }
@@ -85,10 +92,20 @@ pub fn to_end(mut reader: impl Read, limit: u64) -> io::Result<Vec<u8>> {
 /// # Errors
 /// [`io::ErrorKind::OutOfMemory`], where `vec![0; bytes]` would end the process.
 pub fn zeroed(bytes: usize) -> io::Result<Vec<u8>> {
+    admit(bytes)?;
     let mut zeros = Vec::new();
     zeros.try_reserve_exact(bytes).map_err(|_| no_memory(bytes))?;
     zeros.resize(bytes, 0);
     Ok(zeros)
+}
+
+/// Refuses more than there is: where the system promises memory that it does not have, it ends the process when that
+/// is used.
+fn admit(bytes: usize) -> io::Result<()> {
+    match memory::available().filter(|_| bytes >= ADMITTED) {
+        Some(there) if bytes as u64 > there => Err(no_memory(bytes)),
+        _ => Ok(()),
+    }
 }
 
 fn no_memory(bytes: usize) -> io::Error {

@@ -73,6 +73,12 @@ impl DiTConfig {
         Self::from_json(&scaled.to_json(), "a scaled config.json").ok()
     }
 
+    /// Floats of one sample's largest map: the hidden layer of its tokens.
+    pub(crate) fn largest_map(&self) -> u64 {
+        let tokens = (self.patches() * self.patches()) as u64;
+        tokens.saturating_mul(4 * self.width() as u64)
+    }
+
     /// Channels of a token.
     pub(super) fn width(&self) -> usize {
         self.heads * self.head_dim

@@ -98,8 +98,12 @@ impl Alone {
     }
 
     /// Runs it for `batch` samples on the threads of the current rayon pool.
+    ///
+    /// # Panics
+    /// Where memory ends.
     pub fn run(&self, batch: usize) {
-        self.program.run(batch, &[], &mut []);
+        let run = self.program.run(batch, &[], &mut []);
+        run.unwrap_or_else(|error| panic!("no memory for {} bytes", error.bytes));
     }
 
     /// Floating-point operations for one sample, counted as a direct implementation would need them; 0

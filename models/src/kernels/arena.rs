@@ -1,5 +1,9 @@
 //! Memory: aligned floats, and a plan of which part of one arena each intermediate result uses.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use crate::memory;
+
 /// Floats in a cache line; channels are padded to a multiple of this, with zeros.
 pub(crate) const LINE: usize = 16;
 
@@ -19,9 +23,29 @@ pub(crate) struct Aligned {
 }
 
 impl Aligned {
-    /// `len` zeros.
+    /// `len` zeros, while a network is built. Where memory ends this unwinds with [`NoMemory`], which
+    /// [`NoMemory::caught`] makes an error of.
     pub(crate) fn zeros(len: usize) -> Self {
-        Self { lines: vec![CacheLine([0.0; LINE]); len.div_ceil(LINE)], len }
+        // Not by `panic_any`: nothing is wrong with the program.
+        Self::try_zeros(len).unwrap_or_else(|error| resume_unwind(Box::new(error)))
+    }
+
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// [`NoMemory`], where an allocation would end the process.
+    pub(crate) fn try_zeros(len: usize) -> Result<Self, NoMemory> {
+        let lines = len.div_ceil(LINE);
+        let error = NoMemory { bytes: 4 * len };
+        if error.bytes >= ADMITTED
+            && memory::available().is_some_and(|there| error.bytes as u64 > there)
+        {
+            return Err(error);
+        }
+        let mut zeros = Vec::new();
+        zeros.try_reserve_exact(lines).map_err(|_| error)?;
+        zeros.resize(lines, CacheLine([0.0; LINE]));
+        Ok(Self { lines: zeros, len })
     }
 
     /// The floats.
@@ -34,6 +58,32 @@ impl Aligned {
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
         // SAFETY: the vector holds at least `len` floats in lines without gaps.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+/// Bytes for which nobody looks at what is free.
+const ADMITTED: usize = 16 << 20;
+
+/// So much memory there is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NoMemory {
+    pub(crate) bytes: usize,
+}
+
+impl NoMemory {
+    /// What `build` makes, or the memory that it found missing.
+    pub(crate) fn caught<T>(build: impl FnOnce() -> T) -> Result<T, Self> {
+        catch_unwind(AssertUnwindSafe(build)).map_err(|panic| match panic.downcast::<Self>() {
+            Ok(error) => *error,
+            Err(panic) => resume_unwind(panic),
+        })
+    }
+}
+
+impl From<NoMemory> for candle_core::Error {
+    /// In the words of GPUs' libraries, so that whoever asked tries fewer rows.
+    fn from(error: NoMemory) -> Self {
+        Self::Msg(format!("OUT_OF_MEMORY: no {} bytes are free", error.bytes))
     }
 }
 

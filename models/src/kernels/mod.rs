@@ -43,7 +43,7 @@ mod winograd;
 
 pub(crate) use activation::Function;
 pub use alone::{Alone, Layer};
-pub(crate) use arena::{Buffer, Layout, padded};
+pub(crate) use arena::{Buffer, Layout, NoMemory, padded};
 pub(crate) use attention::{Attend, PackKeys, PackValues};
 pub(crate) use constants::{Constants, Values};
 pub(crate) use direct::{Direct, Taps};

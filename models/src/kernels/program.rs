@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use super::arena::{Aligned, Buffer, LINE, Layout};
+use super::arena::{Aligned, Buffer, LINE, Layout, NoMemory};
 use super::isa::Isa;
 use super::team;
 
@@ -277,13 +277,22 @@ impl Program {
     /// Runs all operations of a program of one part for `batch` samples on the threads of the current
     /// rayon pool.
     ///
+    /// # Errors
+    /// [`NoMemory`] for so many samples.
+    ///
     /// # Panics
     /// Where inputs and output do not have the lengths that were agreed on.
-    pub(crate) fn run(&self, batch: usize, inputs: &[&[f32]], output: &mut [f32]) {
+    pub(crate) fn run(
+        &self,
+        batch: usize,
+        inputs: &[&[f32]],
+        output: &mut [f32],
+    ) -> Result<(), NoMemory> {
         let mut workspace = self.begin();
         let call = Call { batch, inputs, parameters: &[], output, gradients: &mut [] };
-        self.run_part(0, &mut workspace, call, None);
+        let run = self.run_part(0, &mut workspace, call, None);
         self.end(workspace);
+        run
     }
 
     /// As [`Program::run`], giving what each operation did and how long it took.
@@ -292,12 +301,12 @@ impl Program {
         batch: usize,
         inputs: &[&[f32]],
         output: &mut [f32],
-    ) -> Vec<Timing> {
+    ) -> Result<Vec<Timing>, NoMemory> {
         let (mut workspace, mut profile) = (self.begin(), Vec::new());
         let call = Call { batch, inputs, parameters: &[], output, gradients: &mut [] };
-        self.run_part(0, &mut workspace, call, Some(&mut profile));
+        let run = self.run_part(0, &mut workspace, call, Some(&mut profile));
         self.end(workspace);
-        profile
+        run.map(|()| profile)
     }
 
     /// Memory for a run of all parts.
@@ -314,6 +323,9 @@ impl Program {
     /// Runs one part, on the threads of the current rayon pool; what the parts before have left in the
     /// workspace is there. With `profile`, one operation at a time.
     ///
+    /// # Errors
+    /// [`NoMemory`] for so many samples.
+    ///
     /// # Panics
     /// Where a length is not what was agreed on, or the batch not that of the parts before.
     pub(crate) fn run_part(
@@ -322,7 +334,7 @@ impl Program {
         workspace: &mut Workspace,
         call: Call,
         profile: Option<&mut Vec<Timing>>,
-    ) {
+    ) -> Result<(), NoMemory> {
         let part = &self.parts[part];
         let Call { batch, inputs, parameters, output, gradients } = call;
         assert!(inputs.iter().map(|input| input.len()).eq(part.inputs.iter().map(|n| batch * n)));
@@ -338,10 +350,10 @@ impl Program {
             isa: self.isa,
             batch,
             threads,
-            arena: grown(&mut workspace.arena, self.arena * batch + SLACK),
-            placed: grown(&mut workspace.placed, self.placed + SLACK),
-            shared: grown(&mut workspace.shared, needs.shared + SLACK),
-            scratch: grown(&mut workspace.scratch, scratch_len * threads),
+            arena: grown(&mut workspace.arena, self.arena * batch + SLACK)?,
+            placed: grown(&mut workspace.placed, self.placed + SLACK)?,
+            shared: grown(&mut workspace.shared, needs.shared + SLACK)?,
+            scratch: grown(&mut workspace.scratch, scratch_len * threads)?,
             scratch_len,
             inputs,
             parameters,
@@ -355,7 +367,8 @@ impl Program {
                 // `in_parts` saw to the memory.
                 unsafe { self.operations[operation].run(&memory, phase, item, worker) }
             };
-            return team::run(threads, &workspace.phases, &work);
+            team::run(threads, &workspace.phases, &work);
+            return Ok(());
         };
         for operation in &self.operations[part.operations.clone()] {
             let start = std::time::Instant::now();
@@ -374,6 +387,7 @@ impl Program {
                 seconds,
             });
         }
+        Ok(())
     }
 
     /// Notes all phases of a part with work in them, and gives the largest needs.
@@ -417,10 +431,14 @@ impl Program {
 }
 
 /// A pointer to at least `len` floats, those that are there or, where they are too few, new ones.
-fn grown(memory: &mut Option<Aligned>, len: usize) -> *mut f32 {
+fn grown(memory: &mut Option<Aligned>, len: usize) -> Result<*mut f32, NoMemory> {
     if memory.as_ref().is_none_or(|memory| memory.as_slice().len() < len) {
         // What is there must go first, or both would be held for a moment.
         *memory = None;
     }
-    memory.get_or_insert_with(|| Aligned::zeros(len)).as_mut_slice().as_mut_ptr()
+    let memory = match memory {
+        Some(memory) => memory,
+        none => none.insert(Aligned::try_zeros(len)?),
+    };
+    Ok(memory.as_mut_slice().as_mut_ptr())
 }

@@ -125,7 +125,7 @@ fn check(
         let run = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut found = vec![f32::NAN; batch * len];
-            pool.install(|| program.run(batch, &all, &mut found));
+            pool.install(|| program.run(batch, &all, &mut found)).unwrap();
             found
         };
         let found = run(1);
@@ -135,7 +135,7 @@ fn check(
         for s in 0..batch {
             let inputs_of: Vec<&[f32]> = sample(s);
             let mut alone = vec![f32::NAN; len];
-            program.run(1, &inputs_of, &mut alone);
+            program.run(1, &inputs_of, &mut alone).unwrap();
             let together = &found[s * len..][..len];
             assert!(bits(&alone) == bits(together), "{isa}: sample {s} of {batch}");
             let plain = inputs_of.iter().zip(inputs).map(|(data, &size)| Plain::new(size, data));

@@ -39,7 +39,7 @@ impl Plan {
     /// Of f32 tensors that begin with the batch, one evaluation: `[B, channels, height, width]`.
     pub(crate) fn forward(&self, inputs: [&Tensor; 3]) -> Result<Tensor> {
         self.with_inputs(inputs, |program, batch, inputs, output| {
-            program.run(batch, inputs, output);
+            Ok(program.run(batch, inputs, output)?)
         })
     }
 
@@ -47,7 +47,8 @@ impl Plan {
     pub(crate) fn profile(&self, inputs: [&Tensor; 3]) -> Result<Vec<Timing>> {
         let mut lines = Vec::new();
         self.with_inputs(inputs, |program, batch, inputs, output| {
-            lines = program.profile(batch, inputs, output);
+            lines = program.profile(batch, inputs, output)?;
+            Ok(())
         })?;
         Ok(lines)
     }
@@ -55,7 +56,7 @@ impl Plan {
     fn with_inputs(
         &self,
         inputs: [&Tensor; 3],
-        run: impl FnOnce(&Program, usize, &[&[f32]], &mut [f32]),
+        run: impl FnOnce(&Program, usize, &[&[f32]], &mut [f32]) -> Result<()>,
     ) -> Result<Tensor> {
         let batch = inputs[X].dim(0)?;
         let tensors = contiguous(inputs)?;
@@ -66,7 +67,7 @@ impl Plan {
         }
         let [channels, height, width] = self.output;
         let mut output = vec![0.0; batch * channels * height * width];
-        run(&self.program, batch, &inputs, &mut output);
+        run(&self.program, batch, &inputs, &mut output)?;
         Tensor::from_vec(output, (batch, channels, height, width), &Device::Cpu)
     }
 

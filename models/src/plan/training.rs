@@ -174,8 +174,7 @@ impl Network {
             .map(|(storage, layout)| floats(storage, layout))
             .collect::<Result<_>>()?;
         let call = Call { batch, inputs, parameters: &parameters, output, gradients };
-        self.program.run_part(part, workspace, call, profile);
-        Ok(())
+        Ok(self.program.run_part(part, workspace, call, profile)?)
     }
 }
 

@@ -16,7 +16,11 @@ use std::{collections::HashMap, fs, path::Path};
 use candle_core::{Device, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use understudy_models::{Error, checkpoint::Draft};
+use understudy_models::{
+    Error,
+    checkpoint::{Draft, read},
+    memory,
+};
 
 use crate::guard::check_weights;
 
@@ -63,6 +67,63 @@ pub struct Layer {
     pub stride: usize,
 }
 
+/// Pixels of a side, and channels of a map, beyond which a mistyped number is likelier than a judge.
+const SIDE_LIMIT: usize = 4096;
+const CHANNEL_LIMIT: usize = 1 << 14;
+const CLASS_LIMIT: usize = 1 << 20;
+const LAYER_LIMIT: usize = 1 << 8;
+const KERNEL_LIMIT: usize = 63;
+/// Bytes of the largest file of weights.
+const WEIGHT_BYTES: u64 = 4 << 30;
+/// Images that are looked at together.
+const BATCH: usize = 100;
+
+impl JudgeConfig {
+    /// Refuses what is no judge, or what no memory could hold, by field.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming `file`, field, value and limit.
+    pub fn check(&self, file: &str) -> understudy_models::Result<()> {
+        let within = |field: &str, value: usize, limit: usize| match (1..=limit).contains(&value) {
+            true => Ok(()),
+            false => {
+                let remedy = format!("must be a whole number from 1 to {limit}");
+                Err(Error::value(format!("{file}: {field}"), value, remedy))
+            }
+        };
+        if !matches!(self.channels, 1 | 3) {
+            let remedy = "must be 1 (gray) or 3 (RGB)";
+            return Err(Error::value(format!("{file}: channels"), self.channels, remedy));
+        }
+        within("height", self.height, SIDE_LIMIT)?;
+        within("width", self.width, SIDE_LIMIT)?;
+        within("classes", self.classes, CLASS_LIMIT)?;
+        if self.layers.len() > LAYER_LIMIT {
+            let remedy = format!("has layers for {LAYER_LIMIT} at most");
+            return Err(Error::value(format!("{file}: layers"), self.layers.len(), remedy));
+        }
+        let (mut height, mut width, mut largest) = (self.height, self.width, self.channels);
+        largest *= height * width;
+        for (i, layer) in self.layers.iter().enumerate() {
+            within(&format!("layers[{i}].channels"), layer.channels, CHANNEL_LIMIT)?;
+            within(&format!("layers[{i}].kernel"), layer.kernel, KERNEL_LIMIT)?;
+            within(&format!("layers[{i}].stride"), layer.stride, SIDE_LIMIT)?;
+            if layer.kernel % 2 == 0 {
+                let remedy = "must be odd";
+                return Err(Error::value(
+                    format!("{file}: layers[{i}].kernel"),
+                    layer.kernel,
+                    remedy,
+                ));
+            }
+            (height, width) = (height.div_ceil(layer.stride), width.div_ceil(layer.stride));
+            largest = largest.max(height * width * layer.channels);
+        }
+        let bytes = (largest as u64).saturating_mul((2 * BATCH * size_of::<f32>()) as u64);
+        memory::check(format!("{file}: height"), self.height, [0, bytes], "use smaller images")
+    }
+}
+
 /// The network.
 pub struct Judge {
     config: JudgeConfig,
@@ -79,11 +140,12 @@ impl Judge {
     /// [`Error::Io`] and [`Error::Format`] naming the file.
     pub fn open(folder: &Path) -> understudy_models::Result<Self> {
         let path = folder.join(CONFIG);
-        let text = fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let text = read::whole(&path, read::DESCRIPTION_LIMIT)?;
         let config: JudgeConfig = serde_json::from_slice(&text)
-            .map_err(|error| Error::Format { path, problem: error.to_string() })?;
+            .map_err(|error| Error::Format { path: path.clone(), problem: error.to_string() })?;
+        config.check(&path.display().to_string())?;
         let path = folder.join(WEIGHTS);
-        let bytes = fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
+        let bytes = read::whole(&path, WEIGHT_BYTES)?;
         candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
             .and_then(|tensors| Self::new(config, &tensors))
             .map_err(|error| Error::Format { path, problem: error.to_string() })
@@ -163,7 +225,7 @@ impl FeatureNetwork for Judge {
     }
 
     fn batch(&self) -> usize {
-        100
+        BATCH
     }
 
     fn observe(&self, images: &Tensor) -> Result<Observed> {

@@ -85,7 +85,7 @@ impl Case<'_> {
                     output: &mut output,
                     gradients: &mut gradients,
                 };
-                pool.install(|| program.run_part(0, &mut workspace, call, None));
+                pool.install(|| program.run_part(0, &mut workspace, call, None)).unwrap();
                 (output, gradients)
             };
             let (output, gradients) = run(1);

@@ -101,6 +101,21 @@ impl UNet2DConfig {
         Ok(())
     }
 
+    /// Floats of one sample's largest map.
+    pub(crate) fn largest_map(&self) -> u64 {
+        (0..self.levels()).map(|level| self.map(level)).max().unwrap_or(0)
+    }
+
+    fn pixels(&self, level: usize) -> u64 {
+        ((self.height >> level) * (self.width >> level)) as u64
+    }
+
+    /// Floats of a level's widest map: what enters its up blocks, what comes from below and the skip.
+    fn map(&self, level: usize) -> u64 {
+        let below = self.channels[(level + 1).min(self.levels() - 1)];
+        self.pixels(level) * (self.channels[level] + below.max(self.channels[level])) as u64
+    }
+
     /// Refuses what could not be held in memory, before anything is allocated for it.
     fn check_size(&self, fields: &Fields) -> Result<()> {
         let weights: u64 = UNet2DModel::weight_shapes(self)?
@@ -114,11 +129,7 @@ impl UNet2DConfig {
             return Err(fields.refuse("block_out_channels", remedy));
         }
         for level in 0..self.levels() {
-            let pixels = ((self.height >> level) * (self.width >> level)) as u64;
-            // The widest tensor of a level is what enters its up blocks: what comes from below and the skip.
-            let below = self.channels[(level + 1).min(self.levels() - 1)];
-            let activation =
-                pixels * (self.channels[level] + below.max(self.channels[level])) as u64;
+            let (pixels, activation) = (self.pixels(level), self.map(level));
             // A 3×3 convolution gathers nine values for each of at most 512 pixels at a time: small beside these.
             let heads = self.heads(level).unwrap_or(0) as u64;
             let scores = pixels.saturating_mul(pixels).saturating_mul(heads);
