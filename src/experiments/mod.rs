@@ -23,6 +23,7 @@ mod votes;
 pub mod wilson;
 
 use std::{
+    any::Any,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
@@ -256,11 +257,14 @@ impl Experiments {
         &self,
         job: impl FnOnce(&mut Store) -> Result<R, Error> + Send + 'static,
     ) -> Result<R, Error> {
-        // The log has what it said.
-        let ended = || Error::Storage("it panicked; it is damaged, move the file away".into());
+        let ended = || Error::Storage("the thread that owns it has ended".into());
         let (sender, receiver) = oneshot::channel();
+        let condition = Arc::clone(&self.condition);
         let job = Box::new(move |store: &mut Store| {
-            let _ = sender.send(job(store));
+            let done = caught(store, &condition, job);
+            // Told first by health and metrics, then by the answer.
+            let damaged = || Err(Error::Storage("it panicked; the log has the cause".into()));
+            let _ = sender.send(done.unwrap_or_else(damaged));
         });
         self.jobs()?.send(job).map_err(|_| ended())?;
         receiver.await.map_err(|_| ended())?
@@ -284,7 +288,7 @@ fn work(mut store: Store, jobs: &Receiver<Job>, condition: &Condition) {
     loop {
         let ended = match jobs.recv_timeout(SAVE_EVERY.saturating_sub(saved.elapsed())) {
             Ok(job) => {
-                caught(&mut store, condition, job);
+                job(&mut store);
                 false
             }
             Err(RecvTimeoutError::Timeout) => false,
@@ -304,14 +308,25 @@ fn work(mut store: Store, jobs: &Receiver<Job>, condition: &Condition) {
     }
 }
 
-fn caught(store: &mut Store, condition: &Condition, job: impl FnOnce(&mut Store)) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(store))) {
-        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-        let text = text.unwrap_or_else(|| "no message".into());
+/// What comes of a job; `None` where it panicked.
+fn caught<T>(
+    store: &mut Store,
+    condition: &Condition,
+    job: impl FnOnce(&mut Store) -> T,
+) -> Option<T> {
+    let done = catch_unwind(AssertUnwindSafe(|| job(store)));
+    if let Err(panic) = &done {
+        let text = panic_text(panic.as_ref());
         tracing::error!(panic = text, "the database of experiments panicked");
         condition.panicked(format!("the database of experiments is damaged: {text}"));
         // What a panic leaves of it may panic again.
         let _ = catch_unwind(AssertUnwindSafe(|| store.forget()));
     }
+    done.ok()
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "no message".into())
 }

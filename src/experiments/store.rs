@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
+    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
     time::{SystemTime, UNIX_EPOCH},
@@ -22,6 +23,7 @@ use super::{
     ballot::{Choice, Pair, Vote},
     condition::Condition,
     experiment::Experiment,
+    panic_text,
 };
 
 /// Experiments by id, as of the last commit.
@@ -317,12 +319,20 @@ impl Store {
         if self.database.is_some() {
             return Ok(());
         }
-        let (database, experiments) = open(&self.file).map_err(|failed| {
+        // A page that is damaged makes the database panic.
+        let opened = catch_unwind(AssertUnwindSafe(|| open(&self.file)));
+        let opened = opened.unwrap_or_else(|panic| {
+            let text = panic_text(panic.as_ref());
+            Err(Unopened::Otherwise(format!("it is damaged ({text}); move the file away")))
+        });
+        let (database, experiments) = opened.map_err(|failed| {
             let file = self.file.display();
-            match failed {
+            let error = match failed {
                 Unopened::Full => Error::Full(file.to_string()),
                 Unopened::Otherwise(problem) => Error::Unavailable(format!("{file}: {problem}")),
-            }
+            };
+            self.condition.failed(error.to_string());
+            error
         })?;
         self.opened = identity(&self.file);
         let mut live = self.live.write().unwrap_or_else(PoisonError::into_inner);

@@ -282,3 +282,56 @@ fn a_full_disk_is_told_as_one() {
     }
     assert!(matches!(failed(redb::Error::Io(Io::from(ErrorKind::Other))), Error::Storage(_)));
 }
+
+/// Every page in turn, at the start and beneath a server that has the file open.
+#[tokio::test]
+async fn damaged_pages_are_told_and_end_nothing() {
+    const PAGE: usize = 4096;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("experiments.redb");
+    let mut store = Store::open(folder.path(), true, condition()).unwrap();
+    store.create("e", arms()).unwrap();
+    let pairs: Vec<_> = (0..40).map(|_| store.open_pair("e", &pair(["a", "b"])).unwrap()).collect();
+    for (number, pair) in pairs[..20].iter().enumerate() {
+        store.vote("e", pair, Choice::First, &number.to_string()).unwrap();
+    }
+    store.close().unwrap();
+    drop(store);
+    let whole = std::fs::read(&file).unwrap();
+    let damage = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at..at + PAGE].fill(0xa5);
+        std::fs::write(&file, bytes).unwrap();
+    };
+    let (mut refused, mut served) = (0, 0);
+    for at in (PAGE..whole.len()).step_by(PAGE) {
+        damage(at);
+        match Experiments::open(folder.path(), false) {
+            Err(problem) => {
+                assert!(problem.contains("move the file away"), "{at}: {problem}");
+                refused += 1;
+            }
+            Ok(experiments) => {
+                let vote = || {
+                    let (pair, key) = (pairs[30].clone(), "a key".to_owned());
+                    experiments.vote("e".into(), pair, Choice::First, key)
+                };
+                let first = vote().await;
+                // What was acknowledged is there; what was not is told.
+                match &first {
+                    Ok((_, counted)) => assert!(counted, "{at}"),
+                    Err(_) => assert!(experiments.trouble().is_some(), "{at}: {first:?}"),
+                }
+                assert_eq!(vote().await.is_ok(), first.is_ok(), "{at}");
+                let _ = experiments.close().await;
+                served += 1;
+            }
+        }
+    }
+    assert!(refused > 0 && served > 0, "{refused} {served}");
+    // The file is what it was, and so are its votes.
+    std::fs::write(&file, &whole).unwrap();
+    let experiments = Experiments::open(folder.path(), false).unwrap();
+    let vote = experiments.vote("e".into(), pairs[0].clone(), Choice::First, "0".into()).await;
+    assert!(!vote.unwrap().1);
+}

@@ -77,7 +77,11 @@ fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
         ("500", "The server's fault"),
         ("504", "Out of time"),
     ];
-    const OF_CHANGES: (&str, &str) = ("415", "Declared as what it does not take");
+    const OF_CHANGES: [(&str, &str); 1] = [("415", "Declared as what it does not take")];
+    const OF_BODIES: [(&str, &str); 2] = [
+        ("408", "The body stopped coming"),
+        ("429", "No memory for the body until others have been read"),
+    ];
     for (path, item) in &mut document.paths.paths {
         let error = Ref::from_schema_name(if path.starts_with("/v2") {
             "InferenceError"
@@ -92,9 +96,12 @@ fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
         let of_apis: &[_] = if path.starts_with("/v") { &OF_APIS } else { &[] };
         let changes = [&mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten();
         for operation in changes {
-            let responses = &mut operation.responses.responses;
-            let (code, description) = OF_CHANGES;
-            responses.entry(code.to_owned()).or_insert_with(|| response(description).into());
+            let of_bodies: &[_] = if operation.request_body.is_some() { &OF_BODIES } else { &[] };
+            for (code, description) in OF_CHANGES.iter().chain(of_bodies) {
+                let responses = &mut operation.responses.responses;
+                let described = responses.entry((*code).to_owned());
+                described.or_insert_with(|| response(description).into());
+            }
         }
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.delete];
         for operation in operations.into_iter().flatten() {

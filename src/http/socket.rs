@@ -118,14 +118,11 @@ impl Activity {
         now.wake();
     }
 
-    /// Whether no more will come of a body after the socket's end; whoever asks is woken when that may have changed.
-    fn is_cut_off(&self, context: &Context<'_>) -> bool {
+    /// What is going on, and whether who reads the body has had all of it; whoever asks is woken when that changes.
+    fn look(&self, context: &Context<'_>) -> (Phase, bool) {
         let mut now = self.lock();
-        let cut_off = now.phase == Phase::Body && now.starved;
-        if !cut_off {
-            now.reader = Some(context.waker().clone());
-        }
-        cut_off
+        now.reader = Some(context.waker().clone());
+        (now.phase, now.starved)
     }
 
     pub(super) fn answers(&self) {
@@ -234,12 +231,12 @@ impl Socket {
     /// The client sends no more. While it has an answer to come that is kept from who asks, and the connection is
     /// watched instead.
     fn after_the_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let phase = self.activity.phase();
+        let (phase, starved) = self.activity.look(context);
         match phase {
             Phase::Working | Phase::Answering => {}
             // Of what has come a part may still be on its way to who reads the body.
-            Phase::Body if !self.activity.is_cut_off(context) => return Poll::Pending,
-            _ => return Poll::Ready(Ok(())),
+            Phase::Body if !starved => return Poll::Pending,
+            Phase::Idle | Phase::Head | Phase::Body | Phase::Evicted => return Poll::Ready(Ok(())),
         }
         if phase == Phase::Working && self.sent_early == 0 {
             match self.writes.try_write(FIRST_BYTES) {
