@@ -11,7 +11,7 @@
 mod norm;
 mod train;
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use candle_core::{Device, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
