@@ -20,9 +20,11 @@ def cases(world):
     made = []
     for name in ("SIGINT", "SIGTERM"):
         number = getattr(signal, name)
-        for phase in (idle, half_headed, half_bodied, unread_stream):
+        for phase in (idle, half_headed, half_bodied):
             made.append((f"{phase.__name__}, {name} once", lambda phase=phase, number=number: once(world, phase, LONG, number, SPARE_SECONDS)))
-        made.append((f"in flight, {name} once", lambda number=number: once(world, in_flight, SHORT, number, 1 + SPARE_SECONDS)))
+        # These are waited for, but no longer than the drain.
+        for phase in (in_flight, unread_answer):
+            made.append((f"{phase.__name__}, {name} once", lambda phase=phase, number=number: once(world, phase, SHORT, number, 1 + SPARE_SECONDS)))
         for phase in (idle, half_headed, in_flight, loading_a_model):
             made.append((f"{phase.__name__}, {name} twice", lambda phase=phase, number=number: twice(world, phase, number)))
         for times in (1, 2):
@@ -74,7 +76,7 @@ def half_bodied(server):
 
 
 @contextlib.contextmanager
-def unread_stream(server):
+def unread_answer(server):
     """An answer that the client does not take."""
     with server.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
@@ -193,10 +195,8 @@ def command_at_work(world, command, number, times):
         for _ in range(times):
             process.send_signal(number)
             time.sleep(0.1)
+        # What a training leaves half written is removed when it goes on: kills.py looks.
         ends(process, SPARE_SECONDS if times == 1 else 2)
-    # Told to stop, it leaves nothing half written.
-    left = [path.name for path in out.rglob("*") if "partial" in path.name or ".tmp" in path.name]
-    assert not left, f"left behind: {left}"
 
 
 @contextlib.contextmanager

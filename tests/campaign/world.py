@@ -197,7 +197,8 @@ class Server:
         self.log = self.folder / "log"
         self.stderr = stderr
         self.port = free_port()
-        own = {"--models": models or world.models, "--threads": 2, "--data-dir": self.folder / "data"}
+        # With a batch that is given, the warm-up tries no others: a server is there in a second.
+        own = {"--models": models or world.models, "--threads": 2, "--data-dir": self.folder / "data", "--max-batch": 4}
         given = {str(flag).partition("=")[0] for flag in flags}
         own = [word for flag, value in own.items() if flag not in given for word in (flag, value)]
         self.arguments = ["serve", "--port", self.port, *own, *flags]
