@@ -23,7 +23,7 @@ use super::{
     Draft,
     card::Card,
     file::{read_json, read_text},
-    tensors,
+    read, tensors,
 };
 use crate::kernels::NoMemory;
 use crate::{
@@ -227,9 +227,7 @@ fn read_card(path: &Path, network: &NetworkConfig) -> Result<Card> {
     if !path.exists() {
         return Ok(Card { null_class: network.null_class(), ..Card::default() });
     }
-    let value = read_json(path)?;
-    serde_json::from_value(value)
-        .map_err(|error| Error::Format { path: path.to_owned(), problem: error.to_string() })
+    read::json(path)
 }
 
 /// A card that speaks of classes, steps or samplers that are not there would mislead every request.
