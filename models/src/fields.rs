@@ -90,14 +90,15 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A finite number.
+    /// A number that f32, in which networks compute, holds.
     pub(crate) fn number(&self, name: &str, default: f64) -> Result<f64> {
         match self.get(name) {
             None => Ok(default),
-            Some(value) => value
-                .as_f64()
-                .filter(|number| number.is_finite())
-                .ok_or_else(|| self.refuse(name, "must be a finite number")),
+            Some(value) => {
+                value.as_f64().filter(|number| number.abs() <= f64::from(f32::MAX)).ok_or_else(
+                    || self.refuse(name, "must be a number of at most 3.4e38, as f32 holds"),
+                )
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! A network's architecture, of whichever family: the one place that knows them all.
 
+mod size;
+
 use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor};
@@ -126,22 +128,6 @@ impl NetworkConfig {
         }
     }
 
-    /// The fields of its `config.json` that decide how much its weights, and how much its maps take.
-    pub(crate) fn size_fields(&self) -> [&'static str; 2] {
-        match self {
-            Self::UNet(_) => ["block_out_channels", "sample_size"],
-            Self::DiT(_) => ["num_layers", "sample_size"],
-        }
-    }
-
-    /// Floats of one sample's largest map, at least.
-    pub(crate) fn largest_map(&self) -> u64 {
-        match self {
-            Self::UNet(config) => config.largest_map(),
-            Self::DiT(config) => config.largest_map(),
-        }
-    }
-
     /// Names and shapes of all weights, without a tensor.
     ///
     /// # Errors
@@ -194,7 +180,8 @@ impl NetworkConfig {
     /// the graph; where it does, the log says that evaluations are not captured.
     ///
     /// # Errors
-    /// [`Error::Weights`] naming what is missing, what does not belong, and what has another shape.
+    /// [`Error::Weights`] naming what is missing, what does not belong, and what has another shape;
+    /// [`Error::Value`] naming the field that asks for more memory than there is.
     pub fn load(
         &self,
         weights: HashMap<String, Tensor>,
@@ -211,15 +198,23 @@ impl NetworkConfig {
         dtype: DType,
         device: &Device,
     ) -> Result<Box<dyn Denoiser>> {
-        #[cfg(feature = "cuda")]
         let trained = weights.values().any(Weight::trained);
-        let network: Box<dyn Denoiser> = match self {
-            Self::UNet(config) => {
-                Box::new(UNet2DModel::load_weights(config, weights, dtype, device)?)
-            }
-            Self::DiT(config) => {
-                Box::new(DiTTransformer2DModel::load(config, weights, dtype, device)?)
-            }
+        let build = || -> Result<Box<dyn Denoiser>> {
+            Ok(match self {
+                Self::UNet(config) => {
+                    Box::new(UNet2DModel::load_weights(config, weights, dtype, device)?)
+                }
+                Self::DiT(config) => {
+                    Box::new(DiTTransformer2DModel::load(config, weights, dtype, device)?)
+                }
+            })
+        };
+        // One that is trained may be built anew every step, of weights that are there.
+        let network = if trained {
+            build()?
+        } else {
+            self.check_weights(device)?;
+            self.built(build)?
         };
         #[cfg(feature = "cuda")]
         if let (Device::Cuda(device), false) = (device, trained) {
@@ -232,8 +227,10 @@ impl NetworkConfig {
     /// the paper where diffusers has nothing of its own; the same seed gives the same weights.
     ///
     /// # Errors
-    /// As [`NetworkConfig::weight_shapes`].
+    /// As [`NetworkConfig::weight_shapes`]; [`Error::Value`] naming the field that asks for more memory than there
+    /// is.
     pub fn initial_weights(&self, seed: u64) -> Result<BTreeMap<String, Tensor>> {
+        self.check_weights(&Device::Cpu)?;
         initial::weights(&self.weight_shapes()?, |name| self.unusual(name), seed)
     }
 

@@ -335,3 +335,53 @@ fn a_header_longer_than_any_is_not_read() {
     let problem = problem(&path);
     assert!(problem.contains(WEIGHTS) && problem.contains("its header has"), "{problem}");
 }
+
+#[test]
+fn a_card_is_refused_by_field() {
+    for (field, value, parts) in [
+        ("role", json!("boss"), ["`role`", "boss"]),
+        ("null_class", json!(4_294_967_296u64), ["`null_class`", "4294967296"]),
+        ("null_class", json!(-1), ["`null_class`", "-1"]),
+        ("class_names", json!(["a", 2, "c"]), ["`class_names[1]`", "2"]),
+        ("class_names", json!("a"), ["`class_names`", "\"a\""]),
+        (
+            "defaults",
+            json!({"num_inference_steps": "many"}),
+            ["`defaults.num_inference_steps`", "many"],
+        ),
+        ("defaults", json!({"steps": 3}), ["`defaults.steps`", "unknown field"]),
+        ("teacher", json!(["x"]), ["`teacher`", "sequence"]),
+        ("mine", json!(1), ["`mine`", "unknown field"]),
+    ] {
+        let (_home, path) = folder(|_, _| {});
+        edit(&path, "understudy.json", |card| card[field] = value.clone());
+        let problem = problem(&path);
+        assert!(parts.iter().all(|part| problem.contains(part)), "{field}: {problem}");
+        assert!(problem.contains("understudy.json"), "{problem}");
+    }
+}
+
+#[test]
+fn numbers_that_f32_does_not_hold_are_refused_by_their_own_field() {
+    for field in ["clip_sample_range", "sample_max_value"] {
+        for value in [1e308, 1e-50, 0.0, -1.0] {
+            let (_home, path) = folder(|_, _| {});
+            edit(&path, "scheduler/scheduler_config.json", |scheduler| {
+                scheduler[field] = json!(value)
+            });
+            let problem = problem(&path);
+            assert!(problem.contains(&format!("scheduler_config.json: {field}` is ")), "{problem}");
+        }
+    }
+    for (field, value) in [
+        ("mid_block_scale_factor", 1e308),
+        ("mid_block_scale_factor", 1e-300),
+        ("norm_eps", 1e200),
+        ("freq_shift", -1e300),
+    ] {
+        let (_home, path) = folder(|_, _| {});
+        edit(&path, "unet/config.json", |config| config[field] = json!(value));
+        let problem = problem(&path);
+        assert!(problem.contains(&format!("unet/config.json: {field}` is ")), "{problem}");
+    }
+}

@@ -20,8 +20,8 @@ pub(super) enum Rows {
 
 pub(super) struct Mapped {
     map: MmapMut,
-    /// Kept for its lock.
-    _file: File,
+    /// Kept for its lock, and to see whether it is still whole.
+    file: File,
     path: PathBuf,
     length: usize,
     /// Which copy of each row is the newest, and which the last checkpoint's.
@@ -108,7 +108,7 @@ impl Rows {
         map.flush_range(0, HEADER).map_err(io)?;
         let path = path.to_owned();
         let (newest, kept) = (vec![0; count], vec![0; count]);
-        Ok(Self::Mapped(Mapped { map, _file: file, path, length, newest, kept }))
+        Ok(Self::Mapped(Mapped { map, file, path, length, newest, kept }))
     }
 
     /// The rows of `slots` on a device, one after another.
@@ -122,6 +122,7 @@ impl Rows {
                 Ok(rows.to_device(device)?)
             }
             Self::Mapped(rows) => {
+                rows.check()?;
                 let mut values: Vec<f32> = Vec::with_capacity(slots.len() * rows.length);
                 for &slot in slots {
                     let range = rows.range(slot, rows.newest[slot]);
@@ -146,6 +147,7 @@ impl Rows {
             }
             Self::Mapped(rows) => {
                 let values: Vec<f32> = new.flatten_all()?.to_vec1()?;
+                rows.check()?;
                 for (&slot, row) in slots.iter().zip(values.chunks_exact(rows.length)) {
                     rows.newest[slot] = 1 - rows.kept[slot];
                     let range = rows.range(slot, rows.newest[slot]);
@@ -164,6 +166,7 @@ impl Rows {
         match self {
             Self::Memory(all) => Ok(Saved::Values(all.flatten_all()?.to_vec1()?)),
             Self::Mapped(rows) => {
+                rows.check()?;
                 let io = |source| Error::Io { path: rows.path.clone(), source };
                 rows.map.flush().map_err(io)?;
                 Ok(Saved::Copies(rows.newest.clone()))
@@ -215,6 +218,21 @@ fn numbers(slots: &[usize], device: &Device) -> Result<Tensor> {
 }
 
 impl Mapped {
+    /// Refuses to touch a file that another program has shortened, which would end the process. Between this look and
+    /// the next one nothing helps: whoever shortens the file of a running pool ends the run.
+    fn check(&self) -> Result<()> {
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        let (there, mapped) = (self.file.metadata().map_err(io)?.len(), self.map.len() as u64);
+        if there >= mapped {
+            return Ok(());
+        }
+        let problem = format!(
+            "was shortened by another program, from {mapped} to {there} bytes, while the run used it; remove it and \
+             start the run anew"
+        );
+        Err(Error::Format { path: self.path.clone(), problem })
+    }
+
     fn range(&self, index: usize, copy: u8) -> std::ops::Range<usize> {
         let bytes = self.length * size_of::<f32>();
         let from = HEADER + (2 * index + usize::from(copy)) * bytes;
@@ -262,4 +280,29 @@ fn create(mut file: &File, bytes: usize) -> std::io::Result<()> {
         left -= part;
     }
     file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_file_that_another_program_shortens_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pool");
+        let mut rows = Rows::mapped(&path, 3, 5, "mine").unwrap();
+        rows.gather(&[0, 2], &Device::Cpu).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(10).unwrap();
+        let new = Tensor::zeros((1, 5), DType::F32, &Device::Cpu).unwrap();
+        let problems = [
+            rows.gather(&[0], &Device::Cpu).map(|_| ()).unwrap_err(),
+            rows.scatter(&[0], &new).unwrap_err(),
+            rows.save().map(|_| ()).unwrap_err(),
+        ];
+        for problem in problems {
+            let problem = problem.to_string();
+            assert!(problem.contains("pool: was shortened"), "{problem}");
+        }
+    }
 }

@@ -23,12 +23,11 @@ use super::{
     Draft,
     card::{Card, normal_name},
     file::{read_json, read_text},
-    tensors,
+    read, tensors,
 };
-use crate::kernels::NoMemory;
 use crate::{
-    Conditioning, Denoiser, Error, NetworkConfig, Result, memory, sampler::Kind,
-    schedule::ScheduleConfig, weight::Weight,
+    Conditioning, Denoiser, Error, NetworkConfig, Result, sampler::Kind, schedule::ScheduleConfig,
+    weight::Weight,
 };
 
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -118,45 +117,17 @@ impl ModelFolder {
     /// [`Error::Io`], [`Error::Format`] for a corrupt file, [`Error::Weights`] naming what is missing, extra or of the
     /// wrong shape; [`Error::Value`] naming the field that asks for more memory than there is.
     pub fn load(self, dtype: DType, device: &Device) -> Result<Loaded> {
-        let config = self.weights.with_file_name("config.json");
-        let [wide, large] =
-            self.network.size_fields().map(|field| format!("{}: {field}", config.display()));
-        let shapes = self.network.weight_shapes()?;
-        let count: u64 = shapes
-            .values()
-            .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
-            .sum();
-        let values = self.network.to_json();
-        let [width, size] = self.network.size_fields().map(|field| values[field].to_string());
-        // At least this much, whatever form they are kept in.
-        let bytes = count.saturating_mul(if device.is_cpu() { 4 } else { 2 });
-        memory::check(
-            &wide,
-            &width,
-            [bytes, bytes],
-            "its weights need a larger machine, or free some memory",
-        )?;
-        let smaller = "use a smaller image, a larger machine, or free some memory";
-        if device.is_cpu() {
-            let floats = self.network.largest_map();
-            let map = floats.saturating_mul(4);
-            memory::check(&large, &size, [map, map], smaller)?;
-        }
-        let weights = self.weights()?;
-        let built = NoMemory::caught(|| self.network.load_weights(weights, dtype, device));
-        let built = built.unwrap_or_else(|NoMemory { bytes }| {
-            let remedy = format!("no memory for {bytes} bytes more of its weights; free some");
-            Err(Error::value(&wide, &width, remedy))
-        });
-        let network = built.map_err(|error| match error {
+        let network = self.network.load_weights(self.weights()?, dtype, device);
+        let network = network.map_err(|error| match error {
             Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
+            Error::Value { field, value, remedy }
+                if self.network.size_fields().contains(&field.as_str()) =>
+            {
+                let file = self.weights.with_file_name("config.json");
+                Error::value(format!("{}: {field}", file.display()), value, remedy)
+            }
             error => error,
         })?;
-        if let Some(footprint) = network.footprint() {
-            let live = footprint.live_bytes_per_sample as u64;
-            let total = live.saturating_add(footprint.weight_bytes as u64);
-            memory::check(large, size, [total, live], smaller)?;
-        }
         Ok(Loaded { network, schedule: self.schedule, card: self.card })
     }
 
@@ -186,8 +157,7 @@ impl ModelFolder {
         let network = NetworkConfig::from_json(&network.to_json(), &file)?;
         let file = "scheduler/scheduler_config.json";
         let schedule = ScheduleConfig::from_text(&schedule.to_json().to_string(), file)?;
-        let card = parse_card(json!(card), Path::new(CARD))?;
-        check_card(&card, &network, &schedule, Path::new(CARD))
+        check_card(card, &network, &schedule, Path::new(CARD))
     }
 
     /// Writes a folder that this crate and diffusers read, at the place the draft was begun for.
@@ -250,12 +220,7 @@ fn read_card(path: &Path, network: &NetworkConfig) -> Result<Card> {
     if !path.exists() {
         return Ok(Card { null_class: network.null_class(), ..Card::default() });
     }
-    parse_card(read_json(path)?, path)
-}
-
-fn parse_card(value: Value, path: &Path) -> Result<Card> {
-    serde_json::from_value(value)
-        .map_err(|error| Error::Format { path: path.to_owned(), problem: error.to_string() })
+    read::json(path)
 }
 
 /// Whether all of a tensor's elements are numbers.

@@ -10,6 +10,8 @@ use std::{
     path::Path,
 };
 
+use serde::de::DeserializeOwned;
+
 use crate::{Error, Result, memory};
 
 /// Bytes of the largest description (JSON) that is read: 100,000 betas take half of it.
@@ -57,6 +59,25 @@ pub fn text(path: &Path, limit: u64) -> Result<String> {
         path: path.to_owned(),
         problem: format!("is no text ({})", error.utf8_error()),
     })
+}
+
+/// The JSON of a regular file as a `T`.
+///
+/// # Errors
+/// As [`text`]; [`Error::Format`] naming file and field for what is not JSON, or not a `T`.
+pub fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let refuse = |problem: String| Error::Format { path: path.to_owned(), problem };
+    let text = text(path, DESCRIPTION_LIMIT)?;
+    let mut reader = serde_json::Deserializer::from_str(&text);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let field = error.path().to_string();
+        match field.as_str() {
+            "." => refuse(error.inner().to_string()),
+            field => refuse(format!("`{field}`: {}", error.inner())),
+        }
+    })?;
+    reader.end().map_err(|error| refuse(error.to_string()))?;
+    Ok(value)
 }
 
 /// All that `reader` gives, which may be at most `limit` bytes: for what is unpacked on the way.
@@ -166,6 +187,30 @@ mod tests {
         assert!(
             matches!(missing, Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
         );
+    }
+
+    #[test]
+    fn json_is_refused_by_field() {
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Inner {
+            #[allow(dead_code)]
+            count: u8,
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        for (text, parts) in [
+            (r#"{"a": {"count": "x"}}"#, ["`a.count`", "string \"x\""]),
+            (r#"{"a": {"count": 256}}"#, ["`a.count`", "256"]),
+            (r#"{"a": {"cuont": 1}}"#, ["`a.cuont`", "unknown field"]),
+            (r#"{"a": {"count": 1}} {}"#, ["a.json", "trailing"]),
+            ("[", ["a.json", "EOF"]),
+        ] {
+            fs::write(&path, text).unwrap();
+            let read = json::<std::collections::BTreeMap<String, Inner>>(&path);
+            let problem = read.map(|_| ()).unwrap_err().to_string();
+            assert!(parts.iter().all(|part| problem.contains(part)), "{problem}");
+        }
     }
 
     #[test]

@@ -9,7 +9,11 @@ use crate::{Error, Result};
 pub(super) type Range = (fn(f64) -> bool, &'static str);
 pub(super) const OPEN_UNIT: Range = (|x| x > 0.0 && x < 1.0, "a number above 0 and below 1");
 pub(super) const CLOSED_UNIT: Range = (|x| (0.0..=1.0).contains(&x), "a number from 0 to 1");
-pub(super) const POSITIVE: Range = (|x| x > 0.0 && x.is_finite(), "a number above 0");
+/// Of what is computed with in f32.
+pub(super) const POSITIVE: Range = (
+    |x| (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&x),
+    "a number above 0 and at most 3.4e38, as f32 holds",
+);
 
 /// The file's fields; reading one takes it out.
 pub(super) struct Fields<'a> {

@@ -140,9 +140,7 @@ impl Judge {
     /// [`Error::Io`] and [`Error::Format`] naming the file.
     pub fn open(folder: &Path) -> understudy_models::Result<Self> {
         let path = folder.join(CONFIG);
-        let text = read::whole(&path, read::DESCRIPTION_LIMIT)?;
-        let config: JudgeConfig = serde_json::from_slice(&text)
-            .map_err(|error| Error::Format { path: path.clone(), problem: error.to_string() })?;
+        let config: JudgeConfig = read::json(&path)?;
         config.check(&path.display().to_string())?;
         let path = folder.join(WEIGHTS);
         let bytes = read::whole(&path, WEIGHT_BYTES)?;

@@ -75,7 +75,7 @@ impl UNet2DConfig {
         if !(0.0..=1.0).contains(&self.dropout) {
             return Err(fields.refuse("dropout", "must be from 0 to 1"));
         }
-        if self.mid_block_scale_factor == 0.0 {
+        if self.mid_block_scale_factor as f32 == 0.0 {
             return Err(fields.refuse(
                 "mid_block_scale_factor",
                 "must not be 0, since activations are divided by it",
