@@ -235,7 +235,7 @@ mod tests {
     fn unfinished_files_of_the_killed_are_removed() {
         let home = tempfile::tempdir().unwrap();
         let run = home.path().join(RUN_DIR);
-        fs::create_dir_all(run.join(".model.0123456789abcdef.partial/unet")).unwrap();
+        fs::create_dir_all(run.join(".model.0123456789abcdef.partial/weights")).unwrap();
         fs::create_dir_all(run.join(".model.1.partial")).unwrap();
         for name in ["checkpoint.partial", ".tmpAbCdEf", "log.jsonl", CHECKPOINT] {
             fs::write(run.join(name), "").unwrap();
