@@ -117,6 +117,8 @@ pub(super) async fn json<T: JsonRequest>(app: &App, request: Request) -> Result<
 /// the client stops sending, and 503 when the server shuts down meanwhile.
 pub(super) async fn read(app: &App, request: Request, limit: usize) -> Result<Read, Problem> {
     tokio::select! {
+        // Whose body is here already is not refused for the rest of it.
+        biased;
         read = read_on(app, request, limit) => read,
         () = app.draining.cancelled() => Err(Problem::draining()),
     }

@@ -14,6 +14,7 @@ use std::{
     time::Duration,
 };
 
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::{
@@ -62,6 +63,8 @@ struct Now {
     since: Instant,
     /// Whether bytes have come after the request under way: the next one has begun.
     ahead: bool,
+    /// Whether the client has yet to take some of what was sent.
+    unsent: bool,
     /// Whether the reader of a body has had all that has come of it.
     starved: bool,
     /// Who reads the socket, where the next phase is what they wait for.
@@ -71,7 +74,7 @@ struct Now {
 impl Activity {
     pub(super) fn new() -> Arc<Self> {
         let (phase, since) = (Phase::Idle, Instant::now());
-        let now = Now { phase, since, ahead: false, starved: false, reader: None };
+        let now = Now { phase, since, ahead: false, unsent: false, starved: false, reader: None };
         Arc::new(Self(Mutex::new(now)))
     }
 
@@ -79,16 +82,16 @@ impl Activity {
         self.lock().phase
     }
 
-    /// Since when no request is under way; `None` while one is.
+    /// Since when the client keeps the connection waiting; `None` while a request or its answer is under way.
     pub(super) fn waiting_since(&self) -> Option<Instant> {
         let now = self.lock();
-        matches!(now.phase, Phase::Idle | Phase::Head).then_some(now.since)
+        now.waits().then_some(now.since)
     }
 
     /// No request begins from now on; false where one is under way.
     pub(super) fn evict(&self) -> bool {
         let mut now = self.lock();
-        let waiting = matches!(now.phase, Phase::Idle | Phase::Head);
+        let waiting = now.waits();
         if waiting {
             now.phase = Phase::Evicted;
         }
@@ -137,6 +140,21 @@ impl Activity {
         now.wake();
     }
 
+    /// Something is sent to the client.
+    fn sends(&self) {
+        self.lock().unsent = true;
+    }
+
+    /// The client has taken all that was sent.
+    fn sent(&self) {
+        let mut now = self.lock();
+        if std::mem::take(&mut now.unsent) && now.phase == Phase::Idle {
+            // It had no reason to ask for more before.
+            now.since = Instant::now();
+            now.wake();
+        }
+    }
+
     fn received_nothing(&self) {
         self.lock().starved = false;
     }
@@ -156,6 +174,7 @@ impl Activity {
         let mut now = self.lock();
         now.reader = Some(context.waker().clone());
         match now.phase {
+            Phase::Idle if now.unsent => None,
             Phase::Idle => now.since.checked_add(patience.idle),
             Phase::Head => now.since.checked_add(patience.head),
             Phase::Evicted => Some(now.since),
@@ -175,6 +194,11 @@ impl Now {
             self.phase = phase;
             self.since = Instant::now();
         }
+    }
+
+    /// Whether nothing is under way.
+    fn waits(&self) -> bool {
+        matches!(self.phase, Phase::Idle | Phase::Head) && !self.unsent
     }
 
     fn wake(&mut self) {
@@ -261,6 +285,7 @@ impl Socket {
         &mut self,
         context: &mut Context<'_>,
         sent: Poll<io::Result<usize>>,
+        bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         if sent.is_ready() {
             self.stalled = None;
@@ -269,7 +294,13 @@ impl Socket {
         let idle = self.patience.idle;
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
         ready!(stalled.as_mut().poll(context));
-        Poll::Ready(Err(ErrorKind::TimedOut.into()))
+        self.stalled = None;
+        // The system tells of room only once there is much of it. Whoever has taken little has made some.
+        let stream: &TcpStream = OwnedWriteHalf::as_ref(&self.writes);
+        Poll::Ready(SockRef::from(stream).send(bytes).map_err(|error| match error.kind() {
+            ErrorKind::WouldBlock => ErrorKind::TimedOut.into(),
+            _ => error,
+        }))
     }
 }
 
@@ -319,8 +350,9 @@ impl AsyncWrite for Socket {
             this.sent_early -= early;
             return Poll::Ready(Ok(early));
         }
+        this.activity.sends();
         let sent = Pin::new(&mut this.writes).poll_write(context, bytes);
-        this.sending(context, sent)
+        this.sending(context, sent, bytes)
     }
 
     fn poll_write_vectored(
@@ -328,13 +360,15 @@ impl AsyncWrite for Socket {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let first = slices.iter().find(|slice| !slice.is_empty());
+        let first: &[u8] = first.map_or(&[], |slice| slice);
         if self.sent_early > 0 {
-            let first = slices.iter().find(|slice| !slice.is_empty());
-            return self.poll_write(context, first.map_or(&[], |slice| slice));
+            return self.poll_write(context, first);
         }
         let this = self.get_mut();
+        this.activity.sends();
         let sent = Pin::new(&mut this.writes).poll_write_vectored(context, slices);
-        this.sending(context, sent)
+        this.sending(context, sent, first)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -342,7 +376,11 @@ impl AsyncWrite for Socket {
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().writes).poll_flush(context)
+        // Whoever writes flushes once nothing is left to be written.
+        let this = self.get_mut();
+        ready!(Pin::new(&mut this.writes).poll_flush(context))?;
+        this.activity.sent();
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {

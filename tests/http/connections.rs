@@ -120,6 +120,32 @@ async fn a_client_that_takes_nothing_of_its_answers_is_given_up() {
     tokio::time::timeout(PATIENCE, refused).await.unwrap();
 }
 
+/// Answers that are larger than any buffer, and a client that takes longer for them than a connection may be idle.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_its_answers_slowly_gets_all_of_them() {
+    let idle = Duration::from_millis(300);
+    let (_server, address, _running) = listening(|settings| {
+        (settings.idle_timeout, settings.max_connections) = (idle, 1);
+    })
+    .await;
+    let bundle = "/docs/swagger-ui-bundle.js";
+    let length = talk(address, "GET", bundle, "").await.len();
+    let more = format!("GET {bundle} HTTP/1.1\r\nhost: localhost\r\n\r\n").repeat(9);
+    let last = format!("GET {bundle} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
+    let mut slow = sent(address, &format!("{more}{last}")).await;
+    let began = tokio::time::Instant::now();
+    let mut taken = 0;
+    while began.elapsed() < 3 * idle {
+        taken += slow.read(&mut [0; 1024]).await.unwrap();
+        // Others come meanwhile, and none of them takes its place.
+        assert!(talk(address, "GET", "/health", "").await.starts_with("HTTP/1.1 200"));
+    }
+    assert!(taken < 9 * length, "{taken} of {length}");
+    let mut rest = Vec::new();
+    slow.read_to_end(&mut rest).await.unwrap();
+    assert!(taken + rest.len() > 10 * (length - 100), "{} of {length}", taken + rest.len());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_has_said_all_gets_the_answer() {
     let (server, address, _running) = listening(|_| {}).await;

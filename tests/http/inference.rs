@@ -144,3 +144,29 @@ async fn an_answer_that_is_not_finite_says_so() {
     assert!(reply.text().contains("not finite"), "{}", reply.text());
     assert_eq!(infer(&server, &body(1)).await.status, 200);
 }
+
+/// What is large is parsed on another thread, with the same result.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_large_body_is_evaluated_like_a_small_one() {
+    let server = Server::start().await;
+    let sample: Vec<f64> = (0..64).map(|i| f64::from(i) / 64.0).collect();
+    let body = json!({"inputs": [
+        {"name": "sample", "datatype": "FP32", "shape": [1, 1, 8, 8], "data": sample},
+        {"name": "timestep", "datatype": "INT64", "shape": [1], "data": [7]},
+        {"name": "class_labels", "datatype": "INT64", "shape": [1], "data": [2]},
+    ]});
+    let path = "/v2/models/classes/infer";
+    let small = server.post(path, body.to_string()).await;
+    assert_eq!(small.status, 200, "{}", small.text());
+    let large = server.post(path, format!("{}{body}", " ".repeat(1 << 20))).await;
+    assert_eq!(large.text(), small.text());
+    let broken =
+        json!({"inputs": [{"name": "timestep", "datatype": "INT64", "shape": [1], "data": [0.5]}]});
+    let refused = server.post(path, format!("{}{broken}", " ".repeat(1 << 20))).await;
+    assert_eq!(refused.status, 400);
+    assert!(
+        refused.text().contains("0.5") && refused.text().contains("whole"),
+        "{}",
+        refused.text()
+    );
+}
