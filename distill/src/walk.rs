@@ -35,7 +35,7 @@ impl Walks {
         let timesteps = schedule.train_timesteps();
         if steps == 0 || !timesteps.is_multiple_of(steps) {
             return Err(Error::value(
-                "walk-steps",
+                "--walk-steps",
                 steps,
                 format!(
                     "must divide the teacher's {timesteps} training timesteps, so that every timestep is \
