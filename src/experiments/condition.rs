@@ -9,7 +9,7 @@ use prometheus::{IntCounter, IntGauge};
 pub struct Trouble {
     /// A sentence.
     pub problem: String,
-    /// Whether the database panicked: it is damaged, and what can be read of it may be wrong.
+    /// Whether the database is damaged: what can be read of it may be wrong.
     pub damaged: bool,
 }
 
@@ -43,8 +43,8 @@ impl Condition {
         self.set(None);
     }
 
-    pub(super) fn failed(&self, problem: String) {
-        let damaged = self.trouble().is_some_and(|trouble| trouble.damaged);
+    pub(super) fn failed(&self, problem: String, damaged: bool) {
+        let damaged = damaged || self.trouble().is_some_and(|trouble| trouble.damaged);
         self.set(Some(Trouble { problem, damaged }));
     }
 

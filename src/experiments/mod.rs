@@ -108,6 +108,11 @@ pub enum Error {
         "{0} was removed or replaced while the server had it open, so nothing can be kept; put it back, or start the server anew"
     )]
     Removed(String),
+    /// What the file says makes no sense.
+    #[error(
+        "the database of experiments is damaged ({0}); move the file away, or put a copy of it in its place, and start the server anew"
+    )]
+    Damaged(String),
     /// The disk or the file failed.
     #[error("the database of experiments failed: {0}")]
     Storage(String),
@@ -263,7 +268,7 @@ impl Experiments {
         let job = Box::new(move |store: &mut Store| {
             let done = caught(store, &condition, job);
             // Told first by health and metrics, then by the answer.
-            let damaged = || Err(Error::Storage("it panicked; the log has the cause".into()));
+            let damaged = || Err(Error::Damaged("it panicked, and the log has the cause".into()));
             let _ = sender.send(done.unwrap_or_else(damaged));
         });
         self.jobs()?.send(job).map_err(|_| ended())?;

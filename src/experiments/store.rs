@@ -263,16 +263,17 @@ impl Store {
             Ok(_) => self.condition.kept(),
             Err(
                 error @ (Error::Storage(_)
+                | Error::Damaged(_)
                 | Error::Full(_)
                 | Error::Removed(_)
                 | Error::Unavailable(_)),
             ) => {
                 tracing::error!(%error, "experiments not kept");
-                self.condition.failed(error.to_string());
+                self.condition.failed(error.to_string(), matches!(error, Error::Damaged(_)));
             }
             Err(_) => {}
         }
-        if matches!(committed, Err(Error::Storage(_) | Error::Full(_))) {
+        if matches!(committed, Err(Error::Storage(_) | Error::Damaged(_) | Error::Full(_))) {
             // What the disk has now is read again.
             self.database = None;
         }
@@ -323,15 +324,16 @@ impl Store {
         let opened = catch_unwind(AssertUnwindSafe(|| open(&self.file)));
         let opened = opened.unwrap_or_else(|panic| {
             let text = panic_text(panic.as_ref());
-            Err(Unopened::Otherwise(format!("it is damaged ({text}); move the file away")))
+            Err(Unopened::Damaged(text))
         });
         let (database, experiments) = opened.map_err(|failed| {
             let file = self.file.display();
             let error = match failed {
                 Unopened::Full => Error::Full(file.to_string()),
+                Unopened::Damaged(text) => Error::Damaged(format!("{file}: {text}")),
                 Unopened::Otherwise(problem) => Error::Unavailable(format!("{file}: {problem}")),
             };
-            self.condition.failed(error.to_string());
+            self.condition.failed(error.to_string(), matches!(error, Error::Damaged(_)));
             error
         })?;
         self.opened = identity(&self.file);
@@ -367,6 +369,8 @@ fn identity(file: &Path) -> Option<Identity> {
 /// Why the file cannot be opened.
 enum Unopened {
     Full,
+    /// What of it makes no sense.
+    Damaged(String),
     /// A sentence.
     Otherwise(String),
 }
@@ -392,6 +396,7 @@ fn open(file: &Path) -> Result<(Database, Vec<Experiment>), Unopened> {
                     .into(),
             ),
             DatabaseError::Storage(StorageError::Io(error)) if is_full(&error) => Unopened::Full,
+            DatabaseError::Storage(StorageError::Corrupted(text)) => Unopened::Damaged(text),
             error => format!("{error}; name another folder with --data-dir, or move the file away")
                 .into(),
         },
@@ -422,6 +427,7 @@ fn open(file: &Path) -> Result<(Database, Vec<Experiment>), Unopened> {
     };
     let (format, records) = read().map_err(|error| match error {
         redb::Error::Io(error) if is_full(&error) => Unopened::Full,
+        redb::Error::Corrupted(text) => Unopened::Damaged(text),
         error => error.to_string().into(),
     })?;
     if format != FORMAT {
@@ -434,9 +440,7 @@ fn open(file: &Path) -> Result<(Database, Vec<Experiment>), Unopened> {
         let record = serde_json::from_slice(&json).ok();
         let experiment = record.and_then(|record| Experiment::from_record(id.clone(), record));
         experiment.ok_or_else(|| {
-            Unopened::from(format!(
-                "what it says of the experiment {id:?} cannot be read; move the file away"
-            ))
+            Unopened::Damaged(format!("what it says of the experiment {id:?} cannot be read"))
         })
     });
     Ok((database, experiments.collect::<Result<_, _>>()?))
@@ -450,12 +454,13 @@ fn put(transaction: &WriteTransaction, experiment: &Experiment) -> Result<(), Er
 }
 
 fn parse<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Error> {
-    serde_json::from_slice(json).map_err(failed_io)
+    serde_json::from_slice(json).map_err(|error| Error::Damaged(error.to_string()))
 }
 
 pub(super) fn failed(error: impl Into<redb::Error>) -> Error {
     match error.into() {
         redb::Error::Io(error) if is_full(&error) => Error::Full(String::new()),
+        redb::Error::Corrupted(text) => Error::Damaged(text),
         error => Error::Storage(error.to_string()),
     }
 }

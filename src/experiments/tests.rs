@@ -226,7 +226,7 @@ async fn a_panic_ends_what_was_asked_alone_and_is_told() {
     assert_eq!(experiments.trouble(), None);
     for _ in 0..2 {
         let panicked = experiments.run::<()>(|_| panic!("a damaged page")).await;
-        assert!(matches!(panicked, Err(Error::Storage(_))), "{panicked:?}");
+        assert!(matches!(panicked, Err(Error::Damaged(_))), "{panicked:?}");
         let trouble = experiments.trouble().unwrap();
         assert!(trouble.damaged && trouble.problem.contains("a damaged page"), "{trouble:?}");
     }
@@ -281,6 +281,7 @@ fn a_full_disk_is_told_as_one() {
         assert!(matches!(error, Error::Full(_)) && error.to_string().contains("--data-dir"));
     }
     assert!(matches!(failed(redb::Error::Io(Io::from(ErrorKind::Other))), Error::Storage(_)));
+    assert!(matches!(failed(redb::Error::Corrupted("a page".into())), Error::Damaged(_)));
 }
 
 /// Every page in turn, at the start and beneath a server that has the file open.
@@ -320,7 +321,7 @@ async fn damaged_pages_are_told_and_end_nothing() {
                 // What was acknowledged is there; what was not is told.
                 match &first {
                     Ok((_, counted)) => assert!(counted, "{at}"),
-                    Err(_) => assert!(experiments.trouble().is_some(), "{at}: {first:?}"),
+                    Err(_) => assert!(experiments.trouble().unwrap().damaged, "{at}: {first:?}"),
                 }
                 assert_eq!(vote().await.is_ok(), first.is_ok(), "{at}");
                 let _ = experiments.close().await;

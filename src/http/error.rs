@@ -227,6 +227,9 @@ impl From<experiments::Error> for Problem {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "experiments_unavailable", message)
             }
             Error::Full(_) => Self::new(StatusCode::SERVICE_UNAVAILABLE, "storage_full", message),
+            Error::Damaged(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "experiments_damaged", message)
+            }
             Error::Removed(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "experiments_removed", message)
             }
