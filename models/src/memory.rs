@@ -43,7 +43,7 @@ pub fn check(
 pub fn admit(bytes: u64) -> candle_core::Result<()> {
     match available() {
         Some(there) if bytes > there => Err(candle_core::Error::Msg(format!(
-            "OUT_OF_MEMORY: takes {bytes} bytes, {there} are free"
+            "OUT_OF_MEMORY: takes {bytes} bytes, {there} are free; take fewer at once"
         ))),
         _ => Ok(()),
     }

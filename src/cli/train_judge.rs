@@ -57,14 +57,8 @@ pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
         if images.labels.is_none() {
             return Err(format!("{flag} {}: has no labels; a judge needs them", path.display()));
         }
-        if images.classes() > images.len() {
-            return Err(format!(
-                "{flag} {}: has {} images and a label {}; classes are numbered from 0, each with images",
-                path.display(),
-                images.len(),
-                images.classes() - 1
-            ));
-        }
+        judge::check_classes(&images)
+            .map_err(|problem| format!("{flag} {}: {problem}", path.display()))?;
         let channels = images.channels;
         images.fit(flag, channels, SIZE, SIZE).map_err(|error| error.to_string())
     };

@@ -381,3 +381,12 @@ fn a_distance_is_never_negative_nor_beyond_numbers() {
     let near = Gaussian { mean: vec![0.0; 3], covariance: UNIT.to_vec() };
     assert!(frechet_distance(&far, &near).is_err());
 }
+
+#[test]
+fn a_label_beyond_all_images_is_refused() {
+    let mut set = stripes(4, 1);
+    assert!(super::judge::check_classes(&set).is_ok());
+    set.labels = Some(vec![0, 1, u32::MAX, 1]);
+    let problem = super::judge::check_classes(&set).expect_err("refused");
+    assert!(problem.contains("4 images") && problem.contains("4294967295"), "{problem}");
+}

@@ -83,7 +83,10 @@ impl NoMemory {
 impl From<NoMemory> for candle_core::Error {
     /// In the words of GPUs' libraries, so that whoever asked tries fewer rows.
     fn from(error: NoMemory) -> Self {
-        Self::Msg(format!("OUT_OF_MEMORY: no {} bytes are free", error.bytes))
+        Self::Msg(format!(
+            "OUT_OF_MEMORY: no {} bytes are free for this batch; take fewer rows, or smaller images",
+            error.bytes
+        ))
     }
 }
 

@@ -13,7 +13,7 @@ mod train;
 
 use std::{collections::HashMap, path::Path};
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Device, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use understudy_models::{
@@ -28,6 +28,7 @@ use super::{
     layers::Convolution,
     network::{FeatureNetwork, Observed},
 };
+use crate::data::Images;
 pub use train::{Training, train};
 
 const CONFIG: &str = "config.json";
@@ -153,7 +154,10 @@ impl Judge {
     ///
     /// # Errors
     /// A tensor that is not there, or of another shape.
-    pub fn new(config: JudgeConfig, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+    pub fn new(
+        config: JudgeConfig,
+        tensors: &HashMap<String, Tensor>,
+    ) -> candle_core::Result<Self> {
         let find = |name: String, shape: &[usize]| match tensors.get(&name) {
             Some(tensor) if tensor.dims() == shape => Ok(tensor.clone()),
             Some(tensor) => bail!("`{name}` is {:?}, not {shape:?}", tensor.dims()),
@@ -205,6 +209,21 @@ pub fn write(
     draft.finish()
 }
 
+/// Refuses labels that are no numbers of classes with images: a layer for 2³² classes would be made of one.
+///
+/// # Errors
+/// A sentence.
+pub fn check_classes(images: &Images) -> Result<(), String> {
+    let (images, classes) = (images.len(), images.classes());
+    if classes <= images {
+        return Ok(());
+    }
+    Err(format!(
+        "has {images} images and the label {}; classes are numbered from 0, each with images",
+        classes - 1
+    ))
+}
+
 impl FeatureNetwork for Judge {
     fn name(&self) -> &str {
         &self.config.name
@@ -226,7 +245,7 @@ impl FeatureNetwork for Judge {
         BATCH
     }
 
-    fn observe(&self, images: &Tensor) -> Result<Observed> {
+    fn observe(&self, images: &Tensor) -> candle_core::Result<Observed> {
         let mut x = images.permute((0, 2, 3, 1))?.contiguous()?;
         for convolution in &self.convolutions {
             x = convolution.forward(&x)?.relu()?;
