@@ -34,7 +34,7 @@ SCENARIOS = [
     "abandoned_loads",
     "swaps",
     "damaged_experiments",
-    "numbers",
+    "flag_values",
     "fuzzed_requests",
 ]
 

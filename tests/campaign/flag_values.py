@@ -73,7 +73,7 @@ def given(world, command, flag, value):
         if ended.too_slow:
             ended.too_slow, ended.code = False, 0
         ended.unharmed()
-        names = (flag, flag[2:].replace("-", "_"))
+        names = (flag[2:], flag[2:].replace("-", "_"))
         # A server that is not there is what `health` is asked for; a rate that is too high shows in the loss.
         told = any(name in ended.said for name in names) or command == "health" or "not finite" in ended.said
         assert ended.code == 0 or told, f"does not name {flag}: {ended.said}"
