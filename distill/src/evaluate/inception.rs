@@ -132,13 +132,13 @@ impl Inception {
         };
         let names: BTreeSet<String> = names().collect();
         let mut file = StateDict::open(path, &names).map_err(|error| match error {
-            Error::Format { problem, .. } => explain(problem),
+            Error::Format { problem, .. } => explain(format!("cannot be read ({problem})")),
             error => error,
         })?;
         let mut tensors = HashMap::new();
         for name in names {
             let tensor = file.take(&name).map_err(|error| match error {
-                Error::Format { problem, .. } => explain(problem),
+                Error::Format { problem, .. } => explain(format!("cannot be read ({problem})")),
                 error => error,
             })?;
             tensors.insert(name, tensor);
