@@ -291,7 +291,8 @@ mod tests {
     fn a_file_that_another_program_shortens_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pool");
-        let mut rows = Rows::mapped(&path, 3, 5, "mine").unwrap();
+        let owner = Owner { line: "mine".into(), earlier: None };
+        let mut rows = Rows::mapped(&path, 3, 5, &owner).unwrap();
         rows.gather(&[0, 2], &Device::Cpu).unwrap();
         OpenOptions::new().write(true).open(&path).unwrap().set_len(10).unwrap();
         let new = Tensor::zeros((1, 5), DType::F32, &Device::Cpu).unwrap();
