@@ -143,7 +143,7 @@ fn what_cannot_be_scored_is_refused_with_the_remedy() {
     assert!(said.contains("needs --weights FILE"), "{said}");
     let inception = ["--features", "inception", "--weights", text(&notes)];
     let said = refusal(&[&["--samples", set, "--reference", set], &inception[..]].concat());
-    assert!(said.contains("notes.txt: this is neither a file written by torch.save"), "{said}");
+    assert!(said.contains("notes.txt: cannot be read"), "{said}");
     let of_colours = ["--features", "cifar10-jpeg-judge"];
     let said = refusal(&[&["--samples", set, "--reference", set], &of_colours[..]].concat());
     assert!(said.contains("the network takes 32×32 3-channel"), "{said}");

@@ -204,7 +204,7 @@ mod tests {
             (r#"{"a": {"count": 256}}"#, ["`a.count`", "256"]),
             (r#"{"a": {"cuont": 1}}"#, ["`a.cuont`", "unknown field"]),
             (r#"{"a": {"count": 1}} {}"#, ["a.json", "trailing"]),
-            ("[", ["a.json", "EOF"]),
+            ("{", ["a.json", "EOF"]),
         ] {
             fs::write(&path, text).unwrap();
             let read = json::<std::collections::BTreeMap<String, Inner>>(&path);
