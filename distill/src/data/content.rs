@@ -13,8 +13,8 @@ use super::{idx, malformed};
 
 /// A kind of file, and its content without compression.
 pub(super) enum Content {
-    /// Images or labels as MNIST has them.
-    Idx(Box<dyn Read>),
+    /// Images or labels as MNIST has them, and how many bytes there are, where they are not compressed.
+    Idx(Box<dyn Read>, Option<u64>),
     /// A tar archive.
     Tar(Box<dyn Read>),
     /// A ZIP archive, which is read from its end.
@@ -44,7 +44,7 @@ const NONE: &str =
 /// # Errors
 /// As [`read::open`]; a file of a kind that is not read, saying what it is.
 pub(super) fn open(path: &Path) -> Result<Content> {
-    let (file, _) = read::open(path)?;
+    let (file, bytes) = read::open(path)?;
     let (start, rest) = peek(path, BufReader::new(file))?;
     let content: Box<dyn Read> = if start.starts_with(&[0x1f, 0x8b]) {
         Box::new(MultiGzDecoder::new(rest))
@@ -54,16 +54,16 @@ pub(super) fn open(path: &Path) -> Result<Content> {
     } else if start.starts_with(b"PK") {
         return Ok(Content::Zip);
     } else {
-        return of(path, &start, Box::new(rest));
+        return of(path, &start, Box::new(rest), Some(bytes));
     };
     let (start, content) = peek(path, content)?;
-    of(path, &start, Box::new(content))
+    of(path, &start, Box::new(content), None)
 }
 
 /// The kind of what is not compressed, or not any more.
-fn of(path: &Path, start: &[u8], content: Box<dyn Read>) -> Result<Content> {
+fn of(path: &Path, start: &[u8], content: Box<dyn Read>, bytes: Option<u64>) -> Result<Content> {
     if idx::begins(start) {
-        return Ok(Content::Idx(content));
+        return Ok(Content::Idx(content, bytes));
     }
     if is_tar_header(start) {
         return Ok(Content::Tar(content));

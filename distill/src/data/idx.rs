@@ -23,16 +23,16 @@ pub(super) fn begins(start: &[u8]) -> bool {
 }
 
 /// Reads images, and the labels beside them where there are any.
-pub(super) fn read(path: &Path, content: Box<dyn Read>) -> Result<Images> {
+pub(super) fn read(path: &Path, content: Box<dyn Read>, bytes: Option<u64>) -> Result<Images> {
     let otherwise = "is an idx file of labels; name the file of images beside it";
-    let ([n, height, width], pixels) = parse(path, content, IMAGES, otherwise)?;
+    let ([n, height, width], pixels) = parse(path, (content, bytes), IMAGES, otherwise)?;
     let labels = match labels_beside(path) {
         Some(beside) => {
             let otherwise = "is no idx file of labels";
-            let Content::Idx(content) = content::open(&beside)? else {
+            let Content::Idx(content, bytes) = content::open(&beside)? else {
                 return Err(malformed(&beside, otherwise));
             };
-            let ([count], labels) = parse(&beside, content, LABELS, otherwise)?;
+            let ([count], labels) = parse(&beside, (content, bytes), LABELS, otherwise)?;
             if count != n {
                 let problem = format!("has {count} labels, {} has {n} images", path.display());
                 return Err(malformed(&beside, problem));
@@ -46,7 +46,7 @@ pub(super) fn read(path: &Path, content: Box<dyn Read>) -> Result<Images> {
 
 fn parse<const D: usize>(
     path: &Path,
-    mut content: Box<dyn Read>,
+    (mut content, bytes): (Box<dyn Read>, Option<u64>),
     magic: [u8; 4],
     otherwise: &str,
 ) -> Result<([usize; D], Vec<u8>)> {
@@ -62,16 +62,22 @@ fn parse<const D: usize>(
         *dimension = u32::from_be_bytes([word[0], word[1], word[2], word[3]]) as usize;
     }
     let expected = dimensions.iter().map(|&size| size as u128).product::<u128>();
+    let refuse = |found: String| {
+        malformed(path, format!("announces {expected} bytes and holds {found}; fetch it again"))
+    };
+    let there = bytes.map(|bytes| u128::from(bytes).saturating_sub(header.len() as u128));
+    if let Some(there) = there.filter(|there| *there != expected) {
+        return Err(refuse(there.to_string()));
+    }
+    read::admit(usize::try_from(expected).unwrap_or(usize::MAX)).map_err(broken)?;
     // One byte more than there should be tells of all that follow.
     let most = u64::try_from(expected).unwrap_or(u64::MAX).saturating_add(1);
     let body = read::to_end(content.take(most), most).map_err(broken)?;
     if expected != body.len() as u128 {
-        let found = match body.len() as u128 > expected {
+        return Err(refuse(match body.len() as u128 > expected {
             true => "more".to_owned(),
             false => body.len().to_string(),
-        };
-        let problem = format!("announces {expected} bytes and holds {found}; fetch it again");
-        return Err(malformed(path, problem));
+        }));
     }
     Ok((dimensions, body))
 }

@@ -53,7 +53,7 @@ impl Images {
             pictures::folder(path)
         } else {
             match content::open(path)? {
-                Content::Idx(content) => idx::read(path, content),
+                Content::Idx(content, bytes) => idx::read(path, content, bytes),
                 Content::Tar(content) => pictures::archive(path, content),
                 Content::Zip => arrays::read(path),
             }

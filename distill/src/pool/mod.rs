@@ -44,7 +44,9 @@ impl Order {
     pub fn slots(self, batch: usize, timesteps: usize) -> usize {
         match self {
             Self::Iterative | Self::Shuffled => batch,
-            Self::Dynamic { rho } => ((rho * timesteps as f64).round() as usize).max(1) * batch,
+            Self::Dynamic { rho } => {
+                ((rho * timesteps as f64).round() as usize).max(1).saturating_mul(batch)
+            }
         }
     }
 }
@@ -110,12 +112,12 @@ impl<'a> Pool<'a> {
         if let Order::Dynamic { rho } = settings.order
             && !(rho.is_finite() && rho > 0.0)
         {
-            return Err(Error::value("rho", rho, "must be above 0; the paper has 0.4"));
+            return Err(Error::value("--rho", rho, "must be above 0; the paper has 0.4"));
         }
         let count = settings.order.slots(settings.batch, teacher.schedule.train_timesteps());
         if u32::try_from(count).is_err() {
             return Err(Error::value(
-                "rho",
+                "--rho",
                 count,
                 "the pool has too many samples; take a smaller one",
             ));

@@ -122,7 +122,10 @@ pub fn zeroed(bytes: usize) -> io::Result<Vec<u8>> {
 
 /// Refuses more than there is: where the system promises memory that it does not have, it ends the process when that
 /// is used.
-fn admit(bytes: usize) -> io::Result<()> {
+///
+/// # Errors
+/// [`io::ErrorKind::OutOfMemory`].
+pub fn admit(bytes: usize) -> io::Result<()> {
     match memory::available().filter(|_| bytes >= ADMITTED) {
         Some(there) if bytes as u64 > there => Err(no_memory(bytes)),
         _ => Ok(()),
