@@ -121,6 +121,9 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     let shown = |error: understudy_models::Error| error.to_string();
     let (device, dtype) = args.compute.for_training()?;
     super::note_name(&args.out);
+    if let Some(folder) = args.keep_samples.as_deref().filter(|it| it.exists() && !it.is_dir()) {
+        return Err(format!("--keep-samples {}: is no folder; name another", folder.display()));
+    }
     run_dir::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings(Compute::trained(&device, dtype))?;
     let mut teacher = open_teacher(args)?;

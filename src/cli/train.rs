@@ -13,7 +13,10 @@ use understudy_distill::{
 };
 use understudy_models::{
     Conditioning, NetworkConfig,
-    checkpoint::card::{Card, Role},
+    checkpoint::{
+        card::{Card, Role},
+        read,
+    },
     schedule::{BetaSchedule, Class, PredictionType, ScheduleConfig},
 };
 
@@ -119,10 +122,10 @@ fn noise_schedule(file: Option<&Path>) -> Result<ScheduleConfig, String> {
         cosine.beta_schedule = Some(BetaSchedule::SquaredCosine);
         return Ok(cosine);
     };
-    let explain =
-        |error: &dyn std::fmt::Display| format!("--noise-schedule {}: {error}", path.display());
-    let text = std::fs::read_to_string(path).map_err(|error| explain(&error))?;
-    ScheduleConfig::from_text(&text, &path.display().to_string()).map_err(|error| explain(&error))
+    let text = read::text(path, read::DESCRIPTION_LIMIT)
+        .map_err(|error| format!("--noise-schedule {error}"))?;
+    ScheduleConfig::from_text(&text, &path.display().to_string())
+        .map_err(|error| format!("--noise-schedule: {error}"))
 }
 
 /// The data's names for classes, where the network has as many.

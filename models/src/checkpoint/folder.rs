@@ -217,7 +217,8 @@ fn unknown_family(index: &Value) -> String {
 }
 
 fn read_card(path: &Path, network: &NetworkConfig) -> Result<Card> {
-    if !path.exists() {
+    // A link that leads nowhere is there, and is read to say so.
+    if path.symlink_metadata().is_err() {
         return Ok(Card { null_class: network.null_class(), ..Card::default() });
     }
     read::json(path)

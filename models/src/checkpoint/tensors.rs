@@ -49,9 +49,9 @@ pub(super) fn open(path: &Path) -> Result<HashMap<String, Weight>> {
     let weight = |(name, info): (String, &TensorInfo)| {
         let dtype = DType::try_from(info.dtype).map_err(|error| broken(path, error))?;
         let start = HEADER + size + info.data_offsets.0 as u64;
-        let (file, shape) = (Arc::clone(&file), info.shape.clone());
+        let (file, shape, own) = (Arc::clone(&file), info.shape.clone(), name.clone());
         let bytes = info.data_offsets.1 - info.data_offsets.0;
-        let read = move || tensor(&file, start, bytes, dtype, &shape);
+        let read = move || tensor(&file, &own, start, bytes, dtype, &shape);
         Ok((name, Weight::Later { shape: info.shape.clone(), dtype, read: Box::new(read) }))
     };
     header.tensors().into_iter().map(weight).collect()
@@ -59,6 +59,7 @@ pub(super) fn open(path: &Path) -> Result<HashMap<String, Weight>> {
 
 fn tensor(
     (file, path): &(File, PathBuf),
+    name: &str,
     start: u64,
     bytes: usize,
     dtype: DType,
@@ -72,12 +73,63 @@ fn tensor(
         Ok(data)
     };
     let data = read().map_err(|source| Error::Io { path: path.clone(), source })?;
+    if !all_finite(&data, dtype) {
+        let problem = format!("`{name}` holds NaN or infinity; fetch or convert it again");
+        return Err(Error::Format { path: path.clone(), problem });
+    }
     Ok(Tensor::from_raw_buffer(&data, dtype, shape, &Device::Cpu)?)
+}
+
+/// Whether little-endian floats are all numbers: those that are not have every bit of the exponent set.
+fn all_finite(data: &[u8], dtype: DType) -> bool {
+    let halves = |exponent: u16| {
+        data.as_chunks().0.iter().all(|half| u16::from_le_bytes(*half) & exponent != exponent)
+    };
+    match dtype {
+        DType::F16 => halves(0x7c00),
+        DType::BF16 => halves(0x7f80),
+        DType::F32 => {
+            const EXPONENT: u32 = 0x7f80_0000;
+            data.as_chunks().0.iter().all(|word| u32::from_le_bytes(*word) & EXPONENT != EXPONENT)
+        }
+        DType::F64 => data.as_chunks().0.iter().all(|word| f64::from_le_bytes(*word).is_finite()),
+        _ => true,
+    }
 }
 
 fn broken(path: &Path, problem: impl std::fmt::Display) -> Error {
     Error::Format {
         path: path.to_owned(),
         problem: format!("not a whole safetensors file ({problem}); fetch or convert it again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_number_is_found_in_every_type() {
+        for dtype in [DType::F16, DType::BF16, DType::F32, DType::F64] {
+            for (value, finite) in
+                [(f64::NAN, false), (f64::NEG_INFINITY, false), (-6e4, true), (1e-40, true)]
+            {
+                let values = Tensor::new(&[0.5, value, 1.0][..], &Device::Cpu).unwrap();
+                let path = tempfile::tempdir().unwrap().keep().join("w.safetensors");
+                candle_core::safetensors::save(
+                    &HashMap::from([("w".to_owned(), values.to_dtype(dtype).unwrap())]),
+                    &path,
+                )
+                .unwrap();
+                let weight = open(&path).unwrap().remove("w").unwrap();
+                match weight.take() {
+                    Ok(_) => assert!(finite, "{dtype:?} {value}"),
+                    Err(error) => {
+                        assert!(!finite && error.to_string().contains("`w` holds NaN"), "{error}");
+                    }
+                }
+                std::fs::remove_dir_all(path.parent().unwrap()).unwrap();
+            }
+        }
     }
 }

@@ -28,6 +28,13 @@ impl Schedule {
         };
         let last = (count - 1) as f64;
         match timesteps.first() {
+            Some(&first) if first > last && self.steps_offset >= count => Err(Error::value(
+                format!("{}: steps_offset", self.file),
+                self.steps_offset,
+                format!(
+                    "puts every timestep past the last training timestep, {last}; 0 or 1 is usual"
+                ),
+            )),
             Some(&first) if first > last => Err(Error::value(
                 "num_inference_steps",
                 steps,
