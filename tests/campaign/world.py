@@ -278,12 +278,13 @@ class Server:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"still running after {seconds} s: {self.said()[-300:]}") from None
 
-    def lives(self):
-        """It runs, has not panicked, and answers."""
+    def lives(self, loading=False):
+        """It runs, has not panicked, and answers: that it is ready or, where that may be, that it is loading."""
         assert self.process.poll() is None, f"the server ended with {self.process.returncode}: {self.said()[-600:]}"
         assert "panicked at" not in self.said(), self.said()[-600:]
         reply = self.get("/health", seconds=5)
-        assert reply.status == 200, f"/health: {reply.status} {reply.text()}"
+        well = reply.status == 200 or loading and '"loading"' in reply.text()
+        assert well, f"/health: {reply.status} {reply.text()}"
 
     def resident_bytes(self):
         status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
