@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
+use understudy_models::checkpoint::is_finite;
 use understudy_models::{Conditioning, Error, Result, noise};
 
 use crate::lesson::Lesson;
@@ -85,9 +86,4 @@ pub(crate) fn check_answers(
         }
     }
     Ok(())
-}
-
-fn is_finite(tensor: &Tensor) -> Result<bool> {
-    let values: Vec<f32> = tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    Ok(values.iter().all(|value| value.is_finite()))
 }

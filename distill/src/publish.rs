@@ -6,7 +6,7 @@ use std::path::Path;
 
 use candle_core::Tensor;
 use understudy_models::checkpoint::card::Card;
-use understudy_models::checkpoint::{Draft, ModelFolder};
+use understudy_models::checkpoint::{Draft, ModelFolder, sync_folder};
 use understudy_models::{Error, Result};
 
 use crate::run_dir::RunDir;
@@ -36,29 +36,19 @@ pub(crate) fn publish(
     remove(&draft)?;
     ModelFolder::write(Draft::new(&draft)?, &student.config, weights, &student.schedule, card)?;
     remove(&out.join(INDEX))?;
-    sync(out)?;
+    sync_folder(out)?;
     for name in [student.config.component(), "scheduler", "understudy.json"] {
         replace(&draft.join(name), &out.join(name))?;
     }
-    sync(out)?;
+    sync_folder(out)?;
     replace(&draft.join(INDEX), &out.join(INDEX))?;
-    sync(out)?;
+    sync_folder(out)?;
     remove(&draft)
 }
 
 fn replace(from: &Path, to: &Path) -> Result<()> {
     remove(to)?;
     fs::rename(from, to).map_err(|source| Error::Io { path: to.to_owned(), source })
-}
-
-/// Makes the names in a folder durable, where the system can.
-fn sync(folder: &Path) -> Result<()> {
-    let io = |source| Error::Io { path: folder.to_owned(), source };
-    if cfg!(unix) {
-        fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)
-    } else {
-        Ok(())
-    }
 }
 
 fn remove(path: &Path) -> Result<()> {

@@ -5,6 +5,7 @@ mod common;
 
 use std::collections::HashSet;
 use std::fs;
+use std::path::Path;
 
 use common::{learned_teacher, network, pool, schedule, teacher};
 use serde_json::json;
@@ -145,24 +146,32 @@ fn short_walks_visit_every_timestep() {
     assert!(pool.finished() > 40);
 }
 
+/// A pool in a file, or why it is refused.
+fn in_file<'a>(
+    teacher: &'a Teacher,
+    file: &Path,
+    run: &str,
+    earlier: Option<&str>,
+) -> Result<Pool<'a>, String> {
+    let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, teacher.learned_variance());
+    let settings = Settings {
+        order: Order::Shuffled,
+        batch: 4,
+        seed: 3,
+        run: run.into(),
+        earlier: earlier.map(Into::into),
+        file: Some(file.to_owned()),
+        finished: None,
+    };
+    Pool::new(teacher, walks.unwrap(), settings).map_err(|error| error.to_string())
+}
+
 #[test]
 fn another_pools_file_is_refused() {
     let home = tempfile::tempdir().unwrap();
     let (first, second) = (teacher(home.path()), learned_teacher(home.path()));
     let file = home.path().join("pool");
-    let open = |teacher: &Teacher| {
-        let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, teacher.learned_variance());
-        let settings = Settings {
-            order: Order::Shuffled,
-            batch: 4,
-            seed: 3,
-            run: "test".into(),
-            earlier: None,
-            file: Some(file.clone()),
-            finished: None,
-        };
-        Pool::new(teacher, walks.unwrap(), settings).map(drop).map_err(|error| error.to_string())
-    };
+    let open = |teacher: &Teacher| in_file(teacher, &file, "test", None).map(drop);
     open(&first).unwrap();
     open(&first).unwrap();
     let problem = open(&second).unwrap_err();
@@ -173,19 +182,7 @@ fn another_pools_file_is_refused() {
     // Another run of the same teacher, and a run of an earlier version.
     fs::remove_file(&file).unwrap();
     open(&first).unwrap();
-    let named = |run: &str, earlier: Option<&str>| {
-        let walks = Walks::new(&first.schedule, Kind::Ddpm, 20, false).unwrap();
-        let settings = Settings {
-            order: Order::Shuffled,
-            batch: 4,
-            seed: 3,
-            run: run.into(),
-            earlier: earlier.map(Into::into),
-            file: Some(file.clone()),
-            finished: None,
-        };
-        Pool::new(&first, walks, settings).map_err(|error| error.to_string())
-    };
+    let named = |run: &str, earlier: Option<&str>| in_file(&first, &file, run, earlier);
     assert!(named("other", None).err().unwrap().contains("something else"));
     let held = named("test", None).unwrap();
     let problem = named("test", None).err().unwrap();
@@ -209,17 +206,7 @@ fn a_pool_file_is_a_file() {
     let link = home.path().join("link");
     std::os::unix::fs::symlink("/dev/null", &link).unwrap();
     for path in [home.path().to_owned(), link.clone()] {
-        let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, false).unwrap();
-        let settings = Settings {
-            order: Order::Shuffled,
-            batch: 4,
-            seed: 3,
-            run: "test".into(),
-            earlier: None,
-            file: Some(path.clone()),
-            finished: None,
-        };
-        let problem = Pool::new(&teacher, walks, settings).err().unwrap().to_string();
+        let problem = in_file(&teacher, &path, "test", None).err().unwrap();
         assert!(problem.contains("not a regular file"), "{problem}");
         assert!(fs::symlink_metadata(&path).is_ok(), "it is still there");
     }

@@ -68,6 +68,14 @@ pub fn reclaim(folder: &Path) -> Result<()> {
     partial::reclaim(folder).map_err(|source| Error::Io { path: folder.to_owned(), source })
 }
 
+/// Makes the names in `folder` durable, where the system can.
+///
+/// # Errors
+/// [`Error::Io`] naming the folder.
+pub fn sync_folder(folder: &Path) -> Result<()> {
+    partial::sync(folder).map_err(|source| Error::Io { path: folder.to_owned(), source })
+}
+
 /// Reads a text file of a model folder.
 ///
 /// # Errors

@@ -224,8 +224,11 @@ fn read_card(path: &Path, network: &NetworkConfig) -> Result<Card> {
     read::json(path)
 }
 
-/// Whether all of a tensor's elements are numbers.
-fn is_finite(tensor: &Tensor) -> Result<bool> {
+/// Whether all of a tensor's elements are numbers, neither NaN nor infinite.
+///
+/// # Errors
+/// Whatever the device says.
+pub fn is_finite(tensor: &Tensor) -> Result<bool> {
     let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
     Ok(values.iter().all(|value| value.is_finite()))
 }

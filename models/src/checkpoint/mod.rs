@@ -12,6 +12,6 @@ mod state_dict;
 mod tensors;
 
 pub use draft::Draft;
-pub use file::{check_target, reclaim, write_atomically, write_with};
-pub use folder::{Loaded, ModelFolder};
+pub use file::{check_target, reclaim, sync_folder, write_atomically, write_with};
+pub use folder::{Loaded, ModelFolder, is_finite};
 pub use state_dict::StateDict;
