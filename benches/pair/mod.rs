@@ -22,10 +22,11 @@ use understudy::{
     registry::{self, Model, Registry, State},
 };
 use understudy_models::{
+    NetworkConfig,
     checkpoint::{Draft, ModelFolder, card::Card},
     noise,
     schedule::ScheduleConfig,
-    unet::{UNet2DConfig, UNet2DModel},
+    unet::UNet2DConfig,
 };
 
 pub(crate) const TEACHER: &str = "fashion-mnist-teacher";
@@ -130,8 +131,8 @@ fn write_student(models: &Path) {
     let unet = UNet2DConfig::from_json(&unet, "config.json").unwrap();
     let schedule = read("scheduler/scheduler_config.json");
     let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
-    let weights: HashMap<_, _> = UNet2DModel::weight_shapes(&unet)
-        .unwrap()
+    let weights: HashMap<_, _> = NetworkConfig::from(unet.clone())
+        .weight_shapes()
         .into_iter()
         .enumerate()
         .map(|(seed, (name, shape))| {

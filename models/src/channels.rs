@@ -34,19 +34,3 @@ pub struct Channels {
     /// where the dimension belongs to no set (pixels of a kernel, channels of the image, classes).
     pub weights: BTreeMap<String, Vec<Vec<usize>>>,
 }
-
-impl Channels {
-    /// Adds a set.
-    pub(crate) fn set(&mut self, width: usize, parts: usize) -> usize {
-        self.sets.push(ChannelSet { width, parts, choice: Choice::Any });
-        self.sets.len() - 1
-    }
-
-    /// Notes what lies along the dimensions of `name.weight`, and along the one of `name.bias`, which is
-    /// its first.
-    pub(crate) fn layer(&mut self, name: &str, dimensions: &[&[usize]]) {
-        let dimensions: Vec<Vec<usize>> = dimensions.iter().map(|sets| sets.to_vec()).collect();
-        self.weights.insert(format!("{name}.bias"), dimensions[..1].to_vec());
-        self.weights.insert(format!("{name}.weight"), dimensions);
-    }
-}

@@ -5,27 +5,30 @@
 //! request's settings become a [`sampler::Trajectory`]; whoever owns the device alternates network
 //! evaluations with [`sampler::advance`].
 
-mod assembly;
 #[cfg(feature = "cuda")]
 mod captured;
 pub mod channels;
 pub mod checkpoint;
+mod compiled;
+mod cpu;
 mod denoiser;
 pub mod dit;
+mod eager;
 mod error;
+mod features;
 mod fields;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod graph;
 mod image;
 mod initial;
 pub mod kernels;
-mod layers;
 pub mod lists;
 pub mod memory;
 mod network;
 pub mod noise;
 mod padded;
-mod plan;
+mod patches;
 pub mod sampler;
 pub mod schedule;
 pub mod unet;

@@ -8,135 +8,156 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use crate::channels::Channels;
-use crate::dit::{DiTConfig, DiTTransformer2DModel};
+use crate::compiled::Network;
+use crate::dit::DiTConfig;
+use crate::graph::Graph;
 use crate::initial::{self, Distribution};
-use crate::unet::{UNet2DConfig, UNet2DModel};
+use crate::unet::UNet2DConfig;
 use crate::weight::{Weight, here};
-use crate::{Denoiser, Error, Geometry, Result};
+use crate::{Denoiser, Error, Geometry, Result, weights};
 
-/// The checked configuration of a network, as a diffusers `config.json` tells it.
-#[derive(Debug, Clone, PartialEq)]
-pub enum NetworkConfig {
-    /// diffusers' `UNet2DModel`.
-    UNet(UNet2DConfig),
-    /// diffusers' `DiTTransformer2DModel`.
-    DiT(DiTConfig),
+/// What the configuration of an architecture tells; all else is read off its graph.
+pub(crate) trait Architecture {
+    /// The same configuration as diffusers writes it, every field present.
+    fn to_json(&self) -> Value;
+
+    /// The shapes the network takes and gives.
+    fn geometry(&self) -> Geometry;
+
+    /// What the network does.
+    fn graph(&self) -> Graph;
+
+    /// The fields that decide how much its weights, and how much its maps take.
+    fn size_fields(&self) -> [&'static str; 2];
+
+    /// See [`NetworkConfig::null_class`].
+    fn null_class(&self) -> Option<u32> {
+        None
+    }
+
+    /// See [`NetworkConfig::setting_for_classes`].
+    fn setting_for_classes(&self, classes: Option<usize>) -> String;
+
+    /// See [`NetworkConfig::dropout`].
+    fn dropout(&self) -> f64;
+
+    /// See [`NetworkConfig::scaled`].
+    fn scaled(&self, factor: f64) -> Option<NetworkConfig>;
+
+    /// How `name` is drawn where that is not what its shape says.
+    fn unusual(&self, name: &str) -> Option<Distribution>;
+
+    /// Gives weights under the names of the past today's names.
+    fn rename(&self, _weights: &mut HashMap<String, Weight>) {}
 }
 
-impl From<UNet2DConfig> for NetworkConfig {
-    fn from(config: UNet2DConfig) -> Self {
-        Self::UNet(config)
-    }
+/// One line for each architecture: the diffusers class, the configuration, the component of a diffusers model that holds
+/// it, and the pipeline that samples from it.
+macro_rules! architectures {
+    ($($name:ident = $class:literal: $config:ty, in $component:literal of $pipeline:literal;)*) => {
+        /// The checked configuration of a network, as a diffusers `config.json` tells it.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum NetworkConfig {
+            $(
+                #[doc = concat!("diffusers' `", $class, "`.")]
+                $name($config),
+            )*
+        }
+
+        $(
+            impl From<$config> for NetworkConfig {
+                fn from(config: $config) -> Self {
+                    Self::$name(config)
+                }
+            }
+        )*
+
+        impl NetworkConfig {
+            /// The component and the diffusers class of every architecture, as `model_index.json` names them.
+            pub const FAMILIES: [(&str, &str); [$($class),*].len()] = [$(($component, $class)),*];
+
+            /// Reads and checks a `config.json`, whose `_class_name` says which architecture it is of (a UNet2DModel where
+            /// it does not, as in files written by hand); `file` is what error messages call it.
+            ///
+            /// # Errors
+            /// [`Error::Value`] naming file, field, value and remedy.
+            pub fn from_json(value: &Value, file: &str) -> Result<Self> {
+                let class = value.get("_class_name").and_then(Value::as_str);
+                match class.unwrap_or("UNet2DModel") {
+                    $($class => <$config>::from_json(value, file).map(Self::$name),)*
+                    other => Err(Error::value(
+                        format!("{file}: _class_name"),
+                        format!("{other:?}"),
+                        format!("only {} are supported", [$($class),*].join(" and ")),
+                    )),
+                }
+            }
+
+            fn architecture(&self) -> &dyn Architecture {
+                match self {
+                    $(Self::$name(config) => config,)*
+                }
+            }
+
+            /// The diffusers class.
+            pub fn class_name(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => $class,)*
+                }
+            }
+
+            /// The folder of a diffusers model that holds it, which is also its name in `model_index.json`.
+            pub fn component(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => $component,)*
+                }
+            }
+
+            /// The diffusers pipeline that samples from it.
+            pub fn pipeline(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => $pipeline,)*
+                }
+            }
+        }
+    };
 }
 
-impl From<DiTConfig> for NetworkConfig {
-    fn from(config: DiTConfig) -> Self {
-        Self::DiT(config)
-    }
+architectures! {
+    UNet = "UNet2DModel": UNet2DConfig, in "unet" of "DDPMPipeline";
+    DiT = "DiTTransformer2DModel": DiTConfig, in "transformer" of "DiTPipeline";
 }
 
 impl NetworkConfig {
-    /// Reads and checks a `config.json`, whose `_class_name` says which family it is of; `file` is what
-    /// error messages call it.
-    ///
-    /// # Errors
-    /// [`Error::Value`] naming file, field, value and remedy.
-    pub fn from_json(value: &Value, file: &str) -> Result<Self> {
-        match value.get("_class_name").and_then(Value::as_str) {
-            // Left out by people who write one by hand; the family's own check speaks of other values.
-            None | Some("UNet2DModel") => UNet2DConfig::from_json(value, file).map(Self::UNet),
-            Some("DiTTransformer2DModel") => DiTConfig::from_json(value, file).map(Self::DiT),
-            Some(other) => Err(Error::value(
-                format!("{file}: _class_name"),
-                format!("{other:?}"),
-                "only UNet2DModel and DiTTransformer2DModel are supported",
-            )),
-        }
-    }
-
     /// The same configuration as diffusers writes it, every field present.
     pub fn to_json(&self) -> Value {
-        match self {
-            Self::UNet(config) => config.to_json(),
-            Self::DiT(config) => config.to_json(),
-        }
-    }
-
-    /// The component and the diffusers class of every family, as `model_index.json` names them.
-    pub const FAMILIES: [(&str, &str); 2] =
-        [("unet", "UNet2DModel"), ("transformer", "DiTTransformer2DModel")];
-
-    /// The diffusers class.
-    pub fn class_name(&self) -> &'static str {
-        match self {
-            Self::UNet(_) => "UNet2DModel",
-            Self::DiT(_) => "DiTTransformer2DModel",
-        }
-    }
-
-    /// The folder of a diffusers model that holds it, which is also its name in `model_index.json`.
-    pub fn component(&self) -> &'static str {
-        match self {
-            Self::UNet(_) => "unet",
-            Self::DiT(_) => "transformer",
-        }
-    }
-
-    /// The diffusers pipeline that samples from it.
-    pub fn pipeline(&self) -> &'static str {
-        match self {
-            Self::UNet(_) => "DDPMPipeline",
-            Self::DiT(_) => "DiTPipeline",
-        }
+        self.architecture().to_json()
     }
 
     /// The shapes the network takes and gives.
     pub fn geometry(&self) -> Geometry {
-        match self {
-            Self::UNet(config) => config.geometry(),
-            Self::DiT(config) => config.geometry(),
-        }
+        self.architecture().geometry()
     }
 
     /// The class that means "none" in every network of its kind; nothing where only a model card can tell.
     pub fn null_class(&self) -> Option<u32> {
-        match self {
-            Self::UNet(_) => None,
-            Self::DiT(config) => config.null_class(),
-        }
+        self.architecture().null_class()
     }
 
-    /// What its `config.json` must say to be told so many classes, or none.
+    /// What its `config.json` must say to have so many classes, or none.
     pub fn setting_for_classes(&self, classes: Option<usize>) -> String {
-        match (self, classes) {
-            (Self::UNet(_), Some(classes)) => format!("num_class_embeds to {classes}"),
-            (Self::UNet(_), None) => "num_class_embeds to null".into(),
-            // Its tables have a row more than that.
-            (Self::DiT(_), classes) => {
-                let other_rows = classes.map_or(0, |classes| classes.saturating_sub(1));
-                format!("num_embeds_ada_norm to {other_rows}")
-            }
-        }
+        self.architecture().setting_for_classes(classes)
     }
 
     /// The share of activations that training should drop, which no network here does: training
     /// refuses what is not 0; answering needs none of it.
     pub fn dropout(&self) -> f64 {
-        match self {
-            Self::UNet(config) => config.dropout(),
-            Self::DiT(config) => config.dropout(),
-        }
+        self.architecture().dropout()
     }
 
     /// Names and shapes of all weights, without a tensor.
-    ///
-    /// # Errors
-    /// [`Error::Weights`] when the architecture asks for one twice.
-    pub fn weight_shapes(&self) -> Result<BTreeMap<String, Vec<usize>>> {
-        match self {
-            Self::UNet(config) => UNet2DModel::weight_shapes(config),
-            Self::DiT(config) => DiTTransformer2DModel::weight_shapes(config),
-        }
+    pub fn weight_shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.architecture().graph().shapes()
     }
 
     /// The weights of a file under today's names, checked to be exactly those of this network.
@@ -144,30 +165,29 @@ impl NetworkConfig {
     /// # Errors
     /// [`Error::Weights`] naming what is missing, what does not belong, and what has another shape.
     pub fn fit(&self, weights: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
-        let weights = match self {
-            Self::UNet(config) => UNet2DModel::fit(config, here(weights)),
-            Self::DiT(config) => DiTTransformer2DModel::fit(config, here(weights)),
-        }?;
+        let weights = self.fitted(here(weights), &self.weight_shapes())?;
         weights.into_iter().map(|(name, weight)| Ok((name, weight.take()?))).collect()
+    }
+
+    fn fitted(
+        &self,
+        mut weights: HashMap<String, Weight>,
+        shapes: &BTreeMap<String, Vec<usize>>,
+    ) -> Result<HashMap<String, Weight>> {
+        self.architecture().rename(&mut weights);
+        weights::fit(shapes, weights)
     }
 
     /// Which channels stand or fall together; nothing for a network that has no narrower twin.
     pub fn channels(&self) -> Option<Channels> {
-        match self {
-            Self::UNet(config) => config.channels(),
-            // A token's channels are told apart by the sines of its place, which a narrower network has others of.
-            Self::DiT(_) => None,
-        }
+        self.architecture().graph().channels()
     }
 
     /// The same layers with their widths times `factor`, rounded to what norms and attentions can divide;
     /// nothing where that is the same network, none, or one of other layers (levels that become equally
     /// wide need no shortcut between them).
     pub fn scaled(&self, factor: f64) -> Option<Self> {
-        let scaled = match self {
-            Self::UNet(config) => config.scaled(factor).map(Self::UNet),
-            Self::DiT(config) => config.scaled(factor).map(Self::DiT),
-        };
+        let scaled = self.architecture().scaled(factor);
         let layers = |network: &Self| network.channels().map(|channels| channels.weights);
         scaled.filter(|scaled| scaled != self && layers(scaled) == layers(self))
     }
@@ -199,23 +219,17 @@ impl NetworkConfig {
         device: &Device,
     ) -> Result<Box<dyn Denoiser>> {
         let trained = weights.values().any(Weight::trained);
+        let graph = self.architecture().graph();
+        let weights = self.fitted(weights, &graph.shapes())?;
+        if !trained {
+            self.check_weights(&graph, device)?;
+        }
+        let geometry = self.geometry();
         let build = || -> Result<Box<dyn Denoiser>> {
-            Ok(match self {
-                Self::UNet(config) => {
-                    Box::new(UNet2DModel::load_weights(config, weights, dtype, device)?)
-                }
-                Self::DiT(config) => {
-                    Box::new(DiTTransformer2DModel::load(config, weights, dtype, device)?)
-                }
-            })
+            Ok(Box::new(Network::new(graph, geometry, weights, dtype, device)?))
         };
         // One that is trained may be built anew every step, of weights that are there.
-        let network = if trained {
-            build()?
-        } else {
-            self.check_weights(device)?;
-            self.built(build)?
-        };
+        let network = if trained { build()? } else { self.built(build)? };
         #[cfg(feature = "cuda")]
         if let (Device::Cuda(device), false) = (device, trained) {
             return Ok(Box::new(crate::captured::Captured::new(network, device)));
@@ -227,19 +241,11 @@ impl NetworkConfig {
     /// the paper where diffusers has nothing of its own; the same seed gives the same weights.
     ///
     /// # Errors
-    /// As [`NetworkConfig::weight_shapes`]; [`Error::Value`] naming the field that asks for more memory than there
-    /// is.
+    /// [`Error::Value`] naming the field that asks for more memory than there is.
     pub fn initial_weights(&self, seed: u64) -> Result<BTreeMap<String, Tensor>> {
-        self.check_weights(&Device::Cpu)?;
-        initial::weights(&self.weight_shapes()?, |name| self.unusual(name), seed)
-    }
-
-    /// How `name` is drawn where that is not what its shape says.
-    fn unusual(&self, name: &str) -> Option<Distribution> {
-        match self {
-            Self::UNet(config) => config.unusual(name),
-            Self::DiT(config) => config.unusual(name),
-        }
+        let graph = self.architecture().graph();
+        self.check_weights(&graph, &Device::Cpu)?;
+        initial::weights(&graph.shapes(), |name| self.architecture().unusual(name), seed)
     }
 }
 

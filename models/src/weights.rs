@@ -1,78 +1,59 @@
-//! Where layers find their weights, and the check that a set of weights fits a configuration.
-//!
-//! The constructors are the only description of the network's weights. Run without tensors they
-//! record what they ask for ([`shapes`]); run with tensors they take it.
+//! The weights of a network on their way into it, and the check that a set of weights fits a configuration.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
-use std::fmt::Display;
 
 use candle_core::{DType, Device, Tensor};
 
+use crate::graph::WeightSpec;
 use crate::weight::Weight;
 use crate::wrappers::{Naming, take_off};
 use crate::{Error, Result};
 
-enum Store {
-    /// Nothing is there: note names and shapes.
-    Record(Shapes),
-    /// Checked weights, each taken once.
-    Take { weights: HashMap<String, Weight>, trained: bool },
-}
-
-/// A place in the tree of weights, named as in diffusers: `down_blocks.0.resnets.1`.
-pub(crate) struct Weights<'a> {
-    prefix: String,
-    store: &'a RefCell<Store>,
+/// Checked weights, each read when the operation that has it is added.
+pub(crate) struct Weights {
+    store: RefCell<HashMap<String, Weight>>,
     dtype: DType,
-    device: &'a Device,
+    device: Device,
+    trained: bool,
     parameters: usize,
 }
 
-impl Weights<'_> {
-    /// The place `name` below this one.
-    pub(crate) fn at(&self, name: impl Display) -> Self {
-        Self { prefix: self.name(name), ..*self }
+impl Weights {
+    /// Those of a network, of `dtype` on `device`; [`fit`] has checked them.
+    pub(crate) fn new(weights: HashMap<String, Weight>, dtype: DType, device: &Device) -> Self {
+        let trained = weights.values().any(Weight::trained);
+        let count = |weight: &Weight| weight.dims().iter().product::<usize>();
+        let parameters = weights.values().map(count).sum();
+        Self { store: RefCell::new(weights), dtype, device: device.clone(), trained, parameters }
     }
 
-    /// The tensor `name` in the network's element type and on its device.
-    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        self.get_as(name, shape, self.dtype)
+    /// A weight, in the network's element type and on its device.
+    ///
+    /// # Errors
+    /// One that cannot be read.
+    pub(crate) fn get(&self, weight: &WeightSpec) -> Result<Tensor> {
+        self.get_as(weight, self.dtype)
     }
 
-    /// The same weights, in f32 unless another type is asked for.
-    #[cfg(feature = "cuda")]
-    pub(crate) fn in_f32(&self) -> Self {
-        Self { prefix: self.prefix.clone(), dtype: DType::F32, ..*self }
-    }
-
-    /// The tensor `name` in an element type of its own.
-    pub(crate) fn get_as(&self, name: &str, shape: &[usize], dtype: DType) -> Result<Tensor> {
-        let name = self.name(name);
-        match &mut *self.store.borrow_mut() {
-            Store::Record(shapes) => {
-                shapes.insert(name, shape.to_vec());
-                // One element seen everywhere: the right shape, and no memory however large it is.
-                Ok(Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)?)
-            }
-            Store::Take { weights, .. } => {
-                let weight = weights
-                    .remove(&name)
-                    .ok_or_else(|| Error::Weights(format!("`{name}` is asked for twice")))?;
-                Ok(weight.take()?.to_device(self.device)?.to_dtype(dtype)?)
-            }
+    /// A weight in an element type of its own.
+    ///
+    /// # Errors
+    /// As [`Weights::get`].
+    pub(crate) fn get_as(&self, weight: &WeightSpec, dtype: DType) -> Result<Tensor> {
+        let WeightSpec { name, readers, .. } = weight;
+        let there = self.store.borrow_mut().remove(name);
+        let missing = || Error::Weights(format!("`{name}` is asked for twice"));
+        let tensor = there.ok_or_else(missing)?.take()?;
+        if *readers > 1 {
+            self.store.borrow_mut().insert(name.clone(), Weight::Here(tensor.clone()));
         }
+        Ok(tensor.to_device(&self.device)?.to_dtype(dtype)?)
     }
 
-    /// Whether several weights may be merged into one new tensor: not while only recording, and not
-    /// where a weight is trained, since the copy would not follow its updates.
-    pub(crate) fn may_merge(&self) -> bool {
-        matches!(&*self.store.borrow(), Store::Take { trained: false, .. })
-    }
-
-    /// Whether some weight tracks gradients.
+    /// Whether some weight tracks gradients: then all stay as they are, since a copy would not follow its updates.
     pub(crate) fn trained(&self) -> bool {
-        matches!(&*self.store.borrow(), Store::Take { trained: true, .. })
+        self.trained
     }
 
     /// The element type of the network.
@@ -82,26 +63,12 @@ impl Weights<'_> {
 
     /// Where the network lives.
     pub(crate) fn device(&self) -> &Device {
-        self.device
+        &self.device
     }
 
-    /// Number of weights in all tensors together; 0 while only recording.
+    /// Number of weights in all tensors together.
     pub(crate) fn parameters(&self) -> usize {
         self.parameters
-    }
-
-    fn name(&self, name: impl Display) -> String {
-        if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) }
-    }
-}
-
-/// Names and shapes of all weights that `build` asks for.
-pub(crate) fn shapes<T>(build: impl FnOnce(&Weights) -> Result<T>) -> Result<Shapes> {
-    let store = RefCell::new(Store::Record(BTreeMap::new()));
-    build(&root(&store, DType::F32, &Device::Cpu, 0))?;
-    match store.into_inner() {
-        Store::Record(shapes) => Ok(shapes),
-        Store::Take { .. } => unreachable!("the store is made a few lines above"),
     }
 }
 
@@ -125,28 +92,6 @@ pub(crate) fn fit(
         return Err(Error::Weights(problem));
     }
     Ok(weights)
-}
-
-/// Builds a network from weights that fit it.
-pub(crate) fn build<T>(
-    weights: HashMap<String, Weight>,
-    dtype: DType,
-    device: &Device,
-    build: impl FnOnce(&Weights) -> Result<T>,
-) -> Result<T> {
-    let trained = weights.values().any(Weight::trained);
-    let parameters = weights.values().map(|weight| weight.dims().iter().product::<usize>()).sum();
-    let store = RefCell::new(Store::Take { weights, trained });
-    build(&root(&store, dtype, device, parameters))
-}
-
-fn root<'a>(
-    store: &'a RefCell<Store>,
-    dtype: DType,
-    device: &'a Device,
-    parameters: usize,
-) -> Weights<'a> {
-    Weights { prefix: String::new(), store, dtype, device, parameters }
 }
 
 /// How many tensors of a kind an error lists before it only counts.

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use understudy_models::Denoiser;
 use understudy_models::checkpoint::adm;
-use understudy_models::unet::{UNet2DConfig, UNet2DModel};
+use understudy_models::NetworkConfig;
 
 const CASES: [&str; 5] = ["improved", "legacy_order", "middle_attention", "new_order", "one_level"];
 
@@ -21,12 +21,12 @@ fn read_json(path: &Path) -> Value {
 }
 
 /// Loads the network from a folder, as anyone would.
-fn load(folder: &Path) -> UNet2DModel {
+fn load(folder: &Path) -> Box<dyn Denoiser> {
     let config = read_json(&folder.join("unet/config.json"));
-    let config = UNet2DConfig::from_json(&config, "unet/config.json").unwrap();
+    let config = NetworkConfig::from_json(&config, "unet/config.json").unwrap();
     let weights = folder.join("unet/diffusion_pytorch_model.safetensors");
     let weights = candle_core::safetensors::load(weights, &Device::Cpu).unwrap();
-    UNet2DModel::load(&config, weights, DType::F32, &Device::Cpu).unwrap()
+    config.load(weights, DType::F32, &Device::Cpu).unwrap()
 }
 
 fn relative_error(found: &Tensor, expected: &Tensor) -> f32 {

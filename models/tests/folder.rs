@@ -15,7 +15,7 @@ use understudy_models::{
     NetworkConfig,
     checkpoint::{Draft, ModelFolder, card::Card},
     schedule::ScheduleConfig,
-    unet::{UNet2DConfig, UNet2DModel},
+    unet::UNet2DConfig,
 };
 
 fn unet() -> Value {
@@ -47,7 +47,7 @@ fn folder(change: impl FnOnce(&mut HashMap<String, Tensor>, &mut Card)) -> (Temp
         (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
     };
     let mut weights: HashMap<_, _> =
-        UNet2DModel::weight_shapes(&config).unwrap().into_iter().map(tensor).collect();
+        NetworkConfig::from(config.clone()).weight_shapes().into_iter().map(tensor).collect();
     let names = ["Coat", "Bag", "Ankle boot"].map(String::from);
     let mut card = Card { class_names: names.into(), ..Card::default() };
     change(&mut weights, &mut card);

@@ -9,9 +9,8 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor, Var};
 use common::{Golden, bits, digest_in_process, formula, print_digest, relative_error};
 use serde_json::{Value, json};
-use understudy_models::Denoiser;
+use understudy_models::{Denoiser, NetworkConfig};
 use understudy_models::kernels::Isa;
-use understudy_models::unet::{UNet2DConfig, UNet2DModel};
 
 impl Golden {
     fn named(name: &str) -> Self {
@@ -24,17 +23,17 @@ impl Golden {
         all
     }
 
-    fn config(&self) -> UNet2DConfig {
-        UNet2DConfig::from_json(&self.config, "config.json").unwrap()
+    fn config(&self) -> NetworkConfig {
+        NetworkConfig::from_json(&self.config, "config.json").unwrap()
     }
 
-    fn model(&self) -> UNet2DModel {
+    fn model(&self) -> Box<dyn Denoiser> {
         self.model_in(DType::F32)
     }
 
-    fn model_in(&self, dtype: DType) -> UNet2DModel {
+    fn model_in(&self, dtype: DType) -> Box<dyn Denoiser> {
         let weights = self.weights.clone();
-        UNet2DModel::load(&self.config(), weights, dtype, &Device::Cpu).unwrap()
+        self.config().load(weights, dtype, &Device::Cpu).unwrap()
     }
 
     fn condition(&self) -> Option<Tensor> {
@@ -81,13 +80,13 @@ fn frobenius(found: &Tensor, expected: &Tensor) -> f64 {
 #[test]
 fn the_compiled_network_errs_by_less_than_3e_5() {
     let in_f64 = |tensor: &Tensor| tensor.to_dtype(DType::F64).unwrap();
-    let load = |config: &UNet2DConfig, weights: HashMap<String, Tensor>, dtype| {
-        UNet2DModel::load(config, weights, dtype, &Device::Cpu).unwrap()
+    let load = |config: &NetworkConfig, weights: HashMap<String, Tensor>, dtype| {
+        config.load(weights, dtype, &Device::Cpu).unwrap()
     };
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("zoo/fashion-mnist-teacher/unet");
     let json = std::fs::read(folder.join("config.json")).unwrap();
     let json: Value = serde_json::from_slice(&json).unwrap();
-    let config = UNet2DConfig::from_json(&json, "config.json").unwrap();
+    let config = NetworkConfig::from_json(&json, "config.json").unwrap();
     let file = folder.join("diffusion_pytorch_model.safetensors");
     let weights = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
     let x = formula(&[3, 1, 32, 32], 1.7, 1);
@@ -143,7 +142,7 @@ fn bf16_is_refused_where_the_processor_does_not_multiply_it() {
     if std::env::var_os(CHILD).is_some() {
         let golden = Golden::named("ddpm");
         let weights = golden.weights.clone();
-        let model = UNet2DModel::load(&golden.config(), weights, DType::BF16, &Device::Cpu);
+        let model = golden.config().load(weights, DType::BF16, &Device::Cpu);
         let message = model.err().unwrap().to_string();
         assert!(message.contains("does not multiply bf16"), "{message}");
         assert!(message.contains("use f32"), "{message}");
@@ -185,22 +184,22 @@ fn a_row_does_not_depend_on_its_batch() {
 }
 
 /// A network wide enough for the product's threads and blocks to matter, with weights by formula.
-fn wide(dtype: DType) -> (UNet2DModel, Tensor, Tensor) {
+fn wide(dtype: DType) -> (Box<dyn Denoiser>, Tensor, Tensor) {
     let config = json!({
         "sample_size": 16, "block_out_channels": [32, 160], "layers_per_block": 1,
         "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
         "up_block_types": ["AttnUpBlock2D", "UpBlock2D"], "attention_head_dim": 32,
         "time_embedding_dim": 1100,
     });
-    let config = UNet2DConfig::from_json(&config, "config.json").unwrap();
-    let model = UNet2DModel::load(&config, formula_weights(&config), dtype, &Device::Cpu);
+    let config = NetworkConfig::from_json(&config, "config.json").unwrap();
+    let model = config.load(formula_weights(&config), dtype, &Device::Cpu);
     let x = formula(&[8, 3, 16, 16], 1.0, 17);
     let t = Tensor::new(&[0f32, 3., 77., 250., 499., 500., 731., 999.], &Device::Cpu).unwrap();
     (model.unwrap(), x, t)
 }
 
-fn formula_weights(config: &UNet2DConfig) -> HashMap<String, Tensor> {
-    let shapes = UNet2DModel::weight_shapes(config).unwrap();
+fn formula_weights(config: &NetworkConfig) -> HashMap<String, Tensor> {
+    let shapes = config.weight_shapes();
     let weight = |(i, (name, shape)): (usize, (String, Vec<usize>))| {
         let fan_in: usize = shape[1..].iter().product();
         (name, formula(&shape, (3.0 / fan_in as f32).sqrt(), i as u32))
@@ -248,7 +247,7 @@ fn config_survives_a_round_trip() {
     for golden in Golden::all() {
         let config = golden.config();
         let written = config.to_json();
-        assert_eq!(UNet2DConfig::from_json(&written, "config.json").unwrap(), config);
+        assert_eq!(NetworkConfig::from_json(&written, "config.json").unwrap(), config);
         for (field, value) in golden.config.as_object().unwrap() {
             let same = written[field] == *value
                 || written[field].as_f64().is_some_and(|number| value.as_f64() == Some(number))
@@ -264,7 +263,7 @@ fn config_survives_a_round_trip() {
 #[test]
 fn weight_shapes_are_those_of_diffusers() {
     for golden in Golden::all() {
-        let shapes = UNet2DModel::weight_shapes(&golden.config()).unwrap();
+        let shapes = golden.config().weight_shapes();
         assert_eq!(shapes.len(), golden.weights.len(), "{}", golden.name);
         for (name, shape) in &shapes {
             assert_eq!(golden.weights[name].dims(), &shape[..], "{name}");
@@ -291,14 +290,14 @@ fn legacy_attention_names_load() {
         .collect();
     assert!(golden.weights.contains_key("mid_block.attentions.0.proj_attn.weight"));
     let answer =
-        |model: &UNet2DModel| bits(&model.forward(&golden.x, &golden.timesteps, None).unwrap());
-    assert!(answer(&golden.model()) == answer(&model));
+        |model: &dyn Denoiser| bits(&model.forward(&golden.x, &golden.timesteps, None).unwrap());
+    assert!(answer(&*golden.model()) == answer(&*model));
 }
 
 /// Loads `golden` expecting a refusal, and returns what it says.
 fn refusal(golden: &Golden) -> String {
     let weights = golden.weights.clone();
-    match UNet2DModel::load(&golden.config(), weights, DType::F32, &Device::Cpu) {
+    match golden.config().load(weights, DType::F32, &Device::Cpu) {
         Ok(_) => panic!("the weights were accepted"),
         Err(error) => error.to_string(),
     }
@@ -322,7 +321,7 @@ fn weights_that_do_not_fit_are_named() {
 
     golden.weights.clear();
     let message = refusal(&golden);
-    let count = UNet2DModel::weight_shapes(&golden.config()).unwrap().len();
+    let count = golden.config().weight_shapes().len();
     assert!(message.contains(&format!("{count} missing:")), "{message}");
     assert!(message.contains(&format!("and {} more", count - 8)), "{message}");
 }
@@ -391,7 +390,7 @@ fn every_value_that_cannot_be_honoured_is_refused_by_name() {
         let mut config = base.clone();
         let member = field.split('[').next().unwrap();
         config[member] = value.clone();
-        let error = UNet2DConfig::from_json(&config, "unet/config.json");
+        let error = NetworkConfig::from_json(&config, "unet/config.json");
         let message = error.expect_err(&format!("{field} = {value}")).to_string();
         // Some lists are refused for the sake of another field that they no longer match.
         let named = message.starts_with(&format!("`unet/config.json: {field}` is "))
@@ -402,14 +401,14 @@ fn every_value_that_cannot_be_honoured_is_refused_by_name() {
 
     let mut learned = base.clone();
     learned["time_embedding_type"] = json!("learned");
-    let message = UNet2DConfig::from_json(&learned, "c").unwrap_err().to_string();
+    let message = NetworkConfig::from_json(&learned, "c").unwrap_err().to_string();
     assert!(message.contains("num_train_timesteps"), "{message}");
     for not_an_object in [json!([]), json!(null), json!(3)] {
-        assert!(UNet2DConfig::from_json(&not_an_object, "c").is_err());
+        assert!(NetworkConfig::from_json(&not_an_object, "c").is_err());
     }
     let mut unknown = base;
     unknown["flux_capacitor"] = json!(1.21);
-    UNet2DConfig::from_json(&unknown, "c").unwrap();
+    NetworkConfig::from_json(&unknown, "c").unwrap();
 }
 
 #[test]
@@ -435,7 +434,7 @@ fn wrong_inputs_are_errors() {
 }
 
 /// `Σ output·direction`, whose gradient the next test compares.
-fn loss(model: &UNet2DModel, golden: &Golden, direction: &Tensor) -> Tensor {
+fn loss(model: &dyn Denoiser, golden: &Golden, direction: &Tensor) -> Tensor {
     let condition = golden.condition();
     let y = model.forward(&golden.x, &golden.timesteps, condition.as_ref()).unwrap();
     (y * direction).unwrap().sum_all().unwrap()
@@ -452,10 +451,10 @@ fn every_weight_has_the_gradient_that_differences_show() {
             .collect();
         let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone()));
         let model =
-            UNet2DModel::load(&golden.config(), weights.collect(), DType::F32, &Device::Cpu);
+            golden.config().load(weights.collect(), DType::F32, &Device::Cpu);
         let model = model.unwrap();
         let direction = formula(golden.output.dims(), 1.0, 5);
-        let grads = loss(&model, &golden, &direction).backward().unwrap();
+        let grads = loss(&*model, &golden, &direction).backward().unwrap();
         for (i, (name, var)) in vars.iter().enumerate() {
             let grad = grads.get(var).unwrap_or_else(|| panic!("{name} has no gradient"));
             let before = var.as_tensor().copy().unwrap();
@@ -466,7 +465,7 @@ fn every_weight_has_the_gradient_that_differences_show() {
             let step = 2e-3;
             let at = |offset: f64| {
                 var.set(&(&before + (&along * offset).unwrap()).unwrap()).unwrap();
-                loss(&model, &golden, &direction).to_scalar::<f32>().unwrap()
+                loss(&*model, &golden, &direction).to_scalar::<f32>().unwrap()
             };
             let difference = (at(step) - at(-step)) / (2.0 * step as f32);
             var.set(&before).unwrap();
@@ -498,7 +497,7 @@ fn gradients_on(
         .map(|(name, tensor)| (name.clone(), var(tensor, of_weights)))
         .collect();
     let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-    let model = UNet2DModel::load(&golden.config(), weights, dtype, device).unwrap();
+    let model = golden.config().load(weights, dtype, device).unwrap();
     let x = var(&golden.x, dtype);
     let condition = golden.condition().map(|condition| condition.to_device(device).unwrap());
     let timesteps = golden.timesteps.to_device(device).unwrap();
@@ -565,7 +564,7 @@ fn on_a_gpu_answers_are_those_of_diffusers_and_gradients_those_of_f64() {
             [(DType::F32, 1e-4, 1e-5), (DType::F16, 1e-2, 1e-2), (DType::BF16, 0.1, 5e-2)]
         {
             let weights = golden.weights.clone();
-            let model = UNet2DModel::load(&golden.config(), weights, dtype, &device).unwrap();
+            let model = golden.config().load(weights, dtype, &device).unwrap();
             let x = to(&golden.x).to_dtype(dtype).unwrap();
             let condition = golden.condition().map(|condition| to(&condition));
             let output = model.forward(&x, &to(&golden.timesteps), condition.as_ref()).unwrap();
@@ -612,7 +611,7 @@ fn the_gradient_of_one_evaluation_is_taken_once() {
         .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
         .collect();
     let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-    let model = UNet2DModel::load(&golden.config(), weights, DType::F32, &Device::Cpu).unwrap();
+    let model = golden.config().load(weights, DType::F32, &Device::Cpu).unwrap();
     let evaluate = || {
         let condition = golden.condition();
         model.forward(&golden.x, &golden.timesteps, condition.as_ref()).unwrap().sum_all().unwrap()

@@ -21,10 +21,11 @@ use understudy::{
     registry::{self, Registry},
 };
 use understudy_models::{
+    NetworkConfig,
     checkpoint::{Draft, ModelFolder, card::Card},
     noise,
     schedule::ScheduleConfig,
-    unet::{UNet2DConfig, UNet2DModel},
+    unet::UNet2DConfig,
 };
 
 /// Gray, 8×8, four classes of which the last means "none"; 20,000 training steps, so that a request
@@ -237,7 +238,7 @@ pub(crate) fn write_model(
     let schedule = json!({"_class_name": "DDIMScheduler", "num_train_timesteps": ENDLESS,
         "beta_start": 1e-6, "beta_end": 1e-4});
     let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
-    let shapes = UNet2DModel::weight_shapes(&unet).unwrap();
+    let shapes = NetworkConfig::from(unet.clone()).weight_shapes();
     let weights: HashMap<_, _> = shapes
         .into_iter()
         .enumerate()

@@ -3,7 +3,12 @@
 
 mod json;
 
-use crate::{Conditioning, Geometry};
+use serde_json::Value;
+
+use crate::graph::Graph;
+use crate::initial::Distribution;
+use crate::network::Architecture;
+use crate::{Conditioning, Geometry, NetworkConfig};
 
 /// The element-wise function between the two linear layers of a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,31 +59,6 @@ impl DiTConfig {
         }
     }
 
-    /// The class that means "none", where there are others.
-    pub(crate) fn null_class(&self) -> Option<u32> {
-        (self.classes > 0).then_some(self.classes as u32)
-    }
-
-    /// The share of activations dropped while training, 0 to 1; see [`crate::NetworkConfig::dropout`].
-    pub(crate) fn dropout(&self) -> f64 {
-        self.dropout
-    }
-
-    /// See [`crate::NetworkConfig::scaled`]: as many heads, each narrower.
-    pub(crate) fn scaled(&self, factor: f64) -> Option<Self> {
-        // Rows and columns take sines and cosines each: four channels at a time.
-        let quarter = (self.head_dim as f64 * factor / 4.0).round() as usize;
-        let scaled = Self { head_dim: 4 * quarter.max(1), ..self.clone() };
-        // Whatever is not a network after all is refused where every configuration is.
-        Self::from_json(&scaled.to_json(), "a scaled config.json").ok()
-    }
-
-    /// Floats of one sample's largest map: the hidden layer of its tokens.
-    pub(crate) fn largest_map(&self) -> u64 {
-        let tokens = (self.patches() * self.patches()) as u64;
-        tokens.saturating_mul(4 * self.width() as u64)
-    }
-
     /// Channels of a token.
     pub(super) fn width(&self) -> usize {
         self.heads * self.head_dim
@@ -92,5 +72,50 @@ impl DiTConfig {
     /// Rows of a table of classes.
     pub(super) fn rows(&self) -> usize {
         self.classes + 1
+    }
+}
+
+impl Architecture for DiTConfig {
+    fn to_json(&self) -> Value {
+        Self::to_json(self)
+    }
+
+    fn geometry(&self) -> Geometry {
+        Self::geometry(self)
+    }
+
+    fn graph(&self) -> Graph {
+        Self::graph(self)
+    }
+
+    fn size_fields(&self) -> [&'static str; 2] {
+        ["num_layers", "sample_size"]
+    }
+
+    fn null_class(&self) -> Option<u32> {
+        (self.classes > 0).then_some(self.classes as u32)
+    }
+
+    fn setting_for_classes(&self, classes: Option<usize>) -> String {
+        // Its tables have a row more than that.
+        let other_rows = classes.map_or(0, |classes| classes.saturating_sub(1));
+        format!("num_embeds_ada_norm to {other_rows}")
+    }
+
+    fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    /// As many heads, each narrower.
+    fn scaled(&self, factor: f64) -> Option<NetworkConfig> {
+        // Rows and columns take sines and cosines each: four channels at a time.
+        let quarter = (self.head_dim as f64 * factor / 4.0).round() as usize;
+        let scaled = Self { head_dim: 4 * quarter.max(1), ..self.clone() };
+        // Whatever is not a network after all is refused where every configuration is.
+        Self::from_json(&scaled.to_json(), "a scaled config.json").ok().map(Into::into)
+    }
+
+    fn unusual(&self, name: &str) -> Option<Distribution> {
+        self.initial(name)
     }
 }

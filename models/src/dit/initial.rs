@@ -7,7 +7,7 @@ impl DiTConfig {
     /// How the weight `name` is drawn. Every block begins as the identity and the answer as zero, since
     /// the layers that make scales, shifts and gates, and the last one, begin with zeros (adaLN-Zero);
     /// what embeds time and class has a scale of 0.02, other products are Xavier-uniform.
-    pub(crate) fn unusual(&self, name: &str) -> Option<Distribution> {
+    pub(super) fn initial(&self, name: &str) -> Option<Distribution> {
         let zero = ["norm1.linear.", "proj_out_1.", "proj_out_2."];
         if name.ends_with(".bias") || zero.iter().any(|layer| name.contains(layer)) {
             return Some(Distribution::Constant(0.0));

@@ -4,23 +4,23 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor};
 
 use super::kernels::Ending;
 use super::machine::Machine;
 use super::parameters::{Form, Parameter, Trained};
 use super::program::{Place, Program, Run, Step};
-use super::tape::Layer;
-use crate::assembly::{Assembly, End, Map, Projection, Size};
+use super::tape::Saved;
+use crate::graph::{Epilogue, Graph, Map, Size};
 use crate::kernels::{Function, Layout};
 use crate::weights::Weights;
 
 /// Numbers that a map's place is a multiple of, so that it begins where the widest loads may.
 pub(super) const ALIGNED: usize = 128;
 
-/// A program in the making, of a network that `C` describes.
-pub(crate) struct Builder<'a, C> {
-    pub(super) config: &'a C,
+/// A program in the making.
+pub(crate) struct Builder<'a> {
+    pub(super) graph: &'a Graph,
     pub(super) machine: Machine,
     pub(super) maps: Vec<Entry>,
     pub(super) memory: Layout,
@@ -28,26 +28,37 @@ pub(crate) struct Builder<'a, C> {
     pub(super) steps: Vec<Step>,
     /// The weights that are trained, where some are.
     pub(super) trained: Option<Trained>,
-    /// The layers, and channels at most that anything is summed over the pixels of, where the network is trained.
-    pub(super) tape: Vec<Layer>,
+    /// What operations left for their gradients, and channels at most that anything is summed over the pixels of, where
+    /// the network is trained.
+    pub(super) saved: Vec<(Map, Saved)>,
     pub(super) widest: usize,
 }
 
 /// A map that some later step still reads.
 pub(super) struct Entry {
-    pub(super) place: Place,
+    /// Where it is, once something writes it.
+    pub(super) place: Option<Place>,
     pub(super) uses: usize,
     pub(super) debt: Debt,
+    /// Where among all projections it begins, if it is one.
+    pub(super) projection: Option<Projection>,
+    /// What the scores of an attention are multiplied with that reads queries there, where the network is trained.
+    pub(super) scale: f32,
     /// Where its gradient is, once there is one.
     pub(super) gradient: Option<Place>,
 }
 
 impl Entry {
-    /// A map that one step will read.
-    pub(super) fn new(place: Place) -> Self {
-        Self { place, uses: 1, debt: Debt::None, gradient: None }
+    /// A map that so many steps will read.
+    pub(super) fn new(uses: usize) -> Self {
+        let (place, projection, gradient) = (None, None, None);
+        Self { place, uses, debt: Debt::None, projection, scale: 1.0, gradient }
     }
 }
+
+/// Where among the numbers of all projections one begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Projection(pub(crate) usize);
 
 /// What the numbers of a map still lack.
 pub(super) enum Debt {
@@ -83,38 +94,33 @@ pub(super) struct Projections {
     pub(super) joined: Option<[Parameter; 2]>,
 }
 
-impl<'a, C> Builder<'a, C> {
+impl<'a> Builder<'a> {
     /// For a network on the GPU of `weights`, with maps of their type.
     ///
     /// # Errors
     /// Weights that are elsewhere.
-    pub(crate) fn new(config: &'a C, weights: &Weights) -> Result<Self> {
-        Self::empty(config, weights, weights.dtype(), None)
+    pub(crate) fn new(graph: &'a Graph, weights: &Weights) -> Result<Self> {
+        Self::empty(graph, weights, None)
     }
 
-    /// For a network that is trained, on the GPU of its weights, which are f32, with maps of `dtype`.
+    /// For a network that is trained, whose weights are f32.
     ///
     /// # Errors
     /// Weights that are elsewhere.
-    pub(crate) fn trained(config: &'a C, weights: &Weights, dtype: DType) -> Result<Self> {
-        Self::empty(config, weights, dtype, Some(Trained::default()))
+    pub(crate) fn trained(graph: &'a Graph, weights: &Weights) -> Result<Self> {
+        Self::empty(graph, weights, Some(Trained::default()))
     }
 
-    fn empty(
-        config: &'a C,
-        weights: &Weights,
-        dtype: DType,
-        trained: Option<Trained>,
-    ) -> Result<Self> {
+    fn empty(graph: &'a Graph, weights: &Weights, trained: Option<Trained>) -> Result<Self> {
         Ok(Self {
-            config,
-            machine: Machine::new(weights.device(), dtype)?,
-            maps: Vec::new(),
+            graph,
+            machine: Machine::new(weights.device(), weights.dtype())?,
+            maps: graph.uses().into_iter().map(Entry::new).collect(),
             memory: Layout::default(),
             projections: Projections::default(),
             steps: Vec::new(),
             trained,
-            tape: Vec::new(),
+            saved: Vec::new(),
             widest: 0,
         })
     }
@@ -138,9 +144,50 @@ impl<'a, C> Builder<'a, C> {
         Place { buffer: self.memory.take(numbers.next_multiple_of(ALIGNED)), size }
     }
 
+    /// Memory for a map of the graph.
+    pub(super) fn map(&mut self, map: Map) -> Place {
+        let place = self.take(self.graph.size(map));
+        self.maps[map.0].place = Some(place);
+        place
+    }
+
+    /// A map that is not the graph's, with one use.
+    pub(super) fn another(&mut self, size: Size) -> Map {
+        let place = Some(self.take(size));
+        self.maps.push(Entry { place, ..Entry::new(1) });
+        Map(self.maps.len() - 1)
+    }
+
     /// Where a map is, whatever it is owed.
     pub(super) fn place(&self, map: Map) -> Place {
-        self.maps[map.0].place
+        self.maps[map.0].place.expect("a map is written before it is read")
+    }
+
+    /// One more use.
+    pub(super) fn retain(&mut self, map: Map) -> Map {
+        self.maps[map.0].uses += 1;
+        map
+    }
+
+    /// One use less. After the last the map's memory is used for others, unless the network is trained: then gradients
+    /// still need it.
+    pub(super) fn release(&mut self, map: Map) {
+        if self.trained.is_some() {
+            return;
+        }
+        let entry = &mut self.maps[map.0];
+        entry.uses -= 1;
+        if entry.uses == 0 {
+            // Nobody reads it, so nobody adds it.
+            let debt = mem::replace(&mut entry.debt, Debt::None);
+            // A projection has no memory of its own.
+            if let Some(place) = entry.place {
+                self.memory.give(place.buffer);
+            }
+            if let Debt::Owed(owed) = debt {
+                self.added(owed.residual);
+            }
+        }
     }
 
     /// Where a map is, for one who adds nothing as it reads it.
@@ -207,35 +254,33 @@ impl<'a, C> Builder<'a, C> {
         }
     }
 
-    /// Where a layer's sums go, to which a bias and all that `end` says is owed then.
-    pub(super) fn owe(&mut self, target: Map, mut bias: Parameter, end: End) -> Result<Place> {
-        let End { offset, residual, factor } = end;
-        let residual = match residual {
-            // What was there before stays where it is, and the sums go elsewhere.
-            Some(map) if map == target => {
-                let place = self.take(self.size(target));
-                let entry = &mut self.maps[target.0];
-                if entry.uses != 1 {
-                    bail!("map {} is written again, but {} are to read it", target.0, entry.uses)
+    /// Where an operation's sums go, to which a bias and all that `epilogue` says is owed then.
+    pub(super) fn owe(
+        &mut self,
+        target: Map,
+        mut bias: Parameter,
+        epilogue: Epilogue,
+    ) -> Result<Place> {
+        let Epilogue { offset, residual, factor } = epilogue;
+        let offset = offset.and_then(|map| self.maps[map.0].projection);
+        if let Some(map) = residual {
+            // What nobody else reads may be owed its bias until both are added.
+            let alone = self.graph.uses().get(map.0) == Some(&1);
+            match (alone, &bias) {
+                (true, Parameter::Own(own)) => {
+                    let own = own.clone();
+                    if let Some(more) = self.bias(map) {
+                        bias = Parameter::Own((own + more)?);
+                    }
                 }
-                let before = Entry::new(mem::replace(&mut entry.place, place));
-                let debt = mem::replace(&mut entry.debt, Debt::None);
-                self.maps.push(Entry { debt, ..before });
-                let before = Map(self.maps.len() - 1);
-                if let (Some(more), Parameter::Own(own)) = (self.bias(before), &bias) {
-                    bias = Parameter::Own((own + more)?);
-                }
-                Some(before)
+                _ => self.settle(map),
             }
-            Some(map) => {
-                self.settle(map);
-                Some(self.retain(map))
-            }
-            None => None,
-        };
+            self.retain(map);
+        }
+        let place = self.map(target);
         let residual = residual.map(|map| (map, self.place(map)));
         self.maps[target.0].debt = Debt::Owed(Owed { bias, offset, residual, factor });
-        Ok(self.place(target))
+        Ok(place)
     }
 
     /// Puts the product of all projections where the time embedding is known: only now are their weights together.

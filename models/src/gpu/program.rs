@@ -1,14 +1,16 @@
 //! A list of steps over maps in one piece of memory, run for any batch.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
-use super::builder::Owed;
+use super::SAMPLE;
+use super::builder::{Builder, Owed, Projection};
 use super::convolution::Scratch;
 use super::kernels::{Ending, Told};
 use super::machine::Machine;
 use super::parameters::{Current, Parameter, part};
-use crate::assembly::{Projection, Size, X};
+use crate::graph::{Graph, Size, lower};
 use crate::kernels::Buffer;
+use crate::weights::Weights;
 
 /// Does something with the maps that there are.
 pub(super) type Step = Box<dyn Fn(&Machine, &mut Run) -> Result<()> + Send + Sync>;
@@ -29,13 +31,37 @@ impl Program {
         self.searches = false;
     }
 
-    /// Of tensors that begin with the batch ([`crate::assembly`] says which), one evaluation: `[B, channels, height,
-    /// width]`.
+    /// Of a network whose weights stay as they are, on the GPU where they are.
+    ///
+    /// # Errors
+    /// Those of weights that cannot be read, and of the device.
+    pub(crate) fn new(graph: &Graph, weights: &Weights) -> crate::Result<Self> {
+        let mut builder = Builder::new(graph, weights)?;
+        lower(graph, weights, &mut builder)?;
+        Ok(builder.finish()?)
+    }
+
+    /// One evaluation of `x` `[B, channels, height, width]`, times f32 `[B]` and the condition: such a tensor.
     ///
     /// # Errors
     /// Whatever the device says.
-    pub(crate) fn forward(&self, inputs: [&Tensor; 3]) -> Result<Tensor> {
-        let batch = inputs[X].dim(0)?;
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let none;
+        let condition = match condition {
+            Some(condition) => condition,
+            None => {
+                // A table of one row is read without one.
+                none = Tensor::zeros(timesteps.dims(), DType::U32, timesteps.device())?;
+                &none
+            }
+        };
+        let inputs = [x, condition, timesteps];
+        let batch = inputs[SAMPLE].dim(0)?;
         let memory = self.machine.empty(batch * self.memory, self.machine.dtype)?;
         // That takes seconds, so it is done for the sizes that a server warms up, and not while it serves.
         let search = self.searches && batch.is_power_of_two();
@@ -82,7 +108,7 @@ pub(super) struct Back {
     pub(super) sums: Tensor,
     /// f32, of all trained tensors, one after another.
     pub(super) of_weights: Tensor,
-    pub(super) of_told: Option<Tensor>,
+    pub(super) of_features: Option<Tensor>,
     pub(super) of_x: Option<Tensor>,
 }
 

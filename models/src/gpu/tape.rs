@@ -1,151 +1,108 @@
-//! How the gradients of a network follow from each other: noted while its layers are added, gone through backwards for
-//! the steps of the gradients.
+//! The gradients of operations as steps on a GPU; [`crate::graph::backward`] has their order.
 //!
-//! A gradient takes memory from the first layer that adds to it until the layer that made the map has used it. The maps
-//! of a network that is trained stay where they are until its gradients are taken.
+//! The maps of a network that is trained stay where they are until its gradients are taken.
 
 use std::ops::Range;
 
-use candle_core::{Result, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
-use super::builder::Builder;
+use super::builder::{Builder, Projection};
 use super::convolution::{Part, convolve};
 use super::kernels::{Ending, Normed};
 use super::parameters::Parameter;
 use super::product::{Extent, Matrices, Order, multiply};
 use super::program::Place;
-use crate::assembly::{End, Map, Projection};
+use crate::graph::backward::{Differentiate, backward};
+use crate::graph::{Epilogue, Graph, Map, Op};
 use crate::kernels::Function;
 
-/// One layer.
-pub(super) enum Layer {
-    Linear(Linear),
-    Normalise(Normalised),
-    Attend { qkv: Map, target: Map, heads: usize, scale: f32 },
-    Halve { source: Map, target: Map },
-    Enlarge { source: Map, target: Map, times: usize },
-}
-
-/// A convolution or linear map.
-pub(super) struct Linear {
-    pub(super) sources: Vec<Map>,
-    pub(super) target: Map,
-    /// Of a convolution, padding and stride.
-    pub(super) taps: Option<[usize; 2]>,
-    pub(super) weight: Parameter,
-    pub(super) bias: Parameter,
-    pub(super) end: End,
-}
-
-/// A norm and what goes with it.
-pub(super) struct Normalised {
-    pub(super) sources: Vec<Map>,
-    pub(super) target: Map,
-    pub(super) weight: Parameter,
-    pub(super) bias: Parameter,
-    pub(super) groups: usize,
-    pub(super) eps: f64,
-    pub(super) modulation: Option<Projection>,
-    pub(super) function: Function,
+/// What an operation leaves for its gradient.
+#[derive(Clone)]
+pub(super) enum Saved {
+    Linear {
+        weight: Parameter,
+        bias: Parameter,
+    },
+    Convolve {
+        weight: Parameter,
+        bias: Parameter,
+        /// What the convolution sees: its source, or that enlarged so many times.
+        seen: Map,
+        times: usize,
+    },
+    GroupNorm {
+        weight: Parameter,
+        bias: Parameter,
+    },
 }
 
 /// The steps of a network that is trained.
 pub(super) struct Parts {
     pub(super) forward: Range<usize>,
-    /// Gradients of weights and of what the network is told.
+    /// Gradients of weights and features.
     pub(super) backward: Range<usize>,
-    /// That of its input.
+    /// That of the noisy sample.
     pub(super) input: Range<usize>,
 }
 
-impl<C> Builder<'_, C> {
-    /// Notes a layer, where the network is trained.
-    pub(super) fn record(&mut self, layer: impl FnOnce() -> Layer) {
+impl Builder<'_> {
+    /// Notes what the operation that writes a map leaves, where the network is trained.
+    pub(super) fn save(&mut self, to: Map, saved: impl FnOnce() -> Saved) {
         if self.trained.is_some() {
-            self.tape.push(layer());
+            self.saved.push((to, saved()));
         }
     }
 
-    /// Adds the steps of all gradients, after those of the evaluation; `ends` are the network's input, what it is told,
-    /// and its answer; `factor` is what its input is multiplied with first.
-    pub(super) fn backward(&mut self, [x, told, answer]: [Map; 3], factor: f32) -> Parts {
+    fn saved(&self, to: Map) -> Saved {
+        let saved = self.saved.iter().rev().find(|(map, _)| *map == to);
+        saved.map(|(_, saved)| saved.clone()).expect("the operation left what its gradient needs")
+    }
+
+    /// Adds the steps of all gradients, after those of the evaluation.
+    pub(super) fn differentiate(&mut self) -> Parts {
+        let graph = self.graph;
         let forward = self.len();
-        let (gradient, _) = self.gradient(answer);
-        self.push(move |machine, run| {
-            let of_answer = &run.back()?.of_answer;
-            let apart = of_answer.elem_count() / of_answer.dim(0)?;
-            machine.import(of_answer, [0, apart], (1.0, 0.0), &run.at(gradient)?)
-        });
-        let mut first = None;
-        while let Some(layer) = self.tape.pop() {
-            match layer {
-                Layer::Linear(linear) => {
-                    let Some(own) = self.weight_gradients(&linear) else { continue };
-                    if linear.sources == [x] {
-                        first = Some((linear, own));
-                        continue;
-                    }
-                    self.source_gradients(&linear, own);
-                    match linear.end.residual {
-                        // What was there before was a layer's, too, whose turn comes.
-                        Some(residual) if residual == linear.target => {}
-                        Some(residual) => {
-                            self.pass_on(linear.target, residual, own);
-                            self.forget(linear.target);
-                        }
-                        None => self.forget(linear.target),
-                    }
-                }
-                Layer::Normalise(norm) => self.norm_gradient(norm),
-                Layer::Attend { qkv, target, heads, scale } => {
-                    if let Some(own) = self.maps[target.0].gradient {
-                        let (x, (to, _)) = (self.place(qkv), self.gradient(qkv));
-                        self.push(move |machine, run| {
-                            let (x, own, to) = (run.at(x)?, run.at(own)?, run.at(to)?);
-                            machine.attend_gradient(&x, &own, (heads, scale), &to)
-                        });
-                    }
-                    self.forget(target);
-                }
-                Layer::Halve { source, target } => {
-                    if let Some(own) = self.maps[target.0].gradient {
-                        let (to, add) = self.gradient(source);
-                        self.push(move |machine, run| {
-                            machine.halve_gradient(&run.at(own)?, (&run.at(to)?, add))
-                        });
-                    }
-                    self.forget(target);
-                }
-                Layer::Enlarge { source, target, times } => {
-                    if let Some(own) = self.maps[target.0].gradient {
-                        let (to, add) = self.gradient(source);
-                        self.push(move |machine, run| {
-                            machine.enlarge_gradient(&run.at(own)?, times, (&run.at(to)?, add))
-                        });
-                    }
-                    self.forget(target);
-                }
-            }
+        if let Some(Op::Answer { source, .. }) = graph.ops.last() {
+            let (gradient, _) = self.gradient(*source);
+            self.push(move |machine, run| {
+                let of_answer = &run.back()?.of_answer;
+                let apart = of_answer.elem_count() / of_answer.dim(0)?;
+                machine.import(of_answer, [0, apart], (1.0, 0.0), &run.at(gradient)?)
+            });
         }
-        self.projection_gradients();
-        let (of_told, _) = self.gradient(told);
-        self.push(move |machine, run| {
-            let of_told = machine.export(&run.at(of_told)?, None, None)?;
-            run.back_mut()?.of_told = Some(of_told);
-            Ok(())
-        });
+        let first = backward(graph, self);
+        self.feature_gradients();
         let backward = self.len();
 
-        if let Some((first, own)) = first {
-            self.source_gradients(&first, own);
+        if let Some(first) = first {
+            self.source_gradients(graph, first);
         }
-        let (of_x, _) = self.gradient(x);
+        let (sample, factor) = graph.sample();
+        let (of_x, _) = self.gradient(sample);
         self.push(move |machine, run| {
             let of_x = machine.export(&run.at(of_x)?, None, None)?;
             run.back_mut()?.of_x = Some((of_x * f64::from(factor))?);
             Ok(())
         });
         Parts { forward: 0..forward, backward: forward..backward, input: backward..self.len() }
+    }
+
+    /// Those of all features side by side, zeros where one has none.
+    fn feature_gradients(&mut self) {
+        let starts = self.graph.features().starts;
+        let of_each: Vec<_> = starts
+            .into_iter()
+            .map(|(map, _)| (self.maps[map.0].gradient, self.graph.size(map).channels))
+            .collect();
+        self.push(move |machine, run| {
+            let of_one = |&(gradient, width): &(Option<Place>, usize)| match gradient {
+                Some(place) => machine.export(&run.at(place)?, None, None)?.flatten_from(1),
+                None => Tensor::zeros((run.batch, width), machine.dtype, &machine.device),
+            };
+            let all: Result<Vec<Tensor>> = of_each.iter().map(of_one).collect();
+            run.back_mut()?.of_features = Some(Tensor::cat(&all?, 1)?);
+            Ok(())
+        });
     }
 
     /// Where the gradient of a map is, and whether something is there already.
@@ -158,34 +115,25 @@ impl<C> Builder<'_, C> {
         (gradient, false)
     }
 
-    /// The map and its gradient are not needed any more.
-    fn forget(&mut self, map: Map) {
-        let entry = &mut self.maps[map.0];
-        self.memory.give(entry.place.buffer);
-        if let Some(gradient) = entry.gradient.take() {
-            self.memory.give(gradient.buffer);
-        }
+    /// The gradient of what an operation wrote, which has one.
+    fn own(&self, to: Map) -> Place {
+        self.maps[to.0].gradient.expect("only an operation whose result has a gradient comes here")
     }
 
-    /// What was added has the gradient of the sum.
-    fn pass_on(&mut self, target: Map, residual: Map, own: Place) {
-        match self.maps[residual.0].gradient {
-            None => self.maps[residual.0].gradient = self.maps[target.0].gradient.take(),
-            Some(to) => self.push(move |machine, run| {
-                let (to, own) = (run.at(to)?, run.at(own)?);
-                let end = Ending { residual: Some(own), ..Ending::NONE };
-                machine.finish(&to, &end, Function::Identity, &to)
-            }),
-        }
-    }
-
-    /// Gradients of weight, bias and offset; gives where that of the target is.
-    fn weight_gradients(&mut self, linear: &Linear) -> Option<Place> {
-        let own = self.maps[linear.target.0].gradient?;
-        let End { offset, factor, .. } = linear.end;
-        let (weight, bias) = (linear.weight.clone(), linear.bias.clone());
-        let sources: Vec<Place> = linear.sources.iter().map(|&map| self.place(map)).collect();
-        let (taps, total) = (linear.taps, self.projections.total);
+    /// Of weight, bias and offset of a linear map or, with its padding and stride, a convolution.
+    fn linear_weights(
+        &mut self,
+        sources: &[Map],
+        [weight, bias]: [Parameter; 2],
+        taps: Option<[usize; 2]>,
+        epilogue: Epilogue,
+        to: Map,
+    ) {
+        let own = self.own(to);
+        let Epilogue { offset, factor, .. } = epilogue;
+        let offset = offset.and_then(|map| self.maps[map.0].projection);
+        let sources: Vec<Place> = sources.iter().map(|&map| self.place(map)).collect();
+        let total = self.projections.total;
         self.widest = self.widest.max(own.size.channels);
         self.push(move |machine, run| {
             let of_y = run.at(own)?;
@@ -223,28 +171,12 @@ impl<C> Builder<'_, C> {
             }
             Ok(())
         });
-        Some(own)
     }
 
-    /// Gradients of all sources, from `own`, that of the target.
-    fn source_gradients(&mut self, linear: &Linear, own: Place) {
-        let weight = linear.weight.clone();
-        let targets: Vec<_> = linear.sources.iter().map(|&map| self.gradient(map)).collect();
-        if let Some(taps) = linear.taps {
-            let (to, add) = targets[0];
-            self.push(move |machine, run| {
-                let (of_y, to, weight) = (run.at(own)?, run.at(to)?, run.value(&weight)?);
-                let given =
-                    if add { machine.empty(to.shape(), machine.dtype)? } else { to.clone() };
-                convolve(Part::OfInput, [&given, &weight, &of_y], taps, &mut run.scratch)?;
-                if !add {
-                    return Ok(());
-                }
-                let end = Ending { residual: Some(given), ..Ending::NONE };
-                machine.finish(&to, &end, Function::Identity, &to)
-            });
-            return;
-        }
+    /// Of all sources of a linear map.
+    fn linear_sources(&mut self, sources: &[Map], weight: Parameter, to: Map) {
+        let own = self.own(to);
+        let targets: Vec<_> = sources.iter().map(|&map| self.gradient(map)).collect();
         self.push(move |machine, run| {
             let (of_y, weight) = (run.at(own)?, run.value(&weight)?);
             let (outputs, inputs) = weight.dims2()?;
@@ -262,43 +194,71 @@ impl<C> Builder<'_, C> {
         });
     }
 
-    fn norm_gradient(&mut self, norm: Normalised) {
-        let Normalised { sources, target, weight, bias, groups, eps, modulation, function } = norm;
-        if let Some(own) = self.maps[target.0].gradient {
-            let places: Vec<_> = sources
-                .into_iter()
-                .map(|source| (self.place(source), self.gradient(source)))
-                .collect();
-            let channels = own.size.channels;
-            self.widest = self.widest.max(2 * channels);
+    /// Of a convolution's source, by way of what it sees of it.
+    fn convolution_source(&mut self, source: Map, taps: [usize; 2], to: Map) {
+        let own = self.own(to);
+        let Saved::Convolve { weight, seen, times, .. } = self.saved(to) else { return };
+        let (of_seen, add) = self.gradient(seen);
+        self.push(move |machine, run| {
+            let (of_y, to, weight) = (run.at(own)?, run.at(of_seen)?, run.value(&weight)?);
+            let given = if add { machine.empty(to.shape(), machine.dtype)? } else { to.clone() };
+            convolve(Part::OfInput, [&given, &weight, &of_y], taps, &mut run.scratch)?;
+            if !add {
+                return Ok(());
+            }
+            let end = Ending { residual: Some(given), ..Ending::NONE };
+            machine.finish(&to, &end, Function::Identity, &to)
+        });
+        if seen != source {
+            let (to, add) = self.gradient(source);
             self.push(move |machine, run| {
-                let tensors: Result<Vec<_>> = places
-                    .iter()
-                    .map(|&(x, (to, add))| Ok((run.at(x)?, run.at(to)?, add)))
-                    .collect();
-                let tensors = tensors?;
-                let (weight_now, bias_now) = (run.value(&weight)?, run.value(&bias)?);
-                let normed = Normed {
-                    x: &tensors[0].0,
-                    more: tensors.get(1).map(|(x, ..)| x),
-                    weight: &weight_now,
-                    bias: &bias_now,
-                    groups,
-                    eps,
-                    modulation: run.told(modulation)?,
-                    function,
-                };
-                let mut to = tensors.iter().map(|(_, to, add)| (to, *add));
-                let Some(of_x) = to.next() else { bail!("a norm of nothing") };
-                let back = run.back()?;
-                let shares = back.sums.narrow(0, 0, run.batch * 2 * channels)?;
-                machine.norm_gradient(&normed, &run.at(own)?, of_x, to.next(), &shares)?;
-                let of_modulation = run.of_told(modulation)?;
-                let of = [&run.of(&weight)?, &run.of(&bias)?];
-                machine.norm_shares(&normed, &shares, of_modulation, of)
+                machine.enlarge_gradient(&run.at(of_seen)?, times, (&run.at(to)?, add))
             });
+            self.forget(seen);
         }
-        self.forget(target);
+    }
+
+    /// Of all that a norm read, its weights among them.
+    fn norm(&mut self, op: &Op) {
+        let Op::GroupNorm { sources, groups, eps, modulation, function, to, .. } = op else {
+            return;
+        };
+        let (groups, eps, function) = (*groups, *eps, *function);
+        let Saved::GroupNorm { weight, bias } = self.saved(*to) else { return };
+        let own = self.own(*to);
+        let modulation = modulation.and_then(|map| self.maps[map.0].projection);
+        let places: Vec<_> = sources
+            .iter()
+            .map(|&source| (self.place(source), self.gradient(source)))
+            .collect();
+        let channels = own.size.channels;
+        self.widest = self.widest.max(2 * channels);
+        self.push(move |machine, run| {
+            let tensors: Result<Vec<_>> = places
+                .iter()
+                .map(|&(x, (to, add))| Ok((run.at(x)?, run.at(to)?, add)))
+                .collect();
+            let tensors = tensors?;
+            let (weight_now, bias_now) = (run.value(&weight)?, run.value(&bias)?);
+            let normed = Normed {
+                x: &tensors[0].0,
+                more: tensors.get(1).map(|(x, ..)| x),
+                weight: &weight_now,
+                bias: &bias_now,
+                groups,
+                eps,
+                modulation: run.told(modulation)?,
+                function,
+            };
+            let mut to = tensors.iter().map(|(_, to, add)| (to, *add));
+            let Some(of_x) = to.next() else { bail!("a norm of nothing") };
+            let back = run.back()?;
+            let shares = back.sums.narrow(0, 0, run.batch * 2 * channels)?;
+            machine.norm_gradient(&normed, &run.at(own)?, of_x, to.next(), &shares)?;
+            let of_modulation = run.of_told(modulation)?;
+            let of = [&run.of(&weight)?, &run.of(&bias)?];
+            machine.norm_shares(&normed, &shares, of_modulation, of)
+        });
     }
 
     /// Of all linear maps of the time embedding together, and of that.
@@ -323,5 +283,136 @@ impl<C> Builder<'_, C> {
             let part = (Matrices::whole(&weight_now, inputs), Order::Plain);
             multiply(&machine.cuda, extent, of_y, part, Matrices::whole(&to, inputs), (1.0, add))
         });
+    }
+
+    /// `function'(x)` times the gradient of `function(x)`, by candle's operations.
+    fn activation(&mut self, source: Map, function: Function, to: Map) {
+        let (own, x) = (self.own(to), self.place(source));
+        let (of_x, add) = self.gradient(source);
+        self.push(move |machine, run| {
+            let (own, to) = (run.at(own)?, run.at(of_x)?);
+            let slope = slope(function, &run.at(x)?.to_dtype(DType::F32)?)?;
+            let given = (own.to_dtype(DType::F32)? * slope)?.to_dtype(machine.dtype)?;
+            let residual = add.then(|| to.clone());
+            let end = Ending { residual, ..Ending::NONE };
+            machine.finish(&given, &end, Function::Identity, &to)
+        });
+    }
+}
+
+/// The derivative of a function, of f32.
+fn slope(function: Function, x: &Tensor) -> Result<Tensor> {
+    let logistic = |x: &Tensor| (x.neg()?.exp()? + 1.0)?.recip();
+    match function {
+        Function::Identity => x.ones_like(),
+        Function::Relu => x.gt(0f32)?.to_dtype(DType::F32),
+        Function::Silu => {
+            let y = logistic(x)?;
+            &y * (x * (1.0 - &y)?)?.affine(1.0, 1.0)?
+        }
+        Function::Gelu => {
+            let density = ((x.sqr()? * -0.5)?.exp()? / (2.0 * std::f64::consts::PI).sqrt())?;
+            let below = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()?.affine(0.5, 0.5))?;
+            below + (x * density)?
+        }
+        Function::Mish => {
+            let softplus = (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
+            let t = softplus.tanh()?;
+            &t + (x * t.sqr()?.affine(-1.0, 1.0)? * logistic(x)?)?
+        }
+        other => bail!("there is no derivative of {other:?} on a GPU"),
+    }
+}
+
+impl Differentiate for Builder<'_> {
+    fn has_gradient(&self, map: Map) -> bool {
+        // All projections' gradients are taken with that of the first.
+        let entry = &self.maps[map.0];
+        entry.gradient.is_some() || entry.projection == Some(Projection(0))
+    }
+
+    fn weight_gradients(&mut self, _: &Graph, op: &Op) {
+        match op {
+            Op::Linear { sources, epilogue, to, .. } => {
+                let Saved::Linear { weight, bias } = self.saved(*to) else { return };
+                self.linear_weights(sources, [weight, bias], None, *epilogue, *to);
+            }
+            Op::Convolve { taps, epilogue, to, .. } => {
+                let Saved::Convolve { weight, bias, seen, .. } = self.saved(*to) else { return };
+                let taps = Some([taps.padding, taps.stride]);
+                self.linear_weights(&[seen], [weight, bias], taps, *epilogue, *to);
+            }
+            // Others' come with those of their sources, or they have no weights.
+            _ => {}
+        }
+    }
+
+    fn source_gradients(&mut self, _: &Graph, op: &Op) {
+        match *op {
+            Op::Project { .. } => self.projection_gradients(),
+            Op::Linear { ref sources, to, .. } => {
+                let Saved::Linear { weight, .. } = self.saved(to) else { return };
+                self.linear_sources(sources, weight, to);
+            }
+            Op::Convolve { source, taps, to, .. } => {
+                self.convolution_source(source, [taps.padding, taps.stride], to);
+            }
+            Op::GroupNorm { .. } => self.norm(op),
+            Op::Attend { queries, heads, to, .. } => {
+                let (own, x) = (self.own(to), self.place(queries.map));
+                let (of_x, _) = self.gradient(queries.map);
+                let scale = self.maps[queries.map.0].scale;
+                self.push(move |machine, run| {
+                    let (x, own, to) = (run.at(x)?, run.at(own)?, run.at(of_x)?);
+                    machine.attend_gradient(&x, &own, (heads, scale), &to)
+                });
+            }
+            Op::Downsample { source, to } => {
+                let own = self.own(to);
+                let (to, add) = self.gradient(source);
+                self.push(move |machine, run| {
+                    machine.halve_gradient(&run.at(own)?, (&run.at(to)?, add))
+                });
+            }
+            Op::Upsample { source, to } => {
+                let own = self.own(to);
+                let (to, add) = self.gradient(source);
+                self.push(move |machine, run| {
+                    machine.enlarge_gradient(&run.at(own)?, 2, (&run.at(to)?, add))
+                });
+            }
+            Op::Activate { source, function, to } => self.activation(source, function, to),
+            // A network with these is not trained here ([`super::trains`]); the others have no source.
+            Op::Modulate { .. }
+            | Op::Gate { .. }
+            | Op::Sample { .. }
+            | Op::Sinusoid { .. }
+            | Op::Row { .. }
+            | Op::Condition { .. }
+            | Op::Positions { .. }
+            | Op::Answer { .. } => {}
+        }
+    }
+
+    fn pass_on(&mut self, sum: Map, residual: Map) {
+        match self.maps[residual.0].gradient {
+            None => self.maps[residual.0].gradient = self.maps[sum.0].gradient.take(),
+            Some(to) => {
+                let own = self.own(sum);
+                self.push(move |machine, run| {
+                    let (to, own) = (run.at(to)?, run.at(own)?);
+                    let end = Ending { residual: Some(own), ..Ending::NONE };
+                    machine.finish(&to, &end, Function::Identity, &to)
+                });
+            }
+        }
+    }
+
+    fn forget(&mut self, map: Map) {
+        let entry = &mut self.maps[map.0];
+        // A projection has no memory of its own.
+        for place in entry.place.into_iter().chain(entry.gradient.take()) {
+            self.memory.give(place.buffer);
+        }
     }
 }

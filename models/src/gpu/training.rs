@@ -1,7 +1,7 @@
 //! A compiled network whose weights are trained, as an operation of candle's with a gradient.
 //!
 //! candle's operations have at most three arguments, a network hundreds of weights. So the weights hang on a chain of
-//! links, as on the CPU (`crate::plan`): each link's value is a number that nobody reads, and its gradient hands out what
+//! links, as on the CPU (`crate::cpu`): each link's value is a number that nobody reads, and its gradient hands out what
 //! the network's own gradient has left. candle goes through the chain after the network.
 
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -16,7 +16,8 @@ use super::machine::Machine;
 use super::parameters::{Current, Parameter, part};
 use super::program::{Back, Run, Step};
 use super::tape::Parts;
-use crate::assembly::Map;
+use crate::graph::{Graph, lower};
+use crate::weights::Weights;
 
 /// A network whose weights are read anew at each evaluation.
 pub(crate) struct Training(Arc<Network>);
@@ -35,24 +36,18 @@ struct Network {
     projected: usize,
     /// Channels at most that anything is summed over the pixels of.
     widest: usize,
-    /// Whether the answer is divided by the last input.
+    /// Whether the answer is divided by the time.
     divided: bool,
 }
 
 impl Training {
-    /// Of a network whose layers have all been added; `ends` are its input, what it is told, and its answer, and `factor`
-    /// is what its input is multiplied with first.
-    ///
     /// # Errors
-    /// Those of the device.
-    pub(crate) fn new<C>(
-        mut builder: Builder<C>,
-        ends: [Map; 3],
-        factor: f32,
-        divided: bool,
-    ) -> Result<Self> {
+    /// Those of weights that cannot be read, and of the device.
+    pub(crate) fn new(graph: &Graph, weights: &Weights) -> crate::Result<Self> {
+        let mut builder = Builder::trained(graph, weights)?;
+        lower(graph, weights, &mut builder)?;
         builder.insert_projections()?;
-        let parts = builder.backward(ends, factor);
+        let parts = builder.differentiate();
         let trained = builder.trained.take().unwrap_or_default();
         Ok(Self(Arc::new(Network {
             starts: trained.starts(),
@@ -64,15 +59,15 @@ impl Training {
             widest: builder.widest,
             machine: builder.machine.clone(),
             steps: builder.steps,
-            divided,
+            divided: graph.answer().1,
         })))
     }
 
-    /// As [`super::Program::forward`], with a gradient with respect to the weights, the input, and what the network is
-    /// told.
-    pub(crate) fn forward(&self, [x, told, fixed]: [&Tensor; 3]) -> Result<Tensor> {
+    /// As [`super::Program::forward`], with a gradient with respect to the weights, the noisy sample, and the
+    /// features.
+    pub(crate) fn forward(&self, [x, features, time]: [&Tensor; 3]) -> Result<Tensor> {
         let network = &self.0;
-        let inputs = [x, told, fixed].map(|input| input.detach());
+        let inputs = [x, features, time].map(|input| input.detach());
         let batch = x.dim(0)?;
         let machine = &network.machine;
         let weights = Current::new(machine, &network.tensors, &network.filters, &network.starts)?;
@@ -91,7 +86,7 @@ impl Training {
         }
         let network = Arc::clone(network);
         let state = Mutex::new(Some(state));
-        x.apply_op3(told, &link, Evaluation { network, answer, state, gradients })
+        x.apply_op3(features, &link, Evaluation { network, answer, state, gradients })
     }
 }
 
@@ -118,15 +113,15 @@ impl Network {
         }
     }
 
-    /// The gradients of all weights, one after another; of what the network was told; and of its input, if it is asked
+    /// The gradients of all weights, one after another; of the features; and of the noisy sample, if it is asked
     /// for.
     fn gradients(&self, state: &State, of_answer: &Tensor, input: bool) -> Result<Back> {
         let State { inputs, batch, weights, memory, projected } = state;
         let (machine, total) = (&self.machine, self.starts[self.starts.len() - 1]);
         let of_answer = of_answer.to_dtype(DType::F32)?;
         let of_answer = if self.divided {
-            let [.., divisor] = inputs;
-            of_answer.broadcast_div(&divisor.to_dtype(DType::F32)?.reshape(((), 1, 1, 1))?)?
+            let [.., time] = inputs;
+            of_answer.broadcast_div(&time.to_dtype(DType::F32)?.reshape(((), 1, 1, 1))?)?
         } else {
             of_answer
         };
@@ -135,7 +130,7 @@ impl Network {
             of_projected: machine.empty(batch * self.projected.max(1), DType::F32)?,
             sums: machine.empty(batch * self.widest, DType::F32)?,
             of_weights: machine.empty(total, DType::F32)?,
-            of_told: None,
+            of_features: None,
             of_x: None,
         };
         let mut run = Run::new(inputs.each_ref(), *batch, memory.clone(), false);
@@ -202,7 +197,7 @@ impl CustomOp3 for Evaluation {
     fn bwd(
         &self,
         x: &Tensor,
-        told: &Tensor,
+        features: &Tensor,
         link: &Tensor,
         _: &Tensor,
         gradient: &Tensor,
@@ -215,7 +210,7 @@ impl CustomOp3 for Evaluation {
         let like = |given: Option<Tensor>, input: &Tensor| {
             given.map(|given| given.to_dtype(input.dtype())?.reshape(input.shape())).transpose()
         };
-        Ok((like(back.of_x, x)?, like(back.of_told, told)?, Some(link.zeros_like()?)))
+        Ok((like(back.of_x, x)?, like(back.of_features, features)?, Some(link.zeros_like()?)))
     }
 }
 

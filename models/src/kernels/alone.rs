@@ -1,7 +1,7 @@
 //! One layer by itself, on maps that stay in the arena: for benches.
 
 use super::{
-    Apply, Attend, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, Numbers,
+    Apply, Attend, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, ElementType,
     Operation, PackKeys, PackValues, Program, Settle, Taps, Upsample, Values, Variant, Winograd,
     padded,
 };
@@ -46,11 +46,11 @@ impl Alone {
         outputs: usize,
     ) -> Self {
         assert!(!bf16 || isa.multiplies_bf16(), "{isa} does not multiply bf16");
-        let numbers = if bf16 { Numbers::Bf16 } else { Numbers::F32 };
+        let numbers = if bf16 { ElementType::Bf16 } else { ElementType::F32 };
         let mut layout = Layout::default();
-        let mut image = |numbers: Numbers, channels: usize, side: usize| {
+        let mut image = |numbers: ElementType, channels: usize, side: usize| {
             let buffer = layout.take(side * side * numbers.words(padded(channels)));
-            Image { buffer, numbers, height: side, width: side, segments: [channels, 0] }
+            Image { buffer, element: numbers, height: side, width: side, segments: [channels, 0] }
         };
         let source = image(numbers, channels, side);
         let target = match layer {
@@ -135,7 +135,7 @@ fn norm(source: Image, target: Image, layout: &mut Layout) -> Vec<Box<dyn Operat
     ]
 }
 
-/// Numbers from −1 to 1.
+/// ElementType from −1 to 1.
 fn formula(len: usize) -> Vec<f32> {
     (0..len).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect()
 }

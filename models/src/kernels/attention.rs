@@ -10,7 +10,7 @@ use super::arena::{Buffer, padded};
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
-use super::numbers::{Bf16, Element, F32, Numbers};
+use super::element::{Bf16, Element, F32, ElementType};
 use super::program::{Memory, Needs, Operation, Split};
 use super::simd::Simd;
 
@@ -30,7 +30,7 @@ pub(crate) struct PackKeys {
 impl PackKeys {
     /// Words per sample of the result.
     pub(crate) fn len(input: &Image, panel: usize) -> usize {
-        input.numbers.words(input.channels() / 3) * input.pixels().next_multiple_of(panel)
+        input.element.words(input.channels() / 3) * input.pixels().next_multiple_of(panel)
     }
 }
 
@@ -50,7 +50,7 @@ impl Operation for PackKeys {
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
         let (sample, head) = (item / self.heads, item % self.heads);
         let (pixels, stride) = (self.input.pixels(), self.input.words());
-        let channels = self.input.numbers.words(self.input.channels() / 3);
+        let channels = self.input.element.words(self.input.channels() / 3);
         let (width, len) = (channels / self.heads, pixels.next_multiple_of(self.panel));
         // SAFETY: the sample's part of the input, which nothing writes now, and the head's part of
         // the output, which this item alone writes.
@@ -212,8 +212,8 @@ struct Queries<'a> {
 impl Kernel for Queries<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.attend.input.numbers {
-            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
+        match self.attend.input.element {
+            ElementType::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
             _ => self.of::<S, F32>(s),
         }
     }
@@ -296,7 +296,7 @@ impl Queries<'_> {
         for p in self.first..self.first + self.count {
             let pixel = self.memory.at(output.buffer, self.sample).wrapping_add(p * output.words());
             // SAFETY: the pixel is one of this item, and only head 0 writes its padding.
-            unsafe { output.numbers.clear(pixel, channels..padded(channels)) };
+            unsafe { output.element.clear(pixel, channels..padded(channels)) };
         }
     }
 }
@@ -350,7 +350,7 @@ impl<E: Element> Rows for Values<'_, E> {
         let Queries { attend, memory, sample, head, first, scores, sums, .. } = *self.queries;
         let (width, all, panel) = (attend.width(), attend.padded_keys(), 2 * S::LANES);
         let to = attend.output.words();
-        let numbers = attend.output.numbers;
+        let numbers = attend.output.element;
         // SAFETY: the rows are queries of the sample. A panel that is wider than what is left of the
         // head reads what follows in the input, or the arena's slack, and does not store it.
         unsafe {

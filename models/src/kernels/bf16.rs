@@ -1,6 +1,6 @@
 //! bf16, the upper half of an f32, as processors with AVX512-BF16 handle it, one number at a time.
 //!
-//! Two numbers share a word of 32 bits, the first in its lower half. Numbers below the smallest normal
+//! Two numbers share a word of 32 bits, the first in its lower half. ElementType below the smallest normal
 //! one are taken for zero, before and after every operation.
 
 /// The nearest bf16, ties to even.

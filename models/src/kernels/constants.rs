@@ -1,4 +1,4 @@
-//! Numbers that do not come from the samples: an operation's own, or those of a network that is trained,
+//! ElementType that do not come from the samples: an operation's own, or those of a network that is trained,
 //! which change from one run to the next.
 
 use super::arena::{Aligned, Buffer};
@@ -47,7 +47,7 @@ impl Constants {
     }
 }
 
-/// Numbers in the order of the checkpoint.
+/// ElementType in the order of the checkpoint.
 pub(crate) enum Values {
     /// The operation's own.
     Own(Vec<f32>),

@@ -11,7 +11,7 @@ use super::finish::{Finish, Terms};
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Isa, Kernel, dispatch};
-use super::numbers::{Bf16, Element, F32, Numbers};
+use super::element::{Bf16, Element, F32, ElementType};
 use super::program::{Memory, Needs, Operation, Split};
 use super::simd::Simd;
 
@@ -37,6 +37,11 @@ impl Taps {
 
     /// A 3×3 convolution that keeps the map's size.
     pub(crate) const SAME: Self = Self { side: 3, stride: 1, padding: 1, doubled: false };
+
+    /// Output pixels of so many input pixels in a row or column.
+    pub(crate) fn output(self, input: usize) -> usize {
+        (input << usize::from(self.doubled)) / self.stride
+    }
 
     /// Taps per output pixel.
     pub(super) fn count(self) -> usize {
@@ -72,7 +77,7 @@ pub(crate) struct Direct {
     sources: Vec<Image>,
     output: Image,
     taps: Taps,
-    numbers: Numbers,
+    element: ElementType,
     /// `[panels of output channels][taps][depth of all sources][panel]` words.
     weights: Constants,
     finish: Finish,
@@ -110,8 +115,8 @@ impl Direct {
         let depth: usize = sources.iter().map(Image::depth).sum();
         let (outputs, count) = (output.channels(), taps.count());
         assert_eq!(weights.len(), outputs * channels * count);
-        let numbers = sources[0].numbers;
-        assert!(sources.iter().all(|source| source.numbers == numbers));
+        let numbers = sources[0].element;
+        assert!(sources.iter().all(|source| source.element == numbers));
         let mut places = Vec::with_capacity(channels);
         let mut before = 0;
         for source in sources {
@@ -143,19 +148,19 @@ impl Direct {
     ) -> Self {
         let depth: usize = sources.iter().map(Image::depth).sum();
         let widest = sources.iter().map(Image::words).max().unwrap_or(0);
-        let (count, numbers) = (taps.count(), sources[0].numbers);
+        let (count, numbers) = (taps.count(), sources[0].element);
         Self {
             sources: sources.to_vec(),
             output,
             taps,
-            numbers,
+            element: numbers,
             weights,
             finish,
             reversed: false,
             panel: panel_of(isa, output.channels()),
             rows: isa.rows(),
             zeros: Aligned::zeros(widest),
-            copied: numbers == Numbers::F32 && count > 1 && count * depth <= SHORT,
+            copied: numbers == ElementType::F32 && count > 1 && count * depth <= SHORT,
         }
     }
 
@@ -324,8 +329,8 @@ struct Run<'a> {
 impl Kernel for Run<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.conv.numbers {
-            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
+        match self.conv.element {
+            ElementType::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
             _ => self.of::<S, F32>(s),
         }
     }
@@ -410,7 +415,7 @@ impl<E: Element> RowBlock<'_, E> {
                     // SAFETY: the vector lies in the pixel's padded channels, and the pixel in the item.
                     unsafe {
                         let y = conv.finish.apply(s, *sum, terms, c);
-                        output.numbers.store(s, target, c, y);
+                        output.element.store(s, target, c, y);
                     }
                 }
             }
@@ -418,7 +423,7 @@ impl<E: Element> RowBlock<'_, E> {
             let mut c = conv.panels() * width;
             while C == 1 && c < output.stride() {
                 // SAFETY: as above.
-                unsafe { output.numbers.store(s, target, c, s.splat(0.0)) };
+                unsafe { output.element.store(s, target, c, s.splat(0.0)) };
                 c += S::LANES;
             }
         }

@@ -67,7 +67,7 @@ impl Finish {
                 y = s.add(y, s.load(terms.offset.add(c)));
             }
             if let Some(image) = self.residual {
-                y = s.add(y, image.numbers.load(s, terms.residual, c));
+                y = s.add(y, image.element.load(s, terms.residual, c));
             }
             if self.factor != 1.0 {
                 y = s.mul(y, s.splat(self.factor));

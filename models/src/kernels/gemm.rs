@@ -1,6 +1,6 @@
 //! The inner product of everything: a block of rows times a panel of packed columns, in registers.
 
-use super::numbers::Element;
+use super::element::Element;
 use super::simd::Simd;
 
 /// Words by which columns are asked for before they are needed: processors look ahead by themselves, but

@@ -2,7 +2,7 @@
 
 use super::arena::{Buffer, padded};
 use super::bf16;
-use super::numbers::Numbers;
+use super::element::ElementType;
 use super::program::{Memory, Operation, Split};
 
 /// Feature maps of each sample, channels last: `[height, width, stride]` numbers.
@@ -12,7 +12,7 @@ use super::program::{Memory, Operation, Split};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Image {
     pub(crate) buffer: Buffer,
-    pub(crate) numbers: Numbers,
+    pub(crate) element: ElementType,
     pub(crate) height: usize,
     pub(crate) width: usize,
     /// Channels of the segments; the second may be empty.
@@ -27,7 +27,7 @@ impl Image {
 
     /// Words from one pixel to the next.
     pub(crate) fn words(&self) -> usize {
-        self.numbers.words(self.stride())
+        self.element.words(self.stride())
     }
 
     /// Pixels of a sample.
@@ -42,7 +42,7 @@ impl Image {
 
     /// How many words of a pixel a product must read: with one segment the padding is left out.
     pub(crate) fn depth(&self) -> usize {
-        self.numbers.words(if self.segments[1] == 0 { self.segments[0] } else { self.stride() })
+        self.element.words(if self.segments[1] == 0 { self.segments[0] } else { self.stride() })
     }
 
     /// Where in a pixel channel `c` is.
@@ -54,12 +54,23 @@ impl Image {
 /// Pixels that one item of a simple pass works on.
 pub(super) const CHUNK: usize = 128;
 
-/// The network's input, channels first and unpadded, as an image of f32: `factor·x + shift`.
+/// Numbers of an input, channels first and unpadded, as an image of f32: `factor·x + shift`.
 pub(crate) struct Import {
     pub(crate) input: usize,
+    /// Where among a sample's numbers of the input they begin, and how many of those there are.
+    pub(crate) start: usize,
+    pub(crate) apart: usize,
     pub(crate) output: Image,
     pub(crate) factor: f32,
     pub(crate) shift: f32,
+}
+
+impl Import {
+    /// All numbers of an input as they are.
+    pub(crate) fn whole(input: usize, output: Image) -> Self {
+        let apart = output.pixels() * output.channels();
+        Self { input, start: 0, apart, output, factor: 1.0, shift: 0.0 }
+    }
 }
 
 impl Operation for Import {
@@ -79,7 +90,7 @@ impl Operation for Import {
         let (pixels, channels, stride) =
             (self.output.pixels(), self.output.channels(), self.output.stride());
         let len = pixels * channels;
-        let input = &memory.inputs[self.input][sample * len..][..len];
+        let input = &memory.inputs[self.input][sample * self.apart + self.start..][..len];
         // SAFETY: the sample's part of the output, which this item alone writes.
         let output = unsafe {
             std::slice::from_raw_parts_mut(memory.at(self.output.buffer, sample), pixels * stride)
@@ -96,11 +107,21 @@ impl Operation for Import {
     }
 }
 
-/// An image of f32 as the network's output, channels first and unpadded; where `divisor` is given, divided
+/// An image of f32 as part of the output, channels first and unpadded; where `divisor` is given, divided
 /// by each sample's number in that input.
 pub(crate) struct Export {
     pub(crate) input: Image,
     pub(crate) divisor: Option<usize>,
+    /// Where among a sample's numbers of the output it begins, and how many of those there are.
+    pub(crate) start: usize,
+    pub(crate) apart: usize,
+}
+
+impl Export {
+    /// An image that is all of the output.
+    pub(crate) fn whole(input: Image) -> Self {
+        Self { input, divisor: None, start: 0, apart: input.pixels() * input.channels() }
+    }
 }
 
 impl Operation for Export {
@@ -121,12 +142,14 @@ impl Operation for Export {
             (self.input.pixels(), self.input.channels(), self.input.stride());
         let divisor = self.divisor.map_or(1.0, |input| memory.inputs[input][sample]);
         let len = pixels * channels;
+        debug_assert!(self.start + len <= self.apart);
+        let start = sample * self.apart + self.start;
         // SAFETY: the sample's part of the input, which nothing writes now, and of the output, which
         // this item alone writes and whose length the program has checked.
         let (input, output) = unsafe {
             (
                 std::slice::from_raw_parts(memory.at(self.input.buffer, sample), pixels * stride),
-                std::slice::from_raw_parts_mut(memory.output().wrapping_add(sample * len), len),
+                std::slice::from_raw_parts_mut(memory.output().wrapping_add(start), len),
             )
         };
         for (c, plane) in output.chunks_exact_mut(pixels).enumerate() {
@@ -167,9 +190,9 @@ impl Operation for Downsample {
             for (c, word) in pixel.iter_mut().enumerate() {
                 let above = [input[first + c], input[first + words + c]];
                 let below = [input[below + c], input[below + words + c]];
-                match self.input.numbers {
-                    Numbers::F32 => *word = mean(above, below),
-                    Numbers::Bf16 => {
+                match self.input.element {
+                    ElementType::F32 => *word = mean(above, below),
+                    ElementType::Bf16 => {
                         for upper in [false, true] {
                             let number = |word| bf16::get(word, upper);
                             bf16::put(word, upper, mean(above.map(number), below.map(number)));

@@ -1,4 +1,4 @@
-//! Single passes: element-wise functions, a constant map, and one pixel taken from a map or put into one.
+//! Single passes: element-wise functions and a constant map.
 
 use super::activation::Function;
 use super::arena::{Aligned, Buffer};
@@ -19,6 +19,7 @@ pub(crate) struct Activate {
 
 impl Operation for Activate {
     fn split(&self, batch: usize, _: usize) -> Split {
+        assert_eq!(self.input.buffer.len, self.output.buffer.len, "maps of one size");
         Split::one(batch * self.input.buffer.len.div_ceil(CHUNK))
     }
     fn reads(&self) -> Vec<Buffer> {
@@ -109,36 +110,5 @@ impl Operation for Fill {
         let (values, to) = (self.values.as_slice(), memory.at(self.output.buffer, sample));
         // SAFETY: the sample's part of the output, which this item alone writes, is as long.
         unsafe { std::slice::from_raw_parts_mut(to, values.len()) }.copy_from_slice(values);
-    }
-}
-
-/// One pixel of a map becomes one of another.
-pub(crate) struct Pixel {
-    pub(crate) input: Image,
-    pub(crate) from: usize,
-    pub(crate) output: Image,
-    pub(crate) to: usize,
-}
-
-impl Operation for Pixel {
-    fn split(&self, batch: usize, _: usize) -> Split {
-        Split::one(batch)
-    }
-    fn reads(&self) -> Vec<Buffer> {
-        vec![self.input.buffer]
-    }
-    fn writes(&self) -> Vec<Buffer> {
-        vec![self.output.buffer]
-    }
-    fn name(&self) -> String {
-        "pixel".to_string()
-    }
-    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
-        let stride = self.output.stride();
-        debug_assert_eq!(self.input.stride(), stride);
-        let from = memory.at(self.input.buffer, sample).wrapping_add(self.from * stride);
-        let to = memory.at(self.output.buffer, sample).wrapping_add(self.to * stride);
-        // SAFETY: both are pixels of the sample, in different maps; this item alone writes the output.
-        unsafe { std::ptr::copy_nonoverlapping(from, to, stride) };
     }
 }

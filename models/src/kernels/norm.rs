@@ -9,7 +9,7 @@ use super::arena::{Aligned, Buffer};
 use super::constants::Values;
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
-use super::numbers::{Bf16, Element, F32, Numbers};
+use super::element::{Bf16, Element, F32, ElementType};
 use super::program::{Memory, Operation, Split};
 use super::simd::Simd;
 
@@ -65,8 +65,8 @@ struct Moments<'a> {
 impl Kernel for Moments<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.input.numbers {
-            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
+        match self.input.element {
+            ElementType::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
             _ => self.of::<S, F32>(s),
         }
     }
@@ -249,7 +249,7 @@ pub(crate) struct Apply {
 
 impl Apply {
     pub(crate) fn new(sources: &[Image], output: Image, map: Buffer, function: Function) -> Self {
-        assert!(sources.iter().all(|source| source.numbers == output.numbers));
+        assert!(sources.iter().all(|source| source.element == output.element));
         let mut real = Aligned::zeros(output.stride());
         for c in 0..output.channels() {
             real.as_mut_slice()[output.place(c)] = 1.0;
@@ -309,8 +309,8 @@ impl Kernel for Pixels<'_> {
 impl Pixels<'_> {
     #[inline(always)]
     fn with<S: Simd>(&self, s: S, function: Function) {
-        match self.apply.output.numbers {
-            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s, function),
+        match self.apply.output.element {
+            ElementType::Bf16 if S::BF16 => self.of::<S, Bf16>(s, function),
             _ => self.of::<S, F32>(s, function),
         }
     }

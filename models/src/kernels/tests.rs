@@ -7,9 +7,9 @@ use proptest::prelude::*;
 use super::twin::{self, Plain};
 use super::*;
 
-const BOTH: [Numbers; 2] = [Numbers::F32, Numbers::Bf16];
+const BOTH: [ElementType; 2] = [ElementType::F32, ElementType::Bf16];
 
-/// Numbers from −1 to 1.
+/// ElementType from −1 to 1.
 pub(super) fn values(len: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
     let mut next = || {
@@ -20,10 +20,10 @@ pub(super) fn values(len: usize, seed: u32) -> Vec<f32> {
 }
 
 /// The nearest numbers of the type.
-fn rounded(numbers: Numbers, values: Vec<f32>) -> Vec<f32> {
+fn rounded(numbers: ElementType, values: Vec<f32>) -> Vec<f32> {
     match numbers {
-        Numbers::F32 => values,
-        Numbers::Bf16 => values.into_iter().map(|x| bf16::widen(bf16::narrow(x))).collect(),
+        ElementType::F32 => values,
+        ElementType::Bf16 => values.into_iter().map(|x| bf16::widen(bf16::narrow(x))).collect(),
     }
 }
 
@@ -32,12 +32,12 @@ pub(super) type Size = [usize; 3];
 
 pub(super) fn take(
     layout: &mut Layout,
-    numbers: Numbers,
+    numbers: ElementType,
     [channels, height, width]: Size,
 ) -> Image {
     let segments = [channels, 0];
     let buffer = layout.take(height * width * numbers.words(padded(channels)));
-    Image { buffer, numbers, height, width, segments }
+    Image { buffer, element: numbers, height, width, segments }
 }
 
 type Operations = Vec<Box<dyn Operation>>;
@@ -53,13 +53,13 @@ fn identity(isa: Isa, source: Image, target: Image) -> Box<dyn Operation> {
 
 /// The image as one of `numbers`.
 fn of(
-    numbers: Numbers,
+    numbers: ElementType,
     isa: Isa,
     image: Image,
     layout: &mut Layout,
     operations: &mut Operations,
 ) -> Image {
-    if numbers == image.numbers {
+    if numbers == image.element {
         return image;
     }
     let copy = take(layout, numbers, [image.channels(), image.height, image.width]);
@@ -76,14 +76,14 @@ fn program(
 ) -> Program {
     let mut layout = Layout::default();
     let images: Vec<Image> =
-        inputs.iter().map(|&size| take(&mut layout, Numbers::F32, size)).collect();
-    let target = take(&mut layout, Numbers::F32, output);
+        inputs.iter().map(|&size| take(&mut layout, ElementType::F32, size)).collect();
+    let target = take(&mut layout, ElementType::F32, output);
     let mut operations: Vec<Box<dyn Operation>> = Vec::new();
     for (input, &output) in images.iter().enumerate() {
-        operations.push(Box::new(Import { input, output, factor: 1.0, shift: 0.0 }));
+        operations.push(Box::new(Import::whole(input, output)));
     }
     operations.extend(build(&images, target, &mut layout));
-    operations.push(Box::new(Export { input: target, divisor: None }));
+    operations.push(Box::new(Export::whole(target)));
     let lens = inputs.iter().map(|size| size.iter().product()).collect();
     Program::new(isa, operations, &layout, lens, output.iter().product())
 }
@@ -92,7 +92,7 @@ fn program(
 /// it with `expected` of each sample, and its bits with those for one sample alone and on other numbers
 /// of threads.
 fn check(
-    numbers: Numbers,
+    numbers: ElementType,
     batch: usize,
     inputs: &[Size],
     output: Size,
@@ -118,7 +118,7 @@ fn check(
     let len: usize = output.iter().product();
     let mut isas = Isa::available();
     // The scalar twin, and where it is an instruction.
-    isas.retain(|&isa| numbers == Numbers::F32 || isa == Isa::Portable || isa.multiplies_bf16());
+    isas.retain(|&isa| numbers == ElementType::F32 || isa == Isa::Portable || isa.multiplies_bf16());
     for isa in isas {
         let program = make(isa);
         let all: Vec<&[f32]> = data.iter().map(|data| &data[..]).collect();
@@ -140,7 +140,7 @@ fn check(
             assert!(bits(&alone) == bits(together), "{isa}: sample {s} of {batch}");
             let plain = inputs_of.iter().zip(inputs).map(|(data, &size)| Plain::new(size, data));
             let expected = expected(&plain.collect::<Vec<_>>());
-            // Numbers go in from −1 to 1: what comes out below a tenth is what larger terms left over, and
+            // ElementType go in from −1 to 1: what comes out below a tenth is what larger terms left over, and
             // is held against these.
             let rms = (expected.values.iter().map(|x| x * x).sum::<f64>() / len as f64).sqrt();
             let error = twin::relative_error(together, &expected.values) * (rms / 0.1).min(1.0);
@@ -237,7 +237,7 @@ proptest! {
         }, |plain| {
             let y = plain[0].convolve(output, &weights, &bias, 3, 1, 1, doubled);
             y.finished(&plain[1], &plain[2], 1.0)
-        }, if numbers == Numbers::F32 { 5e-6 } else { 3e-2 });
+        }, if numbers == ElementType::F32 { 5e-6 } else { 3e-2 });
     }
 
     #[test]
@@ -277,7 +277,7 @@ proptest! {
                 let segments = [parts[0], parts[1]];
                 let len = height * width * numbers.words(padded(parts[0]) + padded(parts[1]));
                 let buffer = layout.take(len);
-                let joined = Image { buffer, numbers, height, width, segments };
+                let joined = Image { buffer, element: numbers, height, width, segments };
                 let map = layout.take(2 * joined.stride());
                 let modulation = modulated.then_some((images[count].buffer, 0));
                 operations.push(Box::new(Settle {
@@ -295,7 +295,7 @@ proptest! {
             let wide = |values: &[f32]| values.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
             let joined = Plain::joined(&plain[..count]);
             joined.normalised(groups, 1e-5, &wide(&weight), &wide(&bias), modulation, function)
-        }, if numbers == Numbers::F32 { 2e-6 } else { 4e-3 });
+        }, if numbers == ElementType::F32 { 2e-6 } else { 4e-3 });
     }
 
     #[test]
@@ -311,10 +311,10 @@ proptest! {
             program(isa, &inputs, output, |images, target, layout| {
                 let (panel, rows) = (isa.panel(), isa.rows());
                 let mut operations = Vec::new();
-                let numbers_of_input = if of_head % 2 == 0 { numbers } else { Numbers::F32 };
+                let numbers_of_input = if of_head % 2 == 0 { numbers } else { ElementType::F32 };
                 let input = of(numbers_of_input, isa, images[0], layout, &mut operations);
                 let keys = layout.take(PackKeys::len(&input, panel));
-                let values = (input.numbers == Numbers::Bf16).then(|| {
+                let values = (input.element == ElementType::Bf16).then(|| {
                     let output = layout.take(PackValues::len(&input));
                     operations.push(Box::new(PackValues { input, output }));
                     output
@@ -327,7 +327,7 @@ proptest! {
                 operations.push(identity(isa, gathered, target));
                 operations
             })
-        }, |plain| plain[0].attended(heads), if numbers == Numbers::F32 { 2e-6 } else { 1e-2 });
+        }, |plain| plain[0].attended(heads), if numbers == ElementType::F32 { 2e-6 } else { 1e-2 });
     }
 
     #[test]
@@ -337,19 +337,19 @@ proptest! {
         let size = [channels, height, width];
         let inputs = [size, [3 * channels, 1, 1], size];
         let told = |images: &[Image], index: usize| {
-            Told { buffer: images[1].buffer, start: index * channels }
+            Vector { buffer: images[1].buffer, start: index * channels }
         };
         let modulate = |isa| program(isa, &inputs, size, |images, target, _| {
             let parts = [told(images, 2), told(images, 1)];
             vec![Box::new(Modulate::new(images[0], target, 1e-3, parts, None))]
         });
         let expected = |inputs: &[Plain]| inputs[0].modulated(&inputs[1], 1e-3, [2, 1]);
-        check(Numbers::F32, batch, &inputs, size, modulate, expected, 3e-6);
+        check(ElementType::F32, batch, &inputs, size, modulate, expected, 3e-6);
         let gate = |isa| program(isa, &inputs, size, |images, target, _| {
             vec![Box::new(Gate::new(images[0], images[2], target, told(images, 1)))]
         });
         let expected = |inputs: &[Plain]| inputs[0].gated(&inputs[2], &inputs[1], 1);
-        check(Numbers::F32, batch, &inputs, size, gate, expected, 1e-6);
+        check(ElementType::F32, batch, &inputs, size, gate, expected, 1e-6);
         for function in [Function::GeluTanh, Function::Silu, Function::Gelu] {
             let activate = |isa| program(isa, &inputs, size, |images, output, _| {
                 vec![Box::new(Activate { input: images[0], output, function })]
@@ -357,7 +357,7 @@ proptest! {
             let expected = |inputs: &[Plain]| Plain {
                 size, values: inputs[0].values.iter().map(|&x| function.scalar(x)).collect(),
             };
-            check(Numbers::F32, batch, &inputs, size, activate, expected, 1e-6);
+            check(ElementType::F32, batch, &inputs, size, activate, expected, 1e-6);
         }
     }
 
@@ -384,7 +384,7 @@ proptest! {
         check(numbers, batch, &[small], large, |isa| resampled(isa, small, large, true),
             |plain| plain[0].doubled(), 0.0);
         check(numbers, batch, &[large], small, |isa| resampled(isa, large, small, false),
-            |plain| plain[0].halved(), if numbers == Numbers::F32 { 1e-7 } else { 4e-3 });
+            |plain| plain[0].halved(), if numbers == ElementType::F32 { 1e-7 } else { 4e-3 });
     }
 }
 
@@ -435,10 +435,10 @@ fn layers_of_real_networks_err_little() {
             },
             |plain| plain[0].convolve(output, &weights, &bias, 3, 1, 1, false),
             match (numbers, variant) {
-                (Numbers::F32, _) => 1e-5,
-                (Numbers::Bf16, Some(F4)) => 2e-2,
-                (Numbers::Bf16, Some(F2)) => 1e-2,
-                (Numbers::Bf16, None) => 4e-3,
+                (ElementType::F32, _) => 1e-5,
+                (ElementType::Bf16, Some(F4)) => 2e-2,
+                (ElementType::Bf16, Some(F2)) => 1e-2,
+                (ElementType::Bf16, None) => 4e-3,
             },
         );
     }

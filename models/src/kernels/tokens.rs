@@ -12,13 +12,13 @@ use super::simd::Simd;
 
 /// Part of a vector of each sample.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Told {
+pub(crate) struct Vector {
     pub(crate) buffer: Buffer,
     /// Where in the vector it begins; it is as long as a token has channels.
     pub(crate) start: usize,
 }
 
-impl Told {
+impl Vector {
     /// Where it is for `sample`; good for reading whole vectors of a token.
     #[inline(always)]
     pub(super) fn at(&self, memory: &Memory, sample: usize) -> *mut f32 {
@@ -52,8 +52,8 @@ pub(crate) struct Modulate {
     input: Image,
     output: Image,
     eps: f64,
-    scale: Told,
-    shift: Told,
+    scale: Vector,
+    shift: Vector,
     /// `[pixels][2]`: where mean and one over the deviation of each token are kept as well.
     moments: Option<Buffer>,
     real: Aligned,
@@ -64,7 +64,7 @@ impl Modulate {
         input: Image,
         output: Image,
         eps: f64,
-        [scale, shift]: [Told; 2],
+        [scale, shift]: [Vector; 2],
         moments: Option<Buffer>,
     ) -> Self {
         Self { input, output, eps, scale, shift, moments, real: mask(&input) }
@@ -150,12 +150,12 @@ pub(crate) struct Gate {
     input: Image,
     residual: Image,
     output: Image,
-    gate: Told,
+    gate: Vector,
     real: Aligned,
 }
 
 impl Gate {
-    pub(crate) fn new(input: Image, residual: Image, output: Image, gate: Told) -> Self {
+    pub(crate) fn new(input: Image, residual: Image, output: Image, gate: Vector) -> Self {
         Self { input, residual, output, gate, real: mask(&input) }
     }
 }

@@ -12,7 +12,7 @@ use super::finish::Finish;
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Isa, Kernel, dispatch};
-use super::numbers::{Bf16, Element, F32, Numbers};
+use super::element::{Bf16, Element, F32, ElementType};
 use super::program::{Memory, Needs, Operation, Split};
 use super::scheme::{F2, F4, Scheme};
 use super::simd::Simd;
@@ -107,7 +107,7 @@ impl Winograd {
                         }
                         let start = panel_place(panels, group, positions, o / panel, i * side + j);
                         let (place, words) = (source.place(c), &mut all[start * depth * panel..]);
-                        source.numbers.put(words, place, panel, o % panel, sum as f32);
+                        source.element.put(words, place, panel, o % panel, sum as f32);
                     }
                 }
             }
@@ -342,9 +342,9 @@ struct Forward<'a> {
 impl Kernel for Forward<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match (self.conv.variant, self.conv.source.numbers) {
-            (Variant::F2, Numbers::Bf16) if S::BF16 => self.tiles::<S, F2, Bf16>(s),
-            (Variant::F4, Numbers::Bf16) if S::BF16 => self.tiles::<S, F4, Bf16>(s),
+        match (self.conv.variant, self.conv.source.element) {
+            (Variant::F2, ElementType::Bf16) if S::BF16 => self.tiles::<S, F2, Bf16>(s),
+            (Variant::F4, ElementType::Bf16) if S::BF16 => self.tiles::<S, F4, Bf16>(s),
             (Variant::F2, _) => self.tiles::<S, F2, F32>(s),
             (Variant::F4, _) => self.tiles::<S, F4, F32>(s),
         }
@@ -436,8 +436,8 @@ struct Multiply<'a> {
 impl Kernel for Multiply<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.conv.source.numbers {
-            Numbers::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
+        match self.conv.source.element {
+            ElementType::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
             _ => self.of::<S, F32>(s),
         }
     }
@@ -526,7 +526,7 @@ impl Multiply<'_> {
                 // SAFETY: the pixel is in the image, and the vector in its padded channels.
                 unsafe {
                     let y = conv.finish.apply(s, row[j], terms, c);
-                    output.numbers.store(s, target.add(pixel * output.words()), c, y);
+                    output.element.store(s, target.add(pixel * output.words()), c, y);
                 }
             }
         }

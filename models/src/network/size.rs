@@ -3,6 +3,7 @@
 use candle_core::Device;
 
 use super::NetworkConfig;
+use crate::graph::{Graph, WeightSpec};
 use crate::{Denoiser, Error, Result, kernels::NoMemory, memory};
 
 const SMALLER: &str = "use a smaller image, a larger machine, or free some memory";
@@ -11,20 +12,16 @@ const NARROWER: &str = "use a narrower network, a larger machine, or free some m
 impl NetworkConfig {
     /// The fields of its `config.json` that decide how much its weights, and how much its maps take.
     pub(crate) fn size_fields(&self) -> [&'static str; 2] {
-        match self {
-            Self::UNet(_) => ["block_out_channels", "sample_size"],
-            Self::DiT(_) => ["num_layers", "sample_size"],
-        }
+        self.architecture().size_fields()
     }
 
     /// Refuses weights, or a single map, that there is no memory for: what is known without building the network.
     ///
     /// # Errors
     /// [`Error::Value`] naming the field.
-    pub(super) fn check_weights(&self, device: &Device) -> Result<()> {
-        let shapes = self.weight_shapes()?;
-        let count = |shape: &Vec<usize>| shape.iter().map(|&side| side as u64).product::<u64>();
-        let count: u64 = shapes.values().map(count).sum();
+    pub(super) fn check_weights(&self, graph: &Graph, device: &Device) -> Result<()> {
+        let count = |spec: &WeightSpec| spec.shape.iter().map(|&side| side as u64).product::<u64>();
+        let count: u64 = graph.weights.iter().map(count).sum();
         // At least this much, in whatever form they are kept.
         let bytes = count.saturating_mul(if device.is_cpu() { 4 } else { 2 });
         let [wide, large] = self.size_fields();
@@ -33,10 +30,7 @@ impl NetworkConfig {
             // A device counts its own memory, and says where it ends.
             return Ok(());
         }
-        let map = match self {
-            Self::UNet(config) => config.largest_map(),
-            Self::DiT(config) => config.largest_map(),
-        };
+        let map = graph.largest_map();
         let bytes = map.saturating_mul(4);
         memory::check(large, self.field(large), [bytes, bytes], SMALLER)
     }

@@ -3,8 +3,15 @@
 mod check;
 mod json;
 
+use std::collections::HashMap;
+
+use serde_json::Value;
+
+use crate::graph::Graph;
 use crate::initial::Distribution;
-use crate::{Conditioning, Geometry};
+use crate::network::Architecture;
+use crate::weight::Weight;
+use crate::{Conditioning, Geometry, NetworkConfig};
 
 /// How the timestep becomes a vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,48 +123,6 @@ impl UNet2DConfig {
         }
     }
 
-    /// The share of activations dropped while training, 0 to 1; see [`crate::NetworkConfig::dropout`].
-    pub(crate) fn dropout(&self) -> f64 {
-        self.dropout
-    }
-
-    /// See [`crate::NetworkConfig::scaled`]. Attentions keep their number of heads where all have the
-    /// same width; elsewhere heads keep theirs, or become as wide as divides all.
-    pub(crate) fn scaled(&self, factor: f64) -> Option<Self> {
-        let groups = self.norm_num_groups.max(self.attn_norm_num_groups.unwrap_or(1));
-        let width = |&channels: &usize| {
-            ((channels as f64 * factor / groups as f64).round() as usize).max(1) * groups
-        };
-        let mut scaled =
-            Self { channels: self.channels.iter().map(width).collect(), ..self.clone() };
-        scaled.time_embedding_dim =
-            self.time_embedding_dim.map(|width| ((width as f64 * factor).round() as usize).max(1));
-        if let Some(head) = self.attention_head_dim {
-            let widths: Vec<usize> = scaled.attention_widths().collect();
-            let theirs = self.attention_widths().next();
-            let same = |all: &[usize]| all.windows(2).all(|pair| pair[0] == pair[1]);
-            let heads = theirs.map_or(1, |width| width / head);
-            let wanted = match widths.first() {
-                Some(width) if same(&widths) && width.is_multiple_of(heads) => width / heads,
-                _ => head,
-            };
-            let fits = |head: &usize| widths.iter().all(|width| width.is_multiple_of(*head));
-            scaled.attention_head_dim = (1..=wanted).rev().find(fits);
-        }
-        // Whatever is not a network after all is refused where every configuration is.
-        Self::from_json(&scaled.to_json(), "a scaled config.json").ok()
-    }
-
-    /// How diffusers draws the weight `name` where its shape does not tell: tables of embeddings, and
-    /// the random frequencies of Song et al. 2021, which have a scale of 16.
-    pub(crate) fn unusual(&self, name: &str) -> Option<Distribution> {
-        match (name, self.time_embedding) {
-            ("time_proj.weight", TimeEmbedding::Fourier) => Some(Distribution::Normal(16.0)),
-            ("time_proj.weight" | "class_embedding.weight", _) => Some(Distribution::Normal(1.0)),
-            _ => None,
-        }
-    }
-
     /// Width of the time embedding that the residual blocks see.
     pub(super) fn time_width(&self) -> usize {
         self.time_embedding_dim.unwrap_or(4 * self.channels[0])
@@ -190,5 +155,75 @@ impl UNet2DConfig {
         (0..self.levels())
             .filter(|&level| self.heads(level).is_some())
             .map(|level| self.channels[level])
+    }
+}
+
+impl Architecture for UNet2DConfig {
+    fn to_json(&self) -> Value {
+        Self::to_json(self)
+    }
+
+    fn geometry(&self) -> Geometry {
+        Self::geometry(self)
+    }
+
+    fn graph(&self) -> Graph {
+        Self::graph(self)
+    }
+
+    fn size_fields(&self) -> [&'static str; 2] {
+        ["block_out_channels", "sample_size"]
+    }
+
+    fn setting_for_classes(&self, classes: Option<usize>) -> String {
+        match classes {
+            Some(classes) => format!("num_class_embeds to {classes}"),
+            None => "num_class_embeds to null".into(),
+        }
+    }
+
+    fn dropout(&self) -> f64 {
+        self.dropout
+    }
+
+    /// Attentions keep their number of heads where all have the
+    /// same width; elsewhere heads keep theirs, or become as wide as divides all.
+    fn scaled(&self, factor: f64) -> Option<NetworkConfig> {
+        let groups = self.norm_num_groups.max(self.attn_norm_num_groups.unwrap_or(1));
+        let width = |&channels: &usize| {
+            ((channels as f64 * factor / groups as f64).round() as usize).max(1) * groups
+        };
+        let mut scaled =
+            Self { channels: self.channels.iter().map(width).collect(), ..self.clone() };
+        scaled.time_embedding_dim =
+            self.time_embedding_dim.map(|width| ((width as f64 * factor).round() as usize).max(1));
+        if let Some(head) = self.attention_head_dim {
+            let widths: Vec<usize> = scaled.attention_widths().collect();
+            let theirs = self.attention_widths().next();
+            let same = |all: &[usize]| all.windows(2).all(|pair| pair[0] == pair[1]);
+            let heads = theirs.map_or(1, |width| width / head);
+            let wanted = match widths.first() {
+                Some(width) if same(&widths) && width.is_multiple_of(heads) => width / heads,
+                _ => head,
+            };
+            let fits = |head: &usize| widths.iter().all(|width| width.is_multiple_of(*head));
+            scaled.attention_head_dim = (1..=wanted).rev().find(fits);
+        }
+        // Whatever is not a network after all is refused where every configuration is.
+        Self::from_json(&scaled.to_json(), "a scaled config.json").ok().map(Into::into)
+    }
+
+    /// How diffusers draws the weight `name` where its shape does not tell: tables of embeddings, and
+    /// the random frequencies of Song et al. 2021, which have a scale of 16.
+    fn unusual(&self, name: &str) -> Option<Distribution> {
+        match (name, self.time_embedding) {
+            ("time_proj.weight", TimeEmbedding::Fourier) => Some(Distribution::Normal(16.0)),
+            ("time_proj.weight" | "class_embedding.weight", _) => Some(Distribution::Normal(1.0)),
+            _ => None,
+        }
+    }
+
+    fn rename(&self, weights: &mut HashMap<String, Weight>) {
+        super::rename_attention(weights);
     }
 }

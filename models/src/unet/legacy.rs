@@ -6,7 +6,7 @@ use crate::weight::Weight;
 
 /// Checkpoints written before diffusers 0.15, most of those on the Hub among them, have other names
 /// for the four products of an attention.
-pub(super) fn rename_attention(weights: &mut HashMap<String, Weight>) {
+pub(crate) fn rename_attention(weights: &mut HashMap<String, Weight>) {
     const RENAMED: [(&str, &str); 4] =
         [("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")];
     let legacy: Vec<String> =

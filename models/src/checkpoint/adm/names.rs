@@ -2,7 +2,7 @@
 
 use super::architecture::Architecture;
 use crate::Result;
-use crate::unet::{UNet2DConfig, UNet2DModel};
+use crate::unet::UNet2DConfig;
 use crate::weights::Shapes;
 
 /// What becomes of a tensor.
@@ -27,7 +27,7 @@ pub(super) struct Entry {
 
 /// Every tensor that the state dict must have.
 pub(super) fn entries(architecture: &Architecture, config: &UNet2DConfig) -> Result<Vec<Entry>> {
-    let shapes = UNet2DModel::weight_shapes(config)?;
+    let shapes = config.graph().shapes();
     let mut walk = Walk { architecture, shapes, entries: Vec::new() };
     walk.network();
     debug_assert!(walk.shapes.is_empty(), "not mapped: {:?}", walk.shapes);

@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 
 use super::{Activation, DiTConfig};
 use crate::Result;
-use crate::dit::DiTTransformer2DModel;
 use crate::fields::Fields;
 
 const CHANNEL_LIMIT: usize = 1 << 16;
@@ -77,7 +76,7 @@ impl DiTConfig {
             );
             return Err(fields.refuse("sample_size", remedy));
         }
-        let weights: u64 = DiTTransformer2DModel::weight_shapes(self)?
+        let weights: u64 = self.graph().shapes()
             .values()
             .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
             .sum();

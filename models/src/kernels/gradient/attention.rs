@@ -9,7 +9,7 @@ use crate::kernels::arena::{Buffer, LINE, padded};
 use crate::kernels::gemm::{self, Rows};
 use crate::kernels::image::Image;
 use crate::kernels::isa::{Isa, Kernel, dispatch};
-use crate::kernels::numbers::F32;
+use crate::kernels::element::F32;
 use crate::kernels::program::{Memory, Needs, Operation, Split};
 use crate::kernels::simd::Simd;
 

@@ -60,15 +60,15 @@ impl Case<'_> {
             let images: Vec<Image> = self
                 .inputs
                 .iter()
-                .map(|&size| take(&mut memories.layout, Numbers::F32, size))
+                .map(|&size| take(&mut memories.layout, ElementType::F32, size))
                 .collect();
-            let target = take(&mut memories.layout, Numbers::F32, self.output);
+            let target = take(&mut memories.layout, ElementType::F32, self.output);
             let mut operations: Vec<Box<dyn Operation>> = Vec::new();
             for (input, &output) in images.iter().enumerate() {
-                operations.push(Box::new(Import { input, output, factor: 1.0, shift: 0.0 }));
+                operations.push(Box::new(Import::whole(input, output)));
             }
             operations.extend(build(isa, &images, target, &mut memories));
-            operations.push(Box::new(Export { input: target, divisor: None }));
+            operations.push(Box::new(Export::whole(target)));
             let inputs = self.inputs.iter().map(|size| size.iter().product()).collect();
             let part = Part { operations: 0..operations.len(), inputs, output: len };
             let layouts = [&memories.layout, &memories.placed];
@@ -356,7 +356,7 @@ proptest! {
             }
             let len = height * width * (padded(first) + padded(of_second));
             let segments = [first, of_second];
-            let joined = Image { buffer: layout.take(len), numbers: Numbers::F32, height, width, segments };
+            let joined = Image { buffer: layout.take(len), element: ElementType::F32, height, width, segments };
             let (map, moments) = (layout.take(2 * joined.stride()), layout.take(2 * groups));
             let values = images[count].buffer;
             operations.push(Box::new(Settle {
@@ -381,7 +381,7 @@ proptest! {
             }
             let mut pairs = vec![NormSource { value: images[0], gradient: target, add }];
             if count > 1 {
-                let gradient = take(layout, Numbers::F32, inputs[1]);
+                let gradient = take(layout, ElementType::F32, inputs[1]);
                 pairs.push(NormSource { value: images[1], gradient, add: false });
             }
             let shares = layout.take(2 * channels);
@@ -494,16 +494,16 @@ proptest! {
             let case = Case { batch, inputs: &inputs, parameters: &[], output };
             let results = case.run(|_, images, target, memories| {
                 let layout = &mut memories.layout;
-                let other = take(layout, Numbers::F32, if of_told { size } else { vector });
+                let other = take(layout, ElementType::F32, if of_told { size } else { vector });
                 let (gradient, of_vector) = if of_told { (other, target) } else { (target, other) };
-                let part = |image: &Image, index| Told { buffer: image.buffer, start: index * channels };
+                let part = |image: &Image, index| Vector { buffer: image.buffer, start: index * channels };
                 let zeros = Fill::new(&vec![0.0; 3 * channels], of_vector);
                 let there = Combine { input: images[3], output: gradient, way: Way::Same, add: false };
                 let mut operations: Vec<Box<dyn Operation>> = vec![Box::new(zeros), Box::new(there)];
                 let (value, dy) = (images[0], images[1]);
                 match kind {
                     0 => {
-                        let normed = take(layout, Numbers::F32, size);
+                        let normed = take(layout, ElementType::F32, size);
                         let moments = layout.take(2 * value.pixels());
                         let parts = [part(&images[2], 2), part(&images[2], 0)];
                         let of_parts = [part(&of_vector, 2), part(&of_vector, 0)];

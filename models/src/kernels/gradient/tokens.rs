@@ -10,7 +10,7 @@ use crate::kernels::isa::{Kernel, dispatch};
 use crate::kernels::moves::CHUNK;
 use crate::kernels::program::{Memory, Needs, Operation, Split};
 use crate::kernels::simd::Simd;
-use crate::kernels::tokens::{Told, mask, total};
+use crate::kernels::tokens::{Vector, mask, total};
 
 /// From the gradient of normalised tokens, that of the tokens, of scale and of shift.
 pub(crate) struct ModulateGradient {
@@ -22,9 +22,9 @@ pub(crate) struct ModulateGradient {
     /// Whether to what is there.
     add: bool,
     moments: Buffer,
-    scale: Told,
+    scale: Vector,
     /// Where those of scale and shift go.
-    of_told: [Told; 2],
+    of_told: [Vector; 2],
     real: Aligned,
 }
 
@@ -34,8 +34,8 @@ impl ModulateGradient {
         output: Image,
         (gradient, add): (Image, bool),
         moments: Buffer,
-        scale: Told,
-        of_told: [Told; 2],
+        scale: Vector,
+        of_told: [Vector; 2],
     ) -> Self {
         Self { value, output, gradient, add, moments, scale, of_told, real: mask(&value) }
     }
@@ -84,7 +84,7 @@ impl<O> Sample<'_, O> {
     /// # Safety
     /// Nothing else touches that part, and the row is there.
     #[inline(always)]
-    unsafe fn hand_over(&self, row: usize, stride: usize, channels: usize, to: &Told) {
+    unsafe fn hand_over(&self, row: usize, stride: usize, channels: usize, to: &Vector) {
         let to = to.at(self.memory, self.sample);
         // SAFETY: the caller's promise.
         unsafe { std::ptr::copy_nonoverlapping(self.rows.add(row * stride), to, channels) };
@@ -149,9 +149,9 @@ pub(crate) struct GateGradient {
     output: Image,
     /// Where that of `x` goes.
     gradient: Image,
-    gate: Told,
+    gate: Vector,
     /// Where that of the gate goes.
-    of_gate: Told,
+    of_gate: Vector,
     real: Aligned,
 }
 
@@ -160,8 +160,8 @@ impl GateGradient {
         value: Image,
         output: Image,
         gradient: Image,
-        gate: Told,
-        of_gate: Told,
+        gate: Vector,
+        of_gate: Vector,
     ) -> Self {
         Self { value, output, gradient, gate, of_gate, real: mask(&value) }
     }
@@ -227,6 +227,8 @@ pub(crate) struct ActivateGradient {
 
 impl Operation for ActivateGradient {
     fn split(&self, batch: usize, _: usize) -> Split {
+        let lens = [&self.value, &self.output, &self.gradient].map(|image| image.buffer.len);
+        assert!(lens.iter().all(|len| *len == lens[0]), "maps of one size");
         Split::one(batch * self.value.buffer.len.div_ceil(CHUNK))
     }
     fn reads(&self) -> Vec<Buffer> {

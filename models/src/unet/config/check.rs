@@ -3,7 +3,6 @@
 use super::{TimeEmbedding, UNet2DConfig};
 use crate::Result;
 use crate::fields::Fields;
-use crate::unet::UNet2DModel;
 
 pub(super) const CHANNEL_LIMIT: usize = 1 << 16;
 pub(super) const SIDE_LIMIT: usize = 1 << 14;
@@ -101,11 +100,6 @@ impl UNet2DConfig {
         Ok(())
     }
 
-    /// Floats of one sample's largest map.
-    pub(crate) fn largest_map(&self) -> u64 {
-        (0..self.levels()).map(|level| self.map(level)).max().unwrap_or(0)
-    }
-
     fn pixels(&self, level: usize) -> u64 {
         ((self.height >> level) * (self.width >> level)) as u64
     }
@@ -118,7 +112,9 @@ impl UNet2DConfig {
 
     /// Refuses what could not be held in memory, before anything is allocated for it.
     fn check_size(&self, fields: &Fields) -> Result<()> {
-        let weights: u64 = UNet2DModel::weight_shapes(self)?
+        let weights: u64 = self
+            .graph()
+            .shapes()
             .values()
             .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
             .sum();

@@ -10,11 +10,14 @@ use candle_core::{
     CpuStorage, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail,
 };
 
-use super::{Builder, Sizes, contiguous, floats, slice};
-use crate::assembly::{Map, TOLD, X};
-use crate::kernels::{Call, Export, Footprint, Import, Part, Program, Scale, Timing, Workspace};
+use super::builder::Builder;
+use super::{FEATURES, SAMPLE, contiguous, floats, inputs, slice};
+use crate::graph::backward::{Differentiate, backward};
+use crate::graph::{Graph, Op, Size, lower};
+use crate::kernels::{Call, Export, Footprint, Import, Isa, Part, Program, Scale, Timing, Workspace};
+use crate::weights::Weights;
 
-/// The evaluation, the gradients of weights and what it is told, and that of the input.
+/// The evaluation, the gradients of weights and features, and that of the noisy sample.
 const FORWARD: usize = 0;
 const BACKWARD: usize = 1;
 const INPUT: usize = 2;
@@ -28,61 +31,61 @@ struct Network {
     parameters: Vec<(Tensor, usize)>,
     /// Floats of all gradients together.
     total: usize,
-    /// Channels, height and width of the output.
-    output: [usize; 3],
-    /// Whether the output is divided by the last input.
+    output: Size,
+    /// Whether the output is divided by the time.
     divided: bool,
 }
 
 impl Training {
-    /// Of a network whose operations have all been added, the [`Export`] of the answer last; `ends` are
-    /// its input, what it is told, and its answer, and `scale` is what its input is multiplied with first.
-    pub(crate) fn new<C>(
-        mut builder: Builder<C>,
-        [x, told, y]: [Map; 3],
-        sizes: Sizes,
-        scale: f32,
-    ) -> Self {
+    /// # Errors
+    /// Those of weights that cannot be read.
+    pub(crate) fn new(graph: &Graph, weights: &Weights, isa: Isa) -> crate::Result<Self> {
+        let mut builder = Builder::trained(graph, isa);
+        lower(graph, weights, &mut builder)?;
         let forward = builder.len();
 
-        let (output, _) = builder.gradient(y);
-        builder.push(Import { input: 0, output, factor: 1.0, shift: 0.0 });
-        let first = builder.backward(x);
-        let (input, _) = builder.gradient(told);
-        builder.push(Export { input, divisor: None });
+        let (size, divided) = graph.answer();
+        let answer = graph.ops.iter().rev().find_map(|op| match op {
+            Op::Answer { source, .. } => Some(*source),
+            _ => None,
+        });
+        let len = size.height * size.width * size.channels;
+        if let Some(answer) = answer {
+            let (output, _) = builder.gradient(answer);
+            builder.push(Import::whole(0, output));
+        }
+        let first = backward(graph, &mut builder);
+        let features = graph.features();
+        for &(map, start) in &features.starts {
+            if let Some(input) = builder.maps[map.0].gradient {
+                builder.push(Export { input, divisor: None, start, apart: features.total });
+            }
+        }
         let backward = builder.len();
 
         if let Some(first) = first {
-            builder.gradient_of_input(&first);
+            builder.source_gradients(graph, first);
         }
-        let (input, _) = builder.gradient(x);
-        if scale != 1.0 {
-            builder.push(Scale { map: input, factor: scale });
+        let (sample, factor) = graph.sample();
+        let (input, _) = builder.gradient(sample);
+        if factor != 1.0 {
+            builder.push(Scale { map: input, factor });
         }
-        builder.push(Export { input, divisor: None });
+        builder.push(Export::whole(input));
         let all = builder.len();
 
-        let Sizes { inputs, output } = sizes;
-        let len = output.iter().product();
+        let inputs = inputs(graph);
         let parts = vec![
             Part { operations: 0..forward, inputs: inputs.to_vec(), output: len },
-            Part { operations: forward..backward, inputs: vec![len], output: inputs[TOLD] },
-            Part { operations: backward..all, inputs: Vec::new(), output: inputs[X] },
+            Part { operations: forward..backward, inputs: vec![len], output: inputs[FEATURES] },
+            Part { operations: backward..all, inputs: Vec::new(), output: inputs[SAMPLE] },
         ];
         let (program, parameters, total) = builder.finish_training(parts);
-        Self(Arc::new(Network { program, parameters, total, output, divided: false }))
+        Ok(Self(Arc::new(Network { program, parameters, total, output: size, divided })))
     }
 
-    /// Of a network whose answer is divided by the last of its inputs, one number per sample.
-    pub(crate) fn divided(mut self) -> Self {
-        if let Some(network) = Arc::get_mut(&mut self.0) {
-            network.divided = true;
-        }
-        self
-    }
-
-    /// As [`super::Plan::forward`], with a gradient.
-    pub(crate) fn forward(&self, [x, told, fixed]: [&Tensor; 3]) -> Result<Tensor> {
+    /// As [`super::Inference::forward`], with a gradient.
+    pub(crate) fn forward(&self, [sample, features, time]: [&Tensor; 3]) -> Result<Tensor> {
         let gradients = Arc::new(Mutex::new(None));
         let mut link = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
         for (parameter, start) in self.0.parameters.iter().filter(|(one, _)| one.track_op()) {
@@ -91,26 +94,26 @@ impl Training {
         }
         let evaluation = Evaluation {
             network: self.0.clone(),
-            fixed: fixed.contiguous()?,
+            time: time.contiguous()?,
             parameters: self.0.parameters()?,
             workspace: Mutex::new(None),
             gradients,
         };
-        x.contiguous()?.apply_op3(&told.contiguous()?, &link, evaluation)
+        sample.contiguous()?.apply_op3(&features.contiguous()?, &link, evaluation)
     }
 
     /// What each kernel of one evaluation did, and of the gradients of its weights, the output's own gradient being the output.
     pub(crate) fn profile(&self, inputs: [&Tensor; 3]) -> Result<Vec<Timing>> {
         let network = &self.0;
-        let (batch, told) = (inputs[X].dim(0)?, inputs[TOLD].elem_count());
+        let (batch, features) = (inputs[SAMPLE].dim(0)?, inputs[FEATURES].elem_count());
         let tensors = contiguous(inputs)?;
         let storages = tensors.each_ref().map(Tensor::storage_and_layout);
         let mut inputs: [&[f32]; 3] = [&[]; 3];
         for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
             *input = floats(storage, layout)?;
         }
-        let mut output = vec![0.0; batch * network.output.iter().product::<usize>()];
-        let (mut of_told, mut of_weights) = (vec![0.0; told], vec![0.0; network.total]);
+        let mut output = vec![0.0; batch * network.floats()];
+        let (mut of_features, mut of_weights) = (vec![0.0; features], vec![0.0; network.total]);
         let mut workspace = network.program.begin();
         let (mut profile, parameters) = (Vec::new(), network.parameters()?);
         let lines = Some(&mut profile);
@@ -125,7 +128,7 @@ impl Training {
         )?;
         let (inputs, lines) = ([&output[..]], Some(&mut profile));
         let place = (BACKWARD, &mut workspace);
-        network.run(&parameters, place, batch, &inputs, &mut of_told, &mut of_weights, lines)?;
+        network.run(&parameters, place, batch, &inputs, &mut of_features, &mut of_weights, lines)?;
         network.program.end(workspace);
         Ok(profile)
     }
@@ -145,13 +148,18 @@ type Gradients = Arc<Mutex<Option<Tensor>>>;
 /// One evaluation, whose intermediate results wait for the gradient.
 struct Evaluation {
     network: Arc<Network>,
-    fixed: Tensor,
+    time: Tensor,
     parameters: Vec<Tensor>,
     workspace: Mutex<Option<Workspace>>,
     gradients: Gradients,
 }
 
 impl Network {
+    /// Floats of one sample's answer.
+    fn floats(&self) -> usize {
+        self.output.height * self.output.width * self.output.channels
+    }
+
     /// The weights as they are now.
     fn parameters(&self) -> Result<Vec<Tensor>> {
         self.parameters.iter().map(|(parameter, _)| parameter.contiguous()).collect()
@@ -208,16 +216,16 @@ impl CustomOp3 for Evaluation {
         &self,
         x: &CpuStorage,
         x_layout: &Layout,
-        told: &CpuStorage,
-        told_layout: &Layout,
+        features: &CpuStorage,
+        features_layout: &Layout,
         _: &CpuStorage,
         _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let batch = x_layout.dims()[0];
-        let (fixed, fixed_layout) = self.fixed.storage_and_layout();
+        let (time, time_layout) = self.time.storage_and_layout();
         let inputs =
-            [slice(x, x_layout)?, slice(told, told_layout)?, floats(&fixed, fixed_layout)?];
-        let [channels, height, width] = self.network.output;
+            [slice(x, x_layout)?, slice(features, features_layout)?, floats(&time, time_layout)?];
+        let Size { height, width, channels } = self.network.output;
         let mut output = vec![0.0; batch * channels * height * width];
         let mut workspace = self.network.program.begin();
         self.run((FORWARD, &mut workspace), batch, &inputs, &mut output, &mut [])?;
@@ -228,7 +236,7 @@ impl CustomOp3 for Evaluation {
     fn bwd(
         &self,
         x: &Tensor,
-        told: &Tensor,
+        features: &Tensor,
         link: &Tensor,
         _: &Tensor,
         gradient: &Tensor,
@@ -238,16 +246,16 @@ impl CustomOp3 for Evaluation {
         };
         let batch = x.dim(0)?;
         let gradient = if self.network.divided {
-            &gradient.broadcast_div(&self.fixed.reshape((batch, 1, 1, 1))?)?
+            &gradient.broadcast_div(&self.time.reshape((batch, 1, 1, 1))?)?
         } else {
             gradient
         };
         let gradient = gradient.contiguous()?;
         let (storage, layout) = gradient.storage_and_layout();
-        let mut of_told = vec![0.0; told.elem_count()];
+        let mut of_features = vec![0.0; features.elem_count()];
         let mut of_weights = vec![0.0; self.network.total];
         let input = [floats(&storage, layout)?];
-        self.run((BACKWARD, &mut workspace), batch, &input, &mut of_told, &mut of_weights)?;
+        self.run((BACKWARD, &mut workspace), batch, &input, &mut of_features, &mut of_weights)?;
         let total = of_weights.len();
         *locked(&self.gradients) = Some(Tensor::from_vec(of_weights, total, &Device::Cpu)?);
         let of_x = if x.track_op() {
@@ -258,8 +266,8 @@ impl CustomOp3 for Evaluation {
             None
         };
         self.network.program.end(workspace);
-        let of_told = Tensor::from_vec(of_told, told.shape(), &Device::Cpu)?;
-        Ok((of_x, Some(of_told), Some(link.zeros_like()?)))
+        let of_features = Tensor::from_vec(of_features, features.shape(), &Device::Cpu)?;
+        Ok((of_x, Some(of_features), Some(link.zeros_like()?)))
     }
 }
 

@@ -8,15 +8,15 @@ use super::simd::Simd;
 
 /// The element type of a map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Numbers {
+pub(crate) enum ElementType {
     /// One in a word.
     F32,
     /// Two in a word.
     Bf16,
 }
 
-impl Numbers {
-    /// Numbers in a word.
+impl ElementType {
+    /// ElementType in a word.
     pub(super) fn per_word(self) -> usize {
         match self {
             Self::F32 => F32::PER_WORD,
@@ -53,7 +53,7 @@ impl Numbers {
         }
     }
 
-    /// Puts `v` where [`Numbers::load`] would find it.
+    /// Puts `v` where [`ElementType::load`] would find it.
     ///
     /// # Safety
     /// The pixel is good for writing so many.
@@ -69,7 +69,7 @@ impl Numbers {
     }
 }
 
-impl Numbers {
+impl ElementType {
     /// Copies the first `count` numbers from `from` to the channels `c..c + count` of a pixel.
     ///
     /// # Safety
@@ -101,18 +101,18 @@ impl Numbers {
     }
 }
 
-/// [`Numbers`] as a type, for loops that are compiled for each.
+/// [`ElementType`] as a type, for loops that are compiled for each.
 pub(super) trait Element: Copy {
-    /// Numbers in a word.
+    /// ElementType in a word.
     const PER_WORD: usize;
 
-    /// As [`Numbers::load`].
+    /// As [`ElementType::load`].
     ///
     /// # Safety
     /// As there.
     unsafe fn load<S: Simd>(s: S, pixel: *const f32, c: usize) -> S::V;
 
-    /// As [`Numbers::store`].
+    /// As [`ElementType::store`].
     ///
     /// # Safety
     /// As there.
@@ -122,11 +122,11 @@ pub(super) trait Element: Copy {
     fn multiply<S: Simd>(s: S, x: S::V, y: S::V, acc: S::V) -> S::V;
 }
 
-/// [`Numbers::F32`].
+/// [`ElementType::F32`].
 #[derive(Clone, Copy)]
 pub(super) struct F32;
 
-/// [`Numbers::Bf16`].
+/// [`ElementType::Bf16`].
 #[derive(Clone, Copy)]
 pub(super) struct Bf16;
 

@@ -1,39 +1,53 @@
-//! Networks compiled for the CPU: layers of whichever family as a list of kernels over one arena.
+//! Networks compiled for the CPU: the operations of a graph as a list of kernels over one arena.
 
 mod builder;
-mod layers;
+mod ops;
 mod tape;
-mod tokens;
 mod training;
 
 use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
 
-use crate::assembly::X;
-use crate::kernels::{Footprint, Program, Timing};
-pub(crate) use builder::Builder;
+use crate::graph::{Graph, Size, lower};
+use crate::kernels::{ElementType, Footprint, Isa, Program, Timing};
+use crate::weights::Weights;
+use builder::Builder;
 pub(crate) use training::Training;
 
-/// What a compiled network takes and gives.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sizes {
-    /// Floats per sample of each input.
-    pub(crate) inputs: [usize; 3],
-    /// Channels, height and width of the answer.
-    pub(crate) output: [usize; 3],
+/// Numbers of a compiled network's inputs: the noisy samples `[B, channels, height, width]`; the vectors that time and
+/// condition become ([`crate::features`]), `[B, all their numbers]`; and the times `[B]`.
+pub(crate) const SAMPLE: usize = 0;
+pub(crate) const FEATURES: usize = 1;
+pub(crate) const TIME: usize = 2;
+
+/// Floats per sample of each input.
+fn inputs(graph: &Graph) -> [usize; 3] {
+    let Size { height, width, channels } = graph.size(graph.sample().0);
+    [height * width * channels, graph.features().total, 1]
 }
 
 /// A network whose weights are packed and whose memory is planned.
-pub(crate) struct Plan {
+pub(crate) struct Inference {
     program: Program,
-    output: [usize; 3],
+    output: Size,
 }
 
-impl Plan {
-    /// Of a network whose operations have all been added, the [`crate::kernels::Export`] of the answer last.
-    pub(crate) fn new<C>(builder: Builder<C>, sizes: Sizes) -> Self {
-        let Sizes { inputs, output } = sizes;
-        let program = builder.finish(inputs.to_vec(), output.iter().product());
-        Self { program, output }
+impl Inference {
+    /// Maps between operations, and with them the operands of products, are of `element`; what comes in and goes out is
+    /// f32.
+    ///
+    /// # Errors
+    /// Those of weights that cannot be read.
+    pub(crate) fn new(
+        graph: &Graph,
+        weights: &Weights,
+        isa: Isa,
+        element: ElementType,
+    ) -> crate::Result<Self> {
+        let mut builder = Builder::new(graph, isa, element);
+        lower(graph, weights, &mut builder)?;
+        let (output, _) = graph.answer();
+        let floats = output.height * output.width * output.channels;
+        Ok(Self { program: builder.finish(inputs(graph).to_vec(), floats), output })
     }
 
     /// Of f32 tensors that begin with the batch, one evaluation: `[B, channels, height, width]`.
@@ -58,14 +72,14 @@ impl Plan {
         inputs: [&Tensor; 3],
         run: impl FnOnce(&Program, usize, &[&[f32]], &mut [f32]) -> Result<()>,
     ) -> Result<Tensor> {
-        let batch = inputs[X].dim(0)?;
+        let batch = inputs[SAMPLE].dim(0)?;
         let tensors = contiguous(inputs)?;
         let storages = tensors.each_ref().map(Tensor::storage_and_layout);
         let mut inputs: [&[f32]; 3] = [&[]; 3];
         for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
             *input = floats(storage, layout)?;
         }
-        let [channels, height, width] = self.output;
+        let Size { height, width, channels } = self.output;
         let mut output = vec![0.0; batch * channels * height * width];
         run(&self.program, batch, &inputs, &mut output)?;
         Tensor::from_vec(output, (batch, channels, height, width), &Device::Cpu)
@@ -78,8 +92,8 @@ impl Plan {
 }
 
 fn contiguous(inputs: [&Tensor; 3]) -> Result<[Tensor; 3]> {
-    let [x, told, fixed] = inputs;
-    Ok([x.contiguous()?, told.contiguous()?, fixed.contiguous()?])
+    let [sample, features, time] = inputs;
+    Ok([sample.contiguous()?, features.contiguous()?, time.contiguous()?])
 }
 
 /// The floats of a contiguous f32 tensor on the CPU.

@@ -1,0 +1,251 @@
+//! Operations as kernels for the CPU: what is done, and what of it its gradient will need.
+
+use super::builder::{Builder, tensors, values, variant};
+use super::tape::Saved;
+use super::{FEATURES, SAMPLE, TIME};
+use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Slice, positions};
+use crate::kernels::{
+    Activate, Apply, Attend, Buffer, Direct, Downsample, ElementType, Export, Fill, Finish,
+    Gate, Image, Import, Modulate, PackKeys, PackValues, Settle, Taps, Upsample, Vector,
+    Winograd, padded,
+};
+use crate::weights::Weights;
+
+impl Backend for Builder<'_> {
+    fn add(&mut self, graph: &Graph, op: &Op, weights: &Weights) -> crate::Result<()> {
+        match op {
+            &Op::Sample { factor, shift, to } => {
+                let output = self.map_of_f32(to);
+                self.push(Import { factor, shift, ..Import::whole(SAMPLE, output) });
+            }
+            &Op::Sinusoid { to, .. } | &Op::Row { to, .. } | &Op::Condition { to } => {
+                let output = self.map_of_f32(to);
+                let features = graph.features();
+                let (start, apart) = (features.start(to), features.total);
+                self.push(Import { start, apart, ..Import::whole(FEATURES, output) });
+            }
+            &Op::Positions { to } => {
+                let output = self.map(to);
+                self.push(Fill::new(&positions(graph.size(to)), output));
+            }
+            Op::Project { source, product, to } => {
+                self.project(*source, product, *to, weights)?;
+            }
+            Op::Linear { sources, products, epilogue, to } => {
+                self.linear(sources, products, *epilogue, *to, weights)?;
+            }
+            Op::Convolve { source, product, taps, epilogue, to } => {
+                self.convolve(*source, product, *taps, *epilogue, *to, weights)?;
+            }
+            Op::GroupNorm { .. } => self.group_norm(op, weights)?,
+            Op::Attend { queries, keys, values, heads, to } => {
+                self.attend([queries, keys, values], *heads, *to);
+            }
+            &Op::Downsample { source, to } => {
+                let (input, output) = (self.image(source), self.map(to));
+                self.push(Downsample { input, output });
+            }
+            &Op::Upsample { source, to } => {
+                let (input, output) = (self.image(source), self.map(to));
+                self.push(Upsample { input, output });
+            }
+            &Op::Modulate { source, eps, vector, scale, shift, to } => {
+                let (image, target) = (self.image(source), self.map(to));
+                let moments = self.tape.is_some().then(|| self.take(2 * image.pixels()));
+                let parts = [scale, shift].map(|index| self.part(vector, index, source));
+                self.push(Modulate::new(image, target, eps, parts, moments));
+                if let Some(moments) = moments {
+                    self.save(to, Saved::Modulate { moments });
+                }
+            }
+            &Op::Gate { source, residual, vector, gate, to } => {
+                let (image, target) = (self.image(source), self.map(to));
+                let part = self.part(vector, gate, source);
+                self.push(Gate::new(image, self.image(residual), target, part));
+            }
+            &Op::Activate { source, function, to } => {
+                let (input, output) = (self.image(source), self.map(to));
+                self.push(Activate { input, output, function });
+            }
+            &Op::Answer { source, divided } => {
+                let input = self.image(source);
+                let divisor = divided.then_some(TIME);
+                self.push(Export { divisor, ..Export::whole(input) });
+            }
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, map: Map) {
+        Builder::release(self, map);
+    }
+}
+
+impl Builder<'_> {
+    /// Part `index` of a vector, each as long as `like` has channels.
+    pub(super) fn part(&self, vector: Map, index: usize, like: Map) -> Vector {
+        let start = index * self.image(like).channels();
+        Vector { buffer: self.image(vector).buffer, start }
+    }
+
+    /// Where the weights stay as they are, the first projection of a vector does all of them in one product.
+    fn project(
+        &mut self,
+        source: Map,
+        product: &Product,
+        to: Map,
+        weights: &Weights,
+    ) -> crate::Result<()> {
+        if self.tape.is_some() {
+            return self.linear(&[source], &[*product], Epilogue::default(), to, weights);
+        }
+        if self.maps[to.0].projected.is_some() {
+            return Ok(());
+        }
+        let graph = self.graph;
+        let input = graph.size(source).channels;
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        let all = graph.ops.iter().filter_map(|op| match op {
+            Op::Project { source: from, product, to } if *from == source => Some((product, *to)),
+            _ => None,
+        });
+        let buffer = self.take(all.clone().map(|(_, to)| padded(graph.size(to).channels)).sum());
+        for (product, to) in all {
+            let [own_weight, own_bias] = tensors(graph, product, weights)?;
+            self.maps[to.0].projected = Some((buffer, bias.len()));
+            let end = bias.len() + padded(graph.size(to).channels);
+            weight.extend(values(&own_weight)?);
+            weight.resize(end * input, 0.0);
+            bias.extend(values(&own_bias)?);
+            bias.resize(end, 0.0);
+        }
+        let (element, segments) = (ElementType::F32, [bias.len(), 0]);
+        let output = Image { buffer, element, height: 1, width: 1, segments };
+        let finish = Finish::new(&bias, self.isa.panel());
+        let source = self.image(source);
+        self.push(Direct::new(self.isa, &[source], output, Taps::POINT, &weight, finish));
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        sources: &[Map],
+        products: &[Product],
+        epilogue: Epilogue,
+        to: Map,
+        weights: &Weights,
+    ) -> crate::Result<()> {
+        let target = self.sums(to, sources, epilogue);
+        if self.tape.is_some() {
+            return self.trained_convolution(
+                sources,
+                to,
+                Taps::POINT,
+                products,
+                epilogue,
+                weights,
+            );
+        }
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        for product in products {
+            let [one, other] = tensors(self.graph, product, weights)?;
+            let scaled = |x: f32| (f64::from(x) * product.factor) as f32;
+            weight.extend(values(&one)?.into_iter().map(scaled));
+            bias.extend(values(&other)?.into_iter().map(scaled));
+        }
+        let sources = self.images(sources);
+        let finish = self.finish_with(Finish::new(&bias, self.isa.panel()), epilogue);
+        self.push(Direct::new(self.isa, &sources, target, Taps::POINT, &weight, finish));
+        Ok(())
+    }
+
+    fn convolve(
+        &mut self,
+        source: Map,
+        product: &Product,
+        taps: Taps,
+        epilogue: Epilogue,
+        to: Map,
+        weights: &Weights,
+    ) -> crate::Result<()> {
+        let target = self.sums(to, &[source], epilogue);
+        if self.tape.is_some() {
+            return self.trained_convolution(&[source], to, taps, &[*product], epilogue, weights);
+        }
+        let from = self.image(source);
+        let [weight, bias] = tensors(self.graph, product, weights)?;
+        let bias = Finish::new(&values(&bias)?, self.isa.panel());
+        let finish = self.finish_with(bias, epilogue);
+        let weight = values(&weight)?;
+        match variant(&from, &target, taps) {
+            Some(variant) => {
+                let doubled = taps.doubled;
+                self.push(Winograd::new(self.isa, variant, from, target, doubled, &weight, finish));
+            }
+            None => self.push(Direct::new(self.isa, &[from], target, taps, &weight, finish)),
+        }
+        Ok(())
+    }
+
+    fn group_norm(&mut self, op: &Op, weights: &Weights) -> crate::Result<()> {
+        let Op::GroupNorm { sources, weight, bias, groups, eps, modulation, function, to } = op
+        else {
+            unreachable!("whoever calls it has looked");
+        };
+        let graph = self.graph;
+        let images = self.images(sources);
+        let statistics: Vec<Buffer> = sources.iter().map(|&map| self.statistics(map)).collect();
+        let segments = [images[0].channels(), images.get(1).map_or(0, Image::channels)];
+        let [weight, bias] =
+            [weight, bias].map(|&id| self.values(weights.get(graph.weight(id))?));
+        let (weight, bias) = (weight?, bias?);
+        let target = self.joined(*to, segments);
+        let output = self.take(2 * target.stride());
+        let moments = self.tape.is_some().then(|| self.take(2 * groups));
+        if let (Some(moments), Some(tape)) = (moments, &self.tape) {
+            let parameters = [tape.number(&weight), tape.number(&bias)];
+            self.save(*to, Saved::GroupNorm { map: output, moments, parameters });
+        }
+        let modulation = modulation.map(|map| self.projected(map));
+        let pairs = images.iter().copied().zip(statistics).collect();
+        let settle = Settle {
+            sources: pairs,
+            target,
+            groups: *groups,
+            eps: *eps,
+            weight,
+            bias,
+            modulation,
+            output,
+            moments,
+        };
+        self.push(settle);
+        self.push(Apply::new(&images, target, output, *function));
+        if self.tape.is_none() {
+            self.give(output);
+        }
+        Ok(())
+    }
+
+    fn attend(&mut self, [queries, keys, values]: [&Slice; 3], heads: usize, to: Map) {
+        let parts = [queries, keys, values].map(|slice| (slice.map, slice.start));
+        let [second, third] = [1, 2].map(|part| (queries.map, part * queries.width));
+        assert_eq!(parts, [(queries.map, 0), second, third], "an attention of one map");
+        let input = self.image(queries.map);
+        let (panel, rows) = (self.isa.panel(), self.isa.rows());
+        let keys = self.take(PackKeys::len(&input, panel));
+        self.push(PackKeys { input, heads, panel, output: keys });
+        let pairs = (input.element == ElementType::Bf16).then(|| {
+            let output = self.take(PackValues::len(&input));
+            self.push(PackValues { input, output });
+            output
+        });
+        let output = self.map(to);
+        self.push(Attend { input, keys, values: pairs, heads, panel, rows, output });
+        self.give(keys);
+        if let Some(pairs) = pairs {
+            self.give(pairs);
+        }
+    }
+}
+

@@ -1,0 +1,344 @@
+//! A graph done operation by operation by candle: in any element type, on any device, with gradients.
+//!
+//! It is what other ways are compared with (in f64), and what runs where nothing is compiled. A map is
+//! `[B, channels, height, width]`.
+//!
+//! Two promises hold for every operation. On the CPU a sample's result does not depend on its neighbours: every product
+//! has a shape that is free of the batch size, because the product's algorithm, and with it the order of its sums, follows
+//! from its shape. And every operation is differentiable: where a fast one has no gradient, or a wrong one, it is only
+//! used on tensors that track none.
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+use crate::features::Feature;
+use crate::graph::{Epilogue, Graph, Map, Op, Product, Slice, positions};
+use crate::kernels::{Function, Taps};
+use crate::weights::Weights;
+
+/// A network whose weights are tensors.
+pub(crate) struct Eager {
+    graph: Graph,
+    /// By [`crate::graph::WeightId`]; those of features stand there.
+    weights: Vec<Option<Tensor>>,
+    /// For each operation that makes one.
+    features: Vec<Option<Feature>>,
+    /// Positions, for the operation that has them: `[1, channels, height, width]`.
+    positions: Option<Tensor>,
+    dtype: DType,
+}
+
+impl Eager {
+    /// # Errors
+    /// Those of weights that cannot be read.
+    pub(crate) fn new(graph: Graph, weights: &Weights) -> crate::Result<Self> {
+        let dtype = weights.dtype();
+        let mut features = Vec::new();
+        let mut placed = None;
+        let mut taken = vec![None; graph.weights.len()];
+        for op in &graph.ops {
+            features.push(Feature::new(&graph, op, weights)?);
+            let mut take = |product: &Product| -> crate::Result<()> {
+                for id in [Some(product.weight), product.bias].into_iter().flatten() {
+                    taken[id.0] = Some(weights.get(graph.weight(id))?);
+                }
+                Ok(())
+            };
+            match op {
+                Op::Project { product, .. } | Op::Convolve { product, .. } => take(product)?,
+                Op::Linear { products, .. } => products.iter().try_for_each(take)?,
+                // As torch does, norms work in f32, or in f64 in a network that serves as the reference.
+                Op::GroupNorm { weight, bias, .. } => {
+                    for id in [weight, bias] {
+                        let tensor = weights.get_as(graph.weight(*id), working(dtype))?;
+                        taken[id.0] = Some(tensor);
+                    }
+                }
+                Op::Positions { to } => {
+                    let size = graph.size(*to);
+                    let shape = (1, size.height * size.width, size.channels);
+                    let values = Tensor::from_vec(positions(size), shape, weights.device())?;
+                    let channels_first = values.transpose(1, 2)?.to_dtype(dtype)?;
+                    let shape = (1, size.channels, size.height, size.width);
+                    placed = Some(channels_first.reshape(shape)?);
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { graph, weights: taken, features, positions: placed, dtype })
+    }
+
+    /// One evaluation: `x` `[B, channels, height, width]` in the network's type, in patches where the graph says so; the
+    /// answer is such a tensor.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let mut maps: Vec<Option<Tensor>> = vec![None; self.graph.maps.len()];
+        let mut uses = self.graph.uses();
+        for (op, feature) in self.graph.ops.iter().zip(&self.features) {
+            let made = match feature {
+                Some(feature) => {
+                    let vector = feature.forward(timesteps, condition)?.to_dtype(self.dtype)?;
+                    vector.unsqueeze(2)?.unsqueeze(3)?
+                }
+                None => self.apply(op, x, timesteps, &maps)?,
+            };
+            match op.to() {
+                Some(to) => maps[to.0] = Some(made),
+                None => return Ok(made),
+            }
+            for map in op.reads() {
+                uses[map.0] -= 1;
+                if uses[map.0] == 0 {
+                    maps[map.0] = None;
+                }
+            }
+        }
+        bail!("the graph has no answer")
+    }
+
+    fn apply(
+        &self,
+        op: &Op,
+        x: &Tensor,
+        timesteps: &Tensor,
+        maps: &[Option<Tensor>],
+    ) -> Result<Tensor> {
+        let map = |map: Map| match &maps[map.0] {
+            Some(tensor) => Ok(tensor),
+            None => bail!("map {} is read before it is written", map.0),
+        };
+        match op {
+            &Op::Sample { factor: 1.0, shift: 0.0, .. } => Ok(x.clone()),
+            &Op::Sample { factor, shift, .. } => x.affine(f64::from(factor), f64::from(shift)),
+            Op::Positions { .. } => match &self.positions {
+                Some(positions) => {
+                    let (_, channels, height, width) = positions.dims4()?;
+                    positions.broadcast_as((x.dim(0)?, channels, height, width))?.contiguous()
+                }
+                None => bail!("positions are made when a network is"),
+            },
+            Op::Project { source, product, .. } => self.product(map(*source)?, product),
+            Op::Linear { sources, products, epilogue, .. } => {
+                let sources: Vec<&Tensor> =
+                    sources.iter().map(|&source| map(source)).collect::<Result<_>>()?;
+                let x = joined(&sources)?;
+                let parts: Vec<Tensor> = products
+                    .iter()
+                    .map(|product| self.product(&x, product))
+                    .collect::<Result<_>>()?;
+                finish(joined(&parts.iter().collect::<Vec<_>>())?, *epilogue, map)
+            }
+            Op::Convolve { source, product, taps, epilogue, .. } => {
+                let y = convolve(map(*source)?, self.weight(product)?, *taps)?;
+                let bias = self.bias(product)?;
+                let y = match bias {
+                    Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?)?,
+                    None => y,
+                };
+                finish(y, *epilogue, map)
+            }
+            Op::GroupNorm { sources, weight, bias, groups, eps, modulation, function, .. } => {
+                let sources: Vec<&Tensor> =
+                    sources.iter().map(|&source| map(source)).collect::<Result<_>>()?;
+                let [weight, bias] = [weight, bias].map(|id| &self.weights[id.0]);
+                let (Some(weight), Some(bias)) = (weight, bias) else {
+                    bail!("a norm has its weights")
+                };
+                let modulation = modulation.map(map).transpose()?;
+                let y = group_norm(&joined(&sources)?, [weight, bias], (*groups, *eps), modulation);
+                apply(*function, &y?)
+            }
+            Op::Attend { queries, keys, values, heads, .. } => {
+                let slices = [queries, keys, values].map(|slice| heads_of(slice, *heads, map));
+                let [queries, keys, values] = slices;
+                let like = map(op.reads()[0])?;
+                let (batch, _, height, width) = like.dims4()?;
+                attend(&queries?, &keys?, &values?)?.reshape((batch, (), height, width))
+            }
+            Op::Downsample { source, .. } => map(*source)?.avg_pool2d(2),
+            Op::Upsample { source, .. } => upsample(map(*source)?),
+            Op::Modulate { source, eps, vector, scale, shift, .. } => {
+                let source = map(*source)?;
+                let channels = source.dim(1)?;
+                let part = |index: &usize| map(*vector)?.narrow(1, index * channels, channels);
+                modulate(source, *eps, &part(scale)?, &part(shift)?)
+            }
+            Op::Gate { source, residual, vector, gate, .. } => {
+                let source = map(*source)?;
+                let channels = source.dim(1)?;
+                let gate = map(*vector)?.narrow(1, gate * channels, channels)?;
+                source.broadcast_mul(&gate)? + map(*residual)?
+            }
+            Op::Activate { source, function, .. } => apply(*function, map(*source)?),
+            Op::Answer { source, divided: false } => Ok(map(*source)?.clone()),
+            Op::Answer { source, divided: true } => {
+                let y = map(*source)?;
+                let dtype = working(y.dtype());
+                let sigma = timesteps.to_dtype(dtype)?.reshape(((), 1, 1, 1))?;
+                y.to_dtype(dtype)?.broadcast_div(&sigma)?.to_dtype(y.dtype())
+            }
+            Op::Sinusoid { .. } | Op::Row { .. } | Op::Condition { .. } => {
+                bail!("features are made elsewhere")
+            }
+        }
+    }
+
+    fn weight(&self, product: &Product) -> Result<&Tensor> {
+        match &self.weights[product.weight.0] {
+            Some(weight) => Ok(weight),
+            None => bail!("a product has its weight"),
+        }
+    }
+
+    fn bias(&self, product: &Product) -> Result<Option<&Tensor>> {
+        match product.bias.map(|bias| &self.weights[bias.0]) {
+            None => Ok(None),
+            Some(Some(bias)) => Ok(Some(bias)),
+            Some(None) => bail!("a product has its bias"),
+        }
+    }
+
+    /// `[B, inputs, H, W]` → `[B, outputs, H, W]`, one product per sample.
+    fn product(&self, x: &Tensor, product: &Product) -> Result<Tensor> {
+        let weight = self.weight(product)?.flatten_from(1)?;
+        let (batch, input, height, width) = x.dims4()?;
+        let output = weight.dim(0)?;
+        let flat = x.reshape((batch, input, height * width))?;
+        let y = weight.broadcast_as((batch, output, input))?.matmul(&flat)?;
+        let y = match self.bias(product)? {
+            Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1))?)?,
+            None => y,
+        };
+        let y = if product.factor == 1.0 { y } else { (y * product.factor)? };
+        y.reshape((batch, output, height, width))
+    }
+}
+
+/// Several maps' channels, one after another.
+fn joined(maps: &[&Tensor]) -> Result<Tensor> {
+    match maps {
+        [one] => Ok((*one).clone()),
+        all => Tensor::cat(all, 1),
+    }
+}
+
+/// `factor·(y + offset + residual)`.
+fn finish<'a>(
+    mut y: Tensor,
+    epilogue: Epilogue,
+    map: impl Fn(Map) -> Result<&'a Tensor>,
+) -> Result<Tensor> {
+    let Epilogue { offset, residual, factor } = epilogue;
+    if let Some(offset) = offset {
+        y = y.broadcast_add(map(offset)?)?;
+    }
+    if let Some(residual) = residual {
+        y = (y + map(residual)?)?;
+    }
+    if factor == 1.0 { Ok(y) } else { y * f64::from(factor) }
+}
+
+fn convolve(x: &Tensor, weight: &Tensor, taps: Taps) -> Result<Tensor> {
+    let Taps { stride, padding, doubled, .. } = taps;
+    let seen = if doubled { &upsample(x)? } else { x };
+    if padding == 0 && stride == 2 {
+        // Without padding above and left there is one row and column of zeros below and right.
+        let wider = seen.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?;
+        return wider.conv2d(weight, 0, stride, 1, 1);
+    }
+    seen.conv2d(weight, padding, stride, 1, 1)
+}
+
+/// Each pixel becomes four: `[B, C, H, W]` → `[B, C, 2H, 2W]`.
+fn upsample(x: &Tensor) -> Result<Tensor> {
+    let (height, width) = (x.dim(2)?, x.dim(3)?);
+    // candle's gradient of this operation replaces what its argument has gathered so far instead of
+    // adding to it, so the argument must be a tensor that nothing else uses.
+    let x = if x.track_op() { &x.copy()? } else { x };
+    x.upsample_nearest2d(2 * height, 2 * width)
+}
+
+/// `(x − mean)·scale + shift`: norm, affine map and modulation `[B, 2·channels, 1, 1]` in one product and one sum.
+fn group_norm(
+    x: &Tensor,
+    [weight, bias]: [&Tensor; 2],
+    (groups, eps): (usize, f64),
+    modulation: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (batch, channels, dtype) = (x.dim(0)?, x.dim(1)?, weight.dtype());
+    let grouped = x.to_dtype(dtype)?.reshape((batch, groups, ()))?;
+    let centred = grouped.broadcast_sub(&grouped.mean_keepdim(2)?)?;
+    let deviation = (centred.sqr()?.mean_keepdim(2)? + eps)?.sqrt()?;
+    let mut scale = weight
+        .reshape((1, groups, channels / groups))?
+        .broadcast_div(&deviation)?
+        .reshape((batch, channels, 1))?;
+    let mut shift = bias.reshape((1, channels, 1))?;
+    if let Some(modulation) = modulation {
+        let parts = modulation.to_dtype(dtype)?.flatten_from(1)?.chunk(2, 1)?;
+        let factor = (&parts[0] + 1.0)?.unsqueeze(2)?;
+        scale = (scale * &factor)?;
+        shift = (shift.broadcast_mul(&factor)? + parts[1].unsqueeze(2)?)?;
+    }
+    let y = centred.reshape((batch, channels, ()))?.broadcast_mul(&scale)?;
+    y.broadcast_add(&shift)?.reshape(x.shape())?.to_dtype(x.dtype())
+}
+
+/// Layer norm over the channels of each pixel, then `y·(1 + scale) + shift` with `[B, channels, 1, 1]` each.
+fn modulate(x: &Tensor, eps: f64, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
+    let wide = x.to_dtype(working(x.dtype()))?;
+    let centred = wide.broadcast_sub(&wide.mean_keepdim(1)?)?;
+    let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
+    let normed = centred.broadcast_div(&deviation)?.to_dtype(x.dtype())?;
+    normed.broadcast_mul(&(scale + 1.0)?)?.broadcast_add(shift)
+}
+
+/// Some channels of a map as `[B·heads, channels of a head, pixels]`.
+fn heads_of<'a>(
+    slice: &Slice,
+    heads: usize,
+    map: impl Fn(Map) -> Result<&'a Tensor>,
+) -> Result<Tensor> {
+    let part = map(slice.map)?.narrow(1, slice.start, slice.width)?;
+    let (batch, _, height, width) = part.dims4()?;
+    part.reshape((batch * heads, slice.width / heads, height * width))
+}
+
+/// Scores are `[B·heads, queries, keys]`; values are gathered as `[B·heads, channels of a head, queries]`.
+fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+    // Half types have no room for the sums of scores.
+    let dtype = working(queries.dtype());
+    let (wide, keys) = (queries.to_dtype(dtype)?, keys.to_dtype(dtype)?);
+    let weights = softmax(&wide.transpose(1, 2)?.matmul(&keys)?)?.to_dtype(values.dtype())?;
+    values.matmul(&weights.transpose(1, 2)?)
+}
+
+/// Softmax over the last dimension.
+fn softmax(x: &Tensor) -> Result<Tensor> {
+    if x.track_op() {
+        candle_nn::ops::softmax(x, D::Minus1)
+    } else {
+        candle_nn::ops::softmax_last_dim(x)
+    }
+}
+
+/// An element-wise function.
+pub(crate) fn apply(function: Function, x: &Tensor) -> Result<Tensor> {
+    match function {
+        Function::Identity => Ok(x.clone()),
+        Function::Silu => x.silu(),
+        Function::Gelu => x.gelu_erf(),
+        Function::GeluTanh => x.gelu(),
+        Function::Relu => x.relu(),
+        // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|), which cannot overflow.
+        Function::Mish => x * (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?.tanh()?,
+    }
+}
+
+/// The type that sums over many values are worked out in.
+fn working(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}

@@ -1,0 +1,58 @@
+//! The order in which gradients follow from each other, the same on every machine.
+//!
+//! A gradient takes memory from the first operation that adds to it until the operation that made the map has used it,
+//! and with it the map.
+
+use super::{Graph, Map, Op};
+
+/// What adds the gradients of operations for one kind of machine.
+pub(crate) trait Differentiate {
+    /// Whether something has added to the gradient of a map.
+    fn has_gradient(&self, map: Map) -> bool;
+
+    /// Adds the gradients of an operation's weights, and of an offset or modulation, from that of what it wrote.
+    fn weight_gradients(&mut self, graph: &Graph, op: &Op);
+
+    /// Adds those of what it read, but for the residual of sums.
+    fn source_gradients(&mut self, graph: &Graph, op: &Op);
+
+    /// What was added has the gradient of the sum.
+    fn pass_on(&mut self, sum: Map, residual: Map);
+
+    /// The map and its gradient are not needed any more.
+    fn forget(&mut self, map: Map);
+}
+
+/// Adds all gradients but that of the noisy sample, given that of the answer; gives the operation from which that
+/// one's follows.
+pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -> Option<&'a Op> {
+    let (sample, _) = graph.sample();
+    let mut first = None;
+    for op in graph.ops.iter().rev() {
+        let Some(to) = op.to() else { continue };
+        let residual = match op {
+            // Nothing comes before these.
+            Op::Sample { .. }
+            | Op::Sinusoid { .. }
+            | Op::Row { .. }
+            | Op::Condition { .. }
+            | Op::Positions { .. } => continue,
+            Op::Linear { epilogue, .. } | Op::Convolve { epilogue, .. } => epilogue.residual,
+            Op::Gate { residual, .. } => Some(*residual),
+            _ => None,
+        };
+        if machine.has_gradient(to) {
+            machine.weight_gradients(graph, op);
+            if op.reads().contains(&sample) {
+                first = Some(op);
+                continue;
+            }
+            machine.source_gradients(graph, op);
+            if let Some(residual) = residual {
+                machine.pass_on(to, residual);
+            }
+        }
+        machine.forget(to);
+    }
+    first
+}

@@ -1,0 +1,291 @@
+//! Recording a graph, operation by operation.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+
+use super::{
+    Epilogue, Graph, Kind, Map, MapInfo, Op, Product, Scalar, Size, Slice, Wave, WeightId,
+    WeightSpec,
+};
+use crate::kernels::{Function, Taps};
+
+/// A place in the tree of weights, named as in diffusers: `down_blocks.0.resnets.1`.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Name(String);
+
+impl Name {
+    /// The place `name` below this one.
+    pub(crate) fn at(&self, name: impl Display) -> Self {
+        if self.0.is_empty() { Self(name.to_string()) } else { Self(format!("{}.{name}", self.0)) }
+    }
+}
+
+/// A graph in the making. Each method adds an operation and gives the map that it writes.
+///
+/// The sizes are those that a checked configuration gives; what does not fit together is a fault of the description, and
+/// panics.
+#[derive(Debug, Default)]
+pub(crate) struct GraphBuilder {
+    ops: Vec<Op>,
+    maps: Vec<MapInfo>,
+    weights: Vec<WeightSpec>,
+    names: HashMap<String, WeightId>,
+    patch: usize,
+}
+
+impl GraphBuilder {
+    /// Of a network that cuts its images into squares of `patch` pixels a side; 1 if it does not.
+    pub(crate) fn new(patch: usize) -> Self {
+        Self { patch, ..Self::default() }
+    }
+
+    /// The graph, whose answer is `source`, divided by the time where `divided` says so.
+    pub(crate) fn finish(mut self, source: Map, divided: bool) -> Graph {
+        self.maps[source.0].kind = Kind::Answer;
+        self.ops.push(Op::Answer { source, divided });
+        let Self { ops, maps, weights, patch, .. } = self;
+        Graph { ops, maps, weights, patch }
+    }
+
+    /// How large a map is.
+    pub(crate) fn size(&self, map: Map) -> Size {
+        self.maps[map.0].size
+    }
+
+    fn map(&mut self, size: Size, kind: Kind) -> Map {
+        self.maps.push(MapInfo { size, kind });
+        Map(self.maps.len() - 1)
+    }
+
+    fn vector(&mut self, channels: usize) -> Map {
+        self.map(Size { height: 1, width: 1, channels }, Kind::Vector)
+    }
+
+    /// A map of the pixels of `like`, and of its kind.
+    fn like(&mut self, like: Map, channels: usize) -> Map {
+        let MapInfo { size, kind } = self.maps[like.0];
+        self.map(Size { channels, ..size }, kind)
+    }
+
+    /// The weight `name`; one that is read twice is one weight.
+    pub(crate) fn weight(&mut self, name: &Name, shape: &[usize]) -> WeightId {
+        if let Some(&id) = self.names.get(&name.0) {
+            let known = &mut self.weights[id.0];
+            assert_eq!(known.shape, shape, "a weight has one shape");
+            known.readers += 1;
+            return id;
+        }
+        let id = WeightId(self.weights.len());
+        self.weights.push(WeightSpec { name: name.0.clone(), shape: shape.to_vec(), readers: 1 });
+        self.names.insert(name.0.clone(), id);
+        id
+    }
+
+    /// Weight and bias of a layer, whose first dimension is its outputs.
+    fn product(&mut self, name: &Name, shape: &[usize]) -> Product {
+        let weight = self.weight(&name.at("weight"), shape);
+        let bias = Some(self.weight(&name.at("bias"), &shape[..1]));
+        Product { weight, bias, factor: 1.0 }
+    }
+
+    /// `factor·x + shift` of the noisy sample.
+    pub(crate) fn sample(&mut self, size: Size, factor: f32, shift: f32) -> Map {
+        let to = self.map(size, Kind::Features);
+        self.ops.push(Op::Sample { factor, shift, to });
+        to
+    }
+
+    /// Sines and cosines, a vector of `width` numbers.
+    pub(crate) fn sinusoid(&mut self, of: Scalar, wave: Wave, width: usize) -> Map {
+        let to = self.vector(width);
+        self.ops.push(Op::Sinusoid { of, wave, to });
+        to
+    }
+
+    /// Each sample's row of the table `name`, of `rows` rows of `width` numbers.
+    pub(crate) fn row(&mut self, name: &Name, of: Scalar, rows: usize, width: usize) -> Map {
+        let table = self.weight(name, &[rows, width]);
+        let to = self.vector(width);
+        self.ops.push(Op::Row { of, table, to });
+        to
+    }
+
+    /// The condition, a vector of `width` numbers.
+    pub(crate) fn condition(&mut self, width: usize) -> Map {
+        let to = self.vector(width);
+        self.ops.push(Op::Condition { to });
+        to
+    }
+
+    /// Sines and cosines of each pixel's column and row.
+    pub(crate) fn positions(&mut self, size: Size) -> Map {
+        let to = self.map(size, Kind::Features);
+        self.ops.push(Op::Positions { to });
+        to
+    }
+
+    /// A product with a vector, for the offset or modulation of other operations.
+    pub(crate) fn project(&mut self, name: &Name, source: Map, width: usize) -> Map {
+        let input = self.size(source).channels;
+        let product = self.product(name, &[width, input]);
+        let to = self.vector(width);
+        self.ops.push(Op::Project { source, product, to });
+        to
+    }
+
+    /// A linear map of each pixel to `width` channels.
+    pub(crate) fn linear(&mut self, name: &Name, source: Map, width: usize) -> Map {
+        self.linear_with(name, source, width, Epilogue::default())
+    }
+
+    /// The same, with what else goes into the sums.
+    pub(crate) fn linear_with(
+        &mut self,
+        name: &Name,
+        source: Map,
+        width: usize,
+        epilogue: Epilogue,
+    ) -> Map {
+        let input = self.size(source).channels;
+        let product = self.product(name, &[width, input]);
+        self.products(&[source], vec![product], width, epilogue)
+    }
+
+    /// A linear map of each pixel whose weight is kept as a convolution's kernel, of one pixel or of a patch's: its
+    /// numbers are `kernel`, the output channels first.
+    pub(crate) fn kernel(
+        &mut self,
+        name: &Name,
+        sources: &[Map],
+        kernel: &[usize],
+        epilogue: Epilogue,
+    ) -> Map {
+        let product = self.product(name, kernel);
+        self.products(sources, vec![product], kernel[0], epilogue)
+    }
+
+    fn products(
+        &mut self,
+        sources: &[Map],
+        products: Vec<Product>,
+        width: usize,
+        epilogue: Epilogue,
+    ) -> Map {
+        let to = self.like(sources[0], width);
+        let sources = sources.to_vec();
+        self.ops.push(Op::Linear { sources, products, epilogue, to });
+        to
+    }
+
+    /// A convolution to `channels` channels, with a square kernel.
+    pub(crate) fn convolve(
+        &mut self,
+        name: &Name,
+        source: Map,
+        channels: usize,
+        taps: Taps,
+        epilogue: Epilogue,
+    ) -> Map {
+        let Size { height, width, channels: input } = self.size(source);
+        let product = self.product(name, &[channels, input, taps.side, taps.side]);
+        let [height, width] = [height, width].map(|side| taps.output(side));
+        let to = self.map(Size { height, width, channels }, Kind::Features);
+        self.ops.push(Op::Convolve { source, product, taps, epilogue, to });
+        to
+    }
+
+    /// Group norm over the channels of one or two sources.
+    pub(crate) fn group_norm(
+        &mut self,
+        name: &Name,
+        sources: &[Map],
+        (groups, eps): (usize, f64),
+        modulation: Option<Map>,
+        function: Function,
+    ) -> Map {
+        let channels = sources.iter().map(|&source| self.size(source).channels).sum();
+        let [weight, bias] =
+            ["weight", "bias"].map(|part| self.weight(&name.at(part), &[channels]));
+        let to = self.like(sources[0], channels);
+        let sources = sources.to_vec();
+        self.ops.push(Op::GroupNorm {
+            sources,
+            weight,
+            bias,
+            groups,
+            eps,
+            modulation,
+            function,
+            to,
+        });
+        to
+    }
+
+    /// Multi-head self-attention between `to_q`, `to_k` and `to_v` of `name`, without the last product.
+    pub(crate) fn self_attention(
+        &mut self,
+        name: &Name,
+        source: Map,
+        heads: usize,
+        bias: bool,
+    ) -> Map {
+        let width = self.size(source).channels;
+        // The scale of the scores goes into the queries.
+        let scale = 1.0 / ((width / heads) as f64).sqrt();
+        let parts = [("to_q", scale), ("to_k", 1.0), ("to_v", 1.0)].map(|(part, factor)| {
+            let place = name.at(part);
+            let weight = self.weight(&place.at("weight"), &[width, width]);
+            let bias = bias.then(|| self.weight(&place.at("bias"), &[width]));
+            Product { weight, bias, factor }
+        });
+        let map = self.products(&[source], parts.to_vec(), 3 * width, Epilogue::default());
+        let [queries, keys, values] =
+            [0, 1, 2].map(|part| Slice { map, start: part * width, width });
+        let to = self.like(source, width);
+        self.ops.push(Op::Attend { queries, keys, values, heads, to });
+        to
+    }
+
+    /// Half the size, by the mean of each four pixels.
+    pub(crate) fn downsample(&mut self, source: Map) -> Map {
+        let Size { height, width, channels } = self.size(source);
+        let to = self.map(Size { height: height / 2, width: width / 2, channels }, Kind::Features);
+        self.ops.push(Op::Downsample { source, to });
+        to
+    }
+
+    /// Twice the size, each pixel becoming four.
+    pub(crate) fn upsample(&mut self, source: Map) -> Map {
+        let Size { height, width, channels } = self.size(source);
+        let to = self.map(Size { height: 2 * height, width: 2 * width, channels }, Kind::Features);
+        self.ops.push(Op::Upsample { source, to });
+        to
+    }
+
+    /// Layer norm, scaled by part `scale` of a vector and shifted by part `shift`.
+    pub(crate) fn modulate(
+        &mut self,
+        source: Map,
+        eps: f64,
+        vector: Map,
+        [scale, shift]: [usize; 2],
+    ) -> Map {
+        let to = self.like(source, self.size(source).channels);
+        self.ops.push(Op::Modulate { source, eps, vector, scale, shift, to });
+        to
+    }
+
+    /// `residual + gate·source`, with part `gate` of a vector.
+    pub(crate) fn gate(&mut self, source: Map, residual: Map, vector: Map, gate: usize) -> Map {
+        let to = self.like(source, self.size(source).channels);
+        self.ops.push(Op::Gate { source, residual, vector, gate, to });
+        to
+    }
+
+    /// An element-wise function.
+    pub(crate) fn activate(&mut self, source: Map, function: Function) -> Map {
+        let to = self.like(source, self.size(source).channels);
+        self.ops.push(Op::Activate { source, function, to });
+        to
+    }
+}

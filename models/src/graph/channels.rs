@@ -1,0 +1,277 @@
+//! Which channels of a network stand or fall together, read off its graph.
+//!
+//! Maps that are added have the same channels; so do queries and keys. A norm's groups and the heads of an attention
+//! divide channels into parts of equal size.
+
+use super::{Graph, Kind, Map, Op, Product, Slice, Wave, WeightId};
+use crate::channels::{ChannelSet, Channels, Choice};
+
+impl Graph {
+    /// The channel sets, and which weights have them along which dimension; nothing for a network that has no narrower
+    /// twin: one whose time is told by random frequencies, which takes a vector as wide as it is, or whose channels are
+    /// told apart by the sines of a token's place.
+    pub(crate) fn channels(&self) -> Option<Channels> {
+        let mut sets = Sets::default();
+        let mut of: Vec<Vec<usize>> = vec![Vec::new(); self.maps.len()];
+        for op in &self.ops {
+            match op {
+                Op::Condition { .. }
+                | Op::Positions { .. }
+                | Op::Modulate { .. }
+                | Op::Gate { .. }
+                | Op::Sinusoid { wave: Wave::Fourier { .. }, .. } => return None,
+                // Channels of an image belong to no set; those of a projection are its readers'.
+                Op::Sample { .. } | Op::Project { .. } | Op::Answer { .. } => {}
+                Op::Sinusoid { wave, to, .. } => {
+                    let width = self.size(*to).channels;
+                    let known = self.same(op, |one| matches!(one, Op::Sinusoid { wave: w, to, .. }
+                        if w == wave && self.size(*to).channels == width));
+                    of[to.0] = match known {
+                        Some(known) => of[known.0].clone(),
+                        None => vec![sets.set(width, Choice::Frequencies)],
+                    };
+                }
+                Op::Row { table, to, .. } => {
+                    let known =
+                        self.same(op, |one| matches!(one, Op::Row { table: t, .. } if t == table));
+                    of[to.0] = match known {
+                        Some(known) => of[known.0].clone(),
+                        None => vec![sets.set(self.size(*to).channels, Choice::Any)],
+                    };
+                }
+                Op::Linear { products, epilogue, to, .. } => {
+                    let width = |product: &Product| self.weight(product.weight).shape[0];
+                    let widths: Vec<usize> = products.iter().map(width).collect();
+                    of[to.0] = self.sums(&mut sets, &of, *to, &widths, epilogue.residual);
+                }
+                Op::Convolve { epilogue, to, .. } => {
+                    let widths = [self.size(*to).channels];
+                    of[to.0] = self.sums(&mut sets, &of, *to, &widths, epilogue.residual);
+                    if let Some(offset) = epilogue.offset {
+                        of[offset.0] = of[to.0].clone();
+                    }
+                }
+                Op::GroupNorm { sources, groups, modulation, to, .. } => {
+                    let all = joined(sources, &of);
+                    for &set in &all {
+                        sets.divide(set, *groups);
+                    }
+                    if let Some(modulation) = modulation {
+                        // Scale and shift.
+                        of[modulation.0] = [all.clone(), all.clone()].concat();
+                    }
+                    of[to.0] = all;
+                }
+                Op::Attend { queries, keys, values, heads, to } => {
+                    let [queries, keys, values] =
+                        [queries, keys, values].map(|slice| sets.within(slice, &of));
+                    for (&one, &other) in queries.iter().zip(&keys) {
+                        sets.unite(one, other);
+                    }
+                    for &set in queries.iter().chain(&values) {
+                        sets.divide(set, *heads);
+                    }
+                    of[to.0] = values;
+                }
+                Op::Downsample { source, to }
+                | Op::Upsample { source, to }
+                | Op::Activate { source, to, .. } => of[to.0] = of[source.0].clone(),
+            }
+        }
+        Some(self.along(sets, &of))
+    }
+
+    /// What an earlier operation that is the same wrote.
+    fn same(&self, op: &Op, same: impl Fn(&Op) -> bool) -> Option<Map> {
+        let earlier = self.ops.iter().take_while(|one| one.to() != op.to());
+        earlier.filter(|one| same(one)).find_map(Op::to)
+    }
+
+    /// The sets of sums of so many outputs.
+    fn sums(
+        &self,
+        sets: &mut Sets,
+        of: &[Vec<usize>],
+        to: Map,
+        widths: &[usize],
+        residual: Option<Map>,
+    ) -> Vec<usize> {
+        if self.maps[to.0].kind == Kind::Answer {
+            return Vec::new();
+        }
+        match residual {
+            Some(residual) => of[residual.0].clone(),
+            None => widths.iter().map(|&width| sets.set(width, Choice::Any)).collect(),
+        }
+    }
+
+    /// What lies along the dimensions of all weights.
+    fn along(&self, mut sets: Sets, of: &[Vec<usize>]) -> Channels {
+        let mut channels = Channels::default();
+        let numbers = sets.numbers(&mut channels.sets);
+        let numbered = |all: &[usize]| all.iter().map(|&set| numbers[set]).collect::<Vec<_>>();
+        let mut put = |id: WeightId, along: [&[usize]; 2]| {
+            let spec = self.weight(id);
+            let mut dimensions = vec![Vec::new(); spec.shape.len()];
+            for (dimension, sets) in dimensions.iter_mut().zip(along) {
+                *dimension = numbered(sets);
+            }
+            channels.weights.insert(spec.name.clone(), dimensions);
+        };
+        let mut layer = |product: &Product, output: &[usize], input: &[usize]| {
+            put(product.weight, [output, input]);
+            if let Some(bias) = product.bias {
+                put(bias, [output, &[]]);
+            }
+        };
+        for op in &self.ops {
+            match op {
+                Op::Project { source, product, to } => {
+                    layer(product, &of[to.0], &of[source.0]);
+                }
+                Op::Convolve { source, product, to, .. } => {
+                    layer(product, &of[to.0], &of[source.0]);
+                }
+                Op::Linear { sources, products, to, .. } => {
+                    let (output, input) = (&of[to.0], joined(sources, of));
+                    for (i, product) in products.iter().enumerate() {
+                        let own = if products.len() == 1 { &output[..] } else { &output[i..=i] };
+                        layer(product, own, &input);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for op in &self.ops {
+            match op {
+                Op::GroupNorm { sources, weight, bias, .. } => {
+                    let all = joined(sources, of);
+                    put(*weight, [&all, &[]]);
+                    put(*bias, [&all, &[]]);
+                }
+                Op::Row { table, to, .. } => put(*table, [&[], &of[to.0]]),
+                _ => {}
+            }
+        }
+        channels
+    }
+}
+
+/// The sets of several maps, one behind the other.
+fn joined(maps: &[Map], of: &[Vec<usize>]) -> Vec<usize> {
+    maps.iter().flat_map(|map| of[map.0].iter().copied()).collect()
+}
+
+/// Sets in the making, some of which turn out to be one.
+#[derive(Default)]
+struct Sets {
+    sets: Vec<ChannelSet>,
+    /// The set that it became one with, or itself.
+    same: Vec<usize>,
+}
+
+impl Sets {
+    fn set(&mut self, width: usize, choice: Choice) -> usize {
+        self.sets.push(ChannelSet { width, parts: 1, choice });
+        self.same.push(self.same.len());
+        self.same.len() - 1
+    }
+
+    fn find(&self, mut set: usize) -> usize {
+        while self.same[set] != set {
+            set = self.same[set];
+        }
+        set
+    }
+
+    fn unite(&mut self, one: usize, other: usize) {
+        let (one, other) = (self.find(one), self.find(other));
+        let (first, second) = (one.min(other), one.max(other));
+        self.same[second] = first;
+        self.divide(first, self.sets[second].parts);
+    }
+
+    /// Something divides the set into so many parts.
+    fn divide(&mut self, set: usize, parts: usize) {
+        let set = self.find(set);
+        let (mut a, mut b) = (self.sets[set].parts, parts);
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        self.sets[set].parts *= parts / a;
+    }
+
+    /// The sets of some channels of a map.
+    fn within(&self, slice: &Slice, of: &[Vec<usize>]) -> Vec<usize> {
+        let (mut start, end) = (0, slice.start + slice.width);
+        let inside = of[slice.map.0].iter().copied().filter(|&set| {
+            let first = start;
+            start += self.sets[set].width;
+            first >= slice.start && first < end
+        });
+        inside.collect()
+    }
+
+    /// Adds those that are left to `all`, and gives each one's place there.
+    fn numbers(&mut self, all: &mut Vec<ChannelSet>) -> Vec<usize> {
+        let mut numbers = vec![0; self.sets.len()];
+        for set in 0..self.sets.len() {
+            let same = self.find(set);
+            if same == set {
+                numbers[set] = all.len();
+                all.push(self.sets[set]);
+            } else {
+                numbers[set] = numbers[same];
+            }
+        }
+        numbers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use crate::unet::UNet2DConfig;
+
+    /// Sets lie along every dimension of every weight, as wide as it is.
+    #[test]
+    fn sets_account_for_every_weight() {
+        let configs = [
+            json!({}),
+            json!({"num_class_embeds": 3, "resnet_time_scale_shift": "scale_shift", "out_channels": 2,
+                "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"],
+                "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"],
+                "downsample_type": "resnet", "upsample_type": "resnet"}),
+            json!({"class_embed_type": "timestep", "block_out_channels": [16, 16]}),
+            json!({"mid_block_type": null, "time_embedding_type": "learned",
+                "num_train_timesteps": 10, "layers_per_block": 2}),
+            json!({"add_attention": false, "attn_norm_num_groups": 2}),
+        ];
+        for more in configs {
+            let mut config = json!({
+                "sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4,
+                "block_out_channels": [16, 32], "layers_per_block": 1, "attention_head_dim": 8,
+                "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+                "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+            });
+            for (name, value) in more.as_object().unwrap() {
+                config[name] = value.clone();
+            }
+            let config = UNet2DConfig::from_json(&config, "config.json").unwrap();
+            let channels = config.graph().channels().unwrap();
+            let shapes = config.graph().shapes();
+            let names: Vec<_> = shapes.keys().collect();
+            assert_eq!(channels.weights.keys().collect::<Vec<_>>(), names, "{more}");
+            for (name, shape) in shapes {
+                let dimensions = &channels.weights[&name];
+                assert_eq!(dimensions.len(), shape.len(), "{name}");
+                for (sets, side) in dimensions.iter().zip(shape) {
+                    let width: usize = sets.iter().map(|&set| channels.sets[set].width).sum();
+                    assert!(sets.is_empty() || width == side, "{name}: {width}, not {side}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! What a network does, as a list of operations: the one description of an architecture.
+//!
+//! A configuration records its graph ([`GraphBuilder`]). Everything else is read off it: the names and shapes of the
+//! weights, the channels that stand or fall together ([`Graph::channels`]), the kernels for the CPU ([`crate::cpu`]),
+//! those for a GPU (`crate::gpu`), candle's operations for any element type and device ([`crate::eager`]), and the order
+//! of the gradients ([`backward`]). A graph holds no tensor and knows no batch.
+
+pub(crate) mod backward;
+mod builder;
+mod channels;
+mod lower;
+mod positions;
+
+use std::collections::BTreeMap;
+
+use crate::kernels::{Function, Taps};
+
+pub(crate) use builder::{GraphBuilder, Name};
+pub(crate) use lower::{Backend, lower};
+pub(crate) use positions::positions;
+
+/// A map of each sample, of pixels (or tokens) and channels. One operation writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Map(pub(crate) usize);
+
+/// How large a map is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) height: usize,
+    pub(crate) width: usize,
+    pub(crate) channels: usize,
+}
+
+/// What a map is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Features of an image's pixels, or of tokens.
+    Features,
+    /// One vector of each sample, such as the time embedding: a map of one pixel, always f32.
+    Vector,
+    /// The network's answer, always f32 on the CPU.
+    Answer,
+}
+
+/// A map's size, and what it is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MapInfo {
+    pub(crate) size: Size,
+    pub(crate) kind: Kind,
+}
+
+/// A weight, by its place in [`Graph::weights`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WeightId(pub(crate) usize);
+
+/// A weight's name, as diffusers has it, and its shape.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct WeightSpec {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    /// How many operations read it.
+    pub(crate) readers: usize,
+}
+
+/// One number of each sample that the network is given beside the noisy sample.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scalar {
+    /// The time.
+    Time,
+    /// The condition: a class, or a number.
+    Condition,
+}
+
+/// What sines and cosines are taken of.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Wave {
+    /// `x·ω` with `ω_i = 10000^(−i / (half − shift))` (Vaswani et al. 2017, §3.5). An odd width ends with a zero.
+    Positional { shift: f64, cosines_first: bool },
+    /// `2π·w·ln x` with random weights `w` (Song et al. 2021).
+    Fourier { weight: WeightId },
+}
+
+/// One product of a linear operation: `factor·(weight·x + bias)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product {
+    /// `[outputs, inputs]`, or a kernel of as many numbers.
+    pub(crate) weight: WeightId,
+    /// `[outputs]`.
+    pub(crate) bias: Option<WeightId>,
+    pub(crate) factor: f64,
+}
+
+/// What else goes into the sums of a convolution or linear operation: `factor·(sums + offset + residual)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Epilogue {
+    /// A vector, added at every pixel.
+    pub(crate) offset: Option<Map>,
+    pub(crate) residual: Option<Map>,
+    pub(crate) factor: f32,
+}
+
+impl Default for Epilogue {
+    fn default() -> Self {
+        Self { offset: None, residual: None, factor: 1.0 }
+    }
+}
+
+/// Some channels of a map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Slice {
+    pub(crate) map: Map,
+    /// The first channel.
+    pub(crate) start: usize,
+    /// How many.
+    pub(crate) width: usize,
+}
+
+/// One operation; `to` is what it writes.
+#[derive(Debug, Clone)]
+pub(crate) enum Op {
+    /// `factor·x + shift` of the noisy sample, in patches where the graph says so.
+    Sample { factor: f32, shift: f32, to: Map },
+    /// Sines and cosines of a number of each sample; a vector.
+    Sinusoid { of: Scalar, wave: Wave, to: Map },
+    /// Each sample's row of a table `[rows, channels]`; a vector.
+    Row { of: Scalar, table: WeightId, to: Map },
+    /// The condition as it comes; a vector.
+    Condition { to: Map },
+    /// Sines and cosines of each pixel's column and row ([`positions`]), the same for every sample. It has no gradient.
+    Positions { to: Map },
+    /// A product with a vector, which becomes the offset or the modulation of other operations. Those of one vector may
+    /// be done together.
+    Project { source: Map, product: Product, to: Map },
+    /// A linear map of each pixel: the channels of all sources, times all products, one after another in the channels.
+    Linear { sources: Vec<Map>, products: Vec<Product>, epilogue: Epilogue, to: Map },
+    /// A convolution.
+    Convolve { source: Map, product: Product, taps: Taps, epilogue: Epilogue, to: Map },
+    /// Group norm (Wu & He 2018) over the channels of one or two sources, times one plus the first half of `modulation`,
+    /// plus its second half, then `function`.
+    GroupNorm {
+        sources: Vec<Map>,
+        weight: WeightId,
+        bias: WeightId,
+        groups: usize,
+        eps: f64,
+        modulation: Option<Map>,
+        function: Function,
+        to: Map,
+    },
+    /// The values, averaged for each query and head with weights `softmax(query · keys)` (Vaswani et al. 2017); the
+    /// queries are scaled already.
+    Attend { queries: Slice, keys: Slice, values: Slice, heads: usize, to: Map },
+    /// The mean of each four pixels.
+    Downsample { source: Map, to: Map },
+    /// Each pixel as four.
+    Upsample { source: Map, to: Map },
+    /// Layer norm of each pixel (Ba et al. 2016) without weights, times one plus part `scale` of `vector`, plus part
+    /// `shift`; a part has as many numbers as the source has channels.
+    Modulate { source: Map, eps: f64, vector: Map, scale: usize, shift: usize, to: Map },
+    /// `residual + gate·source`, with part `gate` of `vector`.
+    Gate { source: Map, residual: Map, vector: Map, gate: usize, to: Map },
+    /// An element-wise function.
+    Activate { source: Map, function: Function, to: Map },
+    /// The network's answer; divided by the time, where that is a noise level.
+    Answer { source: Map, divided: bool },
+}
+
+/// The vectors that a network's time and condition become before its first product, as they lie side by side in a
+/// compiled network's input.
+#[derive(Debug)]
+pub(crate) struct Features {
+    /// Each vector, and where it begins.
+    pub(crate) starts: Vec<(Map, usize)>,
+    /// Numbers of all of them.
+    pub(crate) total: usize,
+}
+
+impl Features {
+    /// Where a vector begins.
+    pub(crate) fn start(&self, map: Map) -> usize {
+        let found = self.starts.iter().find(|(one, _)| *one == map);
+        found.map_or(0, |(_, start)| *start)
+    }
+}
+
+/// A network.
+#[derive(Debug, Clone)]
+pub(crate) struct Graph {
+    pub(crate) ops: Vec<Op>,
+    pub(crate) maps: Vec<MapInfo>,
+    pub(crate) weights: Vec<WeightSpec>,
+    /// Pixels of a patch's side: the noisy sample comes in as squares of so many pixels, one of them a pixel of
+    /// `side·side` times the channels, and the answer goes out as such. 1 for networks over pixels.
+    pub(crate) patch: usize,
+}
+
+impl Op {
+    /// What it writes; nothing for the last.
+    pub(crate) fn to(&self) -> Option<Map> {
+        match *self {
+            Self::Sample { to, .. }
+            | Self::Sinusoid { to, .. }
+            | Self::Row { to, .. }
+            | Self::Condition { to }
+            | Self::Positions { to }
+            | Self::Project { to, .. }
+            | Self::Linear { to, .. }
+            | Self::Convolve { to, .. }
+            | Self::GroupNorm { to, .. }
+            | Self::Attend { to, .. }
+            | Self::Downsample { to, .. }
+            | Self::Upsample { to, .. }
+            | Self::Modulate { to, .. }
+            | Self::Gate { to, .. }
+            | Self::Activate { to, .. } => Some(to),
+            Self::Answer { .. } => None,
+        }
+    }
+
+    /// What it reads, each map once.
+    pub(crate) fn reads(&self) -> Vec<Map> {
+        let mut maps = match self {
+            Self::Sample { .. }
+            | Self::Sinusoid { .. }
+            | Self::Row { .. }
+            | Self::Condition { .. }
+            | Self::Positions { .. } => Vec::new(),
+            Self::Linear { sources, epilogue, .. } => {
+                let more = epilogue.offset.into_iter().chain(epilogue.residual);
+                sources.iter().copied().chain(more).collect()
+            }
+            Self::Convolve { source, epilogue, .. } => {
+                [*source].into_iter().chain(epilogue.offset).chain(epilogue.residual).collect()
+            }
+            Self::GroupNorm { sources, modulation, .. } => {
+                sources.iter().copied().chain(*modulation).collect()
+            }
+            Self::Attend { queries, keys, values, .. } => vec![queries.map, keys.map, values.map],
+            Self::Project { source, .. }
+            | Self::Downsample { source, .. }
+            | Self::Upsample { source, .. }
+            | Self::Activate { source, .. }
+            | Self::Answer { source, .. } => vec![*source],
+            Self::Modulate { source, vector, .. } => vec![*source, *vector],
+            Self::Gate { source, residual, vector, .. } => vec![*source, *residual, *vector],
+        };
+        maps.sort_by_key(|map| map.0);
+        maps.dedup();
+        maps
+    }
+}
+
+impl Graph {
+    /// A map's size.
+    pub(crate) fn size(&self, map: Map) -> Size {
+        self.maps[map.0].size
+    }
+
+    /// A weight's name and shape.
+    pub(crate) fn weight(&self, id: WeightId) -> &WeightSpec {
+        &self.weights[id.0]
+    }
+
+    /// Names and shapes of all weights.
+    pub(crate) fn shapes(&self) -> BTreeMap<String, Vec<usize>> {
+        self.weights.iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect()
+    }
+
+    /// How many operations read each map.
+    pub(crate) fn uses(&self) -> Vec<usize> {
+        let mut uses = vec![0; self.maps.len()];
+        for op in &self.ops {
+            for map in op.reads() {
+                uses[map.0] += 1;
+            }
+        }
+        uses
+    }
+
+    /// The vectors that time and condition become.
+    pub(crate) fn features(&self) -> Features {
+        let mut features = Features { starts: Vec::new(), total: 0 };
+        for op in &self.ops {
+            if let Op::Sinusoid { to, .. } | Op::Row { to, .. } | Op::Condition { to } = *op {
+                features.starts.push((to, features.total));
+                features.total += self.size(to).channels;
+            }
+        }
+        features
+    }
+
+    /// Floats of one sample's largest map.
+    pub(crate) fn largest_map(&self) -> u64 {
+        let floats = |info: &MapInfo| {
+            let Size { height, width, channels } = info.size;
+            [height, width, channels].into_iter().fold(1u64, |all, n| all.saturating_mul(n as u64))
+        };
+        self.maps.iter().map(floats).max().unwrap_or(0)
+    }
+
+    /// The size of the answer, and whether it is divided by the time.
+    pub(crate) fn answer(&self) -> (Size, bool) {
+        match self.ops.last() {
+            Some(&Op::Answer { source, divided }) => (self.size(source), divided),
+            _ => unreachable!("a graph ends with its answer"),
+        }
+    }
+
+    /// The map of the noisy sample, and what it is multiplied with as it comes in.
+    pub(crate) fn sample(&self) -> (Map, f32) {
+        let sample = self.ops.iter().find_map(|op| match *op {
+            Op::Sample { factor, to, .. } => Some((to, factor)),
+            _ => None,
+        });
+        sample.unwrap_or_else(|| unreachable!("a graph reads the noisy sample"))
+    }
+}

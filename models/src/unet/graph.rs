@@ -1,0 +1,279 @@
+//! The network as a graph: the way down, the bottom, the way up, and the vector that tells the time and the class.
+
+use super::UNet2DConfig;
+use super::config::{Activation, Block, ClassEmbedding, Resample, TimeEmbedding};
+use crate::graph::{Epilogue, Graph, GraphBuilder, Map, Name, Scalar, Size, Wave};
+use crate::kernels::{Function, Taps};
+
+/// Whether a residual block changes the image's size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Resize {
+    /// It does not.
+    Keep,
+    /// Twice the size, by repetition.
+    Up,
+    /// Half the size, by averaging.
+    Down,
+}
+
+impl UNet2DConfig {
+    /// What the network does.
+    pub(crate) fn graph(&self) -> Graph {
+        let mut builder = GraphBuilder::new(1);
+        let embedding = embedding(self, &mut builder);
+        let unet = UNet { config: self, builder, embedding, skips: Vec::new() };
+        unet.network()
+    }
+}
+
+/// Time and class as one vector, through the activation with which every residual block begins its use of it.
+fn embedding(config: &UNet2DConfig, g: &mut GraphBuilder) -> Map {
+    let root = Name::default();
+    let width = config.time_width();
+    let place = root.at("class_embedding");
+    let class = match config.class_embedding {
+        ClassEmbedding::None => None,
+        ClassEmbedding::Table(rows) => {
+            Some(g.row(&place.at("weight"), Scalar::Condition, rows, width))
+        }
+        ClassEmbedding::Timestep => {
+            let number = projected(config, g, Scalar::Condition);
+            Some(mlp(g, &place, number, width, None))
+        }
+        ClassEmbedding::Identity => Some(g.condition(width)),
+    };
+    let time = projected(config, g, Scalar::Time);
+    let sum = mlp(g, &root.at("time_embedding"), time, width, class);
+    g.activate(sum, config.activation.into())
+}
+
+/// A number as a vector, without the two layers that follow.
+fn projected(config: &UNet2DConfig, g: &mut GraphBuilder, of: Scalar) -> Map {
+    let (width, channels) = (config.projected_width(), config.channels[0]);
+    let name = Name::default().at("time_proj.weight");
+    let wave = match config.time_embedding {
+        TimeEmbedding::Positional => {
+            Wave::Positional { shift: config.freq_shift, cosines_first: config.flip_sin_to_cos }
+        }
+        TimeEmbedding::Fourier => Wave::Fourier { weight: g.weight(&name, &[channels]) },
+        TimeEmbedding::Learned => {
+            return g.row(&name, of, config.num_train_timesteps.unwrap_or(1), channels);
+        }
+    };
+    g.sinusoid(of, wave, width)
+}
+
+/// Two linear layers with SiLU between them, plus `more`.
+fn mlp(g: &mut GraphBuilder, name: &Name, x: Map, width: usize, more: Option<Map>) -> Map {
+    let hidden = g.linear(&name.at("linear_1"), x, width);
+    let active = g.activate(hidden, Function::Silu);
+    let epilogue = Epilogue { residual: more, ..Epilogue::default() };
+    g.linear_with(&name.at("linear_2"), active, width, epilogue)
+}
+
+struct UNet<'a> {
+    config: &'a UNet2DConfig,
+    builder: GraphBuilder,
+    embedding: Map,
+    /// What the way down leaves for the way up.
+    skips: Vec<Map>,
+}
+
+impl UNet<'_> {
+    fn network(mut self) -> Graph {
+        let config = self.config;
+        let UNet2DConfig { height, width, in_channels, .. } = *config;
+        let root = Name::default();
+        let (factor, shift) = if config.center_input_sample { (2.0, -1.0) } else { (1.0, 0.0) };
+        let sample = Size { height, width, channels: in_channels };
+        let x = self.builder.sample(sample, factor, shift);
+        let mut x = self.convolve(&root.at("conv_in"), x, config.channels[0], Taps::SAME);
+
+        self.skips.push(x);
+        for level in 0..config.levels() {
+            x = self.down(&root.at(format_args!("down_blocks.{level}")), level, x);
+        }
+        if config.mid_block {
+            x = self.middle(&root.at("mid_block"), x);
+        }
+        for index in 0..config.levels() {
+            x = self.up(&root.at(format_args!("up_blocks.{index}")), index, x);
+        }
+
+        let groups = (config.norm_num_groups, config.norm_eps);
+        let name = root.at("conv_norm_out");
+        let normed = self.builder.group_norm(&name, &[x], groups, None, Function::Silu);
+        let y = self.convolve(&root.at("conv_out"), normed, config.out_channels, Taps::SAME);
+        // With a Fourier embedding time is a noise level, and the answer a score (Song et al. 2021).
+        self.builder.finish(y, config.time_embedding == TimeEmbedding::Fourier)
+    }
+
+    fn convolve(&mut self, name: &Name, x: Map, channels: usize, taps: Taps) -> Map {
+        self.builder.convolve(name, x, channels, taps, Epilogue::default())
+    }
+
+    fn down(&mut self, name: &Name, level: usize, mut x: Map) -> Map {
+        let config = self.config;
+        let (block, channels) = (config.down_blocks[level], config.channels[level]);
+        for index in 0..config.layers_per_block {
+            x = self.layer(name, index, &[x], channels, block);
+            self.skips.push(x);
+        }
+        if level + 1 < config.levels() {
+            let place = name.at("downsamplers.0");
+            x = match resample(block, config.downsample) {
+                Resample::Resnet => self.resnet(&place, &[x], channels, Resize::Down, 1.0),
+                Resample::Conv => {
+                    // Without padding above and left there is one row and column of zeros below and right.
+                    let padding = config.downsample_padding;
+                    let taps = Taps { side: 3, stride: 2, padding, doubled: false };
+                    self.convolve(&place.at("conv"), x, channels, taps)
+                }
+            };
+            self.skips.push(x);
+        }
+        x
+    }
+
+    fn middle(&mut self, name: &Name, x: Map) -> Map {
+        let config = self.config;
+        let channels = config.channels[config.levels() - 1];
+        let scale = config.mid_block_scale_factor;
+        let mut y = self.resnet(&name.at("resnets.0"), &[x], channels, Resize::Keep, scale);
+        if config.add_attention {
+            // Without a number of its own the mid block's attention is normalised as the residual blocks
+            // are, except beside scale-shift norms, where it is not normalised at all.
+            let groups = config
+                .attn_norm_num_groups
+                .or_else(|| (!config.scale_shift).then_some(config.norm_num_groups));
+            y = self.attention(&name.at("attentions.0"), y, groups, scale);
+        }
+        self.resnet(&name.at("resnets.1"), &[y], channels, Resize::Keep, scale)
+    }
+
+    fn up(&mut self, name: &Name, index: usize, mut x: Map) -> Map {
+        let config = self.config;
+        let level = config.levels() - 1 - index;
+        let (block, channels) = (config.up_blocks[index], config.channels[level]);
+        for i in 0..=config.layers_per_block {
+            let skip = self.skips.pop();
+            let skip = skip.expect("the way down left one map for each layer of the way up");
+            x = self.layer(name, i, &[x, skip], channels, block);
+        }
+        if level > 0 {
+            let place = name.at("upsamplers.0");
+            x = match resample(block, config.upsample) {
+                Resample::Resnet => self.resnet(&place, &[x], channels, Resize::Up, 1.0),
+                Resample::Conv => {
+                    let taps = Taps { doubled: true, ..Taps::SAME };
+                    self.convolve(&place.at("conv"), x, channels, taps)
+                }
+            };
+        }
+        x
+    }
+
+    /// A residual block and the attention that may follow it.
+    fn layer(
+        &mut self,
+        name: &Name,
+        index: usize,
+        sources: &[Map],
+        channels: usize,
+        block: Block,
+    ) -> Map {
+        let place = name.at(format_args!("resnets.{index}"));
+        let x = self.resnet(&place, sources, channels, Resize::Keep, 1.0);
+        if block != Block::Attention {
+            return x;
+        }
+        let groups = Some(self.config.norm_num_groups);
+        self.attention(&name.at(format_args!("attentions.{index}")), x, groups, 1.0)
+    }
+
+    /// Norm, activation, convolution, twice, with the time embedding in between and a way around, over the channels of
+    /// all `sources`: `ResnetBlock2D` of diffusers, `ResBlock` of Dhariwal & Nichol (2021). The sum is divided by `scale`.
+    fn resnet(
+        &mut self,
+        name: &Name,
+        sources: &[Map],
+        channels: usize,
+        resize: Resize,
+        scale: f64,
+    ) -> Map {
+        let config = self.config;
+        let (activation, embedding) = (config.activation.into(), self.embedding);
+        let groups = (config.norm_num_groups, config.norm_eps);
+        let g = &mut self.builder;
+        let input: usize = sources.iter().map(|&source| g.size(source).channels).sum();
+
+        let normed = g.group_norm(&name.at("norm1"), sources, groups, None, activation);
+        let h = if resize == Resize::Down { g.downsample(normed) } else { normed };
+        let time = name.at("time_emb_proj");
+        let (offset, modulation) = if config.scale_shift {
+            (None, Some(g.project(&time, embedding, 2 * channels)))
+        } else {
+            (Some(g.project(&time, embedding, channels)), None)
+        };
+        let taps = Taps { doubled: resize == Resize::Up, ..Taps::SAME };
+        let epilogue = Epilogue { offset, ..Epilogue::default() };
+        let h = g.convolve(&name.at("conv1"), h, channels, taps, epilogue);
+        let normed = g.group_norm(&name.at("norm2"), &[h], groups, modulation, activation);
+
+        let around = match resize {
+            Resize::Keep => sources.to_vec(),
+            Resize::Up => vec![g.upsample(sources[0])],
+            Resize::Down => vec![g.downsample(sources[0])],
+        };
+        // Two maps always join to more channels than there are afterwards.
+        let residual = if input == channels {
+            around[0]
+        } else {
+            let (place, kernel) = (name.at("conv_shortcut"), [channels, input, 1, 1]);
+            g.kernel(&place, &around, &kernel, Epilogue::default())
+        };
+        let factor = (1.0 / scale) as f32;
+        let epilogue = Epilogue { residual: Some(residual), factor, ..Epilogue::default() };
+        g.convolve(&name.at("conv2"), normed, channels, Taps::SAME, epilogue)
+    }
+
+    /// Self-attention over the pixels of `x`, normalised in `groups` groups or not at all, and a way around; the sum is
+    /// divided by `scale`.
+    fn attention(&mut self, name: &Name, x: Map, groups: Option<usize>, scale: f64) -> Map {
+        let config = self.config;
+        let g = &mut self.builder;
+        let channels = g.size(x).channels;
+        let heads = channels / config.attention_head_dim.unwrap_or(channels);
+        let normed = match groups {
+            None => x,
+            Some(groups) => {
+                let (place, groups) = (name.at("group_norm"), (groups, config.norm_eps));
+                g.group_norm(&place, &[x], groups, None, Function::Identity)
+            }
+        };
+        let gathered = g.self_attention(name, normed, heads, true);
+        let factor = (1.0 / scale) as f32;
+        let epilogue = Epilogue { residual: Some(x), factor, ..Epilogue::default() };
+        g.linear_with(&name.at("to_out.0"), gathered, channels, epilogue)
+    }
+}
+
+/// What resamples at the end of a block, `asked` being what blocks with attention do.
+fn resample(block: Block, asked: Resample) -> Resample {
+    match block {
+        Block::Plain => Resample::Conv,
+        Block::Resnet => Resample::Resnet,
+        Block::Attention => asked,
+    }
+}
+
+impl From<Activation> for Function {
+    fn from(activation: Activation) -> Self {
+        match activation {
+            Activation::Silu => Self::Silu,
+            Activation::Mish => Self::Mish,
+            Activation::Gelu => Self::Gelu,
+            Activation::Relu => Self::Relu,
+        }
+    }
+}
