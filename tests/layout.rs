@@ -86,7 +86,7 @@ fn distillation_knows_nothing_of_serving_nor_of_architectures() {
 
 #[test]
 fn kernels_and_plans_know_no_architecture() {
-    for below in ["models/src/kernels", "models/src/cpu", "models/src/gpu"] {
+    for below in ["models/src/kernels", "models/src/graph", "models/src/cpu", "models/src/gpu"] {
         never(below, &["unet::", "dit::", "UNet", "DiT"]);
     }
 }

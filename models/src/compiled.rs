@@ -80,13 +80,16 @@ impl Network {
 impl Body {
     fn new(graph: Graph, weights: &Weights, element: ElementType) -> crate::Result<Self> {
         #[cfg(feature = "cuda")]
-        match crate::gpu::compiles(weights) {
+        match crate::gpu::compiles(&graph, weights) {
             true if !weights.trained() => {
                 return Ok(Self::Gpu(crate::gpu::Program::new(&graph, weights)?));
             }
             true if crate::gpu::trains(&graph) => {
                 let features = Features::new(&graph, weights)?;
-                return Ok(Self::GpuTraining(crate::gpu::Training::new(&graph, weights)?, features));
+                return Ok(Self::GpuTraining(
+                    crate::gpu::Training::new(&graph, weights)?,
+                    features,
+                ));
             }
             _ => {}
         }
@@ -104,7 +107,7 @@ impl Body {
 
 /// bf16, where this processor multiplies it and every operation has kernels for it.
 fn bf16(graph: &Graph) -> crate::Result<ElementType> {
-    let tokens = |op: &Op| matches!(op, Op::Modulate { .. } | Op::Gate { .. });
+    let tokens = |op: &Op| matches!(op, Op::Modulate { .. } | Op::Gate { .. } | Op::Geglu { .. });
     if graph.ops.iter().any(tokens) {
         let remedy = "this architecture runs in f32 on a CPU; use f32";
         return Err(Error::value("dtype", "bf16", remedy));

@@ -46,6 +46,11 @@ impl Eager {
             match op {
                 Op::Project { product, .. } | Op::Convolve { product, .. } => take(product)?,
                 Op::Linear { products, .. } => products.iter().try_for_each(take)?,
+                Op::Learned { weights: ids, .. } => {
+                    for id in ids {
+                        taken[id.0] = Some(weights.get(graph.weight(*id))?);
+                    }
+                }
                 // As torch does, norms work in f32, or in f64 in a network that serves as the reference.
                 Op::GroupNorm { weight, bias, .. } => {
                     for id in [weight, bias] {
@@ -120,6 +125,15 @@ impl Eager {
                 }
                 None => bail!("positions are made when a network is"),
             },
+            Op::Learned { weights, to } => {
+                let all = weights.iter().filter_map(|id| self.weights[id.0].as_ref());
+                let all: Vec<Tensor> = all.map(Tensor::flatten_all).collect::<Result<_>>()?;
+                let size = self.graph.size(*to);
+                let pixels = Tensor::cat(&all, 0)?.reshape((1, (), size.channels))?;
+                let shape = (1, size.channels, size.height, size.width);
+                let map = pixels.transpose(1, 2)?.reshape(shape)?;
+                map.repeat((x.dim(0)?, 1, 1, 1))
+            }
             Op::Project { source, product, .. } => self.product(map(*source)?, product),
             Op::Linear { sources, products, epilogue, .. } => {
                 let sources: Vec<&Tensor> =
@@ -151,26 +165,31 @@ impl Eager {
                 let y = group_norm(&joined(&sources)?, [weight, bias], (*groups, *eps), modulation);
                 apply(*function, &y?)
             }
-            Op::Attend { queries, keys, values, heads, .. } => {
+            Op::Attend { queries, keys, values, heads, causal, .. } => {
                 let slices = [queries, keys, values].map(|slice| heads_of(slice, *heads, map));
-                let [queries, keys, values] = slices;
-                let like = map(op.reads()[0])?;
+                let [wide, keys, values] = slices;
+                let like = map(queries.map)?;
                 let (batch, _, height, width) = like.dims4()?;
-                attend(&queries?, &keys?, &values?)?.reshape((batch, (), height, width))
+                attend(&wide?, &keys?, &values?, *causal)?.reshape((batch, (), height, width))
             }
             Op::Downsample { source, .. } => map(*source)?.avg_pool2d(2),
             Op::Upsample { source, .. } => upsample(map(*source)?),
-            Op::Modulate { source, eps, vector, scale, shift, .. } => {
+            Op::Modulate { source, eps, vector, scale, shift, plus_one, .. } => {
                 let source = map(*source)?;
                 let channels = source.dim(1)?;
                 let part = |index: &usize| map(*vector)?.narrow(1, index * channels, channels);
-                modulate(source, *eps, &part(scale)?, &part(shift)?)
+                let scale = if *plus_one { (part(scale)? + 1.0)? } else { part(scale)? };
+                modulate(source, *eps, &scale, &part(shift)?)
             }
             Op::Gate { source, residual, vector, gate, .. } => {
                 let source = map(*source)?;
                 let channels = source.dim(1)?;
                 let gate = map(*vector)?.narrow(1, gate * channels, channels)?;
                 source.broadcast_mul(&gate)? + map(*residual)?
+            }
+            Op::Geglu { source, .. } => {
+                let halves = map(*source)?.chunk(2, 1)?;
+                &halves[0] * apply(Function::Gelu, &halves[1].contiguous()?)?
             }
             Op::Activate { source, function, .. } => apply(*function, map(*source)?),
             Op::Answer { source, divided: false } => Ok(map(*source)?.clone()),
@@ -242,9 +261,9 @@ fn finish<'a>(
 }
 
 fn convolve(x: &Tensor, weight: &Tensor, taps: Taps) -> Result<Tensor> {
-    let Taps { stride, padding, doubled, .. } = taps;
+    let Taps { side, stride, padding, doubled } = taps;
     let seen = if doubled { &upsample(x)? } else { x };
-    if padding == 0 && stride == 2 {
+    if side == 3 && padding == 0 && stride == 2 {
         // Without padding above and left there is one row and column of zeros below and right.
         let wider = seen.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?;
         return wider.conv2d(weight, 0, stride, 1, 1);
@@ -287,13 +306,13 @@ fn group_norm(
     y.broadcast_add(&shift)?.reshape(x.shape())?.to_dtype(x.dtype())
 }
 
-/// Layer norm over the channels of each pixel, then `y·(1 + scale) + shift` with `[B, channels, 1, 1]` each.
+/// Layer norm over the channels of each pixel, then `y·scale + shift` with `[B, channels, 1, 1]` each.
 fn modulate(x: &Tensor, eps: f64, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     let wide = x.to_dtype(working(x.dtype()))?;
     let centred = wide.broadcast_sub(&wide.mean_keepdim(1)?)?;
     let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
     let normed = centred.broadcast_div(&deviation)?.to_dtype(x.dtype())?;
-    normed.broadcast_mul(&(scale + 1.0)?)?.broadcast_add(shift)
+    normed.broadcast_mul(scale)?.broadcast_add(shift)
 }
 
 /// Some channels of a map as `[B·heads, channels of a head, pixels]`.
@@ -308,11 +327,19 @@ fn heads_of<'a>(
 }
 
 /// Scores are `[B·heads, queries, keys]`; values are gathered as `[B·heads, channels of a head, queries]`.
-fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool) -> Result<Tensor> {
     // Half types have no room for the sums of scores.
     let dtype = working(queries.dtype());
     let (wide, keys) = (queries.to_dtype(dtype)?, keys.to_dtype(dtype)?);
-    let weights = softmax(&wide.transpose(1, 2)?.matmul(&keys)?)?.to_dtype(values.dtype())?;
+    let mut scores = wide.transpose(1, 2)?.matmul(&keys)?;
+    if causal {
+        let (_, queries, keys) = scores.dims3()?;
+        let hidden = |query: usize, key: usize| if key > query { f32::NEG_INFINITY } else { 0.0 };
+        let mask: Vec<f32> = (0..queries * keys).map(|i| hidden(i / keys, i % keys)).collect();
+        let mask = Tensor::from_vec(mask, (1, queries, keys), scores.device())?;
+        scores = scores.broadcast_add(&mask.to_dtype(dtype)?)?;
+    }
+    let weights = softmax(&scores)?.to_dtype(values.dtype())?;
     values.matmul(&weights.transpose(1, 2)?)
 }
 
@@ -332,6 +359,7 @@ pub(crate) fn apply(function: Function, x: &Tensor) -> Result<Tensor> {
         Function::Silu => x.silu(),
         Function::Gelu => x.gelu_erf(),
         Function::GeluTanh => x.gelu(),
+        Function::QuickGelu => x * ((x * -1.702)?.exp()? + 1.0)?.recip()?,
         Function::Relu => x.relu(),
         // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|), which cannot overflow.
         Function::Mish => x * (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?.tanh()?,

@@ -118,7 +118,13 @@ impl Features {
             .iter()
             .map(|feature| feature.forward(timesteps, condition)?.to_dtype(DType::F32))
             .collect();
-        Tensor::cat(&all?, 1)
+        match all? {
+            // A network that knows neither time nor condition.
+            none if none.is_empty() => {
+                Tensor::zeros((timesteps.dim(0)?, 0), DType::F32, timesteps.device())
+            }
+            all => Tensor::cat(&all, 1),
+        }
     }
 
     /// Bytes of tables and frequencies.

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use understudy_models::Denoiser;
-use understudy_models::checkpoint::adm;
 use understudy_models::NetworkConfig;
+use understudy_models::checkpoint::adm;
 
 const CASES: [&str; 5] = ["improved", "legacy_order", "middle_attention", "new_order", "one_level"];
 

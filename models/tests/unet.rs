@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor, Var};
 use common::{Golden, bits, digest_in_process, formula, print_digest, relative_error};
 use serde_json::{Value, json};
-use understudy_models::{Denoiser, NetworkConfig};
 use understudy_models::kernels::Isa;
+use understudy_models::{Denoiser, NetworkConfig};
 
 impl Golden {
     fn named(name: &str) -> Self {
@@ -450,8 +450,7 @@ fn every_weight_has_the_gradient_that_differences_show() {
             .map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).unwrap()))
             .collect();
         let weights = vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone()));
-        let model =
-            golden.config().load(weights.collect(), DType::F32, &Device::Cpu);
+        let model = golden.config().load(weights.collect(), DType::F32, &Device::Cpu);
         let model = model.unwrap();
         let direction = formula(golden.output.dims(), 1.0, 5);
         let grads = loss(&*model, &golden, &direction).backward().unwrap();

@@ -153,8 +153,9 @@ impl<'a> Builder<'a> {
     /// Whether an attention reads the map in heads of an odd number of channels.
     fn has_odd_heads(&self, map: Map) -> bool {
         self.graph.ops.iter().any(|op| match op {
-            Op::Attend { queries, heads, .. } => {
-                queries.map == map && !(queries.width / heads).is_multiple_of(2)
+            Op::Attend { queries, keys, values, heads, .. } => {
+                [queries, keys, values].iter().any(|slice| slice.map == map)
+                    && !(queries.width / heads).is_multiple_of(2)
             }
             _ => false,
         })
@@ -223,7 +224,10 @@ impl<'a> Builder<'a> {
 
     /// The program of a network that is trained, its weights and where each one's gradient begins, and
     /// the floats of all gradients.
-    pub(super) fn finish_training(self, parts: Vec<Part>) -> (Program, Vec<(Tensor, usize)>, usize) {
+    pub(super) fn finish_training(
+        self,
+        parts: Vec<Part>,
+    ) -> (Program, Vec<(Tensor, usize)>, usize) {
         let tape = self.tape.unwrap_or_default();
         let lens = tape.parameters.iter().map(|(tensor, _)| tensor.elem_count()).collect();
         let layouts = [&self.layout, &tape.placed];

@@ -5,9 +5,9 @@ use super::tape::Saved;
 use super::{FEATURES, SAMPLE, TIME};
 use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Slice, positions};
 use crate::kernels::{
-    Activate, Apply, Attend, Buffer, Direct, Downsample, ElementType, Export, Fill, Finish,
-    Gate, Image, Import, Modulate, PackKeys, PackValues, Settle, Taps, Upsample, Vector,
-    Winograd, padded,
+    Activate, Apply, Attend, Buffer, Channels, Direct, Downsample, ElementType, Export, Fill,
+    Finish, Gate, Geglu, Image, Import, Learned, Modulate, PackKeys, PackValues, Settle, Taps,
+    Upsample, Vector, Winograd, padded,
 };
 use crate::weights::Weights;
 
@@ -28,6 +28,21 @@ impl Backend for Builder<'_> {
                 let output = self.map(to);
                 self.push(Fill::new(&positions(graph.size(to)), output));
             }
+            Op::Learned { weights: ids, to } => {
+                let output = self.map(*to);
+                let tensors = ids.iter().map(|&id| weights.get(graph.weight(id)));
+                let tensors = tensors.collect::<crate::Result<Vec<_>>>()?;
+                if let Some(tape) = &mut self.tape {
+                    let parameters: Vec<usize> =
+                        tensors.into_iter().map(|tensor| tape.register(tensor)).collect();
+                    let gradient = tape.parameters[parameters[0]].1;
+                    self.save(*to, Saved::Learned { gradient });
+                    self.push(Learned { parameters, output });
+                } else {
+                    let all: crate::Result<Vec<_>> = tensors.iter().map(values).collect();
+                    self.push(Fill::new(&all?.concat(), output));
+                }
+            }
             Op::Project { source, product, to } => {
                 self.project(*source, product, *to, weights)?;
             }
@@ -38,9 +53,7 @@ impl Backend for Builder<'_> {
                 self.convolve(*source, product, *taps, *epilogue, *to, weights)?;
             }
             Op::GroupNorm { .. } => self.group_norm(op, weights)?,
-            Op::Attend { queries, keys, values, heads, to } => {
-                self.attend([queries, keys, values], *heads, *to);
-            }
+            Op::Attend { .. } => self.attend(op),
             &Op::Downsample { source, to } => {
                 let (input, output) = (self.image(source), self.map(to));
                 self.push(Downsample { input, output });
@@ -49,10 +62,11 @@ impl Backend for Builder<'_> {
                 let (input, output) = (self.image(source), self.map(to));
                 self.push(Upsample { input, output });
             }
-            &Op::Modulate { source, eps, vector, scale, shift, to } => {
+            &Op::Modulate { source, eps, vector, scale, shift, plus_one, to } => {
                 let (image, target) = (self.image(source), self.map(to));
                 let moments = self.tape.is_some().then(|| self.take(2 * image.pixels()));
                 let parts = [scale, shift].map(|index| self.part(vector, index, source));
+                let parts = (parts, one(plus_one));
                 self.push(Modulate::new(image, target, eps, parts, moments));
                 if let Some(moments) = moments {
                     self.save(to, Saved::Modulate { moments });
@@ -62,6 +76,10 @@ impl Backend for Builder<'_> {
                 let (image, target) = (self.image(source), self.map(to));
                 let part = self.part(vector, gate, source);
                 self.push(Gate::new(image, self.image(residual), target, part));
+            }
+            &Op::Geglu { source, to } => {
+                let (input, output) = (self.image(source), self.map(to));
+                self.push(Geglu::new(input, output));
             }
             &Op::Activate { source, function, to } => {
                 let (input, output) = (self.image(source), self.map(to));
@@ -79,6 +97,11 @@ impl Backend for Builder<'_> {
     fn release(&mut self, map: Map) {
         Builder::release(self, map);
     }
+}
+
+/// What is added to a scale.
+pub(super) fn one(plus_one: bool) -> f32 {
+    if plus_one { 1.0 } else { 0.0 }
 }
 
 impl Builder<'_> {
@@ -137,14 +160,7 @@ impl Builder<'_> {
     ) -> crate::Result<()> {
         let target = self.sums(to, sources, epilogue);
         if self.tape.is_some() {
-            return self.trained_convolution(
-                sources,
-                to,
-                Taps::POINT,
-                products,
-                epilogue,
-                weights,
-            );
+            return self.trained_convolution(sources, to, Taps::POINT, products, epilogue, weights);
         }
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for product in products {
@@ -196,8 +212,7 @@ impl Builder<'_> {
         let images = self.images(sources);
         let statistics: Vec<Buffer> = sources.iter().map(|&map| self.statistics(map)).collect();
         let segments = [images[0].channels(), images.get(1).map_or(0, Image::channels)];
-        let [weight, bias] =
-            [weight, bias].map(|&id| self.values(weights.get(graph.weight(id))?));
+        let [weight, bias] = [weight, bias].map(|&id| self.values(weights.get(graph.weight(id))?));
         let (weight, bias) = (weight?, bias?);
         let target = self.joined(*to, segments);
         let output = self.take(2 * target.stride());
@@ -227,25 +242,39 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn attend(&mut self, [queries, keys, values]: [&Slice; 3], heads: usize, to: Map) {
-        let parts = [queries, keys, values].map(|slice| (slice.map, slice.start));
-        let [second, third] = [1, 2].map(|part| (queries.map, part * queries.width));
-        assert_eq!(parts, [(queries.map, 0), second, third], "an attention of one map");
-        let input = self.image(queries.map);
+    fn attend(&mut self, op: &Op) {
+        let &Op::Attend { queries, keys, values, heads, causal, to } = op else {
+            unreachable!("whoever calls it has looked");
+        };
+        let [queries, keys, values] = [queries, keys, values].map(|slice| self.channels(slice));
         let (panel, rows) = (self.isa.panel(), self.isa.rows());
-        let keys = self.take(PackKeys::len(&input, panel));
-        self.push(PackKeys { input, heads, panel, output: keys });
-        let pairs = (input.element == ElementType::Bf16).then(|| {
-            let output = self.take(PackValues::len(&input));
-            self.push(PackValues { input, output });
+        let packed = self.take(PackKeys::len(&keys, panel));
+        self.push(PackKeys { keys, heads, panel, output: packed });
+        let pairs = (values.image.element == ElementType::Bf16).then(|| {
+            let output = self.take(PackValues::len(&values));
+            self.push(PackValues { values, output });
             output
         });
         let output = self.map(to);
-        self.push(Attend { input, keys, values: pairs, heads, panel, rows, output });
-        self.give(keys);
+        self.push(Attend {
+            queries,
+            keys: packed,
+            values,
+            pairs,
+            heads,
+            panel,
+            rows,
+            causal,
+            output,
+        });
+        self.give(packed);
         if let Some(pairs) = pairs {
             self.give(pairs);
         }
     }
-}
 
+    /// Where some channels of a map are.
+    pub(super) fn channels(&self, slice: Slice) -> Channels {
+        Channels { image: self.image(slice.map), start: slice.start, width: slice.width }
+    }
+}

@@ -3,13 +3,14 @@
 use candle_core::Tensor;
 
 use super::builder::{Builder, tensors, variant};
+use super::ops::one;
 use crate::graph::backward::Differentiate;
 use crate::graph::{Epilogue, Graph, Map, Op, Product};
 use crate::kernels::{
-    ActivateGradient, AttendGradient, Buffer, Combine, Constants, Direct, DirectGradient, Fill,
-    Filter, Finish, Form, Function, GateGradient, Image, Layout, ModulateGradient, NormGradient,
-    NormSource, Pack, PackBias, Row, Scale, Sums, Taps, Values, Vector, Way, Winograd,
-    WinogradGradient, places,
+    ActivateGradient, AttendGradient, Buffer, Channels, Combine, Constants, Direct, DirectGradient,
+    Fill, Filter, Finish, Form, Function, GateGradient, GegluGradient, Image, Layout,
+    LearnedGradient, ModulateGradient, NormGradient, NormSource, Pack, PackBias, Row, Scale, Sums,
+    Taps, Values, Vector, Way, Winograd, WinogradGradient, places,
 };
 use crate::weights::Weights;
 
@@ -43,6 +44,10 @@ pub(super) enum Saved {
     },
     Modulate {
         moments: Buffer,
+    },
+    Learned {
+        /// Where among all gradients those of the weights begin.
+        gradient: usize,
     },
 }
 
@@ -125,9 +130,7 @@ impl Builder<'_> {
         match form {
             Form::Winograd(variant) => {
                 let (isa, doubled, source) = (self.isa, taps.doubled, images[0]);
-                self.push(Winograd::with(
-                    isa, variant, source, target, doubled, constants, finish,
-                ));
+                self.push(Winograd::with(isa, variant, source, target, doubled, constants, finish));
             }
             Form::Direct => {
                 self.push(Direct::with(self.isa, &images, target, taps, constants, finish));
@@ -297,11 +300,17 @@ impl Builder<'_> {
         self.give(shares);
     }
 
-    fn modulate(&mut self, source: Map, vector: Map, [scale, shift]: [usize; 2], to: Map) {
+    fn modulate(
+        &mut self,
+        source: Map,
+        vector: Map,
+        ([scale, shift], plus_one): ([usize; 2], bool),
+        to: Map,
+    ) {
         let (value, own) = (self.image(source), self.own(to));
         let Saved::Modulate { moments } = self.saved(to) else { return };
         let of_parts = [scale, shift].map(|index| self.gradient_part(vector, index, source));
-        let scale = self.part(vector, scale, source);
+        let scale = (self.part(vector, scale, source), one(plus_one));
         let gradient = self.gradient(source);
         self.push(ModulateGradient::new(value, own, gradient, moments, scale, of_parts));
     }
@@ -338,6 +347,11 @@ impl Differentiate for Builder<'_> {
             &Op::Convolve { source, taps, epilogue, to, .. } => {
                 self.linear_weights(&[source], taps, epilogue, to);
             }
+            &Op::Learned { to, .. } => {
+                let input = self.own(to);
+                let Saved::Learned { gradient } = self.saved(to) else { return };
+                self.push(LearnedGradient { input, gradient });
+            }
             // A norm's come with those of its sources; others have no weights.
             _ => {}
         }
@@ -351,17 +365,28 @@ impl Differentiate for Builder<'_> {
             Op::GroupNorm { ref sources, groups, modulation, function, to, .. } => {
                 self.norm(sources, groups, modulation, function, to);
             }
-            Op::Attend { queries, heads, to, .. } => {
-                let (output, input) = (self.own(to), self.image(queries.map));
-                let (gradient, _) = self.gradient(queries.map);
-                self.push(AttendGradient::new(self.isa, input, output, gradient, heads));
+            Op::Attend { queries, keys, values, heads, causal, to } => {
+                let (output, slices) = (self.own(to), [queries, keys, values]);
+                let parts = slices.map(|slice| self.channels(slice));
+                let gradients = slices.map(|slice| {
+                    let (image, _) = self.gradient(slice.map);
+                    Channels { image, start: slice.start, width: slice.width }
+                });
+                let (isa, how) = (self.isa, (heads, causal));
+                self.push(AttendGradient::new(isa, parts, gradients, output, how));
             }
             Op::Downsample { source, to } => self.resize(source, to, Way::Halved),
             Op::Upsample { source, to } => self.resize(source, to, Way::Doubled),
-            Op::Modulate { source, vector, scale, shift, to, .. } => {
-                self.modulate(source, vector, [scale, shift], to);
+            Op::Modulate { source, vector, scale, shift, plus_one, to, .. } => {
+                self.modulate(source, vector, ([scale, shift], plus_one), to);
             }
             Op::Gate { source, vector, gate, to, .. } => self.gate(source, vector, gate, to),
+            Op::Geglu { source, to } => {
+                let (output, value) = (self.own(to), self.image(source));
+                let (gradient, begun) = self.gradient(source);
+                assert!(!begun, "what is gated goes nowhere else");
+                self.push(GegluGradient::new(value, output, gradient));
+            }
             Op::Activate { source, function, to } => {
                 let (output, value) = (self.own(to), self.image(source));
                 let (gradient, add) = self.gradient(source);
@@ -372,6 +397,7 @@ impl Differentiate for Builder<'_> {
             | Op::Row { .. }
             | Op::Condition { .. }
             | Op::Positions { .. }
+            | Op::Learned { .. }
             | Op::Answer { .. } => {}
         }
     }
@@ -397,7 +423,7 @@ impl Differentiate for Builder<'_> {
                 self.give(moments);
             }
             Some(Saved::Modulate { moments }) => self.give(moments),
-            Some(Saved::Linear { .. }) | None => {}
+            Some(Saved::Linear { .. } | Saved::Learned { .. }) | None => {}
         }
         let entry = &mut self.maps[map.0];
         let own = entry.image.filter(|_| !entry.moved).map(|image| image.buffer);

@@ -14,7 +14,9 @@ use super::builder::Builder;
 use super::{FEATURES, SAMPLE, contiguous, floats, inputs, slice};
 use crate::graph::backward::{Differentiate, backward};
 use crate::graph::{Graph, Op, Size, lower};
-use crate::kernels::{Call, Export, Footprint, Import, Isa, Part, Program, Scale, Timing, Workspace};
+use crate::kernels::{
+    Call, Export, Footprint, Import, Isa, Part, Program, Scale, Timing, Workspace,
+};
 use crate::weights::Weights;
 
 /// The evaluation, the gradients of weights and features, and that of the noisy sample.
@@ -128,7 +130,15 @@ impl Training {
         )?;
         let (inputs, lines) = ([&output[..]], Some(&mut profile));
         let place = (BACKWARD, &mut workspace);
-        network.run(&parameters, place, batch, &inputs, &mut of_features, &mut of_weights, lines)?;
+        network.run(
+            &parameters,
+            place,
+            batch,
+            &inputs,
+            &mut of_features,
+            &mut of_weights,
+            lines,
+        )?;
         network.program.end(workspace);
         Ok(profile)
     }

@@ -24,6 +24,7 @@ pub(crate) use program::Program;
 pub(crate) use training::Training;
 
 use crate::graph::{Graph, Op};
+use crate::kernels::Function;
 use crate::weights::Weights;
 
 /// Numbers of a program's inputs: the noisy samples; the condition, or, where the network is trained, the vectors that
@@ -33,12 +34,27 @@ const CONDITION: usize = 1;
 const FEATURES: usize = 1;
 const TIME: usize = 2;
 
-/// Whether a network of these weights may be compiled for a GPU: one there, of a type there are kernels for.
-pub(crate) fn compiles(weights: &Weights) -> bool {
-    weights.device().is_cuda() && knows(weights.dtype())
+/// Whether a network may be compiled for a GPU: one that has its weights, of a type and operations there are kernels for.
+pub(crate) fn compiles(graph: &Graph, weights: &Weights) -> bool {
+    weights.device().is_cuda() && knows(weights.dtype()) && graph.ops.iter().all(has_kernels)
+}
+
+fn has_kernels(op: &Op) -> bool {
+    match op {
+        Op::Learned { .. } | Op::Geglu { .. } | Op::Modulate { plus_one: false, .. } => false,
+        Op::Activate { function, .. } => *function != Function::QuickGelu,
+        Op::Convolve { taps, .. } => taps.side == 3,
+        Op::Attend { queries, keys, values, causal, .. } => {
+            !causal && queries.map == keys.map && queries.map == values.map
+        }
+        _ => true,
+    }
 }
 
 /// Whether such a network is trained by steps of its own: every operation has its gradient here.
 pub(crate) fn trains(graph: &Graph) -> bool {
-    !graph.ops.iter().any(|op| matches!(op, Op::Modulate { .. } | Op::Gate { .. }))
+    !graph.ops.iter().any(|op| {
+        let of_tokens = matches!(op, Op::Modulate { .. } | Op::Gate { .. });
+        of_tokens || matches!(op, Op::Activate { function: Function::GeluTanh, .. })
+    })
 }

@@ -45,6 +45,9 @@ impl Backend for Builder<'_> {
                 self.import(CONDITION, [0, graph.size(to).channels], (1.0, 0.0), to);
             }
             &Op::Positions { to } => self.positions(graph, to)?,
+            Op::Learned { .. } | Op::Geglu { .. } => {
+                unreachable!("a network with these is not compiled here");
+            }
             Op::Project { source, product, to } => self.project(*source, product, *to, weights)?,
             Op::Linear { sources, products, epilogue, to } => {
                 self.linear(sources, products, *epilogue, *to, weights)?;
@@ -53,7 +56,8 @@ impl Backend for Builder<'_> {
                 self.convolve(*source, product, *taps, *epilogue, *to, weights)?;
             }
             Op::GroupNorm { .. } => self.group_norm(op, weights)?,
-            Op::Attend { queries, keys, values, heads, to } => {
+            Op::Attend { queries, keys, values, heads, causal, to } => {
+                assert!(!causal, "another attention is not compiled here");
                 self.attend([queries, keys, values], *heads, *to);
             }
             &Op::Downsample { source, to } => {
@@ -64,7 +68,7 @@ impl Backend for Builder<'_> {
                 let (x, y) = (self.read(source), self.map(to));
                 self.push(move |machine, run| machine.enlarge(&run.at(x)?, 2, &run.at(y)?));
             }
-            &Op::Modulate { source, eps, vector, scale, shift, to } => {
+            &Op::Modulate { source, eps, vector, scale, shift, to, .. } => {
                 let (x, vector) = (self.read(source), self.read(vector));
                 let y = self.map(to);
                 self.push(move |machine, run| {
@@ -331,12 +335,7 @@ impl Builder<'_> {
     }
 
     /// f32 `[width]`; zeros where a product has no bias.
-    fn bias_of(
-        &self,
-        product: &Product,
-        width: usize,
-        weights: &Weights,
-    ) -> crate::Result<Tensor> {
+    fn bias_of(&self, product: &Product, width: usize, weights: &Weights) -> crate::Result<Tensor> {
         match product.bias {
             Some(bias) => weights.get_as(self.graph.weight(bias), DType::F32),
             None => Ok(Tensor::zeros(width, DType::F32, &self.machine.device)?),

@@ -227,17 +227,13 @@ impl Builder<'_> {
         let Saved::GroupNorm { weight, bias } = self.saved(*to) else { return };
         let own = self.own(*to);
         let modulation = modulation.and_then(|map| self.maps[map.0].projection);
-        let places: Vec<_> = sources
-            .iter()
-            .map(|&source| (self.place(source), self.gradient(source)))
-            .collect();
+        let places: Vec<_> =
+            sources.iter().map(|&source| (self.place(source), self.gradient(source))).collect();
         let channels = own.size.channels;
         self.widest = self.widest.max(2 * channels);
         self.push(move |machine, run| {
-            let tensors: Result<Vec<_>> = places
-                .iter()
-                .map(|&(x, (to, add))| Ok((run.at(x)?, run.at(to)?, add)))
-                .collect();
+            let tensors: Result<Vec<_>> =
+                places.iter().map(|&(x, (to, add))| Ok((run.at(x)?, run.at(to)?, add))).collect();
             let tensors = tensors?;
             let (weight_now, bias_now) = (run.value(&weight)?, run.value(&bias)?);
             let normed = Normed {
@@ -385,6 +381,8 @@ impl Differentiate for Builder<'_> {
             // A network with these is not trained here ([`super::trains`]); the others have no source.
             Op::Modulate { .. }
             | Op::Gate { .. }
+            | Op::Geglu { .. }
+            | Op::Learned { .. }
             | Op::Sample { .. }
             | Op::Sinusoid { .. }
             | Op::Row { .. }

@@ -23,8 +23,8 @@ pub(crate) trait Differentiate {
     fn forget(&mut self, map: Map);
 }
 
-/// Adds all gradients but that of the noisy sample, given that of the answer; gives the operation from which that
-/// one's follows.
+/// Adds all gradients, given that of the answer; gives the operation from which that of the noisy sample follows, where
+/// it is not among them.
 pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -> Option<&'a Op> {
     let (sample, _) = graph.sample();
     let mut first = None;
@@ -43,7 +43,8 @@ pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -
         };
         if machine.has_gradient(to) {
             machine.weight_gradients(graph, op);
-            if op.reads().contains(&sample) {
+            // That of the sample can wait until somebody asks for it, unless a residual is waiting, too.
+            if op.reads().contains(&sample) && !residual.is_some_and(|map| graph.learns(map)) {
                 first = Some(op);
                 continue;
             }

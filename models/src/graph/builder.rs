@@ -9,6 +9,11 @@ use super::{
 };
 use crate::kernels::{Function, Taps};
 
+/// The products that an attention begins with, as diffusers names them.
+const Q: &str = "to_q";
+const K: &str = "to_k";
+const V: &str = "to_v";
+
 /// A place in the tree of weights, named as in diffusers: `down_blocks.0.resnets.1`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Name(String);
@@ -230,19 +235,58 @@ impl GraphBuilder {
         bias: bool,
     ) -> Map {
         let width = self.size(source).channels;
-        // The scale of the scores goes into the queries.
-        let scale = 1.0 / ((width / heads) as f64).sqrt();
-        let parts = [("to_q", scale), ("to_k", 1.0), ("to_v", 1.0)].map(|(part, factor)| {
-            let place = name.at(part);
-            let weight = self.weight(&place.at("weight"), &[width, width]);
-            let bias = bias.then(|| self.weight(&place.at("bias"), &[width]));
-            Product { weight, bias, factor }
-        });
+        let parts = [Q, K, V].map(|part| self.part(name, part, (width, heads), width, bias));
         let map = self.products(&[source], parts.to_vec(), 3 * width, Epilogue::default());
         let [queries, keys, values] =
             [0, 1, 2].map(|part| Slice { map, start: part * width, width });
-        let to = self.like(source, width);
-        self.ops.push(Op::Attend { queries, keys, values, heads, to });
+        self.attend([queries, keys, values], heads, false)
+    }
+
+    /// Multi-head attention of `source` over `context`, between `to_q`, `to_k` and `to_v` of `name`, without the last
+    /// product.
+    #[cfg_attr(not(test), expect(dead_code, reason = "networks over latents begin with it"))]
+    pub(crate) fn cross_attention(
+        &mut self,
+        name: &Name,
+        source: Map,
+        context: Map,
+        heads: usize,
+    ) -> Map {
+        let (width, wide) = (self.size(source).channels, self.size(context).channels);
+        let query = self.part(name, Q, (width, heads), width, false);
+        let map = self.products(&[source], vec![query], width, Epilogue::default());
+        let queries = Slice { map, start: 0, width };
+        let parts = [K, V].map(|part| self.part(name, part, (width, heads), wide, false));
+        let map = self.products(&[context], parts.to_vec(), 2 * width, Epilogue::default());
+        let [keys, values] = [0, 1].map(|part| Slice { map, start: part * width, width });
+        self.attend([queries, keys, values], heads, false)
+    }
+
+    /// The product that makes queries, keys or values of `input` channels; the scale of the scores goes into the queries.
+    fn part(
+        &mut self,
+        name: &Name,
+        part: &str,
+        (width, heads): (usize, usize),
+        input: usize,
+        bias: bool,
+    ) -> Product {
+        let place = name.at(part);
+        let weight = self.weight(&place.at("weight"), &[width, input]);
+        let bias = bias.then(|| self.weight(&place.at("bias"), &[width]));
+        let factor = if part == Q { 1.0 / ((width / heads) as f64).sqrt() } else { 1.0 };
+        Product { weight, bias, factor }
+    }
+
+    /// Attention of queries over keys and values.
+    pub(crate) fn attend(
+        &mut self,
+        [queries, keys, values]: [Slice; 3],
+        heads: usize,
+        causal: bool,
+    ) -> Map {
+        let to = self.like(queries.map, queries.width);
+        self.ops.push(Op::Attend { queries, keys, values, heads, causal, to });
         to
     }
 
@@ -271,7 +315,39 @@ impl GraphBuilder {
         [scale, shift]: [usize; 2],
     ) -> Map {
         let to = self.like(source, self.size(source).channels);
-        self.ops.push(Op::Modulate { source, eps, vector, scale, shift, to });
+        let plus_one = true;
+        self.ops.push(Op::Modulate { source, eps, vector, scale, shift, plus_one, to });
+        to
+    }
+
+    /// Layer norm with a weight and a bias.
+    #[cfg_attr(not(test), expect(dead_code, reason = "networks over latents begin with it"))]
+    pub(crate) fn layer_norm(&mut self, name: &Name, source: Map, eps: f64) -> Map {
+        let channels = self.size(source).channels;
+        let weights =
+            ["weight", "bias"].map(|part| self.weight(&name.at(part), &[channels])).to_vec();
+        let vector = self.vector(2 * channels);
+        self.ops.push(Op::Learned { weights, to: vector });
+        let to = self.like(source, channels);
+        let (scale, shift, plus_one) = (0, 1, false);
+        self.ops.push(Op::Modulate { source, eps, vector, scale, shift, plus_one, to });
+        to
+    }
+
+    /// A weight `[pixels, channels]` as a map that is the same for every sample.
+    #[cfg_attr(not(test), expect(dead_code, reason = "networks over latents begin with it"))]
+    pub(crate) fn learned(&mut self, name: &Name, size: Size) -> Map {
+        let weights = vec![self.weight(name, &[size.height * size.width, size.channels])];
+        let to = self.map(size, Kind::Features);
+        self.ops.push(Op::Learned { weights, to });
+        to
+    }
+
+    /// `a·gelu(b)` of the first and second half of the channels.
+    #[cfg_attr(not(test), expect(dead_code, reason = "networks over latents begin with it"))]
+    pub(crate) fn geglu(&mut self, source: Map) -> Map {
+        let to = self.like(source, self.size(source).channels / 2);
+        self.ops.push(Op::Geglu { source, to });
         to
     }
 

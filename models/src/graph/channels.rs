@@ -18,14 +18,18 @@ impl Graph {
                 Op::Condition { .. }
                 | Op::Positions { .. }
                 | Op::Modulate { .. }
+                | Op::Learned { .. }
+                | Op::Geglu { .. }
                 | Op::Gate { .. }
                 | Op::Sinusoid { wave: Wave::Fourier { .. }, .. } => return None,
                 // Channels of an image belong to no set; those of a projection are its readers'.
                 Op::Sample { .. } | Op::Project { .. } | Op::Answer { .. } => {}
                 Op::Sinusoid { wave, to, .. } => {
                     let width = self.size(*to).channels;
-                    let known = self.same(op, |one| matches!(one, Op::Sinusoid { wave: w, to, .. }
-                        if w == wave && self.size(*to).channels == width));
+                    let known = self.same(op, |one| {
+                        matches!(one, Op::Sinusoid { wave: w, to, .. }
+                        if w == wave && self.size(*to).channels == width)
+                    });
                     of[to.0] = match known {
                         Some(known) => of[known.0].clone(),
                         None => vec![sets.set(width, Choice::Frequencies)],
@@ -62,7 +66,7 @@ impl Graph {
                     }
                     of[to.0] = all;
                 }
-                Op::Attend { queries, keys, values, heads, to } => {
+                Op::Attend { queries, keys, values, heads, to, .. } => {
                     let [queries, keys, values] =
                         [queries, keys, values].map(|slice| sets.within(slice, &of));
                     for (&one, &other) in queries.iter().zip(&keys) {

@@ -10,6 +10,9 @@ mod builder;
 mod channels;
 mod lower;
 mod positions;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::collections::BTreeMap;
 
@@ -128,6 +131,8 @@ pub(crate) enum Op {
     Condition { to: Map },
     /// Sines and cosines of each pixel's column and row ([`positions`]), the same for every sample. It has no gradient.
     Positions { to: Map },
+    /// Weights, one after another as `[pixels, channels]`, the same for every sample.
+    Learned { weights: Vec<WeightId>, to: Map },
     /// A product with a vector, which becomes the offset or the modulation of other operations. Those of one vector may
     /// be done together.
     Project { source: Map, product: Product, to: Map },
@@ -148,17 +153,27 @@ pub(crate) enum Op {
         to: Map,
     },
     /// The values, averaged for each query and head with weights `softmax(query · keys)` (Vaswani et al. 2017); the
-    /// queries are scaled already.
-    Attend { queries: Slice, keys: Slice, values: Slice, heads: usize, to: Map },
+    /// queries are scaled already. Where it is causal a query sees no key after its own place.
+    Attend { queries: Slice, keys: Slice, values: Slice, heads: usize, causal: bool, to: Map },
     /// The mean of each four pixels.
     Downsample { source: Map, to: Map },
     /// Each pixel as four.
     Upsample { source: Map, to: Map },
-    /// Layer norm of each pixel (Ba et al. 2016) without weights, times one plus part `scale` of `vector`, plus part
-    /// `shift`; a part has as many numbers as the source has channels.
-    Modulate { source: Map, eps: f64, vector: Map, scale: usize, shift: usize, to: Map },
+    /// Layer norm of each pixel (Ba et al. 2016), times part `scale` of `vector`, to which one is added where it is a
+    /// change, plus part `shift`; a part has as many numbers as the source has channels.
+    Modulate {
+        source: Map,
+        eps: f64,
+        vector: Map,
+        scale: usize,
+        shift: usize,
+        plus_one: bool,
+        to: Map,
+    },
     /// `residual + gate·source`, with part `gate` of `vector`.
     Gate { source: Map, residual: Map, vector: Map, gate: usize, to: Map },
+    /// `a·gelu(b)` of the first and second half of the channels (Shazeer 2020, GEGLU), with the exact function.
+    Geglu { source: Map, to: Map },
     /// An element-wise function.
     Activate { source: Map, function: Function, to: Map },
     /// The network's answer; divided by the time, where that is a noise level.
@@ -203,6 +218,7 @@ impl Op {
             | Self::Row { to, .. }
             | Self::Condition { to }
             | Self::Positions { to }
+            | Self::Learned { to, .. }
             | Self::Project { to, .. }
             | Self::Linear { to, .. }
             | Self::Convolve { to, .. }
@@ -212,6 +228,7 @@ impl Op {
             | Self::Upsample { to, .. }
             | Self::Modulate { to, .. }
             | Self::Gate { to, .. }
+            | Self::Geglu { to, .. }
             | Self::Activate { to, .. } => Some(to),
             Self::Answer { .. } => None,
         }
@@ -224,7 +241,8 @@ impl Op {
             | Self::Sinusoid { .. }
             | Self::Row { .. }
             | Self::Condition { .. }
-            | Self::Positions { .. } => Vec::new(),
+            | Self::Positions { .. }
+            | Self::Learned { .. } => Vec::new(),
             Self::Linear { sources, epilogue, .. } => {
                 let more = epilogue.offset.into_iter().chain(epilogue.residual);
                 sources.iter().copied().chain(more).collect()
@@ -239,6 +257,7 @@ impl Op {
             Self::Project { source, .. }
             | Self::Downsample { source, .. }
             | Self::Upsample { source, .. }
+            | Self::Geglu { source, .. }
             | Self::Activate { source, .. }
             | Self::Answer { source, .. } => vec![*source],
             Self::Modulate { source, vector, .. } => vec![*source, *vector],
@@ -296,6 +315,11 @@ impl Graph {
             [height, width, channels].into_iter().fold(1u64, |all, n| all.saturating_mul(n as u64))
         };
         self.maps.iter().map(floats).max().unwrap_or(0)
+    }
+
+    /// Whether a map's gradient is of use: it comes from weights, or from the noisy sample or the condition.
+    pub(crate) fn learns(&self, map: Map) -> bool {
+        self.ops.iter().any(|op| op.to() == Some(map) && !matches!(op, Op::Positions { .. }))
     }
 
     /// The size of the answer, and whether it is divided by the time.

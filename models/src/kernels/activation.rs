@@ -15,9 +15,15 @@ pub(crate) enum Function {
     Gelu,
     /// `½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (Hendrycks & Gimpel 2016).
     GeluTanh,
+    /// `x·σ(1.702·x)` (Hendrycks & Gimpel 2016), as CLIP has it.
+    #[cfg_attr(not(test), expect(dead_code, reason = "text encoders begin with it"))]
+    QuickGelu,
     /// `max(x, 0)`.
     Relu,
 }
+
+/// What [`Function::QuickGelu`] multiplies with.
+const QUICK: f64 = 1.702;
 
 /// √(2/π), and what the cube weighs, of [`Function::GeluTanh`].
 const GELU: [f64; 2] = [0.797_884_560_802_865_4, 0.044_715];
@@ -32,6 +38,7 @@ impl Function {
             Self::Mish => x * libm::tanh(x.max(0.0) + libm::log1p(libm::exp(-x.abs()))),
             Self::Gelu => 0.5 * x * (1.0 + libm::erf(x * std::f64::consts::FRAC_1_SQRT_2)),
             Self::GeluTanh => 0.5 * x * (1.0 + libm::tanh(GELU[0] * (x + GELU[1] * x * x * x))),
+            Self::QuickGelu => x / (1.0 + libm::exp(-QUICK * x)),
             Self::Relu => {
                 if x < 0.0 {
                     0.0
@@ -61,6 +68,10 @@ impl Function {
                 let inner = GELU[0] * (1.0 + 3.0 * GELU[1] * x * x);
                 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * inner
             }
+            Self::QuickGelu => {
+                let logistic = 1.0 / (1.0 + libm::exp(-QUICK * x));
+                logistic * (1.0 + QUICK * x * (1.0 - logistic))
+            }
             // At 0 itself candle and PyTorch take 0.
             Self::Relu => f64::from(u8::from(x > 0.0)),
         }
@@ -86,6 +97,15 @@ impl Function {
                 let rest = s.mul(s.mul(x, inner), s.sub(one, half));
                 s.fma(half, rest, half)
             }
+            Self::Gelu => {
+                let (below, bell) = normal(s, x);
+                s.fma(s.mul(x, bell), s.splat(BELL), below)
+            }
+            Self::QuickGelu => {
+                let scaled = s.mul(x, s.splat(QUICK as f32));
+                let logistic = s.div(one, s.add(one, exp(s, s.sub(s.splat(0.0), scaled))));
+                s.mul(logistic, s.fma(scaled, s.sub(one, logistic), one))
+            }
             other => each(s, x, |x| other.slope(x)),
         }
     }
@@ -99,7 +119,12 @@ impl Function {
             Self::GeluTanh => s.mul(x, gelu_logistic(s, x)),
             // With `x` second, what is no number stays so.
             Self::Relu => s.max(s.splat(0.0), x),
-            Self::Mish | Self::Gelu => each(s, x, |x| self.scalar(x)),
+            Self::Gelu => s.mul(x, normal(s, x).0),
+            Self::QuickGelu => {
+                let e = exp(s, s.mul(x, s.splat(-QUICK as f32)));
+                s.div(x, s.add(s.splat(1.0), e))
+            }
+            Self::Mish => each(s, x, |x| self.scalar(x)),
         }
     }
 }
@@ -113,6 +138,28 @@ fn gelu_logistic<S: Simd>(s: S, x: S::V) -> S::V {
         s.splat((-2.0 * GELU[0]) as f32),
     );
     s.div(s.splat(1.0), s.add(s.splat(1.0), exp(s, s.mul(x, cube))))
+}
+
+/// 1/√(2π).
+const BELL: f32 = 0.398_942_3;
+
+/// The normal distribution: `Φ(x)`, with an error of at most 1e-7, and `e^(−x²/2)`.
+///
+/// `1 − Φ(|x|) = ½·P(t)·e^(−x²/2)` with `t = 1/(1 + 0.3275911·|x|/√2)` (Abramowitz & Stegun, 7.1.26).
+#[inline(always)]
+fn normal<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
+    let (zero, one) = (s.splat(0.0), s.splat(1.0));
+    let size = s.max(x, s.sub(zero, x));
+    let t = s.div(one, s.fma(size, s.splat(0.231_641_89), one));
+    let mut p = s.splat(0.530_702_7);
+    for c in [-0.726_576, 0.710_706_87, -0.142_248_37, 0.127_414_8] {
+        p = s.fma(p, t, s.splat(c));
+    }
+    let bell = exp(s, s.mul(s.mul(x, x), s.splat(-0.5)));
+    let tail = s.mul(s.mul(p, t), bell);
+    // Above 0 what is left of one: min and max choose without a mask, for a tail is at most a half.
+    let positive = s.min(one, s.mul(s.max(x, zero), s.splat(f32::MAX)));
+    (s.fma(positive, s.sub(one, s.add(tail, tail)), tail), bell)
 }
 
 /// `f` of each lane, in f64.

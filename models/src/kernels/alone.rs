@@ -1,9 +1,9 @@
 //! One layer by itself, on maps that stay in the arena: for benches.
 
 use super::{
-    Apply, Attend, Buffer, Direct, Finish, Function, Image, Isa, Layout, Measure, ElementType,
-    Operation, PackKeys, PackValues, Program, Settle, Taps, Upsample, Values, Variant, Winograd,
-    padded,
+    Apply, Attend, Buffer, Channels, Direct, ElementType, Finish, Function, Image, Isa, Layout,
+    Measure, Operation, PackKeys, PackValues, Program, Settle, Taps, Upsample, Values, Variant,
+    Winograd, padded,
 };
 
 /// What a layer does.
@@ -79,15 +79,19 @@ impl Alone {
             Layer::Norm => norm(source, target, &mut layout),
             Layer::Attention => {
                 let (heads, panel, rows) = (1, isa.panel(), isa.rows());
-                let keys = layout.take(PackKeys::len(&source, panel));
-                let pack = PackKeys { input: source, heads, panel, output: keys };
+                let width = source.channels() / 3;
+                let [queries, keys, values] =
+                    [0, 1, 2].map(|part| Channels { image: source, start: part * width, width });
+                let packed = layout.take(PackKeys::len(&keys, panel));
+                let pack = PackKeys { keys, heads, panel, output: packed };
                 let mut operations: Vec<Box<dyn Operation>> = vec![Box::new(pack)];
-                let values = bf16.then(|| layout.take(PackValues::len(&source)));
-                if let Some(output) = values {
-                    operations.push(Box::new(PackValues { input: source, output }));
+                let pairs = bf16.then(|| layout.take(PackValues::len(&values)));
+                if let Some(output) = pairs {
+                    operations.push(Box::new(PackValues { values, output }));
                 }
-                let (input, output) = (source, target);
-                let attend = Attend { input, keys, values, heads, panel, rows, output };
+                let (keys, output, causal) = (packed, target, false);
+                let attend =
+                    Attend { queries, keys, values, pairs, heads, panel, rows, causal, output };
                 operations.push(Box::new(attend));
                 operations
             }

@@ -1,4 +1,4 @@
-//! Self-attention over the pixels of a map (Vaswani et al. 2017), a block of queries at a time.
+//! Attention of the pixels of a map over those of the same or another (Vaswani et al. 2017), a block of queries at a time.
 //!
 //! The scores of a block against all keys stay in a near cache from their product to the one with the
 //! values; no matrix of all scores exists.
@@ -7,10 +7,10 @@ use std::marker::PhantomData;
 
 use super::activation::exp;
 use super::arena::{Buffer, padded};
+use super::element::{Bf16, Element, ElementType, F32};
 use super::gemm::{self, Rows};
-use super::image::Image;
+use super::image::{Channels, Image};
 use super::isa::{Kernel, dispatch};
-use super::element::{Bf16, Element, F32, ElementType};
 use super::program::{Memory, Needs, Operation, Split};
 use super::simd::Simd;
 
@@ -20,8 +20,8 @@ const BLOCKS: usize = 2;
 /// Keys as the columns of packed panels: `[heads][panels of keys][head channels][panel]` words, with
 /// zeros after the last key.
 pub(crate) struct PackKeys {
-    /// Queries, keys and values, one after another in the channels; a head's channels fill whole words.
-    pub(crate) input: Image,
+    /// A head's channels fill whole words.
+    pub(crate) keys: Channels,
     pub(crate) heads: usize,
     pub(crate) panel: usize,
     pub(crate) output: Buffer,
@@ -29,8 +29,8 @@ pub(crate) struct PackKeys {
 
 impl PackKeys {
     /// Words per sample of the result.
-    pub(crate) fn len(input: &Image, panel: usize) -> usize {
-        input.element.words(input.channels() / 3) * input.pixels().next_multiple_of(panel)
+    pub(crate) fn len(keys: &Channels, panel: usize) -> usize {
+        keys.words() * keys.image.pixels().next_multiple_of(panel)
     }
 }
 
@@ -39,7 +39,7 @@ impl Operation for PackKeys {
         Split::one(batch * self.heads)
     }
     fn reads(&self) -> Vec<Buffer> {
-        vec![self.input.buffer]
+        vec![self.keys.image.buffer]
     }
     fn writes(&self) -> Vec<Buffer> {
         vec![self.output]
@@ -49,15 +49,16 @@ impl Operation for PackKeys {
     }
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
         let (sample, head) = (item / self.heads, item % self.heads);
-        let (pixels, stride) = (self.input.pixels(), self.input.words());
-        let channels = self.input.element.words(self.input.channels() / 3);
-        let (width, len) = (channels / self.heads, pixels.next_multiple_of(self.panel));
+        let image = self.keys.image;
+        let (pixels, stride, first) = (image.pixels(), image.words(), self.keys.first());
+        let width = self.keys.words() / self.heads;
+        let len = pixels.next_multiple_of(self.panel);
         // SAFETY: the sample's part of the input, which nothing writes now, and the head's part of
         // the output, which this item alone writes.
         let (input, output) = unsafe {
             let to = memory.at(self.output, sample).wrapping_add(head * width * len);
             (
-                std::slice::from_raw_parts(memory.at(self.input.buffer, sample), pixels * stride),
+                std::slice::from_raw_parts(memory.at(image.buffer, sample), pixels * stride),
                 std::slice::from_raw_parts_mut(to, width * len),
             )
         };
@@ -65,7 +66,7 @@ impl Operation for PackKeys {
             for (j, pixel) in (i * self.panel..(i + 1) * self.panel).enumerate() {
                 for c in 0..width {
                     panel[c * self.panel + j] = if pixel < pixels {
-                        input[pixel * stride + channels + head * width + c]
+                        input[pixel * stride + first + head * width + c]
                     } else {
                         0.0
                     };
@@ -78,20 +79,19 @@ impl Operation for PackKeys {
 /// Values of bf16 as the columns of a product that takes keys in pairs: `[pairs of keys][stride]` words, a
 /// word being one channel of both; after an odd last key come zeros.
 pub(crate) struct PackValues {
-    /// Queries, keys and values, one after another in the channels.
-    pub(crate) input: Image,
+    pub(crate) values: Channels,
     pub(crate) output: Buffer,
 }
 
 impl PackValues {
     /// Words from one pair of keys to the next.
-    fn stride(input: &Image) -> usize {
-        padded(input.channels() / 3)
+    fn stride(values: &Channels) -> usize {
+        padded(values.width)
     }
 
     /// Words per sample of the result.
-    pub(crate) fn len(input: &Image) -> usize {
-        input.pixels().div_ceil(2) * Self::stride(input)
+    pub(crate) fn len(values: &Channels) -> usize {
+        values.image.pixels().div_ceil(2) * Self::stride(values)
     }
 }
 
@@ -100,7 +100,7 @@ impl Operation for PackValues {
         Split::one(batch)
     }
     fn reads(&self) -> Vec<Buffer> {
-        vec![self.input.buffer]
+        vec![self.values.image.buffer]
     }
     fn writes(&self) -> Vec<Buffer> {
         vec![self.output]
@@ -109,12 +109,13 @@ impl Operation for PackValues {
         "pack values".to_string()
     }
     unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
-        let (pixels, words) = (self.input.pixels(), self.input.words());
-        let (channels, stride) = (self.input.channels() / 3, Self::stride(&self.input));
+        let image = self.values.image;
+        let (pixels, words, start) = (image.pixels(), image.words(), self.values.first());
+        let (width, stride) = (self.values.words(), Self::stride(&self.values));
         // SAFETY: the sample's part of the input, which nothing writes now, and of the output, which this
         // item alone writes; a word is as good a u32 as an f32.
         let (input, output) = unsafe {
-            let from = memory.at(self.input.buffer, sample).cast::<u32>();
+            let from = memory.at(image.buffer, sample).cast::<u32>();
             let to = memory.at(self.output, sample).cast::<u32>();
             (
                 std::slice::from_raw_parts(from, pixels * words),
@@ -122,8 +123,8 @@ impl Operation for PackValues {
             )
         };
         // Heads' channels fill whole words, so the values begin with one.
-        let values = |pixel: usize| &input[pixel * words + channels..][..channels / 2];
-        let none = vec![0; channels / 2];
+        let values = |pixel: usize| &input[pixel * words + start..][..width];
+        let none = vec![0; width];
         for (pair, output) in output.chunks_exact_mut(stride).enumerate() {
             let first = values(2 * pair);
             let second = if 2 * pair + 1 < pixels { values(2 * pair + 1) } else { &none };
@@ -138,11 +139,15 @@ impl Operation for PackValues {
 /// The values, averaged for each query and head with weights `softmax(query · keys)`; whoever made the
 /// queries has scaled them.
 pub(crate) struct Attend {
-    /// Queries, keys and values, one after another in the channels; a head's channels fill whole words.
-    pub(crate) input: Image,
+    /// A head's channels fill whole words.
+    pub(crate) queries: Channels,
+    /// As [`PackKeys`] left them.
     pub(crate) keys: Buffer,
-    /// Where they are of bf16, the values in pairs.
-    pub(crate) values: Option<Buffer>,
+    pub(crate) values: Channels,
+    /// Where they are of bf16, the values in pairs, as [`PackValues`] left them.
+    pub(crate) pairs: Option<Buffer>,
+    /// Whether a query sees no key after its own place.
+    pub(crate) causal: bool,
     pub(crate) heads: usize,
     pub(crate) panel: usize,
     pub(crate) rows: usize,
@@ -154,9 +159,14 @@ impl Attend {
         BLOCKS * self.rows
     }
 
+    /// How many keys there are.
+    fn key_count(&self) -> usize {
+        self.values.image.pixels()
+    }
+
     /// Keys, padded to whole panels.
     fn padded_keys(&self) -> usize {
-        self.input.pixels().next_multiple_of(self.panel)
+        self.key_count().next_multiple_of(self.panel)
     }
 
     fn width(&self) -> usize {
@@ -172,7 +182,10 @@ impl Operation for Attend {
         Split { items: [items, 0], needs: Needs { scratch, shared: 0 } }
     }
     fn reads(&self) -> Vec<Buffer> {
-        [self.input.buffer, self.keys].into_iter().chain(self.values).collect()
+        let mut reads = vec![self.queries.image.buffer, self.keys];
+        // Where they are in pairs, nothing else of them is read.
+        reads.push(self.pairs.unwrap_or(self.values.image.buffer));
+        reads
     }
     fn writes(&self) -> Vec<Buffer> {
         vec![self.output.buffer]
@@ -181,7 +194,7 @@ impl Operation for Attend {
         format!("attend {} heads of {} at {}", self.heads, self.width(), self.output.pixels())
     }
     fn flop(&self) -> f64 {
-        4.0 * (self.output.pixels() * self.output.pixels() * self.output.channels()) as f64
+        4.0 * (self.output.pixels() * self.key_count() * self.output.channels()) as f64
     }
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, worker: usize) {
         let blocks = self.output.pixels().div_ceil(self.block());
@@ -212,7 +225,7 @@ struct Queries<'a> {
 impl Kernel for Queries<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        match self.attend.input.element {
+        match self.attend.queries.image.element {
             ElementType::Bf16 if S::BF16 => self.of::<S, Bf16>(s),
             _ => self.of::<S, F32>(s),
         }
@@ -248,7 +261,11 @@ impl Queries<'_> {
     /// The query's scores are there.
     #[inline(always)]
     unsafe fn softmax<S: Simd, E: Element>(&self, s: S, row: usize) {
-        let (keys, all) = (self.attend.input.pixels(), self.attend.padded_keys());
+        let all = self.attend.padded_keys();
+        let keys = match self.attend.causal {
+            true => self.attend.key_count().min(self.first + row + 1),
+            false => self.attend.key_count(),
+        };
         let scores = self.scores.wrapping_add(row * all);
         // SAFETY: a row has `all` scores, whole vectors; vectors have at most 16 lanes.
         unsafe {
@@ -313,10 +330,10 @@ impl<E: Element> Rows for Scores<'_, E> {
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let Queries { attend, memory, sample, head, first, scores, .. } = *self.queries;
         let (all, panel) = (attend.padded_keys(), 2 * S::LANES);
-        let (width, stride) = (attend.width() / E::PER_WORD, attend.input.words());
+        let (width, stride) = (attend.width() / E::PER_WORD, attend.queries.image.words());
         // SAFETY: the rows are queries of the sample; keys and scores have `all` columns.
         unsafe {
-            let start = memory.at(attend.input.buffer, sample).cast_const();
+            let start = attend.queries.at(memory, sample).cast_const();
             let mut rows = [start.add((first + self.row) * stride + head * width); R];
             for (r, pointer) in rows.iter_mut().enumerate() {
                 *pointer = pointer.add(r * stride);
@@ -352,18 +369,15 @@ impl<E: Element> Rows for Values<'_, E> {
         let to = attend.output.words();
         let numbers = attend.output.element;
         // SAFETY: the rows are queries of the sample. A panel that is wider than what is left of the
-        // head reads what follows in the input, or the arena's slack, and does not store it.
+        // head reads what follows the values, or the arena's slack, and does not store it.
         unsafe {
             let mut rows = [scores.add(self.row * all).cast_const(); R];
             for (r, pointer) in rows.iter_mut().enumerate() {
                 *pointer = pointer.add(r * all);
             }
-            let (values, from) = match attend.values {
-                Some(values) => (memory.at(values, sample), PackValues::stride(&attend.input)),
-                None => {
-                    let pixels = memory.at(attend.input.buffer, sample);
-                    (pixels.add(2 * attend.output.channels()), attend.input.words())
-                }
+            let (values, from) = match attend.pairs {
+                Some(pairs) => (memory.at(pairs, sample), PackValues::stride(&attend.values)),
+                None => (attend.values.at(memory, sample), attend.values.image.words()),
             };
             let values = values.add(head * width).cast_const();
             let target = memory.at(attend.output.buffer, sample);
@@ -371,7 +385,7 @@ impl<E: Element> Rows for Values<'_, E> {
             let mut c = 0;
             while c < width {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                let keys = attend.input.pixels().div_ceil(E::PER_WORD);
+                let keys = attend.key_count().div_ceil(E::PER_WORD);
                 gemm::accumulate::<S, E, R, 2>(s, &mut acc, &rows, values.add(c), from, keys);
                 for (r, block) in acc.iter().enumerate() {
                     let inverse = s.splat(*sums.add(self.row + r));

@@ -7,11 +7,11 @@ use std::marker::PhantomData;
 
 use super::arena::{Aligned, Buffer, padded};
 use super::constants::Constants;
+use super::element::{Bf16, Element, ElementType, F32};
 use super::finish::{Finish, Terms};
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Isa, Kernel, dispatch};
-use super::element::{Bf16, Element, F32, ElementType};
 use super::program::{Memory, Needs, Operation, Split};
 use super::simd::Simd;
 
@@ -21,7 +21,7 @@ const BLOCKS: usize = 8;
 /// Where the taps of a convolution are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Taps {
-    /// The kernel's side: 1 or 3.
+    /// The kernel's side: 1 to 4.
     pub(crate) side: usize,
     /// Input pixels from one output pixel to the next.
     pub(crate) stride: usize,

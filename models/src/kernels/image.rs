@@ -51,6 +51,33 @@ impl Image {
     }
 }
 
+/// Some channels of a map of one segment. Where two numbers share a word, they begin with one and fill whole ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Channels {
+    pub(crate) image: Image,
+    /// The first.
+    pub(crate) start: usize,
+    /// How many.
+    pub(crate) width: usize,
+}
+
+impl Channels {
+    /// Words of a pixel before them.
+    pub(super) fn first(&self) -> usize {
+        self.image.element.words(self.start)
+    }
+
+    /// Words of a pixel that they fill.
+    pub(super) fn words(&self) -> usize {
+        self.image.element.words(self.width)
+    }
+
+    /// Where they begin in the first pixel of `sample`.
+    pub(super) fn at(&self, memory: &Memory, sample: usize) -> *mut f32 {
+        memory.at(self.image.buffer, sample).wrapping_add(self.first())
+    }
+}
+
 /// Pixels that one item of a simple pass works on.
 pub(super) const CHUNK: usize = 128;
 

@@ -21,6 +21,7 @@ mod attention;
 mod bf16;
 mod constants;
 mod direct;
+mod element;
 mod finish;
 mod gemm;
 mod gradient;
@@ -28,7 +29,6 @@ mod image;
 mod isa;
 mod moves;
 mod norm;
-mod element;
 mod peak;
 mod program;
 mod scheme;
@@ -47,19 +47,19 @@ pub(crate) use arena::{Buffer, Layout, NoMemory, padded};
 pub(crate) use attention::{Attend, PackKeys, PackValues};
 pub(crate) use constants::{Constants, Values};
 pub(crate) use direct::{Direct, Taps};
+pub(crate) use element::ElementType;
 pub(crate) use finish::Finish;
 pub(crate) use gradient::{
     ActivateGradient, AttendGradient, Combine, DirectGradient, Filter, Form, GateGradient,
-    ModulateGradient, NormGradient, NormSource, Pack, PackBias, Row, Scale, Sums, Way,
-    WinogradGradient, places,
+    GegluGradient, ModulateGradient, NormGradient, NormSource, Pack, PackBias, Row, Scale, Sums,
+    Way, WinogradGradient, places,
 };
-pub(crate) use image::{Downsample, Export, Image, Import, Upsample};
+pub(crate) use image::{Channels, Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;
-pub(crate) use moves::{Activate, Fill};
+pub(crate) use moves::{Activate, Fill, Learned, LearnedGradient};
 pub(crate) use norm::{Apply, Measure, Settle};
-pub(crate) use element::ElementType;
 pub use peak::Peak;
 pub(crate) use program::{Call, Operation, Part, Program, Workspace};
 pub use program::{Footprint, Timing};
-pub(crate) use tokens::{Gate, Modulate, Vector};
+pub(crate) use tokens::{Gate, Geglu, Modulate, Vector};
 pub(crate) use winograd::{Variant, Winograd};

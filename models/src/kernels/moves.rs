@@ -1,4 +1,4 @@
-//! Single passes: element-wise functions and a constant map.
+//! Single passes: element-wise functions, and maps that are the same for every sample.
 
 use super::activation::Function;
 use super::arena::{Aligned, Buffer};
@@ -110,5 +110,75 @@ impl Operation for Fill {
         let (values, to) = (self.values.as_slice(), memory.at(self.output.buffer, sample));
         // SAFETY: the sample's part of the output, which this item alone writes, is as long.
         unsafe { std::slice::from_raw_parts_mut(to, values.len()) }.copy_from_slice(values);
+    }
+}
+
+/// The weights of a network that is trained as the same map for every sample.
+pub(crate) struct Learned {
+    /// Numbers of the parameters whose values lie one after another, `[pixels, channels]` of the map.
+    pub(crate) parameters: Vec<usize>,
+    pub(crate) output: Image,
+}
+
+impl Operation for Learned {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        Vec::new()
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        "learned".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let (channels, stride) = (self.output.channels(), self.output.stride());
+        let to = memory.at(self.output.buffer, sample);
+        let values = self.parameters.iter().flat_map(|&number| memory.parameters[number]);
+        // SAFETY: the sample's part of the output, which this item alone writes.
+        let output = unsafe { std::slice::from_raw_parts_mut(to, self.output.pixels() * stride) };
+        output.fill(0.0);
+        for (i, value) in values.enumerate() {
+            output[i / channels * stride + i % channels] = *value;
+        }
+    }
+}
+
+/// The gradient of [`Learned`]'s weights: the sum over all samples.
+pub(crate) struct LearnedGradient {
+    /// The gradient of the map.
+    pub(crate) input: Image,
+    /// Where among all gradients those of the weights begin, one after another.
+    pub(crate) gradient: usize,
+}
+
+impl Operation for LearnedGradient {
+    fn split(&self, _: usize, _: usize) -> Split {
+        Split::one(self.input.pixels())
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        Vec::new()
+    }
+    fn name(&self) -> String {
+        "learned gradient".to_string()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, pixel: usize, _: usize) {
+        let (channels, stride) = (self.input.channels(), self.input.stride());
+        for c in 0..channels {
+            let of = |sample| {
+                let from = memory.at(self.input.buffer, sample).wrapping_add(pixel * stride + c);
+                // SAFETY: the sample's gradient is there, and nothing writes it now.
+                f64::from(unsafe { *from })
+            };
+            let sum: f64 = (0..memory.batch).map(of).sum();
+            let to = memory.gradients().wrapping_add(self.gradient + pixel * channels + c);
+            // SAFETY: the pixel's weights, which this item alone writes.
+            unsafe { *to = sum as f32 };
+        }
     }
 }

@@ -7,9 +7,9 @@
 use super::activation::Function;
 use super::arena::{Aligned, Buffer};
 use super::constants::Values;
+use super::element::{Bf16, Element, ElementType, F32};
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
-use super::element::{Bf16, Element, F32, ElementType};
 use super::program::{Memory, Operation, Split};
 use super::simd::Simd;
 

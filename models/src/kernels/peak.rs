@@ -4,9 +4,9 @@ use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use super::arena::Aligned;
+use super::element::{Bf16, Element, F32};
 use super::gemm::{self, Rows};
 use super::isa::{Isa, Kernel, dispatch};
-use super::element::{Bf16, Element, F32};
 use super::simd::Simd;
 
 /// Words of each operand's rows: with them both sides of a product stay in the nearest cache.

@@ -118,7 +118,9 @@ fn check(
     let len: usize = output.iter().product();
     let mut isas = Isa::available();
     // The scalar twin, and where it is an instruction.
-    isas.retain(|&isa| numbers == ElementType::F32 || isa == Isa::Portable || isa.multiplies_bf16());
+    isas.retain(|&isa| {
+        numbers == ElementType::F32 || isa == Isa::Portable || isa.multiplies_bf16()
+    });
     for isa in isas {
         let program = make(isa);
         let all: Vec<&[f32]> = data.iter().map(|data| &data[..]).collect();
@@ -154,6 +156,37 @@ fn check(
 
 pub(super) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
+}
+
+/// Adds an attention.
+fn attention(
+    isa: Isa,
+    [queries, keys, values]: [Channels; 3],
+    output: Image,
+    (heads, causal): (usize, bool),
+    layout: &mut Layout,
+    operations: &mut Vec<Box<dyn Operation>>,
+) {
+    let (panel, rows) = (isa.panel(), isa.rows());
+    let packed = layout.take(PackKeys::len(&keys, panel));
+    operations.push(Box::new(PackKeys { keys, heads, panel, output: packed }));
+    let pairs = (values.image.element == ElementType::Bf16).then(|| {
+        let output = layout.take(PackValues::len(&values));
+        operations.push(Box::new(PackValues { values, output }));
+        output
+    });
+    let keys = packed;
+    operations.push(Box::new(Attend {
+        queries,
+        keys,
+        values,
+        pairs,
+        heads,
+        panel,
+        rows,
+        causal,
+        output,
+    }));
 }
 
 proptest! {
@@ -307,27 +340,51 @@ proptest! {
     ) {
         let channels = heads * of_head;
         let (inputs, output) = ([[3 * channels, height, width]], [channels, height, width]);
+        let part = |image, number| Channels { image, start: number * channels, width: channels };
         check(numbers, batch, &inputs, output, |isa| {
             program(isa, &inputs, output, |images, target, layout| {
-                let (panel, rows) = (isa.panel(), isa.rows());
                 let mut operations = Vec::new();
                 let numbers_of_input = if of_head % 2 == 0 { numbers } else { ElementType::F32 };
                 let input = of(numbers_of_input, isa, images[0], layout, &mut operations);
-                let keys = layout.take(PackKeys::len(&input, panel));
-                let values = (input.element == ElementType::Bf16).then(|| {
-                    let output = layout.take(PackValues::len(&input));
-                    operations.push(Box::new(PackValues { input, output }));
-                    output
-                });
+                let parts = [part(input, 0), part(input, 1), part(input, 2)];
                 let gathered = take(layout, numbers, output);
-                operations.push(Box::new(PackKeys { input, heads, panel, output: keys }));
-                operations.push(Box::new(Attend {
-                    input, keys, values, heads, panel, rows, output: gathered,
-                }));
+                attention(isa, parts, gathered, (heads, false), layout, &mut operations);
                 operations.push(identity(isa, gathered, target));
                 operations
             })
         }, |plain| plain[0].attended(heads), if numbers == ElementType::F32 { 2e-6 } else { 1e-2 });
+    }
+
+    #[test]
+    fn attention_over_another_map_and_causal_attention_are_those_of_plain_loops(
+        batch in 1usize..4,
+        (height, width) in (1usize..8, 1usize..8),
+        keys in 1usize..80,
+        (heads, of_head) in (1usize..4, 1usize..40),
+        causal: bool,
+        numbers in prop::sample::select(&BOTH[..]),
+    ) {
+        let channels = heads * of_head;
+        // Queries; keys and values, one after the other.
+        let inputs = [[channels, height, width], [2 * channels, 1, keys]];
+        let output = inputs[0];
+        let part = |image, number| Channels { image, start: number * channels, width: channels };
+        check(numbers, batch, &inputs, output, |isa| {
+            program(isa, &inputs, output, |images, target, layout| {
+                let mut operations = Vec::new();
+                let numbers_of_input = if of_head % 2 == 0 { numbers } else { ElementType::F32 };
+                let mut of = |image| of(numbers_of_input, isa, image, layout, &mut operations);
+                let (queries, others) = (of(images[0]), of(images[1]));
+                let parts = [part(queries, 0), part(others, 0), part(others, 1)];
+                let gathered = take(layout, numbers, output);
+                attention(isa, parts, gathered, (heads, causal), layout, &mut operations);
+                operations.push(identity(isa, gathered, target));
+                operations
+            })
+        }, |plain| {
+            let [keys, values] = [0, 1].map(|part| plain[1].narrowed(part * channels, channels));
+            plain[0].attending(&keys, &values, (heads, causal))
+        }, if numbers == ElementType::F32 { 2e-6 } else { 1e-2 });
     }
 
     #[test]
@@ -341,7 +398,7 @@ proptest! {
         };
         let modulate = |isa| program(isa, &inputs, size, |images, target, _| {
             let parts = [told(images, 2), told(images, 1)];
-            vec![Box::new(Modulate::new(images[0], target, 1e-3, parts, None))]
+            vec![Box::new(Modulate::new(images[0], target, 1e-3, (parts, 1.0), None))]
         });
         let expected = |inputs: &[Plain]| inputs[0].modulated(&inputs[1], 1e-3, [2, 1]);
         check(ElementType::F32, batch, &inputs, size, modulate, expected, 3e-6);

@@ -1,9 +1,10 @@
 //! What a transformer does to its tokens between products: layer normalisation (Ba et al. 2016) with a
-//! scale and a shift of each sample, and a gate of each sample on the way to a sum.
+//! scale and a shift of each sample, a gate of each sample on the way to a sum, and gated linear units.
 //!
 //! A token is a pixel of a map of one segment. Scales, shifts and gates are parts of one vector of each
 //! sample, which need not begin at whole vectors.
 
+use super::activation::Function;
 use super::arena::{Aligned, Buffer};
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
@@ -47,13 +48,15 @@ pub(super) fn total<S: Simd>(s: S, v: S::V) -> f64 {
     lanes[..S::LANES].iter().map(|&x| f64::from(x)).sum()
 }
 
-/// `(x − mean)/σ·(1 + scale) + shift`, with mean and deviation of each token.
+/// `(x − mean)/σ·(one + scale) + shift`, with mean and deviation of each token.
 pub(crate) struct Modulate {
     input: Image,
     output: Image,
     eps: f64,
     scale: Vector,
     shift: Vector,
+    /// What is added to the scale: one where it is a change, nothing where it is a norm's weight.
+    one: f32,
     /// `[pixels][2]`: where mean and one over the deviation of each token are kept as well.
     moments: Option<Buffer>,
     real: Aligned,
@@ -64,10 +67,10 @@ impl Modulate {
         input: Image,
         output: Image,
         eps: f64,
-        [scale, shift]: [Vector; 2],
+        ([scale, shift], one): ([Vector; 2], f32),
         moments: Option<Buffer>,
     ) -> Self {
-        Self { input, output, eps, scale, shift, moments, real: mask(&input) }
+        Self { input, output, eps, scale, shift, one, moments, real: mask(&input) }
     }
 }
 
@@ -104,7 +107,7 @@ struct Tokens<'a, O> {
 impl Kernel for Tokens<'_, Modulate> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Modulate { input, output, eps, scale, shift, moments, real } = self.op;
+        let Modulate { input, output, eps, scale, shift, one, moments, real } = self.op;
         let (stride, channels) = (input.stride(), input.channels() as f64);
         let real = real.as_slice().as_ptr();
         let scale = scale.at(self.memory, self.sample).cast_const();
@@ -133,7 +136,7 @@ impl Kernel for Tokens<'_, Modulate> {
                     *to = mean;
                     *to.add(1) = inverse;
                 }
-                let (inverse, one) = (s.splat(inverse), s.splat(1.0));
+                let (inverse, one) = (s.splat(inverse), s.splat(*one));
                 for c in (0..stride).step_by(S::LANES) {
                     let normed = s.mul(s.sub(s.load(x.add(c)), centre), inverse);
                     let factor = s.add(s.load(scale.add(c)), one);
@@ -199,6 +202,65 @@ impl Kernel for Tokens<'_, Gate> {
                     let gate = s.keep(s.load(gate.add(c)), s.load(real.add(c)));
                     let v = s.fma(gate, s.load(x.add(at)), s.load(around.add(at)));
                     s.store(y.add(at), v);
+                }
+            }
+        }
+    }
+}
+
+/// `a·gelu(b)` of the first and second half of each token's channels (Shazeer 2020, GEGLU), with the exact function.
+pub(crate) struct Geglu {
+    pub(super) input: Image,
+    pub(super) output: Image,
+    pub(super) real: Aligned,
+}
+
+impl Geglu {
+    pub(crate) fn new(input: Image, output: Image) -> Self {
+        assert_eq!(input.channels(), 2 * output.channels());
+        Self { input, output, real: mask(&output) }
+    }
+}
+
+impl Operation for Geglu {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.input.pixels().div_ceil(chunk(&self.input)))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        format!("geglu {} at {}", self.output.channels(), self.output.pixels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let size = chunk(&self.input);
+        let chunks = self.input.pixels().div_ceil(size);
+        let (sample, first) = (item / chunks, item % chunks * size);
+        let count = size.min(self.input.pixels() - first);
+        dispatch(memory.isa, Tokens { op: self, memory, sample, first, count });
+    }
+}
+
+impl Kernel for Tokens<'_, Geglu> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Geglu { input, output, real } = self.op;
+        let (from, to, channels) = (input.stride(), output.stride(), output.channels());
+        let real = real.as_slice().as_ptr();
+        let all = self.memory.at(input.buffer, self.sample).cast_const();
+        let result = self.memory.at(output.buffer, self.sample);
+        for p in self.first..self.first + self.count {
+            for c in (0..to).step_by(S::LANES) {
+                // SAFETY: the vector lies in the token's padded channels; halves are read up to a vector's length
+                // further, which the next token or the arena's slack allows; the item's tokens are its own.
+                unsafe {
+                    let a = s.load(all.add(p * from + c));
+                    let b = s.load(all.add(p * from + channels + c));
+                    let v = s.mul(a, Function::Gelu.vector(s, b));
+                    s.store(result.add(p * to + c), s.keep(v, s.load(real.add(c))));
                 }
             }
         }

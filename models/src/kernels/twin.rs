@@ -123,27 +123,42 @@ impl Plain {
     }
 
     pub(super) fn attended(&self, heads: usize) -> Self {
-        let [channels, height, width] = [self.size[0] / 3, self.size[1], self.size[2]];
-        let (pixels, of_head) = (height * width, channels / heads);
-        let at = |c: usize, p: usize| self.values[c * pixels + p];
-        let mut values = vec![0.0; channels * pixels];
-        for head in 0..heads {
-            for query in 0..pixels {
-                let own = head * of_head..(head + 1) * of_head;
-                let score = |key: usize| -> f64 {
-                    own.clone().map(|c| at(c, query) * at(channels + c, key)).sum()
-                };
-                let scores: Vec<f64> = (0..pixels).map(score).collect();
-                let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-                let sum: f64 = weights.iter().sum();
-                for c in own {
-                    let value = |key: usize| weights[key] * at(2 * channels + c, key);
-                    values[c * pixels + query] = (0..pixels).map(value).sum::<f64>() / sum;
-                }
-            }
-        }
-        Self { size: [channels, height, width], values }
+        let width = self.size[0] / 3;
+        let part = |number: usize| self.narrowed(number * width, width);
+        part(0).attending(&part(1), &part(2), (heads, false))
+    }
+
+    /// So many channels, from `start` on.
+    pub(super) fn narrowed(&self, start: usize, width: usize) -> Self {
+        let size = [width, self.size[1], self.size[2]];
+        Self::from_fn(size, |c, y, x| self.at(start + c, y, x))
+    }
+
+    /// The values averaged for each query, which this is, and head; where it is causal a query sees no key after its own
+    /// place.
+    pub(super) fn attending(
+        &self,
+        keys: &Self,
+        values: &Self,
+        (heads, causal): (usize, bool),
+    ) -> Self {
+        let [channels, height, width] = self.size;
+        let (count, of_head) = (keys.size[1] * keys.size[2], channels / heads);
+        let at = |map: &Self, c: usize, p: usize| map.at(c, p / map.size[2], p % map.size[2]);
+        Self::from_fn([channels, height, width], |c, y, x| {
+            let query = y * width + x;
+            let seen = if causal { count.min(query + 1) } else { count };
+            let own = c / of_head * of_head..(c / of_head + 1) * of_head;
+            let score = |key: usize| -> f64 {
+                own.clone().map(|c| at(self, c, query) * at(keys, c, key)).sum()
+            };
+            let scores: Vec<f64> = (0..seen).map(score).collect();
+            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights: Vec<f64> = scores.iter().map(|score| (score - most).exp()).collect();
+            let sum: f64 = weights.iter().sum();
+            let value = |(key, weight): (usize, &f64)| weight * at(values, c, key);
+            weights.iter().enumerate().map(value).sum::<f64>() / sum
+        })
     }
 
     /// Layer normalisation of each pixel; parts `scale` and `shift` of `told` are as long as a pixel.

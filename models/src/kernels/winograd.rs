@@ -8,11 +8,11 @@ use std::marker::PhantomData;
 
 use super::arena::{Aligned, Buffer, padded};
 use super::constants::Constants;
+use super::element::{Bf16, Element, ElementType, F32};
 use super::finish::Finish;
 use super::gemm::{self, Rows};
 use super::image::Image;
 use super::isa::{Isa, Kernel, dispatch};
-use super::element::{Bf16, Element, F32, ElementType};
 use super::program::{Memory, Needs, Operation, Split};
 use super::scheme::{F2, F4, Scheme};
 use super::simd::Simd;

@@ -76,7 +76,9 @@ impl DiTConfig {
             );
             return Err(fields.refuse("sample_size", remedy));
         }
-        let weights: u64 = self.graph().shapes()
+        let weights: u64 = self
+            .graph()
+            .shapes()
             .values()
             .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
             .sum();

@@ -493,5 +493,6 @@ fn number(function: Function) -> i32 {
         Function::Gelu => 3,
         Function::GeluTanh => 4,
         Function::Relu => 5,
+        Function::QuickGelu => unreachable!("a network with it is not compiled here"),
     }
 }

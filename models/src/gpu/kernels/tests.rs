@@ -6,9 +6,9 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 
 use super::{Ending, Norm, Normed, Told, Waves};
-use crate::graph::Size;
 use crate::gpu::convolution::{Part, Scratch, convolve};
 use crate::gpu::machine::Machine;
+use crate::graph::Size;
 use crate::kernels::Function;
 use crate::noise;
 

@@ -1,4 +1,4 @@
-//! The gradient of self-attention.
+//! The gradient of attention.
 //!
 //! Per head, with `P = softmax(Q·Kᵀ)` and `∂P = ∂O·Vᵀ`: `∂V = Pᵀ·∂O`, `∂S = P ⊙ (∂P − rows(P ⊙ ∂P))`,
 //! `∂Q = ∂S·K`, `∂K = ∂Sᵀ·Q`. The scores are worked out again instead of being kept.
@@ -6,34 +6,50 @@
 use super::outer;
 use crate::kernels::activation::exp;
 use crate::kernels::arena::{Buffer, LINE, padded};
-use crate::kernels::gemm::{self, Rows};
-use crate::kernels::image::Image;
-use crate::kernels::isa::{Isa, Kernel, dispatch};
 use crate::kernels::element::F32;
+use crate::kernels::gemm::{self, Rows};
+use crate::kernels::image::{Channels, Image};
+use crate::kernels::isa::{Isa, Kernel, dispatch};
 use crate::kernels::program::{Memory, Needs, Operation, Split};
 use crate::kernels::simd::Simd;
 
 /// From the gradient of attention's result, those of queries, keys and values.
 pub(crate) struct AttendGradient {
-    /// Queries, keys and values, one after another in the channels.
-    pub(crate) input: Image,
+    /// Queries, keys and values.
+    parts: [Channels; 3],
+    /// Where their gradients go; nothing is there yet.
+    gradients: [Channels; 3],
     /// The gradient of the result.
-    pub(crate) output: Image,
-    /// Where the gradient of the input goes.
-    pub(crate) gradient: Image,
-    pub(crate) heads: usize,
-    pub(crate) panel: usize,
+    output: Image,
+    heads: usize,
+    panel: usize,
+    causal: bool,
 }
 
 impl AttendGradient {
     pub(crate) fn new(
         isa: Isa,
-        input: Image,
+        parts: [Channels; 3],
+        gradients: [Channels; 3],
         output: Image,
-        gradient: Image,
-        heads: usize,
+        (heads, causal): (usize, bool),
     ) -> Self {
-        Self { input, output, gradient, heads, panel: isa.panel() }
+        Self { parts, gradients, output, heads, panel: isa.panel(), causal }
+    }
+
+    /// How many queries there are.
+    fn query_count(&self) -> usize {
+        self.parts[0].image.pixels()
+    }
+
+    /// How many keys there are.
+    fn key_count(&self) -> usize {
+        self.parts[1].image.pixels()
+    }
+
+    /// How many keys a query sees.
+    fn seen(&self, query: usize) -> usize {
+        if self.causal { self.key_count().min(query + 1) } else { self.key_count() }
     }
 
     fn channels(&self) -> usize {
@@ -47,7 +63,7 @@ impl AttendGradient {
 
     /// Keys, padded to whole panels.
     fn keys(&self) -> usize {
-        self.input.pixels().next_multiple_of(self.panel)
+        self.key_count().next_multiple_of(self.panel)
     }
 
     /// Floats from one row of a matrix to the next: not a power of two, or columns would share cache
@@ -58,7 +74,7 @@ impl AttendGradient {
 
     /// Floats of a matrix.
     fn matrix(&self) -> usize {
-        self.pitch() * self.input.pixels()
+        self.pitch() * self.query_count()
     }
 }
 
@@ -69,16 +85,20 @@ impl Operation for AttendGradient {
         Split { items: [batch * self.heads, 0], needs: Needs { scratch, shared: 0 } }
     }
     fn reads(&self) -> Vec<Buffer> {
-        vec![self.input.buffer, self.output.buffer]
+        let parts = self.parts.map(|part| part.image.buffer);
+        parts.into_iter().chain([self.output.buffer]).collect()
     }
     fn writes(&self) -> Vec<Buffer> {
-        vec![self.gradient.buffer]
+        let mut buffers: Vec<Buffer> =
+            self.gradients.iter().map(|part| part.image.buffer).collect();
+        buffers.dedup();
+        buffers
     }
     fn name(&self) -> String {
         format!("attend gradient {} heads of {}", self.heads, self.width())
     }
     fn flop(&self) -> f64 {
-        10.0 * (self.output.pixels() * self.output.pixels() * self.channels()) as f64
+        10.0 * (self.query_count() * self.key_count() * self.channels()) as f64
     }
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, worker: usize) {
         let (sample, head) = (item / self.heads, item % self.heads);
@@ -87,12 +107,14 @@ impl Operation for AttendGradient {
         let columns = slopes.wrapping_add(self.matrix());
         dispatch(memory.isa, Head { op: self, memory, sample, head, weights, slopes, columns });
         if head == 0 {
-            let (channels, stride) = (3 * self.channels(), self.gradient.stride());
-            for p in 0..self.gradient.pixels() {
-                let pixel = memory.at(self.gradient.buffer, sample).wrapping_add(p * stride);
-                for c in channels..padded(channels) {
-                    // SAFETY: the padding of the sample's gradient, which only head 0 writes.
-                    unsafe { *pixel.add(c) = 0.0 };
+            for image in self.gradients.map(|part| part.image) {
+                let (channels, stride) = (image.channels(), image.stride());
+                for p in 0..image.pixels() {
+                    let pixel = memory.at(image.buffer, sample).wrapping_add(p * stride);
+                    for c in channels..padded(channels) {
+                        // SAFETY: the padding of the sample's gradient, which only head 0 writes.
+                        unsafe { *pixel.add(c) = 0.0 };
+                    }
                 }
             }
         }
@@ -115,7 +137,7 @@ struct Head<'a> {
 impl Kernel for Head<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (width, keys, pixels) = (self.op.width(), self.op.keys(), self.op.input.pixels());
+        let (width, keys, pixels) = (self.op.width(), self.op.keys(), self.op.query_count());
         let (pitch, values) = (self.op.pitch(), self.columns.wrapping_add(width * keys));
         let (query, stride) = self.part(0);
         let (answer, answer_stride) = self.answer();
@@ -149,16 +171,16 @@ impl Head<'_> {
     /// Where the head's queries (0), keys (1) or values (2) begin, and the floats between pixels.
     #[inline(always)]
     fn part(&self, number: usize) -> (*const f32, usize) {
-        let start = number * self.op.channels() + self.head * self.op.width();
-        let input = &self.op.input;
-        let from = self.memory.at(input.buffer, self.sample).wrapping_add(start);
-        (from.cast_const(), input.stride())
+        let part = &self.op.parts[number];
+        let from = part.at(self.memory, self.sample).wrapping_add(self.head * self.op.width());
+        (from.cast_const(), part.image.stride())
     }
 
     #[inline(always)]
-    fn gradient(&self, number: usize) -> *mut f32 {
-        let start = number * self.op.channels() + self.head * self.op.width();
-        self.memory.at(self.op.gradient.buffer, self.sample).wrapping_add(start)
+    fn gradient(&self, number: usize) -> (*mut f32, usize) {
+        let part = &self.op.gradients[number];
+        let to = part.at(self.memory, self.sample).wrapping_add(self.head * self.op.width());
+        (to, part.image.stride())
     }
 
     #[inline(always)]
@@ -175,7 +197,7 @@ impl Head<'_> {
     #[inline(always)]
     unsafe fn pack(&self, number: usize, to: *mut f32) {
         let (from, stride) = self.part(number);
-        let (width, pixels, panel) = (self.op.width(), self.op.input.pixels(), self.op.panel);
+        let (width, pixels, panel) = (self.op.width(), self.op.key_count(), self.op.panel);
         for first in (0..self.op.keys()).step_by(panel) {
             for c in 0..width {
                 let to = to.wrapping_add(first * width + c * panel);
@@ -196,7 +218,7 @@ impl Head<'_> {
     /// Both rows are there.
     #[inline(always)]
     unsafe fn softmax<S: Simd>(&self, s: S, row: usize) {
-        let (pixels, keys) = (self.op.input.pixels(), self.op.keys());
+        let (pixels, keys) = (self.op.seen(row), self.op.keys());
         let weights = self.weights.wrapping_add(row * self.op.pitch());
         let slopes = self.slopes.wrapping_add(row * self.op.pitch());
         // SAFETY: the caller's promise; a row has `keys` floats, whole vectors.
@@ -245,14 +267,14 @@ impl Head<'_> {
         s: S,
         matrix: *const f32,
         (from, stride): (*const f32, usize),
-        to: *mut f32,
+        (to, pitch_of_to): (*mut f32, usize),
     ) {
         // SAFETY: the caller's promise.
         unsafe {
             if S::LANES == 16 {
-                self.across_by::<S, 8>(s, matrix, (from, stride), to);
+                self.across_by::<S, 8>(s, matrix, (from, stride), (to, pitch_of_to));
             } else {
-                self.across_by::<S, 4>(s, matrix, (from, stride), to);
+                self.across_by::<S, 4>(s, matrix, (from, stride), (to, pitch_of_to));
             }
         }
     }
@@ -265,20 +287,21 @@ impl Head<'_> {
         s: S,
         matrix: *const f32,
         (from, stride): (*const f32, usize),
-        to: *mut f32,
+        (to, pitch_of_to): (*mut f32, usize),
     ) {
-        let (pixels, pitch, width) = (self.op.input.pixels(), self.op.pitch(), self.op.width());
+        let (pitch, width) = (self.op.pitch(), self.op.width());
+        let (queries, keys) = (self.op.query_count(), self.op.key_count());
         for c in (0..width).step_by(2 * S::LANES) {
-            for key in (0..pixels).step_by(R) {
+            for key in (0..keys).step_by(R) {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
                 let x = |query: usize| matrix.wrapping_add(query * pitch + key);
                 let y = |query: usize| from.wrapping_add(query * stride + c);
                 // SAFETY: a row of the matrix is padded to whole panels; a vector that is wider than
                 // what is left of the head reads what follows it, or the arena's slack.
                 unsafe {
-                    outer::accumulate(s, &mut acc, pixels, x, y);
-                    for (r, sums) in acc.iter().enumerate().take(pixels - key) {
-                        let to = to.add((key + r) * self.op.gradient.stride() + c);
+                    outer::accumulate(s, &mut acc, queries, x, y);
+                    for (r, sums) in acc.iter().enumerate().take(keys - key) {
+                        let to = to.add((key + r) * pitch_of_to + c);
                         store(s, sums, to, width - c);
                     }
                 }
@@ -375,8 +398,9 @@ impl Rows for Queries<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let (head, op) = (self.head, self.head.op);
-        let (pixels, pitch, width) = (op.input.pixels(), op.pitch(), op.width());
-        let (from, to) = (op.input.stride(), op.gradient.stride());
+        let (keys, pitch, width) = (op.key_count(), op.pitch(), op.width());
+        let from = op.parts[1].image.stride();
+        let (target, to) = head.gradient(0);
         // SAFETY: the rows are queries of the sample. A vector that is wider than what is left of the
         // head reads what follows in the input, or the arena's slack, and does not store it.
         unsafe {
@@ -384,10 +408,10 @@ impl Rows for Queries<'_> {
             for (r, pointer) in rows.iter_mut().enumerate() {
                 *pointer = pointer.add(r * pitch);
             }
-            let target = head.gradient(0).add(self.row * to);
+            let target = target.add(self.row * to);
             for c in (0..width).step_by(2 * S::LANES) {
                 let mut acc = gemm::zeros::<S, R, 2>(s);
-                gemm::accumulate::<S, F32, _, _>(s, &mut acc, &rows, self.key.add(c), from, pixels);
+                gemm::accumulate::<S, F32, _, _>(s, &mut acc, &rows, self.key.add(c), from, keys);
                 for (r, sums) in acc.iter().enumerate() {
                     store(s, sums, target.add(r * to + c), width - c);
                 }

@@ -28,5 +28,5 @@ pub(crate) use norm::{NormGradient, NormSource};
 pub(crate) use pack::{Form, Pack, PackBias};
 pub(crate) use resize::{Combine, Scale, Way};
 pub(crate) use sums::Sums;
-pub(crate) use tokens::{ActivateGradient, GateGradient, ModulateGradient};
+pub(crate) use tokens::{ActivateGradient, GateGradient, GegluGradient, ModulateGradient};
 pub(crate) use winograd::WinogradGradient;

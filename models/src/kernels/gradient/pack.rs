@@ -88,6 +88,9 @@ impl Operation for Pack {
     }
 }
 
+/// Taps of the largest kernel, of four pixels a side.
+const MOST_TAPS: usize = 16;
+
 struct Run<'a> {
     pack: &'a Pack,
     memory: &'a Memory<'a>,
@@ -107,7 +110,7 @@ impl Kernel for Run<'_> {
         let depth = pack.inputs.len();
         let to = self.memory.placed(pack.output);
         // The taps of one input place for all columns.
-        let mut columns = [[0f32; 32]; 9];
+        let mut columns = [[0f32; 32]; MOST_TAPS];
         for place in places {
             for (j, o) in (number * panel..(number + 1) * panel).enumerate() {
                 self.column(place, o, j, &mut columns);
@@ -116,7 +119,7 @@ impl Kernel for Run<'_> {
                 // SAFETY: a panel has at most 32 columns, whole vectors; the result has a place for
                 // this panel and input place at each position, and only this item writes it.
                 unsafe {
-                    let mut vectors = [s.splat(0.0); 9];
+                    let mut vectors = [s.splat(0.0); MOST_TAPS];
                     for (vector, column) in vectors.iter_mut().zip(&columns).take(taps) {
                         *vector = s.load(column.as_ptr().add(lane));
                     }
@@ -143,7 +146,7 @@ impl Kernel for Run<'_> {
 impl Run<'_> {
     /// Takes the taps from input place `place` to output place `o` as column `j`.
     #[inline(always)]
-    fn column(&self, place: usize, o: usize, j: usize, columns: &mut [[f32; 32]; 9]) {
+    fn column(&self, place: usize, o: usize, j: usize, columns: &mut [[f32; 32]; MOST_TAPS]) {
         let pack = self.pack;
         let taps = pack.filter.taps;
         let (input, output) = (pack.inputs[place], pack.outputs.get(o).copied().flatten());
@@ -167,13 +170,15 @@ impl Run<'_> {
     unsafe fn positions<S: Simd, F: scheme::Gradient>(
         &self,
         s: S,
-        taps: &[S::V; 9],
+        taps: &[S::V; MOST_TAPS],
         place: usize,
         to: *mut f32,
     ) {
         let (depth, positions) = (self.pack.inputs.len(), F::IN * F::IN);
         let panels = self.pack.outputs.len().div_ceil(self.panel);
         let group = group_size(panels);
+        // Transforms are of kernels of three pixels a side.
+        let taps = &std::array::from_fn(|tap| taps[tap]);
         let all = scheme::weights::<S, F>(s, taps);
         for (position, vector) in all.iter().enumerate().take(positions) {
             let start = panel_place(panels, group, positions, self.number, position);

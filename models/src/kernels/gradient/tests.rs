@@ -450,32 +450,71 @@ proptest! {
 
     #[test]
     fn gradients_of_attention_are_what_differences_show(
-        batch in 1usize..3, (height, width) in (1usize..5, 1usize..5),
-        (heads, of_head) in (1usize..4, 1usize..8),
+        batch in 1usize..3, (height, width) in (1usize..5, 1usize..5), keys in 1usize..20,
+        (heads, of_head) in (1usize..4, 1usize..8), causal: bool,
     ) {
         let channels = heads * of_head;
-        let inputs = [[3 * channels, height, width], [channels, height, width]];
-        let case = Case { batch, inputs: &inputs, parameters: &[], output: inputs[0] };
-        let results = case.run(|isa, images, target, _| {
-            vec![Box::new(AttendGradient::new(isa, images[0], images[1], target, heads))]
-        });
-        let step = 1e-4;
-        for (isa, found, _) in results {
-            for sample in 0..batch {
-                let (x, dy) = (case.plain(0, sample), case.plain(1, sample));
-                let slope = |i: usize| {
-                    let at = |offset: f64| -> f64 {
-                        let mut moved = Plain { size: x.size, values: x.values.clone() };
-                        moved.values[i] += offset;
-                        let y = moved.attended(heads);
+        // Queries, keys and values in one map; then queries in one, keys and values in another, and the gradient of either.
+        let (own, others) = ([channels, height, width], [2 * channels, 1, keys]);
+        let all = [3 * channels, height, width];
+        for (inputs, of_others) in
+            [(vec![own, all], false), (vec![own, own, others], false), (vec![own, own, others], true)]
+        {
+            let output = if of_others { others } else { inputs[1] };
+            let case = Case { batch, inputs: &inputs, parameters: &[], output };
+            let results = case.run(|isa, images, target, memories| {
+                let part = |image, number| Channels { image, start: number * channels, width: channels };
+                let parts = match images {
+                    [_, all] => [0, 1, 2].map(|number| part(*all, number)),
+                    _ => [part(images[1], 0), part(images[2], 0), part(images[2], 1)],
+                };
+                let gradients = match images.len() {
+                    2 => [0, 1, 2].map(|number| part(target, number)),
+                    _ => {
+                        let size = if of_others { own } else { others };
+                        let other = take(&mut memories.layout, ElementType::F32, size);
+                        let (own, others) = if of_others { (other, target) } else { (target, other) };
+                        [part(own, 0), part(others, 0), part(others, 1)]
+                    }
+                };
+                let how = (heads, causal);
+                vec![Box::new(AttendGradient::new(isa, parts, gradients, images[0], how))]
+            });
+            let step = 1e-4;
+            for (isa, found, _) in results {
+                for sample in 0..batch {
+                    let dy = case.plain(0, sample);
+                    let values: Vec<Plain> =
+                        (1..inputs.len()).map(|input| case.plain(input, sample)).collect();
+                    let answer = |moved: &[Plain]| -> f64 {
+                        let [queries, keys, values] = match moved {
+                            [all] => [0, 1, 2].map(|part| all.narrowed(part * channels, channels)),
+                            _ => [
+                                moved[0].narrowed(0, channels),
+                                moved[1].narrowed(0, channels),
+                                moved[1].narrowed(channels, channels),
+                            ],
+                        };
+                        let y = queries.attending(&keys, &values, (heads, causal));
                         y.values.iter().zip(&dy.values).map(|(a, b)| a * b).sum()
                     };
-                    (at(step) - at(-step)) / (2.0 * step)
-                };
-                let expected: Vec<f64> = (0..x.values.len()).map(slope).collect();
-                let len = expected.len();
-                let error = relative_error(&found[sample * len..][..len], &expected);
-                prop_assert!(error <= 1e-5, "{isa}: {error:e}");
+                    let which = usize::from(of_others);
+                    let slope = |i: usize| {
+                        let at = |offset: f64| -> f64 {
+                            let mut moved: Vec<Plain> = values
+                                .iter()
+                                .map(|one| Plain { size: one.size, values: one.values.clone() })
+                                .collect();
+                            moved[which].values[i] += offset;
+                            answer(&moved)
+                        };
+                        (at(step) - at(-step)) / (2.0 * step)
+                    };
+                    let expected: Vec<f64> = (0..values[which].values.len()).map(slope).collect();
+                    let len = expected.len();
+                    let error = relative_error(&found[sample * len..][..len], &expected);
+                    prop_assert!(error <= 1e-5, "{isa}: {error:e}");
+                }
             }
         }
     }
@@ -507,10 +546,10 @@ proptest! {
                         let moments = layout.take(2 * value.pixels());
                         let parts = [part(&images[2], 2), part(&images[2], 0)];
                         let of_parts = [part(&of_vector, 2), part(&of_vector, 0)];
-                        let forward = Modulate::new(value, normed, 1e-3, parts, Some(moments));
+                        let forward = Modulate::new(value, normed, 1e-3, (parts, 1.0), Some(moments));
                         operations.push(Box::new(forward));
                         operations.push(Box::new(ModulateGradient::new(
-                            value, dy, (gradient, add), moments, parts[0], of_parts,
+                            value, dy, (gradient, add), moments, (parts[0], 1.0), of_parts,
                         )));
                     }
                     1 => {

@@ -23,6 +23,8 @@ pub(crate) struct ModulateGradient {
     add: bool,
     moments: Buffer,
     scale: Vector,
+    /// What is added to the scale.
+    one: f32,
     /// Where those of scale and shift go.
     of_told: [Vector; 2],
     real: Aligned,
@@ -34,10 +36,10 @@ impl ModulateGradient {
         output: Image,
         (gradient, add): (Image, bool),
         moments: Buffer,
-        scale: Vector,
+        (scale, one): (Vector, f32),
         of_told: [Vector; 2],
     ) -> Self {
-        Self { value, output, gradient, add, moments, scale, of_told, real: mask(&value) }
+        Self { value, output, gradient, add, moments, scale, one, of_told, real: mask(&value) }
     }
 }
 
@@ -102,7 +104,7 @@ impl Kernel for Sample<'_, ModulateGradient> {
         let scale = op.scale.at(self.memory, self.sample).cast_const();
         let real = op.real.as_slice().as_ptr();
         let (of_scale, of_shift) = (self.rows, self.rows.wrapping_add(stride));
-        let one = s.splat(1.0);
+        let one = s.splat(op.one);
         // SAFETY: vectors lie in padded channels of the sample's tokens, which are this item's; scales are
         // read up to a vector's length further, which the arena's slack allows.
         unsafe {
@@ -282,6 +284,77 @@ impl Slopes {
                 let v = s.mul(slope, s.load(self.output.add(i)));
                 let to = self.gradient.add(i);
                 s.store(to, if self.add { s.add(v, s.load(to)) } else { v });
+            }
+        }
+    }
+}
+
+/// That of [`crate::kernels::Geglu`]; nothing is there yet.
+pub(crate) struct GegluGradient {
+    value: Image,
+    /// The gradient of the result.
+    output: Image,
+    gradient: Image,
+    real: Aligned,
+}
+
+impl GegluGradient {
+    pub(crate) fn new(value: Image, output: Image, gradient: Image) -> Self {
+        Self { value, output, gradient, real: mask(&output) }
+    }
+}
+
+impl Operation for GegluGradient {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.value.buffer, self.output.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.gradient.buffer]
+    }
+    fn name(&self) -> String {
+        format!("geglu gradient {} at {}", self.output.channels(), self.output.pixels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        dispatch(memory.isa, Sample { op: self, memory, sample, rows: std::ptr::null_mut() });
+    }
+}
+
+impl Kernel for Sample<'_, GegluGradient> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let op = self.op;
+        let (wide, narrow, channels) =
+            (op.value.stride(), op.output.stride(), op.output.channels());
+        let place = |buffer| self.memory.at(buffer, self.sample);
+        let (value, output) = (place(op.value.buffer), place(op.output.buffer));
+        let gradient = place(op.gradient.buffer);
+        let real = op.real.as_slice().as_ptr();
+        for p in 0..op.value.pixels() {
+            // SAFETY: vectors lie in padded channels of the sample's tokens, which are this item's; halves are read up
+            // to a vector's length further, which the next token or the arena's slack allows.
+            unsafe {
+                for second in [false, true] {
+                    for c in (0..narrow).step_by(S::LANES) {
+                        let a = s.load(value.add(p * wide + c));
+                        let b = s.load(value.add(p * wide + channels + c));
+                        let dy = s.keep(s.load(output.add(p * narrow + c)), s.load(real.add(c)));
+                        let v = match second {
+                            false => s.mul(dy, Function::Gelu.vector(s, b)),
+                            true => s.mul(dy, s.mul(a, Function::Gelu.slopes(s, b))),
+                        };
+                        let mut lanes = [0f32; 16];
+                        s.store(lanes.as_mut_ptr(), v);
+                        let to = gradient.add(p * wide + c + if second { channels } else { 0 });
+                        let count = S::LANES.min(channels.saturating_sub(c));
+                        std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, count);
+                    }
+                }
+                for c in 2 * channels..wide {
+                    *gradient.add(p * wide + c) = 0.0;
+                }
             }
         }
     }
