@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench planner`
 
-use understudy::engine::batcher::{Batcher, Claim, Costs, ModelKey, SampleKey, Urgency};
+use understudy::engine::batcher::{Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency};
 
 fn main() {
     divan::main();
@@ -20,7 +20,8 @@ impl Costs for PerRow {
     }
 }
 
-const ORDINARY: Claim = Claim { rows: 1, evaluations: 50, urgency: Urgency::Ordinary(0.0) };
+const ORDINARY: ScheduledWork =
+    ScheduledWork { rows: 1, evaluations: 50, urgency: Urgency::Ordinary(0.0) };
 
 /// `samples` in flight of each of so many models, all of which fit one evaluation.
 fn busy(models: u64, samples: u64) -> Batcher {
@@ -66,7 +67,7 @@ fn plan_with_turnover(bencher: divan::Bencher, samples: u64) {
 fn plan_with_promises(bencher: divan::Bencher, samples: u64) {
     let mut batcher = Batcher::default();
     for sample in 0..samples {
-        let claim = Claim {
+        let claim = ScheduledWork {
             urgency: Urgency::Promised { due: 1.0 + 0.01 * sample as f64, from: f64::INFINITY },
             ..ORDINARY
         };

@@ -37,7 +37,7 @@ use clap::Parser;
 use pair::{Server, agent, post, verdict};
 use serde_json::{Value, json};
 use understudy::{
-    engine::batcher::{Batch, Batcher, Claim, Costs, ModelKey, SampleKey, Urgency},
+    engine::batcher::{Batch, Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency},
     load::{percentile, poisson, sorted, uniform},
     registry::Model,
 };
@@ -288,7 +288,7 @@ impl<'a> Replay<'a> {
         // From the start, so that nothing that arrives later can be in their way.
         let promised = |due| Urgency::Promised { due, from: moment.now };
         let urgency = due.map_or(Urgency::Ordinary(moment.now), promised);
-        let claim = Claim { rows: 1, evaluations: self.steps, urgency };
+        let claim = ScheduledWork { rows: 1, evaluations: self.steps, urgency };
         moment.batcher.join(model.key, SampleKey(i as u64), claim, model.on(0).max_rows());
         moment.due.extend(due.map(|due| (SampleKey(i as u64), due)));
     }

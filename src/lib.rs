@@ -14,6 +14,7 @@ mod gpu;
 pub mod http;
 pub mod load;
 pub mod metrics;
+mod models_folder;
 mod names;
 pub mod registry;
 pub mod similarity;

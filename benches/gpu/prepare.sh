@@ -73,14 +73,14 @@ tests() {
     local told='import json, sys; print([said["executable"] for said in map(json.loads, sys.stdin) if said.get("executable")][-1])'
     for target in --lib --test=unet; do
         binary_of_tests=$(cd "$root/models" && linked "$target" --profile test --message-format json | python3 -c "$told")
-        "$root/benches/gpu/emulator/build.sh" "$work/emulated-tests" "$binary_of_tests"
+        "$root/tools/cuda-emulator/build.sh" "$work/emulated-tests" "$binary_of_tests"
         "$work/emulated-tests/understudy" --ignored
     done
 }
 
 # Does it run? On a GPU in software, and on the CPU where the driver knows no GPU.
 start() {
-    "$root/benches/gpu/emulator/build.sh" "$work/emulated" "$binary"
+    "$root/tools/cuda-emulator/build.sh" "$work/emulated" "$binary"
     for gpus in 1 0; do
         EMULATED_GPUS=$gpus UNDERSTUDY_MODELS="$root/models/zoo" "$work/emulated/understudy" \
             sample --model fashion-mnist-student --n 1 --steps 3 --out "$work/start-$gpus.png"

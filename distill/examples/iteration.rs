@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Times, in turns within one run, a teacher's evaluation alone, a student's step alone (forward, loss,
-//! backward, AdamW), the lesson of a pool in memory and of one in a mapped file, and all of an iteration as the
+//! backward, AdamW), the training batch of a pool in memory and of one in a mapped file, and all of an iteration as the
 //! loop does it. Medians, of shares too.
 #![allow(clippy::unwrap_used)]
 
@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{DType, Device};
-use understudy_distill::lesson::{Curriculum, Lesson};
 use understudy_distill::objective::Dkdm;
 use understudy_distill::optimizer::{AdamW, Gradients, Settings};
 use understudy_distill::parameters::{Average, Parameters};
 use understudy_distill::pool::{self, Order, Pool};
 use understudy_distill::student::{Candidate, Student};
 use understudy_distill::teacher::Teacher;
+use understudy_distill::training_batch::{BatchSource, TrainingBatch};
 use understudy_distill::walk::Walks;
 use understudy_models::Denoiser;
 use understudy_models::sampler::Kind;
@@ -34,11 +34,12 @@ struct Learner {
 }
 
 impl Learner {
-    fn step(&mut self, lesson: &Lesson) {
+    fn step(&mut self, training_batch: &TrainingBatch) {
         let device = &Device::Cpu;
-        let (times, condition) = (lesson.times(device).unwrap(), lesson.condition(device).unwrap());
-        let answer = self.network.forward(&lesson.x, &times, condition.as_ref()).unwrap();
-        let losses = self.objective.losses(lesson, &answer).unwrap();
+        let (times, condition) =
+            (training_batch.times(device).unwrap(), training_batch.condition(device).unwrap());
+        let answer = self.network.forward(&training_batch.x, &times, condition.as_ref()).unwrap();
+        let losses = self.objective.losses(training_batch, &answer).unwrap();
         let mut gradients = losses.total.backward().unwrap();
         let gradients = Gradients::take(&self.parameters, &mut gradients).unwrap();
         self.optimizer.step(&self.parameters, &gradients).unwrap();
@@ -100,24 +101,26 @@ fn main() {
         parameters,
     };
 
-    let lesson = pool.lesson(0).unwrap();
-    let (times, condition) =
-        (lesson.times(&Device::Cpu).unwrap(), lesson.condition(&Device::Cpu).unwrap());
+    let training_batch = pool.training_batch(0).unwrap();
+    let (times, condition) = (
+        training_batch.times(&Device::Cpu).unwrap(),
+        training_batch.condition(&Device::Cpu).unwrap(),
+    );
     let mut rounds = Vec::new();
     for round in 0..=ROUNDS as u64 {
         let evaluation = seconds(|| {
-            teacher.network().forward(&lesson.x, &times, condition.as_ref()).unwrap();
+            teacher.network().forward(&training_batch.x, &times, condition.as_ref()).unwrap();
         });
-        let step = seconds(|| learner.step(&lesson));
+        let step = seconds(|| learner.step(&training_batch));
         let from_memory = seconds(|| {
-            pool.lesson(2 * round + 1).unwrap();
+            pool.training_batch(2 * round + 1).unwrap();
         });
         let from_file = seconds(|| {
-            mapped.lesson(2 * round + 1).unwrap();
+            mapped.training_batch(2 * round + 1).unwrap();
         });
         let iteration = seconds(|| {
-            let lesson = pool.lesson(2 * round + 2).unwrap();
-            learner.step(&lesson);
+            let training_batch = pool.training_batch(2 * round + 2).unwrap();
+            learner.step(&training_batch);
             average.update(&learner.parameters).unwrap();
         });
         // The first warms up.
@@ -130,8 +133,8 @@ fn main() {
     let names = [
         "teacher's evaluation alone",
         "student's step alone",
-        "lesson, pool in memory",
-        "lesson, pool in a file",
+        "training batch, pool in memory",
+        "training batch, pool in a file",
         "iteration",
     ];
     for (i, name) in names.iter().enumerate() {

@@ -5,7 +5,8 @@ use std::ops::Range;
 use candle_core::{Result, Tensor, bail};
 use understudy_models::{
     Conditioning, Denoiser, Image, noise,
-    sampler::{self, Step, Trajectory},
+    rollout::{self, FiniteCheck, Row},
+    sampler::Trajectory,
 };
 
 /// Which class each sample is of.
@@ -90,13 +91,10 @@ impl Batch {
     }
 }
 
-/// The seeds that a request may name.
-const SEEDS: u64 = 1 << 53;
-
 impl Sampling {
     /// The seed of sample number `index`.
     pub fn seed(&self, index: usize) -> u64 {
-        (self.first_seed + index as u64) % SEEDS
+        (self.first_seed + index as u64) % noise::SEEDS
     }
 
     /// The samples with the numbers in `range`, batch by batch.
@@ -122,32 +120,18 @@ impl Sampling {
             Some(labels) => Some(Tensor::new(&labels[..], network.device())?),
             None => None,
         };
-        let draw = |step: u64| {
-            let elements = geometry.in_channels * geometry.height * geometry.width;
-            let mut values = vec![0.0; rows * elements];
-            for (seed, values) in seeds.iter().zip(values.chunks_exact_mut(elements)) {
-                noise::normal(*seed, step, values);
-            }
-            let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
-            Tensor::from_vec(values, shape, network.device())
-        };
-        // Step 0 of a sample's noise is where it starts.
-        let mut x = draw(0)?;
+        let mut x = rollout::start(geometry, &seeds, network.device())?;
         let mut memory = x.zeros_like()?;
         for (position, evaluation) in self.trajectory.iter().enumerate() {
             let timesteps = Tensor::full(evaluation.timestep as f32, rows, network.device())?;
             let answer =
                 network.forward(&x.to_dtype(network.dtype())?, &timesteps, condition.as_ref())?;
-            let noise = match evaluation.step.needs_noise() {
-                true => Some(draw(position as u64 + 1)?),
-                false => None,
-            };
-            let steps: Vec<Step> = vec![evaluation.step; rows];
-            let next = sampler::advance(&x, &memory, &answer, noise.as_ref(), &steps)?;
+            let row = |&seed: &u64| Row { seed, position, step: evaluation.step };
+            let rows: Vec<Row> = seeds.iter().map(row).collect();
+            let next = rollout::advance(geometry, &x, &memory, &answer, &rows)?;
             (x, memory) = (next.x, next.memory);
         }
-        let sums: Vec<f32> = x.flatten_from(1)?.sum(1)?.to_vec1()?;
-        if let Some(row) = sums.iter().position(|sum| !sum.is_finite()) {
+        if let Some(row) = FiniteCheck::new(&x)?.first_bad()? {
             bail!("the sample with seed {} came out as NaN or infinity", seeds[row])
         }
         Ok(Batch { x, seeds, labels })

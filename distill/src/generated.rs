@@ -10,15 +10,15 @@ use understudy_models::{Error, NetworkConfig, Result};
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
 use crate::generate::Sampling;
-use crate::lesson::{Curriculum, Lesson};
 use crate::noised::Noised;
 use crate::picture;
 use crate::teacher::Teacher;
+use crate::training_batch::{BatchSource, TrainingBatch};
 
 /// Where a checkpoint holds the pictures' SHA-256.
 const PICTURES: &str = "pictures.sha256";
 
-/// Lessons from images that the teacher draws first.
+/// Training batches from images that the teacher draws first.
 pub struct Generated<'a> {
     teacher: &'a Teacher,
     sampling: Sampling,
@@ -29,13 +29,13 @@ pub struct Generated<'a> {
     batch: usize,
     seed: u64,
     drawn: usize,
-    /// SHA-256 of the pictures that the checkpoint's lessons came from.
+    /// SHA-256 of the pictures that the checkpoint's training batches came from.
     sha256: Option<String>,
-    lessons: Option<Noised>,
+    batches: Option<Noised>,
 }
 
 impl<'a> Generated<'a> {
-    /// Lessons of `batch` images for `student`, from `count` images that `teacher` draws as `sampling` says
+    /// Training batches of `batch` images for `student`, from `count` images that `teacher` draws as `sampling` says
     /// and keeps in `folder` as 8-bit pictures; those already there are not drawn again.
     pub fn new(
         teacher: &'a Teacher,
@@ -58,7 +58,7 @@ impl<'a> Generated<'a> {
             seed,
             drawn: 0,
             sha256: None,
-            lessons: None,
+            batches: None,
         }
     }
 
@@ -93,7 +93,9 @@ impl<'a> Generated<'a> {
         let changed = self.sha256.as_ref().is_some_and(|sha256| *sha256 != images.sha256());
         if images.len() != self.count || changed {
             let found = match changed {
-                true => "other pictures than the checkpoint's lessons came from".to_owned(),
+                true => {
+                    "other pictures than the checkpoint's training batches came from".to_owned()
+                }
                 false => format!("{} pictures, not {}", images.len(), self.count),
             };
             let field = format!("the teacher's samples in {}", self.folder.display());
@@ -103,7 +105,7 @@ impl<'a> Generated<'a> {
     }
 }
 
-impl Curriculum for Generated<'_> {
+impl BatchSource for Generated<'_> {
     // The sampling is the task's; what was drawn is checked where it is read.
     fn identity(&self) -> Map<String, Value> {
         [
@@ -122,19 +124,19 @@ impl Curriculum for Generated<'_> {
             self.drawn = end;
             return Ok(Some(self.drawn as f64 / self.count as f64));
         }
-        if self.lessons.is_none() {
+        if self.batches.is_none() {
             let images = self.read()?;
             self.sha256 = Some(images.sha256());
-            let lessons =
+            let batches =
                 Noised::new(images, &self.student, &self.schedule, self.batch, self.seed)?;
-            self.lessons = Some(lessons);
+            self.batches = Some(batches);
         }
         Ok(None)
     }
 
-    fn lesson(&mut self, step: u64) -> Result<Lesson> {
-        match &mut self.lessons {
-            Some(lessons) => lessons.lesson(step),
+    fn training_batch(&mut self, step: u64) -> Result<TrainingBatch> {
+        match &mut self.batches {
+            Some(batches) => batches.training_batch(step),
             None => Err(understudy_models::Error::Weights("the images are not drawn yet".into())),
         }
     }

@@ -6,20 +6,26 @@ use candle_core::{DType, Device, Tensor};
 use understudy_models::checkpoint::is_finite;
 use understudy_models::{Conditioning, Error, Result, noise};
 
-use crate::lesson::Lesson;
 use crate::student::Student;
+use crate::training_batch::TrainingBatch;
 
 const REMEDY: &str = "the last checkpoint is good; run again with another --out and a lower --learning-rate or --clip-norm";
 
 /// Stops a run that would only spoil its weights from here on.
 ///
 /// # Errors
-/// [`Error::Value`] naming the step and the lesson's first seed.
-pub(crate) fn check_finite(what: &str, value: f64, step: u64, lesson: &Lesson) -> Result<()> {
+/// [`Error::Value`] naming the step and the training_batch's first seed.
+pub(crate) fn check_finite(
+    what: &str,
+    value: f64,
+    step: u64,
+    training_batch: &TrainingBatch,
+) -> Result<()> {
     if value.is_finite() {
         return Ok(());
     }
-    let (seed, t) = (lesson.seeds.first().copied(), lesson.timesteps.first().copied());
+    let (seed, t) =
+        (training_batch.seeds.first().copied(), training_batch.timesteps.first().copied());
     Err(Error::value(
         what,
         format!(

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use understudy_models::{Error, Result};
 
 use crate::checkpoint::Snapshot;
-use crate::train::Task;
+use crate::task::Task;
 
 /// The form of identities. Checkpoints without a number are of versions that said less.
 const FORMAT: u64 = 2;
@@ -35,7 +35,7 @@ pub(crate) fn of(task: &Task<'_>) -> Map<String, Value> {
         "null_class": task.card.null_class,
     });
     let mut identity = parts.as_object().cloned().unwrap_or_default();
-    identity.extend(task.curriculum.identity());
+    identity.extend(task.source.identity());
     identity.extend(task.identity.clone());
     identity
 }

@@ -7,10 +7,10 @@ use understudy_models::{Conditioning, Error, NetworkConfig, Result, noise};
 
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
-use crate::lesson::{Curriculum, Lesson};
 use crate::random::{self, Purpose};
+use crate::training_batch::{BatchSource, TrainingBatch};
 
-/// Lessons from images: `x_t = sqrt(alpha_bar_t)·x0 + sqrt(1 − alpha_bar_t)·eps`, t uniform, and eps the
+/// Training batches from images: `x_t = sqrt(alpha_bar_t)·x0 + sqrt(1 − alpha_bar_t)·eps`, t uniform, and eps the
 /// answer. Draws are a function of the run's seed and the step, so there is no state.
 pub struct Noised {
     /// Of the images as they were given.
@@ -24,7 +24,7 @@ pub struct Noised {
 }
 
 impl Noised {
-    /// Lessons of `batch` images, which are padded to the network's size.
+    /// Training batches of `batch` images, which are padded to the network's size.
     ///
     /// # Errors
     /// [`Error::Value`] for images that do not fit the network; for a class-conditional network, images
@@ -85,7 +85,7 @@ fn check_classes(images: &Images, classes: usize) -> Result<()> {
     Err(Error::value("data", found, format!("the network has {classes} classes; {remedy}")))
 }
 
-impl Curriculum for Noised {
+impl BatchSource for Noised {
     fn identity(&self) -> Map<String, Value> {
         [
             ("images".into(), self.images.len().into()),
@@ -99,7 +99,7 @@ impl Curriculum for Noised {
         Ok(None)
     }
 
-    fn lesson(&mut self, step: u64) -> Result<Lesson> {
+    fn training_batch(&mut self, step: u64) -> Result<TrainingBatch> {
         let Self { seed, batch, .. } = *self;
         let drawn = random::distinct(seed, Purpose::Picture, step, batch, self.images.len());
         let mut x: Vec<f32> = self.images.batch(&drawn, &Device::Cpu)?.flatten_all()?.to_vec1()?;
@@ -122,7 +122,7 @@ impl Curriculum for Noised {
         let labels = self.images.labels.as_ref().filter(|_| self.classes);
         let labels = labels.map(|labels| drawn.iter().map(|&index| labels[index]).collect());
         let geometry = (batch, self.images.channels, self.images.height, self.images.width);
-        Ok(Lesson {
+        Ok(TrainingBatch {
             x: Tensor::from_vec(x, geometry, &Device::Cpu)?,
             timesteps,
             labels,

@@ -9,8 +9,7 @@ use rayon::prelude::*;
 use understudy_models::lists;
 
 use crate::checkpoint::Snapshot;
-use crate::flat;
-use crate::parameters::Parameters;
+use crate::parameters::{self, Parameters};
 use crate::slices::with_f32;
 
 /// How weights are changed.
@@ -43,7 +42,7 @@ pub struct AdamW {
 enum State {
     /// By parameter.
     Host(Vec<Moments<Vec<f32>>>),
-    /// All in one, as [`flat::joined`] has the parameters.
+    /// All in one, as [`joined`] has the parameters.
     Flat(Moments<Tensor>),
 }
 
@@ -118,7 +117,7 @@ impl AdamW {
     /// Whatever the device says.
     pub fn new(parameters: &Parameters, settings: Settings) -> Result<Self> {
         let state = if parameters.is_flat() {
-            let zeros = flat::joined(parameters)?.zeros_like()?;
+            let zeros = parameters::joined(parameters)?.zeros_like()?;
             State::Flat(Moments { first: zeros.clone(), second: zeros })
         } else {
             let moments = parameters.iter().map(|(_, var)| {
@@ -168,9 +167,10 @@ impl AdamW {
         };
         let moments = match (&mut self.state, joined) {
             (State::Host(moments), _) => moments,
-            (State::Flat(moments), joined) => {
-                let gradients = joined.map_or_else(|| gradients.joined(parameters), Ok)?;
-                let weights = update.apply_flat(flat::joined(parameters)?, gradients, moments)?;
+            (State::Flat(moments), given) => {
+                let gradients = given.map_or_else(|| gradients.joined(parameters), Ok)?;
+                let weights =
+                    update.apply_flat(parameters::joined(parameters)?, gradients, moments)?;
                 let vars: Vec<&candle_core::Var> = parameters.iter().map(|(_, var)| var).collect();
                 lists::part(&weights, &vars)?;
                 return Ok(norm);

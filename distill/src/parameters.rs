@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use candle_core::{DType, Device, Tensor, Var};
 use rayon::prelude::*;
-use understudy_models::Result;
+use understudy_models::{Result, lists};
 
 use crate::checkpoint::Snapshot;
-use crate::flat;
 use crate::slices::with_f32;
 
 /// Trained weights, in the order of their names, so that sums over them are the same in every process.
@@ -94,7 +93,7 @@ pub struct Average {
 enum Averages {
     /// By parameter.
     Host(Vec<Vec<f32>>),
-    /// All in one, as [`flat::joined`] has the parameters.
+    /// All in one, as [`joined`] has the parameters.
     Flat(Tensor),
 }
 
@@ -106,7 +105,7 @@ impl Average {
     pub fn new(parameters: &Parameters, decay: f64) -> Result<Self> {
         let copy = |(_, var): (&String, &Var)| with_f32(var.as_tensor(), <[f32]>::to_vec);
         let weights = if parameters.is_flat() {
-            Averages::Flat(flat::joined(parameters)?)
+            Averages::Flat(joined(parameters)?)
         } else {
             Averages::Host(parameters.iter().map(copy).collect::<candle_core::Result<_>>()?)
         };
@@ -124,7 +123,7 @@ impl Average {
         let averages = match &mut self.weights {
             Averages::Host(averages) => averages,
             Averages::Flat(average) => {
-                let way = (flat::joined(parameters)? - &*average)?;
+                let way = (joined(parameters)? - &*average)?;
                 *average = (&*average + (way * f64::from(part))?)?;
                 return Ok(());
             }
@@ -153,7 +152,7 @@ impl Average {
                 };
                 parameters.iter().zip(averages).map(tensor).collect::<candle_core::Result<_>>()?
             }
-            Averages::Flat(average) => flat::parts(&average.to_device(&Device::Cpu)?, parameters)?,
+            Averages::Flat(average) => parts(&average.to_device(&Device::Cpu)?, parameters)?,
         };
         Ok(names.zip(tensors).collect())
     }
@@ -190,4 +189,27 @@ impl Average {
         self.updates = snapshot.get_u64("average.updates")?.first().copied().unwrap_or_default();
         Ok(())
     }
+}
+
+/// The parameters one after the other, in their order: f32 `[N]`.
+///
+/// # Errors
+/// Whatever the device says.
+pub(crate) fn joined(parameters: &Parameters) -> candle_core::Result<Tensor> {
+    let weights: Vec<Tensor> = parameters.iter().map(|(_, var)| var.as_detached_tensor()).collect();
+    lists::join(&weights)
+}
+
+/// What of `flat` belongs to each parameter, in its shape.
+///
+/// # Errors
+/// Whatever the device says.
+pub(crate) fn parts(flat: &Tensor, parameters: &Parameters) -> candle_core::Result<Vec<Tensor>> {
+    let mut begin = 0;
+    let mut part = |length: usize| {
+        let part = flat.narrow(0, begin, length);
+        begin += length;
+        part
+    };
+    parameters.iter().map(|(_, var)| part(var.elem_count())?.reshape(var.dims())).collect()
 }

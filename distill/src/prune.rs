@@ -12,22 +12,22 @@ use candle_core::{DType, Device, Tensor};
 use understudy_models::channels::{ChannelSet, Channels, Choice};
 use understudy_models::{Error, NetworkConfig, Result, noise};
 
-use crate::lesson::Curriculum;
 use crate::parameters::Parameters;
 use crate::slices::with_f32;
 use crate::teacher::Teacher;
+use crate::training_batch::BatchSource;
 
 /// Directions that are tried, each on samples of its own.
 const PROBES: u64 = 24;
 
-/// Weights for `student` out of `teacher`'s, chosen by what matters on the samples of `lessons`.
+/// Weights for `student` out of `teacher`'s, chosen by what matters on the samples of `training batches`.
 ///
 /// # Errors
 /// [`Error::Value`] for a student of another topology, or wider than its teacher anywhere.
 pub fn weights(
     teacher: &Teacher,
     student: &NetworkConfig,
-    lessons: &mut dyn Curriculum,
+    batches: &mut dyn BatchSource,
     seed: u64,
 ) -> Result<BTreeMap<String, Tensor>> {
     let refuse = |problem: String| Err(Error::value("init", "pruned", problem));
@@ -47,7 +47,7 @@ pub fn weights(
         return refuse(format!("the student is wider than its teacher; {alike}"));
     }
     let weights = teacher.weights()?;
-    let importance = importance(teacher, &from, &weights, lessons, seed)?;
+    let importance = importance(teacher, &from, &weights, batches, seed)?;
     let kept: Vec<Vec<usize>> = from
         .sets
         .iter()
@@ -80,19 +80,19 @@ fn importance(
     teacher: &Teacher,
     channels: &Channels,
     weights: &BTreeMap<String, Tensor>,
-    lessons: &mut dyn Curriculum,
+    batches: &mut dyn BatchSource,
     seed: u64,
 ) -> Result<Vec<Vec<f64>>> {
     let parameters = Parameters::new(weights.clone())?;
     let network = teacher.config.load(parameters.tensors(), DType::F32, &Device::Cpu)?;
     let zeros = |set: &ChannelSet| vec![0.0; set.width];
     let mut sums: Vec<Vec<f64>> = channels.sets.iter().map(zeros).collect();
-    while lessons.prepare()?.is_some() {}
+    while batches.prepare()?.is_some() {}
     for probe in 0..PROBES {
-        let lesson = lessons.lesson(probe)?.to_device(network.device())?;
-        let times = lesson.times(network.device())?;
-        let condition = lesson.condition(network.device())?;
-        let answer = network.forward(&lesson.x, &times, condition.as_ref())?;
+        let training_batch = batches.training_batch(probe)?.to_device(network.device())?;
+        let times = training_batch.times(network.device())?;
+        let condition = training_batch.condition(network.device())?;
+        let answer = network.forward(&training_batch.x, &times, condition.as_ref())?;
         let mut direction = vec![0.0; answer.elem_count()];
         noise::normal(seed, probe, &mut direction);
         let direction = Tensor::from_vec(direction, answer.dims(), answer.device())?;

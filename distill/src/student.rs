@@ -8,11 +8,11 @@ use understudy_models::checkpoint::{ModelFolder, read};
 use understudy_models::schedule::{Class, PredictionType, ScheduleConfig};
 use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result};
 
-use crate::lesson::Curriculum;
 use crate::prune;
 use crate::teacher::{self, Teacher};
+use crate::training_batch::BatchSource;
 
-/// A student before its first lesson.
+/// A student before its first training batch.
 pub struct Student {
     /// Its architecture.
     pub config: NetworkConfig,
@@ -105,7 +105,7 @@ impl Student {
     }
 
     /// Begins with the teacher's most important channels instead ([`prune::weights`]), as they matter on
-    /// the samples of `lessons`. They serve a student that predicts something else as well: only what its
+    /// the samples of `training batches`. They serve a student that predicts something else as well: only what its
     /// last layer does with them is another thing.
     ///
     /// # Errors
@@ -113,7 +113,7 @@ impl Student {
     pub fn pruned(
         mut self,
         teacher: &Teacher,
-        lessons: &mut dyn Curriculum,
+        batches: &mut dyn BatchSource,
         seed: u64,
     ) -> Result<Self> {
         if self.initialisation != "random" {
@@ -121,7 +121,7 @@ impl Student {
                 "the student's folder has weights; give its config.json, or leave out --init";
             return Err(Error::value("init", "pruned", remedy));
         }
-        self.weights = prune::weights(teacher, &self.config, lessons, seed)?;
+        self.weights = prune::weights(teacher, &self.config, batches, seed)?;
         self.initialisation = "the teacher's most important channels".into();
         Ok(self)
     }

@@ -1,64 +1,24 @@
-//! The loop: lesson, answer, loss, step, average, and now and then a checkpoint.
+//! The loop: training batch, answer, loss, step, average, and now and then a checkpoint.
 
 use std::time::{Duration, Instant};
 
 use candle_core::DType;
 use serde_json::{Map, Value};
 use understudy_models::checkpoint::ModelFolder;
-use understudy_models::checkpoint::card::Card;
 use understudy_models::{Denoiser, Error, NetworkConfig, Result};
 
 use crate::checkpoint::Snapshot;
 use crate::guard::{check_answers, check_finite, check_weights};
 use crate::identity;
-use crate::lesson::{Curriculum, Lesson};
 use crate::objective::Dkdm;
-use crate::optimizer::{self, AdamW, Gradients};
+use crate::optimizer::{AdamW, Gradients};
 use crate::parameters::{Average, Parameters};
 use crate::publish::{is_published, publish};
-use crate::run_dir::RunDir;
-use crate::student::Student;
+pub use crate::task::{Settings, Task};
+use crate::training_batch::TrainingBatch;
 use crate::watch::{Event, Journal, Record, Watch, grid};
 
-/// How long, how often.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Student steps in all.
-    pub steps: u64,
-    /// Parts a lesson is cut into, whose gradients are averaged: memory for one part is enough.
-    pub accumulate: usize,
-    /// The optimizer.
-    pub optimizer: optimizer::Settings,
-    /// The limit of the running average's decay, below 1.
-    pub average: f64,
-    /// Steps between checkpoints.
-    pub checkpoint_every: u64,
-    /// Steps between grids of samples; 0 for none.
-    pub sample_every: u64,
-    /// The type the student is evaluated in, and its gradients; its weights are f32 in any case.
-    pub dtype: DType,
-}
-
-/// Everything a run is made of.
-pub struct Task<'a> {
-    /// The run's folder, in the one that becomes the model.
-    pub run: RunDir,
-    /// What makes this run another one than its neighbour, beside what the parts of the task say of
-    /// themselves: a resumed run must find the same.
-    pub identity: Map<String, Value>,
-    /// Where lessons come from.
-    pub curriculum: Box<dyn Curriculum + 'a>,
-    /// What answers are held against.
-    pub objective: Dkdm,
-    /// Who learns, on the device its weights are on.
-    pub student: Student,
-    /// How long, how often.
-    pub settings: Settings,
-    /// The model's card; the loop adds the identity, and what was counted and measured, to its recipe.
-    pub card: Card,
-}
-
-/// Between checkpoints while the first lesson is prepared.
+/// Between checkpoints while the first training batch is prepared.
 const PREPARING: Duration = Duration::from_secs(60);
 
 /// Trains until `settings.steps` are done, going on from the last checkpoint in the run's folder, and leaves a
@@ -101,7 +61,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
     let mut clock = Clock::new(state.seconds);
 
     let mut checkpointed = Instant::now();
-    while let Some(done) = task.curriculum.prepare()? {
+    while let Some(done) = task.source.prepare()? {
         watch.event(Event::Preparing { done });
         if checkpointed.elapsed() > PREPARING || done >= 1.0 {
             state.seconds = clock.seconds();
@@ -113,12 +73,12 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         if !student.follows() {
             student = load(&task.student.config, &state.parameters)?;
         }
-        let lesson = task.curriculum.lesson(step)?.to_device(&device)?;
-        let learned = learn(&lesson, student.as_ref(), &task.objective, &state, &settings)?;
-        check_finite("loss", learned.loss.into(), step, &lesson)?;
+        let training_batch = task.source.training_batch(step)?.to_device(&device)?;
+        let learned = learn(&training_batch, student.as_ref(), &task.objective, &state, &settings)?;
+        check_finite("loss", learned.loss.into(), step, &training_batch)?;
         let learning_rate = state.optimizer.learning_rate();
         let norm = state.optimizer.step(&state.parameters, &learned.gradients)?;
-        check_finite("gradient", norm, step, &lesson)?;
+        check_finite("gradient", norm, step, &training_batch)?;
         state.average.update(&state.parameters)?;
         state.step = step;
 
@@ -129,8 +89,8 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
             vlb: learned.vlb,
             gradient_norm: norm,
             learning_rate,
-            teacher_evaluations: task.curriculum.teacher_evaluations(),
-            images_per_second: clock.lap(lesson.rows()),
+            teacher_evaluations: task.source.teacher_evaluations(),
+            images_per_second: clock.lap(training_batch.rows()),
             seconds: clock.seconds(),
         };
         journal.write(&record)?;
@@ -151,7 +111,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
     finish(&state, task, clock.rate)
 }
 
-/// What changes while a run goes on, beside the curriculum.
+/// What changes while a run goes on, beside the source.
 struct State {
     parameters: Parameters,
     optimizer: AdamW,
@@ -164,7 +124,7 @@ struct State {
     identity: Map<String, Value>,
 }
 
-/// What one lesson gave.
+/// What one training batch gave.
 struct Learned {
     gradients: Gradients,
     loss: f32,
@@ -174,7 +134,7 @@ struct Learned {
 
 /// Forward, loss, backward, in `settings.accumulate` parts of equal size.
 fn learn(
-    lesson: &Lesson,
+    training_batch: &TrainingBatch,
     student: &dyn Denoiser,
     objective: &Dkdm,
     state: &State,
@@ -183,12 +143,12 @@ fn learn(
     let parts = settings.accumulate;
     let mut sum: Option<Learned> = None;
     for index in 0..parts {
-        let lesson = lesson.part(index, parts)?;
-        let times = lesson.times(student.device())?;
-        let condition = lesson.condition(student.device())?;
-        let x = lesson.x.to_dtype(student.dtype())?;
+        let training_batch = training_batch.part(index, parts)?;
+        let times = training_batch.times(student.device())?;
+        let condition = training_batch.condition(student.device())?;
+        let x = training_batch.x.to_dtype(student.dtype())?;
         let answer = student.forward(&x, &times, condition.as_ref())?.to_dtype(DType::F32)?;
-        let losses = objective.losses(&lesson, &answer)?;
+        let losses = objective.losses(&training_batch, &answer)?;
         let mut gradients = (&losses.total * (1.0 / parts as f64))?.backward()?;
         let gradients = Gradients::take(&state.parameters, &mut gradients)?;
         let share = |loss: &candle_core::Tensor| -> Result<f32> {
@@ -232,9 +192,9 @@ impl State {
         self.parameters.save(&mut snapshot)?;
         self.optimizer.save(&self.parameters, &mut snapshot)?;
         self.average.save(&self.parameters, &mut snapshot)?;
-        task.curriculum.save(&mut snapshot)?;
+        task.source.save(&mut snapshot)?;
         snapshot.write(&task.run.checkpoint())?;
-        task.curriculum.keep();
+        task.source.keep();
         Ok(())
     }
 
@@ -243,7 +203,7 @@ impl State {
         self.parameters.restore(snapshot)?;
         self.optimizer.restore(&self.parameters, snapshot)?;
         self.average.restore(&self.parameters, snapshot)?;
-        task.curriculum.restore(snapshot)?;
+        task.source.restore(snapshot)?;
         let step = snapshot.state["step"].as_u64();
         self.step = step.ok_or_else(|| snapshot.malformed("`step` is not in it"))?;
         self.seconds = snapshot.state["seconds"].as_f64().unwrap_or_default();
@@ -266,7 +226,7 @@ fn finish(state: &State, mut task: Task<'_>, rate: Option<f64>) -> Result<()> {
         recipe.insert("images_per_second".into(), rate.round().into());
     }
     recipe.insert("student_steps".into(), state.step.into());
-    let evaluations = task.curriculum.teacher_evaluations();
+    let evaluations = task.source.teacher_evaluations();
     recipe.insert("teacher_evaluations".into(), evaluations.into());
     recipe.insert("seconds".into(), state.seconds.round().into());
     let weights = state.average.tensors(&state.parameters)?;

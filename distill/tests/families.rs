@@ -11,11 +11,11 @@ use common::{
     Blind, curve, folder, learned_teacher, network, schedule, taught, teacher, transformer,
 };
 use serde_json::json;
-use understudy_distill::lesson::Curriculum;
 use understudy_distill::pool::Order;
 use understudy_distill::student::{Candidate, Student};
 use understudy_distill::teacher::Teacher;
 use understudy_distill::train::train;
+use understudy_distill::training_batch::BatchSource;
 use understudy_models::NetworkConfig;
 use understudy_models::checkpoint::ModelFolder;
 use understudy_models::schedule::PredictionType;
@@ -104,8 +104,8 @@ fn a_transformer_has_narrower_twins_but_leaves_no_channels_out() {
     let candidate = Candidate { config: narrower, trained: None };
     let student = Student::new(candidate, &teacher, None, 1).unwrap();
     let mut pool = common::pool(&teacher, Order::Shuffled, 10, None);
-    let lessons: &mut dyn Curriculum = &mut pool;
-    let problem = student.pruned(&teacher, lessons, 1).err().unwrap().to_string();
+    let batches: &mut dyn BatchSource = &mut pool;
+    let problem = student.pruned(&teacher, batches, 1).err().unwrap().to_string();
     assert!(problem.contains("begin from random weights (--init random)"), "{problem}");
 }
 

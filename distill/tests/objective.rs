@@ -3,8 +3,8 @@
 
 use candle_core::{Device, Tensor, Var};
 use serde_json::json;
-use understudy_distill::lesson::Lesson;
 use understudy_distill::objective::{Dkdm, MOST_WEIGHT, Weighting};
+use understudy_distill::training_batch::TrainingBatch;
 use understudy_models::schedule::{PredictionType, ScheduleConfig};
 
 fn cosine() -> ScheduleConfig {
@@ -25,7 +25,7 @@ fn loss_and_gradient_are_guided_diffusions() {
     let golden = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
     let scalar = |name: &str| golden[name].to_vec1::<f32>().unwrap()[0];
     let timesteps = golden["timesteps"].to_vec1::<i64>().unwrap();
-    let lesson = Lesson {
+    let training_batch = TrainingBatch {
         x: golden["x"].clone(),
         seeds: vec![0; timesteps.len()],
         timesteps: timesteps.into_iter().map(|t| t as usize).collect(),
@@ -34,8 +34,10 @@ fn loss_and_gradient_are_guided_diffusions() {
     };
     let student = Var::from_tensor(&golden["student"]).unwrap();
     let eps = PredictionType::Epsilon;
-    let losses =
-        Dkdm::new(&cosine(), eps, eps, true).unwrap().losses(&lesson, student.as_tensor()).unwrap();
+    let losses = Dkdm::new(&cosine(), eps, eps, true)
+        .unwrap()
+        .losses(&training_batch, student.as_tensor())
+        .unwrap();
 
     let close = |found: &Tensor, expected: f32| {
         let found: f32 = found.to_scalar().unwrap();
@@ -48,10 +50,10 @@ fn loss_and_gradient_are_guided_diffusions() {
     let gradients = losses.total.backward().unwrap();
     let gradient = gradients.get(&student).unwrap();
     // Relative to the largest of a row: gradients at different times differ by orders of magnitude.
-    for row in 0..lesson.rows() {
+    for row in 0..training_batch.rows() {
         let (found, expected) = (gradient.get(row).unwrap(), golden["gradient"].get(row).unwrap());
         let error = largest(&(found - &expected).unwrap()) / largest(&expected);
-        assert!(error < 1e-5, "timestep {}: {error}", lesson.timesteps[row]);
+        assert!(error < 1e-5, "timestep {}: {error}", training_batch.timesteps[row]);
     }
 }
 
@@ -86,7 +88,7 @@ fn networks_that_predict_different_things_agree_on_the_same_sample() {
     };
     for teacher in [Epsilon, Sample, Velocity] {
         for student in [Epsilon, Sample, Velocity] {
-            let lesson = Lesson {
+            let training_batch = TrainingBatch {
                 x: x.clone(),
                 timesteps: timesteps.clone(),
                 labels: None,
@@ -94,8 +96,12 @@ fn networks_that_predict_different_things_agree_on_the_same_sample() {
                 seeds: vec![0; 4],
             };
             let objective = Dkdm::new(&schedule, teacher, student, false).unwrap();
-            let loss: f32 =
-                objective.losses(&lesson, &answer(student)).unwrap().total.to_scalar().unwrap();
+            let loss: f32 = objective
+                .losses(&training_batch, &answer(student))
+                .unwrap()
+                .total
+                .to_scalar()
+                .unwrap();
             assert!(loss < 1e-8, "{teacher:?} → {student:?}: {loss}");
         }
     }
@@ -110,14 +116,14 @@ fn errors_weighted_as_in_v_count_by_the_signal_that_is_left() {
     let objective = Dkdm::new(&schedule, eps, eps, false).unwrap().weighted(Weighting::Velocity);
     for t in [0, 500, 900, 950, 999] {
         let zeros = Tensor::zeros((1, 1, 2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
-        let lesson = Lesson {
+        let training_batch = TrainingBatch {
             x: zeros.clone(),
             timesteps: vec![t],
             labels: None,
             answer: zeros.clone(),
             seeds: vec![0],
         };
-        let losses = objective.losses(&lesson, &zeros.ones_like().unwrap()).unwrap();
+        let losses = objective.losses(&training_batch, &zeros.ones_like().unwrap()).unwrap();
         let [total, simple] =
             [losses.total, losses.simple].map(|loss| loss.to_scalar::<f32>().unwrap());
         let expected = (1.0 / alpha_bar[t]).min(MOST_WEIGHT) as f32;

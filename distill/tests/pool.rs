@@ -12,10 +12,10 @@ use serde_json::json;
 use understudy_distill::checkpoint::Snapshot;
 use understudy_distill::data::Images;
 use understudy_distill::generate::{Classes, Sampling};
-use understudy_distill::lesson::Curriculum;
 use understudy_distill::pool::{Order, Pool, Settings};
 use understudy_distill::prune;
 use understudy_distill::teacher::Teacher;
+use understudy_distill::training_batch::BatchSource;
 use understudy_distill::walk::Walks;
 use understudy_models::sampler::{self, Kind};
 
@@ -44,9 +44,9 @@ fn finished_samples_are_those_of_their_seeds() {
         fill(&mut pool);
         let mut seeds = Vec::new();
         for step in 0..20 {
-            let lesson = pool.lesson(step).unwrap();
-            assert!(lesson.timesteps.iter().all(|&t| t == 19 - step as usize));
-            seeds = lesson.seeds;
+            let training_batch = pool.training_batch(step).unwrap();
+            assert!(training_batch.timesteps.iter().all(|&t| t == 19 - step as usize));
+            seeds = training_batch.seeds;
         }
         assert_eq!(pool.finished(), 4);
         assert_eq!(pool.teacher_evaluations(), 80);
@@ -81,7 +81,7 @@ fn orders_spread_times_as_the_paper_says() {
     let times = |order| {
         let mut pool = pool(&teacher, order, 20, None);
         fill(&mut pool);
-        (0..3).map(|step| pool.lesson(step).unwrap().timesteps).collect::<Vec<_>>()
+        (0..3).map(|step| pool.training_batch(step).unwrap().timesteps).collect::<Vec<_>>()
     };
     let distinct = |times: &[usize]| times.iter().collect::<HashSet<_>>().len();
     assert!(times(Order::Iterative).iter().all(|times| distinct(times) == 1));
@@ -101,17 +101,17 @@ fn an_interrupted_filling_ends_in_the_same_pool() {
     let home = tempfile::tempdir().unwrap();
     let teacher = teacher(home.path());
     let order = Order::Dynamic { rho: 2.0 };
-    let lessons = |pool: &mut Pool<'_>| {
-        let lesson = |step| {
-            let lesson = pool.lesson(step).unwrap();
-            let values: Vec<f32> = lesson.x.flatten_all().unwrap().to_vec1().unwrap();
-            (values, lesson.timesteps, lesson.seeds)
+    let batches = |pool: &mut Pool<'_>| {
+        let training_batch = |step| {
+            let training_batch = pool.training_batch(step).unwrap();
+            let values: Vec<f32> = training_batch.x.flatten_all().unwrap().to_vec1().unwrap();
+            (values, training_batch.timesteps, training_batch.seeds)
         };
-        (1..20).map(lesson).collect::<Vec<_>>()
+        (1..20).map(training_batch).collect::<Vec<_>>()
     };
     let mut whole = pool(&teacher, order, 20, None);
     fill(&mut whole);
-    let expected = lessons(&mut whole);
+    let expected = batches(&mut whole);
     for file in [None, Some(home.path().join("pool"))] {
         let mut begun = pool(&teacher, order, 20, file.clone());
         for _ in 0..7 {
@@ -128,7 +128,7 @@ fn an_interrupted_filling_ends_in_the_same_pool() {
         let mut resumed = pool(&teacher, order, 20, file);
         resumed.restore(&snapshot).unwrap();
         fill(&mut resumed);
-        assert!(lessons(&mut resumed) == expected);
+        assert!(batches(&mut resumed) == expected);
         assert_eq!(resumed.teacher_evaluations(), whole.teacher_evaluations());
     }
 }
@@ -141,7 +141,7 @@ fn short_walks_visit_every_timestep() {
     let mut pool = pool(&teacher, Order::Dynamic { rho: 0.5 }, 5, None);
     fill(&mut pool);
     let mut seen = HashSet::new();
-    (0..100).for_each(|step| seen.extend(pool.lesson(step).unwrap().timesteps));
+    (0..100).for_each(|step| seen.extend(pool.training_batch(step).unwrap().timesteps));
     assert_eq!(seen.len(), 20);
     assert!(pool.finished() > 40);
 }
@@ -223,20 +223,20 @@ fn a_pruned_student_begins_with_its_teachers_weights() {
     let config = network(16, &attention);
     let path = common::folder(home.path(), "attention", &config, &schedule(&json!({})));
     let teacher = Teacher::open(&path, "teacher".into()).unwrap();
-    let mut lessons = pool(&teacher, Order::Shuffled, 10, None);
-    let same = prune::weights(&teacher, &config, &mut lessons, 1).unwrap();
+    let mut batches = pool(&teacher, Order::Shuffled, 10, None);
+    let same = prune::weights(&teacher, &config, &mut batches, 1).unwrap();
     for (name, weight) in teacher.weights().unwrap() {
         let difference = (&same[&name] - &weight).unwrap().abs().unwrap().sum_all().unwrap();
         assert_eq!(difference.to_scalar::<f32>().unwrap(), 0.0, "{name}");
     }
 
     let half = config.scaled(0.5).unwrap();
-    let mut lessons = pool(&teacher, Order::Shuffled, 10, None);
-    let narrow = prune::weights(&teacher, &half, &mut lessons, 1).unwrap();
+    let mut batches = pool(&teacher, Order::Shuffled, 10, None);
+    let narrow = prune::weights(&teacher, &half, &mut batches, 1).unwrap();
     half.fit(narrow.into_iter().collect()).unwrap();
 
     let deeper = network(8, &json!({"layers_per_block": 2}));
-    let mut lessons = pool(&teacher, Order::Shuffled, 10, None);
-    let problem = prune::weights(&teacher, &deeper, &mut lessons, 1).unwrap_err().to_string();
+    let mut batches = pool(&teacher, Order::Shuffled, 10, None);
+    let problem = prune::weights(&teacher, &deeper, &mut batches, 1).unwrap_err().to_string();
     assert!(problem.contains("different layers"), "{problem}");
 }

@@ -6,7 +6,7 @@
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use understudy_models::kernels::{Alone, Isa, Layer};
+use understudy_models::kernels::{Isa, KernelBench, Layer};
 
 /// Channels in, channels out, side.
 type Shape = (usize, usize, usize);
@@ -85,7 +85,7 @@ fn cases(shapes: &[Shape]) -> Vec<Case> {
 impl Case {
     fn run(&self, bencher: Bencher, layer: Layer) {
         let (from, to, side) = self.shape;
-        let alone = Alone::new(Isa::detect(), self.bf16, layer, [from, side], to);
+        let alone = KernelBench::new(Isa::detect(), self.bf16, layer, [from, side], to);
         let flop = self.batch as f64 * alone.flop();
         bencher.counter(ItemsCount::new(flop as u64)).bench_local(|| alone.run(self.batch));
     }

@@ -13,7 +13,7 @@ use candle_core::{DType, Device, Tensor};
 use understudy_models::checkpoint::ModelFolder;
 use understudy_models::kernels::Isa;
 use understudy_models::sampler::{self, Element, Kind, Trajectory};
-use understudy_models::{Conditioning, Denoiser, noise};
+use understudy_models::{Conditioning, Denoiser, rollout};
 
 const STEPS: usize = 50;
 /// Images of one evaluation.
@@ -39,7 +39,7 @@ fn main() -> Outcome<()> {
 fn images(folder: &std::path::Path, dtype: DType, count: usize) -> Outcome<Vec<Vec<f64>>> {
     let loaded = ModelFolder::open(folder)?.load(dtype, &Device::Cpu)?;
     let network = loaded.network.as_ref();
-    let learned = network.geometry().out_channels == 2 * network.geometry().in_channels;
+    let learned = network.geometry().learned_variance();
     let trajectory = sampler::trajectory(&loaded.schedule, Kind::Ddim, STEPS, 0.0, learned)?;
     let seeds: Vec<u64> = (0..count as u64).collect();
     let mut images = Vec::new();
@@ -53,10 +53,7 @@ fn images(folder: &std::path::Path, dtype: DType, count: usize) -> Outcome<Vec<V
 fn batch(network: &dyn Denoiser, trajectory: &Trajectory, seeds: &[u64]) -> Outcome<Vec<Vec<f64>>> {
     let (rows, geometry) = (seeds.len(), network.geometry());
     let shape = (rows, geometry.in_channels, geometry.height, geometry.width);
-    let mut start = vec![0f32; rows * geometry.in_channels * geometry.height * geometry.width];
-    for (seed, values) in seeds.iter().zip(start.chunks_exact_mut(shape.1 * shape.2 * shape.3)) {
-        noise::normal(*seed, 0, values);
-    }
+    let start = rollout::start(geometry, seeds, &Device::Cpu)?;
     let condition = match geometry.conditioning {
         Conditioning::None => None,
         Conditioning::Classes(classes) => {
@@ -66,7 +63,7 @@ fn batch(network: &dyn Denoiser, trajectory: &Trajectory, seeds: &[u64]) -> Outc
         }
         ref other => return Err(format!("no conditions for {other:?}").into()),
     };
-    let mut x = Tensor::from_vec(start, shape, &Device::Cpu)?.to_dtype(network.dtype())?;
+    let mut x = start.to_dtype(network.dtype())?;
     let mut memory = x.zeros_like()?;
     for evaluation in trajectory.iter() {
         let timesteps = Tensor::full(evaluation.timestep as f32, rows, &Device::Cpu)?;

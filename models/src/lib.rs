@@ -17,6 +17,7 @@ mod eager;
 mod error;
 mod features;
 mod fields;
+mod fixed_batch;
 #[cfg(feature = "cuda")]
 mod gpu;
 mod graph;
@@ -27,8 +28,8 @@ pub mod lists;
 pub mod memory;
 mod network;
 pub mod noise;
-mod padded;
 mod patches;
+pub mod rollout;
 pub mod sampler;
 pub mod schedule;
 pub mod unet;
@@ -38,6 +39,6 @@ mod wrappers;
 
 pub use denoiser::{Conditioning, Denoiser, Geometry};
 pub use error::{Error, Result};
+pub use fixed_batch::FixedBatch;
 pub use image::Image;
 pub use network::NetworkConfig;
-pub use padded::Padded;

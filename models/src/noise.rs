@@ -12,6 +12,9 @@ use std::f64::consts::TAU;
 /// Set in the counter's upper half for draws that are not noise.
 const NOT_NOISE: u64 = 1 << 63;
 
+/// Seeds are below this: the whole numbers that every JSON implementation keeps exactly.
+pub const SEEDS: u64 = 1 << 53;
+
 /// Fills `out` with independent N(0, 1) numbers: those of step `step` (below 2⁶³; 0 is the start) of
 /// the sample with seed `seed`. Element `i` does not depend on the length of `out`.
 pub fn normal(seed: u64, step: u64, out: &mut [f32]) {

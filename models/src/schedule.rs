@@ -8,6 +8,7 @@
 //! sqrt(1 − alpha_bar_t)·eps`, `alpha_bar_t = Π (1 − beta_i)`; `sigma = sqrt((1 − alpha_bar) /
 //! alpha_bar)` is the noise of Karras et al. 2022.
 
+mod bound;
 mod fields;
 mod json;
 mod names;
@@ -20,8 +21,8 @@ pub use names::{
     BetaSchedule, Class, FinalSigmas, PredictionType, SolverType, TimestepSpacing, VarianceType,
 };
 
-use crate::sampler::Bound;
 use crate::{Error, Result};
+pub use bound::Bound;
 
 /// A diffusers `scheduler_config.json`: which class it names, and the fields that are there.
 ///

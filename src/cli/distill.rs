@@ -9,7 +9,6 @@ use serde_json::{Map, Value};
 use understudy_distill::{
     generate::{Classes, Sampling},
     generated::Generated,
-    lesson::Curriculum,
     objective::Dkdm,
     pool::{self, Order, Pool},
     run_dir::{self, RunDir},
@@ -17,6 +16,7 @@ use understudy_distill::{
     student::{Candidate, Student},
     teacher::Teacher,
     train::{self, Task},
+    training_batch::BatchSource,
     walk::Walks,
 };
 use understudy_models::{
@@ -141,11 +141,11 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         None => shrunk(args, &teacher, &run)?,
     };
     let student = begun(args, &teacher, asked, &run)?;
-    let lessons = match args.method {
+    let batches = match args.method {
         Method::Dkdm => dkdm(args, &teacher, &run),
         Method::DataFreeBaseline => data_free_baseline(args, &teacher, &student, &run),
     }?;
-    let Lessons { mut identity, curriculum, answers, learned, role } = lessons;
+    let Source { mut identity, source, answers, learned, role } = batches;
     let objective =
         Dkdm::new(&teacher.schedule, answers, student.schedule.prediction_type(), learned)
             .map_err(shown)?
@@ -165,7 +165,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         student.parameters()
     );
     let student = student.onto(&device).map_err(shown)?;
-    let task = Task { run, identity, curriculum, objective, student, settings, card };
+    let task = Task { run, identity, source, objective, student, settings, card };
     train::train(task, &mut TrainingProgress::default()).map_err(shown)?;
     println!(
         "{}: serve it beside its teacher with `understudy serve --models` and its parent folder",
@@ -182,7 +182,7 @@ fn candidate(args: &DistillArgs, teacher: &Teacher) -> Result<Student, String> {
     Student::new(candidate, teacher, prediction(args)?, args.training.seed).map_err(explain)
 }
 
-/// The student before its first lesson.
+/// The student before its first training batch.
 fn begun(
     args: &DistillArgs,
     teacher: &Teacher,
@@ -194,7 +194,7 @@ fn begun(
     if args.init == Init::Random || run.checkpoint().exists() {
         return Ok(student);
     }
-    // Samples of the teacher's walk, at times of their own; as the lessons will be, but other ones.
+    // Samples of the teacher's walk, at times of their own; as the training batches will be, but other ones.
     eprintln!("finding the teacher's most important channels");
     let steps = args.walk_steps.min(PROBE_STEPS);
     let settings = pool::Settings {
@@ -236,17 +236,17 @@ fn shrunk(args: &DistillArgs, teacher: &Teacher, run: &RunDir) -> Result<Student
     Student::new(candidate, teacher, prediction(args)?, args.training.seed).map_err(shown)
 }
 
-/// Where lessons come from, and how they are to be read.
-struct Lessons<'a> {
+/// Where training batches come from, and how they are to be read.
+struct Source<'a> {
     identity: Map<String, Value>,
-    curriculum: Box<dyn Curriculum + 'a>,
+    source: Box<dyn BatchSource + 'a>,
     answers: PredictionType,
     learned: bool,
     role: Role,
 }
 
 /// The pool on which the teacher walks.
-fn dkdm<'a>(args: &DistillArgs, teacher: &'a Teacher, run: &RunDir) -> Result<Lessons<'a>, String> {
+fn dkdm<'a>(args: &DistillArgs, teacher: &'a Teacher, run: &RunDir) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let learned = teacher.learned_variance();
     let walks = Walks::new(&teacher.schedule, walk_sampler(args)?, args.walk_steps, learned);
@@ -272,9 +272,9 @@ fn dkdm<'a>(args: &DistillArgs, teacher: &'a Teacher, run: &RunDir) -> Result<Le
         finished: args.keep_samples.clone(),
     };
     let pool = Pool::new(teacher, walks.map_err(shown)?, settings).map_err(shown)?;
-    let (curriculum, role) = (Box::new(pool), Role::Student);
+    let (source, role) = (Box::new(pool), Role::Student);
     let answers = teacher.schedule.prediction_type();
-    Ok(Lessons { identity, curriculum, answers, learned, role })
+    Ok(Source { identity, source, answers, learned, role })
 }
 
 /// The teacher's images as data.
@@ -283,7 +283,7 @@ fn data_free_baseline<'a>(
     teacher: &'a Teacher,
     student: &Student,
     run: &RunDir,
-) -> Result<Lessons<'a>, String> {
+) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     if teacher.learned_variance() {
         return Err(
@@ -309,10 +309,9 @@ fn data_free_baseline<'a>(
     let folder = run.path().join("teacher-samples");
     let network = (student.config.clone(), student.schedule.clone());
     let count = args.samples.get();
-    let curriculum =
-        Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed));
+    let source = Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed));
     let (answers, learned) = (PredictionType::Epsilon, false);
-    Ok(Lessons { identity, curriculum, answers, learned, role: Role::Baseline })
+    Ok(Source { identity, source, answers, learned, role: Role::Baseline })
 }
 
 fn walk_sampler(args: &DistillArgs) -> Result<Kind, String> {

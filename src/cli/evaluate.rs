@@ -15,7 +15,7 @@ use understudy_distill::{
 use understudy_models::{
     Image,
     checkpoint::{Loaded, ModelFolder, check_target, hub, write_atomically},
-    sampler,
+    noise, sampler,
 };
 
 use super::{compute::Compute, models_folder, open_images, print, progress::Progress};
@@ -56,7 +56,7 @@ pub(super) struct EvaluateArgs {
     #[arg(long, default_value = "ddim")]
     scheduler: String,
     /// Seed of the first image; image i uses seed + i.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..1 << 53))]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..noise::SEEDS))]
     seed: u64,
     /// Repeat with so many sets of n fresh seeds, and tell mean and standard deviation.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
@@ -262,7 +262,7 @@ impl Source {
             Self::Images(images) => watch(images, observer, &mut progress),
             Self::Model { loaded, sampling, n, .. } => {
                 let sampling = Sampling {
-                    first_seed: (args.seed + (run * n) as u64) % (1 << 53),
+                    first_seed: (args.seed + (run * n) as u64) % noise::SEEDS,
                     ..sampling.clone()
                 };
                 let mut done = 0;

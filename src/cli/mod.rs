@@ -31,7 +31,7 @@ use std::{
 use clap::{Parser, Subcommand};
 use understudy_distill::data::Images;
 
-use crate::{config::models_folder, names::is_id};
+use crate::{models_folder::models_folder, names::is_id};
 pub use serve::{LogFormat, ServeArgs};
 
 /// Serves a diffusion model, and the faster student distilled from it, over HTTP.

@@ -94,7 +94,7 @@ impl Watch for TrainingProgress {
             Event::Preparing { done } => self
                 .pool
                 .get_or_insert_with(|| {
-                    Progress::new("% of the first lesson prepared by the teacher", 0, 100)
+                    Progress::new("% of the first training batch prepared by the teacher", 0, 100)
                 })
                 .at((100.0 * done) as usize, ""),
             Event::Step { record, steps } => {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use understudy_distill::picture;
-use understudy_models::{Conditioning, checkpoint::check_target, sampler};
+use understudy_models::{Conditioning, checkpoint::check_target, noise, sampler};
 
 use super::{
     compute::{Compute, ModelArg},
@@ -27,7 +27,7 @@ pub(super) struct SampleArgs {
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     n: u32,
     /// Seed of the first image; image i uses seed + i.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..1 << 53))]
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..noise::SEEDS))]
     seed: u64,
     /// Where to: a folder (every image and the grid), or a .png (the grid alone).
     #[arg(long)]
@@ -86,7 +86,7 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         return Err("--class-label: the model has no classes; leave it out".into());
     }
     let samples = (0..args.n).map(|i| SampleSpec {
-        seed: (args.seed + u64::from(i)) % (1 << 53),
+        seed: (args.seed + u64::from(i)) % noise::SEEDS,
         class_label: classes.map(|classes| args.class_label.unwrap_or(i % classes)),
     });
     let samples: Vec<SampleSpec> = samples.collect();

@@ -78,9 +78,9 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     let images = open_images("--data", &args.data)?;
     let (count, names) = (images.len(), images.class_names.clone());
     let (batch, seed) = (args.training.batch as usize, args.training.seed);
-    let lessons =
+    let batches =
         Noised::new(images, &student.config, &student.schedule, batch, seed).map_err(shown)?;
-    // What the lessons hold is the noise, whatever the network predicts.
+    // What the training batches hold is the noise, whatever the network predicts.
     let objective = Dkdm::new(
         &student.schedule,
         PredictionType::Epsilon,
@@ -106,8 +106,8 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     eprintln!("{} weights learn from {count} images", student.parameters());
     let student = student.onto(&device).map_err(shown)?;
     let run = RunDir::open(&args.out).map_err(shown)?;
-    let curriculum = Box::new(lessons);
-    let task = Task { run, identity, curriculum, objective, student, settings, card };
+    let source = Box::new(batches);
+    let task = Task { run, identity, source, objective, student, settings, card };
     train::train(task, &mut TrainingProgress::default()).map_err(shown)?;
     println!(
         "{}: serve it with `understudy serve --models` and its parent folder",

@@ -44,7 +44,7 @@ pub struct Batch {
 
 /// A sample's claim on the device.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Claim {
+pub struct ScheduledWork {
     /// Rows it takes in every evaluation: 2 with guidance, else 1.
     pub rows: usize,
     /// Evaluations still to do.
@@ -72,9 +72,9 @@ pub enum Urgency {
 #[derive(Debug, Clone)]
 struct Lane {
     /// In order of arrival.
-    samples: BTreeMap<SampleKey, Claim>,
+    samples: BTreeMap<SampleKey, ScheduledWork>,
     /// In order of arrival, background samples apart.
-    background: BTreeMap<SampleKey, Claim>,
+    background: BTreeMap<SampleKey, ScheduledWork>,
     max_rows: usize,
     /// Seconds of device used, on the scale all lanes share.
     virtual_seconds: f64,
@@ -100,7 +100,13 @@ pub trait Costs {
 
 impl Batcher {
     /// A sample arrives. `max_rows` is its model's row limit per evaluation.
-    pub fn join(&mut self, model: ModelKey, sample: SampleKey, claim: Claim, max_rows: usize) {
+    pub fn join(
+        &mut self,
+        model: ModelKey,
+        sample: SampleKey,
+        claim: ScheduledWork,
+        max_rows: usize,
+    ) {
         let start = self.least_busy_seconds().unwrap_or(0.0);
         let lane = self.lanes.entry(model).or_insert_with(|| Lane {
             samples: BTreeMap::new(),
@@ -187,7 +193,7 @@ impl Batcher {
     }
 
     /// A sample's claim, if it is there.
-    pub fn claim(&self, model: ModelKey, sample: SampleKey) -> Option<Claim> {
+    pub fn claim(&self, model: ModelKey, sample: SampleKey) -> Option<ScheduledWork> {
         let lane = self.lanes.get(&model)?;
         lane.samples.get(&sample).or_else(|| lane.background.get(&sample)).copied()
     }
@@ -215,10 +221,10 @@ impl Batcher {
             return None;
         }
         // Those that cannot be kept any more hold nobody up.
-        let in_time = |model, claim: &Claim, due| {
+        let in_time = |model, claim: &ScheduledWork, due| {
             now + claim.evaluations as f64 * costs.seconds(model, claim.rows) <= due
         };
-        let mut promised: Vec<(f64, ModelKey, SampleKey, Claim)> = Vec::new();
+        let mut promised: Vec<(f64, ModelKey, SampleKey, ScheduledWork)> = Vec::new();
         for (&model, lane) in &self.lanes {
             for (&sample, claim) in &lane.samples {
                 if let Some(due) = claim.due().filter(|&due| in_time(model, claim, due)) {
@@ -311,7 +317,7 @@ impl Batcher {
 }
 
 /// The oldest samples, as many as fit.
-fn prefix(model: ModelKey, claims: &BTreeMap<SampleKey, Claim>, max_rows: usize) -> Batch {
+fn prefix(model: ModelKey, claims: &BTreeMap<SampleKey, ScheduledWork>, max_rows: usize) -> Batch {
     let mut samples = Vec::with_capacity(max_rows.min(claims.len()));
     let mut total = 0;
     for (&sample, claim) in claims {
@@ -324,7 +330,7 @@ fn prefix(model: ModelKey, claims: &BTreeMap<SampleKey, Claim>, max_rows: usize)
     Batch { model, samples, rows: total }
 }
 
-impl Claim {
+impl ScheduledWork {
     fn due(&self) -> Option<f64> {
         match self.urgency {
             Urgency::Promised { due, .. } => Some(due),
@@ -338,7 +344,7 @@ impl Lane {
         !self.samples.is_empty()
     }
 
-    fn promised(&self) -> impl Iterator<Item = &Claim> {
+    fn promised(&self) -> impl Iterator<Item = &ScheduledWork> {
         self.samples.values().filter(|claim| claim.due().is_some())
     }
 

@@ -30,8 +30,8 @@ impl Costs for Second {
     }
 }
 
-fn ordinary(rows: usize) -> Claim {
-    Claim { rows, evaluations: 10, urgency: Urgency::Ordinary(0.0) }
+fn ordinary(rows: usize) -> ScheduledWork {
+    ScheduledWork { rows, evaluations: 10, urgency: Urgency::Ordinary(0.0) }
 }
 
 /// A sample of the simulation.
@@ -195,7 +195,7 @@ fn a_promise_waits_its_turn_until_it_must_not() {
     let mut batcher = Batcher::default();
     batcher.join(one, SampleKey(0), ordinary(1), 1);
     let urgency = Urgency::Promised { due: 30.0, from: f64::INFINITY };
-    batcher.join(one, SampleKey(1), Claim { rows: 1, evaluations: 4, urgency }, 1);
+    batcher.join(one, SampleKey(1), ScheduledWork { rows: 1, evaluations: 4, urgency }, 1);
     batcher.join(other, SampleKey(2), ordinary(1), 1);
     let next = |batcher: &Batcher, now| batcher.next(now, &Second).unwrap().samples;
     assert_eq!(next(&batcher, 0.0), [SampleKey(0)]);
@@ -205,11 +205,11 @@ fn a_promise_waits_its_turn_until_it_must_not() {
     assert_eq!(next(&batcher, 26.5), [SampleKey(0)]);
     // The others have let it pass for long enough.
     let urgency = Urgency::Promised { due: 40.0, from: f64::INFINITY };
-    batcher.join(one, SampleKey(3), Claim { rows: 1, evaluations: 4, urgency }, 1);
+    batcher.join(one, SampleKey(3), ScheduledWork { rows: 1, evaluations: 4, urgency }, 1);
     assert_eq!(next(&batcher, 35.5), [SampleKey(0)]);
     batcher.leave(one, SampleKey(0));
     batcher.leave(other, SampleKey(2));
-    let late = Claim { urgency: Urgency::Ordinary(20.0), ..ordinary(1) };
+    let late = ScheduledWork { urgency: Urgency::Ordinary(20.0), ..ordinary(1) };
     batcher.join(other, SampleKey(4), late, 1);
     assert_eq!(next(&batcher, 35.5), [SampleKey(3)]);
 }
@@ -218,7 +218,7 @@ fn a_promise_waits_its_turn_until_it_must_not() {
 fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
     let model = ModelKey(1);
     let mut batcher = Batcher::default();
-    let background = Claim { rows: 1, evaluations: 9, urgency: Urgency::Background };
+    let background = ScheduledWork { rows: 1, evaluations: 9, urgency: Urgency::Background };
     batcher.join(model, SampleKey(0), background, 8);
     assert!(batcher.is_empty(), "no client waits");
     let batch = batcher.next(0.0, &Second).unwrap();

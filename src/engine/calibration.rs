@@ -91,9 +91,9 @@ impl Calibration {
 
 /// The calibration of all devices together: they are alike, and promises are few.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Learned(Arc<Mutex<Calibration>>);
+pub(super) struct Calibrator(Arc<Mutex<Calibration>>);
 
-impl Learned {
+impl Calibrator {
     /// What is known now.
     pub(super) fn now(&self) -> Calibration {
         *self.lock()

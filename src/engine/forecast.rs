@@ -63,7 +63,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::batcher::{Claim, ModelKey, Urgency};
+    use crate::engine::batcher::{ModelKey, ScheduledWork, Urgency};
 
     /// Seconds of an evaluation: a part per evaluation and a part per row, by model.
     struct Linear(Vec<(f64, f64)>);
@@ -78,8 +78,8 @@ mod tests {
         }
     }
 
-    fn claim(evaluations: usize, urgency: Urgency) -> Claim {
-        Claim { rows: 1, evaluations, urgency }
+    fn claim(evaluations: usize, urgency: Urgency) -> ScheduledWork {
+        ScheduledWork { rows: 1, evaluations, urgency }
     }
 
     #[test]
@@ -129,7 +129,7 @@ mod tests {
                 let mut trial = batcher.clone();
                 let newest = join(&mut trial, model, evaluations, Urgency::Ordinary(0.0));
                 let due = finishes(trial, None, 0.0, &[newest], &costs)[&newest] * slack + 2.0 * longest;
-                let own = Claim { rows: 1, evaluations, urgency: Urgency::Promised { due, from: f64::INFINITY } };
+                let own = ScheduledWork { rows: 1, evaluations, urgency: Urgency::Promised { due, from: f64::INFINITY } };
                 batcher.join(ModelKey(model), newest, own, 4);
                 dues.insert(newest, due);
             }

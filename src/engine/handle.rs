@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     GenerateRequest, InferRequest, Rejected, Submission,
-    calibration::Learned,
+    calibration::Calibrator,
+    device_queue::{Admission, DeviceQueue, Forecast, alone_seconds, seconds},
     job::Request,
-    load::{Load, Newcomer, Outlook, alone_seconds, seconds},
     queue::{Client, Place, Queue},
     worker::{Command, Worker},
 };
@@ -33,8 +33,8 @@ pub struct Engine {
     /// On whose behalf it asks.
     client: Client,
     /// What each device has to do.
-    loads: Arc<[Arc<Load>]>,
-    learned: Learned,
+    loads: Arc<[Arc<DeviceQueue>]>,
+    learned: Calibrator,
     metrics: Arc<Metrics>,
 }
 
@@ -52,7 +52,7 @@ pub struct Routed {
 /// Where requests go, and what is predicted to come of it.
 struct Destination {
     device: usize,
-    outlook: Option<Outlook>,
+    outlook: Option<Forecast>,
 }
 
 impl Engine {
@@ -66,11 +66,11 @@ impl Engine {
         max_queue: usize,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let learned = Learned::default();
+        let learned = Calibrator::default();
         let (mut commands, mut loads) = (Vec::new(), Vec::new());
         for device in 0..devices.get() {
             let (sender, receiver) = channel();
-            let load = Arc::new(Load::new(device, learned.clone()));
+            let load = Arc::new(DeviceQueue::new(device, learned.clone()));
             let (shared, told) = (Arc::clone(&load), learned.clone());
             let worker = Worker::new(device, receiver, shared, told, Arc::clone(&metrics));
             let name = format!("device {device}");
@@ -161,7 +161,7 @@ impl Engine {
                 Ok(place) => {
                     let outlook = place.outlook.as_ref();
                     let with_deadline = outlook.filter(|_| request.deadline().is_some());
-                    predicted.push(with_deadline.map(Outlook::predicted));
+                    predicted.push(with_deadline.map(Forecast::predicted));
                     let [submission] = self.enter(senders, [request], places, &place)?;
                     return Ok(Routed { served, submission, predicted });
                 }
@@ -297,9 +297,9 @@ impl Engine {
     fn judge(
         &self,
         device: usize,
-        newcomers: &[Newcomer],
+        newcomers: &[Admission],
         deadline: Option<Instant>,
-    ) -> Result<Option<Outlook>, Rejected> {
+    ) -> Result<Option<Forecast>, Rejected> {
         let load = &self.loads[device];
         if !load.needs_outlook(newcomers) {
             return Ok(None);

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 pub use understudy_models::Image;
 use understudy_models::sampler::Trajectory;
 
-use super::{load::Newcomer, queue::Place, sample::Sample};
+use super::device_queue::Admission;
 use crate::registry::Model;
 
 /// A request for images, valid from here on.
@@ -100,14 +100,14 @@ impl Request {
     }
 
     /// What each of its samples asks of the device.
-    pub(super) fn newcomers(&self) -> Vec<Newcomer> {
+    pub(super) fn newcomers(&self) -> Vec<Admission> {
         let (rows, evaluations) = match self {
             Self::Generate(request) | Self::Background(request) => {
                 (if request.guidance_scale == 1.0 { 1 } else { 2 }, request.trajectory.len())
             }
             Self::Infer(_) => (1, 1),
         };
-        let newcomer = Newcomer {
+        let newcomer = Admission {
             model: Arc::clone(self.model()),
             rows,
             evaluations,
@@ -115,20 +115,6 @@ impl Request {
             background: matches!(self, Self::Background(_)),
         };
         vec![newcomer; self.samples()]
-    }
-
-    /// Its samples, each with a place in the queue unless it is background work.
-    pub(super) fn into_samples(self, reply: Reply, places: Vec<Place>) -> Vec<Sample> {
-        match self {
-            Self::Generate(request) => {
-                Sample::generate(request, reply, places.into_iter().map(Some).collect())
-            }
-            Self::Background(request) => {
-                let none = request.samples.iter().map(|_| None).collect();
-                Sample::generate(request, reply, none)
-            }
-            Self::Infer(request) => Sample::infer(request, reply, places),
-        }
     }
 }
 

@@ -14,17 +14,18 @@
 //! calibration  how far predictions are off
 //! ```
 
+mod batch_calibration;
 pub mod batcher;
 mod calibration;
 mod cost;
+mod device_fault;
+mod device_queue;
 pub mod forecast;
 mod handle;
 mod job;
-mod load;
 mod queue;
 mod sample;
 mod step;
-mod survey;
 #[cfg(test)]
 mod tests;
 mod warmup;

@@ -7,7 +7,7 @@ use understudy_models::sampler::{Evaluation, Trajectory};
 
 use super::{
     Event, GenerateRequest, InferRequest, SampleTimings,
-    job::{Failure, Reply},
+    job::{Failure, Reply, Request},
     queue::Place,
 };
 use crate::registry::Model;
@@ -113,6 +113,22 @@ impl Clock {
             network_evaluations: self.row_evaluations,
             mean_batch: self.batch_rows as f64 / self.evaluations.max(1) as f64,
             finished: now,
+        }
+    }
+}
+
+impl Request {
+    /// Its samples, each with a place in the queue unless it is background work.
+    pub(super) fn into_samples(self, reply: Reply, places: Vec<Place>) -> Vec<Sample> {
+        match self {
+            Self::Generate(request) => {
+                Sample::generate(request, reply, places.into_iter().map(Some).collect())
+            }
+            Self::Background(request) => {
+                let none = request.samples.iter().map(|_| None).collect();
+                Sample::generate(request, reply, none)
+            }
+            Self::Infer(request) => Sample::infer(request, reply, places),
         }
     }
 }

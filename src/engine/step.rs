@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, ops::Range};
 
 use candle_core::{DType, Result, Tensor};
 use understudy_models::{
-    Conditioning, Denoiser, noise,
-    sampler::{self, Advanced, NoiseScale, Step},
+    Conditioning, Denoiser,
+    rollout::{self, FiniteCheck, Row},
+    sampler::Advanced,
 };
 
 use super::{
@@ -41,7 +42,7 @@ pub(super) fn begin(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Be
         }
     }
     let answer = ask(network, samples)?;
-    let sums = answer.flatten_from(1)?.sum(1)?;
+    let finite = FiniteCheck::new(&answer)?;
 
     let (mut asked, mut walks, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     let mut row = 0;
@@ -65,7 +66,7 @@ pub(super) fn begin(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Be
         row += rows;
     }
     let next = advance(network, walks, &answers)?;
-    Ok(Begun { check: Check { sums, asked }, answer, next })
+    Ok(Begun { check: Check { finite, asked }, answer, next })
 }
 
 /// An evaluation that the device has been asked for. It may not have ended.
@@ -122,10 +123,9 @@ impl Begun {
     }
 }
 
-/// What tells whether the network's answers are numbers: NaN and infinity survive a sum.
+/// What tells whether the network's answers are numbers.
 pub(super) struct Check {
-    /// f32, of each row.
-    sums: Tensor,
+    finite: FiniteCheck,
     asked: Vec<Asked>,
 }
 
@@ -142,19 +142,15 @@ impl Check {
     /// # Errors
     /// When the device failed.
     pub(super) fn bad(&self) -> Result<BTreeMap<usize, f64>> {
-        let sums: Vec<f32> = self.sums.to_vec1()?;
-        let bad = |asked: &Asked| sums[asked.rows.clone()].iter().any(|sum| !sum.is_finite());
+        let finite = self.finite.rows()?;
+        let bad = |asked: &Asked| finite[asked.rows.clone()].contains(&false);
         let places = self.asked.iter().enumerate().filter(|(_, asked)| bad(asked));
         Ok(places.map(|(place, asked)| (place, asked.timestep)).collect())
     }
 }
 
-/// Step 0 of the sample's noise is where it starts.
 fn start(network: &dyn Denoiser, seed: u64) -> Result<Latent> {
-    let shape = latent_shape(network, 1);
-    let mut values = vec![0.0; shape.iter().product()];
-    noise::normal(seed, 0, &mut values);
-    let x = Tensor::from_vec(values, &shape[..], network.device())?;
+    let x = rollout::start(network.geometry(), &[seed], network.device())?;
     let memory = x.zeros_like()?;
     Ok(Latent { x, memory, row: 0 })
 }
@@ -229,10 +225,13 @@ fn advance(
     let x = stack(&latents().map(|latent| (latent.x.clone(), latent.row)).collect::<Vec<_>>())?;
     let memory: Vec<_> = latents().map(|latent| (latent.memory.clone(), latent.row)).collect();
     let memory = stack(&memory)?;
-    let steps: Vec<Step> = walks.iter().map(|walk| walk.current().step).collect();
-    let noise = step_noise(network, &walks)?;
-    let answers = stack(answers)?;
-    let next = sampler::advance(&x, &memory, &answers, noise.as_ref(), &steps)?;
+    let row = |walk: &&mut Walk| Row {
+        seed: walk.seed,
+        position: walk.position,
+        step: walk.current().step,
+    };
+    let rows: Vec<Row> = walks.iter().map(row).collect();
+    let next = rollout::advance(network.geometry(), &x, &memory, &stack(answers)?, &rows)?;
     for (row, walk) in walks.into_iter().enumerate() {
         walk.position += 1;
         walk.latent = Some(Latent { x: next.x.clone(), memory: next.memory.clone(), row });
@@ -251,24 +250,6 @@ fn stack(rows: &[(Tensor, usize)]) -> Result<Tensor> {
     }
     let row = |(batch, row): &(Tensor, usize)| batch.narrow(0, *row, 1);
     Tensor::cat(&rows.iter().map(row).collect::<Result<Vec<_>>>()?, 0)
-}
-
-/// The N(0, I) noise of this step, `[B, C, H, W]`, zero where a sample's step adds none; `None` when no
-/// step does.
-fn step_noise(network: &dyn Denoiser, walks: &[&mut Walk]) -> Result<Option<Tensor>> {
-    let noisy = |walk: &Walk| walk.current().step.d != NoiseScale::Fixed(0.0);
-    if !walks.iter().any(|walk| noisy(walk)) {
-        return Ok(None);
-    }
-    let shape = latent_shape(network, walks.len());
-    let elements: usize = shape[1..].iter().product();
-    let mut values = vec![0.0; walks.len() * elements];
-    for (walk, values) in walks.iter().zip(values.chunks_exact_mut(elements)) {
-        if noisy(walk) {
-            noise::normal(walk.seed, walk.position as u64 + 1, values);
-        }
-    }
-    Tensor::from_vec(values, &shape[..], network.device()).map(Some)
 }
 
 fn latent_shape(network: &dyn Denoiser, rows: usize) -> [usize; 4] {

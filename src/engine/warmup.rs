@@ -10,7 +10,7 @@ use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
 use understudy_models::{Conditioning, Denoiser, memory, noise};
 
-use super::{cost::CostModel, survey::Survey, worker::Failed};
+use super::{batch_calibration::BatchCalibration, cost::CostModel, device_fault::DeviceFault};
 use crate::registry::Model;
 
 /// A warm-up under way. It is done an evaluation at a time, between those that serve clients.
@@ -18,7 +18,7 @@ pub(super) struct WarmUp {
     model: Arc<Model>,
     /// The device's number.
     device: usize,
-    survey: Survey,
+    survey: BatchCalibration,
     began: Option<Instant>,
     /// Rows at most of an evaluation that is prepared, and the time that this took: on a GPU the first of a size has
     /// kernels compiled, algorithms searched and a graph captured.
@@ -38,7 +38,7 @@ impl WarmUp {
         Self {
             model,
             device,
-            survey: Survey::new(max_rows),
+            survey: BatchCalibration::new(max_rows),
             began: None,
             prepared,
             preparing: Duration::ZERO,
@@ -59,17 +59,17 @@ impl WarmUp {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => return self.tell(Err("its answer to noise is not finite: the weights are damaged; fetch or convert them again".into())),
             Ok(Err(error)) => {
-                return match (Failed::of(&error), self.survey.found_no_memory()) {
+                return match (DeviceFault::of(&error), self.survey.found_no_memory()) {
                     // What fits is known now: smaller batches have been measured.
-                    (Failed::OutOfMemory(_), Some(costs)) => self.known(costs),
-                    (Failed::OutOfMemory(reason), None) => self.tell(Err(format!(
+                    (DeviceFault::OutOfMemory(_), Some(costs)) => self.known(costs),
+                    (DeviceFault::OutOfMemory(reason), None) => self.tell(Err(format!(
                         "the device has no memory for one row of it ({reason}); unload other models, or use \
                          a device with more"
                     ))),
-                    (Failed::Lost(reason), _) => self.tell(Err(format!(
+                    (DeviceFault::Lost(reason), _) => self.tell(Err(format!(
                         "the GPU answers nothing any more ({reason}); start the server anew"
                     ))),
-                    (Failed::Otherwise(reason), _) => self.tell(Err(reason)),
+                    (DeviceFault::Otherwise(reason), _) => self.tell(Err(reason)),
                 };
             }
             Err(_) => return self.tell(Err("its evaluation panicked".into())),

@@ -15,9 +15,10 @@ use tokio::sync::oneshot;
 use super::{
     Event,
     batcher::{Batch, SampleKey},
-    calibration::Learned,
+    calibration::Calibrator,
+    device_fault::DeviceFault,
+    device_queue::DeviceQueue,
     job::Failure,
-    load::Load,
     sample::{Sample, Task},
     step::{self, Begun, Check, Outcome},
     warmup::WarmUp,
@@ -42,8 +43,8 @@ pub(super) struct Worker {
     commands: Receiver<Command>,
     samples: BTreeMap<SampleKey, Sample>,
     warm_ups: Vec<WarmUp>,
-    load: Arc<Load>,
-    learned: Learned,
+    load: Arc<DeviceQueue>,
+    learned: Calibrator,
     metrics: Arc<Metrics>,
     pending: Option<Pending>,
     /// When the device was last seen to have ended an evaluation.
@@ -66,8 +67,8 @@ impl Worker {
     pub(super) fn new(
         device: usize,
         commands: Receiver<Command>,
-        load: Arc<Load>,
-        learned: Learned,
+        load: Arc<DeviceQueue>,
+        learned: Calibrator,
         metrics: Arc<Metrics>,
     ) -> Self {
         Self {
@@ -279,22 +280,22 @@ impl Worker {
     }
 
     /// What is to follow when an evaluation of so many rows failed, and what its samples are told.
-    fn failure(&mut self, failed: Failed, model: &Model, rows: usize) -> Failure {
+    fn failure(&mut self, failed: DeviceFault, model: &Model, rows: usize) -> Failure {
         let device = self.device;
         match failed {
-            Failed::OutOfMemory(reason) => {
+            DeviceFault::OutOfMemory(reason) => {
                 let limit = model.on(device).shrink(rows);
                 self.load.limit(model.key, limit);
                 tracing::error!(model = model.id, device, rows, limit, reason, "no memory");
                 Failure::OutOfMemory { rows, limit }
             }
-            Failed::Lost(reason) => {
+            DeviceFault::Lost(reason) => {
                 self.load.lose();
                 let problem = "the GPU answers nothing any more; start the server anew";
                 tracing::error!(device, reason, "{problem}");
                 Failure::Evaluation(reason)
             }
-            Failed::Otherwise(reason) => {
+            DeviceFault::Otherwise(reason) => {
                 tracing::error!(model = model.id, rows, reason, "evaluation failed");
                 Failure::Evaluation(reason)
             }
@@ -303,12 +304,12 @@ impl Worker {
 
     /// What a device is asked to do, which may fail. A panic concerns what was asked alone: the samples are dropped then,
     /// and nothing else is shared.
-    fn caught<T>(&self, ask: impl FnOnce() -> candle_core::Result<T>) -> Result<T, Failed> {
+    fn caught<T>(&self, ask: impl FnOnce() -> candle_core::Result<T>) -> Result<T, DeviceFault> {
         match catch_unwind(AssertUnwindSafe(ask)) {
-            Ok(asked) => asked.map_err(|error| Failed::of(&error)),
+            Ok(asked) => asked.map_err(|error| DeviceFault::of(&error)),
             Err(panic) => {
                 self.metrics.panics.with_label_values(&["evaluation"]).inc();
-                Err(Failed::Otherwise(panic_text(panic.as_ref())))
+                Err(DeviceFault::Otherwise(panic_text(panic.as_ref())))
             }
         }
     }
@@ -383,49 +384,6 @@ impl Worker {
         }
         if let Some(ratio) = ratio {
             self.metrics.prediction_ratio.with_label_values(label).observe(ratio);
-        }
-    }
-}
-
-/// Why an evaluation failed, in the device's words.
-pub(super) enum Failed {
-    /// For want of memory: fewer rows may do.
-    OutOfMemory(String),
-    /// As all will from now on in this process.
-    Lost(String),
-    /// For any other reason.
-    Otherwise(String),
-}
-
-impl Failed {
-    /// candle keeps what CUDA's libraries say as text, with their own names of errors: the driver's
-    /// `CUDA_ERROR_OUT_OF_MEMORY`, cuBLAS's `CUBLAS_STATUS_ALLOC_FAILED`, cuDNN's
-    /// `CUDNN_STATUS_ALLOC_FAILED` and `CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED`.
-    pub(super) fn of(error: &candle_core::Error) -> Self {
-        const NO_MEMORY: [&str; 3] = ["OUT_OF_MEMORY", "ALLOC_FAILED", "ALLOCATION_FAILED"];
-        // Those of which CUDA's documentation says that the process must be ended, and ECC's and NVLink's.
-        const LOST: [&str; 12] = [
-            "CUDA_ERROR_ILLEGAL_ADDRESS",
-            "CUDA_ERROR_LAUNCH_FAILED",
-            "CUDA_ERROR_LAUNCH_TIMEOUT",
-            "CUDA_ERROR_ILLEGAL_INSTRUCTION",
-            "CUDA_ERROR_MISALIGNED_ADDRESS",
-            "CUDA_ERROR_INVALID_ADDRESS_SPACE",
-            "CUDA_ERROR_INVALID_PC",
-            "CUDA_ERROR_HARDWARE_STACK_ERROR",
-            "CUDA_ERROR_ASSERT",
-            "CUDA_ERROR_CONTAINED",
-            "CUDA_ERROR_ECC_UNCORRECTABLE",
-            "CUDA_ERROR_NVLINK_UNCORRECTABLE",
-        ];
-        let text = error.to_string();
-        let names = |names: &[&str]| names.iter().any(|name| text.contains(name));
-        if names(&NO_MEMORY) {
-            Self::OutOfMemory(text)
-        } else if names(&LOST) {
-            Self::Lost(text)
-        } else {
-            Self::Otherwise(text)
         }
     }
 }

@@ -15,7 +15,7 @@ use super::{
     body,
     caller::Caller,
     error::Problem,
-    generate::{Plan, Shape},
+    generate::{ParsedRequest, Shape},
     observe::Received,
     run::{Finished, Run},
     stream,
@@ -60,7 +60,7 @@ pub(super) async fn compare(
         ] => [app.model(Some(teacher))?, app.model(Some(student))?],
         _ => app.pair("models", "absent")?,
     };
-    let plans = Plan::pair(&app.settings, models, wires, Wanted::Json, received)?;
+    let plans = ParsedRequest::pair(&app.settings, models, wires, Wanted::Json, received)?;
     let shape = plans[0].shape;
     let run = Run::pair(&app, plans, received)?;
     if shape == Shape::Events {

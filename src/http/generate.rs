@@ -23,9 +23,6 @@ use crate::{
     registry::Model,
 };
 
-/// Seeds are below this: the whole numbers that every JSON implementation keeps exactly.
-const SEEDS: u64 = 1 << 53;
-
 /// Most class names that a message lists.
 const SHOWN_CLASSES: usize = 20;
 
@@ -42,13 +39,13 @@ pub(super) enum Shape {
 
 /// A valid request, and what its reply needs to know of it.
 #[derive(Debug, Clone)]
-pub(super) struct Plan {
+pub(super) struct ParsedRequest {
     pub(super) request: GenerateRequest,
     pub(super) shape: Shape,
     pub(super) encoding: Encoding,
 }
 
-impl Plan {
+impl ParsedRequest {
     /// Reads a request to `model`; `received` is when its deadline began to run.
     pub(super) fn new(
         settings: &Settings,
@@ -80,7 +77,7 @@ impl Plan {
     }
 
     /// Reads the two requests of a pair that runs together, so both count against the queue; otherwise as
-    /// [`Plan::alike`].
+    /// [`ParsedRequest::alike`].
     pub(super) fn pair(
         settings: &Settings,
         models: [Arc<Model>; 2],
@@ -209,12 +206,12 @@ fn encoding(wire: &GenerationRequest, wanted: Wanted) -> Result<Encoding, Proble
 
 fn samples(model: &Model, wire: &GenerationRequest, n: u64) -> Result<Vec<SampleSpec>, Problem> {
     let class = class(model, wire)?;
-    let first = match whole(wire.seed, "seed", 0..=SEEDS - 1)? {
+    let first = match whole(wire.seed, "seed", 0..=noise::SEEDS - 1)? {
         Some(seed) => seed,
         None => draw_seed()?,
     };
     let sample = |i| {
-        let seed = (first + i) % SEEDS;
+        let seed = (first + i) % noise::SEEDS;
         let class_label = match (model.geometry.conditioning, class) {
             (Conditioning::Classes(_), Some(class)) => Some(class),
             (Conditioning::Classes(count), None) => {
@@ -228,7 +225,7 @@ fn samples(model: &Model, wire: &GenerationRequest, n: u64) -> Result<Vec<Sample
 }
 
 fn draw_seed() -> Result<u64, Problem> {
-    Ok(getrandom::u64().map_err(Problem::internal)? % SEEDS)
+    Ok(getrandom::u64().map_err(Problem::internal)? % noise::SEEDS)
 }
 
 /// The class of an image whose request names none: any but the one that means "none".

@@ -15,7 +15,7 @@ use super::{
     compare::compared,
     encode::encode,
     error::Problem,
-    generate::{Plan, Shape},
+    generate::{ParsedRequest, Shape},
     observe::{DeviceTime, Received},
     route,
     run::Finished,
@@ -98,7 +98,7 @@ pub(super) async fn generate(
 }
 
 /// What the headers say of a request: the model that serves, and the first image's seed.
-fn labels(plan: &Plan) -> [(&'static str, String); 2] {
+fn labels(plan: &ParsedRequest) -> [(&'static str, String); 2] {
     let GenerateRequest { model, samples, .. } = &plan.request;
     let seed = samples[0].seed.to_string();
     [("x-understudy-model", model.id.clone()), ("x-understudy-seed", seed)]

@@ -8,7 +8,7 @@ use super::{
     App,
     accept::Wanted,
     error::Problem,
-    generate::Plan,
+    generate::ParsedRequest,
     run::Run,
     wire::{GenerationRequest, Routing, RoutingReason},
 };
@@ -43,7 +43,7 @@ pub(super) fn admit(
             let experiment = found.map_err(|error| Problem::from(error).at("model"))?;
             let arm = experiment.arm_of(&sticky(key, wire)?);
             let model = app.arm(&experiment, arm)?;
-            let plan = Plan::new(&app.settings, model, wire, wanted, received)?;
+            let plan = ParsedRequest::new(&app.settings, model, wire, wanted, received)?;
             let run = Run::one(app, plan, received)?.shadowed(app, wire);
             Ok((run.for_arm(experiment, arm), None))
         }
@@ -54,7 +54,7 @@ pub(super) fn admit(
             }
             let models = app.pair("model", "\"draft\"")?;
             let wires = [wire.clone(), wire.clone()];
-            let plans = Plan::pair(&app.settings, models, wires, wanted, received)?;
+            let plans = ParsedRequest::pair(&app.settings, models, wires, wanted, received)?;
             Ok((Run::pair(app, plans, received)?, None))
         }
         Some(AUTO) => {
@@ -63,15 +63,15 @@ pub(super) fn admit(
                 Some(student) => {
                     let wires = [wire.clone(), wire.clone()];
                     let models = [teacher, student];
-                    Vec::from(Plan::alike(&app.settings, models, wires, wanted, received)?)
+                    Vec::from(ParsedRequest::alike(&app.settings, models, wires, wanted, received)?)
                 }
-                None => vec![Plan::new(&app.settings, teacher, wire, wanted, received)?],
+                None => vec![ParsedRequest::new(&app.settings, teacher, wire, wanted, received)?],
             };
             let (run, served, predicted) = Run::first(app, plans, received)?;
             Ok((run.shadowed(app, wire), Some(routing(served, &predicted))))
         }
         id => {
-            let plan = Plan::new(&app.settings, app.model(id)?, wire, wanted, received)?;
+            let plan = ParsedRequest::new(&app.settings, app.model(id)?, wire, wanted, received)?;
             Ok((Run::one(app, plan, received)?.shadowed(app, wire), None))
         }
     }

@@ -14,7 +14,7 @@ use super::{
     App,
     encode::encode,
     error::Problem,
-    generate::Plan,
+    generate::ParsedRequest,
     images::unix_seconds,
     shadow,
     wire::{GeneratedImage, GenerationReply, GenerationRequest, Timings},
@@ -26,7 +26,7 @@ use crate::{
 
 /// One admitted request.
 struct Side {
-    plan: Plan,
+    plan: ParsedRequest,
     submission: Submission,
     finished: Vec<Option<(Image, SampleTimings)>>,
     /// From receipt to the latest image.
@@ -39,13 +39,13 @@ pub(super) struct Run {
     sides: Vec<Side>,
     received: Instant,
     /// The teacher's repetition of a student's request.
-    shadow: Option<Box<Plan>>,
+    shadow: Option<Box<ParsedRequest>>,
     /// The experiment that it is for, and which of its arms serves it.
     arm: Option<(Arc<Experiment>, usize)>,
 }
 
 impl Run {
-    pub(super) fn one(app: &App, plan: Plan, received: Instant) -> Result<Self, Problem> {
+    pub(super) fn one(app: &App, plan: ParsedRequest, received: Instant) -> Result<Self, Problem> {
         let submission = app.engine.generate(plan.request.clone())?;
         Ok(Self::of(vec![Side::new(plan, submission)], received))
     }
@@ -55,7 +55,7 @@ impl Run {
     }
 
     /// One that nobody waits for.
-    pub(super) fn in_background(app: &App, plan: Plan) -> Result<Self, Problem> {
+    pub(super) fn in_background(app: &App, plan: ParsedRequest) -> Result<Self, Problem> {
         let submission = app.engine.generate_in_background(plan.request.clone())?;
         Ok(Self::of(vec![Side::new(plan, submission)], Instant::now()))
     }
@@ -76,7 +76,7 @@ impl Run {
     /// and what was predicted of those up to it.
     pub(super) fn first(
         app: &App,
-        mut plans: Vec<Plan>,
+        mut plans: Vec<ParsedRequest>,
         received: Instant,
     ) -> Result<(Self, usize, Vec<Option<Duration>>), Problem> {
         let requests: Vec<_> = plans.iter().map(|plan| plan.request.clone()).collect();
@@ -87,7 +87,11 @@ impl Run {
 
     /// The teacher's and the student's, admitted together; they share the device from the start, and the
     /// student goes first where neither has a claim.
-    pub(super) fn pair(app: &App, plans: [Plan; 2], received: Instant) -> Result<Self, Problem> {
+    pub(super) fn pair(
+        app: &App,
+        plans: [ParsedRequest; 2],
+        received: Instant,
+    ) -> Result<Self, Problem> {
         let [teacher, student] = plans;
         let requests = [student.request.clone(), teacher.request.clone()];
         let [students, teachers] = app.engine.generate_both(requests)?;
@@ -96,7 +100,7 @@ impl Run {
     }
 
     /// The request of a side; of a pair, side 0 is the teacher's and side 1 the student's.
-    pub(super) fn plan(&self, side: usize) -> &Plan {
+    pub(super) fn plan(&self, side: usize) -> &ParsedRequest {
         &self.sides[side].plan
     }
 
@@ -158,7 +162,7 @@ impl Run {
 }
 
 impl Side {
-    fn new(plan: Plan, submission: Submission) -> Self {
+    fn new(plan: ParsedRequest, submission: Submission) -> Self {
         let finished = plan.request.samples.iter().map(|_| None).collect();
         Self { plan, submission, finished, total: Duration::ZERO }
     }
@@ -166,14 +170,14 @@ impl Side {
 
 /// A finished request.
 pub(super) struct Finished {
-    pub(super) plan: Plan,
+    pub(super) plan: ParsedRequest,
     /// By index.
     pub(super) images: Vec<Image>,
     pub(super) timings: Timings,
     /// When its last image left the device.
     made: Option<Instant>,
     /// How its teacher would repeat it.
-    pub(super) shadow: Option<Box<Plan>>,
+    pub(super) shadow: Option<Box<ParsedRequest>>,
     arm: Option<(Arc<Experiment>, usize)>,
 }
 

@@ -7,7 +7,7 @@ use super::{
     App,
     accept::Wanted,
     compare::compared,
-    generate::Plan,
+    generate::ParsedRequest,
     run::{Finished, Run},
     wire::GenerationRequest,
 };
@@ -18,7 +18,11 @@ use understudy_models::checkpoint::card::Role;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The same request to the student's teacher, for the share of requests that are to be repeated.
-pub(super) fn plan(app: &App, student: &Plan, wire: &GenerationRequest) -> Option<Box<Plan>> {
+pub(super) fn plan(
+    app: &App,
+    student: &ParsedRequest,
+    wire: &GenerationRequest,
+) -> Option<Box<ParsedRequest>> {
     let rate = app.settings.shadow_rate;
     if rate == 0.0 || student.request.model.card.role != Role::Student || !drawn(rate) {
         return None;
@@ -27,7 +31,8 @@ pub(super) fn plan(app: &App, student: &Plan, wire: &GenerationRequest) -> Optio
     let seed = Some(student.request.samples.first()?.seed as i64);
     let wire = GenerationRequest { seed, deadline_ms: None, ..wire.clone() };
     // A request that the teacher cannot honour, as for a class it does not have, is not repeated.
-    let mut plan = Plan::new(&app.settings, teacher, &wire, Wanted::Json, Instant::now()).ok()?;
+    let mut plan =
+        ParsedRequest::new(&app.settings, teacher, &wire, Wanted::Json, Instant::now()).ok()?;
     for (repeated, sample) in plan.request.samples.iter_mut().zip(&student.request.samples) {
         repeated.class_label = repeated.class_label.and(sample.class_label);
     }

@@ -14,7 +14,7 @@ use super::{
     caller::Caller,
     error::{Problem, quoted},
     experiments::{Id, id_of},
-    generate::Plan,
+    generate::ParsedRequest,
     observe::Received,
     run::{Finished, Run},
     wire::{
@@ -57,7 +57,8 @@ pub(super) async fn pair(
     // One bit for the order, the others for the arms.
     let (swapped, [one, other]) = (drawn & 1 == 1, experiment.two_arms(drawn >> 1));
     let models = [app.arm(&experiment, one)?, app.arm(&experiment, other)?];
-    let plans = Plan::pair(&app.settings, models, [wire.clone(), wire], Wanted::Json, received)?;
+    let plans =
+        ParsedRequest::pair(&app.settings, models, [wire.clone(), wire], Wanted::Json, received)?;
     if !plans[0].request.shares_noise_with(&plans[1].request) {
         let [one, other] = [&plans[0], &plans[1]].map(|plan| quoted(&plan.request.model.id));
         let message = format!(

@@ -9,7 +9,7 @@ use std::{
 
 use candle_core::{DType, Device};
 use understudy_models::{
-    Denoiser, Error, Geometry, Padded,
+    Denoiser, Error, FixedBatch, Geometry,
     checkpoint::{ModelFolder, card::Card},
     sampler::Kind,
     schedule::ScheduleConfig,
@@ -94,7 +94,7 @@ impl Model {
             if replica.network.device().is_cpu() {
                 return replica;
             }
-            Replica { network: Box::new(Padded::new(replica.network, rows)), ..replica }
+            Replica { network: Box::new(FixedBatch::new(replica.network, rows)), ..replica }
         };
         self.replicas = self.replicas.into_iter().map(pad).collect();
         self

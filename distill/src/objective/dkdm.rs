@@ -5,7 +5,7 @@ use understudy_models::Error;
 use understudy_models::schedule::{Class, PredictionType, ScheduleConfig, VarianceType};
 
 use super::parametrisation::{Linear, apply, column, to_eps, to_x0};
-use crate::lesson::Lesson;
+use crate::training_batch::TrainingBatch;
 
 /// `L = L_simple + λ·L_vlb`, both means over elements and batch.
 ///
@@ -113,41 +113,49 @@ impl Dkdm {
     ///
     /// # Errors
     /// Shapes that do not fit.
-    pub fn losses(&self, lesson: &Lesson, student: &Tensor) -> Result<Losses> {
-        let channels = lesson.x.dim(1)?;
-        let target = lesson.answer.narrow(1, 0, channels)?;
+    pub fn losses(&self, training_batch: &TrainingBatch, student: &Tensor) -> Result<Losses> {
+        let channels = training_batch.x.dim(1)?;
+        let target = training_batch.answer.narrow(1, 0, channels)?;
         let answer = student.narrow(1, 0, channels)?;
-        let to_eps = |prediction| self.rows(lesson, |alpha_bar| to_eps(prediction, alpha_bar));
-        let eps_t = apply(&to_eps(self.teacher), &lesson.x, &target)?;
-        let eps_s = apply(&to_eps(self.student), &lesson.x, &answer)?;
+        let to_eps =
+            |prediction| self.rows(training_batch, |alpha_bar| to_eps(prediction, alpha_bar));
+        let eps_t = apply(&to_eps(self.teacher), &training_batch.x, &target)?;
+        let eps_s = apply(&to_eps(self.student), &training_batch.x, &answer)?;
         let squares = (eps_t - eps_s)?.sqr()?;
         let simple = squares.mean_all()?;
         let weighted = match self.weighting {
             Weighting::Uniform => simple.clone(),
             weighting => {
-                let weights = lesson.timesteps.iter().map(|&t| weighting.at(self.alpha_bar[t]));
-                squares.broadcast_mul(&column(weights, lesson.x.device())?)?.mean_all()?
+                let weights =
+                    training_batch.timesteps.iter().map(|&t| weighting.at(self.alpha_bar[t]));
+                squares.broadcast_mul(&column(weights, training_batch.x.device())?)?.mean_all()?
             }
         };
         let Some(weight) = self.variance_weight else {
             return Ok(Losses { total: weighted, simple, vlb: None });
         };
-        let vlb = self.divergence(lesson, &target, student)?;
+        let vlb = self.divergence(training_batch, &target, student)?;
         Ok(Losses { total: (weighted + (&vlb * weight)?)?, simple, vlb: Some(vlb) })
     }
 
     /// Mean bits per dimension of `KL(p_T ‖ p_S)`, with a gradient to the student's variance alone.
-    fn divergence(&self, lesson: &Lesson, target: &Tensor, student: &Tensor) -> Result<Tensor> {
-        let channels = lesson.x.dim(1)?;
+    fn divergence(
+        &self,
+        training_batch: &TrainingBatch,
+        target: &Tensor,
+        student: &Tensor,
+    ) -> Result<Tensor> {
+        let channels = training_batch.x.dim(1)?;
         let x0 = |prediction, answer: &Tensor| {
-            let rows = self.rows(lesson, |alpha_bar| to_x0(prediction, alpha_bar));
-            apply(&rows, &lesson.x, answer)
+            let rows = self.rows(training_batch, |alpha_bar| to_x0(prediction, alpha_bar));
+            apply(&rows, &training_batch.x, answer)
         };
         let answer = student.narrow(1, 0, channels)?.detach();
-        let mean_t = self.mean(lesson, &x0(self.teacher, target)?.clamp(-1f32, 1f32)?)?;
-        let mean_s = self.mean(lesson, &x0(self.student, &answer)?)?;
-        let log_t = self.log_variance(lesson, &lesson.answer.narrow(1, channels, channels)?)?;
-        let log_s = self.log_variance(lesson, &student.narrow(1, channels, channels)?)?;
+        let mean_t = self.mean(training_batch, &x0(self.teacher, target)?.clamp(-1f32, 1f32)?)?;
+        let mean_s = self.mean(training_batch, &x0(self.student, &answer)?)?;
+        let log_t = self
+            .log_variance(training_batch, &training_batch.answer.narrow(1, channels, channels)?)?;
+        let log_s = self.log_variance(training_batch, &student.narrow(1, channels, channels)?)?;
 
         // KL of two normal distributions, in nats: ½(−1 + log Σ_S − log Σ_T + Σ_T/Σ_S + (μ_T − μ_S)²/Σ_S).
         let difference = (&log_s - &log_t)?;
@@ -157,28 +165,28 @@ impl Dkdm {
     }
 
     /// μ(x_t, x0) of the posterior.
-    fn mean(&self, lesson: &Lesson, x0: &Tensor) -> Result<Tensor> {
+    fn mean(&self, training_batch: &TrainingBatch, x0: &Tensor) -> Result<Tensor> {
         let rows = |part: fn(&Posterior) -> f64| {
-            let rows = lesson.timesteps.iter().map(|&t| part(&self.posterior[t]));
-            column(rows, lesson.x.device())
+            let rows = training_batch.timesteps.iter().map(|&t| part(&self.posterior[t]));
+            column(rows, training_batch.x.device())
         };
         x0.broadcast_mul(&rows(|posterior| posterior.from_x0)?)?
-            + lesson.x.broadcast_mul(&rows(|posterior| posterior.from_x)?)?
+            + training_batch.x.broadcast_mul(&rows(|posterior| posterior.from_x)?)?
     }
 
     /// log Σ of the variance half `r`.
-    fn log_variance(&self, lesson: &Lesson, r: &Tensor) -> Result<Tensor> {
+    fn log_variance(&self, training_batch: &TrainingBatch, r: &Tensor) -> Result<Tensor> {
         let rows = |part: fn(&Posterior) -> f64| {
-            let rows = lesson.timesteps.iter().map(|&t| part(&self.posterior[t]));
-            column(rows, lesson.x.device())
+            let rows = training_batch.timesteps.iter().map(|&t| part(&self.posterior[t]));
+            column(rows, training_batch.x.device())
         };
         let middle = rows(|posterior| (posterior.max_log + posterior.min_log) / 2.0)?;
         let half = rows(|posterior| (posterior.max_log - posterior.min_log) / 2.0)?;
         r.broadcast_mul(&half)?.broadcast_add(&middle)
     }
 
-    fn rows(&self, lesson: &Lesson, linear: impl Fn(f64) -> Linear) -> Vec<Linear> {
-        lesson.timesteps.iter().map(|&t| linear(self.alpha_bar[t])).collect()
+    fn rows(&self, training_batch: &TrainingBatch, linear: impl Fn(f64) -> Linear) -> Vec<Linear> {
+        training_batch.timesteps.iter().map(|&t| linear(self.alpha_bar[t])).collect()
     }
 }
 

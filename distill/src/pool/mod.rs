@@ -3,7 +3,7 @@
 //! ```text
 //! pool:  slots, x ~ N(0, I), each walked by the teacher to a place of its own
 //! loop:  take a batch of slots; those at their end restart from noise
-//!        the teacher answers; the answer is the lesson, and advances the samples one step
+//!        the teacher answers; the answer is the training batch, and advances the samples one step
 //! ```
 //!
 //! A slot's trajectory is that of a request with its seed, its class and the walk's sampler: noise is
@@ -19,9 +19,9 @@ use serde_json::{Map, Value};
 use understudy_models::{Error, Result, memory, noise};
 
 use crate::checkpoint::Snapshot;
-use crate::lesson::{Curriculum, Lesson};
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
+use crate::training_batch::{BatchSource, TrainingBatch};
 use crate::walk::Walks;
 use rows::{Owner, Rows, Saved};
 
@@ -30,9 +30,9 @@ use rows::{Owner, Rows, Saved};
 pub enum Order {
     /// One batch, all at the same time, walked from noise to image together, again and again.
     Iterative,
-    /// One batch, each walked a random number of steps before the first lesson.
+    /// One batch, each walked a random number of steps before the first training batch.
     Shuffled,
-    /// `round(rho·T)` batches, each sample at a time of its own; every lesson draws from all.
+    /// `round(rho·T)` batches, each sample at a time of its own; every training_batch draws from all.
     Dynamic {
         /// ρ, above 0.
         rho: f64,
@@ -40,7 +40,7 @@ pub enum Order {
 }
 
 impl Order {
-    /// Samples in the pool for lessons of `batch` rows and `timesteps` training timesteps.
+    /// Samples in the pool for training batches of `batch` rows and `timesteps` training timesteps.
     pub fn slots(self, batch: usize, timesteps: usize) -> usize {
         match self {
             Self::Iterative | Self::Shuffled => batch,
@@ -54,9 +54,9 @@ impl Order {
 /// What a pool is to be.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The order of the lessons.
+    /// The order of the training batches.
     pub order: Order,
-    /// Rows of a lesson.
+    /// Rows of a training batch.
     pub batch: usize,
     /// The run's seed.
     pub seed: u64,
@@ -103,7 +103,7 @@ struct Slot {
 }
 
 impl<'a> Pool<'a> {
-    /// A pool that [`Curriculum::prepare`] will fill.
+    /// A pool that [`BatchSource::prepare`] will fill.
     ///
     /// # Errors
     /// [`Error::Value`] for settings out of range; [`Error::Io`] for a file that cannot be made;
@@ -186,7 +186,7 @@ impl<'a> Pool<'a> {
         self.rows.scatter(&[slot], &Tensor::from_vec(x, (1, self.length), &Device::Cpu)?)
     }
 
-    /// How many steps `slot` is walked before the first lesson.
+    /// How many steps `slot` is walked before the first training_batch.
     fn target(&self, slot: usize) -> u32 {
         match self.settings.order {
             Order::Iterative => 0,
@@ -197,7 +197,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// The slots of the lesson of iteration `step`.
+    /// The slots of the training_batch of iteration `step`.
     fn draw(&self, step: u64) -> Vec<usize> {
         let Settings { order, batch, seed, .. } = self.settings;
         match order {
@@ -221,7 +221,7 @@ fn owner(teacher: &Teacher, settings: &Settings) -> Owner {
 /// How many slots are walked together while the pool is filled.
 const FILL_ROWS: usize = 64;
 
-impl Curriculum for Pool<'_> {
+impl BatchSource for Pool<'_> {
     fn identity(&self) -> Map<String, Value> {
         let place = if matches!(self.rows, Rows::Mapped(_)) { "file" } else { "memory" };
         [
@@ -257,7 +257,7 @@ impl Curriculum for Pool<'_> {
         Ok(Some(1.0 - (waiting + self.active.len()) as f64 / self.len() as f64))
     }
 
-    fn lesson(&mut self, step: u64) -> Result<Lesson> {
+    fn training_batch(&mut self, step: u64) -> Result<TrainingBatch> {
         let slots = self.draw(step);
         let end = self.walks.steps() as u32;
         for &slot in &slots {

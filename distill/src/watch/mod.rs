@@ -17,7 +17,7 @@ pub enum Event<'a> {
         /// What an earlier version's checkpoint does not say, and so could not be compared.
         unsaid: &'a [String],
     },
-    /// The first lesson is being prepared.
+    /// The first training batch is being prepared.
     Preparing {
         /// How much of it is done, 0 to 1.
         done: f64,

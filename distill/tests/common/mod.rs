@@ -131,7 +131,7 @@ pub(crate) fn taught<'a>(
     Task {
         run: RunDir::open(out).unwrap(),
         identity,
-        curriculum: Box::new(pool(teacher, Order::Dynamic { rho: 0.2 }, 10, file)),
+        source: Box::new(pool(teacher, Order::Dynamic { rho: 0.2 }, 10, file)),
         objective: Dkdm::new(&teacher.schedule, kind, student.schedule.prediction_type(), learned)
             .unwrap(),
         student,

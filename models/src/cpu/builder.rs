@@ -5,8 +5,8 @@ use candle_core::{DType, Device, Tensor};
 use super::tape::Tape;
 use crate::graph::{Epilogue, Graph, Kind, Map, MapInfo, Op, Product, Size};
 use crate::kernels::{
-    Buffer, ElementType, Finish, Image, Isa, Layout, Measure, Operation, Part, Program, Taps,
-    Values, Variant, padded,
+    Buffer, ElementType, Finish, GroupNormStatistics, Image, Isa, Layout, Operation, Part, Program,
+    Taps, Values, Variant, padded,
 };
 use crate::weights::Weights;
 
@@ -193,9 +193,9 @@ impl<'a> Builder<'a> {
             return statistics;
         }
         let input = self.image(map);
-        let output = self.layout.take(Measure::len(&input));
+        let output = self.layout.take(GroupNormStatistics::len(&input));
         self.maps[map.0].statistics = Some(output);
-        self.push(Measure { input, output });
+        self.push(GroupNormStatistics { input, output });
         output
     }
 

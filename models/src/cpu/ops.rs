@@ -5,9 +5,9 @@ use super::tape::Saved;
 use super::{FEATURES, SAMPLE, TIME};
 use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Slice, positions};
 use crate::kernels::{
-    Activate, Apply, Attend, Buffer, Channels, Direct, Downsample, ElementType, Export, Fill,
-    Finish, Gate, Geglu, Image, Import, Learned, Modulate, PackKeys, PackValues, Settle, Taps,
-    Upsample, Vector, Winograd, padded,
+    Activate, Attend, Buffer, Channels, Direct, Downsample, ElementType, Export, Fill, Finish,
+    Gate, Geglu, GroupNormAffine, GroupNormApply, Image, Import, Learned, Modulate, PackKeys,
+    PackValues, Taps, Upsample, Vector, Winograd, padded,
 };
 use crate::weights::Weights;
 
@@ -223,7 +223,7 @@ impl Builder<'_> {
         }
         let modulation = modulation.map(|map| self.projected(map));
         let pairs = images.iter().copied().zip(statistics).collect();
-        let settle = Settle {
+        let settle = GroupNormAffine {
             sources: pairs,
             target,
             groups: *groups,
@@ -235,7 +235,7 @@ impl Builder<'_> {
             moments,
         };
         self.push(settle);
-        self.push(Apply::new(&images, target, output, *function));
+        self.push(GroupNormApply::new(&images, target, output, *function));
         if self.tape.is_none() {
             self.give(output);
         }

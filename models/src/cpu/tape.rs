@@ -413,11 +413,9 @@ impl Differentiate for Builder<'_> {
     }
 
     fn forget(&mut self, map: Map) {
-        let saved = match self.tape().saved.iter().rposition(|(one, _)| *one == map) {
-            Some(position) => Some(self.tape().saved.swap_remove(position).1),
-            None => None,
-        };
-        match saved {
+        let saved = &mut self.tape().saved;
+        let place = saved.iter().rposition(|(one, _)| *one == map);
+        match place.map(|place| saved.swap_remove(place).1) {
             Some(Saved::GroupNorm { map, moments, .. }) => {
                 self.give(map);
                 self.give(moments);

@@ -16,7 +16,10 @@ pub(crate) enum Function {
     /// `½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (Hendrycks & Gimpel 2016).
     GeluTanh,
     /// `x·σ(1.702·x)` (Hendrycks & Gimpel 2016), as CLIP has it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "text encoders begin with it"))]
+    #[cfg_attr(
+        not(any(test, feature = "cuda")),
+        expect(dead_code, reason = "text encoders have it")
+    )]
     QuickGelu,
     /// `max(x, 0)`.
     Relu,
@@ -152,7 +155,7 @@ fn normal<S: Simd>(s: S, x: S::V) -> (S::V, S::V) {
     let size = s.max(x, s.sub(zero, x));
     let t = s.div(one, s.fma(size, s.splat(0.231_641_89), one));
     let mut p = s.splat(0.530_702_7);
-    for c in [-0.726_576, 0.710_706_87, -0.142_248_37, 0.127_414_8] {
+    for c in [-0.726_576, 0.710_706_9, -0.142_248_37, 0.127_414_8] {
         p = s.fma(p, t, s.splat(c));
     }
     let bell = exp(s, s.mul(s.mul(x, x), s.splat(-0.5)));

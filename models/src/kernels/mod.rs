@@ -15,7 +15,6 @@
 #![allow(clippy::needless_range_loop)]
 
 mod activation;
-mod alone;
 mod arena;
 mod attention;
 mod bf16;
@@ -27,22 +26,22 @@ mod gemm;
 mod gradient;
 mod image;
 mod isa;
+mod kernel_bench;
 mod moves;
 mod norm;
 mod peak;
 mod program;
+#[cfg(test)]
+mod reference;
 mod scheme;
 mod simd;
 mod team;
 #[cfg(test)]
 mod tests;
 mod tokens;
-#[cfg(test)]
-mod twin;
 mod winograd;
 
 pub(crate) use activation::Function;
-pub use alone::{Alone, Layer};
 pub(crate) use arena::{Buffer, Layout, NoMemory, padded};
 pub(crate) use attention::{Attend, PackKeys, PackValues};
 pub(crate) use constants::{Constants, Values};
@@ -56,8 +55,9 @@ pub(crate) use gradient::{
 };
 pub(crate) use image::{Channels, Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;
+pub use kernel_bench::{KernelBench, Layer};
 pub(crate) use moves::{Activate, Fill, Learned, LearnedGradient};
-pub(crate) use norm::{Apply, Measure, Settle};
+pub(crate) use norm::{GroupNormAffine, GroupNormApply, GroupNormStatistics};
 pub use peak::Peak;
 pub(crate) use program::{Call, Operation, Part, Program, Workspace};
 pub use program::{Footprint, Timing};

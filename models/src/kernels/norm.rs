@@ -17,20 +17,20 @@ use super::simd::Simd;
 const CHUNK: usize = 64;
 
 /// Mean and sum of squared deviations of each channel in each chunk of pixels.
-pub(crate) struct Measure {
+pub(crate) struct GroupNormStatistics {
     pub(crate) input: Image,
     /// `[chunks][2][stride]`.
     pub(crate) output: Buffer,
 }
 
-impl Measure {
+impl GroupNormStatistics {
     /// Floats per sample of the result.
     pub(crate) fn len(input: &Image) -> usize {
         input.pixels().div_ceil(CHUNK) * 2 * input.stride()
     }
 }
 
-impl Operation for Measure {
+impl Operation for GroupNormStatistics {
     fn split(&self, batch: usize, _: usize) -> Split {
         Split::one(batch * self.input.pixels().div_ceil(CHUNK))
     }
@@ -113,7 +113,7 @@ impl Moments<'_> {
 
 /// From statistics, `factor = weight/σ·(1 + scale)` and `term = (bias − mean·weight/σ)·(1 + scale) + shift`
 /// for each channel.
-pub(crate) struct Settle {
+pub(crate) struct GroupNormAffine {
     /// Maps that are normalised as one with the channels of all, and their statistics.
     pub(crate) sources: Vec<(Image, Buffer)>,
     /// The normalised map, for where its channels are.
@@ -130,7 +130,7 @@ pub(crate) struct Settle {
     pub(crate) moments: Option<Buffer>,
 }
 
-impl Operation for Settle {
+impl Operation for GroupNormAffine {
     fn split(&self, batch: usize, _: usize) -> Split {
         Split::one(batch * self.groups.div_ceil(self.groups_per_item()))
     }
@@ -154,7 +154,7 @@ impl Operation for Settle {
     }
 }
 
-impl Settle {
+impl GroupNormAffine {
     fn groups_per_item(&self) -> usize {
         self.groups.div_ceil(4)
     }
@@ -237,7 +237,7 @@ impl Settle {
 }
 
 /// `function(x·factor + term)`, for one map or for two whose channels are then joined.
-pub(crate) struct Apply {
+pub(crate) struct GroupNormApply {
     sources: Vec<Image>,
     output: Image,
     /// `[2][stride of the output]`: factors and terms; where there are none, `x` as it is.
@@ -247,7 +247,7 @@ pub(crate) struct Apply {
     real: Aligned,
 }
 
-impl Apply {
+impl GroupNormApply {
     pub(crate) fn new(sources: &[Image], output: Image, map: Buffer, function: Function) -> Self {
         assert!(sources.iter().all(|source| source.element == output.element));
         let mut real = Aligned::zeros(output.stride());
@@ -263,7 +263,7 @@ impl Apply {
     }
 }
 
-impl Operation for Apply {
+impl Operation for GroupNormApply {
     fn split(&self, batch: usize, _: usize) -> Split {
         Split::one(batch * self.output.pixels().div_ceil(self.chunk()))
     }
@@ -286,7 +286,7 @@ impl Operation for Apply {
 }
 
 struct Pixels<'a> {
-    apply: &'a Apply,
+    apply: &'a GroupNormApply,
     memory: &'a Memory<'a>,
     sample: usize,
     first: usize,
@@ -317,7 +317,7 @@ impl Pixels<'_> {
 
     #[inline(always)]
     fn of<S: Simd, E: Element>(&self, s: S, function: Function) {
-        let Apply { sources, output, map, real, .. } = self.apply;
+        let GroupNormApply { sources, output, map, real, .. } = self.apply;
         let (stride, words) = (output.stride(), output.words());
         let map = self.memory.at(*map, self.sample).cast_const();
         let to = self.memory.at(output.buffer, self.sample).wrapping_add(self.first * words);

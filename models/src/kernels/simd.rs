@@ -18,7 +18,7 @@ pub(crate) trait Simd: Copy {
     /// Rows of the register block of products, beside two vectors of columns: as many as the
     /// registers hold.
     const ROWS: usize;
-    /// Whether maps may be of bf16: where they are instructions, and in the twin.
+    /// Whether maps may be of bf16: where they are instructions, and in the reference.
     const BF16: bool = false;
     /// A vector.
     type V: Copy;

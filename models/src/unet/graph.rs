@@ -277,3 +277,51 @@ impl From<Activation> for Function {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use serde_json::json;
+
+    use super::*;
+
+    /// Sets lie along every dimension of every weight, as wide as it is.
+    #[test]
+    fn sets_account_for_every_weight() {
+        let configs = [
+            json!({}),
+            json!({"num_class_embeds": 3, "resnet_time_scale_shift": "scale_shift", "out_channels": 2,
+                "down_block_types": ["ResnetDownsampleBlock2D", "AttnDownBlock2D"],
+                "up_block_types": ["AttnUpBlock2D", "ResnetUpsampleBlock2D"],
+                "downsample_type": "resnet", "upsample_type": "resnet"}),
+            json!({"class_embed_type": "timestep", "block_out_channels": [16, 16]}),
+            json!({"mid_block_type": null, "time_embedding_type": "learned",
+                "num_train_timesteps": 10, "layers_per_block": 2}),
+            json!({"add_attention": false, "attn_norm_num_groups": 2}),
+        ];
+        for more in configs {
+            let mut config = json!({
+                "sample_size": 8, "in_channels": 1, "out_channels": 1, "norm_num_groups": 4,
+                "block_out_channels": [16, 32], "layers_per_block": 1, "attention_head_dim": 8,
+                "down_block_types": ["DownBlock2D", "AttnDownBlock2D"],
+                "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+            });
+            for (name, value) in more.as_object().unwrap() {
+                config[name] = value.clone();
+            }
+            let config = UNet2DConfig::from_json(&config, "config.json").unwrap();
+            let channels = config.graph().channels().unwrap();
+            let shapes = config.graph().shapes();
+            let names: Vec<_> = shapes.keys().collect();
+            assert_eq!(channels.weights.keys().collect::<Vec<_>>(), names, "{more}");
+            for (name, shape) in shapes {
+                let dimensions = &channels.weights[&name];
+                assert_eq!(dimensions.len(), shape.len(), "{name}");
+                for (sets, side) in dimensions.iter().zip(shape) {
+                    let width: usize = sets.iter().map(|&set| channels.sets[set].width).sum();
+                    assert!(sets.is_empty() || width == side, "{name}: {width}, not {side}");
+                }
+            }
+        }
+    }
+}

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::Tensor;
 use serde_json::{Value, json};
 
-use super::flags::{LIMIT, attends, channels, head_dim, refuse_other_models};
+use super::flags::{GROUPS, LIMIT, attends, channels, head_dim, refuse_other_models};
 use super::schedule::Schedule;
 use crate::checkpoint::read;
 use crate::fields::Fields;
@@ -32,9 +32,6 @@ pub(super) struct Architecture {
     dropout: f64,
     schedule: Schedule,
 }
-
-/// GroupNorm32 always has this many groups.
-pub(super) const GROUPS: usize = 32;
 
 impl Architecture {
     /// Reads and checks a file of flags.

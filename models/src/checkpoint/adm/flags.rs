@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::architecture::GROUPS;
 use crate::Result;
 use crate::fields::Fields;
 
@@ -41,6 +40,8 @@ const WITHOUT_CONSEQUENCE: [&str; 8] = [
     "timestep_respacing",
     "model_path",
 ];
+/// GroupNorm32 always has this many groups.
+pub(super) const GROUPS: usize = 32;
 /// No count in an architecture comes near this.
 pub(super) const LIMIT: usize = 1 << 14;
 

@@ -1,4 +1,4 @@
-//! Each kernel against plain loops, on a GPU or one in software (`benches/gpu/emulator`).
+//! Each kernel against plain loops, on a GPU or one in software (`tools/cuda-emulator`).
 
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUgraphInstantiate_flags, CUstreamCaptureMode,

@@ -28,7 +28,7 @@ pub(crate) struct NormGradient {
     pub(crate) target: Image,
     pub(crate) function: Function,
     pub(crate) groups: usize,
-    /// `[2][stride of the target]`: `F` and `T` of [`crate::kernels::Settle`].
+    /// `[2][stride of the target]`: `F` and `T` of [`crate::kernels::GroupNormAffine`].
     pub(crate) map: Buffer,
     /// `[2][groups]`: means and one over deviations, of the same.
     pub(crate) moments: Buffer,

@@ -4,8 +4,8 @@
 
 use proptest::prelude::*;
 
+use crate::kernels::reference::{Plain, relative_error};
 use crate::kernels::tests::{Size, bits, take, values};
-use crate::kernels::twin::{Plain, relative_error};
 use crate::kernels::*;
 
 /// What one run of operations is checked on.
@@ -350,8 +350,8 @@ proptest! {
             let mut operations: Vec<Box<dyn Operation>> = Vec::new();
             let mut sources = Vec::new();
             for &input in &images[..count] {
-                let output = layout.take(Measure::len(&input));
-                operations.push(Box::new(Measure { input, output }));
+                let output = layout.take(GroupNormStatistics::len(&input));
+                operations.push(Box::new(GroupNormStatistics { input, output }));
                 sources.push((input, output));
             }
             let len = height * width * (padded(first) + padded(of_second));
@@ -359,7 +359,7 @@ proptest! {
             let joined = Image { buffer: layout.take(len), element: ElementType::F32, height, width, segments };
             let (map, moments) = (layout.take(2 * joined.stride()), layout.take(2 * groups));
             let values = images[count].buffer;
-            operations.push(Box::new(Settle {
+            operations.push(Box::new(GroupNormAffine {
                 sources, target: joined, groups, eps: 1e-5, weight: Values::Parameter(0),
                 bias: Values::Parameter(1), modulation: modulated.then_some((values, 0)),
                 output: map, moments: Some(moments),
@@ -451,14 +451,14 @@ proptest! {
     #[test]
     fn gradients_of_attention_are_what_differences_show(
         batch in 1usize..3, (height, width) in (1usize..5, 1usize..5), keys in 1usize..20,
-        (heads, of_head) in (1usize..4, 1usize..8), causal: bool,
+        (heads, of_head) in (1usize..4, 1usize..8), causal: bool, kind in 0..3usize,
     ) {
         let channels = heads * of_head;
         // Queries, keys and values in one map; then queries in one, keys and values in another, and the gradient of either.
         let (own, others) = ([channels, height, width], [2 * channels, 1, keys]);
         let all = [3 * channels, height, width];
-        for (inputs, of_others) in
-            [(vec![own, all], false), (vec![own, own, others], false), (vec![own, own, others], true)]
+        let kinds = [(vec![own, all], false), (vec![own, own, others], false), (vec![own, own, others], true)];
+        let (inputs, of_others) = kinds[kind].clone();
         {
             let output = if of_others { others } else { inputs[1] };
             let case = Case { batch, inputs: &inputs, parameters: &[], output };

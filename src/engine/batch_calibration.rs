@@ -7,8 +7,9 @@
 
 use super::cost::{CostModel, worth_doubling};
 
-/// Seconds for which a size is timed in a round, at least: several time slices of an operating system.
-const STRETCH_SECONDS: f64 = 0.03;
+/// Seconds for which a size is timed in a round, at least: several time slices of an operating system where sizes are
+/// compared, a few evaluations where the largest is decided already.
+const STRETCH_SECONDS: [f64; 2] = [0.03, 0.005];
 /// Least rounds.
 const ROUNDS: usize = 3;
 /// Rounds agree where so many have every size within [`AGREEMENT`] of its median.
@@ -22,7 +23,7 @@ const LARGEST: usize = 256;
 
 /// A survey under way.
 #[derive(Debug)]
-pub(super) struct Survey {
+pub(super) struct BatchCalibration {
     max_rows: Option<usize>,
     /// Mean seconds of an evaluation, by round and size; size `i` is 2ⁱ rows. All rounds but the last, which
     /// may be under way, have as many sizes: a round that goes further makes those before it void.
@@ -31,7 +32,7 @@ pub(super) struct Survey {
     stretch: (usize, f64),
 }
 
-impl Survey {
+impl BatchCalibration {
     /// `max_rows` is how many rows there are to be, where that is decided already.
     pub(super) fn new(max_rows: Option<usize>) -> Self {
         Self { max_rows, rounds: vec![Vec::new()], stretch: (0, 0.0) }
@@ -49,7 +50,7 @@ impl Survey {
         let (evaluations, stretch) = self.stretch;
         let mean = stretch / evaluations as f64;
         let affordable = |seconds: f64| spent + seconds < BUDGET_SECONDS;
-        if stretch < STRETCH_SECONDS && affordable(mean) {
+        if stretch < self.least() && affordable(mean) {
             return None;
         }
         self.stretch = (0, 0.0);
@@ -59,7 +60,7 @@ impl Survey {
         round.push(mean);
         let known = before.first();
         if let Some(&next) = known.and_then(|known| known.get(sizes)) {
-            if affordable(next.max(STRETCH_SECONDS)) {
+            if affordable(next.max(self.least())) {
                 return None;
             }
             // Sizes that were timed more often than others would not have had the same moments.
@@ -75,7 +76,7 @@ impl Survey {
             // Something ended them early.
             self.rounds.drain(..self.rounds.len() - 1);
         }
-        let another: f64 = self.rounds.last()?.iter().map(|s| s.max(STRETCH_SECONDS)).sum();
+        let another: f64 = self.rounds.last()?.iter().map(|s| s.max(self.least())).sum();
         if !self.settled() && affordable(another) {
             self.rounds.push(Vec::new());
             return None;
@@ -91,6 +92,11 @@ impl Survey {
         let most = 1 << fitting.checked_sub(1)?;
         self.max_rows = self.max_rows.map(|asked| asked.min(most));
         Some(self.costs())
+    }
+
+    /// Seconds for which a size is timed in a round, at least.
+    fn least(&self) -> f64 {
+        STRETCH_SECONDS[usize::from(self.max_rows.is_some())]
     }
 
     /// Whether more rounds would not change much; all of them are complete.
@@ -183,7 +189,7 @@ mod tests {
             max_rows: Option<usize>,
             cost: impl Fn(usize) -> f64,
         ) -> (CostModel, f64) {
-            let mut survey = Survey::new(max_rows);
+            let mut survey = BatchCalibration::new(max_rows);
             loop {
                 let seconds = self.run(cost(survey.rows()));
                 if let Some(costs) = survey.timed(seconds, self.now) {
@@ -260,7 +266,7 @@ mod tests {
     #[test]
     fn memory_ends_the_survey_at_what_fits() {
         for (max_rows, expected) in [(None, 8), (Some(32), 8), (Some(4), 4)] {
-            let mut survey = Survey::new(max_rows);
+            let mut survey = BatchCalibration::new(max_rows);
             let mut spent = 0.0;
             let costs = loop {
                 if survey.rows() > 8 {
@@ -275,7 +281,7 @@ mod tests {
             assert_eq!(costs.max_rows(), expected);
             assert!((costs.seconds(4) / student(4) - 1.0).abs() < 1e-9);
         }
-        assert!(Survey::new(None).found_no_memory().is_none());
+        assert!(BatchCalibration::new(None).found_no_memory().is_none());
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! One layer by itself, on maps that stay in the arena: for benches.
 
 use super::{
-    Apply, Attend, Buffer, Channels, Direct, ElementType, Finish, Function, Image, Isa, Layout,
-    Measure, Operation, PackKeys, PackValues, Program, Settle, Taps, Upsample, Values, Variant,
-    Winograd, padded,
+    Attend, Buffer, Channels, Direct, ElementType, Finish, Function, GroupNormAffine,
+    GroupNormApply, GroupNormStatistics, Image, Isa, Layout, Operation, PackKeys, PackValues,
+    Program, Taps, Upsample, Values, Variant, Winograd, padded,
 };
 
 /// What a layer does.
@@ -28,12 +28,12 @@ pub enum Layer {
 }
 
 /// A layer over maps `[channels, side, side]`, with weights by formula.
-pub struct Alone {
+pub struct KernelBench {
     program: Program,
     flop: f64,
 }
 
-impl Alone {
+impl KernelBench {
     /// To `outputs` channels; norm, attention and upsampling decide on theirs themselves.
     ///
     /// # Panics
@@ -119,9 +119,9 @@ impl Alone {
 
 fn norm(source: Image, target: Image, layout: &mut Layout) -> Vec<Box<dyn Operation>> {
     let channels = source.channels();
-    let statistics: Buffer = layout.take(Measure::len(&source));
+    let statistics: Buffer = layout.take(GroupNormStatistics::len(&source));
     let map = layout.take(2 * target.stride());
-    let settle = Settle {
+    let settle = GroupNormAffine {
         sources: vec![(source, statistics)],
         target,
         groups: 8,
@@ -133,9 +133,9 @@ fn norm(source: Image, target: Image, layout: &mut Layout) -> Vec<Box<dyn Operat
         moments: None,
     };
     vec![
-        Box::new(Measure { input: source, output: statistics }),
+        Box::new(GroupNormStatistics { input: source, output: statistics }),
         Box::new(settle),
-        Box::new(Apply::new(&[source], target, map, Function::Silu)),
+        Box::new(GroupNormApply::new(&[source], target, map, Function::Silu)),
     ]
 }
 

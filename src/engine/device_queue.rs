@@ -8,18 +8,18 @@ use std::{
 };
 
 use super::{
-    batcher::{Batch, Batcher, Claim, Costs, ModelKey, SampleKey, Urgency},
-    calibration::Learned,
+    batcher::{Batch, Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency},
+    calibration::Calibrator,
     forecast::finishes,
 };
 use crate::registry::{Model, Replica};
 
 /// Admission adds to it, the device's thread takes from it.
 #[derive(Debug)]
-pub(super) struct Load {
+pub(super) struct DeviceQueue {
     /// The device's number.
     device: usize,
-    learned: Learned,
+    learned: Calibrator,
     /// Where the planner's clock begins.
     zero: Instant,
     state: Mutex<State>,
@@ -63,7 +63,7 @@ struct Running {
 
 /// A sample about to be admitted.
 #[derive(Debug, Clone)]
-pub(super) struct Newcomer {
+pub(super) struct Admission {
     pub(super) model: Arc<Model>,
     /// Rows it takes in every evaluation.
     pub(super) rows: usize,
@@ -75,7 +75,7 @@ pub(super) struct Newcomer {
 
 /// What admitting newcomers is predicted to come to.
 #[derive(Debug)]
-pub(super) struct Outlook {
+pub(super) struct Forecast {
     /// When each newcomer is done, in seconds on the planner's clock.
     finishes: Vec<f64>,
     /// What they add to the promises that were made before.
@@ -87,14 +87,14 @@ pub(super) struct Outlook {
     pub(super) breaks_promises: bool,
 }
 
-impl Load {
+impl DeviceQueue {
     /// The load of the device of that number, on which nothing is to do yet.
-    pub(super) fn new(device: usize, learned: Learned) -> Self {
+    pub(super) fn new(device: usize, learned: Calibrator) -> Self {
         Self { device, learned, zero: Instant::now(), state: Mutex::default() }
     }
 
     /// Foretells what happens when these join now.
-    pub(super) fn outlook(&self, newcomers: &[Newcomer]) -> Outlook {
+    pub(super) fn outlook(&self, newcomers: &[Admission]) -> Forecast {
         let now = self.seconds(Instant::now());
         let delivery = self.learned.now().delivery_seconds();
         let (before, running, costs, promises, first) = {
@@ -127,7 +127,7 @@ impl Load {
             at.get(key).copied().unwrap_or(f64::INFINITY)
         };
         let last = new.iter().map(|key| by(&late.1, key)).fold(now, f64::max);
-        Outlook {
+        Forecast {
             finishes: new.iter().map(|key| by(&likely.1, key)).collect(),
             delays: old.iter().map(|k| (*k, by(&likely.1, k) - by(&likely.0, k))).collect(),
             now,
@@ -139,7 +139,7 @@ impl Load {
     }
 
     /// How a newcomer that joins at `now` ranks.
-    fn urgency(&self, newcomer: &Newcomer, now: f64, delivery: f64) -> Urgency {
+    fn urgency(&self, newcomer: &Admission, now: f64, delivery: f64) -> Urgency {
         match newcomer.deadline {
             Some(deadline) => {
                 let due = self.seconds(deadline) - delivery;
@@ -150,8 +150,8 @@ impl Load {
         }
     }
 
-    /// Whether an [`Outlook`] tells anything that admission needs.
-    pub(super) fn needs_outlook(&self, newcomers: &[Newcomer]) -> bool {
+    /// Whether an [`Forecast`] tells anything that admission needs.
+    pub(super) fn needs_outlook(&self, newcomers: &[Admission]) -> bool {
         newcomers.iter().any(|newcomer| newcomer.deadline.is_some())
             || !self.lock().promises.is_empty()
     }
@@ -163,8 +163,8 @@ impl Load {
     /// What `send` says; nothing is taken in then.
     pub(super) fn admit<E>(
         &self,
-        newcomers: &[Newcomer],
-        outlook: Option<&Outlook>,
+        newcomers: &[Admission],
+        outlook: Option<&Forecast>,
         send: impl FnOnce(&[SampleKey]) -> Result<(), E>,
     ) -> Result<(), E> {
         let admitted = self.seconds(Instant::now());
@@ -284,7 +284,7 @@ impl Load {
     }
 
     /// What evaluations of the models here, and of the newcomers', cost.
-    fn costs(&self, state: &State, newcomers: &[Newcomer]) -> Known {
+    fn costs(&self, state: &State, newcomers: &[Admission]) -> Known {
         let here = state.models.values().map(|loaded| &loaded.model);
         let new = newcomers.iter().map(|newcomer| &newcomer.model);
         Known {
@@ -332,13 +332,13 @@ impl Costs for Known {
     }
 }
 
-impl Newcomer {
-    fn claim(&self, urgency: Urgency) -> Claim {
-        Claim { rows: self.rows, evaluations: self.evaluations, urgency }
+impl Admission {
+    fn claim(&self, urgency: Urgency) -> ScheduledWork {
+        ScheduledWork { rows: self.rows, evaluations: self.evaluations, urgency }
     }
 }
 
-impl Outlook {
+impl Forecast {
     /// Time until the last newcomer is done.
     pub(super) fn predicted(&self) -> Duration {
         seconds(self.finishes.iter().copied().fold(self.now, f64::max) - self.now)
@@ -346,7 +346,7 @@ impl Outlook {
 }
 
 /// Seconds that newcomers take together on an idle device of that number, without any margin.
-pub(super) fn alone_seconds(device: usize, newcomers: &[Newcomer]) -> f64 {
+pub(super) fn alone_seconds(device: usize, newcomers: &[Admission]) -> f64 {
     let mut lanes: BTreeMap<ModelKey, (&Replica, usize, usize)> = BTreeMap::new();
     for newcomer in newcomers {
         let model = newcomer.model.as_ref();

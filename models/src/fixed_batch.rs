@@ -9,12 +9,12 @@ use crate::denoiser::{Denoiser, Geometry};
 ///
 /// A GPU's libraries choose algorithms, and with them the order of sums, by the size of the batch, and some by what is
 /// fastest just now; here there is but one size, and the network is pinned ([`Denoiser::pin`]).
-pub struct Padded {
+pub struct FixedBatch {
     network: Box<dyn Denoiser>,
     rows: usize,
 }
 
-impl Padded {
+impl FixedBatch {
     /// Around a network; 0 rows count as 1.
     pub fn new(mut network: Box<dyn Denoiser>, rows: usize) -> Self {
         network.pin();
@@ -22,7 +22,7 @@ impl Padded {
     }
 }
 
-impl Denoiser for Padded {
+impl Denoiser for FixedBatch {
     fn forward(
         &self,
         x: &Tensor,
@@ -110,7 +110,7 @@ mod tests {
             conditioning: Conditioning::Classes(10),
         };
         let sum = || Sum { geometry: geometry.clone(), asked: Arc::clone(&asked) };
-        let (plain, padded) = (sum(), Padded::new(Box::new(sum()), 4));
+        let (plain, padded) = (sum(), FixedBatch::new(Box::new(sum()), 4));
         for batch in [1, 3, 4, 9] {
             let x = Tensor::arange(0.0, batch as f32 * 4.0, &Device::Cpu).unwrap();
             let x = x.reshape((batch, 1, 2, 2)).unwrap();

@@ -2,12 +2,12 @@
 # Builds a GPU in software: libraries that stand in for the driver, cuBLAS, cuDNN and cuRAND, with candle's kernels
 # and this project's compiled for the CPU from their own sources.
 #
-#   CUDA_HOME=… emulator/build.sh FOLDER BINARY     then FOLDER/understudy …, which is BINARY on that GPU
+#   CUDA_HOME=… tools/cuda-emulator/build.sh FOLDER BINARY     then FOLDER/understudy …, which is BINARY on that GPU
 #
 # BINARY   understudy built with `cuda`; functions it wants that are not emulated end the process when called
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
-root=$(cd "$here/../../.." && pwd)
+root=$(cd "$here/../.." && pwd)
 folder=${1:?the folder to make} binary=${2:?the binary that it is for}
 : "${CUDA_HOME:?where the toolkit is}"
 rm -rf "$folder/objects"

@@ -7,7 +7,7 @@ use crate::checkpoint::Snapshot;
 
 /// Noisy samples, each at its own time, and the answers that are to be learned.
 #[derive(Debug, Clone)]
-pub struct Lesson {
+pub struct TrainingBatch {
     /// x_t, f32 `[B, C, H, W]`.
     pub x: Tensor,
     /// t of each row, whole training timesteps.
@@ -20,7 +20,7 @@ pub struct Lesson {
     pub seeds: Vec<u64>,
 }
 
-impl Lesson {
+impl TrainingBatch {
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.timesteps.len()
@@ -37,7 +37,7 @@ impl Lesson {
         self.labels.as_ref().map(|labels| Tensor::new(&labels[..], device)).transpose()
     }
 
-    /// The same lesson on a device.
+    /// The same training batch on a device.
     ///
     /// # Errors
     /// Whatever the device says.
@@ -63,23 +63,23 @@ impl Lesson {
     }
 }
 
-/// Where lessons come from. Its state goes into checkpoints, so that a resumed run sees the same ones.
-pub trait Curriculum {
-    /// What the lessons are made from, by content: another value means other lessons.
+/// Where training batches come from. Its state goes into checkpoints, so that a resumed run sees the same ones.
+pub trait BatchSource {
+    /// What the training batches are made from, by content: another value means other training batches.
     fn identity(&self) -> Map<String, Value>;
 
-    /// Does a part of what must be done before the first lesson, and tells how much of all is done, from
+    /// Does a part of what must be done before the first training batch, and tells how much of all is done, from
     /// 0 to 1; nothing once everything is.
     ///
     /// # Errors
-    /// As [`Curriculum::lesson`].
+    /// As [`BatchSource::training_batch`].
     fn prepare(&mut self) -> understudy_models::Result<Option<f64>>;
 
-    /// The lesson of iteration `step`, of `rows` rows.
+    /// The training_batch of iteration `step`, of `rows` rows.
     ///
     /// # Errors
     /// What the teacher's evaluation says; a teacher's answer that is not finite, with its seed.
-    fn lesson(&mut self, step: u64) -> understudy_models::Result<Lesson>;
+    fn training_batch(&mut self, step: u64) -> understudy_models::Result<TrainingBatch>;
 
     /// Network evaluations of the teacher so far, counted in rows.
     fn teacher_evaluations(&self) -> u64;
