@@ -43,7 +43,7 @@
 //! | `conv_resample`, `dims` | true, 2; nothing else can be imported | true, 2 |
 //! | `dropout`, `use_fp16`, `use_checkpoint`, `use_kl`, `rescale_learned_sigmas`, `timestep_respacing` | of no consequence for the network's answers | |
 //!
-//! There is no second network: the checkpoint becomes a [`UNet2DModel`](crate::unet::UNet2DModel),
+//! There is no second network: the checkpoint becomes a `UNet2DModel`,
 //! which can express most of these architectures. What it cannot express is refused by name:
 //! attention heads whose width differs between levels, a first level of another width than
 //! `num_channels` (its time embedding has that width), resampling without weights, super-resolution
