@@ -32,7 +32,12 @@ impl Server {
         environment: &[(&str, &str)],
     ) -> Self {
         let states = tempfile::tempdir().unwrap();
-        command.args(["serve", "--port", "0", "--drain-seconds", "3600"]).args(arguments);
+        // With the largest batch decided, warming up is short.
+        let short = ["--max-batch", "4"];
+        command
+            .args(["serve", "--port", "0", "--drain-seconds", "3600"])
+            .args(short)
+            .args(arguments);
         command.env("XDG_STATE_HOME", states.path()).envs(environment.iter().copied());
         command.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped()).stderr(stderr);
         Self { child: command.spawn().unwrap(), address: String::new(), _states: states }
