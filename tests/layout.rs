@@ -230,15 +230,13 @@ fn imports(modules: &Modules) -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
 }
 
 /// Files that import each other because they are one type's methods, or one table's rows.
-const TOGETHER: [&[&str]; 6] = [
+const TOGETHER: [&[&str]; 5] = [
     // A program's builder, its operations and their gradients.
     &["cpu::builder", "cpu::ops", "cpu::tape"],
     &["gpu::builder", "gpu::parameters", "gpu::program", "gpu::tape"],
     &["gpu::launch", "gpu::machine", "gpu::product"],
     // A kind of file asks its own reader whether it begins so.
     &["data::content", "data::idx"],
-    // A reply of one or two images, with a shadow or without, at once or as it is made.
-    &["http::compare", "http::images", "http::route", "http::run", "http::shadow", "http::stream"],
     // The document of the operations says who may ask them.
     &["http::docs", "http::operation"],
 ];

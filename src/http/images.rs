@@ -1,7 +1,5 @@
 //! `POST /v1/images/generations`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use axum::{
     Extension, Json,
     extract::Request,
@@ -12,7 +10,7 @@ use axum::{
 use super::{
     accept, body,
     caller::Caller,
-    compare::compared,
+    comparison::compared,
     encode::encode,
     error::Problem,
     generate::{ParsedRequest, Shape},
@@ -20,9 +18,10 @@ use super::{
     route,
     run::Finished,
     shadow, stream,
+    timings::milliseconds,
     wire::{Binary, DraftReply, ErrorReply, GenerationReply, GenerationRequest, Streamed, Timings},
 };
-use crate::engine::{GenerateRequest, SampleTimings};
+use crate::engine::GenerateRequest;
 
 /// Makes images.
 ///
@@ -108,35 +107,8 @@ fn only(mut sides: Vec<Finished>) -> Result<Finished, Problem> {
     sides.pop().ok_or_else(|| Problem::internal("nothing finished"))
 }
 
-impl Timings {
-    /// A request's timings from its images'.
-    pub(super) fn of(images: &[SampleTimings], total: Duration) -> Self {
-        let longest = images.iter().map(|timings| timings.queue).max().unwrap_or_default();
-        let device: Duration = images.iter().map(|timings| timings.device).sum();
-        let batch: f64 = images.iter().map(|timings| timings.mean_batch).sum();
-        let evaluations = images.iter().map(|timings| timings.network_evaluations).max();
-        Self {
-            queue_ms: milliseconds(longest),
-            device_ms: milliseconds(device),
-            total_ms: milliseconds(total),
-            network_evaluations: evaluations.unwrap_or(0),
-            mean_batch: batch / images.len().max(1) as f64,
-        }
-    }
-}
-
 fn timed(mut response: Response, timings: &Timings) -> Response {
     let Timings { queue_ms, device_ms, .. } = *timings;
     response.extensions_mut().insert(DeviceTime { queue_ms, device_ms });
     response
-}
-
-/// Milliseconds to the microsecond.
-fn milliseconds(duration: Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// Now.
-pub(super) fn unix_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }

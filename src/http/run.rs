@@ -15,8 +15,8 @@ use super::{
     encode::encode,
     error::Problem,
     generate::ParsedRequest,
-    images::unix_seconds,
-    shadow,
+    repetition,
+    timings::unix_seconds,
     wire::{GeneratedImage, GenerationReply, GenerationRequest, Timings},
 };
 use crate::{
@@ -62,7 +62,7 @@ impl Run {
 
     /// The same, to be repeated by its teacher afterwards, if it is a student's and drawn for that.
     pub(super) fn shadowed(mut self, app: &App, wire: &GenerationRequest) -> Self {
-        self.shadow = shadow::plan(app, self.plan(0), wire);
+        self.shadow = repetition::of(app, self.plan(0), wire);
         self
     }
 

@@ -17,13 +17,13 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
     App,
-    compare::compared,
+    comparison::compared,
     encode::encode,
     error::Problem,
-    images::unix_seconds,
     observe::out_of_time,
     run::Run,
     shadow,
+    timings::unix_seconds,
     wire::{CompareCompleted, Routing, StreamEvent, StreamedImage, Timings, Usage},
 };
 use crate::engine::{Event, Image, SampleTimings};

@@ -1,0 +1,42 @@
+//! The request that shadow traffic will make: a student's, to its teacher.
+
+use std::time::Instant;
+
+use super::{App, accept::Wanted, generate::ParsedRequest, wire::GenerationRequest};
+use crate::registry::{Model, State};
+use understudy_models::checkpoint::card::Role;
+
+/// The same request to the student's teacher, for the share of requests that are to be repeated.
+pub(super) fn of(
+    app: &App,
+    student: &ParsedRequest,
+    wire: &GenerationRequest,
+) -> Option<Box<ParsedRequest>> {
+    let rate = app.settings.shadow_rate;
+    if rate == 0.0 || student.request.model.card.role != Role::Student || !drawn(rate) {
+        return None;
+    }
+    let teacher = teacher(app, &student.request.model)?;
+    let seed = Some(student.request.samples.first()?.seed as i64);
+    let wire = GenerationRequest { seed, deadline_ms: None, ..wire.clone() };
+    // A request that the teacher cannot honour, as for a class it does not have, is not repeated.
+    let mut plan =
+        ParsedRequest::new(&app.settings, teacher, &wire, Wanted::Json, Instant::now()).ok()?;
+    for (repeated, sample) in plan.request.samples.iter_mut().zip(&student.request.samples) {
+        repeated.class_label = repeated.class_label.and(sample.class_label);
+    }
+    plan.request.partial_images = 0;
+    Some(Box::new(plan))
+}
+
+fn teacher(app: &App, student: &Model) -> Option<std::sync::Arc<Model>> {
+    match app.registry.get(student.card.teacher.as_deref()?)? {
+        State::Ready(teacher) => Some(teacher),
+        _ => None,
+    }
+}
+
+/// True for a share `rate` of calls.
+fn drawn(rate: f64) -> bool {
+    getrandom::u64().is_ok_and(|number| (number as f64) < rate * u64::MAX as f64)
+}
