@@ -84,6 +84,7 @@ fn sigmoid(x: f64) -> f64 {
 fn function(function: Function, x: f64) -> f64 {
     match function {
         Function::Identity => x,
+        Function::QuickGelu => unreachable!("a network with it is not compiled here"),
         Function::Silu => x * sigmoid(x),
         Function::Mish => x * x.exp().ln_1p().tanh(),
         Function::Gelu => x * 0.5 * (1.0 + libm::erf(x / 2f64.sqrt())),
