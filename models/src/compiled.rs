@@ -34,9 +34,9 @@ enum Body {
     /// Kernels for a GPU, over weights that do not change; those of features are among them.
     #[cfg(feature = "cuda")]
     Gpu(crate::gpu::Program),
-    /// Kernels for a GPU, over weights that are trained.
+    /// Kernels for a GPU, over weights that are trained; what time and condition come to is worked out in f32.
     #[cfg(feature = "cuda")]
-    GpuTraining(crate::gpu::Training, Features),
+    GpuTraining(crate::gpu::Training, Eager),
 }
 
 impl Network {
@@ -85,16 +85,16 @@ impl Body {
                 return Ok(Self::Gpu(crate::gpu::Program::new(&graph, weights)?));
             }
             true if crate::gpu::trains(&graph) => {
-                let features = Features::new(&graph, weights)?;
-                return Ok(Self::GpuTraining(
-                    crate::gpu::Training::new(&graph, weights)?,
-                    features,
-                ));
+                if let Some([embedding, rest]) = graph.split() {
+                    let embedding = Eager::new(embedding, weights, DType::F32)?;
+                    let training = crate::gpu::Training::new(&rest, weights)?;
+                    return Ok(Self::GpuTraining(training, embedding));
+                }
             }
             _ => {}
         }
         if weights.dtype() != DType::F32 || !weights.device().is_cpu() {
-            return Ok(Self::Eager(Eager::new(graph, weights)?));
+            return Ok(Self::Eager(Eager::new(graph, weights, weights.dtype())?));
         }
         let features = Features::new(&graph, weights)?;
         Ok(if weights.trained() {
@@ -151,8 +151,9 @@ impl Denoiser for Network {
             #[cfg(feature = "cuda")]
             Body::Gpu(program) => program.forward(&x, timesteps, condition)?,
             #[cfg(feature = "cuda")]
-            Body::GpuTraining(network, features) => {
-                network.forward([&x, &features.forward(timesteps, condition)?, timesteps])?
+            Body::GpuTraining(network, embedding) => {
+                let embedding = embedding.forward(&x, timesteps, condition)?.flatten_from(1)?;
+                network.forward([&x, &embedding, timesteps])?
             }
         };
         patches::join(&y, self.patch)

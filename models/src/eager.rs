@@ -28,10 +28,11 @@ pub(crate) struct Eager {
 }
 
 impl Eager {
+    /// With weights of `dtype`.
+    ///
     /// # Errors
     /// Those of weights that cannot be read.
-    pub(crate) fn new(graph: Graph, weights: &Weights) -> crate::Result<Self> {
-        let dtype = weights.dtype();
+    pub(crate) fn new(graph: Graph, weights: &Weights, dtype: DType) -> crate::Result<Self> {
         let mut features = Vec::new();
         let mut placed = None;
         let mut taken = vec![None; graph.weights.len()];
@@ -39,7 +40,7 @@ impl Eager {
             features.push(Feature::new(&graph, op, weights)?);
             let mut take = |product: &Product| -> crate::Result<()> {
                 for id in [Some(product.weight), product.bias].into_iter().flatten() {
-                    taken[id.0] = Some(weights.get(graph.weight(id))?);
+                    taken[id.0] = Some(weights.get_as(graph.weight(id), dtype)?);
                 }
                 Ok(())
             };
@@ -48,7 +49,7 @@ impl Eager {
                 Op::Linear { products, .. } => products.iter().try_for_each(take)?,
                 Op::Learned { weights: ids, .. } => {
                     for id in ids {
-                        taken[id.0] = Some(weights.get(graph.weight(*id))?);
+                        taken[id.0] = Some(weights.get_as(graph.weight(*id), dtype)?);
                     }
                 }
                 // As torch does, norms work in f32, or in f64 in a network that serves as the reference.

@@ -317,6 +317,26 @@ impl Graph {
         self.maps.iter().map(floats).max().unwrap_or(0)
     }
 
+    /// The network in two: what time and condition come to, whose answer is the vector that is projected, and the rest,
+    /// whose condition that vector is. Nothing where none is projected.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn split(&self) -> Option<[Self; 2]> {
+        let vector = self.ops.iter().find_map(|op| match op {
+            Op::Project { source, .. } => Some(*source),
+            _ => None,
+        })?;
+        let last = self.ops.iter().position(|op| op.to() == Some(vector))?;
+        let (before, after) = self.ops.split_at(last + 1);
+        let of_vectors = |op: &Op| op.to().is_some_and(|to| self.maps[to.0].kind == Kind::Vector);
+        if !before.iter().all(of_vectors) {
+            return None;
+        }
+        let with = |ops: Vec<Op>| Self { ops, ..self.clone() };
+        let answer = [Op::Answer { source: vector, divided: false }];
+        let condition = [Op::Condition { to: vector }];
+        Some([[before, &answer[..]].concat(), [&condition[..], after].concat()].map(with))
+    }
+
     /// Whether a map's gradient is of use: it comes from weights, or from the noisy sample or the condition.
     pub(crate) fn learns(&self, map: Map) -> bool {
         self.ops.iter().any(|op| op.to() == Some(map) && !matches!(op, Op::Positions { .. }))
