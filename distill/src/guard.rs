@@ -14,7 +14,7 @@ const REMEDY: &str = "the last checkpoint is good; run again with another --out 
 /// Stops a run that would only spoil its weights from here on.
 ///
 /// # Errors
-/// [`Error::Value`] naming the step and the training_batch's first seed.
+/// [`Error::Value`] naming the step and the training batch's first seed.
 pub(crate) fn check_finite(
     what: &str,
     value: f64,

@@ -75,7 +75,7 @@ pub trait BatchSource {
     /// As [`BatchSource::training_batch`].
     fn prepare(&mut self) -> understudy_models::Result<Option<f64>>;
 
-    /// The training_batch of iteration `step`, of `rows` rows.
+    /// The training batch of iteration `step`, of `rows` rows.
     ///
     /// # Errors
     /// What the teacher's evaluation says; a teacher's answer that is not finite, with its seed.

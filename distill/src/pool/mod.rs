@@ -32,7 +32,7 @@ pub enum Order {
     Iterative,
     /// One batch, each walked a random number of steps before the first training batch.
     Shuffled,
-    /// `round(rho·T)` batches, each sample at a time of its own; every training_batch draws from all.
+    /// `round(rho·T)` batches, each sample at a time of its own; every training batch draws from all.
     Dynamic {
         /// ρ, above 0.
         rho: f64,
@@ -186,7 +186,7 @@ impl<'a> Pool<'a> {
         self.rows.scatter(&[slot], &Tensor::from_vec(x, (1, self.length), &Device::Cpu)?)
     }
 
-    /// How many steps `slot` is walked before the first training_batch.
+    /// How many steps `slot` is walked before the first training batch.
     fn target(&self, slot: usize) -> u32 {
         match self.settings.order {
             Order::Iterative => 0,
@@ -197,7 +197,7 @@ impl<'a> Pool<'a> {
         }
     }
 
-    /// The slots of the training_batch of iteration `step`.
+    /// The slots of the training batch of iteration `step`.
     fn draw(&self, step: u64) -> Vec<usize> {
         let Settings { order, batch, seed, .. } = self.settings;
         match order {
