@@ -243,12 +243,14 @@ async fn bodies_share_a_budget_and_large_ones_leave_room_for_small_ones() {
     let body = format!("{{\"n\": 1}}{}", " ".repeat(4000 - 8));
     let whole = request(GENERATE, "connection: close\r\n", &body);
     let (begin, end) = whole.split_at(whole.len() - 10);
-    let mut half = sent(address, begin).await;
-    let mut refused = talk(address, "POST", GENERATE, &body).await;
-    // Until the first is being read.
-    while refused.starts_with("HTTP/1.1 200") {
-        refused = talk(address, "POST", GENERATE, &body).await;
-    }
+    // The server asks for a body once it has taken the memory for it.
+    let expecting =
+        begin.replace("connection: close\r\n", "connection: close\r\nexpect: 100-continue\r\n");
+    let mut half = sent(address, &expecting).await;
+    let mut asked = [0; 25];
+    tokio::time::timeout(PATIENCE, half.read_exact(&mut asked)).await.unwrap().unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
+    let refused = talk(address, "POST", GENERATE, &body).await;
     assert!(refused.starts_with("HTTP/1.1 429") && refused.contains("retry-after: 1"), "{refused}");
     assert!(refused.contains("bodies_full") && refused.contains("--body-budget-bytes"));
     assert!(talk(address, "POST", GENERATE, "{}").await.starts_with("HTTP/1.1 200"));
