@@ -37,6 +37,7 @@ use understudy::{
     experiments::Experiments,
     http::{self, App},
     metrics::Metrics,
+    model_folders::ModelFolders,
     registry::{self, Registry, State},
 };
 use understudy_models::{Conditioning, Denoiser, checkpoint::ModelFolder, noise};
@@ -219,7 +220,7 @@ impl Server {
             let metrics = Metrics::new().unwrap();
             let engine = Engine::start(NonZeroUsize::MIN, 256, Arc::clone(&metrics)).unwrap();
             let settings = registry::Settings {
-                folder: zoo(),
+                folders: ModelFolders::only(vec![zoo()]),
                 default_model: Some(MODEL.into()),
                 devices: vec![Device::Cpu],
                 dtype: DType::F32,

@@ -4,9 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{
     cli::{LogFormat, ServeArgs},
-    http,
-    models_folder::models_folder,
-    registry,
+    http, registry,
 };
 
 /// A valid configuration of `serve`.
@@ -57,7 +55,7 @@ impl Config {
             port: arguments.port,
             max_queue,
             registry: registry::Settings {
-                folder: models_folder(arguments.models.as_deref())?,
+                folders: arguments.models.folders()?,
                 default_model: arguments.default_model,
                 dtype: arguments.compute.dtype(&devices[0])?,
                 devices,

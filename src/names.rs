@@ -7,3 +7,6 @@ pub(crate) fn is_id(name: &str) -> bool {
     let reserved = matches!(name, "." | ".." | "auto" | "draft");
     !name.is_empty() && name.chars().all(plain) && !reserved
 }
+
+/// What is wrong with a folder whose name [`is_id`] refuses, and the remedy.
+pub(crate) const UNUSABLE_NAME: &str = "its name is reserved, or has other characters than letters, digits, `.`, `_` and `-`; rename it";

@@ -4,7 +4,7 @@ mod model;
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -17,7 +17,12 @@ use understudy_models::checkpoint::{
     hub::{self, Hub},
 };
 
-use crate::{engine::Engine, metrics::Metrics, names::is_id};
+use crate::{
+    engine::Engine,
+    metrics::Metrics,
+    model_folders::ModelFolders,
+    names::{UNUSABLE_NAME, is_id},
+};
 
 pub use model::{Model, Replica};
 
@@ -38,7 +43,7 @@ pub enum State {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadError {
     /// No such folder.
-    #[error("no folder `{0}` with a model_index.json in the models folder")]
+    #[error("no folder `{0}` with a model_index.json in the models folders")]
     Unknown(String),
     /// The folder cannot be served.
     #[error("{0}")]
@@ -51,8 +56,8 @@ pub enum LoadError {
 /// Where and how models are loaded.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The folder whose direct subfolders are models.
-    pub folder: PathBuf,
+    /// The folders whose direct subfolders are models.
+    pub folders: ModelFolders,
     /// The default model, if it was named: an id, or a Hub id (`owner/name`), which is downloaded and
     /// serves as `owner--name`.
     pub default_model: Option<String>,
@@ -81,7 +86,8 @@ impl Settings {
     fn folder_of(&self, id: &str) -> understudy_models::Result<PathBuf> {
         match self.hub_id(id) {
             Some(model) => Hub::from_env()?.fetch(model),
-            None => Ok(self.folder.join(id)),
+            // The place of a folder that is gone says what is missing.
+            None => Ok(self.folders.find(id).unwrap_or_else(|| id.into())),
         }
     }
 }
@@ -118,26 +124,20 @@ impl Entry {
 }
 
 impl Registry {
-    /// Looks for models: every direct subfolder that holds a `model_index.json`. Loads nothing yet.
+    /// Looks for models: every direct subfolder that holds a `model_index.json`, and the bundled teachers of students
+    /// among them. Loads nothing yet.
     ///
     /// # Errors
-    /// A sentence when the folder cannot be read, or the named default model is not in it.
+    /// A sentence when a folder cannot be read, or the named default model is in none.
     pub fn open(settings: Settings, engine: Engine, metrics: Arc<Metrics>) -> Result<Self, String> {
-        let shown = settings.folder.display();
-        let listing = std::fs::read_dir(&settings.folder).map_err(|error| {
-            format!("--models {shown}: {error}; name a folder that holds model folders")
-        })?;
-        let ids = listing
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|id| is_model(&settings.folder.join(id)))
-            .filter(|id| {
-                let servable = is_id(id);
-                if !servable {
-                    let problem = "not served: its name is reserved, or has other characters than letters, digits, `.`, `_` and `-`; rename it";
-                    tracing::warn!(folder = id, "{problem}");
-                }
-                servable
-            });
+        let shown = settings.folders.shown();
+        let ids = settings.folders.names()?.into_iter().filter(|id| {
+            let servable = is_id(id);
+            if !servable {
+                tracing::warn!(folder = id, "not served: {UNUSABLE_NAME}");
+            }
+            servable
+        });
         // Loading, until `load_all` has been through them: the server is not ready before.
         let entry = Entry { loading: true, ..Entry::default() };
         let named = settings.default_id();
@@ -176,16 +176,28 @@ impl Registry {
         }
         let ready: Vec<Arc<Model>> =
             self.entries().values().filter_map(|entry| entry.current.clone()).collect();
-        let teacher = ready.iter().find(|model| model.card.role == Role::Teacher);
-        let Some(first) = teacher.or(ready.first()) else {
+        let is_teacher = |model: &&Arc<Model>| model.card.role == Role::Teacher;
+        // Who opens the page wants to see a pair.
+        let has_student = |model: &&Arc<Model>| {
+            ready.iter().any(|it| {
+                it.card.role == Role::Student && it.card.teacher.as_ref() == Some(&model.id)
+            })
+        };
+        let paired = ready.iter().filter(is_teacher).find(has_student);
+        let Some(first) = paired.or(ready.iter().find(is_teacher)).or(ready.first()) else {
             let problems = self.entries();
             let problems = problems.iter().filter_map(|(id, entry)| {
                 entry.problem.as_ref().map(|problem| format!("\n  {id}: {problem}"))
             });
+            let problems: String = problems.collect();
+            let problems = match problems.is_empty() {
+                true => "; a model is a subfolder with a model_index.json, as diffusers writes it"
+                    .into(),
+                false => problems,
+            };
             return Err(format!(
-                "--models {}: no model can be served{}",
-                self.settings.folder.display(),
-                problems.collect::<String>()
+                "--models {}: no model can be served{problems}",
+                self.settings.folders.shown()
             ));
         };
         let named = self.settings.default_id();
@@ -223,11 +235,6 @@ impl Registry {
         (teacher.cloned(), student.cloned())
     }
 
-    /// The models folder.
-    pub fn folder(&self) -> &Path {
-        &self.settings.folder
-    }
-
     /// Whether every model has been tried, every one that can be loaded is warm, and there is one.
     pub fn ready(&self) -> bool {
         let entries = self.entries();
@@ -243,7 +250,7 @@ impl Registry {
     /// [`LoadError`].
     pub async fn load(self: &Arc<Self>, id: &str) -> Result<(), LoadError> {
         let settings = &self.settings;
-        let known = settings.hub_id(id).is_some() || is_model(&settings.folder.join(id));
+        let known = settings.hub_id(id).is_some() || settings.folders.find(id).is_some();
         if !is_id(id) || !known {
             return Err(LoadError::Unknown(id.to_owned()));
         }
@@ -376,8 +383,4 @@ impl Drop for Unmark<'_> {
             entry.loading = false;
         }
     }
-}
-
-fn is_model(folder: &Path) -> bool {
-    folder.join("model_index.json").is_file()
 }

@@ -47,7 +47,7 @@ impl Home {
 
     fn arguments(&self, student: &str, out: &str, steps: usize) -> Vec<String> {
         let path = |name: &str| self.path(name).display().to_string();
-        let more = "--batch 4 --rho 0.2 --walk-steps 10 --checkpoint-every 10 --sample-every 0 --threads 1";
+        let more = "--batch 4 --rho 0.2 --walk-steps 10 --checkpoint-every 10 --sample-every 0 --threads 1 --no-report";
         let (teacher, student, out, steps) =
             (path("teacher"), path(student), path(out), steps.to_string());
         let first = ["distill", "--teacher", &teacher, "--student", &student, "--out", &out];

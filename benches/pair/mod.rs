@@ -59,7 +59,7 @@ impl Server {
             let url = format!("http://{}", listener.local_addr().unwrap());
             let engine = Engine::start(NonZeroUsize::MIN, 256, Arc::clone(&shared)).unwrap();
             let settings = registry::Settings {
-                folder,
+                folders: understudy::model_folders::ModelFolders::only(vec![folder]),
                 default_model: Some(TEACHER.into()),
                 devices: vec![Device::Cpu],
                 dtype: DType::F32,

@@ -61,7 +61,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (folder, config) = (PathBuf::from(&arguments[0]), Path::new(&arguments[1]));
     let batch = arguments.get(2).map_or(64, |batch| batch.parse().unwrap());
-    let teacher = Teacher::open(&folder, "teacher".into()).unwrap();
+    let teacher = Teacher::open(&folder, "teacher".into(), DType::F32, &Device::Cpu).unwrap();
     let student = Student::new(Candidate::open(config).unwrap(), &teacher, None, 0).unwrap();
 
     let learned = teacher.learned_variance();

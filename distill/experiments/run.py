@@ -101,8 +101,11 @@ def training(row, options, out):
         command = "train"
     else:
         flags |= {"teacher": TEACHER, "student": STUDENT_CONFIG, "dtype": options.teacher_dtype}
+        # What the teacher does, unless the row says another.
+        flags.setdefault("prediction", "epsilon")
         command = "distill"
-    return [command, *(f"--{name}={value}" for name, value in flags.items())]
+    more = ["--no-report"] if command == "distill" else []
+    return [command, *(f"--{name}={value}" for name, value in flags.items()), *more]
 
 
 def scoring(row, options, model, out):

@@ -9,6 +9,7 @@ use understudy_models::{Error, NetworkConfig, Result};
 
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
+use crate::estimate::{Cost, timed_evaluation};
 use crate::generate::Sampling;
 use crate::noised::Noised;
 use crate::picture;
@@ -62,19 +63,21 @@ impl<'a> Generated<'a> {
         }
     }
 
+    /// The file of image number `index`.
+    fn place(&self, index: usize) -> PathBuf {
+        let seed = self.sampling.seed(index);
+        picture::place(&self.folder, self.sampling.classes.label(index, seed), seed)
+    }
+
     /// Draws the images with the numbers in `range`, unless they are all there.
     fn draw(&self, range: std::ops::Range<usize>) -> Result<()> {
-        let path = |index: usize| {
-            let seed = self.sampling.seed(index);
-            picture::place(&self.folder, self.sampling.classes.label(index, seed), seed)
-        };
-        if range.clone().all(|index| path(index).exists()) {
+        if range.clone().all(|index| self.place(index).exists()) {
             return Ok(());
         }
         for batch in self.sampling.batches(self.teacher.network(), range.clone()) {
             let images = batch?.images()?;
             for (index, image) in range.clone().zip(&images) {
-                picture::write_new(&path(index), image)?;
+                picture::write_new(&self.place(index), image)?;
             }
         }
         Ok(())
@@ -115,6 +118,28 @@ impl BatchSource for Generated<'_> {
         ]
         .into_iter()
         .collect()
+    }
+
+    fn cost(&mut self) -> Result<Cost> {
+        let network = self.teacher.network();
+        let geometry = network.geometry();
+        // The student learns the noise, so what it is shown has its input's channels.
+        let (mut sample, _) = timed_evaluation(network, self.batch)?;
+        sample.answer = sample.x.clone();
+        let (_, seconds) = timed_evaluation(network, self.sampling.batch)?;
+        let missing = (0..self.count).filter(|&index| !self.place(index).exists()).count() as u64;
+        let prepare_rows = missing * self.sampling.trajectory.len() as u64;
+        // At most: pictures are compressed.
+        let pixels = (geometry.in_channels * geometry.height * geometry.width) as u64;
+        Ok(Cost {
+            prepare_rows,
+            prepare_seconds: prepare_rows as f64 * seconds / self.sampling.batch as f64,
+            batch_seconds: 0.0,
+            memory_bytes: self.count as u64 * pixels,
+            checkpoint_bytes: 0,
+            disk_bytes: self.count as u64 * pixels,
+            sample,
+        })
     }
 
     fn prepare(&mut self) -> Result<Option<f64>> {

@@ -6,6 +6,7 @@
 
 pub mod checkpoint;
 pub mod data;
+pub mod estimate;
 pub mod evaluate;
 pub mod generate;
 pub mod generated;

@@ -1,5 +1,7 @@
 //! Ordinary training: images, noised, and the noise to be found (Ho et al. 2020, Algorithm 1).
 
+use std::time::Instant;
+
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 use understudy_models::schedule::{Class, ScheduleConfig};
@@ -7,6 +9,7 @@ use understudy_models::{Conditioning, Error, NetworkConfig, Result, noise};
 
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
+use crate::estimate::Cost;
 use crate::random::{self, Purpose};
 use crate::training_batch::{BatchSource, TrainingBatch};
 
@@ -93,6 +96,20 @@ impl BatchSource for Noised {
         ]
         .into_iter()
         .collect()
+    }
+
+    fn cost(&mut self) -> Result<Cost> {
+        let began = Instant::now();
+        let sample = self.training_batch(1)?;
+        Ok(Cost {
+            prepare_rows: 0,
+            prepare_seconds: 0.0,
+            batch_seconds: began.elapsed().as_secs_f64(),
+            memory_bytes: 0,
+            checkpoint_bytes: 0,
+            disk_bytes: 0,
+            sample,
+        })
     }
 
     fn prepare(&mut self) -> Result<Option<f64>> {

@@ -37,7 +37,7 @@ pub(crate) fn publish(
     ModelFolder::write(Draft::new(&draft)?, &student.config, weights, &student.schedule, card)?;
     remove(&out.join(INDEX))?;
     sync_folder(out)?;
-    for name in [student.config.component(), "scheduler", "understudy.json"] {
+    for name in [student.config.component(), "scheduler", "understudy.json", "README.md"] {
         replace(&draft.join(name), &out.join(name))?;
     }
     sync_folder(out)?;

@@ -1,10 +1,8 @@
 //! `--student 0.5x`: the widest network like the teacher that takes half its time, as measured here.
 
-use std::time::Instant;
+use understudy_models::{Error, NetworkConfig, Result};
 
-use candle_core::{DType, Device, Tensor};
-use understudy_models::{Conditioning, Denoiser, Error, NetworkConfig, Result};
-
+use crate::estimate::timed_evaluation;
 use crate::teacher::Teacher;
 
 /// Samples of an evaluation that is timed: as a server's batches are.
@@ -68,6 +66,7 @@ fn measure(teacher: &Teacher, config: &NetworkConfig) -> Result<f64> {
     let student = config.load(weights, network.dtype(), network.device())?;
     let mut ratios = Vec::with_capacity(ROUNDS);
     for round in 0..=ROUNDS {
+        let seconds = |network| Ok::<_, Error>(timed_evaluation(network, ROWS)?.1);
         let ratio = seconds(student.as_ref())? / seconds(teacher.network())?;
         // The first warms up.
         if round > 0 {
@@ -76,20 +75,4 @@ fn measure(teacher: &Teacher, config: &NetworkConfig) -> Result<f64> {
     }
     ratios.sort_by(f64::total_cmp);
     Ok(ratios[ROUNDS / 2])
-}
-
-fn seconds(network: &dyn Denoiser) -> Result<f64> {
-    let geometry = network.geometry();
-    let shape = (ROWS, geometry.in_channels, geometry.height, geometry.width);
-    let x = Tensor::zeros(shape, network.dtype(), network.device())?;
-    let times = Tensor::zeros(ROWS, DType::F32, network.device())?;
-    let condition = match geometry.conditioning {
-        Conditioning::Classes(_) => Some(Tensor::zeros(ROWS, DType::U32, network.device())?),
-        _ => None,
-    };
-    let began = Instant::now();
-    let answer = network.forward(&x, &times, condition.as_ref())?;
-    // Other devices are done only when their answer is asked for.
-    answer.narrow(0, 0, 1)?.to_device(&Device::Cpu)?;
-    Ok(began.elapsed().as_secs_f64())
 }

@@ -30,29 +30,24 @@ pub struct Teacher {
 }
 
 impl Teacher {
-    /// Reads a model folder onto the CPU, in f32; `name` is what the student's card will call it.
+    /// Reads a model folder onto a device, to be evaluated in `dtype`; `name` is what the student's card will call it.
     ///
     /// # Errors
-    /// As [`ModelFolder::open_for_images`] and [`ModelFolder::load`].
-    pub fn open(folder: &Path, name: String) -> Result<Self> {
+    /// As [`ModelFolder::open_for_images`] and [`ModelFolder::load`], and whatever the device says.
+    pub fn open(folder: &Path, name: String, dtype: DType, device: &Device) -> Result<Self> {
         let path = folder.to_owned();
         let folder = ModelFolder::open_for_images(folder)?;
         let config = folder.network.clone();
         let weights = config.fit(folder.tensors()?)?;
         let hash = hash(&config, &weights)?;
-        let network = config.load(weights, DType::F32, &Device::Cpu)?;
+        let network = config.load(weights, dtype, device)?;
         let (schedule, card) = (folder.schedule, folder.card);
         Ok(Self { name, config, schedule, card, folder: path, hash, network })
     }
 
-    /// The same teacher on another device, or in another type.
-    ///
-    /// # Errors
-    /// As [`Teacher::open`], and whatever the device says.
-    pub fn onto(self, dtype: DType, device: &Device) -> Result<Self> {
-        let weights = self.config.fit(ModelFolder::open(&self.folder)?.tensors()?)?;
-        let network = self.config.load(weights, dtype, device)?;
-        Ok(Self { network, ..self })
+    /// Where it was read from.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The shapes.

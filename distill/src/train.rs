@@ -8,6 +8,7 @@ use understudy_models::checkpoint::ModelFolder;
 use understudy_models::{Denoiser, Error, NetworkConfig, Result};
 
 use crate::checkpoint::Snapshot;
+use crate::estimate::{Estimate, peak_memory};
 use crate::guard::{check_answers, check_finite, check_weights};
 use crate::identity;
 use crate::objective::Dkdm;
@@ -21,8 +22,20 @@ use crate::watch::{Event, Journal, Record, Watch, grid};
 /// Between checkpoints while the first training batch is prepared.
 const PREPARING: Duration = Duration::from_secs(60);
 
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The model folder is there.
+    Finished,
+    /// It was to stop after so many steps, and goes on from there another time.
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
+}
+
 /// Trains until `settings.steps` are done, going on from the last checkpoint in the run's folder, and leaves a
-/// model folder. A run that is done, and whose model is there, is left as it is.
+/// model folder. A run that is done, and whose model is there, is left as it is. Between steps the watch may stop it.
 ///
 /// On the CPU a run that is killed and resumed has the same losses, to the bit, as one that is not.
 ///
@@ -30,7 +43,7 @@ const PREPARING: Duration = Duration::from_secs(60);
 /// [`Error::Value`] when the folder holds another run, and when a loss, a weight or the finished network's
 /// answer is not finite (naming the step); [`Error::Format`] when the model could not be loaded;
 /// [`Error::Io`] when the disk is full. The last checkpoint stays good.
-pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
+pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
     // What could not be loaded in the end is not begun.
     ModelFolder::check(&task.student.config, &task.student.schedule, &task.card)?;
     let identity = identity::of(&task);
@@ -54,7 +67,13 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
         state.restore(&snapshot, &mut task)?;
         watch.event(Event::Resumed { step: state.step, unsaid: &unsaid });
         if state.step >= settings.steps && is_published(task.run.out(), state.step) {
-            return Ok(());
+            return Ok(Outcome::Finished);
+        }
+    }
+    if state.step < settings.steps {
+        watch.event(Event::Estimated(&estimate(&mut task, &state, student.as_ref())?));
+        if watch.stops() {
+            return Ok(Outcome::Stopped { step: state.step });
         }
     }
     let mut journal = Journal::open(task.run.path(), state.step)?;
@@ -63,10 +82,13 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
     let mut checkpointed = Instant::now();
     while let Some(done) = task.source.prepare()? {
         watch.event(Event::Preparing { done });
-        if checkpointed.elapsed() > PREPARING || done >= 1.0 {
+        if checkpointed.elapsed() > PREPARING || done >= 1.0 || watch.stops() {
             state.seconds = clock.seconds();
             state.save(&mut task)?;
             checkpointed = Instant::now();
+        }
+        if watch.stops() {
+            return Ok(Outcome::Stopped { step: state.step });
         }
     }
     for step in state.step + 1..=settings.steps {
@@ -100,15 +122,46 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<()> {
             let weights = state.average.tensors(&state.parameters)?;
             grid(&task.student, weights, task.card.null_class, &device, &picture)?;
         }
-        if step.is_multiple_of(settings.checkpoint_every) || step == settings.steps {
+        let stops = watch.stops() && step < settings.steps;
+        if step.is_multiple_of(settings.checkpoint_every) || step == settings.steps || stops {
             state.seconds = clock.seconds();
             state.check(&task)?;
             journal.sync()?;
             state.save(&mut task)?;
             watch.event(Event::Checkpoint { step });
         }
+        if stops {
+            return Ok(Outcome::Stopped { step });
+        }
     }
-    finish(&state, task, clock.rate)
+    finish(&state, task, clock.rate)?;
+    Ok(Outcome::Finished)
+}
+
+/// What is left of the run: a step that is thrown away is measured.
+fn estimate(task: &mut Task<'_>, state: &State, student: &dyn Denoiser) -> Result<Estimate> {
+    let cost = task.source.cost()?;
+    let device = state.parameters.device();
+    let batch = cost.sample.to_device(&device)?;
+    let mut seconds = 0.0;
+    // The first builds what the second has.
+    for _ in 0..2 {
+        let began = Instant::now();
+        learn(&batch, student, &task.objective, state, &task.settings)?;
+        seconds = began.elapsed().as_secs_f64();
+    }
+    let weights: usize = state.parameters.iter().map(|(_, weight)| weight.elem_count()).sum();
+    let bytes = (weights * size_of::<f32>()) as u64;
+    // Weights, the optimizer's two moments, and the average; while a checkpoint is replaced there are two.
+    let checkpoint = 4 * bytes + cost.checkpoint_bytes;
+    Ok(Estimate {
+        prepare_rows: cost.prepare_rows,
+        prepare_seconds: cost.prepare_seconds,
+        steps: task.settings.steps - state.step,
+        step_seconds: cost.batch_seconds + seconds,
+        memory_bytes: peak_memory(&device).map(|peak| peak + cost.memory_bytes + checkpoint),
+        disk_bytes: 2 * checkpoint + bytes + cost.disk_bytes,
+    })
 }
 
 /// What changes while a run goes on, beside the source.

@@ -4,6 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::Snapshot;
+use crate::estimate::Cost;
 
 /// Noisy samples, each at its own time, and the answers that are to be learned.
 #[derive(Debug, Clone)]
@@ -67,6 +68,12 @@ impl TrainingBatch {
 pub trait BatchSource {
     /// What the training batches are made from, by content: another value means other training batches.
     fn identity(&self) -> Map<String, Value>;
+
+    /// Tells what the training batches take, as measured here.
+    ///
+    /// # Errors
+    /// As [`BatchSource::training_batch`].
+    fn cost(&mut self) -> understudy_models::Result<Cost>;
 
     /// Does a part of what must be done before the first training batch, and tells how much of all is done, from
     /// 0 to 1; nothing once everything is.

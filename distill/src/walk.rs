@@ -40,7 +40,7 @@ impl Walks {
                 format!(
                     "must divide the teacher's {timesteps} training timesteps, so that every timestep is \
                      visited; {} does",
-                    nearest_divisor(timesteps, steps)
+                    Self::nearest_steps(timesteps, steps)
                 ),
             ));
         }
@@ -59,6 +59,12 @@ impl Walks {
         Ok(Self { tables, steps })
     }
 
+    /// The number of steps nearest to `wanted` that [`Walks::new`] takes for a schedule of `timesteps`.
+    pub fn nearest_steps(timesteps: usize, wanted: usize) -> usize {
+        let divisors = (1..=timesteps).filter(|divisor| timesteps.is_multiple_of(*divisor));
+        divisors.min_by_key(|divisor| divisor.abs_diff(wanted)).unwrap_or(1)
+    }
+
     /// How many walks there are.
     pub fn offsets(&self) -> usize {
         self.tables.len()
@@ -73,11 +79,6 @@ impl Walks {
     pub fn evaluation(&self, offset: usize, position: usize) -> Option<&Evaluation> {
         self.tables.get(offset)?.get(position)
     }
-}
-
-fn nearest_divisor(number: usize, wanted: usize) -> usize {
-    let divisors = (1..=number).filter(|divisor| number.is_multiple_of(*divisor));
-    divisors.min_by_key(|divisor| divisor.abs_diff(wanted)).unwrap_or(1)
 }
 
 #[cfg(test)]

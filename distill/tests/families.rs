@@ -26,7 +26,7 @@ fn transformer_teacher(home: &Path, learned: bool) -> Teacher {
         false => (json!({}), json!({})),
     };
     let path = folder(home, "transformer", &transformer(16, &more), &schedule(&variance));
-    Teacher::open(&path, "transformer".into()).unwrap()
+    Teacher::open(&path, "transformer".into(), DType::F32, &Device::Cpu).unwrap()
 }
 
 fn weights(out: &Path, student: &NetworkConfig) -> Vec<u8> {
@@ -114,7 +114,8 @@ fn a_transformer_has_narrower_twins_but_leaves_no_channels_out() {
 fn the_given_students_fit_the_bundled_teacher() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let folder = root.join("models/zoo/fashion-mnist-teacher");
-    let teacher = Teacher::open(&folder, "fashion-mnist-teacher".into()).unwrap();
+    let teacher =
+        Teacher::open(&folder, "fashion-mnist-teacher".into(), DType::F32, &Device::Cpu).unwrap();
     let files = fs::read_dir(root.join("configs")).unwrap().map(|entry| entry.unwrap().path());
     let files: Vec<_> =
         files.filter(|path| path.extension().is_some_and(|e| e == "json")).collect();

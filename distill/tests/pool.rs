@@ -3,6 +3,7 @@
 
 mod common;
 
+use candle_core::{DType, Device};
 use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
@@ -222,7 +223,7 @@ fn a_pruned_student_begins_with_its_teachers_weights() {
     });
     let config = network(16, &attention);
     let path = common::folder(home.path(), "attention", &config, &schedule(&json!({})));
-    let teacher = Teacher::open(&path, "teacher".into()).unwrap();
+    let teacher = Teacher::open(&path, "teacher".into(), DType::F32, &Device::Cpu).unwrap();
     let mut batches = pool(&teacher, Order::Shuffled, 10, None);
     let same = prune::weights(&teacher, &config, &mut batches, 1).unwrap();
     for (name, weight) in teacher.weights().unwrap() {

@@ -68,6 +68,11 @@ pub fn available() -> Option<u64> {
     all.into_iter().flatten().min().map(|bytes| bytes - bytes / 8)
 }
 
+/// The most memory that this process has had so far, in bytes. Nothing where the system does not tell.
+pub fn peak() -> Option<u64> {
+    kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
 /// The value of a line such as `MemAvailable:  123 kB`, in bytes.
 fn kilobytes(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;

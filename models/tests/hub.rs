@@ -209,11 +209,11 @@ fn no_answer_names_the_endpoint() {
 fn model_is_a_folder_or_a_name_inside_the_models_folder() {
     let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("zoo");
     let teacher = zoo.join("fashion-mnist-teacher");
-    assert_eq!(resolve("fashion-mnist-teacher", &zoo).unwrap(), teacher);
-    assert_eq!(resolve(teacher.to_str().unwrap(), Path::new("nowhere")).unwrap(), teacher);
-    let problem = resolve("no-such-model", &zoo).unwrap_err().to_string();
+    assert_eq!(resolve("fashion-mnist-teacher", &[Path::new("nowhere"), &zoo]).unwrap(), teacher);
+    assert_eq!(resolve(teacher.to_str().unwrap(), &[]).unwrap(), teacher);
+    let problem = resolve("no-such-model", &[&zoo]).unwrap_err().to_string();
     assert!(problem.contains("no-such-model") && problem.contains("owner/name"), "{problem}");
-    assert!(resolve("../zoo", &zoo).is_err());
+    assert!(resolve("../zoo", &[&zoo]).is_err());
 }
 
 #[test]

@@ -6,12 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde_json::json;
-use understudy_models::{Conditioning, sampler};
+use serde_json::{Map, json};
+use understudy_models::{Conditioning, memory, sampler};
 
 use super::{
     compute::{Compute, ModelArg, device_name},
-    print, profile,
+    print, profile, table,
 };
 use crate::{
     engine::{Engine, Event, GenerateRequest, SampleSpec, probe},
@@ -69,7 +69,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
         "device": device_name(&args.compute.device()?),
         "dtype": model.dtype,
         "threads": rayon::current_num_threads(),
-        "max_rss_bytes": max_rss_bytes(),
+        "max_rss_bytes": memory::peak(),
         // Where a network is not compiled into kernels there is no plan to tell.
         "weight_bytes": footprint.map(|footprint| footprint.weight_bytes),
         "live_activation_bytes":
@@ -81,7 +81,14 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
         eprintln!("{}", profile.table());
         report["profile"] = profile.json();
     }
-    if args.json { print(report) } else { print(format!("{report:#}")) }
+    match (args.json, report.as_object()) {
+        (false, Some(report)) => {
+            let people: Map<_, _> =
+                report.clone().into_iter().filter(|(name, _)| name != "profile").collect();
+            print(table::fields(&people).join("\n"))
+        }
+        _ => print(report),
+    }
 }
 
 /// Seconds of the median of many evaluations after warm-up, and how many pages on average each of them
@@ -146,12 +153,4 @@ fn image_seconds(model: &Arc<Model>, batch: usize, steps: usize) -> Result<f64, 
         }
     }
     Ok(began.elapsed().as_secs_f64())
-}
-
-/// The most memory this process has had resident, where the system tells (`VmHWM` on Linux).
-fn max_rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }

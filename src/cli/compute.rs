@@ -2,7 +2,6 @@
 
 use std::{
     num::{NonZeroU16, NonZeroU64},
-    path::PathBuf,
     sync::Arc,
 };
 
@@ -13,6 +12,7 @@ use understudy_models::{
     kernels::Isa,
 };
 
+use super::models_arg::ModelsArg;
 use crate::{engine::CostModel, registry::Model};
 
 /// Which model.
@@ -21,9 +21,8 @@ pub(super) struct ModelArg {
     /// A model folder, a name inside --models, or a Hub id (owner/name).
     #[arg(long, value_name = "MODEL")]
     model: String,
-    /// Folder of model folders [default: ./models/zoo, else the bundled one].
-    #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
-    models: Option<PathBuf>,
+    #[command(flatten)]
+    models: ModelsArg,
     /// On a GPU, give every evaluation --batch rows, as `serve --deterministic` does: with as many rows a seed
     /// gives the same bits in both.
     #[arg(long)]
@@ -32,6 +31,7 @@ pub(super) struct ModelArg {
 
 /// What networks run on.
 #[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Compute")]
 pub(crate) struct Compute {
     /// auto, cpu or cuda:N; serve takes several GPUs (cuda:0,cuda:1), each with every model.
     #[arg(long, env = "UNDERSTUDY_DEVICE", default_value = "auto")]
@@ -206,8 +206,7 @@ impl ModelArg {
         let device = compute.device()?;
         let dtype = compute.dtype(&device)?;
         let explain = |error| format!("--model {}: {error}", self.model);
-        let models = super::models_folder(self.models.as_deref())?;
-        let folder = hub::resolve(&self.model, &models).map_err(explain)?;
+        let folder = self.models.resolve("--model", &self.model)?;
         // Both commands draw images; what does not is refused before its weights are read.
         ModelFolder::open_for_images(&folder).map_err(explain)?;
         let mut model =

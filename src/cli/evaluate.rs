@@ -14,56 +14,37 @@ use understudy_distill::{
 };
 use understudy_models::{
     Image,
-    checkpoint::{Loaded, ModelFolder, check_target, hub, write_atomically},
-    noise, sampler,
+    checkpoint::{Loaded, ModelFolder, card::Card, check_target, hub, write_atomically},
+    noise,
+    sampler::{self, Kind},
 };
 
-use super::{compute::Compute, models_folder, open_images, print, progress::Progress};
+use super::{
+    beside, compute::Compute, models_arg::ModelsArg, open_images, print, progress::Progress, table,
+};
+use crate::model_folders::bundled;
 
-/// Sample a model and score its images: Fréchet distance, Inception score, kernel distance, precision and
-/// recall.
+/// Score a model's images, alone or beside its teacher's (--against).
 ///
-/// Distances are taken in the features of a network. Inception's is called FID; a judge's, a small
-/// classifier such as the bundled ones, is called FD-<judge> and compares only with itself.
+/// Beside its teacher a student gets a table and a verdict; no data is needed. Alone, a model is scored against
+/// --reference: Fréchet distance, Inception score, kernel distance, precision and recall. Distances are in the features
+/// of a network. Inception's is called FID; that of a small classifier (a judge, such as the bundled ones) is called
+/// FD-<judge> and compares only with itself.
 #[derive(Debug, clap::Args)]
 pub(super) struct EvaluateArgs {
     /// The model: a folder, a name inside --models, or a Hub id (owner/name).
     #[arg(long, required_unless_present = "samples", conflicts_with = "samples")]
     model: Option<String>,
+    /// Its teacher, to compare it with on the same seeds.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["samples", "write_stats"])]
+    against: Option<String>,
     /// Score these images instead: an idx file, a folder of images, a .tar of one, an .npz.
     #[arg(long, value_name = "PATH")]
     samples: Option<PathBuf>,
-    /// Folder of model folders [default: ./models/zoo, else the bundled one].
-    #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
-    models: Option<PathBuf>,
-    /// What to compare with: images as for --samples, or an .npz of statistics (mu, sigma), which tell the
-    /// Fréchet distance alone.
-    #[arg(long, value_name = "PATH", required_unless_present = "write_stats")]
-    reference: Option<PathBuf>,
-    /// The feature network: a bundled judge's name, a judge's folder, or inception.
-    #[arg(long, value_name = "NETWORK", default_value = "fashion-mnist-judge")]
-    features: String,
-    /// Inception's weights: pytorch-fid's pt_inception-2015-12-05, .pth or .safetensors.
-    #[arg(long, value_name = "FILE")]
-    weights: Option<PathBuf>,
-    /// Images to sample.
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
-    n: u32,
-    /// Network steps per image.
-    #[arg(long, default_value_t = 20)]
-    steps: usize,
-    /// Sampler: ddpm, ddim, dpm++, euler or heun.
-    #[arg(long, default_value = "ddim")]
-    scheduler: String,
-    /// Seed of the first image; image i uses seed + i.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..noise::SEEDS))]
-    seed: u64,
-    /// Repeat with so many sets of n fresh seeds, and tell mean and standard deviation.
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=100))]
-    seeds: u16,
-    /// Images per network evaluation.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    batch: u32,
+    #[command(flatten)]
+    models: ModelsArg,
+    #[command(flatten)]
+    pub(super) measure: MeasureArgs,
     /// Write the scores here as well, as JSON.
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -77,23 +58,93 @@ pub(super) struct EvaluateArgs {
     pub(super) compute: Compute,
 }
 
+/// What is measured, and how much.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Measuring")]
+pub(super) struct MeasureArgs {
+    /// What to compare with: images as for --samples, or an .npz of statistics (mu, sigma), which tell the
+    /// Fréchet distance alone [default: with --against the teacher's own images].
+    #[arg(long, value_name = "PATH")]
+    pub(super) reference: Option<PathBuf>,
+    /// The feature network: a bundled judge's name, a judge's folder, or inception [default: fashion-mnist-judge;
+    /// beside a teacher the bundled judge for images of that size, if there is one].
+    #[arg(long, value_name = "NETWORK")]
+    pub(super) features: Option<String>,
+    /// Inception's weights: pytorch-fid's pt_inception-2015-12-05, .pth or .safetensors.
+    #[arg(long, value_name = "FILE")]
+    pub(super) weights: Option<PathBuf>,
+    /// Images to sample [default: 10000; beside a teacher 2000].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    pub(super) n: Option<u32>,
+    /// Network evaluations per image [default: the model card's, at most 20].
+    #[arg(long)]
+    pub(super) steps: Option<usize>,
+    /// The sampler.
+    #[arg(long, default_value = "ddim", value_parser = super::one_of(Kind::ALL, Kind::name))]
+    pub(super) scheduler: Kind,
+    /// Seed of the first image; image i uses seed + i.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(..noise::SEEDS))]
+    pub(super) seed: u64,
+    /// Repeat with so many sets of n fresh seeds, and report mean and standard deviation [default: 1; beside a teacher
+    /// 2].
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(super) seeds: Option<u16>,
+    /// Images per network evaluation.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) batch: u32,
+}
+
+impl Default for MeasureArgs {
+    fn default() -> Self {
+        Self {
+            reference: None,
+            features: None,
+            weights: None,
+            n: None,
+            steps: None,
+            scheduler: Kind::Ddim,
+            seed: 0,
+            seeds: None,
+            batch: 64,
+        }
+    }
+}
+
+impl MeasureArgs {
+    /// Evaluations for an image of a model with this card.
+    pub(super) fn steps(&self, card: &Card) -> usize {
+        let usual = card.defaults.num_inference_steps.unwrap_or(MOST_STEPS).min(MOST_STEPS);
+        self.steps.unwrap_or(usual)
+    }
+}
+
+/// Evaluations for an image where nobody asked for more.
+const MOST_STEPS: usize = 20;
+
 /// Runs the command.
 ///
 /// # Errors
 /// A sentence naming what to mend.
 pub(super) fn run(args: &EvaluateArgs) -> Result<(), String> {
-    let network = feature_network(args)?;
-    let network = network.as_ref();
     // All that can be refused is refused before the first image is made.
     for (flag, path) in [("--out", &args.out), ("--write-stats", &args.write_stats)] {
         if let Some(path) = path {
             check_target(path).map_err(|error| format!("{flag} {error}"))?;
         }
     }
+    if let (Some(model), Some(teacher)) = (&args.model, &args.against) {
+        return against(args, model, teacher);
+    }
+    if args.measure.reference.is_none() && args.write_stats.is_none() {
+        return Err("--reference: name what to compare with, or its teacher with --against".into());
+    }
+    let features = args.measure.features.as_deref().unwrap_or(USUAL_JUDGE);
+    let network = feature_network(features, args.measure.weights.as_deref())?;
+    let network = network.as_ref();
     let source = Source::open(args, network)?;
     let n = source.len();
     Observer::new(network, source.flag(), n, 0).map_err(|error| error.to_string())?;
-    let reference = match &args.reference {
+    let reference = match &args.measure.reference {
         Some(path) => Some(reference(path, network, n)?),
         None => None,
     };
@@ -118,7 +169,7 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), String> {
     });
     if let Some(report) = report.as_object_mut() {
         report.extend(source.describe(args));
-        if let Some(path) = &args.reference {
+        if let Some(path) = &args.measure.reference {
             report.insert("reference".into(), json!(file_name(path)));
         }
         report.insert("scores".into(), summary(network, &runs));
@@ -127,29 +178,64 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), String> {
         write_atomically(path, format!("{report:#}\n").as_bytes())
             .map_err(|error| error.to_string())?;
     }
-    if args.json { print(report) } else { print(format!("{report:#}")) }
+    match (args.json, report.as_object()) {
+        (false, Some(report)) => print(table::fields(report).join("\n")),
+        _ => print(report),
+    }
 }
 
-fn feature_network(args: &EvaluateArgs) -> Result<Box<dyn FeatureNetwork>, String> {
+/// The judge of images of the bundled models' size.
+const USUAL_JUDGE: &str = "fashion-mnist-judge";
+
+/// Compares a student with its teacher: a table, a verdict, and the scores in the student's card.
+fn against(args: &EvaluateArgs, model: &str, teacher: &str) -> Result<(), String> {
+    let student = args.models.resolve("--model", model)?;
+    let teacher = args.models.resolve("--against", teacher)?;
+    let measured = beside::measure(&student, &teacher, &args.measure, &args.compute, None)?;
+    let report = json!({"comparison": measured.comparison, "verdict": measured.verdict});
+    if let Some(path) = &args.out {
+        write_atomically(path, format!("{report:#}\n").as_bytes())
+            .map_err(|error| error.to_string())?;
+    }
+    let written = beside::write_scores(&student, &measured, &args.measure)?;
+    if args.json {
+        return print(report);
+    }
+    let mut lines = beside::table(&measured.comparison);
+    lines.extend([String::new(), measured.verdict.sentence.clone(), measured.verdict.next.into()]);
+    if let Some(card) = written {
+        lines.push(format!("The scores are in {}.", card.display()));
+    }
+    print(lines.join("\n"))
+}
+
+/// The feature network of that name.
+///
+/// # Errors
+/// A sentence naming the flag and the remedy.
+pub(super) fn feature_network(
+    features: &str,
+    weights: Option<&Path>,
+) -> Result<Box<dyn FeatureNetwork>, String> {
     let sentence = |error: understudy_models::Error| format!("--features: {error}");
-    if args.features == "inception" {
-        let weights = args.weights.as_deref().ok_or(
+    if features == "inception" {
+        let weights = weights.ok_or(
             "--features inception: needs --weights FILE, pytorch-fid's pt_inception-2015-12-05",
         )?;
         return Ok(Box::new(Inception::open(weights).map_err(|e| format!("--weights: {e}"))?));
     }
-    if args.weights.is_some() {
+    if weights.is_some() {
         return Err("--weights: only --features inception takes any; leave it out".into());
     }
-    let mut folder = PathBuf::from(&args.features);
+    let mut folder = PathBuf::from(features);
     if !folder.is_dir() {
-        folder = models_folder(None)?.join("judges").join(&args.features);
+        folder = bundled()?.join("judges").join(features);
     }
     if !folder.is_dir() {
         return Err(format!(
             "--features {}: neither a folder nor a bundled judge ({} is not there); make a judge with \
              `understudy train-judge`, or use inception with --weights",
-            args.features,
+            features,
             folder.display()
         ));
     }
@@ -180,8 +266,7 @@ impl Source {
         }
         let model = args.model.as_deref().ok_or("--model or --samples: name one of them")?;
         let explain = |error| format!("--model {model}: {error}");
-        let models = models_folder(args.models.as_deref())?;
-        let folder = hub::resolve(model, &models).map_err(explain)?;
+        let folder = args.models.resolve("--model", model)?;
         // Features are taken on the CPU, wherever the samples are made.
         let device = args.compute.device()?;
         let dtype = args.compute.dtype(&device)?;
@@ -201,15 +286,20 @@ impl Source {
                 network.input().unwrap_or_default()
             ));
         }
-        let kind = args.scheduler.parse().map_err(|error| format!("--scheduler: {error}"))?;
         let learned = geometry.learned_variance();
-        let trajectory = sampler::trajectory(&loaded.schedule, kind, args.steps, 0.0, learned)
+        let steps = args.measure.steps(&loaded.card);
+        let kind = args.measure.scheduler;
+        let trajectory = sampler::trajectory(&loaded.schedule, kind, steps, 0.0, learned)
             .map_err(|error| format!("--steps, --scheduler: {error}"))?;
         let classes =
             Classes::all(geometry.conditioning, loaded.card.null_class).map_err(explain)?;
-        let sampling =
-            Sampling { trajectory, classes, first_seed: args.seed, batch: args.batch as usize };
-        let (loaded, n) = (Box::new(loaded), args.n as usize);
+        let sampling = Sampling {
+            trajectory,
+            classes,
+            first_seed: args.measure.seed,
+            batch: args.measure.batch as usize,
+        };
+        let (loaded, n) = (Box::new(loaded), args.measure.n.unwrap_or(10_000) as usize);
         Ok(Self::Model { loaded, dtype, id: hub::id_of(model), sampling, n })
     }
 
@@ -231,20 +321,20 @@ impl Source {
     fn runs(&self, args: &EvaluateArgs) -> usize {
         match self {
             Self::Images(_) => 1,
-            Self::Model { .. } => args.seeds.into(),
+            Self::Model { .. } => args.measure.seeds.unwrap_or(1).into(),
         }
     }
 
     fn describe(&self, args: &EvaluateArgs) -> Map<String, Value> {
         let description = match self {
             Self::Images(_) => json!({ "images": args.samples.as_deref().map(file_name) }),
-            Self::Model { id, dtype, .. } => json!({
+            Self::Model { id, dtype, sampling, .. } => json!({
                 "model": id,
                 "dtype": dtype.as_str(),
-                "scheduler": args.scheduler,
-                "num_inference_steps": args.steps,
-                "seed": args.seed,
-                "seeds": args.seeds,
+                "scheduler": args.measure.scheduler.name(),
+                "num_inference_steps": sampling.trajectory.len(),
+                "seed": args.measure.seed,
+                "seeds": args.measure.seeds.unwrap_or(1),
             }),
         };
         description.as_object().cloned().unwrap_or_default()
@@ -257,12 +347,12 @@ impl Source {
         run: usize,
         observer: &mut Observer<'_>,
     ) -> Result<(), String> {
-        let mut progress = Progress::new("images", 0, self.len());
+        let mut progress = Progress::new("Sampling", 0, self.len());
         match self {
             Self::Images(images) => watch(images, observer, &mut progress),
             Self::Model { loaded, sampling, n, .. } => {
                 let sampling = Sampling {
-                    first_seed: (args.seed + (run * n) as u64) % noise::SEEDS,
+                    first_seed: (args.measure.seed + (run * n) as u64) % noise::SEEDS,
                     ..sampling.clone()
                 };
                 let mut done = 0;
@@ -305,7 +395,11 @@ fn watch(
 }
 
 /// Statistics, or images, of which as many features are kept as there are samples.
-fn reference(path: &Path, network: &dyn FeatureNetwork, n: usize) -> Result<Reference, String> {
+pub(super) fn reference(
+    path: &Path,
+    network: &dyn FeatureNetwork,
+    n: usize,
+) -> Result<Reference, String> {
     let explain = |error: understudy_models::Error| format!("--reference: {error}");
     if let Some(statistics) = Gaussian::find(path, network).map_err(explain)? {
         return Ok(Reference::from_statistics(statistics));
@@ -313,7 +407,7 @@ fn reference(path: &Path, network: &dyn FeatureNetwork, n: usize) -> Result<Refe
     let images = fitted("--reference", open_images("--reference", path)?, network)?;
     let mut observer = Observer::new(network, "--reference", images.len(), n)
         .map_err(|error| error.to_string())?;
-    let mut progress = Progress::new("reference images", 0, images.len());
+    let mut progress = Progress::new("Reading the reference", 0, images.len());
     watch(&images, &mut observer, &mut progress)?;
     Reference::from_images(&observer).map_err(|error| error.to_string())
 }

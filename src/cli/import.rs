@@ -26,7 +26,8 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), String> {
     super::note_name(&args.out);
     adm::import(&args.from, &args.arch, &args.out).map_err(|error| error.to_string())?;
     super::print(format!(
-        "{}: serve it with `understudy serve --models` and its parent folder",
-        args.out.display()
+        "Model saved to {}. Serve it:\n  {}",
+        args.out.display(),
+        super::serve_command(&args.out, None)
     ))
 }

@@ -1,4 +1,4 @@
-//! `understudy load`: offers a running server load, and tells what became of it.
+//! `understudy load-test`: offers a running server load, and reports what became of it.
 
 use std::{
     collections::BTreeSet,
@@ -10,7 +10,7 @@ use std::{
 use axum::body::Bytes;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
-use understudy_models::checkpoint::write_atomically;
+use understudy_models::{checkpoint::write_atomically, sampler::Kind};
 
 use super::{print, progress::Progress};
 use crate::load::{
@@ -20,7 +20,7 @@ use crate::load::{
 /// Requests of a run: a number is kept for each of them.
 const MOST_REQUESTS: f64 = 1e6;
 
-/// Offer a running server load, and tell latencies and what was refused.
+/// Load-test a running server; report latency percentiles and rejections.
 ///
 /// Requests arrive as a Poisson process, whatever has become of the earlier ones. Latencies count from when
 /// a request was due, so neither a server that stalls nor a client that is late hides anybody's wait. With
@@ -52,13 +52,13 @@ pub(super) struct LoadArgs {
     /// Network steps per image; default: the models' own.
     #[arg(long)]
     steps: Option<NonZeroUsize>,
-    /// Sampler: ddpm, ddim, dpm++, euler or heun; default: the models' own.
-    #[arg(long)]
-    scheduler: Option<String>,
+    /// The sampler; default: the models' own.
+    #[arg(long, value_parser = super::one_of(Kind::ALL, Kind::name))]
+    scheduler: Option<Kind>,
     /// Images per request.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     n: Option<u16>,
-    /// Milliseconds from receipt after which an answer is worthless to whoever asks.
+    /// Latency budget in milliseconds.
     #[arg(long, value_name = "MS")]
     deadline_ms: Option<NonZeroUsize>,
     /// The server's key; of several, the first is used.
@@ -170,7 +170,7 @@ async fn measure(
         async move { client.images(body).await }
     };
     let mut tally = Tally::new(mix, rate, args.duration);
-    let mut progress = Progress::new("answers", 0, plan().count());
+    let mut progress = Progress::new("Load", 0, plan().count());
     let answered = |outcome| {
         tally.add(outcome);
         let (answers, without) = tally.answers();
@@ -192,7 +192,7 @@ fn asked(args: &LoadArgs) -> Asked {
     let mut request = Map::new();
     let fields = [
         ("num_inference_steps", args.steps.map(|steps| Value::from(steps.get()))),
-        ("scheduler", args.scheduler.clone().map(Value::from)),
+        ("scheduler", args.scheduler.map(Kind::name).map(Value::from)),
         ("n", args.n.map(Value::from)),
         ("deadline_ms", args.deadline_ms.map(|deadline| Value::from(deadline.get()))),
     ];

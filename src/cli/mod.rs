@@ -1,19 +1,27 @@
 //! The command line: one file per command.
 
 mod bench;
+mod beside;
+mod completions;
 mod compute;
 mod distill;
 mod evaluate;
 mod faults;
 mod health;
 mod import;
+mod interrupt;
 mod load;
 mod log;
+mod models;
+mod models_arg;
 mod openapi;
+mod preset;
 mod profile;
 mod progress;
+mod report;
 mod sample;
 mod serve;
+mod table;
 mod train;
 mod train_judge;
 mod training;
@@ -28,10 +36,19 @@ use std::{
     time::Duration,
 };
 
-use clap::{Parser, Subcommand};
-use understudy_distill::data::Images;
+use clap::{
+    Parser, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use understudy_distill::{
+    data::Images,
+    run_dir::{CHECKPOINT, RUN_DIR},
+};
+use understudy_models::checkpoint::write_atomically;
 
-use crate::{models_folder::models_folder, names::is_id};
+use crate::{model_folders::bundled, names::is_id, report::COMMAND};
 pub use serve::{LogFormat, ServeArgs};
 
 /// Serves a diffusion model, and the faster student distilled from it, over HTTP.
@@ -50,12 +67,16 @@ enum Command {
     Serve(Box<ServeArgs>),
     Sample(Box<sample::SampleArgs>),
     Bench(Box<bench::BenchArgs>),
+    #[command(name = "load-test", alias = "load")]
     Load(Box<load::LoadArgs>),
     Import(import::ImportArgs),
+    Models(models::ModelsArgs),
     Distill(Box<distill::DistillArgs>),
     Train(Box<train::TrainArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
+    Report(Box<report::ReportArgs>),
     TrainJudge(train_judge::TrainJudgeArgs),
+    Completions(completions::CompletionsArgs),
     /// Ask a running server whether it is ready; for container health checks.
     #[command(hide = true)]
     Health(health::HealthArgs),
@@ -84,10 +105,13 @@ impl Cli {
             Some(Command::Distill(arguments)) => Some(&arguments.compute),
             Some(Command::Train(arguments)) => Some(&arguments.compute),
             Some(Command::Evaluate(arguments)) => Some(&arguments.compute),
+            Some(Command::Report(arguments)) => Some(&arguments.compute),
             Some(
                 Command::Load(_)
                 | Command::Import(_)
+                | Command::Models(_)
                 | Command::TrainJudge(_)
+                | Command::Completions(_)
                 | Command::Health(_)
                 | Command::Openapi,
             )
@@ -120,11 +144,14 @@ impl Cli {
             Some(Command::Bench(arguments)) => bench::run(&arguments),
             Some(Command::Load(arguments)) => load::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
+            Some(Command::Models(arguments)) => models::run(&arguments),
             Some(Command::Distill(arguments)) => distill::run(&arguments, threads),
             Some(Command::Train(arguments)) => train::run(&arguments, threads),
             Some(Command::Evaluate(arguments)) => evaluate::run(&arguments),
+            Some(Command::Report(arguments)) => report::run(&arguments),
             Some(Command::TrainJudge(arguments)) => train_judge::run(&arguments),
             Some(Command::Health(arguments)) => health::run(&arguments),
+            Some(Command::Completions(arguments)) => completions::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             None => Ok(()),
         });
@@ -151,6 +178,93 @@ fn note_name(out: &Path) {
              auto or draft; rename it to serve it",
             out.display()
         );
+    }
+}
+
+/// Takes one of some values by its name; help lists the names, and a misspelt one is told the nearest.
+fn one_of<T: Copy + Send + Sync + 'static>(
+    values: impl IntoIterator<Item = T>,
+    name: fn(T) -> &'static str,
+) -> impl TypedValueParser<Value = T> {
+    let values: Vec<T> = values.into_iter().collect();
+    let names: Vec<&str> = values.iter().map(|&value| name(value)).collect();
+    PossibleValuesParser::new(names).try_map(move |chosen| {
+        values.iter().copied().find(|&value| name(value) == chosen).ok_or("not one of the names")
+    })
+}
+
+/// The last part of a folder's path.
+fn folder_name(folder: &Path) -> String {
+    let path = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// The command line that serves the model in `folder`, beside its teacher where that is not one of the bundled ones, as
+/// it is typed in a shell.
+fn serve_command(folder: &Path, teacher: Option<&Path>) -> String {
+    let parent = |folder: &Path| {
+        let path = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+        path.parent().map(Path::to_owned).unwrap_or(path)
+    };
+    let bundled = bundled().and_then(|it| std::path::absolute(it).map_err(|e| e.to_string())).ok();
+    let mut folders = vec![parent(folder)];
+    let teachers = teacher.map(parent).filter(|it| Some(it) != bundled.as_ref());
+    folders.extend(teachers.filter(|it| *it != folders[0]));
+    let mut words =
+        vec![std::env::args().next().unwrap_or_else(|| "understudy".into()), "serve".into()];
+    let here = std::env::current_dir().unwrap_or_default();
+    for folder in folders {
+        let short = folder.strip_prefix(&here).unwrap_or(&folder);
+        let short = if short.as_os_str().is_empty() { Path::new(".") } else { short };
+        words.extend(["--models".into(), short.display().to_string()]);
+    }
+    let words: Vec<_> = words.into_iter().map(|word| quoted(&word)).collect();
+    words.join(" ")
+}
+
+/// Keeps the command line of a run in its folder, where that has begun, for its report.
+fn write_command(out: &Path) -> Result<(), String> {
+    let run = out.join(RUN_DIR);
+    if !run.join(CHECKPOINT).exists() {
+        return Ok(());
+    }
+    let words = std::env::args().enumerate().map(|(i, word)| match i {
+        0 => "understudy".into(),
+        _ => quoted(&word),
+    });
+    let line = words.collect::<Vec<_>>().join(" ");
+    write_atomically(&run.join(COMMAND), format!("{line}\n").as_bytes())
+        .map_err(|error| error.to_string())
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
+}
+
+/// A count with its digits in groups of three.
+fn grouped(count: usize) -> String {
+    let digits = count.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// The fields of a value that is written as a JSON object.
+fn object(value: &impl Serialize) -> Result<Map<String, Value>, String> {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(other) => Err(format!("not a JSON object: {other}")),
+        Err(error) => Err(error.to_string()),
     }
 }
 

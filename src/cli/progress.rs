@@ -3,11 +3,17 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     time::{Duration, Instant},
 };
 
-use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
-use understudy_distill::watch::{Event, Record, Watch};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+use understudy_distill::{
+    estimate::Estimate,
+    watch::{Event, Record, Watch},
+};
+
+use super::{grouped, interrupt::Interrupt};
 
 /// Between plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -25,18 +31,15 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Begins at `start` of `total`; `what` names the things (a plural).
+    /// Begins at `start` of `total`; `what` says what is done, such as "Sampling".
     pub(super) fn new(what: &'static str, start: usize, total: usize) -> Self {
         let bar = io::stderr().is_terminal().then(|| {
-            let style = "{bar:30} {pos}/{len} {msg}  {per_sec}  {elapsed} elapsed, {eta} to go";
-            let style = ProgressStyle::with_template(style);
-            let bar = ProgressBar::new(total as u64)
+            // Never wider than the terminal, which cuts what does not fit.
+            let style = ProgressStyle::with_template("{prefix} [{bar:12}] {wide_msg}");
+            ProgressBar::new(total as u64)
                 .with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
-                .with_message(what)
-                .with_position(start as u64);
-            // The time to go is that of what is left.
-            bar.reset_eta();
-            bar
+                .with_prefix(what)
+                .with_position(start as u64)
         });
         let now = Instant::now();
         Self { what, total, start, began: now, told: now, bar }
@@ -44,17 +47,37 @@ impl Progress {
 
     /// So many are done; `note` says more.
     pub(super) fn at(&mut self, done: usize, note: &str) {
-        if let Some(bar) = &self.bar {
-            bar.set_message(format!("{} {note}", self.what));
-            bar.set_position(done as u64);
-        } else if self.told.elapsed() >= LINE_EVERY || done >= self.total {
-            self.told = Instant::now();
-            let rate = (done - self.start) as f64 / self.began.elapsed().as_secs_f64().max(1e-9);
-            let left = self.total.saturating_sub(done) as f64 / rate;
-            let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
-            let Self { what, total, .. } = self;
-            let left = HumanDuration(Duration::from_secs(left.as_secs()));
-            tell(format_args!("{done}/{total} {what} {note}  {rate:.1}/s  {left} to go"));
+        let due = self.bar.is_some() || self.told.elapsed() >= LINE_EVERY || done >= self.total;
+        if !due {
+            return;
+        }
+        self.told = Instant::now();
+        let percent = (100 * done).checked_div(self.total).unwrap_or(100);
+        let counted = match self.total {
+            // Percents need no count.
+            100 => String::new(),
+            total => format!("{}/{}  ", grouped(done), grouped(total)),
+        };
+        let line = format!("{percent} %  {counted}{}{note}", self.left(done));
+        let line = line.trim_end();
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(done as u64);
+                bar.set_message(line.to_owned());
+            }
+            None => tell(format_args!("{}: {line}", self.what)),
+        }
+    }
+
+    /// The time to go, at the mean rate since the work began: steadier than one of late.
+    fn left(&self, done: usize) -> String {
+        let rate = done.saturating_sub(self.start) as f64 / self.began.elapsed().as_secs_f64();
+        let left = self.total.saturating_sub(done) as f64 / rate;
+        match Duration::try_from_secs_f64(left) {
+            Ok(left) if done > self.start && done < self.total => {
+                format!("{} left  ", duration(left))
+            }
+            _ => String::new(),
         }
     }
 }
@@ -67,49 +90,145 @@ impl Drop for Progress {
     }
 }
 
+/// A duration in its largest unit.
+fn duration(duration: Duration) -> HumanDuration {
+    HumanDuration(Duration::from_secs(duration.as_secs_f64().round() as u64))
+}
+
 /// Who does not read standard error can do without.
 fn tell(line: std::fmt::Arguments) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// A training run: first its pool, then its steps.
-#[derive(Default)]
+/// A training run: what it will cost, then its first training batch, then its steps.
 pub(super) struct TrainingProgress {
-    pool: Option<Progress>,
+    /// What is done before the first step.
+    preparing: &'static str,
+    dry_run: bool,
+    /// Seconds that a report takes after a run of so many.
+    report: Option<fn(f64) -> f64>,
+    interrupt: Interrupt,
+    began: Instant,
+    prepared: Option<Progress>,
     steps: Option<Progress>,
+}
+
+impl TrainingProgress {
+    /// Watches a run that stops after its estimate, or when it is interrupted; `preparing` says what is done before
+    /// the first step.
+    pub(super) fn new(preparing: &'static str, dry_run: bool, interrupt: Interrupt) -> Self {
+        let (began, prepared, steps) = (Instant::now(), None, None);
+        Self { preparing, dry_run, report: None, interrupt, began, prepared, steps }
+    }
+
+    /// A report follows, which takes so many seconds after a run of so many.
+    pub(super) fn before_report(self, seconds: fn(f64) -> f64) -> Self {
+        Self { report: Some(seconds), ..self }
+    }
+
+    /// The end of a run that was to stop.
+    ///
+    /// # Errors
+    /// A sentence that says how to go on, unless a dry run was asked for.
+    pub(super) fn stopped(mut self, step: u64, out: &Path) -> Result<(), String> {
+        // What follows stands on a line of its own.
+        self.prepared = None;
+        self.steps = None;
+        if self.dry_run {
+            return super::print("Nothing was written: this was a dry run.");
+        }
+        Err(format!(
+            "interrupted after step {}; {} holds a checkpoint: give the same command again to go on",
+            grouped(step as usize),
+            out.display()
+        ))
+    }
+
+    /// The seconds since it began.
+    pub(super) fn seconds(&self) -> f64 {
+        self.began.elapsed().as_secs_f64()
+    }
+
+    /// The time since it began, as the end of a list.
+    pub(super) fn took(&self) -> String {
+        format!(", {}", duration(self.began.elapsed()))
+    }
+
+    fn estimated(&self, estimate: &Estimate) {
+        let seconds =
+            |seconds: f64| duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        if estimate.prepare_rows > 0 {
+            tell(format_args!(
+                "  {:<24} {} ({} evaluations of the teacher)",
+                self.preparing,
+                seconds(estimate.prepare_seconds),
+                grouped(estimate.prepare_rows as usize)
+            ));
+        }
+        tell(format_args!(
+            "  {:<24} {} ({} steps of {:.3} s)",
+            "Training",
+            seconds(estimate.steps as f64 * estimate.step_seconds),
+            grouped(estimate.steps as usize),
+            estimate.step_seconds
+        ));
+        let report = self.report.map(|of| of(estimate.seconds()));
+        if let Some(report) = report {
+            tell(format_args!("  {:<24} {}", "Report, at most", seconds(report)));
+        }
+        let total = estimate.seconds() + report.unwrap_or(0.0);
+        tell(format_args!("  {:<24} {}", "In all", seconds(total)));
+        let memory = match estimate.memory_bytes {
+            Some(bytes) => format!("{} of memory, ", HumanBytes(bytes)),
+            None => String::new(),
+        };
+        tell(format_args!(
+            "  {:<24} {memory}{} on disk",
+            "At most",
+            HumanBytes(estimate.disk_bytes)
+        ));
+    }
 }
 
 impl Watch for TrainingProgress {
     fn event(&mut self, event: Event<'_>) {
         match event {
             Event::Resumed { step, unsaid } => {
-                tell(format_args!("going on from the checkpoint of step {step}"));
+                tell(format_args!(
+                    "Resuming from the checkpoint of step {}.",
+                    grouped(step as usize)
+                ));
                 if !unsaid.is_empty() {
                     tell(format_args!(
-                        "it was written by an earlier version and does not say: {}; what is given now counts",
+                        "It was written by an earlier version and does not say: {}; what is given now counts.",
                         unsaid.join(", ")
                     ));
                 }
             }
-            Event::Preparing { done } => self
-                .pool
-                .get_or_insert_with(|| {
-                    Progress::new("% of the first training batch prepared by the teacher", 0, 100)
-                })
-                .at((100.0 * done) as usize, ""),
+            Event::Estimated(estimate) => self.estimated(estimate),
+            Event::Preparing { done } => {
+                let preparing = self.preparing;
+                self.prepared
+                    .get_or_insert_with(|| Progress::new(preparing, (100.0 * done) as usize, 100))
+                    .at((100.0 * done) as usize, "");
+            }
             Event::Step { record, steps } => {
-                self.pool = None;
+                self.prepared = None;
                 let step = record.step as usize;
                 self.steps
-                    .get_or_insert_with(|| Progress::new("steps", step - 1, steps as usize))
+                    .get_or_insert_with(|| Progress::new("Training", step - 1, steps as usize))
                     .at(step, &figures(record));
             }
             Event::Checkpoint { .. } => {}
         }
     }
+
+    fn stops(&self) -> bool {
+        self.dry_run || self.interrupt.came()
+    }
 }
 
 fn figures(record: &Record) -> String {
-    let vlb = record.vlb.map(|vlb| format!("  vlb {vlb:.5}")).unwrap_or_default();
-    format!("loss {:.5}{vlb}  {:.1} images/s", record.simple, record.images_per_second)
+    let vlb = record.vlb.map(|vlb| format!("  vlb {vlb:.4}")).unwrap_or_default();
+    format!("loss {:.4}{vlb}", record.simple)
 }

@@ -6,7 +6,12 @@ use std::{
 };
 
 use understudy_distill::picture;
-use understudy_models::{Conditioning, checkpoint::check_target, noise, sampler};
+use understudy_models::{
+    Conditioning,
+    checkpoint::{card::Card, check_target},
+    noise,
+    sampler::{self, Kind},
+};
 
 use super::{
     compute::{Compute, ModelArg},
@@ -32,15 +37,15 @@ pub(super) struct SampleArgs {
     /// Where to: a folder (every image and the grid), or a .png (the grid alone).
     #[arg(long)]
     out: PathBuf,
-    /// Class number for all images; without it classes take turns.
-    #[arg(long)]
-    class_label: Option<u32>,
+    /// Class of all images, by name or number; without it classes take turns.
+    #[arg(long, alias = "class-label", value_name = "NAME-OR-NUMBER")]
+    class: Option<String>,
     /// Network steps; default: the model card's.
     #[arg(long)]
     steps: Option<usize>,
-    /// Sampler: ddpm, ddim, dpm++, euler or heun; default: the model card's.
-    #[arg(long)]
-    scheduler: Option<String>,
+    /// The sampler; default: the model card's.
+    #[arg(long, value_parser = super::one_of(Kind::ALL, Kind::name))]
+    scheduler: Option<Kind>,
     /// Fresh noise per step of ddim, 0 to 1.
     #[arg(long, default_value_t = 0.0)]
     eta: f64,
@@ -59,14 +64,17 @@ const TICKS: usize = 3;
 /// # Errors
 /// A sentence naming what to mend.
 pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
+    if let Some(suffix) = other_picture(&args.out) {
+        return Err(format!(
+            "--out {}: pictures are written as PNG, not as {suffix}; name a .png, or a folder",
+            args.out.display()
+        ));
+    }
     if is_picture(&args.out) {
         check_target(&args.out).map_err(|error| format!("--out {error}"))?;
     }
     let model = args.model.load(&args.compute, args.batch as usize)?;
-    let kind = match &args.scheduler {
-        Some(name) => name.parse().map_err(|error| format!("--scheduler: {error}"))?,
-        None => model.default_scheduler(),
-    };
+    let kind = args.scheduler.unwrap_or_else(|| model.default_scheduler());
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
     let geometry = &model.geometry;
     let learned = geometry.learned_variance();
@@ -77,17 +85,13 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         // What is told something else draws no images, and was refused when it was opened.
         Conditioning::None | Conditioning::Timestep | Conditioning::Embedding(_) => None,
     };
-    if let (Some(label), Some(classes)) = (args.class_label, classes)
-        && label >= classes
-    {
-        return Err(format!("--class-label {label}: the model has classes 0 to {}", classes - 1));
-    }
-    if args.class_label.is_some() && classes.is_none() {
-        return Err("--class-label: the model has no classes; leave it out".into());
-    }
+    let class = match &args.class {
+        Some(text) => Some(class(text, &model.card, classes)?),
+        None => None,
+    };
     let samples = (0..args.n).map(|i| SampleSpec {
         seed: (args.seed + u64::from(i)) % noise::SEEDS,
-        class_label: classes.map(|classes| args.class_label.unwrap_or(i % classes)),
+        class_label: classes.map(|classes| class.unwrap_or(i % classes)),
     });
     let samples: Vec<SampleSpec> = samples.collect();
     let seeds: Vec<u64> = samples.iter().map(|sample| sample.seed).collect();
@@ -110,7 +114,7 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
 
 /// Waits for all images, in order, and tells meanwhile how far they are.
 fn collect(mut submission: crate::engine::Submission, n: usize) -> Result<Vec<Image>, String> {
-    let mut progress = Progress::new("images", 0, n);
+    let mut progress = Progress::new("Sampling", 0, n);
     let mut images: Vec<Option<Image>> = vec![None; n];
     let mut ticks = 0;
     while let Some(event) = submission.blocking_next() {
@@ -123,6 +127,28 @@ fn collect(mut submission: crate::engine::Submission, n: usize) -> Result<Vec<Im
         }
     }
     images.into_iter().collect::<Option<_>>().ok_or_else(|| "the device thread ended early".into())
+}
+
+/// The class that `--class` means.
+fn class(text: &str, card: &Card, classes: Option<u32>) -> Result<u32, String> {
+    let Some(classes) = classes else {
+        return Err("--class: the model has no classes; leave it out".into());
+    };
+    card.class(text).filter(|&class| class < classes).ok_or_else(|| {
+        let names = match card.class_names.is_empty() {
+            true => String::new(),
+            false => format!(": {}", card.class_names.join(", ")),
+        };
+        format!("--class {text}: the model has classes 0 to {}{names}", classes - 1)
+    })
+}
+
+/// The suffix of a picture that is no PNG, which would be taken for a folder's name.
+fn other_picture(out: &Path) -> Option<String> {
+    let suffix = out.extension()?.to_str()?.to_ascii_lowercase();
+    let known =
+        ["jpg", "jpeg", "webp", "gif", "bmp", "tif", "tiff", "avif", "jxl", "heic", "ppm", "pgm"];
+    known.contains(&suffix.as_str()).then_some(suffix)
 }
 
 fn is_picture(out: &Path) -> bool {

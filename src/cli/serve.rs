@@ -19,6 +19,7 @@ use super::{
     compute::{Compute, device_names},
     faults,
     log::Log,
+    models_arg::ModelsArg,
     print,
 };
 use crate::{
@@ -34,16 +35,15 @@ use crate::{
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
     /// Address to listen on; 0.0.0.0 for every interface.
-    #[arg(long, env = "UNDERSTUDY_HOST", default_value = "127.0.0.1")]
+    #[arg(long, env = "UNDERSTUDY_HOST", default_value = "127.0.0.1", help_heading = "Address")]
     pub host: String,
     /// Port to listen on; 0 for any free one.
-    #[arg(long, env = "UNDERSTUDY_PORT", default_value_t = 8080)]
+    #[arg(long, env = "UNDERSTUDY_PORT", default_value_t = 8080, help_heading = "Address")]
     pub port: u16,
-    /// Folder whose subfolders are models [default: the bundled ones].
-    #[arg(long, env = "UNDERSTUDY_MODELS", value_name = "DIR")]
-    pub models: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) models: ModelsArg,
     /// The model that serves requests which name none: an id, or a Hugging Face Hub id (owner/name),
-    /// which is downloaded and serves as owner--name [default: the first teacher by name].
+    /// which is downloaded and serves as owner--name [default: the first teacher by name that has a student].
     #[arg(long, env = "UNDERSTUDY_DEFAULT_MODEL", value_name = "ID")]
     pub default_model: Option<String>,
     #[command(flatten)]
@@ -54,8 +54,7 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_MAX_QUEUE",
         value_name = "IMAGES",
         default_value = "256",
-        value_parser = whole::<usize>(1, MOST_IMAGES)
-    )]
+        value_parser = whole::<usize>(1, MOST_IMAGES), help_heading = "Limits")]
     pub max_queue: usize,
     /// Images that one request may ask for.
     #[arg(
@@ -63,20 +62,18 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_MAX_IMAGES_PER_REQUEST",
         value_name = "IMAGES",
         default_value = "16",
-        value_parser = whole::<usize>(1, MOST_IMAGES)
-    )]
+        value_parser = whole::<usize>(1, MOST_IMAGES), help_heading = "Limits")]
     pub max_images_per_request: usize,
     /// Rows of one network evaluation [default: as many as the warm-up finds useful].
     #[arg(
         long,
         env = "UNDERSTUDY_MAX_BATCH",
         value_name = "ROWS",
-        value_parser = whole::<usize>(1, 1024)
-    )]
+        value_parser = whole::<usize>(1, 1024), help_heading = "Limits")]
     pub max_batch: Option<usize>,
     /// On a GPU, give every evaluation --max-batch rows, empty ones where there are fewer, so that the bits of
     /// an image do not depend on who shares its evaluations. On a CPU they never do.
-    #[arg(long, env = "UNDERSTUDY_DETERMINISTIC", requires = "max_batch")]
+    #[arg(long, env = "UNDERSTUDY_DETERMINISTIC", requires = "max_batch", help_heading = "Limits")]
     pub deterministic: bool,
     /// Seconds after which a request is answered with 504.
     #[arg(
@@ -84,8 +81,7 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_REQUEST_TIMEOUT_SECONDS",
         value_name = "SECONDS",
         default_value = "300",
-        value_parser = whole::<u64>(1, DAY)
-    )]
+        value_parser = whole::<u64>(1, DAY), help_heading = "Limits")]
     pub request_timeout_seconds: u64,
     /// Seconds that requests in flight get to finish at shutdown.
     #[arg(
@@ -93,8 +89,7 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_DRAIN_SECONDS",
         value_name = "SECONDS",
         default_value = "10",
-        value_parser = whole::<u64>(0, DAY)
-    )]
+        value_parser = whole::<u64>(0, DAY), help_heading = "Limits")]
     pub drain_seconds: u64,
     /// Bytes of a request's body (64 MiB for /v2/…/infer).
     #[arg(
@@ -102,8 +97,7 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_MAX_BODY_BYTES",
         value_name = "BYTES",
         default_value = "2097152",
-        value_parser = whole::<usize>(1, 1 << 40)
-    )]
+        value_parser = whole::<usize>(1, 1 << 40), help_heading = "Limits")]
     pub max_body_bytes: usize,
     /// Bytes of memory for all bodies that are being read and parsed; a body takes three times its length, and at most
     /// half of what is left.
@@ -112,8 +106,7 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_BODY_BUDGET_BYTES",
         value_name = "BYTES",
         default_value = "536870912",
-        value_parser = whole::<usize>(1, 1 << 40)
-    )]
+        value_parser = whole::<usize>(1, 1 << 40), help_heading = "Limits")]
     pub body_budget_bytes: usize,
     /// Connections at a time [default: as many as the limit on open files leaves, at most 4096]. Beyond them one that is
     /// idle is closed; where none is, only health and metrics answer.
@@ -121,8 +114,7 @@ pub struct ServeArgs {
         long,
         env = "UNDERSTUDY_MAX_CONNECTIONS",
         value_name = "N",
-        value_parser = whole::<usize>(1, 1 << 20)
-    )]
+        value_parser = whole::<usize>(1, 1 << 20), help_heading = "Limits")]
     pub max_connections: Option<usize>,
     /// Seconds in which the head of a request must arrive.
     #[arg(
@@ -130,8 +122,7 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_HEAD_TIMEOUT_SECONDS",
         value_name = "SECONDS",
         default_value = "10",
-        value_parser = whole::<u64>(1, DAY)
-    )]
+        value_parser = whole::<u64>(1, DAY), help_heading = "Limits")]
     pub head_timeout_seconds: u64,
     /// Seconds without a byte after which a request's body is given up.
     #[arg(
@@ -139,8 +130,7 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_BODY_TIMEOUT_SECONDS",
         value_name = "SECONDS",
         default_value = "30",
-        value_parser = whole::<u64>(1, DAY)
-    )]
+        value_parser = whole::<u64>(1, DAY), help_heading = "Limits")]
     pub body_timeout_seconds: u64,
     /// Seconds after which a connection without a request is closed, or one whose client takes nothing of its answer.
     #[arg(
@@ -148,8 +138,7 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_IDLE_TIMEOUT_SECONDS",
         value_name = "SECONDS",
         default_value = "60",
-        value_parser = whole::<u64>(1, DAY)
-    )]
+        value_parser = whole::<u64>(1, DAY), help_heading = "Limits")]
     pub idle_timeout_seconds: u64,
     /// A key that requests must present as `Authorization: Bearer KEY`; repeat it, or separate keys
     /// with commas, for several. Health, metrics and documentation stay open.
@@ -158,11 +147,12 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_API_KEY",
         value_name = "KEY",
         value_delimiter = ',',
-        hide_env_values = true
+        hide_env_values = true,
+        help_heading = "Access"
     )]
     pub api_key: Vec<String>,
     /// Ask for the API key on health and metrics too.
-    #[arg(long, env = "UNDERSTUDY_API_KEY_EVERYWHERE")]
+    #[arg(long, env = "UNDERSTUDY_API_KEY_EVERYWHERE", help_heading = "Access")]
     pub api_key_everywhere: bool,
     /// A key that loading and unloading models and deleting experiments want, as `Authorization: Bearer KEY`; it opens
     /// everything else, too. Without one they are open on a loopback address, and closed where other machines reach
@@ -172,31 +162,55 @@ pub struct ServeArgs {
         env = "UNDERSTUDY_ADMIN_KEY",
         value_name = "KEY",
         value_delimiter = ',',
-        hide_env_values = true
+        hide_env_values = true,
+        help_heading = "Access"
     )]
     pub admin_key: Vec<String>,
     /// A host that the server answers to beside localhost, such as `pictures.example.org`; repeatable. On a loopback
     /// address all others are refused; elsewhere they are once there is one.
-    #[arg(long, env = "UNDERSTUDY_ALLOWED_HOST", value_name = "HOST", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_ALLOWED_HOST",
+        value_name = "HOST",
+        value_delimiter = ',',
+        help_heading = "Access"
+    )]
     pub allowed_host: Vec<String>,
     /// An origin whose pages may call this server, such as `https://example.org`, or `*`; repeatable.
     #[arg(
         long,
         env = "UNDERSTUDY_CORS_ALLOW_ORIGIN",
         value_name = "ORIGIN",
-        value_delimiter = ','
+        value_delimiter = ',',
+        help_heading = "Access"
     )]
     pub cors_allow_origin: Vec<String>,
     /// The share of students' requests, 0 to 1, that their teachers repeat on the same noise when nothing
     /// else is to do; how alike the images are shows in the metrics.
-    #[arg(long, env = "UNDERSTUDY_SHADOW_RATE", value_name = "SHARE", default_value_t = 0.0)]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_SHADOW_RATE",
+        value_name = "SHARE",
+        default_value_t = 0.0,
+        help_heading = "Quality and records"
+    )]
     pub shadow_rate: f64,
     /// Folder where experiments and votes are kept over restarts, made when it is not there
     /// [default: $XDG_STATE_HOME/understudy, else ~/.local/state/understudy].
-    #[arg(long, env = "UNDERSTUDY_DATA_DIR", value_name = "DIR")]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_DATA_DIR",
+        value_name = "DIR",
+        help_heading = "Quality and records"
+    )]
     pub data_dir: Option<PathBuf>,
     /// How log lines are written.
-    #[arg(long, env = "UNDERSTUDY_LOG_FORMAT", default_value = "text")]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_LOG_FORMAT",
+        default_value = "text",
+        help_heading = "Quality and records"
+    )]
     pub log_format: LogFormat,
 }
 

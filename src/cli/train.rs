@@ -9,7 +9,7 @@ use understudy_distill::{
     objective::Dkdm,
     run_dir::{self, RunDir},
     student::{Candidate, Student},
-    train::{self, Task},
+    train::{self, Outcome, Task},
 };
 use understudy_models::{
     Conditioning, NetworkConfig,
@@ -20,7 +20,13 @@ use understudy_models::{
     schedule::{BetaSchedule, Class, PredictionType, ScheduleConfig},
 };
 
-use super::{compute::Compute, open_images, progress::TrainingProgress, training::TrainingArgs};
+use super::{
+    compute::Compute,
+    interrupt::Interrupt,
+    open_images,
+    progress::TrainingProgress,
+    training::{LearningRateSchedule, TrainingArgs, TrainingDefaults},
+};
 
 /// Train a diffusion model on images: a teacher, or a baseline to hold a student against.
 ///
@@ -38,7 +44,7 @@ pub(super) struct TrainArgs {
     /// Go on from a model folder's weights, on its noise schedule.
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["config", "noise_schedule"])]
     init: Option<PathBuf>,
-    /// The noise schedule: a scheduler_config.json [default: cosine, 1000 timesteps, predicting noise].
+    /// The noise schedule: a scheduler_config.json [default: cosine, 1000 timesteps, v_prediction].
     #[arg(long, value_name = "FILE")]
     noise_schedule: Option<PathBuf>,
     /// The model folder to make.
@@ -65,7 +71,8 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     }
     super::note_name(&args.out);
     run_dir::check_out(&args.out).map_err(shown)?;
-    let settings = args.training.settings(dtype)?;
+    let settings = args.training.settings(&DEFAULTS, dtype)?;
+    let interrupt = Interrupt::listen()?;
     let student = match (&args.init, &args.config) {
         (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
         (None, Some(file)) => {
@@ -77,7 +84,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     .map_err(shown)?;
     let images = open_images("--data", &args.data)?;
     let (count, names) = (images.len(), images.class_names.clone());
-    let (batch, seed) = (args.training.batch as usize, args.training.seed);
+    let (batch, seed) = (args.training.batch(&DEFAULTS) as usize, args.training.seed);
     let batches =
         Noised::new(images, &student.config, &student.schedule, batch, seed).map_err(shown)?;
     // What the training batches hold is the noise, whatever the network predicts.
@@ -90,7 +97,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     .map_err(shown)?
     .weighted(args.training.weighting());
 
-    let mut identity = args.training.identity();
+    let mut identity = super::object(&args.training.identity(&DEFAULTS))?;
     identity.extend(Compute::identity(&device, dtype));
     let mut recipe = Map::new();
     recipe.insert("method".into(), "training on images".into());
@@ -103,23 +110,46 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
         recipe,
         ..Card::default()
     };
-    eprintln!("{} weights learn from {count} images", student.parameters());
+    let weights = student.parameters();
+    eprintln!(
+        "{} parameters learn from {} images.",
+        super::grouped(weights),
+        super::grouped(count)
+    );
     let student = student.onto(&device).map_err(shown)?;
     let run = RunDir::open(&args.out).map_err(shown)?;
     let source = Box::new(batches);
     let task = Task { run, identity, source, objective, student, settings, card };
-    train::train(task, &mut TrainingProgress::default()).map_err(shown)?;
-    println!(
-        "{}: serve it with `understudy serve --models` and its parent folder",
-        args.out.display()
-    );
-    Ok(())
+    let mut progress =
+        TrainingProgress::new("Reading the images", args.training.dry_run, interrupt);
+    let outcome = train::train(task, &mut progress).map_err(shown)?;
+    super::write_command(&args.out)?;
+    match outcome {
+        Outcome::Stopped { step } => progress.stopped(step, &args.out),
+        Outcome::Finished => super::print(format!(
+            "Model saved to {} ({} parameters{}). Serve it:\n  {}",
+            args.out.display(),
+            super::grouped(weights),
+            progress.took(),
+            super::serve_command(&args.out, None)
+        )),
+    }
 }
+
+/// What is taken where a flag does not say.
+const DEFAULTS: TrainingDefaults = TrainingDefaults {
+    steps: 20_000,
+    batch: 64,
+    learning_rate: 2e-4,
+    warmup_steps: 200,
+    learning_rate_schedule: LearningRateSchedule::Cosine,
+};
 
 fn noise_schedule(file: Option<&Path>) -> Result<ScheduleConfig, String> {
     let Some(path) = file else {
         let mut cosine = ScheduleConfig::new(Class::Ddpm);
         cosine.beta_schedule = Some(BetaSchedule::SquaredCosine);
+        cosine.prediction_type = Some(PredictionType::Velocity);
         return Ok(cosine);
     };
     let text = read::text(path, read::DESCRIPTION_LIMIT)

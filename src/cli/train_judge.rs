@@ -8,8 +8,8 @@ use understudy_models::checkpoint::Draft;
 
 use super::{open_images, progress::Progress};
 
-/// Train a judge: a small classifier in whose features `understudy evaluate` measures distances, where
-/// Inception's weights are not to be had.
+/// Train a judge: a small classifier in whose features `understudy evaluate` measures distances when Inception weights
+/// are unavailable.
 ///
 /// Images are padded with background to 32×32. Only an accuracy on the test images of at least
 /// --least-accuracy makes a judge.
@@ -76,7 +76,7 @@ pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
     let training = Training { name: name.to_owned(), epochs: args.epochs.into(), seed: args.seed };
     let mut progress: Option<Progress> = None;
     let (config, tensors) = judge::train(&training, &images, &test, |done, total, loss| {
-        let progress = progress.get_or_insert_with(|| Progress::new("steps", 0, total));
+        let progress = progress.get_or_insert_with(|| Progress::new("Training", 0, total));
         progress.at(done, &format!("loss {loss:.4}"));
     })
     .map_err(|error| error.to_string())?;

@@ -4,53 +4,56 @@ use std::num::{NonZeroU32, NonZeroU64};
 
 use candle_core::DType;
 use clap::ValueEnum;
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 use understudy_distill::{objective::Weighting, train};
 
 /// Arguments of every kind of training.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Training")]
 pub(super) struct TrainingArgs {
-    /// Steps of the student.
-    #[arg(long, default_value_t = NonZeroU64::new(20_000).unwrap_or(NonZeroU64::MIN))]
-    pub(super) steps: NonZeroU64,
-    /// Images per step.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=65_536))]
-    pub(super) batch: u32,
+    /// Training steps [default: 20000; distill: the preset's].
+    #[arg(long)]
+    steps: Option<NonZeroU64>,
+    /// Images per step [default: 64; distill: the preset's].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    batch: Option<u32>,
     /// Parts a batch is cut into, so that memory for one part is enough.
     #[arg(long, value_name = "PARTS", default_value_t = NonZeroU32::MIN)]
-    pub(super) accumulate: NonZeroU32,
-    /// Learning rate of AdamW after the warm-up.
-    #[arg(long, default_value_t = 2e-4)]
-    pub(super) learning_rate: f64,
-    /// Steps over which the learning rate rises from nothing.
-    #[arg(long, default_value_t = 200)]
-    pub(super) warmup_steps: u64,
-    /// After the warm-up the learning rate stays (constant, as in the paper), or falls to nothing over
-    /// --steps (cosine), which gives cleaner images for the same steps.
-    #[arg(long, value_enum, default_value_t = LearningRateSchedule::Constant)]
-    pub(super) learning_rate_schedule: LearningRateSchedule,
-    /// How much an error in the noise counts: the same at all times (uniform, as in the paper), or more
-    /// where little of the image is left in it (velocity), where it decides what the image will be.
-    #[arg(long, value_enum, default_value_t = WeightingName::Uniform)]
+    accumulate: NonZeroU32,
+    /// Learning rate of AdamW after the warm-up [default: 2e-4; distill: the preset's].
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// Steps over which the learning rate rises from 0 [default: 200; distill: the preset's].
+    #[arg(long)]
+    warmup_steps: Option<u64>,
+    /// After the warm-up the learning rate stays (constant), or falls to 0 over --steps (cosine), which gives
+    /// cleaner images for the same steps [default: cosine; distill: the preset's].
+    #[arg(long, value_enum)]
+    learning_rate_schedule: Option<LearningRateSchedule>,
+    /// How errors in the noise are weighted: alike at all timesteps (uniform), or more at noisier ones (velocity).
+    #[arg(long, value_enum, default_value_t = WeightingName::Uniform, hide = true)]
     weighting: WeightingName,
     /// Decoupled weight decay.
     #[arg(long, default_value_t = 0.0)]
-    pub(super) weight_decay: f64,
+    weight_decay: f64,
     /// Largest norm of the gradients; larger ones are scaled down to it.
     #[arg(long, default_value_t = 1.0)]
-    pub(super) clip_norm: f64,
-    /// Decay of the running average of the weights, which is what becomes the model.
+    clip_norm: f64,
+    /// Decay of the running average of the weights, which becomes the model.
     #[arg(long, default_value_t = 0.999)]
-    pub(super) ema: f64,
+    ema: f64,
     /// Seed of the run: weights, noise, order.
     #[arg(long, default_value_t = 0)]
     pub(super) seed: u64,
     /// Steps between checkpoints.
     #[arg(long, value_name = "STEPS", default_value_t = NonZeroU64::new(500).unwrap_or(NonZeroU64::MIN))]
-    pub(super) checkpoint_every: NonZeroU64,
+    checkpoint_every: NonZeroU64,
     /// Steps between grids of samples (DIR/training/samples-….png); 0 for none.
     #[arg(long, value_name = "STEPS", default_value_t = 1000)]
-    pub(super) sample_every: u64,
+    sample_every: u64,
+    /// Measure, say what the run will cost, and stop.
+    #[arg(long)]
+    pub(super) dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,14 +62,33 @@ pub(super) enum LearningRateSchedule {
     Cosine,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 enum WeightingName {
     Uniform,
     Velocity,
 }
 
+/// What is taken where a flag does not say.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct TrainingDefaults {
+    pub(super) steps: u64,
+    pub(super) batch: u32,
+    pub(super) learning_rate: f64,
+    pub(super) warmup_steps: u64,
+    pub(super) learning_rate_schedule: LearningRateSchedule,
+}
+
+/// What makes a run another one than its neighbour, beside the loop's settings.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct TrainingIdentity {
+    weighting: WeightingName,
+    batch: u32,
+    seed: u64,
+}
+
 impl TrainingArgs {
-    /// How much errors count.
+    /// How errors are weighted.
     pub(super) fn weighting(&self) -> Weighting {
         match self.weighting {
             WeightingName::Uniform => Weighting::Uniform,
@@ -74,20 +96,29 @@ impl TrainingArgs {
         }
     }
 
-    fn decay_steps(&self) -> Option<u64> {
-        (self.learning_rate_schedule == LearningRateSchedule::Cosine).then(|| self.steps.get())
+    /// Images per step.
+    pub(super) fn batch(&self, defaults: &TrainingDefaults) -> u32 {
+        self.batch.unwrap_or(defaults.batch)
     }
 
     /// The settings of the loop, for a student that is evaluated in `dtype`.
     ///
     /// # Errors
     /// A sentence naming the flag, its value and the limit.
-    pub(super) fn settings(&self, dtype: DType) -> Result<train::Settings, String> {
+    pub(super) fn settings(
+        &self,
+        defaults: &TrainingDefaults,
+        dtype: DType,
+    ) -> Result<train::Settings, String> {
         let refuse =
             |flag: &str, value: f64, limit: &str| Err(format!("--{flag} {value}: {limit}"));
         let positive = |value: f64| value.is_finite() && value > 0.0;
-        if !positive(self.learning_rate) {
-            return refuse("learning-rate", self.learning_rate, "must be above 0, such as 2e-4");
+        let steps = self.steps.map_or(defaults.steps, NonZeroU64::get);
+        let batch = self.batch(defaults);
+        let learning_rate = self.learning_rate.unwrap_or(defaults.learning_rate);
+        let schedule = self.learning_rate_schedule.unwrap_or(defaults.learning_rate_schedule);
+        if !positive(learning_rate) {
+            return refuse("learning-rate", learning_rate, "must be above 0, such as 2e-4");
         }
         if !positive(self.clip_norm) {
             return refuse("clip-norm", self.clip_norm, "must be above 0, such as 1");
@@ -98,19 +129,16 @@ impl TrainingArgs {
         if !(0.0..1.0).contains(&self.ema) {
             return refuse("ema", self.ema, "must be from 0 to below 1, such as 0.999");
         }
-        if !self.batch.is_multiple_of(self.accumulate.get()) {
-            return Err(format!(
-                "--accumulate {}: must divide --batch {}",
-                self.accumulate, self.batch
-            ));
+        if !batch.is_multiple_of(self.accumulate.get()) {
+            return Err(format!("--accumulate {}: must divide --batch {batch}", self.accumulate));
         }
         Ok(train::Settings {
-            steps: self.steps.get(),
+            steps,
             accumulate: self.accumulate.get() as usize,
             optimizer: understudy_distill::optimizer::Settings {
-                learning_rate: self.learning_rate,
-                warmup_steps: self.warmup_steps,
-                decay_steps: self.decay_steps(),
+                learning_rate,
+                warmup_steps: self.warmup_steps.unwrap_or(defaults.warmup_steps),
+                decay_steps: (schedule == LearningRateSchedule::Cosine).then_some(steps),
                 weight_decay: self.weight_decay,
                 clip_norm: self.clip_norm,
             },
@@ -122,9 +150,8 @@ impl TrainingArgs {
     }
 
     /// What of it makes a run another one, beside the loop's settings.
-    pub(super) fn identity(&self) -> Map<String, Value> {
-        let weighting = self.weighting.to_possible_value().map(|name| name.get_name().to_owned());
-        let identity = json!({ "weighting": weighting, "batch": self.batch, "seed": self.seed });
-        identity.as_object().cloned().unwrap_or_default()
+    pub(super) fn identity(&self, defaults: &TrainingDefaults) -> TrainingIdentity {
+        let (weighting, seed) = (self.weighting, self.seed);
+        TrainingIdentity { weighting, batch: self.batch(defaults), seed }
     }
 }

@@ -134,7 +134,7 @@ class World:
     def distill_arguments(self, out, steps, *more):
         return [
             *("distill", "--teacher", self.models / "teacher", "--student", self.folder / "network.json"),
-            *("--out", out, "--steps", steps, "--batch", 2, "--rho", 0.2, "--walk-steps", 10),
+            *("--out", out, "--steps", steps, "--batch", 2, "--rho", 0.2, "--walk-steps", 10, "--no-report"),
             *("--checkpoint-every", 2, "--sample-every", 0, "--threads", 1, *more),
         ]
 

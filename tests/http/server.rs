@@ -18,6 +18,7 @@ use understudy::{
     experiments::Experiments,
     http::{self, App, Settings},
     metrics::Metrics,
+    model_folders::ModelFolders,
     registry::{self, Registry},
 };
 use understudy_models::{
@@ -139,7 +140,7 @@ impl Server {
         let count = NonZeroUsize::new(devices).unwrap();
         let engine = Engine::start(count, settings.max_rows, Arc::clone(&metrics)).unwrap();
         let where_and_how = registry::Settings {
-            folder: models.path().to_owned(),
+            folders: ModelFolders::only(vec![models.path().to_owned()]),
             default_model: None,
             devices: vec![Device::Cpu; devices],
             dtype: DType::F32,

@@ -19,6 +19,7 @@ use serde_json::{Map, Value};
 use understudy_models::{Error, Result, memory, noise};
 
 use crate::checkpoint::Snapshot;
+use crate::estimate::{Cost, timed_evaluation};
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
 use crate::training_batch::{BatchSource, TrainingBatch};
@@ -231,6 +232,33 @@ impl BatchSource for Pool<'_> {
         ]
         .into_iter()
         .collect()
+    }
+
+    fn cost(&mut self) -> Result<Cost> {
+        let network = self.teacher.network();
+        let fill_rows = FILL_ROWS.max(self.settings.batch).min(self.len());
+        // The first evaluation of a size is slower than those after it.
+        timed_evaluation(network, fill_rows)?;
+        let (_, fill_seconds) = timed_evaluation(network, fill_rows)?;
+        timed_evaluation(network, self.settings.batch)?;
+        let (sample, batch_seconds) = timed_evaluation(network, self.settings.batch)?;
+        let left = |slot: usize| self.target(slot).saturating_sub(self.slots[slot].position);
+        let prepare_rows = (self.filling..self.len()).map(|slot| u64::from(left(slot))).sum();
+        let values = (self.len() * self.length * size_of::<f32>()) as u64;
+        let (in_memory, in_file) = match &self.rows {
+            Rows::Memory(_) => (values, 0),
+            Rows::Mapped(_) => (0, 2 * values),
+        };
+        Ok(Cost {
+            prepare_rows,
+            prepare_seconds: prepare_rows as f64 * fill_seconds / fill_rows as f64,
+            batch_seconds,
+            // Zeros take none before they are written to.
+            memory_bytes: if self.begun == 0 && network.device().is_cpu() { in_memory } else { 0 },
+            checkpoint_bytes: in_memory + (self.len() * size_of::<Slot>()) as u64,
+            disk_bytes: in_file,
+            sample,
+        })
     }
 
     fn prepare(&mut self) -> Result<Option<f64>> {

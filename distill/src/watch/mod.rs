@@ -4,8 +4,10 @@ mod journal;
 mod samples;
 mod tensorboard;
 
+use crate::estimate::Estimate;
 pub use journal::{Journal, Record};
 pub(crate) use samples::grid;
+pub use samples::sample_grid;
 
 /// What happens in a run.
 #[derive(Debug, Clone, Copy)]
@@ -17,6 +19,8 @@ pub enum Event<'a> {
         /// What an earlier version's checkpoint does not say, and so could not be compared.
         unsaid: &'a [String],
     },
+    /// What is left of it was measured; it begins unless [`Watch::stops`].
+    Estimated(&'a Estimate),
     /// The first training batch is being prepared.
     Preparing {
         /// How much of it is done, 0 to 1.
@@ -40,4 +44,9 @@ pub enum Event<'a> {
 pub trait Watch {
     /// Told of everything, as it happens.
     fn event(&mut self, event: Event<'_>);
+
+    /// Whether the run is to stop here. What is done is kept: it goes on another time.
+    fn stops(&self) -> bool {
+        false
+    }
 }

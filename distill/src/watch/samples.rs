@@ -5,7 +5,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use understudy_models::sampler::{self, Kind};
-use understudy_models::{Conditioning, Result};
+use understudy_models::schedule::ScheduleConfig;
+use understudy_models::{Conditioning, Denoiser, Image, Result};
 
 use crate::generate::{Classes, Sampling};
 use crate::picture;
@@ -15,7 +16,38 @@ use crate::student::Student;
 const STEPS: usize = 20;
 const ROWS: usize = 2;
 
-/// Draws `ROWS` rows, a column per class (at most ten), and writes them to `path`.
+/// Two rows of samples, a column per class (at most ten); nothing of a network whose answers are no pictures. With the
+/// same classes every network gets the same noise.
+///
+/// # Errors
+/// Samples that are not finite, and whatever the device says.
+pub fn sample_grid(
+    network: &dyn Denoiser,
+    schedule: &ScheduleConfig,
+    null_class: Option<u32>,
+) -> Result<Option<Image>> {
+    let geometry = network.geometry();
+    let columns = match geometry.conditioning {
+        Conditioning::Classes(classes) => classes.clamp(1, 10),
+        _ => 8,
+    };
+    let steps = STEPS.min(schedule.train_timesteps());
+    let learned = geometry.learned_variance();
+    let sampling = Sampling {
+        trajectory: sampler::trajectory(schedule, Kind::Ddim, steps, 0.0, learned)?,
+        classes: Classes::all(geometry.conditioning, null_class)?,
+        first_seed: 0,
+        batch: columns,
+    };
+    let mut images = Vec::new();
+    for batch in sampling.batches(network, 0..ROWS * columns) {
+        images.extend(batch?.images()?);
+    }
+    // Latents of more channels are no pictures.
+    Ok(picture::grid(&images, columns).filter(|grid| matches!(grid.channels, 1 | 3)))
+}
+
+/// Writes the samples of a student with these weights to `path`.
 pub(crate) fn grid(
     student: &Student,
     weights: HashMap<String, Tensor>,
@@ -25,26 +57,8 @@ pub(crate) fn grid(
 ) -> Result<()> {
     // Weights without gradients: the network is compiled.
     let network = student.config.load(weights, DType::F32, device)?;
-    let geometry = network.geometry();
-    let columns = match geometry.conditioning {
-        Conditioning::Classes(classes) => classes.clamp(1, 10),
-        _ => 8,
-    };
-    let steps = STEPS.min(student.schedule.train_timesteps());
-    let learned = geometry.learned_variance();
-    let sampling = Sampling {
-        trajectory: sampler::trajectory(&student.schedule, Kind::Ddim, steps, 0.0, learned)?,
-        classes: Classes::all(geometry.conditioning, null_class)?,
-        first_seed: 0,
-        batch: columns,
-    };
-    let mut images = Vec::new();
-    for batch in sampling.batches(network.as_ref(), 0..ROWS * columns) {
-        images.extend(batch?.images()?);
-    }
-    match picture::grid(&images, columns) {
-        // Latents of more channels are no pictures.
-        Some(grid) if matches!(grid.channels, 1 | 3) => picture::write(path, &grid),
-        _ => Ok(()),
+    match sample_grid(network.as_ref(), &student.schedule, null_class)? {
+        Some(grid) => picture::write(path, &grid),
+        None => Ok(()),
     }
 }

@@ -82,14 +82,20 @@ pub(crate) fn folder(
 
 pub(crate) fn teacher(home: &Path) -> Teacher {
     let path = folder(home, "teacher", &network(16, &json!({})), &schedule(&json!({})));
-    Teacher::open(&path, "teacher".into()).unwrap()
+    Teacher::open(&path, "teacher".into(), DType::F32, &Device::Cpu).unwrap()
 }
 
 /// A teacher that learns its variance.
 pub(crate) fn learned_teacher(home: &Path) -> Teacher {
     let network = network(16, &json!({"out_channels": 2}));
     let schedule = schedule(&json!({"variance_type": "learned_range"}));
-    Teacher::open(&folder(home, "learned", &network, &schedule), "learned".into()).unwrap()
+    Teacher::open(
+        &folder(home, "learned", &network, &schedule),
+        "learned".into(),
+        DType::F32,
+        &Device::Cpu,
+    )
+    .unwrap()
 }
 
 pub(crate) fn pool<'a>(

@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    fs,
     path::{Path, PathBuf},
 };
 
@@ -22,8 +23,10 @@ use serde_json::{Value, json};
 use super::{
     Draft,
     card::{Card, normal_name},
-    file::{read_json, read_text},
-    read, tensors,
+    file::{read_json, read_text, write_atomically},
+    read,
+    readme::{self, README},
+    tensors,
 };
 use crate::{
     Conditioning, Denoiser, Error, NetworkConfig, Result, sampler::Kind, schedule::ScheduleConfig,
@@ -180,6 +183,7 @@ impl ModelFolder {
                 return Err(Error::Weights(problem));
             }
         }
+        let readme = readme::text(network, schedule, card);
         let schedule = schedule.to_json();
         let component = network.component();
         let index = json!({
@@ -191,8 +195,26 @@ impl ModelFolder {
         draft.write_json(&format!("{component}/config.json"), &network.to_json())?;
         draft.write_json("scheduler/scheduler_config.json", &schedule)?;
         draft.write_json(CARD, &json!(card))?;
+        draft.write(README, readme.as_bytes())?;
         draft.write_tensors(&format!("{component}/{WEIGHTS}"), weights)?;
         draft.finish()
+    }
+
+    /// Writes another card into the folder. Its `README.md` follows, where it is as [`ModelFolder::write`] left it.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a card that does not fit the network; [`Error::Io`] naming the file.
+    pub fn write_card(&self, card: &Card) -> Result<()> {
+        let path = self.path.join(CARD);
+        check_card(card, &self.network, &self.schedule, &path)?;
+        let text = |card: &Card| readme::text(&self.network, &self.schedule, card);
+        let readme = self.path.join(README);
+        let untouched = fs::read_to_string(&readme).is_ok_and(|there| there == text(&self.card));
+        write_atomically(&path, format!("{:#}\n", json!(card)).as_bytes())?;
+        if untouched {
+            write_atomically(&readme, text(card).as_bytes())?;
+        }
+        Ok(())
     }
 }
 

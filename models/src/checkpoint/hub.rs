@@ -25,26 +25,71 @@ use super::{
 };
 use crate::{Error, NetworkConfig, Result};
 
-/// The folder of a `MODEL` argument: a folder, the name of one inside `models`, or a Hub id, which is
-/// downloaded unless it is in the cache. Blocks while it downloads.
+/// The folder of a `MODEL` argument: a model folder, the name of one inside `folders` (the first that has it), or
+/// a Hub id, which is downloaded unless it is in the cache. A folder that exists is never taken for a Hub id. Blocks
+/// while it downloads.
 ///
 /// # Errors
-/// [`Error::Value`] when it is none of the three, else those of [`Hub::fetch`].
-pub fn resolve(model: &str, models: &Path) -> Result<PathBuf> {
-    if is_model(Path::new(model)) {
+/// [`Error::Value`] when it is none of the three, with names like it; else those of [`Hub::fetch`].
+pub fn resolve(model: &str, folders: &[&Path]) -> Result<PathBuf> {
+    let path = Path::new(model);
+    if is_model(path) {
         return Ok(model.into());
     }
-    if is_name(model) && is_model(&models.join(model)) {
-        return Ok(models.join(model));
+    let mut named = folders.iter().map(|folder| folder.join(model));
+    if is_name(model)
+        && let Some(named) = named.find(|path| is_model(path))
+    {
+        return Ok(named);
+    }
+    let refuse = |remedy: String| Err(Error::value("MODEL", format!("\"{model}\""), remedy));
+    if path.exists() {
+        return refuse(match models_in(&[path]) {
+            inside if inside.is_empty() => {
+                "it exists and is no model folder: it has no model_index.json".into()
+            }
+            inside => format!(
+                "this folder holds models and is none; name one of them: {}",
+                join(path, &inside)
+            ),
+        });
     }
     if is_hub_id(model) {
         return Hub::from_env()?.fetch(model);
     }
-    let remedy = format!(
-        "name a folder with a model_index.json, a model inside {}, or a Hugging Face Hub id (owner/name)",
-        models.display()
-    );
-    Err(Error::value("MODEL", format!("\"{model}\""), remedy))
+    let known = models_in(folders);
+    let alike = known.iter().max_by(|a, b| likeness(a, model).total_cmp(&likeness(b, model)));
+    if let Some(alike) = alike.filter(|name| likeness(name, model) > ALIKE) {
+        return refuse(format!("there is no such model; did you mean {alike}?"));
+    }
+    let folders: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    refuse(format!(
+        "name a folder with a model_index.json, a model in {}{}, or a Hugging Face Hub id (owner/name)",
+        folders.join(" or "),
+        if known.is_empty() { String::new() } else { format!(" ({})", known.join(", ")) }
+    ))
+}
+
+/// Names of which one is a misspelt other are at least this like each other.
+const ALIKE: f64 = 0.8;
+
+fn likeness(name: &str, other: &str) -> f64 {
+    strsim::normalized_damerau_levenshtein(name, other)
+}
+
+/// The names of the models in some folders; none for a folder that cannot be read.
+fn models_in(folders: &[&Path]) -> Vec<String> {
+    let entries = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten();
+    let models = entries.filter_map(|entry| entry.ok()).filter(|entry| is_model(&entry.path()));
+    let mut names: Vec<_> =
+        models.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+fn join(folder: &Path, names: &[String]) -> String {
+    let paths: Vec<_> = names.iter().map(|name| folder.join(name).display().to_string()).collect();
+    paths.join(", ")
 }
 
 fn is_model(folder: &Path) -> bool {

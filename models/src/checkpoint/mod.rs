@@ -8,6 +8,7 @@ mod folder;
 pub mod hub;
 mod partial;
 pub mod read;
+mod readme;
 mod state_dict;
 mod tensors;
 

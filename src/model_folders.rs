@@ -1,0 +1,128 @@
+//! Where model folders are looked for.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use understudy_models::checkpoint::ModelFolder;
+
+/// Between several folders in one value of `--models` or `UNDERSTUDY_MODELS`, as in `PATH`.
+pub(crate) const SEPARATOR: char = if cfg!(windows) { ';' } else { ':' };
+
+/// Folders whose direct subfolders are models.
+#[derive(Debug, Clone)]
+pub struct ModelFolders {
+    /// Those whose models are all meant.
+    asked: Vec<PathBuf>,
+    /// The bundled ones, of which those are meant that are named.
+    bundled: Option<PathBuf>,
+}
+
+impl ModelFolders {
+    /// The folders asked for, else the bundled models, wherever the binary runs.
+    ///
+    /// # Errors
+    /// A sentence where none are asked for and none are bundled.
+    pub(crate) fn new(asked: &[PathBuf]) -> Result<Self, String> {
+        if asked.is_empty() {
+            return Ok(Self { asked: vec![bundled()?], bundled: None });
+        }
+        Ok(Self { asked: asked.to_vec(), bundled: bundled().ok() })
+    }
+
+    /// These folders alone.
+    pub fn only(asked: Vec<PathBuf>) -> Self {
+        Self { asked, bundled: None }
+    }
+
+    /// All folders, in the order in which a name is looked for.
+    pub(crate) fn all(&self) -> Vec<&Path> {
+        self.asked.iter().chain(&self.bundled).map(PathBuf::as_path).collect()
+    }
+
+    /// The folder of the model with that name.
+    pub(crate) fn find(&self, name: &str) -> Option<PathBuf> {
+        self.all().into_iter().map(|folder| folder.join(name)).find(|model| is_model(model))
+    }
+
+    /// The names of all models that are meant: those in the folders asked for, and those among the bundled ones whose
+    /// students are in them.
+    ///
+    /// # Errors
+    /// A sentence for a folder that cannot be read, and for a name that is in two.
+    pub(crate) fn names(&self) -> Result<Vec<String>, String> {
+        let mut found: Vec<(String, PathBuf)> = Vec::new();
+        let mut read = Vec::new();
+        for folder in &self.asked {
+            let shown = folder.display();
+            let explain = |error| {
+                format!("--models {shown}: {error}; name a folder that holds model folders")
+            };
+            let real = fs::canonicalize(folder).map_err(explain)?;
+            if read.contains(&real) {
+                continue;
+            }
+            let entries = fs::read_dir(folder).map_err(explain)?.filter_map(Result::ok);
+            for name in entries.filter_map(|entry| entry.file_name().into_string().ok()) {
+                let model = folder.join(&name);
+                if !is_model(&model) {
+                    continue;
+                }
+                if let Some((_, other)) = found.iter().find(|(other, _)| *other == name) {
+                    return Err(format!(
+                        "--models {shown}: {} and {} have one name; rename one of them",
+                        other.display(),
+                        model.display()
+                    ));
+                }
+                found.push((name, model));
+            }
+            read.push(real);
+        }
+        let teachers =
+            found.iter().filter_map(|(_, model)| ModelFolder::open(model).ok()?.card.teacher);
+        let teachers: Vec<_> = teachers.collect();
+        let mut names: Vec<String> = found.into_iter().map(|(name, _)| name).collect();
+        for teacher in teachers {
+            let is_bundled = self.bundled.as_ref().is_some_and(|it| is_model(&it.join(&teacher)));
+            if is_bundled && !names.contains(&teacher) {
+                names.push(teacher);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    /// The folders, for messages.
+    pub(crate) fn shown(&self) -> String {
+        let asked: Vec<_> = self.asked.iter().map(|it| it.display().to_string()).collect();
+        asked.join(", ")
+    }
+}
+
+/// Whether a folder is a model's.
+pub(crate) fn is_model(folder: &Path) -> bool {
+    folder.join("model_index.json").is_file()
+}
+
+/// The folder of the models that come with the program.
+///
+/// # Errors
+/// A sentence with the places where it is not.
+pub(crate) fn bundled() -> Result<PathBuf, String> {
+    let zoo = Path::new("models/zoo");
+    let executable = std::env::current_exe().ok().and_then(|path| fs::canonicalize(path).ok());
+    let beside = executable.and_then(|path| Some(path.parent()?.join(zoo)));
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(zoo);
+    let places = [Some(zoo.to_owned()), beside, Some(source)];
+    let there = places.iter().flatten().find(|folder| folder.is_dir());
+    there.cloned().ok_or_else(|| {
+        let places: Vec<_> =
+            places.iter().flatten().map(|folder| format!("\n  {}", folder.display())).collect();
+        format!(
+            "the bundled models are in none of these places; name a folder with --models{}",
+            places.concat()
+        )
+    })
+}

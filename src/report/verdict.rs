@@ -1,0 +1,142 @@
+//! Whether to use a student, in a sentence.
+
+use serde::Serialize;
+
+use super::{
+    comparison::{Comparison, mean},
+    shown,
+};
+
+/// How good a student is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Level {
+    /// As good as its teacher, and faster.
+    Good,
+    /// A little worse.
+    Usable,
+    /// Not good enough.
+    NotYet,
+    /// Too little was measured to tell.
+    Unknown,
+}
+
+/// A judgement and its reason.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Verdict {
+    /// How good it is.
+    pub(crate) level: Level,
+    /// A sentence that says so, with its reason.
+    pub(crate) sentence: String,
+    /// What to do next.
+    pub(crate) next: &'static str,
+}
+
+/// Images by feature, below which a distance says more of the number of images than of the models.
+const IMAGES_BY_FEATURE: usize = 5;
+/// Least quotient of precision and recall, student by teacher, of a student as good as its teacher, and of one that is
+/// usable.
+const GOOD: f64 = 0.9;
+const USABLE: f64 = 0.75;
+/// Below this a student is bad however few images there are.
+const FAR_OFF: f64 = 0.4;
+/// Greatest quotient of distances to a reference, likewise.
+const GOOD_DISTANCE: f64 = 1.15;
+const USABLE_DISTANCE: f64 = 1.5;
+/// Speed-ups below this are not worth a second model.
+const FASTER: f64 = 1.1;
+
+impl Verdict {
+    /// Judges by precision and recall, and where there is a reference that is not the teacher by the distance to it.
+    pub(crate) fn of(comparison: &Comparison) -> Self {
+        let speed = comparison.speed_up();
+        let faster =
+            speed.map_or(String::new(), |it| format!(" at {} × the speed", shown(it, None)));
+        let similar = format!(
+            "on the same seeds its images are {} dB from the teacher's",
+            shown(mean(&comparison.psnr_db), None)
+        );
+        let Some(width) = comparison.feature_width else {
+            return Self {
+                level: Level::Unknown,
+                sentence: format!(
+                    "Look at the images: without a feature network for images of this size no quality can be told; {similar}{faster}."
+                ),
+                next: "Train a small classifier with `understudy train-judge`, or give --features inception with its weights, and evaluate again.",
+            };
+        };
+        let needed = IMAGES_BY_FEATURE * width;
+        let ratio = |name: &str| {
+            comparison.scores.iter().find(|it| it.name.starts_with(name)).and_then(|it| it.ratio())
+        };
+        let (precision, recall) = (ratio("Precision"), ratio("Recall"));
+        let worst = precision.unwrap_or(1.0).min(recall.unwrap_or(1.0));
+        // Few images do not hide that a student is far off.
+        if comparison.images < needed && worst >= FAR_OFF {
+            return Self {
+                level: Level::Unknown,
+                sentence: format!(
+                    "Too few images to tell: {} were made, {width} features want at least {needed}; {similar}{faster}.",
+                    comparison.images
+                ),
+                next: "Evaluate with more images (--n).",
+            };
+        }
+        let (Some(precision), Some(recall)) = (precision, recall) else {
+            return Self {
+                level: Level::Unknown,
+                sentence: format!(
+                    "Look at the images: the reference has statistics alone; {similar}{faster}."
+                ),
+                next: "Evaluate against images (--reference), or leave --reference out.",
+            };
+        };
+        let distance = match comparison.against_teacher {
+            true => None,
+            false => ratio("Fréchet"),
+        };
+        let within = |least: f64, most: f64| worst >= least && distance.is_none_or(|it| it <= most);
+        let percent = |ratio: f64| format!("{:.0} %", 100.0 * ratio);
+        let mut reason = format!(
+            "it keeps {} of the teacher's precision (how good single images are) and {} of its recall (how varied they are)",
+            percent(precision),
+            percent(recall)
+        );
+        if let Some(distance) = distance {
+            reason += &format!(", at {} × its distance", shown(distance, None));
+        }
+        let slow = speed.is_some_and(|it| it < FASTER);
+        let (level, judgement, next) = if slow {
+            (
+                Level::NotYet,
+                "Do not use it: it is hardly faster than its teacher;",
+                "Distil a narrower one, such as `--student 0.5x`.",
+            )
+        } else if within(GOOD, GOOD_DISTANCE) {
+            (
+                Level::Good,
+                "Use it:",
+                "Serve it beside its teacher and compare them on live traffic (`--shadow-rate 0.1`).",
+            )
+        } else if within(USABLE, USABLE_DISTANCE) {
+            (
+                Level::Usable,
+                "Usable, with a loss that shows:",
+                "Train longer (`--steps`, going on with `--student` and this folder), or distil a wider one, such as `--student 0.7x`.",
+            )
+        } else if recall < precision {
+            (
+                Level::NotYet,
+                "Not yet: its images are less varied than the teacher's;",
+                "Train longer, with a larger pool (`--rho`).",
+            )
+        } else {
+            (
+                Level::NotYet,
+                "Not yet: its images are worse than the teacher's;",
+                "Train longer; then a wider student, such as `--student 0.7x`.",
+            )
+        };
+        Self { level, sentence: format!("{judgement} {reason}{faster}."), next }
+    }
+}
