@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
 
-use crate::denoiser::{Denoiser, Geometry};
+use crate::denoiser::{Conditions, Denoiser, Geometry};
 
 /// More rows than that keep a GPU busy for longer than it takes to launch their operations.
 const MOST_ROWS: usize = 64;
@@ -108,7 +108,7 @@ impl Denoiser for Captured {
         timesteps: &Tensor,
         condition: Option<&Tensor>,
     ) -> Result<Tensor> {
-        self.geometry().check(self.dtype(), x, timesteps, condition)?;
+        self.geometry().check(self.dtype(), x, timesteps, Conditions::of(condition))?;
         let rows = x.dim(0)?;
         if rows > MOST_ROWS || x.track_op() {
             return self.network.forward(x, timesteps, condition);

@@ -1,24 +1,30 @@
 //! A network of whichever architecture, made of its graph and its weights.
 
+mod network;
+
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::cpu::{Inference, Training};
+use crate::denoiser::Conditions;
 use crate::eager::Eager;
 use crate::features::Features;
 use crate::graph::{Graph, Op};
 use crate::kernels::{ElementType, Footprint, Isa, Timing};
 use crate::weight::Weight;
 use crate::weights::Weights;
-use crate::{Denoiser, Error, Geometry, patches};
+use crate::{Error, patches};
 
-/// A network that answers for a batch of samples, each at a time of its own.
-pub(crate) struct Network {
+pub(crate) use network::Network;
+
+/// A graph with its weights, in the form that its device and element type ask for.
+pub(crate) struct Compiled {
     body: Body,
     /// Pixels of a patch's side.
     patch: usize,
-    geometry: Geometry,
+    /// Whether the answer is divided by the time.
+    divided: bool,
     dtype: DType,
     device: Device,
     parameters: usize,
@@ -39,15 +45,15 @@ enum Body {
     GpuTraining(crate::gpu::Training, Eager),
 }
 
-impl Network {
+impl Compiled {
     /// From weights that fit the graph, converted to `dtype` on `device`.
     ///
     /// On the CPU, bf16 is what products take and what is kept between operations, where the processor
-    /// multiplies it; such a network still takes and gives f32, and so says [`Denoiser::dtype`].
+    /// multiplies it; such a network still takes and gives f32, and so says [`Compiled::dtype`].
     ///
     /// Where a weight tracks gradients (a [`candle_core::Var`]), the network has gradients with respect
     /// to its weights, its input and its condition, and a later `Var::set` is seen by the network
-    /// ([`Denoiser::follows`]); such weights should already be on `device` and of `dtype`, or, on a GPU, f32,
+    /// ([`Compiled::follows`]); such weights should already be on `device` and of `dtype`, or, on a GPU, f32,
     /// since a converted copy would not follow. In f32 on the CPU, and on a GPU in f32, bf16 and f16, the network
     /// is compiled then too, and each evaluation keeps its intermediate results until its gradient is taken, which
     /// can be done once, or until it is dropped. Norms, and the frequencies of a Fourier time embedding, are kept
@@ -58,7 +64,6 @@ impl Network {
     /// an architecture that has no kernels for it.
     pub(crate) fn new(
         graph: Graph,
-        geometry: Geometry,
         weights: HashMap<String, Weight>,
         dtype: DType,
         device: &Device,
@@ -71,9 +76,124 @@ impl Network {
             other => (other, ElementType::F32),
         };
         let weights = Weights::new(weights, dtype, device);
-        let (patch, parameters) = (graph.patch, weights.parameters());
+        let (patch, parameters, (_, divided)) = (graph.patch, weights.parameters(), graph.answer());
         let body = Body::new(graph, &weights, element)?;
-        Ok(Self { body, patch, geometry, dtype, device: device.clone(), parameters })
+        Ok(Self { body, patch, divided, dtype, device: device.clone(), parameters })
+    }
+
+    /// Has evaluations of one size done the same way in every process from now on.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn pin(&mut self) {
+        if let Body::Gpu(program) = &mut self.body {
+            program.pin();
+        }
+    }
+
+    /// Whether it sees later changes of the variables that it was made of.
+    pub(crate) fn follows(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        if matches!(self.body, Body::GpuTraining(..)) {
+            return true;
+        }
+        self.dtype == DType::F32
+    }
+
+    /// One evaluation of `x` `[B, channels, height, width]`, in [`Compiled::dtype`]; `timesteps` f32 `[B]` are what a
+    /// network with time is told.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: Option<&Tensor>,
+        conditions: Conditions,
+    ) -> Result<Tensor> {
+        let x = patches::cut(x, self.patch)?;
+        let nothing = Tensor::zeros((x.dim(0)?, 0), DType::F32, &self.device)?;
+        let times = timesteps.unwrap_or(&nothing);
+        let y = match &self.body {
+            Body::Inference(network, features) => {
+                let features = features.forward(times, conditions)?;
+                let (time, prompt) = self.rest(times, conditions, &nothing)?;
+                network.forward([&x, &features, time, &prompt])?
+            }
+            Body::Training(network, features) => {
+                let features = features.forward(times, conditions)?;
+                let (time, prompt) = self.rest(times, conditions, &nothing)?;
+                network.forward([&x, &features, time, &prompt])?
+            }
+            Body::Eager(network) => network.forward(&x, times, conditions)?,
+            #[cfg(feature = "cuda")]
+            Body::Gpu(program) => program.forward(&x, times, conditions.condition)?,
+            #[cfg(feature = "cuda")]
+            Body::GpuTraining(network, embedding) => {
+                let embedding = embedding.forward(&x, times, conditions)?.flatten_from(1)?;
+                network.forward([&x, &embedding, times])?
+            }
+        };
+        patches::join(&y, self.patch)
+    }
+
+    /// The inputs of a compiled network beside samples and features: times, where it divides by them, and prompts with
+    /// their channels first.
+    fn rest<'a>(
+        &self,
+        times: &'a Tensor,
+        conditions: Conditions,
+        nothing: &'a Tensor,
+    ) -> Result<(&'a Tensor, Tensor)> {
+        let time = if self.divided { times } else { nothing };
+        let prompt = match conditions.prompt {
+            Some(states) => states.transpose(1, 2)?.contiguous()?,
+            None => nothing.clone(),
+        };
+        Ok((time, prompt))
+    }
+
+    /// The same evaluation, kernel by kernel; nothing where it is not compiled into kernels.
+    pub(crate) fn profile(
+        &self,
+        x: &Tensor,
+        timesteps: Option<&Tensor>,
+        conditions: Conditions,
+    ) -> Result<Vec<Timing>> {
+        let x = patches::cut(x, self.patch)?;
+        let nothing = Tensor::zeros((x.dim(0)?, 0), DType::F32, &self.device)?;
+        let times = timesteps.unwrap_or(&nothing);
+        let (time, prompt) = self.rest(times, conditions, &nothing)?;
+        match &self.body {
+            Body::Inference(network, features) => {
+                network.profile([&x, &features.forward(times, conditions)?, time, &prompt])
+            }
+            Body::Training(network, features) => {
+                network.profile([&x, &features.forward(times, conditions)?, time, &prompt])
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// What it keeps in memory; nothing where it is not compiled into kernels.
+    pub(crate) fn footprint(&self) -> Option<Footprint> {
+        let (mut footprint, features) = match &self.body {
+            Body::Inference(network, features) => (network.footprint(), features),
+            Body::Training(network, features) => (network.footprint(), features),
+            _ => return None,
+        };
+        footprint.weight_bytes += features.weight_bytes();
+        Some(footprint)
+    }
+
+    /// The element type of what it takes and gives.
+    pub(crate) fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Where the weights live.
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Number of weights.
+    pub(crate) fn parameters(&self) -> usize {
+        self.parameters
     }
 }
 
@@ -117,90 +237,4 @@ fn bf16(graph: &Graph) -> crate::Result<ElementType> {
     }
     let remedy = "this processor does not multiply bf16 (AVX512-BF16); use f32";
     Err(Error::value("dtype", "bf16", remedy))
-}
-
-impl Denoiser for Network {
-    #[cfg(feature = "cuda")]
-    fn pin(&mut self) {
-        if let Body::Gpu(program) = &mut self.body {
-            program.pin();
-        }
-    }
-
-    #[cfg(feature = "cuda")]
-    fn follows(&self) -> bool {
-        self.dtype == DType::F32 || matches!(self.body, Body::GpuTraining(..))
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        timesteps: &Tensor,
-        condition: Option<&Tensor>,
-    ) -> Result<Tensor> {
-        self.geometry.check(self.dtype, x, timesteps, condition)?;
-        let x = patches::cut(x, self.patch)?;
-        let y = match &self.body {
-            Body::Inference(network, features) => {
-                network.forward([&x, &features.forward(timesteps, condition)?, timesteps])?
-            }
-            Body::Training(network, features) => {
-                network.forward([&x, &features.forward(timesteps, condition)?, timesteps])?
-            }
-            Body::Eager(network) => network.forward(&x, timesteps, condition)?,
-            #[cfg(feature = "cuda")]
-            Body::Gpu(program) => program.forward(&x, timesteps, condition)?,
-            #[cfg(feature = "cuda")]
-            Body::GpuTraining(network, embedding) => {
-                let embedding = embedding.forward(&x, timesteps, condition)?.flatten_from(1)?;
-                network.forward([&x, &embedding, timesteps])?
-            }
-        };
-        patches::join(&y, self.patch)
-    }
-
-    fn profile(
-        &self,
-        x: &Tensor,
-        timesteps: &Tensor,
-        condition: Option<&Tensor>,
-    ) -> Result<Vec<Timing>> {
-        self.geometry.check(self.dtype, x, timesteps, condition)?;
-        let x = patches::cut(x, self.patch)?;
-        match &self.body {
-            Body::Inference(network, features) => {
-                network.profile([&x, &features.forward(timesteps, condition)?, timesteps])
-            }
-            Body::Training(network, features) => {
-                network.profile([&x, &features.forward(timesteps, condition)?, timesteps])
-            }
-            _ => Ok(Vec::new()),
-        }
-    }
-
-    fn footprint(&self) -> Option<Footprint> {
-        let (mut footprint, features) = match &self.body {
-            Body::Inference(network, features) => (network.footprint(), features),
-            Body::Training(network, features) => (network.footprint(), features),
-            _ => return None,
-        };
-        footprint.weight_bytes += features.weight_bytes();
-        Some(footprint)
-    }
-
-    fn geometry(&self) -> &Geometry {
-        &self.geometry
-    }
-
-    fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn parameters(&self) -> usize {
-        self.parameters
-    }
 }

@@ -17,6 +17,34 @@ pub enum Conditioning {
     Embedding(usize),
 }
 
+/// What a network is told about each sample of a batch beside the noisy sample and its time; all tensors are as its
+/// [`Geometry`] says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Conditions<'a> {
+    /// A class, a number or an embedding, as [`Geometry::conditioning`] says.
+    pub condition: Option<&'a Tensor>,
+    /// The hidden states of a text encoder, f32 `[B, tokens, width]`, where [`Geometry::prompt`] is a prompt of so many.
+    pub prompt: Option<&'a Tensor>,
+    /// Guidance scales less one, f32 `[B]` (w of Meng et al. 2023), where [`Geometry::guidance`] says so.
+    pub guidance: Option<&'a Tensor>,
+}
+
+impl<'a> Conditions<'a> {
+    /// A condition and nothing else.
+    pub(crate) fn of(condition: Option<&'a Tensor>) -> Self {
+        Self { condition, ..Self::default() }
+    }
+}
+
+/// The prompts a network takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prompt {
+    /// Tokens of each: a text encoder's answer is always as long.
+    pub tokens: usize,
+    /// Numbers of a token's hidden state.
+    pub width: usize,
+}
+
 /// The shapes a network takes and gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Geometry {
@@ -30,6 +58,10 @@ pub struct Geometry {
     pub width: usize,
     /// What else the network must be told.
     pub conditioning: Conditioning,
+    /// The prompts it is told as well, where it draws after text.
+    pub prompt: Option<Prompt>,
+    /// Whether it is told a guidance scale, instead of being asked twice.
+    pub guidance: bool,
 }
 
 impl Geometry {
@@ -70,6 +102,10 @@ impl Geometry {
                 );
             }
         }
+        if let Some(Prompt { width, .. }) = self.prompt {
+            let remedy = "the network is told what to draw by the hidden states of a text encoder";
+            return refuse("cross_attention_dim", width.to_string(), remedy.into());
+        }
         if !matches!(self.in_channels, 1 | 3) {
             let remedy = "must be 1 (gray) or 3 (RGB)".into();
             return refuse("in_channels", self.in_channels.to_string(), remedy);
@@ -90,7 +126,7 @@ impl Geometry {
         dtype: DType,
         x: &Tensor,
         timesteps: &Tensor,
-        condition: Option<&Tensor>,
+        conditions: Conditions,
     ) -> Result<()> {
         let Self { in_channels, height, width, conditioning, .. } = *self;
         let batch = x.dims().first().copied().unwrap_or(0);
@@ -110,11 +146,18 @@ impl Geometry {
             Conditioning::Timestep => Some((DType::F32, vec![batch])),
             Conditioning::Embedding(width) => Some((DType::F32, vec![batch, width])),
         };
-        let found = condition.map(|condition| (condition.dtype(), condition.dims().to_vec()));
-        if expected != found {
-            bail!("the condition is {found:?}, not {expected:?}")
-        }
-        Ok(())
+        let agree = |name: &str, tensor: Option<&Tensor>, expected: Option<(DType, Vec<usize>)>| {
+            let found = tensor.map(|tensor| (tensor.dtype(), tensor.dims().to_vec()));
+            if expected != found {
+                bail!("the {name} is {found:?}, not {expected:?}")
+            }
+            Ok(())
+        };
+        agree("condition", conditions.condition, expected)?;
+        let states = |prompt: Prompt| (DType::F32, vec![batch, prompt.tokens, prompt.width]);
+        agree("prompt", conditions.prompt, self.prompt.map(states))?;
+        let scales = self.guidance.then(|| (DType::F32, vec![batch]));
+        agree("guidance", conditions.guidance, scales)
     }
 }
 
@@ -140,6 +183,21 @@ pub trait Denoiser: Send + Sync {
     /// On the CPU row `i` of the result depends, to the bit, only on row `i` of the inputs.
     fn forward(&self, x: &Tensor, timesteps: &Tensor, condition: Option<&Tensor>)
     -> Result<Tensor>;
+
+    /// As [`Denoiser::forward`], of a network that may be told a prompt or a guidance scale, too.
+    ///
+    /// The prompt has no gradient where the network is trained by kernels of its own.
+    ///
+    /// # Errors
+    /// As [`Denoiser::forward`]; conditions that are not those of [`Denoiser::geometry`].
+    fn evaluate(&self, x: &Tensor, timesteps: &Tensor, conditions: Conditions) -> Result<Tensor> {
+        match conditions {
+            Conditions { condition, prompt: None, guidance: None } => {
+                self.forward(x, timesteps, condition)
+            }
+            _ => bail!("the network takes neither a prompt nor a guidance scale"),
+        }
+    }
 
     /// The same evaluation, kernel by kernel; nothing where the network is not compiled into kernels.
     ///

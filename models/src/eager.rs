@@ -10,6 +10,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 
+use crate::denoiser::Conditions;
 use crate::features::Feature;
 use crate::graph::{Epilogue, Graph, Map, Op, Product, Slice, positions};
 use crate::kernels::{Function, Taps};
@@ -59,6 +60,9 @@ impl Eager {
                         taken[id.0] = Some(tensor);
                     }
                 }
+                Op::Nearest { table, .. } => {
+                    taken[table.0] = Some(weights.get_as(graph.weight(*table), dtype)?);
+                }
                 Op::Positions { to } => {
                     let size = graph.size(*to);
                     let shape = (1, size.height * size.width, size.channels);
@@ -74,22 +78,22 @@ impl Eager {
     }
 
     /// One evaluation: `x` `[B, channels, height, width]` in the network's type, in patches where the graph says so; the
-    /// answer is such a tensor.
+    /// answer is such a tensor. The times are not looked at by a network without time.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         timesteps: &Tensor,
-        condition: Option<&Tensor>,
+        conditions: Conditions,
     ) -> Result<Tensor> {
         let mut maps: Vec<Option<Tensor>> = vec![None; self.graph.maps.len()];
         let mut uses = self.graph.uses();
         for (op, feature) in self.graph.ops.iter().zip(&self.features) {
             let made = match feature {
                 Some(feature) => {
-                    let vector = feature.forward(timesteps, condition)?.to_dtype(self.dtype)?;
+                    let vector = feature.forward(timesteps, conditions)?.to_dtype(self.dtype)?;
                     vector.unsqueeze(2)?.unsqueeze(3)?
                 }
-                None => self.apply(op, x, timesteps, &maps)?,
+                None => self.apply(op, x, (timesteps, conditions.prompt), &maps)?,
             };
             match op.to() {
                 Some(to) => maps[to.0] = Some(made),
@@ -109,7 +113,7 @@ impl Eager {
         &self,
         op: &Op,
         x: &Tensor,
-        timesteps: &Tensor,
+        (timesteps, prompt): (&Tensor, Option<&Tensor>),
         maps: &[Option<Tensor>],
     ) -> Result<Tensor> {
         let map = |map: Map| match &maps[map.0] {
@@ -125,6 +129,14 @@ impl Eager {
                     positions.broadcast_as((x.dim(0)?, channels, height, width))?.contiguous()
                 }
                 None => bail!("positions are made when a network is"),
+            },
+            Op::Prompt { .. } => match prompt {
+                Some(states) => states.transpose(1, 2)?.unsqueeze(2)?.to_dtype(self.dtype),
+                None => bail!("the network is told no prompt"),
+            },
+            Op::Nearest { source, table, .. } => match &self.weights[table.0] {
+                Some(table) => nearest(map(*source)?, table),
+                None => bail!("a table has its rows"),
             },
             Op::Learned { weights, to } => {
                 let all = weights.iter().filter_map(|id| self.weights[id.0].as_ref());
@@ -193,9 +205,15 @@ impl Eager {
                 &halves[0] * apply(Function::Gelu, &halves[1].contiguous()?)?
             }
             Op::Activate { source, function, .. } => apply(*function, map(*source)?),
-            Op::Answer { source, divided: false } => Ok(map(*source)?.clone()),
-            Op::Answer { source, divided: true } => {
-                let y = map(*source)?;
+            &Op::Answer { source, divided, factor, shift } => {
+                let y = map(source)?;
+                let y = match (factor, shift) {
+                    (1.0, 0.0) => y.clone(),
+                    _ => y.affine(f64::from(factor), f64::from(shift))?,
+                };
+                if !divided {
+                    return Ok(y);
+                }
                 let dtype = working(y.dtype());
                 let sigma = timesteps.to_dtype(dtype)?.reshape(((), 1, 1, 1))?;
                 y.to_dtype(dtype)?.broadcast_div(&sigma)?.to_dtype(y.dtype())
@@ -260,6 +278,24 @@ fn finish<'a>(
     }
     if factor == 1.0 { Ok(y) } else { y * f64::from(factor) }
 }
+
+/// Of each pixel the row of `[rows, channels]` with the smallest squared distance, of several the first.
+fn nearest(x: &Tensor, table: &Tensor) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
+    let pixels = x.detach().permute((0, 2, 3, 1))?.reshape(((), 1, channels))?;
+    // A few pixels at a time: all distances at once would be as many as pixels times rows.
+    let rows = (0..pixels.dim(0)?).step_by(PIXELS).map(|first| {
+        let count = PIXELS.min(pixels.dim(0)? - first);
+        let apart = pixels.narrow(0, first, count)?.broadcast_sub(&table.detach().unsqueeze(0)?)?;
+        apart.sqr()?.sum(D::Minus1)?.argmin(D::Minus1)
+    });
+    let rows = Tensor::cat(&rows.collect::<Result<Vec<_>>>()?, 0)?;
+    let found = table.index_select(&rows, 0)?.reshape((batch, height, width, channels))?;
+    found.permute((0, 3, 1, 2))?.contiguous()
+}
+
+/// Pixels whose distances to all rows of a table are worked out at a time.
+const PIXELS: usize = 256;
 
 fn convolve(x: &Tensor, weight: &Tensor, taps: Taps) -> Result<Tensor> {
     let Taps { side, stride, padding, doubled } = taps;
@@ -362,6 +398,7 @@ pub(crate) fn apply(function: Function, x: &Tensor) -> Result<Tensor> {
         Function::GeluTanh => x.gelu(),
         Function::QuickGelu => x * ((x * -1.702)?.exp()? + 1.0)?.recip()?,
         Function::Relu => x.relu(),
+        Function::SoftClamp => (x / 3.0)?.tanh()? * 3.0,
         // ln(1 + eˣ) = max(x, 0) + ln(1 + e^−|x|), which cannot overflow.
         Function::Mish => x * (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?.tanh()?,
     }

@@ -5,6 +5,7 @@
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+use crate::denoiser::Conditions;
 use crate::graph::{Graph, Op, Scalar, Wave};
 use crate::weights::Weights;
 
@@ -58,15 +59,17 @@ impl Feature {
         Ok(Some(Self { source, of, width: graph.size(to).channels }))
     }
 
-    /// `timesteps` f32 `[B]`, `condition` as [`crate::Conditioning`] says → `[B, width]`, in f32 or the table's type. A
+    /// `timesteps` f32 `[B]`, `conditions` as [`crate::Geometry`] says → `[B, width]`, in f32 or the table's type. A
     /// table of one row needs no condition.
-    pub(crate) fn forward(&self, timesteps: &Tensor, condition: Option<&Tensor>) -> Result<Tensor> {
-        let number = match (self.of, condition) {
-            (Scalar::Time, _) => timesteps,
-            (Scalar::Condition, Some(condition)) => condition,
-            (Scalar::Condition, None) => {
+    pub(crate) fn forward(&self, timesteps: &Tensor, conditions: Conditions) -> Result<Tensor> {
+        let number = match (self.of, conditions.condition, conditions.guidance) {
+            (Scalar::Time, ..) => timesteps,
+            (Scalar::Condition, Some(condition), _) => condition,
+            (Scalar::Condition, None, _) => {
                 &Tensor::zeros(timesteps.dims(), DType::U32, timesteps.device())?
             }
+            (Scalar::Guidance, _, Some(guidance)) => &(guidance * 1000.0)?,
+            (Scalar::Guidance, _, None) => bail!("the network is told no guidance scale"),
         };
         match &self.source {
             Source::Positional { frequencies, cosines_first } => {
@@ -112,11 +115,11 @@ impl Features {
     }
 
     /// As [`Feature::forward`]: f32 `[B, all widths]`.
-    pub(crate) fn forward(&self, timesteps: &Tensor, condition: Option<&Tensor>) -> Result<Tensor> {
+    pub(crate) fn forward(&self, timesteps: &Tensor, conditions: Conditions) -> Result<Tensor> {
         let all: Result<Vec<Tensor>> = self
             .0
             .iter()
-            .map(|feature| feature.forward(timesteps, condition)?.to_dtype(DType::F32))
+            .map(|feature| feature.forward(timesteps, conditions)?.to_dtype(DType::F32))
             .collect();
         match all? {
             // A network that knows neither time nor condition.

@@ -1,8 +1,37 @@
 //! Reading a JSON object field by field, so that every complaint names file, field, value and remedy.
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use serde_path_to_error::Segment;
 
 use crate::{Error, Result};
+
+/// A configuration whose members are those of `T`, as serde has them; `file` is what messages call it. Members whose names
+/// begin with `_` tell of the library that wrote the file, and are not looked at.
+///
+/// # Errors
+/// [`Error::Value`] naming file, member and value for what `T` does not take.
+pub(crate) fn typed<T: DeserializeOwned>(value: &Value, file: &str) -> Result<T> {
+    let Value::Object(object) = value else {
+        return Err(Error::value(file, short(value), "the file must hold one JSON object"));
+    };
+    let own = object.iter().filter(|(name, _)| !name.starts_with('_'));
+    let own = Value::Object(own.map(|(name, value)| (name.clone(), value.clone())).collect());
+    serde_path_to_error::deserialize(&own).map_err(|error| {
+        let path = error.path();
+        let found = path.iter().try_fold(&own, |value, segment| match segment {
+            Segment::Map { key } => value.get(key),
+            Segment::Seq { index } => value.get(index),
+            _ => Some(value),
+        });
+        let found = found.map_or_else(|| "absent".to_owned(), short);
+        Error::value(
+            format!("{file}: {path}"),
+            found,
+            format!("cannot be honoured: {}", error.inner()),
+        )
+    })
+}
 
 /// The members of a configuration file. An absent member takes the default the caller gives, as the
 /// constructor that the file configures would; a member of the wrong kind is refused.

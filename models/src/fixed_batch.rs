@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::denoiser::{Denoiser, Geometry};
+use crate::denoiser::{Conditions, Denoiser, Geometry};
 
 /// Asks its network about `rows` rows whatever it is asked itself, the missing ones zeros at time 0, and more than
 /// that in several evaluations. Shapes, types and errors are the network's.
@@ -29,6 +29,10 @@ impl Denoiser for FixedBatch {
         timesteps: &Tensor,
         condition: Option<&Tensor>,
     ) -> Result<Tensor> {
+        self.evaluate(x, timesteps, Conditions::of(condition))
+    }
+
+    fn evaluate(&self, x: &Tensor, timesteps: &Tensor, conditions: Conditions) -> Result<Tensor> {
         let batch = x.dim(0)?;
         let mut answers = Vec::new();
         for first in (0..batch).step_by(self.rows) {
@@ -36,9 +40,17 @@ impl Denoiser for FixedBatch {
             let padded = |tensor: &Tensor| {
                 tensor.narrow(0, first, taken)?.pad_with_zeros(0, 0, self.rows - taken)
             };
-            let condition = condition.map(padded).transpose()?;
-            let answer =
-                self.network.forward(&padded(x)?, &padded(timesteps)?, condition.as_ref())?;
+            let all = [conditions.condition, conditions.prompt, conditions.guidance];
+            let mut parts = Vec::new();
+            for one in all {
+                parts.push(one.map(padded).transpose()?);
+            }
+            let conditions = Conditions {
+                condition: parts[0].as_ref(),
+                prompt: parts[1].as_ref(),
+                guidance: parts[2].as_ref(),
+            };
+            let answer = self.network.evaluate(&padded(x)?, &padded(timesteps)?, conditions)?;
             answers.push(answer.narrow(0, 0, taken)?);
         }
         Tensor::cat(&answers, 0)
@@ -76,7 +88,7 @@ mod tests {
 
     impl Denoiser for Sum {
         fn forward(&self, x: &Tensor, times: &Tensor, classes: Option<&Tensor>) -> Result<Tensor> {
-            self.geometry.check(DType::F32, x, times, classes)?;
+            self.geometry.check(DType::F32, x, times, Conditions::of(classes))?;
             self.asked.lock().unwrap().push(x.dim(0)?);
             let classes = classes.unwrap().to_dtype(DType::F32)?;
             x.broadcast_add(&(times + classes)?.reshape(((), 1, 1, 1))?)
@@ -108,6 +120,8 @@ mod tests {
             height: 2,
             width: 2,
             conditioning: Conditioning::Classes(10),
+            prompt: None,
+            guidance: false,
         };
         let sum = || Sum { geometry: geometry.clone(), asked: Arc::clone(&asked) };
         let (plain, padded) = (sum(), FixedBatch::new(Box::new(sum()), 4));

@@ -5,12 +5,16 @@
 //! request's settings become a [`sampler::Trajectory`]; whoever owns the device alternates network
 //! evaluations with [`sampler::advance`].
 
+mod activation;
+pub mod autoencoder;
+mod blocks;
 #[cfg(feature = "cuda")]
 mod captured;
 pub mod channels;
 pub mod checkpoint;
 mod compiled;
 mod cpu;
+mod demand;
 mod denoiser;
 pub mod dit;
 mod eager;
@@ -37,7 +41,7 @@ mod weight;
 mod weights;
 mod wrappers;
 
-pub use denoiser::{Conditioning, Denoiser, Geometry};
+pub use denoiser::{Conditioning, Conditions, Denoiser, Geometry, Prompt};
 pub use error::{Error, Result};
 pub use fixed_batch::FixedBatch;
 pub use image::Image;

@@ -231,7 +231,7 @@ impl NetworkConfig {
         // One that is trained may be built anew every step, of weights that are there.
         let network = if trained { build()? } else { self.built(build)? };
         #[cfg(feature = "cuda")]
-        if let (Device::Cuda(device), false) = (device, trained) {
+        if let (Device::Cuda(device), false, None) = (device, trained, self.geometry().prompt) {
             return Ok(Box::new(crate::captured::Captured::new(network, device)));
         }
         Ok(network)

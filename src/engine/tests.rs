@@ -41,6 +41,8 @@ impl Toy {
             height: 2,
             width: 2,
             conditioning: Conditioning::Classes(10),
+            prompt: None,
+            guidance: false,
         };
         let (go, rows) = (go.map(Mutex::new), Arc::default());
         Self { geometry, go, rows, memory_rows, defers: false, broken: false }

@@ -13,16 +13,26 @@ use crate::weights::Weights;
 use builder::Builder;
 pub(crate) use training::Training;
 
-/// Numbers of a compiled network's inputs: the noisy samples `[B, channels, height, width]`; the vectors that time and
-/// condition become ([`crate::features`]), `[B, all their numbers]`; and the times `[B]`.
+/// Numbers of a compiled network's inputs: what it is asked about, `[B, channels, height, width]`; the vectors that time
+/// and condition become ([`crate::features`]), `[B, all their numbers]`; the times `[B]`; and the prompts
+/// `[B, width, tokens]`. Those that a network does not take are `[B, 0]`.
 pub(crate) const SAMPLE: usize = 0;
 pub(crate) const FEATURES: usize = 1;
 pub(crate) const TIME: usize = 2;
+pub(crate) const PROMPT: usize = 3;
+
+/// One tensor for each.
+pub(crate) type Inputs<'a> = [&'a Tensor; 4];
 
 /// Floats per sample of each input.
-fn inputs(graph: &Graph) -> [usize; 3] {
-    let Size { height, width, channels } = graph.size(graph.sample().0);
-    [height * width * channels, graph.features().total, 1]
+fn inputs(graph: &Graph) -> [usize; 4] {
+    let floats = |map| {
+        let Size { height, width, channels } = graph.size(map);
+        height * width * channels
+    };
+    let (_, divided) = graph.answer();
+    let prompt = graph.prompt().map_or(0, floats);
+    [floats(graph.sample().0), graph.features().total, usize::from(divided), prompt]
 }
 
 /// A network whose weights are packed and whose memory is planned.
@@ -51,14 +61,14 @@ impl Inference {
     }
 
     /// Of f32 tensors that begin with the batch, one evaluation: `[B, channels, height, width]`.
-    pub(crate) fn forward(&self, inputs: [&Tensor; 3]) -> Result<Tensor> {
+    pub(crate) fn forward(&self, inputs: Inputs) -> Result<Tensor> {
         self.with_inputs(inputs, |program, batch, inputs, output| {
             Ok(program.run(batch, inputs, output)?)
         })
     }
 
     /// What each kernel does in one evaluation.
-    pub(crate) fn profile(&self, inputs: [&Tensor; 3]) -> Result<Vec<Timing>> {
+    pub(crate) fn profile(&self, inputs: Inputs) -> Result<Vec<Timing>> {
         let mut lines = Vec::new();
         self.with_inputs(inputs, |program, batch, inputs, output| {
             lines = program.profile(batch, inputs, output)?;
@@ -69,13 +79,13 @@ impl Inference {
 
     fn with_inputs(
         &self,
-        inputs: [&Tensor; 3],
+        inputs: Inputs,
         run: impl FnOnce(&Program, usize, &[&[f32]], &mut [f32]) -> Result<()>,
     ) -> Result<Tensor> {
         let batch = inputs[SAMPLE].dim(0)?;
         let tensors = contiguous(inputs)?;
         let storages = tensors.each_ref().map(Tensor::storage_and_layout);
-        let mut inputs: [&[f32]; 3] = [&[]; 3];
+        let mut inputs: [&[f32]; 4] = [&[]; 4];
         for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
             *input = floats(storage, layout)?;
         }
@@ -91,9 +101,9 @@ impl Inference {
     }
 }
 
-fn contiguous(inputs: [&Tensor; 3]) -> Result<[Tensor; 3]> {
-    let [sample, features, time] = inputs;
-    Ok([sample.contiguous()?, features.contiguous()?, time.contiguous()?])
+fn contiguous(inputs: Inputs) -> Result<[Tensor; 4]> {
+    let [sample, features, time, prompt] = inputs;
+    Ok([sample.contiguous()?, features.contiguous()?, time.contiguous()?, prompt.contiguous()?])
 }
 
 /// The floats of a contiguous f32 tensor on the CPU.

@@ -2,12 +2,12 @@
 
 use super::builder::{Builder, tensors, values, variant};
 use super::tape::Saved;
-use super::{FEATURES, SAMPLE, TIME};
+use super::{FEATURES, PROMPT, SAMPLE, TIME};
 use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Slice, positions};
 use crate::kernels::{
     Activate, Attend, Buffer, Channels, Direct, Downsample, ElementType, Export, Fill, Finish,
-    Gate, Geglu, GroupNormAffine, GroupNormApply, Image, Import, Learned, Modulate, PackKeys,
-    PackValues, Taps, Upsample, Vector, Winograd, padded,
+    Gate, Geglu, GroupNormAffine, GroupNormApply, Image, Import, Learned, Modulate, Nearest,
+    PackKeys, PackValues, Taps, Upsample, Vector, Winograd, padded,
 };
 use crate::weights::Weights;
 
@@ -23,6 +23,15 @@ impl Backend for Builder<'_> {
                 let features = graph.features();
                 let (start, apart) = (features.start(to), features.total);
                 self.push(Import { start, apart, ..Import::whole(FEATURES, output) });
+            }
+            &Op::Prompt { to } => {
+                let output = self.map_of_f32(to);
+                self.push(Import::whole(PROMPT, output));
+            }
+            &Op::Nearest { source, table, to } => {
+                let table = values(&weights.get(graph.weight(table))?)?;
+                let (input, output) = (self.image(source), self.map_of_f32(to));
+                self.push(Nearest::new(&table, input, output));
             }
             &Op::Positions { to } => {
                 let output = self.map(to);
@@ -85,10 +94,10 @@ impl Backend for Builder<'_> {
                 let (input, output) = (self.image(source), self.map(to));
                 self.push(Activate { input, output, function });
             }
-            &Op::Answer { source, divided } => {
+            &Op::Answer { source, divided, factor, shift } => {
                 let input = self.image(source);
                 let divisor = divided.then_some(TIME);
-                self.push(Export { divisor, ..Export::whole(input) });
+                self.push(Export { divisor, factor, shift, ..Export::whole(input) });
             }
         }
         Ok(())

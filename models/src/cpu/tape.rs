@@ -396,6 +396,8 @@ impl Differentiate for Builder<'_> {
             | Op::Sinusoid { .. }
             | Op::Row { .. }
             | Op::Condition { .. }
+            | Op::Prompt { .. }
+            | Op::Nearest { .. }
             | Op::Positions { .. }
             | Op::Learned { .. }
             | Op::Answer { .. } => {}

@@ -11,7 +11,7 @@ use candle_core::{
 };
 
 use super::builder::Builder;
-use super::{FEATURES, SAMPLE, contiguous, floats, inputs, slice};
+use super::{FEATURES, Inputs, PROMPT, SAMPLE, TIME, contiguous, floats, inputs, slice};
 use crate::graph::backward::{Differentiate, backward};
 use crate::graph::{Graph, Op, Size, lower};
 use crate::kernels::{
@@ -48,19 +48,20 @@ impl Training {
 
         let (size, divided) = graph.answer();
         let answer = graph.ops.iter().rev().find_map(|op| match op {
-            Op::Answer { source, .. } => Some(*source),
+            Op::Answer { source, factor, .. } => Some((*source, *factor)),
             _ => None,
         });
         let len = size.height * size.width * size.channels;
-        if let Some(answer) = answer {
+        if let Some((answer, factor)) = answer {
             let (output, _) = builder.gradient(answer);
-            builder.push(Import::whole(0, output));
+            builder.push(Import { factor, ..Import::whole(0, output) });
         }
         let first = backward(graph, &mut builder);
         let features = graph.features();
         for &(map, start) in &features.starts {
             if let Some(input) = builder.maps[map.0].gradient {
-                builder.push(Export { input, divisor: None, start, apart: features.total });
+                let apart = features.total;
+                builder.push(Export { start, apart, ..Export::whole(input) });
             }
         }
         let backward = builder.len();
@@ -87,7 +88,11 @@ impl Training {
     }
 
     /// As [`super::Inference::forward`], with a gradient.
-    pub(crate) fn forward(&self, [sample, features, time]: [&Tensor; 3]) -> Result<Tensor> {
+    pub(crate) fn forward(&self, inputs: Inputs) -> Result<Tensor> {
+        if inputs[PROMPT].track_op() {
+            bail!("the gradient of a prompt is not worked out here; detach it")
+        }
+        let [sample, features, time, prompt] = contiguous(inputs)?;
         let gradients = Arc::new(Mutex::new(None));
         let mut link = Tensor::zeros(1, DType::F32, &Device::Cpu)?;
         for (parameter, start) in self.0.parameters.iter().filter(|(one, _)| one.track_op()) {
@@ -96,21 +101,22 @@ impl Training {
         }
         let evaluation = Evaluation {
             network: self.0.clone(),
-            time: time.contiguous()?,
+            time,
+            prompt,
             parameters: self.0.parameters()?,
             workspace: Mutex::new(None),
             gradients,
         };
-        sample.contiguous()?.apply_op3(&features.contiguous()?, &link, evaluation)
+        sample.apply_op3(&features, &link, evaluation)
     }
 
     /// What each kernel of one evaluation did, and of the gradients of its weights, the output's own gradient being the output.
-    pub(crate) fn profile(&self, inputs: [&Tensor; 3]) -> Result<Vec<Timing>> {
+    pub(crate) fn profile(&self, inputs: Inputs) -> Result<Vec<Timing>> {
         let network = &self.0;
         let (batch, features) = (inputs[SAMPLE].dim(0)?, inputs[FEATURES].elem_count());
         let tensors = contiguous(inputs)?;
         let storages = tensors.each_ref().map(Tensor::storage_and_layout);
-        let mut inputs: [&[f32]; 3] = [&[]; 3];
+        let mut inputs: [&[f32]; 4] = [&[]; 4];
         for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
             *input = floats(storage, layout)?;
         }
@@ -159,6 +165,7 @@ type Gradients = Arc<Mutex<Option<Tensor>>>;
 struct Evaluation {
     network: Arc<Network>,
     time: Tensor,
+    prompt: Tensor,
     parameters: Vec<Tensor>,
     workspace: Mutex<Option<Workspace>>,
     gradients: Gradients,
@@ -233,8 +240,12 @@ impl CustomOp3 for Evaluation {
     ) -> Result<(CpuStorage, Shape)> {
         let batch = x_layout.dims()[0];
         let (time, time_layout) = self.time.storage_and_layout();
-        let inputs =
-            [slice(x, x_layout)?, slice(features, features_layout)?, floats(&time, time_layout)?];
+        let (prompt, prompt_layout) = self.prompt.storage_and_layout();
+        let mut inputs: [&[f32]; 4] = [&[]; 4];
+        inputs[SAMPLE] = slice(x, x_layout)?;
+        inputs[FEATURES] = slice(features, features_layout)?;
+        inputs[TIME] = floats(&time, time_layout)?;
+        inputs[PROMPT] = floats(&prompt, prompt_layout)?;
         let Size { height, width, channels } = self.network.output;
         let mut output = vec![0.0; batch * channels * height * width];
         let mut workspace = self.network.program.begin();

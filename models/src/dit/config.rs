@@ -56,6 +56,8 @@ impl DiTConfig {
                 1 => Conditioning::None,
                 rows => Conditioning::Classes(rows),
             },
+            prompt: None,
+            guidance: false,
         }
     }
 

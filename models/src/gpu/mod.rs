@@ -23,7 +23,7 @@ pub(crate) use lists::{join, part};
 pub(crate) use program::Program;
 pub(crate) use training::Training;
 
-use crate::graph::{Graph, Op};
+use crate::graph::{Graph, Op, Scalar};
 use crate::kernels::Function;
 use crate::weights::Weights;
 
@@ -41,8 +41,16 @@ pub(crate) fn compiles(graph: &Graph, weights: &Weights) -> bool {
 
 fn has_kernels(op: &Op) -> bool {
     match op {
-        Op::Learned { .. } | Op::Geglu { .. } | Op::Modulate { plus_one: false, .. } => false,
-        Op::Activate { function, .. } => *function != Function::QuickGelu,
+        Op::Learned { .. }
+        | Op::Geglu { .. }
+        | Op::Prompt { .. }
+        | Op::Nearest { .. }
+        | Op::Sinusoid { of: Scalar::Guidance, .. }
+        | Op::Modulate { plus_one: false, .. } => false,
+        Op::Activate { function, .. } => {
+            !matches!(function, Function::QuickGelu | Function::SoftClamp)
+        }
+        Op::Answer { factor, shift, .. } => (*factor, *shift) == (1.0, 0.0),
         Op::Convolve { taps, .. } => taps.side == 3,
         Op::Attend { queries, keys, values, causal, .. } => {
             !causal && queries.map == keys.map && queries.map == values.map

@@ -45,7 +45,7 @@ impl Backend for Builder<'_> {
                 self.import(CONDITION, [0, graph.size(to).channels], (1.0, 0.0), to);
             }
             &Op::Positions { to } => self.positions(graph, to)?,
-            Op::Learned { .. } | Op::Geglu { .. } => {
+            Op::Learned { .. } | Op::Geglu { .. } | Op::Prompt { .. } | Op::Nearest { .. } => {
                 unreachable!("a network with these is not compiled here");
             }
             Op::Project { source, product, to } => self.project(*source, product, *to, weights)?,
@@ -87,7 +87,7 @@ impl Backend for Builder<'_> {
                 });
             }
             &Op::Activate { source, function, to } => self.activate(source, function, to),
-            &Op::Answer { source, divided } => {
+            &Op::Answer { source, divided, .. } => {
                 let (bias, source) = (self.bias(source), self.place(source));
                 self.push(move |machine, run| {
                     let time = run.inputs[TIME];
@@ -111,6 +111,7 @@ fn input(of: Scalar) -> usize {
     match of {
         Scalar::Time => TIME,
         Scalar::Condition => CONDITION,
+        Scalar::Guidance => unreachable!("a network with it is not compiled here"),
     }
 }
 

@@ -387,6 +387,8 @@ impl Differentiate for Builder<'_> {
             | Op::Sinusoid { .. }
             | Op::Row { .. }
             | Op::Condition { .. }
+            | Op::Prompt { .. }
+            | Op::Nearest { .. }
             | Op::Positions { .. }
             | Op::Answer { .. } => {}
         }

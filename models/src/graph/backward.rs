@@ -36,6 +36,8 @@ pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -
             | Op::Sinusoid { .. }
             | Op::Row { .. }
             | Op::Condition { .. }
+            | Op::Prompt { .. }
+            | Op::Nearest { .. }
             | Op::Positions { .. } => continue,
             Op::Linear { epilogue, .. } | Op::Convolve { epilogue, .. } => epilogue.residual,
             Op::Gate { residual, .. } => Some(*residual),
@@ -48,7 +50,9 @@ pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -
                 first = Some(op);
                 continue;
             }
-            machine.source_gradients(graph, op);
+            if reads_what_learns(graph, op) {
+                machine.source_gradients(graph, op);
+            }
             if let Some(residual) = residual {
                 machine.pass_on(to, residual);
             }
@@ -56,4 +60,12 @@ pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -
         machine.forget(to);
     }
     first
+}
+
+/// Whether the gradient of what an operation reads is of use; a product with what is given has only weights.
+fn reads_what_learns(graph: &Graph, op: &Op) -> bool {
+    match op {
+        Op::Linear { sources, .. } => sources.iter().any(|&source| graph.learns(source)),
+        _ => true,
+    }
 }

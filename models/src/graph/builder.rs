@@ -45,9 +45,20 @@ impl GraphBuilder {
     }
 
     /// The graph, whose answer is `source`, divided by the time where `divided` says so.
-    pub(crate) fn finish(mut self, source: Map, divided: bool) -> Graph {
-        self.maps[source.0].kind = Kind::Answer;
-        self.ops.push(Op::Answer { source, divided });
+    pub(crate) fn finish(self, source: Map, divided: bool) -> Graph {
+        self.answered(Op::Answer { source, divided, factor: 1.0, shift: 0.0 })
+    }
+
+    /// The graph, whose answer is `factor·source + shift`.
+    pub(crate) fn finish_with(self, source: Map, factor: f32, shift: f32) -> Graph {
+        self.answered(Op::Answer { source, divided: false, factor, shift })
+    }
+
+    fn answered(mut self, answer: Op) -> Graph {
+        for map in answer.reads() {
+            self.maps[map.0].kind = Kind::Answer;
+        }
+        self.ops.push(answer);
         let Self { ops, maps, weights, patch, .. } = self;
         Graph { ops, maps, weights, patch }
     }
@@ -122,6 +133,22 @@ impl GraphBuilder {
         to
     }
 
+    /// The hidden states of a prompt of so many tokens, `width` numbers each.
+    pub(crate) fn prompt(&mut self, tokens: usize, width: usize) -> Map {
+        let to = self.map(Size { height: 1, width: tokens, channels: width }, Kind::Features);
+        self.ops.push(Op::Prompt { to });
+        to
+    }
+
+    /// Of each pixel the nearest of the `rows` rows of the table `name`.
+    pub(crate) fn nearest(&mut self, name: &Name, source: Map, rows: usize) -> Map {
+        let channels = self.size(source).channels;
+        let table = self.weight(name, &[rows, channels]);
+        let to = self.like(source, channels);
+        self.ops.push(Op::Nearest { source, table, to });
+        to
+    }
+
     /// Sines and cosines of each pixel's column and row.
     pub(crate) fn positions(&mut self, size: Size) -> Map {
         let to = self.map(size, Kind::Features);
@@ -191,8 +218,34 @@ impl GraphBuilder {
         taps: Taps,
         epilogue: Epilogue,
     ) -> Map {
-        let Size { height, width, channels: input } = self.size(source);
+        let input = self.size(source).channels;
         let product = self.product(name, &[channels, input, taps.side, taps.side]);
+        self.convolution(source, product, taps, epilogue)
+    }
+
+    /// A convolution without a bias.
+    pub(crate) fn convolve_unbiased(
+        &mut self,
+        name: &Name,
+        source: Map,
+        channels: usize,
+        taps: Taps,
+    ) -> Map {
+        let shape = [channels, self.size(source).channels, taps.side, taps.side];
+        let weight = self.weight(&name.at("weight"), &shape);
+        let product = Product { weight, bias: None, factor: 1.0 };
+        self.convolution(source, product, taps, Epilogue::default())
+    }
+
+    fn convolution(
+        &mut self,
+        source: Map,
+        product: Product,
+        taps: Taps,
+        epilogue: Epilogue,
+    ) -> Map {
+        let Size { height, width, .. } = self.size(source);
+        let channels = self.weights[product.weight.0].shape[0];
         let [height, width] = [height, width].map(|side| taps.output(side));
         let to = self.map(Size { height, width, channels }, Kind::Features);
         self.ops.push(Op::Convolve { source, product, taps, epilogue, to });

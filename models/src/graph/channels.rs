@@ -16,6 +16,8 @@ impl Graph {
         for op in &self.ops {
             match op {
                 Op::Condition { .. }
+                | Op::Prompt { .. }
+                | Op::Nearest { .. }
                 | Op::Positions { .. }
                 | Op::Modulate { .. }
                 | Op::Learned { .. }

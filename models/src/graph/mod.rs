@@ -72,6 +72,8 @@ pub(crate) enum Scalar {
     Time,
     /// The condition: a class, or a number.
     Condition,
+    /// How far guidance goes beyond a prompt, in thousandths (Meng et al. 2023, who distil it).
+    Guidance,
 }
 
 /// What sines and cosines are taken of.
@@ -121,7 +123,8 @@ pub(crate) struct Slice {
 /// One operation; `to` is what it writes.
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
-    /// `factor·x + shift` of the noisy sample, in patches where the graph says so.
+    /// `factor·x + shift` of what the network is asked about, in patches where the graph says so: a noisy sample, or, of a
+    /// network without time, a latent or an image.
     Sample { factor: f32, shift: f32, to: Map },
     /// Sines and cosines of a number of each sample; a vector.
     Sinusoid { of: Scalar, wave: Wave, to: Map },
@@ -129,6 +132,11 @@ pub(crate) enum Op {
     Row { of: Scalar, table: WeightId, to: Map },
     /// The condition as it comes; a vector.
     Condition { to: Map },
+    /// The hidden states of a prompt, each of its tokens a pixel. It has no gradient on the CPU.
+    Prompt { to: Map },
+    /// Of each pixel the row of a table `[rows, channels]` that is nearest, by squared distance; of several the first. It
+    /// has no gradient.
+    Nearest { source: Map, table: WeightId, to: Map },
     /// Sines and cosines of each pixel's column and row ([`positions`]), the same for every sample. It has no gradient.
     Positions { to: Map },
     /// Weights, one after another as `[pixels, channels]`, the same for every sample.
@@ -176,8 +184,8 @@ pub(crate) enum Op {
     Geglu { source: Map, to: Map },
     /// An element-wise function.
     Activate { source: Map, function: Function, to: Map },
-    /// The network's answer; divided by the time, where that is a noise level.
-    Answer { source: Map, divided: bool },
+    /// The network's answer: `factor·x + shift`; divided by the time, where that is a noise level.
+    Answer { source: Map, divided: bool, factor: f32, shift: f32 },
 }
 
 /// The vectors that a network's time and condition become before its first product, as they lie side by side in a
@@ -217,6 +225,8 @@ impl Op {
             | Self::Sinusoid { to, .. }
             | Self::Row { to, .. }
             | Self::Condition { to }
+            | Self::Prompt { to }
+            | Self::Nearest { to, .. }
             | Self::Positions { to }
             | Self::Learned { to, .. }
             | Self::Project { to, .. }
@@ -241,6 +251,7 @@ impl Op {
             | Self::Sinusoid { .. }
             | Self::Row { .. }
             | Self::Condition { .. }
+            | Self::Prompt { .. }
             | Self::Positions { .. }
             | Self::Learned { .. } => Vec::new(),
             Self::Linear { sources, epilogue, .. } => {
@@ -255,6 +266,7 @@ impl Op {
             }
             Self::Attend { queries, keys, values, .. } => vec![queries.map, keys.map, values.map],
             Self::Project { source, .. }
+            | Self::Nearest { source, .. }
             | Self::Downsample { source, .. }
             | Self::Upsample { source, .. }
             | Self::Geglu { source, .. }
@@ -332,20 +344,30 @@ impl Graph {
             return None;
         }
         let with = |ops: Vec<Op>| Self { ops, ..self.clone() };
-        let answer = [Op::Answer { source: vector, divided: false }];
+        let answer = [Op::Answer { source: vector, divided: false, factor: 1.0, shift: 0.0 }];
         let condition = [Op::Condition { to: vector }];
         Some([[before, &answer[..]].concat(), [&condition[..], after].concat()].map(with))
     }
 
     /// Whether a map's gradient is of use: it comes from weights, or from the noisy sample or the condition.
     pub(crate) fn learns(&self, map: Map) -> bool {
-        self.ops.iter().any(|op| op.to() == Some(map) && !matches!(op, Op::Positions { .. }))
+        let given =
+            |op: &Op| matches!(op, Op::Positions { .. } | Op::Prompt { .. } | Op::Nearest { .. });
+        self.ops.iter().any(|op| op.to() == Some(map) && !given(op))
+    }
+
+    /// The map of the prompt, where the network is told one.
+    pub(crate) fn prompt(&self) -> Option<Map> {
+        self.ops.iter().find_map(|op| match *op {
+            Op::Prompt { to } => Some(to),
+            _ => None,
+        })
     }
 
     /// The size of the answer, and whether it is divided by the time.
     pub(crate) fn answer(&self) -> (Size, bool) {
         match self.ops.last() {
-            Some(&Op::Answer { source, divided }) => (self.size(source), divided),
+            Some(&Op::Answer { source, divided, .. }) => (self.size(source), divided),
             _ => unreachable!("a graph ends with its answer"),
         }
     }

@@ -99,6 +99,8 @@ fn network(graph: &Graph, weights: Vec<(String, Tensor)>, dtype: DType) -> Netwo
         height,
         width,
         conditioning: Conditioning::None,
+        prompt: None,
+        guidance: false,
     };
     Network::new(graph.clone(), geometry, weights, dtype, &Device::Cpu).unwrap()
 }

@@ -23,10 +23,15 @@ pub(crate) enum Function {
     QuickGelu,
     /// `max(x, 0)`.
     Relu,
+    /// `3·tanh(x/3)`, with which the tiny autoencoder bounds its latents.
+    SoftClamp,
 }
 
 /// What [`Function::QuickGelu`] multiplies with.
 const QUICK: f64 = 1.702;
+
+/// What [`Function::SoftClamp`] stays below.
+const CLAMP: f64 = 3.0;
 
 /// √(2/π), and what the cube weighs, of [`Function::GeluTanh`].
 const GELU: [f64; 2] = [0.797_884_560_802_865_4, 0.044_715];
@@ -49,6 +54,7 @@ impl Function {
                     x
                 }
             }
+            Self::SoftClamp => CLAMP * libm::tanh(x / CLAMP),
         }
     }
 
@@ -77,6 +83,10 @@ impl Function {
             }
             // At 0 itself candle and PyTorch take 0.
             Self::Relu => f64::from(u8::from(x > 0.0)),
+            Self::SoftClamp => {
+                let t = libm::tanh(x / CLAMP);
+                1.0 - t * t
+            }
         }
     }
 
@@ -127,7 +137,7 @@ impl Function {
                 let e = exp(s, s.mul(x, s.splat(-QUICK as f32)));
                 s.div(x, s.add(s.splat(1.0), e))
             }
-            Self::Mish => each(s, x, |x| self.scalar(x)),
+            Self::Mish | Self::SoftClamp => each(s, x, |x| self.scalar(x)),
         }
     }
 }

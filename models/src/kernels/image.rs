@@ -134,10 +134,12 @@ impl Operation for Import {
     }
 }
 
-/// An image of f32 as part of the output, channels first and unpadded; where `divisor` is given, divided
-/// by each sample's number in that input.
+/// An image of f32 as part of the output, channels first and unpadded: `factor·x + shift`; where `divisor` is given,
+/// divided by each sample's number in that input.
 pub(crate) struct Export {
     pub(crate) input: Image,
+    pub(crate) factor: f32,
+    pub(crate) shift: f32,
     pub(crate) divisor: Option<usize>,
     /// Where among a sample's numbers of the output it begins, and how many of those there are.
     pub(crate) start: usize,
@@ -147,7 +149,8 @@ pub(crate) struct Export {
 impl Export {
     /// An image that is all of the output.
     pub(crate) fn whole(input: Image) -> Self {
-        Self { input, divisor: None, start: 0, apart: input.pixels() * input.channels() }
+        let apart = input.pixels() * input.channels();
+        Self { input, factor: 1.0, shift: 0.0, divisor: None, start: 0, apart }
     }
 }
 
@@ -181,7 +184,7 @@ impl Operation for Export {
         };
         for (c, plane) in output.chunks_exact_mut(pixels).enumerate() {
             for (p, value) in plane.iter_mut().enumerate() {
-                *value = input[p * stride + c] / divisor;
+                *value = (self.factor * input[p * stride + c] + self.shift) / divisor;
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use super::activation::Function;
 use super::arena::{Aligned, Buffer};
-use super::image::Image;
+use super::element::ElementType;
+use super::image::{self, Image};
 use super::isa::{Kernel, dispatch};
 use super::program::{Memory, Operation, Split};
 use super::simd::Simd;
 
-/// Floats of an item.
+/// Numbers of an item.
 pub(super) const CHUNK: usize = 8192;
 
 /// `function(x)` of every number.
@@ -19,8 +20,8 @@ pub(crate) struct Activate {
 
 impl Operation for Activate {
     fn split(&self, batch: usize, _: usize) -> Split {
-        assert_eq!(self.input.buffer.len, self.output.buffer.len, "maps of one size");
-        Split::one(batch * self.input.buffer.len.div_ceil(CHUNK))
+        assert_eq!(self.numbers(), self.input.pixels() * self.input.stride(), "maps of one size");
+        Split::one(batch * self.numbers().div_ceil(CHUNK))
     }
     fn reads(&self) -> Vec<Buffer> {
         vec![self.input.buffer]
@@ -32,23 +33,35 @@ impl Operation for Activate {
         format!("{:?} {} at {}", self.function, self.input.channels(), self.input.pixels())
     }
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
-        let chunks = self.input.buffer.len.div_ceil(CHUNK);
+        let chunks = self.numbers().div_ceil(CHUNK);
         let (sample, first) = (item / chunks, item % chunks * CHUNK);
-        let len = CHUNK.min(self.input.buffer.len - first);
-        let from = memory.at(self.input.buffer, sample).wrapping_add(first);
-        let to = memory.at(self.output.buffer, sample).wrapping_add(first);
-        dispatch(memory.isa, Floats { function: self.function, from, to, len });
+        let len = CHUNK.min(self.numbers() - first);
+        let at = |image: &Image| {
+            memory.at(image.buffer, sample).wrapping_add(image.element.words(first))
+        };
+        let (from, to) = (at(&self.input), at(&self.output));
+        let elements = [self.input.element, self.output.element];
+        dispatch(memory.isa, Numbers { function: self.function, from, to, elements, len });
     }
 }
 
-struct Floats {
+impl Activate {
+    /// Numbers of a sample, padding counted.
+    fn numbers(&self) -> usize {
+        self.output.pixels() * self.output.stride()
+    }
+}
+
+struct Numbers {
     function: Function,
     from: *const f32,
     to: *mut f32,
+    /// What both are made of.
+    elements: [ElementType; 2],
     len: usize,
 }
 
-impl Kernel for Floats {
+impl Kernel for Numbers {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // One loop for each function, so that the choice is not made for each vector.
@@ -60,12 +73,16 @@ impl Kernel for Floats {
     }
 }
 
-impl Floats {
+impl Numbers {
     #[inline(always)]
     fn with<S: Simd>(&self, s: S, function: Function) {
+        let [from, to] = self.elements;
         for i in (0..self.len).step_by(S::LANES) {
             // SAFETY: buffers are whole cache lines, and the item's part is its own.
-            unsafe { s.store(self.to.add(i), function.vector(s, s.load(self.from.add(i)))) };
+            unsafe {
+                let x = from.load(s, self.from, i);
+                to.store(s, self.to, i, function.vector(s, x));
+            }
         }
     }
 }
@@ -180,5 +197,82 @@ impl Operation for LearnedGradient {
             // SAFETY: the pixel's weights, which this item alone writes.
             unsafe { *to = sum as f32 };
         }
+    }
+}
+
+/// Rows of a table that are looked at together.
+const BLOCK: usize = 64;
+
+/// Of each pixel, the nearest row of a table.
+pub(crate) struct Nearest {
+    input: Image,
+    output: Image,
+    /// `[channels][rows]`; infinite after the last row, to whole blocks.
+    columns: Vec<f32>,
+    /// Rows with those after the last.
+    rows: usize,
+}
+
+impl Nearest {
+    /// `table` is `[rows, channels]`; both maps are of f32 and one segment.
+    pub(crate) fn new(table: &[f32], input: Image, output: Image) -> Self {
+        let channels = input.channels();
+        assert_eq!(output.channels(), channels);
+        assert!([input, output].iter().all(|image| image.element == ElementType::F32));
+        let rows = (table.len() / channels).next_multiple_of(BLOCK);
+        let mut columns = vec![f32::INFINITY; rows * channels];
+        for (row, values) in table.chunks_exact(channels).enumerate() {
+            for (c, &value) in values.iter().enumerate() {
+                columns[c * rows + row] = value;
+            }
+        }
+        Self { input, output, columns, rows }
+    }
+
+    /// The row with the smallest squared distance, of several the first.
+    fn row(&self, pixel: &[f32]) -> usize {
+        let (mut nearest, mut least) = (0, f32::INFINITY);
+        for first in (0..self.rows).step_by(BLOCK) {
+            let mut distances = [0f32; BLOCK];
+            for (&x, column) in pixel.iter().zip(self.columns.chunks_exact(self.rows)) {
+                for (distance, &value) in distances.iter_mut().zip(&column[first..]) {
+                    *distance += (x - value) * (x - value);
+                }
+            }
+            for (i, &distance) in distances.iter().enumerate() {
+                if distance < least {
+                    (nearest, least) = (first + i, distance);
+                }
+            }
+        }
+        nearest
+    }
+}
+
+impl Operation for Nearest {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch * self.output.pixels().div_ceil(image::CHUNK))
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        format!("nearest of {} at {}", self.rows, self.input.pixels())
+    }
+    fn weight_bytes(&self) -> usize {
+        4 * self.columns.len()
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+        let (channels, stride) = (self.input.channels(), self.input.stride());
+        image::resample(&self.input, &self.output, memory, item, |input, p, pixel| {
+            let row = self.row(&input[p * stride..][..channels]);
+            pixel.fill(0.0);
+            for (c, value) in pixel[..channels].iter_mut().enumerate() {
+                *value = self.columns[c * self.rows + row];
+            }
+        });
     }
 }

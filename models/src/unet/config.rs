@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+use crate::activation::Activation;
 use crate::graph::Graph;
 use crate::initial::Distribution;
 use crate::network::Architecture;
@@ -55,19 +56,6 @@ pub(super) enum ClassEmbedding {
     Timestep,
     /// A vector as wide as the time embedding.
     Identity,
-}
-
-/// The element-wise function between norm and convolution.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Activation {
-    /// `x·σ(x)`, also called swish.
-    Silu,
-    /// `x·tanh(ln(1 + eˣ))`.
-    Mish,
-    /// `x·Φ(x)`, exact.
-    Gelu,
-    /// `max(x, 0)`.
-    Relu,
 }
 
 /// A checked configuration of diffusers' `UNet2DModel`.
@@ -120,6 +108,8 @@ impl UNet2DConfig {
                 ClassEmbedding::Timestep => Conditioning::Timestep,
                 ClassEmbedding::Identity => Conditioning::Embedding(self.time_width()),
             },
+            prompt: None,
+            guidance: false,
         }
     }
 

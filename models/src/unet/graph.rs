@@ -1,20 +1,10 @@
 //! The network as a graph: the way down, the bottom, the way up, and the vector that tells the time and the class.
 
 use super::UNet2DConfig;
-use super::config::{Activation, Block, ClassEmbedding, Resample, TimeEmbedding};
+use super::config::{Block, ClassEmbedding, Resample, TimeEmbedding};
+use crate::blocks::{self, Resize, Style, Time};
 use crate::graph::{Epilogue, Graph, GraphBuilder, Map, Name, Scalar, Size, Wave};
 use crate::kernels::{Function, Taps};
-
-/// Whether a residual block changes the image's size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Resize {
-    /// It does not.
-    Keep,
-    /// Twice the size, by repetition.
-    Up,
-    /// Half the size, by averaging.
-    Down,
-}
 
 impl UNet2DConfig {
     /// What the network does.
@@ -191,8 +181,7 @@ impl UNet<'_> {
         self.attention(&name.at(format_args!("attentions.{index}")), x, groups, 1.0)
     }
 
-    /// Norm, activation, convolution, twice, with the time embedding in between and a way around, over the channels of
-    /// all `sources`: `ResnetBlock2D` of diffusers, `ResBlock` of Dhariwal & Nichol (2021). The sum is divided by `scale`.
+    /// A residual block that is told the time.
     fn resnet(
         &mut self,
         name: &Name,
@@ -202,59 +191,22 @@ impl UNet<'_> {
         scale: f64,
     ) -> Map {
         let config = self.config;
-        let (activation, embedding) = (config.activation.into(), self.embedding);
-        let groups = (config.norm_num_groups, config.norm_eps);
-        let g = &mut self.builder;
-        let input: usize = sources.iter().map(|&source| g.size(source).channels).sum();
-
-        let normed = g.group_norm(&name.at("norm1"), sources, groups, None, activation);
-        let h = if resize == Resize::Down { g.downsample(normed) } else { normed };
-        let time = name.at("time_emb_proj");
-        let (offset, modulation) = if config.scale_shift {
-            (None, Some(g.project(&time, embedding, 2 * channels)))
-        } else {
-            (Some(g.project(&time, embedding, channels)), None)
+        let time = if config.scale_shift { Time::Modulates } else { Time::Added };
+        let style = Style {
+            norm: (config.norm_num_groups, config.norm_eps),
+            function: config.activation.into(),
+            time: Some(time(self.embedding)),
         };
-        let taps = Taps { doubled: resize == Resize::Up, ..Taps::SAME };
-        let epilogue = Epilogue { offset, ..Epilogue::default() };
-        let h = g.convolve(&name.at("conv1"), h, channels, taps, epilogue);
-        let normed = g.group_norm(&name.at("norm2"), &[h], groups, modulation, activation);
-
-        let around = match resize {
-            Resize::Keep => sources.to_vec(),
-            Resize::Up => vec![g.upsample(sources[0])],
-            Resize::Down => vec![g.downsample(sources[0])],
-        };
-        // Two maps always join to more channels than there are afterwards.
-        let residual = if input == channels {
-            around[0]
-        } else {
-            let (place, kernel) = (name.at("conv_shortcut"), [channels, input, 1, 1]);
-            g.kernel(&place, &around, &kernel, Epilogue::default())
-        };
-        let factor = (1.0 / scale) as f32;
-        let epilogue = Epilogue { residual: Some(residual), factor, ..Epilogue::default() };
-        g.convolve(&name.at("conv2"), normed, channels, Taps::SAME, epilogue)
+        blocks::resnet(&mut self.builder, name, sources, channels, style, resize, scale)
     }
 
-    /// Self-attention over the pixels of `x`, normalised in `groups` groups or not at all, and a way around; the sum is
-    /// divided by `scale`.
+    /// Self-attention over the pixels of `x`, normalised in `groups` groups or not at all.
     fn attention(&mut self, name: &Name, x: Map, groups: Option<usize>, scale: f64) -> Map {
         let config = self.config;
-        let g = &mut self.builder;
-        let channels = g.size(x).channels;
+        let channels = self.builder.size(x).channels;
         let heads = channels / config.attention_head_dim.unwrap_or(channels);
-        let normed = match groups {
-            None => x,
-            Some(groups) => {
-                let (place, groups) = (name.at("group_norm"), (groups, config.norm_eps));
-                g.group_norm(&place, &[x], groups, None, Function::Identity)
-            }
-        };
-        let gathered = g.self_attention(name, normed, heads, true);
-        let factor = (1.0 / scale) as f32;
-        let epilogue = Epilogue { residual: Some(x), factor, ..Epilogue::default() };
-        g.linear_with(&name.at("to_out.0"), gathered, channels, epilogue)
+        let norm = groups.map(|groups| (groups, config.norm_eps));
+        blocks::attention(&mut self.builder, name, x, heads, norm, scale)
     }
 }
 
@@ -264,17 +216,6 @@ fn resample(block: Block, asked: Resample) -> Resample {
         Block::Plain => Resample::Conv,
         Block::Resnet => Resample::Resnet,
         Block::Attention => asked,
-    }
-}
-
-impl From<Activation> for Function {
-    fn from(activation: Activation) -> Self {
-        match activation {
-            Activation::Silu => Self::Silu,
-            Activation::Mish => Self::Mish,
-            Activation::Gelu => Self::Gelu,
-            Activation::Relu => Self::Relu,
-        }
     }
 }
 

@@ -493,6 +493,8 @@ fn number(function: Function) -> i32 {
         Function::Gelu => 3,
         Function::GeluTanh => 4,
         Function::Relu => 5,
-        Function::QuickGelu => unreachable!("a network with it is not compiled here"),
+        Function::QuickGelu | Function::SoftClamp => {
+            unreachable!("a network with it is not compiled here")
+        }
     }
 }

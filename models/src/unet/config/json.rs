@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::check::{CHANNEL_LIMIT, LAYER_LIMIT, SIDE_LIMIT, TABLE_LIMIT};
-use super::{Activation, Block, ClassEmbedding, Resample, TimeEmbedding, UNet2DConfig};
+use super::{Block, ClassEmbedding, Resample, TimeEmbedding, UNet2DConfig};
 use crate::Result;
+use crate::activation::Activation;
 use crate::fields::Fields;
 
 /// Every field that diffusers' constructor takes.

@@ -1,0 +1,90 @@
+//! A compiled network that tells what it sees in noisy samples.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::Compiled;
+use crate::denoiser::Conditions;
+use crate::graph::Graph;
+use crate::kernels::{Footprint, Timing};
+use crate::weight::Weight;
+use crate::{Denoiser, Geometry};
+
+/// A network that answers for a batch of samples, each at a time of its own.
+pub(crate) struct Network {
+    compiled: Compiled,
+    geometry: Geometry,
+}
+
+impl Network {
+    /// As [`Compiled::new`], of a graph with such a geometry.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn new(
+        graph: Graph,
+        geometry: Geometry,
+        weights: HashMap<String, Weight>,
+        dtype: DType,
+        device: &Device,
+    ) -> crate::Result<Self> {
+        Ok(Self { compiled: Compiled::new(graph, weights, dtype, device)?, geometry })
+    }
+}
+
+impl Denoiser for Network {
+    #[cfg(feature = "cuda")]
+    fn pin(&mut self) {
+        self.compiled.pin();
+    }
+
+    fn follows(&self) -> bool {
+        self.compiled.follows()
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        self.evaluate(x, timesteps, Conditions::of(condition))
+    }
+
+    fn evaluate(&self, x: &Tensor, timesteps: &Tensor, conditions: Conditions) -> Result<Tensor> {
+        self.geometry.check(self.dtype(), x, timesteps, conditions)?;
+        self.compiled.forward(x, Some(timesteps), conditions)
+    }
+
+    fn profile(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> Result<Vec<Timing>> {
+        let conditions = Conditions::of(condition);
+        self.geometry.check(self.dtype(), x, timesteps, conditions)?;
+        self.compiled.profile(x, Some(timesteps), conditions)
+    }
+
+    fn footprint(&self) -> Option<Footprint> {
+        self.compiled.footprint()
+    }
+
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn dtype(&self) -> DType {
+        self.compiled.dtype()
+    }
+
+    fn device(&self) -> &Device {
+        self.compiled.device()
+    }
+
+    fn parameters(&self) -> usize {
+        self.compiled.parameters()
+    }
+}
