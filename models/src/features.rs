@@ -37,7 +37,10 @@ impl Feature {
         let (of, source, to) = match *op {
             Op::Sinusoid { of, wave: Wave::Positional { shift, cosines_first }, to } => {
                 let half = graph.size(to).channels / 2;
-                let frequencies = frequencies(half, shift, device)?;
+                let frequencies = match of {
+                    Scalar::Guidance => guidance_frequencies(half, shift, device)?,
+                    Scalar::Time | Scalar::Condition => frequencies(half, shift, device)?,
+                };
                 (of, Source::Positional { frequencies, cosines_first }, to)
             }
             // In f32 whatever the network's type: these are phases, not features.
@@ -160,5 +163,13 @@ pub(crate) fn frequencies(half: usize, shift: f64, device: &Device) -> Result<Te
     let span = (half as f64 - shift) as f32;
     let frequencies: Vec<f32> =
         (0..half).map(|i| libm::expf(logarithm * i as f32 / span)).collect();
+    Tensor::from_vec(frequencies, (1, half), device)
+}
+
+/// The same, for guidance scales: as the pipelines that have them round on the way. Thousands of them are multiplied with
+/// these, so the last bits show.
+fn guidance_frequencies(half: usize, shift: f64, device: &Device) -> Result<Tensor> {
+    let step = -(libm::logf(10_000.0) / (half as f64 - shift) as f32);
+    let frequencies: Vec<f32> = (0..half).map(|i| libm::expf(i as f32 * step)).collect();
     Tensor::from_vec(frequencies, (1, half), device)
 }

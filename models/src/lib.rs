@@ -17,6 +17,7 @@ mod cpu;
 mod demand;
 mod denoiser;
 pub mod dit;
+mod each;
 mod eager;
 mod error;
 mod features;

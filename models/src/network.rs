@@ -12,7 +12,7 @@ use crate::compiled::Network;
 use crate::dit::DiTConfig;
 use crate::graph::Graph;
 use crate::initial::{self, Distribution};
-use crate::unet::UNet2DConfig;
+use crate::unet::{UNet2DConditionConfig, UNet2DConfig};
 use crate::weight::{Weight, here};
 use crate::{Denoiser, Error, Geometry, Result, weights};
 
@@ -125,6 +125,7 @@ macro_rules! architectures {
 
 architectures! {
     UNet = "UNet2DModel": UNet2DConfig, in "unet" of "DDPMPipeline";
+    UNetCondition = "UNet2DConditionModel": UNet2DConditionConfig, in "unet" of "StableDiffusionPipeline";
     DiT = "DiTTransformer2DModel": DiTConfig, in "transformer" of "DiTPipeline";
 }
 
@@ -137,6 +138,18 @@ impl NetworkConfig {
     /// The shapes the network takes and gives.
     pub fn geometry(&self) -> Geometry {
         self.architecture().geometry()
+    }
+
+    /// The same network over samples of another height and width, told prompts of so many tokens, where it is told any;
+    /// nothing for a network of one size.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a size that the network cannot have, or that no memory holds.
+    pub fn at(&self, size: [usize; 2], tokens: usize) -> Option<Result<Self>> {
+        match self {
+            Self::UNetCondition(config) => Some(config.at(size, tokens).map(Self::from)),
+            Self::UNet(_) | Self::DiT(_) => None,
+        }
     }
 
     /// The class that means "none" in every network of its kind; nothing where only a model card can tell.

@@ -162,10 +162,10 @@ fn repository_without_a_pipeline_is_refused() {
 fn weights_of_a_model_that_cannot_be_served_are_not_downloaded() {
     let mut files = teacher();
     let index = &mut files.iter_mut().find(|(name, _)| name == "model_index.json").unwrap().1;
-    *index = br#"{"unet": ["diffusers", "UNet2DConditionModel"]}"#.to_vec();
+    *index = br#"{"unet": ["diffusers", "UNet3DConditionModel"]}"#.to_vec();
     let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
     let problem = hub(&server, &home).fetch(ID).unwrap_err().to_string();
-    assert!(problem.contains("UNet2DConditionModel"), "{problem}");
+    assert!(problem.contains("UNet3DConditionModel"), "{problem}");
     assert!(!server.requests().iter().any(|path| path.contains("safetensors")));
 }
 

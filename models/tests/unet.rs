@@ -330,7 +330,7 @@ fn weights_that_do_not_fit_are_named() {
 fn every_value_that_cannot_be_honoured_is_refused_by_name() {
     let base = Golden::named("ddpm").config;
     let cases = [
-        ("_class_name", json!("UNet2DConditionModel")),
+        ("_class_name", json!("UNet3DConditionModel")),
         ("sample_size", json!(null)),
         ("sample_size", json!(0)),
         ("sample_size", json!(7)),

@@ -183,6 +183,19 @@ impl GraphBuilder {
         self.products(&[source], vec![product], width, epilogue)
     }
 
+    /// A linear map of each pixel without a bias.
+    pub(crate) fn linear_unbiased(
+        &mut self,
+        name: &Name,
+        source: Map,
+        width: usize,
+        epilogue: Epilogue,
+    ) -> Map {
+        let weight = self.weight(&name.at("weight"), &[width, self.size(source).channels]);
+        let product = Product { weight, bias: None, factor: 1.0 };
+        self.products(&[source], vec![product], width, epilogue)
+    }
+
     /// A linear map of each pixel whose weight is kept as a convolution's kernel, of one pixel or of a patch's: its
     /// numbers are `kernel`, the output channels first.
     pub(crate) fn kernel(
@@ -297,7 +310,6 @@ impl GraphBuilder {
 
     /// Multi-head attention of `source` over `context`, between `to_q`, `to_k` and `to_v` of `name`, without the last
     /// product.
-    #[cfg_attr(not(test), expect(dead_code, reason = "networks over latents begin with it"))]
     pub(crate) fn cross_attention(
         &mut self,
         name: &Name,
@@ -374,7 +386,6 @@ impl GraphBuilder {
     }
 
     /// Layer norm with a weight and a bias.
-    #[cfg_attr(not(test), expect(dead_code, reason = "networks over latents begin with it"))]
     pub(crate) fn layer_norm(&mut self, name: &Name, source: Map, eps: f64) -> Map {
         let channels = self.size(source).channels;
         let weights =
@@ -397,7 +408,6 @@ impl GraphBuilder {
     }
 
     /// `a·gelu(b)` of the first and second half of the channels.
-    #[cfg_attr(not(test), expect(dead_code, reason = "networks over latents begin with it"))]
     pub(crate) fn geglu(&mut self, source: Map) -> Map {
         let to = self.like(source, self.size(source).channels / 2);
         self.ops.push(Op::Geglu { source, to });

@@ -1,12 +1,14 @@
 //! `unet/config.json`: what diffusers' `UNet2DModel` is told, checked once and trusted from then on.
 
 mod check;
+mod description;
 mod json;
 
 use std::collections::HashMap;
 
 use serde_json::Value;
 
+use super::plan::Resample;
 use crate::activation::Activation;
 use crate::graph::Graph;
 use crate::initial::Distribution;
@@ -33,15 +35,6 @@ pub(super) enum Block {
     /// Residual blocks each followed by self-attention; resamples as `downsample_type` or `upsample_type` says.
     Attention,
     /// Residual blocks, then a residual block that resamples.
-    Resnet,
-}
-
-/// What resamples at the end of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Resample {
-    /// A convolution.
-    Conv,
-    /// A residual block.
     Resnet,
 }
 

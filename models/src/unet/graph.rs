@@ -1,101 +1,67 @@
-//! The network as a graph: the way down, the bottom, the way up, and the vector that tells the time and the class.
+//! The network as a graph: the way down, the bottom, and the way up, all told one vector.
 
-use super::UNet2DConfig;
-use super::config::{Block, ClassEmbedding, Resample, TimeEmbedding};
+use super::plan::{After, Block, Middle, Plan, Resample, Transformer};
 use crate::blocks::{self, Resize, Style, Time};
-use crate::graph::{Epilogue, Graph, GraphBuilder, Map, Name, Scalar, Size, Wave};
+use crate::graph::{Epilogue, Graph, GraphBuilder, Map, Name};
 use crate::kernels::{Function, Taps};
 
-impl UNet2DConfig {
-    /// What the network does.
-    pub(crate) fn graph(&self) -> Graph {
-        let mut builder = GraphBuilder::new(1);
-        let embedding = embedding(self, &mut builder);
-        let unet = UNet { config: self, builder, embedding, skips: Vec::new() };
-        unet.network()
-    }
+/// What a transformer's own norms add to a variance: groups of channels, and layers.
+const GROUP_EPS: f64 = 1e-6;
+const LAYER_EPS: f64 = 1e-5;
+/// Width of a transformer's hidden layer, in widths of a token.
+const EXPANSION: usize = 4;
+
+/// The U-Net of a plan, told `vector`, which the builder's operations end with.
+pub(super) fn graph(plan: &Plan, builder: GraphBuilder, vector: Map) -> Graph {
+    UNet { plan, builder, vector, skips: Vec::new() }.network()
 }
 
-/// Time and class as one vector, through the activation with which every residual block begins its use of it.
-fn embedding(config: &UNet2DConfig, g: &mut GraphBuilder) -> Map {
-    let root = Name::default();
-    let width = config.time_width();
-    let place = root.at("class_embedding");
-    let class = match config.class_embedding {
-        ClassEmbedding::None => None,
-        ClassEmbedding::Table(rows) => {
-            Some(g.row(&place.at("weight"), Scalar::Condition, rows, width))
-        }
-        ClassEmbedding::Timestep => {
-            let number = projected(config, g, Scalar::Condition);
-            Some(mlp(g, &place, number, width, None))
-        }
-        ClassEmbedding::Identity => Some(g.condition(width)),
-    };
-    let time = projected(config, g, Scalar::Time);
-    let sum = mlp(g, &root.at("time_embedding"), time, width, class);
-    g.activate(sum, config.activation.into())
-}
-
-/// A number as a vector, without the two layers that follow.
-fn projected(config: &UNet2DConfig, g: &mut GraphBuilder, of: Scalar) -> Map {
-    let (width, channels) = (config.projected_width(), config.channels[0]);
-    let name = Name::default().at("time_proj.weight");
-    let wave = match config.time_embedding {
-        TimeEmbedding::Positional => {
-            Wave::Positional { shift: config.freq_shift, cosines_first: config.flip_sin_to_cos }
-        }
-        TimeEmbedding::Fourier => Wave::Fourier { weight: g.weight(&name, &[channels]) },
-        TimeEmbedding::Learned => {
-            return g.row(&name, of, config.num_train_timesteps.unwrap_or(1), channels);
-        }
-    };
-    g.sinusoid(of, wave, width)
-}
-
-/// Two linear layers with SiLU between them, plus `more`.
-fn mlp(g: &mut GraphBuilder, name: &Name, x: Map, width: usize, more: Option<Map>) -> Map {
+/// A number as a vector of `width` numbers: two linear layers with `function` between them, plus `more`.
+pub(super) fn embedded(
+    g: &mut GraphBuilder,
+    name: &Name,
+    x: Map,
+    width: usize,
+    function: Function,
+    more: Option<Map>,
+) -> Map {
     let hidden = g.linear(&name.at("linear_1"), x, width);
-    let active = g.activate(hidden, Function::Silu);
+    let active = g.activate(hidden, function);
     let epilogue = Epilogue { residual: more, ..Epilogue::default() };
     g.linear_with(&name.at("linear_2"), active, width, epilogue)
 }
 
 struct UNet<'a> {
-    config: &'a UNet2DConfig,
+    plan: &'a Plan,
     builder: GraphBuilder,
-    embedding: Map,
+    vector: Map,
     /// What the way down leaves for the way up.
     skips: Vec<Map>,
 }
 
 impl UNet<'_> {
     fn network(mut self) -> Graph {
-        let config = self.config;
-        let UNet2DConfig { height, width, in_channels, .. } = *config;
+        let plan = self.plan;
         let root = Name::default();
-        let (factor, shift) = if config.center_input_sample { (2.0, -1.0) } else { (1.0, 0.0) };
-        let sample = Size { height, width, channels: in_channels };
-        let x = self.builder.sample(sample, factor, shift);
-        let mut x = self.convolve(&root.at("conv_in"), x, config.channels[0], Taps::SAME);
+        let (factor, shift) = if plan.centered { (2.0, -1.0) } else { (1.0, 0.0) };
+        let x = self.builder.sample(plan.sample, factor, shift);
+        let [first, last] =
+            plan.kernels.map(|side| Taps { side, stride: 1, padding: side / 2, doubled: false });
+        let mut x = self.convolve(&root.at("conv_in"), x, plan.levels[0].channels, first);
 
         self.skips.push(x);
-        for level in 0..config.levels() {
+        for level in 0..plan.levels.len() {
             x = self.down(&root.at(format_args!("down_blocks.{level}")), level, x);
         }
-        if config.mid_block {
-            x = self.middle(&root.at("mid_block"), x);
-        }
-        for index in 0..config.levels() {
+        x = self.middle(&root.at("mid_block"), x);
+        for index in 0..plan.levels.len() {
             x = self.up(&root.at(format_args!("up_blocks.{index}")), index, x);
         }
 
-        let groups = (config.norm_num_groups, config.norm_eps);
         let name = root.at("conv_norm_out");
-        let normed = self.builder.group_norm(&name, &[x], groups, None, Function::Silu);
-        let y = self.convolve(&root.at("conv_out"), normed, config.out_channels, Taps::SAME);
-        // With a Fourier embedding time is a noise level, and the answer a score (Song et al. 2021).
-        self.builder.finish(y, config.time_embedding == TimeEmbedding::Fourier)
+        let normed = self.builder.group_norm(&name, &[x], plan.norm, None, plan.last_function);
+        let y = self.convolve(&root.at("conv_out"), normed, plan.outputs, last);
+        self.builder.finish(y, plan.divided)
     }
 
     fn convolve(&mut self, name: &Name, x: Map, channels: usize, taps: Taps) -> Map {
@@ -103,20 +69,19 @@ impl UNet<'_> {
     }
 
     fn down(&mut self, name: &Name, level: usize, mut x: Map) -> Map {
-        let config = self.config;
-        let (block, channels) = (config.down_blocks[level], config.channels[level]);
-        for index in 0..config.layers_per_block {
+        let plan = self.plan;
+        let (channels, block) = (plan.levels[level].channels, &plan.levels[level].down);
+        for index in 0..plan.levels[level].layers {
             x = self.layer(name, index, &[x], channels, block);
             self.skips.push(x);
         }
-        if level + 1 < config.levels() {
+        if level + 1 < plan.levels.len() {
             let place = name.at("downsamplers.0");
-            x = match resample(block, config.downsample) {
+            x = match block.resample {
                 Resample::Resnet => self.resnet(&place, &[x], channels, Resize::Down, 1.0),
                 Resample::Conv => {
                     // Without padding above and left there is one row and column of zeros below and right.
-                    let padding = config.downsample_padding;
-                    let taps = Taps { side: 3, stride: 2, padding, doubled: false };
+                    let taps = Taps { side: 3, stride: 2, padding: plan.padding, doubled: false };
                     self.convolve(&place.at("conv"), x, channels, taps)
                 }
             };
@@ -126,33 +91,30 @@ impl UNet<'_> {
     }
 
     fn middle(&mut self, name: &Name, x: Map) -> Map {
-        let config = self.config;
-        let channels = config.channels[config.levels() - 1];
-        let scale = config.mid_block_scale_factor;
-        let mut y = self.resnet(&name.at("resnets.0"), &[x], channels, Resize::Keep, scale);
-        if config.add_attention {
-            // Without a number of its own the mid block's attention is normalised as the residual blocks
-            // are, except beside scale-shift norms, where it is not normalised at all.
-            let groups = config
-                .attn_norm_num_groups
-                .or_else(|| (!config.scale_shift).then_some(config.norm_num_groups));
-            y = self.attention(&name.at("attentions.0"), y, groups, scale);
-        }
+        let (channels, scale) = (self.builder.size(x).channels, self.plan.middle_scale);
+        let after = match &self.plan.middle {
+            Middle::Nothing => return x,
+            Middle::One => None,
+            Middle::Two(after) => Some(after),
+        };
+        let y = self.resnet(&name.at("resnets.0"), &[x], channels, Resize::Keep, scale);
+        let Some(after) = after else { return y };
+        let y = self.after(name, 0, y, after, scale);
         self.resnet(&name.at("resnets.1"), &[y], channels, Resize::Keep, scale)
     }
 
     fn up(&mut self, name: &Name, index: usize, mut x: Map) -> Map {
-        let config = self.config;
-        let level = config.levels() - 1 - index;
-        let (block, channels) = (config.up_blocks[index], config.channels[level]);
-        for i in 0..=config.layers_per_block {
+        let plan = self.plan;
+        let level = plan.levels.len() - 1 - index;
+        let (channels, block) = (plan.levels[level].channels, &plan.levels[level].up);
+        for i in 0..=plan.levels[level].layers {
             let skip = self.skips.pop();
             let skip = skip.expect("the way down left one map for each layer of the way up");
             x = self.layer(name, i, &[x, skip], channels, block);
         }
         if level > 0 {
             let place = name.at("upsamplers.0");
-            x = match resample(block, config.upsample) {
+            x = match block.resample {
                 Resample::Resnet => self.resnet(&place, &[x], channels, Resize::Up, 1.0),
                 Resample::Conv => {
                     let taps = Taps { doubled: true, ..Taps::SAME };
@@ -163,22 +125,18 @@ impl UNet<'_> {
         x
     }
 
-    /// A residual block and the attention that may follow it.
+    /// A residual block and what follows it.
     fn layer(
         &mut self,
         name: &Name,
         index: usize,
         sources: &[Map],
         channels: usize,
-        block: Block,
+        block: &Block,
     ) -> Map {
         let place = name.at(format_args!("resnets.{index}"));
         let x = self.resnet(&place, sources, channels, Resize::Keep, 1.0);
-        if block != Block::Attention {
-            return x;
-        }
-        let groups = Some(self.config.norm_num_groups);
-        self.attention(&name.at(format_args!("attentions.{index}")), x, groups, 1.0)
+        self.after(name, index, x, &block.after, 1.0)
     }
 
     /// A residual block that is told the time.
@@ -190,33 +148,73 @@ impl UNet<'_> {
         resize: Resize,
         scale: f64,
     ) -> Map {
-        let config = self.config;
-        let time = if config.scale_shift { Time::Modulates } else { Time::Added };
-        let style = Style {
-            norm: (config.norm_num_groups, config.norm_eps),
-            function: config.activation.into(),
-            time: Some(time(self.embedding)),
-        };
+        let plan = self.plan;
+        let time = if plan.modulated { Time::Modulates } else { Time::Added };
+        let time = Some(time(self.vector));
+        let style = Style { norm: plan.norm, function: plan.function, time };
         blocks::resnet(&mut self.builder, name, sources, channels, style, resize, scale)
     }
 
-    /// Self-attention over the pixels of `x`, normalised in `groups` groups or not at all.
-    fn attention(&mut self, name: &Name, x: Map, groups: Option<usize>, scale: f64) -> Map {
-        let config = self.config;
-        let channels = self.builder.size(x).channels;
-        let heads = channels / config.attention_head_dim.unwrap_or(channels);
-        let norm = groups.map(|groups| (groups, config.norm_eps));
-        blocks::attention(&mut self.builder, name, x, heads, norm, scale)
+    fn after(&mut self, name: &Name, index: usize, x: Map, after: &After, scale: f64) -> Map {
+        let place = name.at(format_args!("attentions.{index}"));
+        match after {
+            After::Nothing => x,
+            After::Attention { heads, groups } => {
+                let norm = groups.map(|groups| (groups, self.plan.norm.1));
+                blocks::attention(&mut self.builder, &place, x, *heads, norm, scale)
+            }
+            After::Transformer(transformer) => self.transformer(&place, index, x, transformer),
+        }
+    }
+
+    /// A transformer over the pixels of `x`, and a way around it.
+    fn transformer(&mut self, name: &Name, index: usize, x: Map, told: &Transformer) -> Map {
+        let (groups, g) = (self.plan.norm.0, &mut self.builder);
+        let channels = g.size(x).channels;
+        let normed =
+            g.group_norm(&name.at("norm"), &[x], (groups, GROUP_EPS), None, Function::Identity);
+        let through = |g: &mut GraphBuilder, name: &Name, x: Map, epilogue: Epilogue| {
+            if told.linear {
+                g.linear_with(name, x, channels, epilogue)
+            } else {
+                g.kernel(name, &[x], &[channels, channels, 1, 1], epilogue)
+            }
+        };
+        let mut h = through(g, &name.at("proj_in"), normed, Epilogue::default());
+        for block in 0..told.depths[index] {
+            h = transformer_block(g, &name.at(format_args!("transformer_blocks.{block}")), h, told);
+        }
+        through(g, &name.at("proj_out"), h, around(x))
     }
 }
 
-/// What resamples at the end of a block, `asked` being what blocks with attention do.
-fn resample(block: Block, asked: Resample) -> Resample {
-    match block {
-        Block::Plain => Resample::Conv,
-        Block::Resnet => Resample::Resnet,
-        Block::Attention => asked,
-    }
+/// What is added to sums.
+fn around(residual: Map) -> Epilogue {
+    Epilogue { residual: Some(residual), ..Epilogue::default() }
+}
+
+/// Attention to the other pixels, attention to the prompt and a gated hidden layer (Shazeer 2020), each after a norm and
+/// with a way around: `BasicTransformerBlock`.
+fn transformer_block(g: &mut GraphBuilder, name: &Name, x: Map, told: &Transformer) -> Map {
+    let width = g.size(x).channels;
+    let normed = g.layer_norm(&name.at("norm1"), x, LAYER_EPS);
+    let place = name.at("attn1");
+    let gathered = if told.only_prompt {
+        g.cross_attention(&place, normed, told.prompt, told.heads)
+    } else {
+        g.self_attention(&place, normed, told.heads, false)
+    };
+    let x = g.linear_with(&place.at("to_out.0"), gathered, width, around(x));
+
+    let normed = g.layer_norm(&name.at("norm2"), x, LAYER_EPS);
+    let place = name.at("attn2");
+    let gathered = g.cross_attention(&place, normed, told.prompt, told.heads);
+    let x = g.linear_with(&place.at("to_out.0"), gathered, width, around(x));
+
+    let normed = g.layer_norm(&name.at("norm3"), x, LAYER_EPS);
+    let wide = g.linear(&name.at("ff.net.0.proj"), normed, 2 * EXPANSION * width);
+    let gated = g.geglu(wide);
+    g.linear_with(&name.at("ff.net.2"), gated, width, around(x))
 }
 
 #[cfg(test)]
@@ -224,7 +222,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use serde_json::json;
 
-    use super::*;
+    use super::super::UNet2DConfig;
 
     /// Sets lie along every dimension of every weight, as wide as it is.
     #[test]

@@ -3,10 +3,11 @@
 use serde_json::{Value, json};
 
 use super::check::{CHANNEL_LIMIT, LAYER_LIMIT, SIDE_LIMIT, TABLE_LIMIT};
-use super::{Block, ClassEmbedding, Resample, TimeEmbedding, UNet2DConfig};
+use super::{Block, ClassEmbedding, TimeEmbedding, UNet2DConfig};
 use crate::Result;
 use crate::activation::Activation;
 use crate::fields::Fields;
+use crate::unet::plan::Resample;
 
 /// Every field that diffusers' constructor takes.
 const KNOWN: [&str; 30] = [

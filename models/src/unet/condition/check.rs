@@ -1,0 +1,299 @@
+//! What the fields must be to each other, and how large.
+
+use serde_json::Value;
+
+use super::{ClassEmbedType, Down, Middle, UNet2DConditionConfig, Up};
+use crate::Result;
+use crate::each::Each;
+use crate::fields::Fields;
+
+const CHANNEL_LIMIT: usize = 1 << 16;
+const SIDE_LIMIT: usize = 1 << 14;
+const LEVEL_LIMIT: usize = 12;
+const LAYER_LIMIT: usize = 64;
+const TABLE_LIMIT: usize = 1 << 24;
+const KERNEL_LIMIT: usize = 7;
+const TOKEN_LIMIT: usize = 1 << 16;
+/// As for a `UNet2DModel`: 16 GiB in f32.
+const ELEMENT_LIMIT: u64 = 1 << 32;
+
+impl UNet2DConditionConfig {
+    /// Refuses what diffusers could not build, what is not supported, and what no memory could hold.
+    pub(super) fn check(&self, fields: &Fields) -> Result<()> {
+        self.check_unsupported(fields)?;
+        self.check_levels(fields)?;
+        self.check_numbers(fields)?;
+        self.check_attention(fields)?;
+        self.check_depths(fields)?;
+        self.check_size(fields)
+    }
+
+    fn check_unsupported(&self, fields: &Fields) -> Result<()> {
+        let parts = [
+            ("encoder_hid_dim", &self.encoder_hid_dim),
+            ("encoder_hid_dim_type", &self.encoder_hid_dim_type),
+            ("num_attention_heads", &self.num_attention_heads),
+            ("addition_embed_type", &self.addition_embed_type),
+            ("time_embedding_act_fn", &self.time_embedding_act_fn),
+            ("timestep_post_act", &self.timestep_post_act),
+            ("cross_attention_norm", &self.cross_attention_norm),
+        ];
+        if let Some((name, _)) = parts.into_iter().find(|(_, part)| part.is_some()) {
+            let remedy = match name {
+                "num_attention_heads" => "must be null: attention_head_dim is the number of heads",
+                "addition_embed_type" => {
+                    "must be null: models that are told more than a prompt, as SDXL is, are not supported"
+                }
+                _ => "must be null: other models are not supported",
+            };
+            return Err(fields.refuse(name, remedy));
+        }
+        let flags = [
+            ("dual_cross_attention", self.dual_cross_attention),
+            ("resnet_skip_time_act", self.resnet_skip_time_act),
+            ("class_embeddings_concat", self.class_embeddings_concat),
+        ];
+        if let Some((name, _)) = flags.into_iter().find(|(_, flag)| *flag) {
+            return Err(fields.refuse(name, "must be false: other models are not supported"));
+        }
+        if self.resnet_out_scale_factor != 1.0 {
+            let remedy = "must be 1: other models are not supported";
+            return Err(fields.refuse("resnet_out_scale_factor", remedy));
+        }
+        Ok(())
+    }
+
+    fn check_levels(&self, fields: &Fields) -> Result<()> {
+        let levels = self.levels();
+        if levels == 0 || levels > LEVEL_LIMIT {
+            return Err(fields
+                .refuse("block_out_channels", format!("must have 1 to {LEVEL_LIMIT} entries")));
+        }
+        let lists = [
+            ("down_block_types", Some(self.down_block_types.len())),
+            ("up_block_types", Some(self.up_block_types.len())),
+            ("only_cross_attention", self.only_cross_attention.len()),
+            ("layers_per_block", self.layers_per_block.len()),
+            ("cross_attention_dim", self.cross_attention_dim.len()),
+            ("attention_head_dim", self.attention_head_dim.len()),
+            ("transformer_layers_per_block", self.transformer_layers_per_block.len()),
+            (
+                "reverse_transformer_layers_per_block",
+                self.reverse_transformer_layers_per_block.as_ref().and_then(Each::len),
+            ),
+        ];
+        for (name, len) in lists {
+            if len.is_some_and(|len| len != levels) {
+                let remedy = format!("must have as many entries as block_out_channels, {levels}");
+                return Err(fields.refuse(name, remedy));
+            }
+        }
+        let step = 1 << (levels - 1);
+        let [height, width] = self.sides();
+        let fits = |side: usize| (1..=SIDE_LIMIT).contains(&side) && side.is_multiple_of(step);
+        if !fits(height) || !fits(width) {
+            let remedy = format!(
+                "must be the side of a sample or [height, width], each a multiple of {step} of at most \
+                 {SIDE_LIMIT}, since {levels} levels halve it {} times",
+                levels - 1
+            );
+            return Err(fields.refuse("sample_size", remedy));
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self, fields: &Fields) -> Result<()> {
+        let bounded = |name: &str, count: Option<usize>, limit: usize| match count {
+            Some(count) if count == 0 || count > limit => {
+                Err(fields.refuse(name, format!("must be a whole number from 1 to {limit}")))
+            }
+            _ => Ok(()),
+        };
+        bounded("in_channels", Some(self.in_channels), CHANNEL_LIMIT)?;
+        bounded("out_channels", Some(self.out_channels), CHANNEL_LIMIT)?;
+        bounded("norm_num_groups", Some(self.norm_num_groups), CHANNEL_LIMIT)?;
+        bounded("time_embedding_dim", self.time_embedding_dim, 4 * CHANNEL_LIMIT)?;
+        bounded("num_class_embeds", self.num_class_embeds, TABLE_LIMIT)?;
+        let vector = self.projection_class_embeddings_input_dim;
+        bounded("projection_class_embeddings_input_dim", vector, TABLE_LIMIT)?;
+        bounded("tokens of a prompt", Some(self.tokens), TOKEN_LIMIT)?;
+        for level in 0..self.levels() {
+            let layers = self.layers_per_block.at(level).copied();
+            bounded("layers_per_block", layers, LAYER_LIMIT)?;
+        }
+        if self.in_channels > self.out_channels {
+            let remedy = format!(
+                "must be at most out_channels, {}: networks that are shown a mask or another image beside the \
+                 noisy sample (inpainting has 9 channels) are not supported",
+                self.out_channels
+            );
+            return Err(fields.refuse("in_channels", remedy));
+        }
+        let groups = self.norm_num_groups;
+        for (i, &channels) in self.block_out_channels.iter().enumerate() {
+            if channels == 0 || channels > CHANNEL_LIMIT || !channels.is_multiple_of(groups) {
+                let remedy = format!(
+                    "must be a multiple of norm_num_groups, {groups}, of at most {CHANNEL_LIMIT}"
+                );
+                return Err(fields.refuse_entry("block_out_channels", i, remedy));
+            }
+        }
+        let half = self.block_out_channels[0] / 2;
+        if half == 0 || self.freq_shift >= half as f64 || !self.freq_shift.is_finite() {
+            let remedy = format!("must be below block_out_channels[0] / 2, {half}");
+            return Err(fields.refuse("freq_shift", remedy));
+        }
+        for (name, side) in
+            [("conv_in_kernel", self.conv_in_kernel), ("conv_out_kernel", self.conv_out_kernel)]
+        {
+            if side.is_multiple_of(2) || side > KERNEL_LIMIT {
+                let remedy = format!("must be odd, and at most {KERNEL_LIMIT}");
+                return Err(fields.refuse(name, remedy));
+            }
+        }
+        if self.downsample_padding > 1 {
+            let remedy = "must be 0 or 1; others do not halve the image";
+            return Err(fields.refuse("downsample_padding", remedy));
+        }
+        if !(0.0..=f64::from(f32::MAX)).contains(&self.norm_eps) {
+            return Err(fields.refuse("norm_eps", "must not be negative"));
+        }
+        if !(0.0..=1.0).contains(&self.dropout) {
+            return Err(fields.refuse("dropout", "must be from 0 to 1"));
+        }
+        let scale = self.mid_block_scale_factor as f32;
+        if scale == 0.0 || !scale.is_finite() {
+            let remedy = "must not be 0, since activations are divided by it";
+            return Err(fields.refuse("mid_block_scale_factor", remedy));
+        }
+        // Half of it less one is what frequencies are told apart by.
+        if self.time_cond_proj_dim.is_some_and(|width| !(4..=CHANNEL_LIMIT).contains(&width)) {
+            let remedy = format!("must be a whole number from 4 to {CHANNEL_LIMIT}, or null");
+            return Err(fields.refuse("time_cond_proj_dim", remedy));
+        }
+        let projected = [ClassEmbedType::Projection, ClassEmbedType::SimpleProjection];
+        if vector.is_none() && self.class_embed_type.is_some_and(|kind| projected.contains(&kind)) {
+            let remedy = "must be set, since class_embed_type projects such a vector";
+            return Err(fields.refuse("projection_class_embeddings_input_dim", remedy));
+        }
+        Ok(())
+    }
+
+    /// Heads divide the channels of every level that attends, and every level sees the same prompt.
+    fn check_attention(&self, fields: &Fields) -> Result<()> {
+        let seeing = || (0..self.levels()).filter(|&level| self.sees_prompt(Some(level)));
+        for level in seeing() {
+            let channels = self.block_out_channels[level];
+            let heads = self.attention_head_dim.at(level).copied().unwrap_or(0);
+            if heads == 0 || !channels.is_multiple_of(heads) {
+                let remedy = format!(
+                    "is the number of heads, and must divide the {channels} channels of level {level}"
+                );
+                return Err(refuse_at(
+                    fields,
+                    "attention_head_dim",
+                    &self.attention_head_dim,
+                    level,
+                    remedy,
+                ));
+            }
+        }
+        let widths: Vec<(usize, usize)> = seeing()
+            .filter_map(|level| Some((level, *self.cross_attention_dim.at(level)?)))
+            .collect();
+        for &(level, width) in &widths {
+            let list = &self.cross_attention_dim;
+            if width == 0 || width > CHANNEL_LIMIT {
+                let remedy = format!("must be a whole number from 1 to {CHANNEL_LIMIT}");
+                return Err(refuse_at(fields, "cross_attention_dim", list, level, remedy));
+            }
+            if width != widths[0].1 {
+                let remedy = format!(
+                    "must be {}, as at level {}: all see one prompt",
+                    widths[0].1, widths[0].0
+                );
+                return Err(refuse_at(fields, "cross_attention_dim", list, level, remedy));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_depths(&self, fields: &Fields) -> Result<()> {
+        let (name, reverse) =
+            ("transformer_layers_per_block", "reverse_transformer_layers_per_block");
+        let levels = self.levels();
+        let nested = (0..levels)
+            .any(|level| matches!(self.transformer_layers_per_block.at(level), Some(Each::One(_))));
+        if nested && self.reverse_transformer_layers_per_block.is_none() {
+            let remedy = "must be set, since transformer_layers_per_block has lists";
+            return Err(fields.refuse(reverse, remedy));
+        }
+        for level in 0..levels {
+            let layers = self.layers_per_block.at(level).copied().unwrap_or(0);
+            let (up, own) = (levels - 1 - level, self.transformer_layers_per_block.at(level));
+            let down = self.down_block_types[level] == Down::CrossAttention;
+            let middle = level + 1 == levels && self.mid_block_type == Some(Middle::CrossAttention);
+            let rising = self.up_block_types[up] == Up::CrossAttention;
+            let mut ways = Vec::new();
+            if down || middle {
+                ways.push((name, level, if down { layers } else { 1 }, own));
+            }
+            if rising {
+                let named = self.reverse_transformer_layers_per_block.as_ref();
+                let (name, index) = named.map_or((name, level), |_| (reverse, up));
+                ways.push((name, index, layers + 1, self.up_depths(up)));
+            }
+            for (name, index, layers, depths) in ways {
+                let right = |depths: &Each<usize>| {
+                    let bounded = |depth: &usize| *depth <= LAYER_LIMIT;
+                    depths.len().is_none_or(|len| len == layers)
+                        && (0..layers).all(|layer| depths.at(layer).is_some_and(bounded))
+                };
+                if !depths.is_some_and(right) {
+                    let remedy = format!(
+                        "entry {index} must be a whole number from 0 to {LAYER_LIMIT}, or {layers} of them"
+                    );
+                    return Err(fields.refuse(name, remedy));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_size(&self, fields: &Fields) -> Result<()> {
+        let graph = self.graph();
+        let weights: u64 = graph
+            .shapes()
+            .values()
+            .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
+            .sum();
+        if weights > ELEMENT_LIMIT {
+            let remedy = format!(
+                "the network would have {weights} weights; at most {ELEMENT_LIMIT} are supported"
+            );
+            return Err(fields.refuse("block_out_channels", remedy));
+        }
+        let map = graph.largest_map();
+        if map > ELEMENT_LIMIT {
+            let remedy = format!(
+                "a map would have {map} numbers per sample; at most {ELEMENT_LIMIT} are supported"
+            );
+            return Err(fields.refuse("sample_size", remedy));
+        }
+        Ok(())
+    }
+}
+
+/// An error about a field, or about an entry where it is a list.
+fn refuse_at<T>(
+    fields: &Fields,
+    name: &str,
+    list: &Each<T>,
+    level: usize,
+    remedy: String,
+) -> crate::Error {
+    match (list, fields.get(name)) {
+        (Each::One(_), Some(Value::Array(_))) => fields.refuse_entry(name, level, remedy),
+        _ => fields.refuse(name, remedy),
+    }
+}
