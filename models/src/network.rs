@@ -60,14 +60,14 @@ macro_rules! architectures {
         pub enum NetworkConfig {
             $(
                 #[doc = concat!("diffusers' `", $class, "`.")]
-                $name($config),
+                $name(Box<$config>),
             )*
         }
 
         $(
             impl From<$config> for NetworkConfig {
                 fn from(config: $config) -> Self {
-                    Self::$name(config)
+                    Self::$name(Box::new(config))
                 }
             }
         )*
@@ -84,7 +84,7 @@ macro_rules! architectures {
             pub fn from_json(value: &Value, file: &str) -> Result<Self> {
                 let class = value.get("_class_name").and_then(Value::as_str);
                 match class.unwrap_or("UNet2DModel") {
-                    $($class => <$config>::from_json(value, file).map(Self::$name),)*
+                    $($class => <$config>::from_json(value, file).map(Self::from),)*
                     other => Err(Error::value(
                         format!("{file}: _class_name"),
                         format!("{other:?}"),
@@ -95,7 +95,7 @@ macro_rules! architectures {
 
             fn architecture(&self) -> &dyn Architecture {
                 match self {
-                    $(Self::$name(config) => config,)*
+                    $(Self::$name(config) => &**config,)*
                 }
             }
 
