@@ -4,7 +4,7 @@ mod network;
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::cpu::{Inference, Training};
 use crate::denoiser::Conditions;
@@ -98,38 +98,53 @@ impl Compiled {
         self.dtype == DType::F32
     }
 
-    /// One evaluation of `x` `[B, channels, height, width]`, in [`Compiled::dtype`]; `timesteps` f32 `[B]` are what a
-    /// network with time is told.
+    /// The last answer of one evaluation, as [`Compiled::answers`].
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         timesteps: Option<&Tensor>,
         conditions: Conditions,
     ) -> Result<Tensor> {
+        match self.answers(x, timesteps, conditions)?.pop() {
+            Some(answer) => Ok(answer),
+            None => bail!("the network has no answer"),
+        }
+    }
+
+    /// All answers of one evaluation of `x` `[B, channels, height, width]`, in [`Compiled::dtype`], or of the numbers of
+    /// tokens, u32 `[B, tokens]`; `timesteps` f32 `[B]` are what a network with time is told.
+    pub(crate) fn answers(
+        &self,
+        x: &Tensor,
+        timesteps: Option<&Tensor>,
+        conditions: Conditions,
+    ) -> Result<Vec<Tensor>> {
         let x = patches::cut(x, self.patch)?;
         let nothing = Tensor::zeros((x.dim(0)?, 0), DType::F32, &self.device)?;
         let times = timesteps.unwrap_or(&nothing);
-        let y = match &self.body {
+        let answers = match &self.body {
             Body::Inference(network, features) => {
                 let features = features.forward(times, conditions)?;
                 let (time, prompt) = self.rest(times, conditions, &nothing)?;
-                network.forward([&x, &features, time, &prompt])?
+                // Numbers of tokens are floats there.
+                network.forward([&x.to_dtype(DType::F32)?, &features, time, &prompt])?
             }
             Body::Training(network, features) => {
                 let features = features.forward(times, conditions)?;
                 let (time, prompt) = self.rest(times, conditions, &nothing)?;
-                network.forward([&x, &features, time, &prompt])?
+                vec![network.forward([&x, &features, time, &prompt])?]
             }
             Body::Eager(network) => network.forward(&x, times, conditions)?,
             #[cfg(feature = "cuda")]
-            Body::Gpu(program) => program.forward(&x, times, conditions.condition)?,
+            Body::Gpu(program) => vec![program.forward(&x, times, conditions.condition)?],
             #[cfg(feature = "cuda")]
             Body::GpuTraining(network, embedding) => {
-                let embedding = embedding.forward(&x, times, conditions)?.flatten_from(1)?;
-                network.forward([&x, &embedding, times])?
+                let embedding = embedding.forward(&x, times, conditions)?;
+                let embedding = embedding[0].flatten_from(1)?;
+                vec![network.forward([&x, &embedding, times])?]
             }
         };
-        patches::join(&y, self.patch)
+        answers.iter().map(|answer| patches::join(answer, self.patch)).collect()
     }
 
     /// The inputs of a compiled network beside samples and features: times, where it divides by them, and prompts with
@@ -217,6 +232,9 @@ impl Body {
             return Ok(Self::Eager(Eager::new(graph, weights, weights.dtype())?));
         }
         let features = Features::new(&graph, weights)?;
+        if weights.trained() && graph.answers().len() > 1 {
+            return Ok(Self::Eager(Eager::new(graph, weights, weights.dtype())?));
+        }
         Ok(if weights.trained() {
             Self::Training(Training::new(&graph, weights, Isa::detect())?, features)
         } else {

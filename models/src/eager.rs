@@ -60,6 +60,11 @@ impl Eager {
                         taken[id.0] = Some(tensor);
                     }
                 }
+                Op::Embed { table, places, .. } => {
+                    for id in [table, places] {
+                        taken[id.0] = Some(weights.get_as(graph.weight(*id), dtype)?);
+                    }
+                }
                 Op::Nearest { table, .. } => {
                     taken[table.0] = Some(weights.get_as(graph.weight(*table), dtype)?);
                 }
@@ -77,14 +82,15 @@ impl Eager {
         Ok(Self { graph, weights: taken, features, positions: placed, dtype })
     }
 
-    /// One evaluation: `x` `[B, channels, height, width]` in the network's type, in patches where the graph says so; the
-    /// answer is such a tensor. The times are not looked at by a network without time.
+    /// One evaluation: `x` `[B, channels, height, width]` in the network's type, in patches where the graph says so, or, of
+    /// tokens, their numbers, u32 `[B, tokens]`; all answers are tensors of the former kind. The times are not looked at by a network without time.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         timesteps: &Tensor,
         conditions: Conditions,
-    ) -> Result<Tensor> {
+    ) -> Result<Vec<Tensor>> {
+        let mut answers = Vec::new();
         let mut maps: Vec<Option<Tensor>> = vec![None; self.graph.maps.len()];
         let mut uses = self.graph.uses();
         for (op, feature) in self.graph.ops.iter().zip(&self.features) {
@@ -97,7 +103,7 @@ impl Eager {
             };
             match op.to() {
                 Some(to) => maps[to.0] = Some(made),
-                None => return Ok(made),
+                None => answers.push(made),
             }
             for map in op.reads() {
                 uses[map.0] -= 1;
@@ -106,7 +112,7 @@ impl Eager {
                 }
             }
         }
-        bail!("the graph has no answer")
+        Ok(answers)
     }
 
     fn apply(
@@ -134,6 +140,16 @@ impl Eager {
                 Some(states) => states.transpose(1, 2)?.unsqueeze(2)?.to_dtype(self.dtype),
                 None => bail!("the network is told no prompt"),
             },
+            Op::Embed { table, places, .. } => {
+                let [table, places] = [table, places].map(|id| self.weights[id.0].as_ref());
+                let (Some(table), Some(places)) = (table, places) else {
+                    bail!("tables have their rows")
+                };
+                let (batch, tokens) = x.dims2()?;
+                let rows = table.index_select(&x.flatten_all()?, 0)?;
+                let rows = rows.reshape((batch, tokens, ()))?.broadcast_add(places)?;
+                rows.transpose(1, 2)?.unsqueeze(2)?.contiguous()
+            }
             Op::Nearest { source, table, .. } => match &self.weights[table.0] {
                 Some(table) => nearest(map(*source)?, table),
                 None => bail!("a table has its rows"),

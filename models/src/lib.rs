@@ -37,6 +37,7 @@ mod patches;
 pub mod rollout;
 pub mod sampler;
 pub mod schedule;
+pub mod text;
 pub mod unet;
 mod weight;
 mod weights;

@@ -13,7 +13,8 @@ use crate::weights::Weights;
 use builder::Builder;
 pub(crate) use training::Training;
 
-/// Numbers of a compiled network's inputs: what it is asked about, `[B, channels, height, width]`; the vectors that time
+/// Numbers of a compiled network's inputs: what it is asked about, `[B, channels, height, width]` or, of tokens, their
+/// numbers `[B, tokens]`; the vectors that time
 /// and condition become ([`crate::features`]), `[B, all their numbers]`; the times `[B]`; and the prompts
 /// `[B, width, tokens]`. Those that a network does not take are `[B, 0]`.
 pub(crate) const SAMPLE: usize = 0;
@@ -26,19 +27,21 @@ pub(crate) type Inputs<'a> = [&'a Tensor; 4];
 
 /// Floats per sample of each input.
 fn inputs(graph: &Graph) -> [usize; 4] {
-    let floats = |map| {
-        let Size { height, width, channels } = graph.size(map);
-        height * width * channels
-    };
     let (_, divided) = graph.answer();
-    let prompt = graph.prompt().map_or(0, floats);
-    [floats(graph.sample().0), graph.features().total, usize::from(divided), prompt]
+    let prompt = graph.prompt().map_or(0, |map| floats_of(graph.size(map)));
+    [graph.asked(), graph.features().total, usize::from(divided), prompt]
+}
+
+/// Floats of a map.
+fn floats_of(Size { height, width, channels }: Size) -> usize {
+    height * width * channels
 }
 
 /// A network whose weights are packed and whose memory is planned.
 pub(crate) struct Inference {
     program: Program,
-    output: Size,
+    /// Sizes of all answers.
+    answers: Vec<Size>,
 }
 
 impl Inference {
@@ -55,13 +58,13 @@ impl Inference {
     ) -> crate::Result<Self> {
         let mut builder = Builder::new(graph, isa, element);
         lower(graph, weights, &mut builder)?;
-        let (output, _) = graph.answer();
-        let floats = output.height * output.width * output.channels;
-        Ok(Self { program: builder.finish(inputs(graph).to_vec(), floats), output })
+        let answers: Vec<Size> = graph.answers().into_iter().map(|(_, size)| size).collect();
+        let floats = answers.iter().copied().map(floats_of).sum();
+        Ok(Self { program: builder.finish(inputs(graph).to_vec(), floats), answers })
     }
 
-    /// Of f32 tensors that begin with the batch, one evaluation: `[B, channels, height, width]`.
-    pub(crate) fn forward(&self, inputs: Inputs) -> Result<Tensor> {
+    /// Of f32 tensors that begin with the batch, one evaluation: all answers, `[B, channels, height, width]`.
+    pub(crate) fn forward(&self, inputs: Inputs) -> Result<Vec<Tensor>> {
         self.with_inputs(inputs, |program, batch, inputs, output| {
             Ok(program.run(batch, inputs, output)?)
         })
@@ -81,7 +84,7 @@ impl Inference {
         &self,
         inputs: Inputs,
         run: impl FnOnce(&Program, usize, &[&[f32]], &mut [f32]) -> Result<()>,
-    ) -> Result<Tensor> {
+    ) -> Result<Vec<Tensor>> {
         let batch = inputs[SAMPLE].dim(0)?;
         let tensors = contiguous(inputs)?;
         let storages = tensors.each_ref().map(Tensor::storage_and_layout);
@@ -89,10 +92,17 @@ impl Inference {
         for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
             *input = floats(storage, layout)?;
         }
-        let Size { height, width, channels } = self.output;
-        let mut output = vec![0.0; batch * channels * height * width];
+        let all: usize = self.answers.iter().copied().map(floats_of).sum();
+        let mut output = vec![0.0; batch * all];
         run(&self.program, batch, &inputs, &mut output)?;
-        Tensor::from_vec(output, (batch, channels, height, width), &Device::Cpu)
+        let output = Tensor::from_vec(output, (batch, all), &Device::Cpu)?;
+        let mut start = 0;
+        let answer = |&size: &Size| {
+            let (Size { height, width, channels }, floats) = (size, floats_of(size));
+            start += floats;
+            output.narrow(1, start - floats, floats)?.reshape((batch, channels, height, width))
+        };
+        self.answers.iter().map(answer).collect()
     }
 
     /// What it keeps in memory.

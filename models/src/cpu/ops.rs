@@ -5,9 +5,9 @@ use super::tape::Saved;
 use super::{FEATURES, PROMPT, SAMPLE, TIME};
 use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Slice, positions};
 use crate::kernels::{
-    Activate, Attend, Buffer, Channels, Direct, Downsample, ElementType, Export, Fill, Finish,
-    Gate, Geglu, GroupNormAffine, GroupNormApply, Image, Import, Learned, Modulate, Nearest,
-    PackKeys, PackValues, Taps, Upsample, Vector, Winograd, padded,
+    Activate, Attend, Buffer, Channels, Direct, Downsample, ElementType, Embed, Export, Fill,
+    Finish, Gate, Geglu, GroupNormAffine, GroupNormApply, Image, Import, Learned, Modulate,
+    Nearest, PackKeys, PackValues, Taps, Upsample, Vector, Winograd, padded,
 };
 use crate::weights::Weights;
 
@@ -23,6 +23,12 @@ impl Backend for Builder<'_> {
                 let features = graph.features();
                 let (start, apart) = (features.start(to), features.total);
                 self.push(Import { start, apart, ..Import::whole(FEATURES, output) });
+            }
+            &Op::Embed { table, places, to } => {
+                let [table, places] =
+                    [table, places].map(|id| values(&weights.get(graph.weight(id))?));
+                let output = self.map_of_f32(to);
+                self.push(Embed::new(SAMPLE, table?, places?, output));
             }
             &Op::Prompt { to } => {
                 let output = self.map_of_f32(to);
@@ -97,7 +103,8 @@ impl Backend for Builder<'_> {
             &Op::Answer { source, divided, factor, shift } => {
                 let input = self.image(source);
                 let divisor = divided.then_some(TIME);
-                self.push(Export { divisor, factor, shift, ..Export::whole(input) });
+                let (start, apart) = place_of(graph, source);
+                self.push(Export { divisor, factor, shift, start, apart, ..Export::whole(input) });
             }
         }
         Ok(())
@@ -106,6 +113,18 @@ impl Backend for Builder<'_> {
     fn release(&mut self, map: Map) {
         Builder::release(self, map);
     }
+}
+
+/// Where among the numbers of all answers one begins, and how many those are.
+fn place_of(graph: &Graph, answer: Map) -> (usize, usize) {
+    let (mut start, mut all) = (0, 0);
+    for (map, size) in graph.answers() {
+        if map == answer {
+            start = all;
+        }
+        all += size.height * size.width * size.channels;
+    }
+    (start, all)
 }
 
 /// What is added to a scale.

@@ -397,6 +397,7 @@ impl Differentiate for Builder<'_> {
             | Op::Row { .. }
             | Op::Condition { .. }
             | Op::Prompt { .. }
+            | Op::Embed { .. }
             | Op::Nearest { .. }
             | Op::Positions { .. }
             | Op::Learned { .. }

@@ -36,7 +36,8 @@ const TIME: usize = 2;
 
 /// Whether a network may be compiled for a GPU: one that has its weights, of a type and operations there are kernels for.
 pub(crate) fn compiles(graph: &Graph, weights: &Weights) -> bool {
-    weights.device().is_cuda() && knows(weights.dtype()) && graph.ops.iter().all(has_kernels)
+    let known = weights.device().is_cuda() && knows(weights.dtype());
+    known && graph.answers().len() == 1 && graph.ops.iter().all(has_kernels)
 }
 
 fn has_kernels(op: &Op) -> bool {
@@ -44,6 +45,7 @@ fn has_kernels(op: &Op) -> bool {
         Op::Learned { .. }
         | Op::Geglu { .. }
         | Op::Prompt { .. }
+        | Op::Embed { .. }
         | Op::Nearest { .. }
         | Op::Sinusoid { of: Scalar::Guidance, .. }
         | Op::Modulate { plus_one: false, .. } => false,

@@ -45,7 +45,11 @@ impl Backend for Builder<'_> {
                 self.import(CONDITION, [0, graph.size(to).channels], (1.0, 0.0), to);
             }
             &Op::Positions { to } => self.positions(graph, to)?,
-            Op::Learned { .. } | Op::Geglu { .. } | Op::Prompt { .. } | Op::Nearest { .. } => {
+            Op::Learned { .. }
+            | Op::Geglu { .. }
+            | Op::Prompt { .. }
+            | Op::Embed { .. }
+            | Op::Nearest { .. } => {
                 unreachable!("a network with these is not compiled here");
             }
             Op::Project { source, product, to } => self.project(*source, product, *to, weights)?,

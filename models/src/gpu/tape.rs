@@ -388,6 +388,7 @@ impl Differentiate for Builder<'_> {
             | Op::Row { .. }
             | Op::Condition { .. }
             | Op::Prompt { .. }
+            | Op::Embed { .. }
             | Op::Nearest { .. }
             | Op::Positions { .. }
             | Op::Answer { .. } => {}

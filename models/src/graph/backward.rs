@@ -37,6 +37,7 @@ pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -
             | Op::Row { .. }
             | Op::Condition { .. }
             | Op::Prompt { .. }
+            | Op::Embed { .. }
             | Op::Nearest { .. }
             | Op::Positions { .. } => continue,
             Op::Linear { epilogue, .. } | Op::Convolve { epilogue, .. } => epilogue.residual,

@@ -54,6 +54,12 @@ impl GraphBuilder {
         self.answered(Op::Answer { source, divided: false, factor, shift })
     }
 
+    /// An answer beside the last.
+    pub(crate) fn answer(&mut self, source: Map) {
+        self.maps[source.0].kind = Kind::Answer;
+        self.ops.push(Op::Answer { source, divided: false, factor: 1.0, shift: 0.0 });
+    }
+
     fn answered(mut self, answer: Op) -> Graph {
         for map in answer.reads() {
             self.maps[map.0].kind = Kind::Answer;
@@ -130,6 +136,21 @@ impl GraphBuilder {
     pub(crate) fn condition(&mut self, width: usize) -> Map {
         let to = self.vector(width);
         self.ops.push(Op::Condition { to });
+        to
+    }
+
+    /// Of each of `tokens` tokens its row of the table `name`, of `rows` rows, plus its place's row of the table `places`.
+    pub(crate) fn embed(
+        &mut self,
+        name: &Name,
+        places: &Name,
+        [rows, tokens]: [usize; 2],
+        width: usize,
+    ) -> Map {
+        let table = self.weight(name, &[rows, width]);
+        let places = self.weight(places, &[tokens, width]);
+        let to = self.map(Size { height: 1, width: tokens, channels: width }, Kind::Features);
+        self.ops.push(Op::Embed { table, places, to });
         to
     }
 
@@ -300,12 +321,35 @@ impl GraphBuilder {
         heads: usize,
         bias: bool,
     ) -> Map {
+        self.attention_within(name, [Q, K, V], source, heads, (bias, false))
+    }
+
+    /// The same between three products of other names, which have biases; no token sees one after it.
+    pub(crate) fn causal_attention(
+        &mut self,
+        name: &Name,
+        parts: [&str; 3],
+        source: Map,
+        heads: usize,
+    ) -> Map {
+        self.attention_within(name, parts, source, heads, (true, true))
+    }
+
+    fn attention_within(
+        &mut self,
+        name: &Name,
+        parts: [&str; 3],
+        source: Map,
+        heads: usize,
+        (bias, causal): (bool, bool),
+    ) -> Map {
         let width = self.size(source).channels;
-        let parts = [Q, K, V].map(|part| self.part(name, part, (width, heads), width, bias));
-        let map = self.products(&[source], parts.to_vec(), 3 * width, Epilogue::default());
-        let [queries, keys, values] =
-            [0, 1, 2].map(|part| Slice { map, start: part * width, width });
-        self.attend([queries, keys, values], heads, false)
+        let scale = query_scale(width, heads);
+        let products = [(parts[0], scale), (parts[1], 1.0), (parts[2], 1.0)]
+            .map(|(part, factor)| self.part(&name.at(part), factor, [width, width], bias));
+        let map = self.products(&[source], products.to_vec(), 3 * width, Epilogue::default());
+        let slices = [0, 1, 2].map(|part| Slice { map, start: part * width, width });
+        self.attend(slices, heads, causal)
     }
 
     /// Multi-head attention of `source` over `context`, between `to_q`, `to_k` and `to_v` of `name`, without the last
@@ -318,28 +362,19 @@ impl GraphBuilder {
         heads: usize,
     ) -> Map {
         let (width, wide) = (self.size(source).channels, self.size(context).channels);
-        let query = self.part(name, Q, (width, heads), width, false);
+        let query = self.part(&name.at(Q), query_scale(width, heads), [width, width], false);
         let map = self.products(&[source], vec![query], width, Epilogue::default());
         let queries = Slice { map, start: 0, width };
-        let parts = [K, V].map(|part| self.part(name, part, (width, heads), wide, false));
+        let parts = [K, V].map(|part| self.part(&name.at(part), 1.0, [width, wide], false));
         let map = self.products(&[context], parts.to_vec(), 2 * width, Epilogue::default());
         let [keys, values] = [0, 1].map(|part| Slice { map, start: part * width, width });
         self.attend([queries, keys, values], heads, false)
     }
 
-    /// The product that makes queries, keys or values of `input` channels; the scale of the scores goes into the queries.
-    fn part(
-        &mut self,
-        name: &Name,
-        part: &str,
-        (width, heads): (usize, usize),
-        input: usize,
-        bias: bool,
-    ) -> Product {
-        let place = name.at(part);
-        let weight = self.weight(&place.at("weight"), &[width, input]);
-        let bias = bias.then(|| self.weight(&place.at("bias"), &[width]));
-        let factor = if part == Q { 1.0 / ((width / heads) as f64).sqrt() } else { 1.0 };
+    /// The product that makes queries, keys or values.
+    fn part(&mut self, name: &Name, factor: f64, shape: [usize; 2], bias: bool) -> Product {
+        let weight = self.weight(&name.at("weight"), &shape);
+        let bias = bias.then(|| self.weight(&name.at("bias"), &shape[..1]));
         Product { weight, bias, factor }
     }
 
@@ -427,4 +462,9 @@ impl GraphBuilder {
         self.ops.push(Op::Activate { source, function, to });
         to
     }
+}
+
+/// The scale of scores, which goes into the queries.
+fn query_scale(width: usize, heads: usize) -> f64 {
+    1.0 / ((width / heads) as f64).sqrt()
 }

@@ -17,6 +17,7 @@ impl Graph {
             match op {
                 Op::Condition { .. }
                 | Op::Prompt { .. }
+                | Op::Embed { .. }
                 | Op::Nearest { .. }
                 | Op::Positions { .. }
                 | Op::Modulate { .. }

@@ -132,6 +132,9 @@ pub(crate) enum Op {
     Row { of: Scalar, table: WeightId, to: Map },
     /// The condition as it comes; a vector.
     Condition { to: Map },
+    /// Of each token the row of a table `[rows, channels]`, plus that of its place in another, `[tokens, channels]`: what a
+    /// text encoder is asked about are the numbers of tokens.
+    Embed { table: WeightId, places: WeightId, to: Map },
     /// The hidden states of a prompt, each of its tokens a pixel. It has no gradient on the CPU.
     Prompt { to: Map },
     /// Of each pixel the row of a table `[rows, channels]` that is nearest, by squared distance; of several the first. It
@@ -184,7 +187,7 @@ pub(crate) enum Op {
     Geglu { source: Map, to: Map },
     /// An element-wise function.
     Activate { source: Map, function: Function, to: Map },
-    /// The network's answer: `factor·x + shift`; divided by the time, where that is a noise level.
+    /// An answer of the network: `factor·x + shift`; divided by the time, where that is a noise level.
     Answer { source: Map, divided: bool, factor: f32, shift: f32 },
 }
 
@@ -226,6 +229,7 @@ impl Op {
             | Self::Row { to, .. }
             | Self::Condition { to }
             | Self::Prompt { to }
+            | Self::Embed { to, .. }
             | Self::Nearest { to, .. }
             | Self::Positions { to }
             | Self::Learned { to, .. }
@@ -252,6 +256,7 @@ impl Op {
             | Self::Row { .. }
             | Self::Condition { .. }
             | Self::Prompt { .. }
+            | Self::Embed { .. }
             | Self::Positions { .. }
             | Self::Learned { .. } => Vec::new(),
             Self::Linear { sources, epilogue, .. } => {
@@ -364,7 +369,16 @@ impl Graph {
         })
     }
 
-    /// The size of the answer, and whether it is divided by the time.
+    /// Maps of all answers, and their sizes, in their order.
+    pub(crate) fn answers(&self) -> Vec<(Map, Size)> {
+        let answer = |op: &Op| match *op {
+            Op::Answer { source, .. } => Some((source, self.size(source))),
+            _ => None,
+        };
+        self.ops.iter().filter_map(answer).collect()
+    }
+
+    /// The size of the last answer, and whether it is divided by the time.
     pub(crate) fn answer(&self) -> (Size, bool) {
         match self.ops.last() {
             Some(&Op::Answer { source, divided, .. }) => (self.size(source), divided),
@@ -372,10 +386,18 @@ impl Graph {
         }
     }
 
+    /// Numbers of what the network is asked about.
+    pub(crate) fn asked(&self) -> usize {
+        let Size { height, width, channels } = self.size(self.sample().0);
+        let embeds = self.ops.iter().any(|op| matches!(op, Op::Embed { .. }));
+        height * width * if embeds { 1 } else { channels }
+    }
+
     /// The map of the noisy sample, and what it is multiplied with as it comes in.
     pub(crate) fn sample(&self) -> (Map, f32) {
         let sample = self.ops.iter().find_map(|op| match *op {
             Op::Sample { factor, to, .. } => Some((to, factor)),
+            Op::Embed { to, .. } => Some((to, 1.0)),
             _ => None,
         });
         sample.unwrap_or_else(|| unreachable!("a graph reads the noisy sample"))

@@ -16,10 +16,6 @@ pub(crate) enum Function {
     /// `½·x·(1 + tanh(√(2/π)·(x + 0.044715·x³)))` (Hendrycks & Gimpel 2016).
     GeluTanh,
     /// `x·σ(1.702·x)` (Hendrycks & Gimpel 2016), as CLIP has it.
-    #[cfg_attr(
-        not(any(test, feature = "cuda")),
-        expect(dead_code, reason = "text encoders have it")
-    )]
     QuickGelu,
     /// `max(x, 0)`.
     Relu,

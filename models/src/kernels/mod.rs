@@ -56,7 +56,7 @@ pub(crate) use gradient::{
 pub(crate) use image::{Channels, Downsample, Export, Image, Import, Upsample};
 pub use isa::Isa;
 pub use kernel_bench::{KernelBench, Layer};
-pub(crate) use moves::{Activate, Fill, Learned, LearnedGradient, Nearest};
+pub(crate) use moves::{Activate, Embed, Fill, Learned, LearnedGradient, Nearest};
 pub(crate) use norm::{GroupNormAffine, GroupNormApply, GroupNormStatistics};
 pub use peak::Peak;
 pub(crate) use program::{Call, Operation, Part, Program, Workspace};

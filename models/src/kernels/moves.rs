@@ -200,6 +200,59 @@ impl Operation for LearnedGradient {
     }
 }
 
+/// Of each token the row of a table, plus the row of its place.
+pub(crate) struct Embed {
+    input: usize,
+    /// `[rows, channels]`.
+    table: Vec<f32>,
+    /// `[tokens, channels]`.
+    places: Vec<f32>,
+    output: Image,
+}
+
+impl Embed {
+    /// Of the input that has the numbers of rows; the map is of f32.
+    pub(crate) fn new(input: usize, table: Vec<f32>, places: Vec<f32>, output: Image) -> Self {
+        let channels = output.channels();
+        assert_eq!(places.len(), output.pixels() * channels);
+        assert!(table.len().is_multiple_of(channels) && output.element == ElementType::F32);
+        Self { input, table, places, output }
+    }
+}
+
+impl Operation for Embed {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        Vec::new()
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        "embed".to_string()
+    }
+    fn weight_bytes(&self) -> usize {
+        4 * (self.table.len() + self.places.len())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let (tokens, channels) = (self.output.pixels(), self.output.channels());
+        let ids = &memory.inputs[self.input][sample * tokens..][..tokens];
+        let (to, stride) = (memory.at(self.output.buffer, sample), self.output.stride());
+        // SAFETY: the sample's part of the output, which this item alone writes.
+        let output = unsafe { std::slice::from_raw_parts_mut(to, tokens * stride) };
+        let rows = ids.iter().zip(self.places.chunks_exact(channels));
+        for (token, (&id, place)) in output.chunks_exact_mut(stride).zip(rows) {
+            let row = &self.table[id as usize * channels..][..channels];
+            token[channels..].fill(0.0);
+            for (value, (a, b)) in token.iter_mut().zip(row.iter().zip(place)) {
+                *value = a + b;
+            }
+        }
+    }
+}
+
 /// Rows of a table that are looked at together.
 const BLOCK: usize = 64;
 

@@ -280,7 +280,7 @@ proptest! {
         (height, width) in (1usize..13, 1usize..13),
         (groups, of_first, of_second) in (1usize..6, 1usize..8, 0usize..8),
         function in prop::sample::select(vec![
-            Function::Identity, Function::Silu, Function::Mish, Function::Gelu, Function::Relu,
+            Function::Identity, Function::Silu, Function::Mish, Function::Gelu, Function::Relu, Function::SoftClamp,
         ]),
         modulated: bool,
         numbers in prop::sample::select(&BOTH[..]),
