@@ -16,7 +16,7 @@ use crate::weight::Weight;
 use crate::weights::Weights;
 use crate::{Error, patches};
 
-pub(crate) use network::Network;
+pub(crate) use network::{Network, Sizes};
 
 /// A graph with its weights, in the form that its device and element type ask for.
 pub(crate) struct Compiled {
@@ -79,6 +79,24 @@ impl Compiled {
         let (patch, parameters, (_, divided)) = (graph.patch, weights.parameters(), graph.answer());
         let body = Body::new(graph, &weights, element)?;
         Ok(Self { body, patch, divided, dtype, device: device.clone(), parameters })
+    }
+
+    /// The same operations over maps of other sizes, by a graph that records them; the weights are shared.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a network that is trained, or compiled for a GPU.
+    pub(crate) fn at(&self, graph: Graph) -> crate::Result<Self> {
+        let body = match &self.body {
+            Body::Inference(network, features) => {
+                Body::Inference(network.at(&graph)?, features.clone())
+            }
+            Body::Eager(network) => Body::Eager(network.at(graph, &self.device)?),
+            _ => {
+                let remedy = "a network that is trained, or runs on a GPU by kernels, has one size; load it anew";
+                return Err(Error::value("size", "another", remedy));
+            }
+        };
+        Ok(Self { body, device: self.device.clone(), ..*self })
     }
 
     /// Has evaluations of one size done the same way in every process from now on.

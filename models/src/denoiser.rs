@@ -199,6 +199,16 @@ pub trait Denoiser: Send + Sync {
         }
     }
 
+    /// The same network over samples of another height and width, told prompts of so many tokens, where it is told any;
+    /// nothing for a network of one size. Both share their weights, and each counts them in its [`Denoiser::footprint`].
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] for a size that the network cannot have, that no memory holds, or that a network that is
+    /// trained, or runs on a GPU by kernels, would have to be loaded anew for.
+    fn at(&self, _size: [usize; 2], _tokens: usize) -> Option<crate::Result<Box<dyn Denoiser>>> {
+        None
+    }
+
     /// The same evaluation, kernel by kernel; nothing where the network is not compiled into kernels.
     ///
     /// # Errors

@@ -8,7 +8,7 @@
 //! from its shape. And every operation is differentiable: where a fast one has no gradient, or a wrong one, it is only
 //! used on tensors that track none.
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::denoiser::Conditions;
 use crate::features::Feature;
@@ -35,7 +35,6 @@ impl Eager {
     /// Those of weights that cannot be read.
     pub(crate) fn new(graph: Graph, weights: &Weights, dtype: DType) -> crate::Result<Self> {
         let mut features = Vec::new();
-        let mut placed = None;
         let mut taken = vec![None; graph.weights.len()];
         for op in &graph.ops {
             features.push(Feature::new(&graph, op, weights)?);
@@ -68,18 +67,21 @@ impl Eager {
                 Op::Nearest { table, .. } => {
                     taken[table.0] = Some(weights.get_as(graph.weight(*table), dtype)?);
                 }
-                Op::Positions { to } => {
-                    let size = graph.size(*to);
-                    let shape = (1, size.height * size.width, size.channels);
-                    let values = Tensor::from_vec(positions(size), shape, weights.device())?;
-                    let channels_first = values.transpose(1, 2)?.to_dtype(dtype)?;
-                    let shape = (1, size.channels, size.height, size.width);
-                    placed = Some(channels_first.reshape(shape)?);
-                }
                 _ => {}
             }
         }
-        Ok(Self { graph, weights: taken, features, positions: placed, dtype })
+        let positions = positions_of(&graph, dtype, weights.device())?;
+        Ok(Self { graph, weights: taken, features, positions, dtype })
+    }
+
+    /// The same operations over maps of other sizes; the weights are shared.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub(crate) fn at(&self, graph: Graph, device: &Device) -> crate::Result<Self> {
+        let positions = positions_of(&graph, self.dtype, device)?;
+        let (weights, features) = (self.weights.clone(), self.features.clone());
+        Ok(Self { graph, weights, features, positions, dtype: self.dtype })
     }
 
     /// One evaluation: `x` `[B, channels, height, width]` in the network's type, in patches where the graph says so, or, of
@@ -269,6 +271,19 @@ impl Eager {
         let y = if product.factor == 1.0 { y } else { (y * product.factor)? };
         y.reshape((batch, output, height, width))
     }
+}
+
+/// Positions of the operation that has them: `[1, channels, height, width]`.
+fn positions_of(graph: &Graph, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
+    let placed = graph.ops.iter().find_map(|op| match op {
+        Op::Positions { to } => Some(graph.size(*to)),
+        _ => None,
+    });
+    let Some(size) = placed else { return Ok(None) };
+    let shape = (1, size.height * size.width, size.channels);
+    let values = Tensor::from_vec(positions(size), shape, device)?;
+    let channels_first = values.transpose(1, 2)?.to_dtype(dtype)?;
+    Ok(Some(channels_first.reshape((1, size.channels, size.height, size.width))?))
 }
 
 /// Several maps' channels, one after another.

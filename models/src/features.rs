@@ -10,12 +10,14 @@ use crate::graph::{Graph, Op, Scalar, Wave};
 use crate::weights::Weights;
 
 /// One of them.
+#[derive(Clone)]
 pub(crate) struct Feature {
     source: Source,
     of: Scalar,
     width: usize,
 }
 
+#[derive(Clone)]
 enum Source {
     /// `sin(t·ω)` and `cos(t·ω)`.
     Positional { frequencies: Tensor, cosines_first: bool },
@@ -104,6 +106,7 @@ impl Feature {
 }
 
 /// All of a network's, side by side.
+#[derive(Clone)]
 pub(crate) struct Features(Vec<Feature>);
 
 impl Features {

@@ -56,6 +56,11 @@ impl Denoiser for FixedBatch {
         Tensor::cat(&answers, 0)
     }
 
+    fn at(&self, size: [usize; 2], tokens: usize) -> Option<crate::Result<Box<dyn Denoiser>>> {
+        let other = self.network.at(size, tokens)?;
+        Some(other.map(|network| Box::new(Self::new(network, self.rows)) as Box<dyn Denoiser>))
+    }
+
     fn geometry(&self) -> &Geometry {
         self.network.geometry()
     }

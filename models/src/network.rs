@@ -3,12 +3,13 @@
 mod size;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::Value;
 
 use crate::channels::Channels;
-use crate::compiled::Network;
+use crate::compiled::{Network, Sizes};
 use crate::dit::DiTConfig;
 use crate::graph::Graph;
 use crate::initial::{self, Distribution};
@@ -239,7 +240,8 @@ impl NetworkConfig {
         }
         let geometry = self.geometry();
         let build = || -> Result<Box<dyn Denoiser>> {
-            Ok(Box::new(Network::new(graph, geometry, weights, dtype, device)?))
+            let network = Network::new(graph, geometry, weights, dtype, device)?;
+            Ok(Box::new(network.of_sizes(self.sizes(device))))
         };
         // One that is trained may be built anew every step, of weights that are there.
         let network = if trained { build()? } else { self.built(build)? };
@@ -248,6 +250,19 @@ impl NetworkConfig {
             return Ok(Box::new(crate::captured::Captured::new(network, device)));
         }
         Ok(network)
+    }
+
+    /// What the network is at other sizes, once there is memory for a map of it.
+    fn sizes(&self, device: &Device) -> Arc<Sizes> {
+        let (config, device) = (self.clone(), device.clone());
+        Arc::new(move |size, tokens| {
+            let resized = config.at(size, tokens)?.and_then(|config| {
+                let graph = config.architecture().graph();
+                config.check_weights(&graph, &device)?;
+                Ok((graph, config.geometry()))
+            });
+            Some(resized)
+        })
     }
 
     /// Random weights, f32 on the CPU, drawn as those of a new network are by PyTorch and diffusers, or by

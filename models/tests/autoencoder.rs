@@ -129,6 +129,29 @@ fn latents_snap_to_the_rows_that_diffusers_finds() {
     assert_eq!(compared, 2);
 }
 
+#[test]
+fn a_decoder_is_had_at_other_sizes() {
+    for case in Case::all() {
+        for dtype in [DType::F32, DType::F64] {
+            let decoder = case.decoder(dtype);
+            let other = decoder.at([6, 9]).unwrap();
+            let [channels, ..] = other.latent_shape();
+            let latents = to(&formula(&[2, channels, 6, 9], 2.0, 5), dtype);
+            let alone = case.config.decoder(case.weights(), [6, 9], dtype, &Device::Cpu).unwrap();
+            assert_eq!(other.image_shape(), alone.image_shape());
+            let image = |decoder: &Decoder| to(&decoder.forward(&latents).unwrap(), DType::F32);
+            let error = relative_error(&image(&other), &image(&alone));
+            assert!(error <= 1e-5, "{} {dtype:?}: {error:e}", case.golden.name);
+            let back = other.at(case.size).unwrap();
+            let latents = to(&case.latents(), dtype);
+            let image =
+                |decoder: &Decoder| bits(&to(&decoder.forward(&latents).unwrap(), DType::F32));
+            assert!(image(&back) == image(&decoder), "{} {dtype:?}", case.golden.name);
+            assert!(decoder.at([0, 1]).is_err());
+        }
+    }
+}
+
 /// The kernels choose their instructions once per process, so each set needs a process of its own.
 #[test]
 fn every_instruction_set_is_as_good() {

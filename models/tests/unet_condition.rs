@@ -272,6 +272,42 @@ fn other_sizes_and_prompts_are_other_networks_of_the_same_weights() {
     assert_eq!(half["block_out_channels"], json!([8, 16, 16]));
 }
 
+/// In f32 and in f64: of another size, and from there back to the first.
+#[test]
+fn a_network_is_had_at_other_sizes() {
+    for name in ["bk_tiny", "classes_and_resnets"] {
+        let case = Case::named(name);
+        let geometry = case.config.geometry();
+        let Prompt { tokens, width } = geometry.prompt.unwrap();
+        for dtype in [DType::F32, DType::F64] {
+            let network = case.network(dtype);
+            let other = network.at([12, 16], 30).unwrap().unwrap();
+            let config = case.config.at([12, 16], 30).unwrap().unwrap();
+            assert_eq!(other.geometry(), &config.geometry());
+            let alone = config.load(weights(&config.weight_shapes()), dtype, &Device::Cpu).unwrap();
+            let x = formula(&[3, geometry.in_channels, 12, 16], 1.0, 3).to_dtype(dtype).unwrap();
+            let prompt = formula(&[3, 30, width], 1.0, 4);
+            let conditions = Conditions { prompt: Some(&prompt), ..case.conditions() };
+            let answer = |network: &dyn Denoiser| {
+                let y = network.evaluate(&x, &case.timesteps, conditions).unwrap();
+                y.to_dtype(DType::F32).unwrap()
+            };
+            let error = relative_error(&answer(&*other), &answer(&*alone));
+            println!("{name} {dtype:?}: {error:.2e}");
+            assert!(error <= 1e-5, "{name} {dtype:?}: {error:e}");
+            let back = other.at([geometry.height, geometry.width], tokens).unwrap().unwrap();
+            let x = case.x.to_dtype(dtype).unwrap();
+            let first = |network: &dyn Denoiser| {
+                let y = network.evaluate(&x, &case.timesteps, case.conditions()).unwrap();
+                bits(&y.to_dtype(DType::F32).unwrap())
+            };
+            assert!(first(&*back) == first(&*network), "{name} {dtype:?}");
+            let message = network.at([3, 16], 30).unwrap().err().unwrap().to_string();
+            assert!(message.contains("sample_size` is [3,16]: must be"), "{message}");
+        }
+    }
+}
+
 #[test]
 fn every_value_that_cannot_be_honoured_is_refused_by_name() {
     let cases = [

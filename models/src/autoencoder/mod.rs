@@ -183,13 +183,19 @@ impl AutoencoderConfig {
         dtype: DType,
         device: &Device,
     ) -> Result<Decoder> {
-        let (half, factor) = (self.half(), self.factor());
+        let half = self.half();
         check_size("latent", latent, 1)?;
-        let image = latent.map(|side| side * factor);
         let compiled = self.compile(half.decoder(latent), weights, dtype, device)?;
-        let (from, to) = (half.latents().channels, half.images()[1]);
-        let shape = |channels: usize, [height, width]: [usize; 2]| [channels, height, width];
-        Ok(Decoder { compiled, latent: shape(from, latent), image: shape(to, image) })
+        Ok(self.decodes(compiled, latent))
+    }
+
+    /// A decoder of latents of a height and a width.
+    fn decodes(&self, compiled: Compiled, latent: [usize; 2]) -> Decoder {
+        let (half, factor) = (self.half(), self.factor());
+        let [from, to] = [half.latents().channels, half.images()[1]];
+        let latent = [from, latent[0], latent[1]];
+        let image = [to, factor * latent[1], factor * latent[2]];
+        Decoder { compiled, config: self.clone(), latent, image }
     }
 
     /// The half that makes latents of images of a height and a width, multiples of [`AutoencoderConfig::factor`]; else as
@@ -212,6 +218,14 @@ impl AutoencoderConfig {
         Ok(Encoder { compiled, image: [half.images()[0], height, width], latents, varies })
     }
 
+    fn demand(&self) -> Demand {
+        let wide = match self {
+            Self::Kl(_) | Self::Vq(_) => "block_out_channels",
+            Self::Tiny(_) => "decoder_block_out_channels",
+        };
+        Demand::of(&self.to_json(), [wide, wide])
+    }
+
     fn compile(
         &self,
         graph: Graph,
@@ -224,11 +238,7 @@ impl AutoencoderConfig {
         let mut weights = weights::fit(&self.weight_shapes(), weights)?;
         let own = graph.shapes();
         weights.retain(|name, _| own.contains_key(name));
-        let wide = match self {
-            Self::Kl(_) | Self::Vq(_) => "block_out_channels",
-            Self::Tiny(_) => "decoder_block_out_channels",
-        };
-        let demand = Demand::of(&self.to_json(), [wide, wide]);
+        let demand = self.demand();
         let trained = weights.values().any(Weight::trained);
         if !trained {
             demand.check(&graph, device)?;
@@ -250,6 +260,7 @@ fn check_size(what: &str, [height, width]: [usize; 2], factor: usize) -> Result<
 /// The half of an autoencoder that makes images of latents.
 pub struct Decoder {
     compiled: Compiled,
+    config: AutoencoderConfig,
     latent: [usize; 3],
     image: [usize; 3],
 }
@@ -274,6 +285,19 @@ impl Decoder {
     pub fn profile(&self, latents: &Tensor) -> TensorResult<Vec<Timing>> {
         check("latents", latents, self.latent, self.dtype())?;
         self.compiled.profile(latents, None, Conditions::default())
+    }
+
+    /// The same decoder of latents of another height and width. Both share their weights, and each counts them in its
+    /// [`Decoder::footprint`].
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a size of 0, one that no memory holds, and one that a decoder which runs on a GPU by kernels
+    /// would have to be loaded anew for.
+    pub fn at(&self, latent: [usize; 2]) -> Result<Self> {
+        check_size("latent", latent, 1)?;
+        let graph = self.config.half().decoder(latent);
+        self.config.demand().check(&graph, self.device())?;
+        Ok(self.config.decodes(self.compiled.at(graph)?, latent))
     }
 
     /// Channels, height and width of a latent.

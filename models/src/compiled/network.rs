@@ -1,6 +1,7 @@
 //! A compiled network that tells what it sees in noisy samples.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -15,7 +16,12 @@ use crate::{Denoiser, Geometry};
 pub(crate) struct Network {
     compiled: Compiled,
     geometry: Geometry,
+    sizes: Arc<Sizes>,
 }
+
+/// What a network is over samples of another height and width, told prompts of so many tokens; nothing for one of one size.
+pub(crate) type Sizes =
+    dyn Fn([usize; 2], usize) -> Option<crate::Result<(Graph, Geometry)>> + Send + Sync;
 
 impl Network {
     /// As [`Compiled::new`], of a graph with such a geometry.
@@ -29,7 +35,13 @@ impl Network {
         dtype: DType,
         device: &Device,
     ) -> crate::Result<Self> {
-        Ok(Self { compiled: Compiled::new(graph, weights, dtype, device)?, geometry })
+        let compiled = Compiled::new(graph, weights, dtype, device)?;
+        Ok(Self { compiled, geometry, sizes: Arc::new(|_, _| None) })
+    }
+
+    /// The same network, which may be had at other sizes.
+    pub(crate) fn of_sizes(self, sizes: Arc<Sizes>) -> Self {
+        Self { sizes, ..self }
     }
 }
 
@@ -55,6 +67,14 @@ impl Denoiser for Network {
     fn evaluate(&self, x: &Tensor, timesteps: &Tensor, conditions: Conditions) -> Result<Tensor> {
         self.geometry.check(self.dtype(), x, timesteps, conditions)?;
         self.compiled.forward(x, Some(timesteps), conditions)
+    }
+
+    fn at(&self, size: [usize; 2], tokens: usize) -> Option<crate::Result<Box<dyn Denoiser>>> {
+        let resized = (self.sizes)(size, tokens)?.and_then(|(graph, geometry)| {
+            let (compiled, sizes) = (self.compiled.at(graph)?, self.sizes.clone());
+            Ok(Box::new(Self { compiled, geometry, sizes }) as Box<dyn Denoiser>)
+        });
+        Some(resized)
     }
 
     fn profile(

@@ -1,12 +1,15 @@
 //! Maps, their lifetimes, and what is known of them while a network is compiled for the CPU.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 
+use super::packed::Packed;
 use super::tape::Tape;
 use crate::graph::{Epilogue, Graph, Kind, Map, MapInfo, Op, Product, Size};
 use crate::kernels::{
     Buffer, ElementType, Finish, GroupNormStatistics, Image, Isa, Layout, Operation, Part, Program,
-    Taps, Values, Variant, padded,
+    Taps, Variant, padded,
 };
 use crate::weights::Weights;
 
@@ -39,14 +42,21 @@ pub(super) struct Builder<'a> {
     pub(super) layout: Layout,
     pub(super) operations: Vec<Box<dyn Operation>>,
     pub(super) maps: Vec<Entry>,
+    /// The weights that layers share with those of other sizes.
+    pub(super) packed: Arc<Packed>,
     /// How the gradients follow, where the network is trained.
     pub(super) tape: Option<Tape>,
 }
 
 impl<'a> Builder<'a> {
     /// For a network whose weights stay as they are.
-    pub(super) fn new(graph: &'a Graph, isa: Isa, element: ElementType) -> Self {
-        Self { element, tape: None, ..Self::trained(graph, isa) }
+    pub(super) fn new(
+        graph: &'a Graph,
+        isa: Isa,
+        element: ElementType,
+        packed: Arc<Packed>,
+    ) -> Self {
+        Self { element, packed, tape: None, ..Self::trained(graph, isa) }
     }
 
     /// For a network that is trained, in f32.
@@ -59,6 +69,7 @@ impl<'a> Builder<'a> {
             layout: Layout::default(),
             operations: Vec::new(),
             maps: graph.uses().into_iter().map(entry).collect(),
+            packed: Arc::default(),
             tape: Some(Tape::default()),
         }
     }
@@ -214,14 +225,6 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The numbers of a weight, or where they will be, where the network is trained.
-    pub(super) fn values(&mut self, tensor: Tensor) -> crate::Result<Values> {
-        Ok(match &mut self.tape {
-            None => Values::Own(values(&tensor)?),
-            Some(tape) => Values::Parameter(tape.register(tensor)),
-        })
-    }
-
     /// The program of a network that is trained, its weights and where each one's gradient begins, and
     /// the floats of all gradients.
     pub(super) fn finish_training(
@@ -260,13 +263,17 @@ pub(super) fn tensors(
 pub(super) fn variant(source: &Image, target: &Image, taps: Taps) -> Option<Variant> {
     let fits = taps.side == 3 && taps.stride == 1 && taps.padding == 1;
     let side = target.height.min(target.width);
+    let weights = source.channels() * target.channels();
     if !fits || source.channels() < 16 || target.channels() < 16 || side < 8 {
         return None;
     }
     // Small maps have few tiles, and the larger variant many weights, which must come from a far cache
     // for each of them: measured, F2 is then twice as fast for one image and a quarter slower for eight.
-    let large = source.channels() * target.channels() > 1 << 13;
-    Some(if side < 16 && large { Variant::F2 } else { Variant::F4 })
+    let large = weights > 1 << 13;
+    // Of so many weights, those of F4 are 75 MB and more, which come from memory for each evaluation. Measured at 16 × 16
+    // pixels, F2 is as fast for one image with less than half of them, and a third slower for four.
+    let huge = weights > 1 << 19;
+    Some(if (side < 16 && large) || (side <= 16 && huge) { Variant::F2 } else { Variant::F4 })
 }
 
 /// All numbers of a tensor, row by row.

@@ -2,15 +2,20 @@
 
 mod builder;
 mod ops;
+mod packed;
 mod tape;
 mod training;
 
-use candle_core::{CpuStorage, Device, Layout, Result, Storage, Tensor, bail};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 
 use crate::graph::{Graph, Size, lower};
 use crate::kernels::{ElementType, Footprint, Isa, Program, Timing};
 use crate::weights::Weights;
 use builder::Builder;
+use packed::Packed;
 pub(crate) use training::Training;
 
 /// Numbers of a compiled network's inputs: what it is asked about, `[B, channels, height, width]` or, of tokens, their
@@ -42,6 +47,9 @@ pub(crate) struct Inference {
     program: Program,
     /// Sizes of all answers.
     answers: Vec<Size>,
+    packed: Arc<Packed>,
+    isa: Isa,
+    element: ElementType,
 }
 
 impl Inference {
@@ -56,11 +64,31 @@ impl Inference {
         isa: Isa,
         element: ElementType,
     ) -> crate::Result<Self> {
-        let mut builder = Builder::new(graph, isa, element);
+        Self::over(graph, weights, isa, element, Arc::default())
+    }
+
+    /// The same operations over maps of other sizes; the weights are shared.
+    ///
+    /// # Errors
+    /// Those of a graph of other operations.
+    pub(crate) fn at(&self, graph: &Graph) -> crate::Result<Self> {
+        let none = Weights::new(HashMap::new(), DType::F32, &Device::Cpu);
+        Self::over(graph, &none, self.isa, self.element, self.packed.clone())
+    }
+
+    fn over(
+        graph: &Graph,
+        weights: &Weights,
+        isa: Isa,
+        element: ElementType,
+        packed: Arc<Packed>,
+    ) -> crate::Result<Self> {
+        let mut builder = Builder::new(graph, isa, element, packed.clone());
         lower(graph, weights, &mut builder)?;
         let answers: Vec<Size> = graph.answers().into_iter().map(|(_, size)| size).collect();
         let floats = answers.iter().copied().map(floats_of).sum();
-        Ok(Self { program: builder.finish(inputs(graph).to_vec(), floats), answers })
+        let program = builder.finish(inputs(graph).to_vec(), floats);
+        Ok(Self { program, answers, packed, isa, element })
     }
 
     /// Of f32 tensors that begin with the batch, one evaluation: all answers, `[B, channels, height, width]`.

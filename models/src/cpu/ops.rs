@@ -5,9 +5,9 @@ use super::tape::Saved;
 use super::{FEATURES, PROMPT, SAMPLE, TIME};
 use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Slice, positions};
 use crate::kernels::{
-    Activate, Attend, Buffer, Channels, Direct, Downsample, ElementType, Embed, Export, Fill,
-    Finish, Gate, Geglu, GroupNormAffine, GroupNormApply, Image, Import, Learned, Modulate,
-    Nearest, PackKeys, PackValues, Taps, Upsample, Vector, Winograd, padded,
+    Activate, Aligned, Attend, Buffer, Channels, Constants, Direct, Downsample, ElementType, Embed,
+    Export, Fill, Finish, Gate, Geglu, GroupNormAffine, GroupNormApply, Image, Import, Learned,
+    Modulate, Nearest, PackKeys, PackValues, Taps, Upsample, Values, Vector, Winograd, padded,
 };
 use crate::weights::Weights;
 
@@ -25,19 +25,24 @@ impl Backend for Builder<'_> {
                 self.push(Import { start, apart, ..Import::whole(FEATURES, output) });
             }
             &Op::Embed { table, places, to } => {
-                let [table, places] =
-                    [table, places].map(|id| values(&weights.get(graph.weight(id))?));
+                let tables = self.packed.layer(to, || {
+                    let read = |id| values(&weights.get(graph.weight(id))?);
+                    Ok([Aligned::of(&read(table)?, 1), Aligned::of(&read(places)?, 1)])
+                })?;
                 let output = self.map_of_f32(to);
-                self.push(Embed::new(SAMPLE, table?, places?, output));
+                self.push(Embed::new(SAMPLE, tables, output));
             }
             &Op::Prompt { to } => {
                 let output = self.map_of_f32(to);
                 self.push(Import::whole(PROMPT, output));
             }
             &Op::Nearest { source, table, to } => {
-                let table = values(&weights.get(graph.weight(table))?)?;
                 let (input, output) = (self.image(source), self.map_of_f32(to));
-                self.push(Nearest::new(&table, input, output));
+                let [table] = self.packed.layer(to, || {
+                    let table = values(&weights.get(graph.weight(table))?)?;
+                    Ok([Nearest::pack(&table, input.channels())])
+                })?;
+                self.push(Nearest::new(table, input, output));
             }
             &Op::Positions { to } => {
                 let output = self.map(to);
@@ -45,17 +50,22 @@ impl Backend for Builder<'_> {
             }
             Op::Learned { weights: ids, to } => {
                 let output = self.map(*to);
-                let tensors = ids.iter().map(|&id| weights.get(graph.weight(id)));
-                let tensors = tensors.collect::<crate::Result<Vec<_>>>()?;
+                let tensors = || -> crate::Result<Vec<_>> {
+                    ids.iter().map(|&id| weights.get(graph.weight(id))).collect()
+                };
                 if let Some(tape) = &mut self.tape {
+                    let tensors = tensors()?;
                     let parameters: Vec<usize> =
                         tensors.into_iter().map(|tensor| tape.register(tensor)).collect();
                     let gradient = tape.parameters[parameters[0]].1;
                     self.save(*to, Saved::Learned { gradient });
                     self.push(Learned { parameters, output });
                 } else {
-                    let all: crate::Result<Vec<_>> = tensors.iter().map(values).collect();
-                    self.push(Fill::new(&all?.concat(), output));
+                    let [all] = self.packed.layer(*to, || {
+                        let all: crate::Result<Vec<_>> = tensors()?.iter().map(values).collect();
+                        Ok([Fill::pack(&all?.concat(), output)])
+                    })?;
+                    self.push(Fill::with(all, output));
                 }
             }
             Op::Project { source, product, to } => {
@@ -155,26 +165,37 @@ impl Builder<'_> {
         }
         let graph = self.graph;
         let input = graph.size(source).channels;
-        let (mut weight, mut bias) = (Vec::new(), Vec::new());
         let all = graph.ops.iter().filter_map(|op| match op {
             Op::Project { source: from, product, to } if *from == source => Some((product, *to)),
             _ => None,
         });
-        let buffer = self.take(all.clone().map(|(_, to)| padded(graph.size(to).channels)).sum());
-        for (product, to) in all {
-            let [own_weight, own_bias] = tensors(graph, product, weights)?;
-            self.maps[to.0].projected = Some((buffer, bias.len()));
-            let end = bias.len() + padded(graph.size(to).channels);
-            weight.extend(values(&own_weight)?);
-            weight.resize(end * input, 0.0);
-            bias.extend(values(&own_bias)?);
-            bias.resize(end, 0.0);
+        let width = |to| padded(graph.size(to).channels);
+        let total = all.clone().map(|(_, to)| width(to)).sum();
+        let buffer = self.take(total);
+        let mut start = 0;
+        for (_, to) in all.clone() {
+            self.maps[to.0].projected = Some((buffer, start));
+            start += width(to);
         }
-        let (element, segments) = (ElementType::F32, [bias.len(), 0]);
+        let (element, segments) = (ElementType::F32, [total, 0]);
         let output = Image { buffer, element, height: 1, width: 1, segments };
-        let finish = Finish::new(&bias, self.isa.panel());
-        let source = self.image(source);
-        self.push(Direct::new(self.isa, &[source], output, Taps::POINT, &weight, finish));
+        let (isa, from) = (self.isa, self.image(source));
+        let [weight, bias] = self.packed.layer(to, || {
+            let (mut weight, mut bias) = (Vec::new(), Vec::new());
+            for (product, to) in all {
+                let [own_weight, own_bias] = tensors(graph, product, weights)?;
+                let end = bias.len() + width(to);
+                weight.extend(values(&own_weight)?);
+                weight.resize(end * input, 0.0);
+                bias.extend(values(&own_bias)?);
+                bias.resize(end, 0.0);
+            }
+            let weight = Direct::pack(isa, &[from], output, Taps::POINT, &weight);
+            Ok([weight, Aligned::of(&bias, isa.panel())])
+        })?;
+        let finish = Finish::with(Constants::Own(bias));
+        let weight = Constants::Own(weight);
+        self.push(Direct::with(isa, &[from], output, Taps::POINT, weight, finish));
         Ok(())
     }
 
@@ -190,16 +211,21 @@ impl Builder<'_> {
         if self.tape.is_some() {
             return self.trained_convolution(sources, to, Taps::POINT, products, epilogue, weights);
         }
-        let (mut weight, mut bias) = (Vec::new(), Vec::new());
-        for product in products {
-            let [one, other] = tensors(self.graph, product, weights)?;
-            let scaled = |x: f32| (f64::from(x) * product.factor) as f32;
-            weight.extend(values(&one)?.into_iter().map(scaled));
-            bias.extend(values(&other)?.into_iter().map(scaled));
-        }
-        let sources = self.images(sources);
-        let finish = self.finish_with(Finish::new(&bias, self.isa.panel()), epilogue);
-        self.push(Direct::new(self.isa, &sources, target, Taps::POINT, &weight, finish));
+        let (isa, sources) = (self.isa, self.images(sources));
+        let [weight, bias] = self.packed.layer(to, || {
+            let (mut weight, mut bias) = (Vec::new(), Vec::new());
+            for product in products {
+                let [one, other] = tensors(self.graph, product, weights)?;
+                let scaled = |x: f32| (f64::from(x) * product.factor) as f32;
+                weight.extend(values(&one)?.into_iter().map(scaled));
+                bias.extend(values(&other)?.into_iter().map(scaled));
+            }
+            let weight = Direct::pack(isa, &sources, target, Taps::POINT, &weight);
+            Ok([weight, Aligned::of(&bias, isa.panel())])
+        })?;
+        let finish = self.finish_with(Finish::with(Constants::Own(bias)), epilogue);
+        let weight = Constants::Own(weight);
+        self.push(Direct::with(isa, &sources, target, Taps::POINT, weight, finish));
         Ok(())
     }
 
@@ -216,17 +242,25 @@ impl Builder<'_> {
         if self.tape.is_some() {
             return self.trained_convolution(&[source], to, taps, &[*product], epilogue, weights);
         }
-        let from = self.image(source);
-        let [weight, bias] = tensors(self.graph, product, weights)?;
-        let bias = Finish::new(&values(&bias)?, self.isa.panel());
-        let finish = self.finish_with(bias, epilogue);
-        let weight = values(&weight)?;
-        match variant(&from, &target, taps) {
+        let (isa, from) = (self.isa, self.image(source));
+        let variant = self.packed.variant(to, || variant(&from, &target, taps));
+        let [weight, bias] = self.packed.layer(to, || {
+            let [weight, bias] = tensors(self.graph, product, weights)?;
+            let (weight, bias) = (values(&weight)?, Aligned::of(&values(&bias)?, isa.panel()));
+            let weight = match variant {
+                Some(variant) => Winograd::pack(isa, variant, from, target, &weight),
+                None => Direct::pack(isa, &[from], target, taps, &weight),
+            };
+            Ok([weight, bias])
+        })?;
+        let finish = self.finish_with(Finish::with(Constants::Own(bias)), epilogue);
+        let weight = Constants::Own(weight);
+        match variant {
             Some(variant) => {
                 let doubled = taps.doubled;
-                self.push(Winograd::new(self.isa, variant, from, target, doubled, &weight, finish));
+                self.push(Winograd::with(isa, variant, from, target, doubled, weight, finish));
             }
-            None => self.push(Direct::new(self.isa, &[from], target, taps, &weight, finish)),
+            None => self.push(Direct::with(isa, &[from], target, taps, weight, finish)),
         }
         Ok(())
     }
@@ -240,8 +274,17 @@ impl Builder<'_> {
         let images = self.images(sources);
         let statistics: Vec<Buffer> = sources.iter().map(|&map| self.statistics(map)).collect();
         let segments = [images[0].channels(), images.get(1).map_or(0, Image::channels)];
-        let [weight, bias] = [weight, bias].map(|&id| self.values(weights.get(graph.weight(id))?));
-        let (weight, bias) = (weight?, bias?);
+        let read = |id| weights.get(graph.weight(id));
+        let (weight, bias) = if let Some(tape) = &mut self.tape {
+            let [weight, bias] = [read(*weight)?, read(*bias)?];
+            (Values::Parameter(tape.register(weight)), Values::Parameter(tape.register(bias)))
+        } else {
+            let [weight, bias] = self.packed.layer(*to, || {
+                let read = |id| Ok::<_, crate::Error>(Aligned::of(&values(&read(id)?)?, 1));
+                Ok([read(*weight)?, read(*bias)?])
+            })?;
+            (Values::Own(weight), Values::Own(bias))
+        };
         let target = self.joined(*to, segments);
         let output = self.take(2 * target.stride());
         let moments = self.tape.is_some().then(|| self.take(2 * groups));

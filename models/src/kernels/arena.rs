@@ -48,6 +48,13 @@ impl Aligned {
         Ok(Self { lines: zeros, len })
     }
 
+    /// The floats of a slice, padded by zeros to a multiple of `whole`.
+    pub(crate) fn of(values: &[f32], whole: usize) -> Self {
+        let mut all = Self::zeros(values.len().next_multiple_of(whole));
+        all.as_mut_slice()[..values.len()].copy_from_slice(values);
+        all
+    }
+
     /// The floats.
     pub(crate) fn as_slice(&self) -> &[f32] {
         // SAFETY: the vector holds at least `len` floats in lines without gaps.

@@ -1,13 +1,15 @@
 //! ElementType that do not come from the samples: an operation's own, or those of a network that is trained,
 //! which change from one run to the next.
 
+use std::sync::Arc;
+
 use super::arena::{Aligned, Buffer};
 use super::program::Memory;
 
 /// Packed numbers.
 pub(crate) enum Constants {
-    /// Packed when the program was made.
-    Own(Aligned),
+    /// Packed when the program was made, or one of the same network over maps of another size.
+    Own(Arc<Aligned>),
     /// Packed by an earlier operation of the same run into the memory for weights.
     Placed(Buffer),
 }
@@ -49,8 +51,8 @@ impl Constants {
 
 /// ElementType in the order of the checkpoint.
 pub(crate) enum Values {
-    /// The operation's own.
-    Own(Vec<f32>),
+    /// The operation's own, or those of the same in another program.
+    Own(Arc<Aligned>),
     /// A parameter of a network that is trained, by its number.
     Parameter(usize),
 }
@@ -60,7 +62,7 @@ impl Values {
     #[inline]
     pub(super) fn get<'a>(&'a self, memory: &'a Memory) -> &'a [f32] {
         match self {
-            Self::Own(values) => values,
+            Self::Own(values) => values.as_slice(),
             Self::Parameter(number) => memory.parameters[*number],
         }
     }

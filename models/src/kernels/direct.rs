@@ -110,6 +110,18 @@ impl Direct {
         weights: &[f32],
         finish: Finish,
     ) -> Self {
+        let packed = Self::pack(isa, sources, output, taps, weights);
+        Self::with(isa, sources, output, taps, Constants::Own(packed.into()), finish)
+    }
+
+    /// Weights as [`Direct::new`] has them, packed; they do not depend on the size of the maps.
+    pub(crate) fn pack(
+        isa: Isa,
+        sources: &[Image],
+        output: Image,
+        taps: Taps,
+        weights: &[f32],
+    ) -> Aligned {
         let panel = panel_of(isa, output.channels());
         let channels: usize = sources.iter().map(Image::channels).sum();
         let depth: usize = sources.iter().map(Image::depth).sum();
@@ -134,7 +146,7 @@ impl Direct {
                 }
             }
         }
-        Self::with(isa, sources, output, taps, Constants::Own(packed), finish)
+        packed
     }
 
     /// `weights` is packed.

@@ -21,9 +21,7 @@ pub(crate) struct Finish {
 impl Finish {
     /// `bias` alone, for panels of `panel` channels.
     pub(crate) fn new(bias: &[f32], panel: usize) -> Self {
-        let mut all = Aligned::zeros(bias.len().next_multiple_of(panel));
-        all.as_mut_slice()[..bias.len()].copy_from_slice(bias);
-        Self::with(Constants::Own(all))
+        Self::with(Constants::Own(Aligned::of(bias, panel).into()))
     }
 
     /// A bias alone, as it lies in memory.

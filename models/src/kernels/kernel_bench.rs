@@ -1,7 +1,7 @@
 //! One layer by itself, on maps that stay in the arena: for benches.
 
 use super::{
-    Attend, Buffer, Channels, Direct, ElementType, Finish, Function, GroupNormAffine,
+    Aligned, Attend, Buffer, Channels, Direct, ElementType, Finish, Function, GroupNormAffine,
     GroupNormApply, GroupNormStatistics, Image, Isa, Layout, Operation, PackKeys, PackValues,
     Program, Taps, Upsample, Values, Variant, Winograd, padded,
 };
@@ -126,8 +126,8 @@ fn norm(source: Image, target: Image, layout: &mut Layout) -> Vec<Box<dyn Operat
         target,
         groups: 8,
         eps: 1e-6,
-        weight: Values::Own(formula(channels)),
-        bias: Values::Own(formula(channels)),
+        weight: Values::Own(Aligned::of(&formula(channels), 1).into()),
+        bias: Values::Own(Aligned::of(&formula(channels), 1).into()),
         modulation: None,
         output: map,
         moments: None,

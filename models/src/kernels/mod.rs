@@ -42,7 +42,7 @@ mod tokens;
 mod winograd;
 
 pub(crate) use activation::Function;
-pub(crate) use arena::{Buffer, Layout, NoMemory, padded};
+pub(crate) use arena::{Aligned, Buffer, Layout, NoMemory, padded};
 pub(crate) use attention::{Attend, PackKeys, PackValues};
 pub(crate) use constants::{Constants, Values};
 pub(crate) use direct::{Direct, Taps};

@@ -1,5 +1,7 @@
 //! Single passes: element-wise functions, and maps that are the same for every sample.
 
+use std::sync::Arc;
+
 use super::activation::Function;
 use super::arena::{Aligned, Buffer};
 use super::element::ElementType;
@@ -89,13 +91,24 @@ impl Numbers {
 
 /// The same map for every sample.
 pub(crate) struct Fill {
-    values: Aligned,
+    values: Arc<Aligned>,
     output: Image,
 }
 
 impl Fill {
     /// `values` is `[pixels, channels]` of a map of one segment.
     pub(crate) fn new(values: &[f32], output: Image) -> Self {
+        Self::with(Self::pack(values, output).into(), output)
+    }
+
+    /// `values` is packed.
+    pub(crate) fn with(values: Arc<Aligned>, output: Image) -> Self {
+        assert_eq!(values.as_slice().len(), output.pixels() * output.stride());
+        Self { values, output }
+    }
+
+    /// Such numbers as they lie in the map.
+    pub(crate) fn pack(values: &[f32], output: Image) -> Aligned {
         let (channels, stride) = (output.channels(), output.stride());
         assert_eq!(values.len(), output.pixels() * channels);
         let mut all = Aligned::zeros(output.pixels() * stride);
@@ -103,7 +116,7 @@ impl Fill {
         for (pixel, values) in pixels {
             pixel[..channels].copy_from_slice(values);
         }
-        Self { values: all, output }
+        all
     }
 }
 
@@ -204,18 +217,19 @@ impl Operation for LearnedGradient {
 pub(crate) struct Embed {
     input: usize,
     /// `[rows, channels]`.
-    table: Vec<f32>,
+    table: Arc<Aligned>,
     /// `[tokens, channels]`.
-    places: Vec<f32>,
+    places: Arc<Aligned>,
     output: Image,
 }
 
 impl Embed {
     /// Of the input that has the numbers of rows; the map is of f32.
-    pub(crate) fn new(input: usize, table: Vec<f32>, places: Vec<f32>, output: Image) -> Self {
-        let channels = output.channels();
-        assert_eq!(places.len(), output.pixels() * channels);
-        assert!(table.len().is_multiple_of(channels) && output.element == ElementType::F32);
+    pub(crate) fn new(input: usize, tables: [Arc<Aligned>; 2], output: Image) -> Self {
+        let ([table, places], channels) = (tables, output.channels());
+        assert_eq!(places.as_slice().len(), output.pixels() * channels);
+        assert!(table.as_slice().len().is_multiple_of(channels));
+        assert_eq!(output.element, ElementType::F32);
         Self { input, table, places, output }
     }
 }
@@ -234,7 +248,7 @@ impl Operation for Embed {
         "embed".to_string()
     }
     fn weight_bytes(&self) -> usize {
-        4 * (self.table.len() + self.places.len())
+        4 * (self.table.as_slice().len() + self.places.as_slice().len())
     }
     unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
         let (tokens, channels) = (self.output.pixels(), self.output.channels());
@@ -242,9 +256,10 @@ impl Operation for Embed {
         let (to, stride) = (memory.at(self.output.buffer, sample), self.output.stride());
         // SAFETY: the sample's part of the output, which this item alone writes.
         let output = unsafe { std::slice::from_raw_parts_mut(to, tokens * stride) };
-        let rows = ids.iter().zip(self.places.chunks_exact(channels));
+        let (table, places) = (self.table.as_slice(), self.places.as_slice());
+        let rows = ids.iter().zip(places.chunks_exact(channels));
         for (token, (&id, place)) in output.chunks_exact_mut(stride).zip(rows) {
-            let row = &self.table[id as usize * channels..][..channels];
+            let row = &table[id as usize * channels..][..channels];
             token[channels..].fill(0.0);
             for (value, (a, b)) in token.iter_mut().zip(row.iter().zip(place)) {
                 *value = a + b;
@@ -261,25 +276,32 @@ pub(crate) struct Nearest {
     input: Image,
     output: Image,
     /// `[channels][rows]`; infinite after the last row, to whole blocks.
-    columns: Vec<f32>,
+    columns: Arc<Aligned>,
     /// Rows with those after the last.
     rows: usize,
 }
 
 impl Nearest {
-    /// `table` is `[rows, channels]`; both maps are of f32 and one segment.
-    pub(crate) fn new(table: &[f32], input: Image, output: Image) -> Self {
-        let channels = input.channels();
-        assert_eq!(output.channels(), channels);
+    /// Of a packed table; both maps are of f32 and one segment.
+    pub(crate) fn new(columns: Arc<Aligned>, input: Image, output: Image) -> Self {
+        assert_eq!(output.channels(), input.channels());
         assert!([input, output].iter().all(|image| image.element == ElementType::F32));
+        let rows = columns.as_slice().len() / input.channels();
+        Self { input, output, columns, rows }
+    }
+
+    /// A table `[rows, channels]`, packed.
+    pub(crate) fn pack(table: &[f32], channels: usize) -> Aligned {
         let rows = (table.len() / channels).next_multiple_of(BLOCK);
-        let mut columns = vec![f32::INFINITY; rows * channels];
+        let mut packed = Aligned::zeros(rows * channels);
+        let columns = packed.as_mut_slice();
+        columns.fill(f32::INFINITY);
         for (row, values) in table.chunks_exact(channels).enumerate() {
             for (c, &value) in values.iter().enumerate() {
                 columns[c * rows + row] = value;
             }
         }
-        Self { input, output, columns, rows }
+        packed
     }
 
     /// The row with the smallest squared distance, of several the first.
@@ -287,7 +309,7 @@ impl Nearest {
         let (mut nearest, mut least) = (0, f32::INFINITY);
         for first in (0..self.rows).step_by(BLOCK) {
             let mut distances = [0f32; BLOCK];
-            for (&x, column) in pixel.iter().zip(self.columns.chunks_exact(self.rows)) {
+            for (&x, column) in pixel.iter().zip(self.columns.as_slice().chunks_exact(self.rows)) {
                 for (distance, &value) in distances.iter_mut().zip(&column[first..]) {
                     *distance += (x - value) * (x - value);
                 }
@@ -316,7 +338,7 @@ impl Operation for Nearest {
         format!("nearest of {} at {}", self.rows, self.input.pixels())
     }
     fn weight_bytes(&self) -> usize {
-        4 * self.columns.len()
+        4 * self.columns.as_slice().len()
     }
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
         let (channels, stride) = (self.input.channels(), self.input.stride());
@@ -324,7 +346,7 @@ impl Operation for Nearest {
             let row = self.row(&input[p * stride..][..channels]);
             pixel.fill(0.0);
             for (c, value) in pixel[..channels].iter_mut().enumerate() {
-                *value = self.columns[c * self.rows + row];
+                *value = self.columns.as_slice()[c * self.rows + row];
             }
         });
     }

@@ -316,7 +316,8 @@ proptest! {
                 let modulation = modulated.then_some((images[count].buffer, 0));
                 operations.push(Box::new(GroupNormAffine {
                     sources, target: joined, groups, eps: 1e-5,
-                    weight: Values::Own(weight.clone()), bias: Values::Own(bias.clone()), modulation,
+                    weight: Values::Own(Aligned::of(&weight, 1).into()),
+                    bias: Values::Own(Aligned::of(&bias, 1).into()), modulation,
                     output: map, moments: None,
                 }));
                 operations.push(Box::new(GroupNormApply::new(&maps, joined, map, function)));

@@ -86,6 +86,19 @@ impl Winograd {
         weights: &[f32],
         finish: Finish,
     ) -> Self {
+        let packed = Self::pack(isa, variant, source, output, weights);
+        let weights = Constants::Own(packed.into());
+        Self::with(isa, variant, source, output, doubled, weights, finish)
+    }
+
+    /// Weights as [`Winograd::new`] has them, transformed and packed; they do not depend on the size of the maps.
+    pub(crate) fn pack(
+        isa: Isa,
+        variant: Variant,
+        source: Image,
+        output: Image,
+        weights: &[f32],
+    ) -> Aligned {
         let (panel, channels, outputs) = (isa.panel(), source.channels(), output.channels());
         assert_eq!(weights.len(), outputs * channels * 9);
         let depth = source.words();
@@ -112,7 +125,7 @@ impl Winograd {
                 }
             }
         }
-        Self::with(isa, variant, source, output, doubled, Constants::Own(packed), finish)
+        packed
     }
 
     /// `weights` is transformed and packed.

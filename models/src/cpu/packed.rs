@@ -1,0 +1,47 @@
+//! The weights of a network as its layers take them, which are the same at all sizes of its maps.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::Result;
+use crate::graph::Map;
+use crate::kernels::{Aligned, Variant};
+
+/// Packed by the first network of a graph, and read by those of the same operations over maps of other sizes. A layer is
+/// known by the map that it writes.
+#[derive(Default)]
+pub(super) struct Packed {
+    layers: Mutex<HashMap<Map, Vec<Arc<Aligned>>>>,
+    /// How each 3×3 convolution is done: as pays for the size that was first, so that all have the same weights.
+    variants: Mutex<HashMap<Map, Option<Variant>>>,
+}
+
+impl Packed {
+    /// A layer's weights, made by `make` the first time.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub(super) fn layer<const N: usize>(
+        &self,
+        layer: Map,
+        make: impl FnOnce() -> Result<[Aligned; N]>,
+    ) -> Result<[Arc<Aligned>; N]> {
+        let mut all = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(there) = all.get(&layer) {
+            return Ok(std::array::from_fn(|i| there[i].clone()));
+        }
+        let made = make()?.map(Arc::new);
+        all.insert(layer, made.to_vec());
+        Ok(made)
+    }
+
+    /// How a convolution is done, as `choose` says the first time.
+    pub(super) fn variant(
+        &self,
+        layer: Map,
+        choose: impl FnOnce() -> Option<Variant>,
+    ) -> Option<Variant> {
+        let mut all = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
+        *all.entry(layer).or_insert_with(choose)
+    }
+}
