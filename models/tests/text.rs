@@ -270,13 +270,22 @@ fn a_tokenizer_in_two_files_is_transformers() {
 
 /// Where the crate that has it is: what cargo has already fetched.
 fn published() -> PathBuf {
-    let output = std::process::Command::new(std::env::var("CARGO").unwrap())
-        .args(["metadata", "--offline", "--format-version", "1"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let run = |program: String, arguments: &[&str]| -> Vec<u8> {
+        let mut command = std::process::Command::new(program);
+        command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    // What only other platforms need is not fetched.
+    let rustc = run(std::env::var("RUSTC").unwrap_or("rustc".into()), &["-vV"]);
+    let rustc = String::from_utf8(rustc).unwrap();
+    let host = rustc.lines().find_map(|line| line.strip_prefix("host: ")).unwrap();
+    let metadata = run(
+        std::env::var("CARGO").unwrap(),
+        &["metadata", "--offline", "--locked", "--format-version", "1", "--filter-platform", host],
+    );
+    let metadata: Value = serde_json::from_slice(&metadata).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     let found = packages.iter().find(|package| package["name"] == "instant-clip-tokenizer");
     let manifest = Path::new(found.unwrap()["manifest_path"].as_str().unwrap()).to_owned();
