@@ -18,7 +18,7 @@ use super::{
     error::Problem,
     generate::{ParsedRequest, Shape},
     observe::Received,
-    run::Run,
+    pair::Pair,
     stream,
     wire::{
         CompareReply, CompareRequest, CompareStreamed, ErrorReply, GenerationRequest, OneOrTwo,
@@ -62,11 +62,11 @@ pub(super) async fn compare(
     };
     let plans = ParsedRequest::pair(&app.settings, models, wires, Wanted::Json, received)?;
     let shape = plans[0].shape;
-    let run = Run::pair(&app, plans, received)?;
+    let pair = Pair::new(&app, plans, received)?;
     if shape == Shape::Events {
-        return Ok(stream::comparison(app, run, received, in_flight));
+        return Ok(stream::comparison(app, pair, received, in_flight));
     }
-    let sides = run.finish().await?;
+    let sides = pair.finish().await?;
     let (sides, comparison) = compared(&app.metrics, sides).await?;
     let [teacher, student] = &sides;
     let (teachers, students) = try_join(teacher.data(), student.data()).await?;

@@ -16,7 +16,7 @@ use super::{
     experiments::{Id, id_of},
     generate::ParsedRequest,
     observe::Received,
-    run::{Finished, Run},
+    pair::Pair as Running,
     wire::{
         BlindImage, ChoiceRequest, ErrorReply, GenerationRequest, PairReply, PairRequest,
         VoteReply, VoteRequest,
@@ -66,13 +66,12 @@ pub(super) async fn pair(
         );
         return Err(Problem::new(StatusCode::CONFLICT, "different_shapes", message));
     }
-    let mut sides = Run::pair(&app, plans, received)?.finish().await?;
+    let mut sides = Running::new(&app, plans, received)?.finish().await?;
     sides.iter().for_each(|side| side.observe(&app));
     if swapped {
         sides.swap(0, 1);
     }
-    let [first, second] = <[Finished; 2]>::try_from(sides)
-        .map_err(|sides| Problem::internal(format!("{} sides of a pair", sides.len())))?;
+    let [first, second] = sides;
     let (firsts, seconds) = try_join(first.data(), second.data()).await?;
     let (Some(left), Some(right)) = (firsts.into_iter().next(), seconds.into_iter().next()) else {
         return Err(Problem::internal("no image"));
