@@ -43,12 +43,8 @@ use crate::engine::GenerateRequest;
             (Binary = "image/jpeg"),
             (Binary = "image/webp"),
         )),
-        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such model or experiment", body = ErrorReply),
-        (status = 413, description = "The body is too large", body = ErrorReply),
-        (status = 415, description = "The body is not JSON", body = ErrorReply),
-        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply,
-            headers(("retry-after" = u64, description = "Seconds until there is room"))),
+        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply),
         (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
 ))]
 pub(super) async fn generate(
