@@ -38,7 +38,8 @@ use pair::{Server, agent, post, verdict};
 use serde_json::{Value, json};
 use understudy::{
     engine::batcher::{Batch, Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency},
-    load::{percentile, poisson, sorted, uniform},
+    load::{poisson, uniform},
+    percentiles::{percentile, sorted},
     registry::Model,
 };
 
