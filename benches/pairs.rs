@@ -29,7 +29,10 @@ use std::{
 use clap::Parser;
 use pair::{STUDENT, Server, TEACHER, agent, post, verdict};
 use serde_json::{Value, json};
-use understudy::load::{percentile, poisson, sorted};
+use understudy::{
+    load::poisson,
+    percentiles::{median, percentile, sorted},
+};
 
 /// A comparison's time against both models' alone.
 const MOST_OF_SUM: f64 = 1.05;
@@ -115,7 +118,7 @@ fn comparisons(arguments: &Arguments) -> Value {
         );
     }
     server.stop();
-    let [of_sum, of_student] = [of_sum, of_student].map(|ratios| percentile(&sorted(ratios), 50));
+    let [of_sum, of_student] = [of_sum, of_student].map(median);
     println!("\ncompare / sum of both alone: {of_sum:.3}, {}", verdict(of_sum <= MOST_OF_SUM));
     println!(
         "student's image / alone: {of_student:.3}, {}\n",

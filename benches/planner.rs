@@ -67,11 +67,11 @@ fn plan_with_turnover(bencher: divan::Bencher, samples: u64) {
 fn plan_with_promises(bencher: divan::Bencher, samples: u64) {
     let mut batcher = Batcher::default();
     for sample in 0..samples {
-        let claim = ScheduledWork {
-            urgency: Urgency::Promised { due: 1.0 + 0.01 * sample as f64, from: f64::INFINITY },
+        let work = ScheduledWork {
+            urgency: Urgency::Deadline { due: 1.0 + 0.01 * sample as f64, from: f64::INFINITY },
             ..ORDINARY
         };
-        batcher.join(ModelKey(sample % 2), SampleKey(sample), claim, 8);
+        batcher.join(ModelKey(sample % 2), SampleKey(sample), work, 8);
     }
     bencher.bench_local(|| batcher.next(0.0, &PerRow));
 }

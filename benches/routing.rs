@@ -38,7 +38,8 @@ use pair::{Server, agent, post, verdict};
 use serde_json::{Value, json};
 use understudy::{
     engine::batcher::{Batch, Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency},
-    load::{percentile, poisson, sorted, uniform},
+    load::{poisson, uniform},
+    percentiles::{percentile, sorted},
     registry::Model,
 };
 
@@ -286,10 +287,10 @@ impl<'a> Replay<'a> {
 
     fn join(&self, moment: &mut Moment, i: usize, model: &Model, due: Option<f64>) {
         // From the start, so that nothing that arrives later can be in their way.
-        let promised = |due| Urgency::Promised { due, from: moment.now };
+        let promised = |due| Urgency::Deadline { due, from: moment.now };
         let urgency = due.map_or(Urgency::Ordinary(moment.now), promised);
-        let claim = ScheduledWork { rows: 1, evaluations: self.steps, urgency };
-        moment.batcher.join(model.key, SampleKey(i as u64), claim, model.on(0).max_rows());
+        let work = ScheduledWork { rows: 1, evaluations: self.steps, urgency };
+        moment.batcher.join(model.key, SampleKey(i as u64), work, model.on(0).max_rows());
         moment.due.extend(due.map(|due| (SampleKey(i as u64), due)));
     }
 
@@ -340,8 +341,8 @@ impl Moment {
     fn end(&mut self, batch: &Batch, seconds: f64) -> bool {
         self.batcher.ran(batch, seconds);
         for &sample in &batch.samples {
-            let claim = self.batcher.claim(batch.model, sample);
-            if claim.is_some_and(|claim| claim.evaluations == 0) {
+            let work = self.batcher.scheduled(batch.model, sample);
+            if work.is_some_and(|work| work.evaluations == 0) {
                 self.batcher.leave(batch.model, sample);
                 if self.due.remove(&sample).is_some_and(|due| due < self.now) {
                     return false;

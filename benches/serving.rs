@@ -38,6 +38,7 @@ use understudy::{
     http::{self, App},
     metrics::Metrics,
     model_folders::ModelFolders,
+    percentiles::median,
     registry::{self, Registry, State},
 };
 use understudy_models::{Conditioning, Denoiser, checkpoint::ModelFolder, noise};
@@ -350,11 +351,6 @@ fn cpu_seconds() -> f64 {
     let (_, fields) = stat.rsplit_once(')').unwrap();
     let ticks = fields.split_whitespace().skip(11).take(2).map(|n| n.parse::<f64>().unwrap());
     ticks.sum::<f64>() * TICK
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 fn verdict(met: bool) -> &'static str {

@@ -1,8 +1,8 @@
 //! The server: diffusion models over HTTP, batched by single denoising steps.
 //!
 //! [`cli`] parses, [`config`] validates once, [`registry`] loads models, [`engine`] runs them,
-//! [`http`] speaks to clients, [`experiments`] keeps splits and votes, [`metrics`] counts and [`similarity`]
-//! compares images; [`load`] is a client that asks for as much as it is told to. The binary is a few lines
+//! [`http`] speaks to clients, [`experiments`] keeps splits and votes, [`metrics`] counts, [`percentiles`] sums up and
+//! [`similarity`] compares images; [`load`] is a client that asks for as much as it is told to. The binary is a few lines
 //! around this library, so that the tests can start a server of their own.
 
 pub mod cli;
@@ -16,6 +16,7 @@ pub mod load;
 pub mod metrics;
 pub mod model_folders;
 mod names;
+pub mod percentiles;
 pub mod registry;
 mod report;
 pub mod similarity;

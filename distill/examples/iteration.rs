@@ -9,10 +9,13 @@
 //! loop does it. Medians, of shares too.
 #![allow(clippy::unwrap_used)]
 
+mod median;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{DType, Device};
+use median::median;
 use understudy_distill::objective::Dkdm;
 use understudy_distill::optimizer::{AdamW, Gradients, Settings};
 use understudy_distill::parameters::{Average, Parameters};
@@ -50,11 +53,6 @@ fn seconds(work: impl FnOnce()) -> f64 {
     let began = Instant::now();
     work();
     began.elapsed().as_secs_f64()
-}
-
-fn median(mut seconds: Vec<f64>) -> f64 {
-    seconds.sort_by(f64::total_cmp);
-    seconds[seconds.len() / 2]
 }
 
 fn main() {

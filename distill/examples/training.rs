@@ -8,11 +8,14 @@
 //! each kernel of a step took instead.
 #![allow(clippy::unwrap_used)]
 
+mod median;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
+use median::median;
 use understudy_distill::optimizer::{AdamW, Gradients, Settings};
 use understudy_distill::parameters::Parameters;
 use understudy_models::NetworkConfig;
@@ -94,11 +97,6 @@ fn main() {
             "minor_faults_per_step": faults, "losses": losses, "max_rss_bytes": max_rss_bytes(),
         })
     );
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// The most memory that was resident, where Linux says so.

@@ -14,7 +14,7 @@ use understudy_models::{checkpoint::write_atomically, sampler::Kind};
 
 use super::{print, progress::Progress};
 use crate::load::{
-    Answer, Arrival, Asked, Client, Mix, Report, Run, Tally, arrivals, open_loop, svg,
+    Answer, Arrival, Asked, Client, Mix, Recorder, Report, Run, arrivals, open_loop, svg,
 };
 
 /// Requests of a run: a number is kept for each of them.
@@ -169,16 +169,16 @@ async fn measure(
         let client = client.clone();
         async move { client.images(body).await }
     };
-    let mut tally = Tally::new(mix, rate, args.duration);
-    let mut progress = Progress::new("Load", 0, plan().count());
+    let mut recorder = Recorder::new(mix, rate, args.duration);
+    let mut progress = Progress::new("Load test", 0, plan().count());
     let answered = |outcome| {
-        tally.add(outcome);
-        let (answers, without) = tally.answers();
-        progress.at(answers, &format!("of {mix} at {rate}/s, {without} without images"));
+        recorder.add(outcome);
+        let (answers, without) = recorder.answers();
+        progress.at(answers, &format!("{mix} at {rate}/s, {without} failed"));
     };
     let connections = args.connections.into();
     let (seconds, sent) = open_loop(plan(), connections, send, answered, stop.cancelled()).await;
-    tally.finish(seconds, sent, stop.is_cancelled())
+    recorder.finish(seconds, sent, stop.is_cancelled())
 }
 
 fn body(model: &str, seed: u64, fields: &Map<String, Value>) -> Bytes {

@@ -6,6 +6,7 @@
 //! time, and what is compared is their share of a round, by the median of the rounds.
 
 use super::cost::{CostModel, worth_doubling};
+use crate::percentiles::median;
 
 /// Seconds for which a size is timed in a round, at least: several time slices of an operating system where sizes are
 /// compared, a few evaluations where the largest is decided already.
@@ -139,13 +140,6 @@ impl BatchCalibration {
 /// Seconds of a row of each size.
 fn per_row(round: &[f64]) -> f64 {
     round.iter().enumerate().map(|(i, seconds)| seconds / f64::from(1 << i)).sum()
-}
-
-/// The lower one of an even number of values; 0 of none.
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0.0)
 }
 
 #[cfg(test)]

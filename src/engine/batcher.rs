@@ -9,15 +9,15 @@
 //!
 //! *Between models, by device time.* Every model has a virtual time, the seconds of device it has
 //! used; the one that has used least goes next (start-time fair queueing). A model that was idle
-//! starts no earlier than the least of the busy ones, so idleness saves up no claim, and it keeps
+//! starts no earlier than the least of the busy ones, so idleness saves up no credit, and it keeps
 //! what it owes, so leaving and coming back pays no debt. A student's request therefore waits for
 //! one evaluation of the teacher, not for its fifty steps, and a model that waits is served after
 //! finitely many evaluations of the others.
 //!
-//! *A promise goes first when it must.* Some samples are promised by a certain time. When half of that
-//! time has passed, or another evaluation by the first two rules would leave too little for the
-//! promises, earliest first, those alone share the next one. Nobody starves: while a sample that nothing was promised about has
-//! been there for long, promises go in their turn.
+//! *A deadline goes first when it must.* Some samples were accepted with a deadline. When half of the time to it has
+//! passed, or another evaluation by the first two rules would leave too little for those with deadlines, earliest first,
+//! those alone share the next one. Nobody starves: while a sample without a deadline has been there for long, deadlines
+//! go in their turn.
 //!
 //! *Background work runs when nothing else does.*
 
@@ -42,7 +42,7 @@ pub struct Batch {
     pub rows: usize,
 }
 
-/// A sample's claim on the device.
+/// What a sample is still to have done.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ScheduledWork {
     /// Rows it takes in every evaluation: 2 with guidance, else 1.
@@ -56,8 +56,8 @@ pub struct ScheduledWork {
 /// When a sample must be done; seconds on the clock of whoever asks.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Urgency {
-    /// By `due`; it passes those that nothing was promised about at the latest when `from` has come.
-    Promised {
+    /// By `due`; it passes those without a deadline at the latest when `from` has come.
+    Deadline {
         /// When it must be done.
         due: f64,
         /// When it takes precedence.
@@ -86,7 +86,7 @@ pub struct Batcher {
     lanes: BTreeMap<ModelKey, Lane>,
 }
 
-/// Ordinary samples let promises pass for so many seconds after they arrived.
+/// Ordinary samples let deadlines pass for so many seconds after they arrived.
 const PATIENCE_SECONDS: f64 = 30.0;
 
 /// What the planner must know of the future: seconds of an evaluation of so many rows.
@@ -94,7 +94,7 @@ pub trait Costs {
     /// Predicted seconds.
     fn seconds(&self, model: ModelKey, rows: usize) -> f64;
 
-    /// By how much predictions are taken to be too short, at least 1, where a promise depends on them.
+    /// By how much predictions are taken to be too short, at least 1, where a deadline depends on them.
     fn margin(&self) -> f64;
 }
 
@@ -104,7 +104,7 @@ impl Batcher {
         &mut self,
         model: ModelKey,
         sample: SampleKey,
-        claim: ScheduledWork,
+        work: ScheduledWork,
         max_rows: usize,
     ) {
         let start = self.least_busy_seconds().unwrap_or(0.0);
@@ -115,14 +115,14 @@ impl Batcher {
             virtual_seconds: start,
         });
         lane.max_rows = max_rows;
-        if claim.urgency == Urgency::Background {
-            lane.background.insert(sample, claim);
+        if work.urgency == Urgency::Background {
+            lane.background.insert(sample, work);
             return;
         }
         if lane.samples.is_empty() {
             lane.virtual_seconds = lane.virtual_seconds.max(start);
         }
-        lane.samples.insert(sample, claim);
+        lane.samples.insert(sample, work);
     }
 
     /// From now on the model's evaluations have at most so many rows.
@@ -149,7 +149,7 @@ impl Batcher {
         });
     }
 
-    /// The next evaluation, or `None` when nothing waits. `now` is on the clock of the promises.
+    /// The next evaluation, or `None` when nothing waits. `now` is on the clock of the deadlines.
     ///
     /// A batch has at most the model's `max_rows` rows, unless its oldest sample alone has more.
     pub fn next(&self, now: f64, costs: &impl Costs) -> Option<Batch> {
@@ -164,11 +164,11 @@ impl Batcher {
         let Some(lane) = self.lanes.get_mut(&batch.model) else { return };
         let mut billed = false;
         for sample in &batch.samples {
-            if let Some(claim) = lane.samples.get_mut(sample) {
-                claim.evaluations = claim.evaluations.saturating_sub(1);
+            if let Some(work) = lane.samples.get_mut(sample) {
+                work.evaluations = work.evaluations.saturating_sub(1);
                 billed = true;
-            } else if let Some(claim) = lane.background.get_mut(sample) {
-                claim.evaluations = claim.evaluations.saturating_sub(1);
+            } else if let Some(work) = lane.background.get_mut(sample) {
+                work.evaluations = work.evaluations.saturating_sub(1);
             }
         }
         // What ran because nothing else did is nobody's debt.
@@ -186,14 +186,14 @@ impl Batcher {
     /// part in it; and the sum over samples of rows × evaluations.
     pub fn work(&self) -> impl Iterator<Item = (ModelKey, usize, usize)> {
         self.lanes.iter().filter(|(_, lane)| lane.busy()).map(|(&model, lane)| {
-            let rows = lane.samples.values().map(|claim| claim.rows).sum();
-            let work = lane.samples.values().map(|claim| claim.rows * claim.evaluations).sum();
+            let rows = lane.samples.values().map(|work| work.rows).sum();
+            let work = lane.samples.values().map(|work| work.rows * work.evaluations).sum();
             (model, rows, work)
         })
     }
 
-    /// A sample's claim, if it is there.
-    pub fn claim(&self, model: ModelKey, sample: SampleKey) -> Option<ScheduledWork> {
+    /// What is left of a sample, if it is there.
+    pub fn scheduled(&self, model: ModelKey, sample: SampleKey) -> Option<ScheduledWork> {
         let lane = self.lanes.get(&model)?;
         lane.samples.get(&sample).or_else(|| lane.background.get(&sample)).copied()
     }
@@ -209,39 +209,39 @@ impl Batcher {
         Some(prefix(model, &lane.samples, lane.max_rows))
     }
 
-    /// The third rule: the promises that `fair` would leave too little time for.
+    /// The third rule: the deadlines that `fair` would leave too little time for.
     fn urgent(&self, now: f64, fair: &Batch, costs: &impl Costs) -> Option<Batch> {
         if self.oldest_ordinary().is_some_and(|since| since + PATIENCE_SECONDS < now) {
             return None;
         }
         let margin = costs.margin();
         let after = now + margin * costs.seconds(fair.model, fair.rows);
-        let (due, from) = self.earliest_promise()?;
-        if after <= from && after + margin * self.promised_seconds(costs) <= due {
+        let (due, from) = self.earliest_deadline()?;
+        if after <= from && after + margin * self.deadline_seconds(costs) <= due {
             return None;
         }
         // Those that cannot be kept any more hold nobody up.
-        let in_time = |model, claim: &ScheduledWork, due| {
-            now + claim.evaluations as f64 * costs.seconds(model, claim.rows) <= due
+        let in_time = |model, work: &ScheduledWork, due| {
+            now + work.evaluations as f64 * costs.seconds(model, work.rows) <= due
         };
-        let mut promised: Vec<(f64, ModelKey, SampleKey, ScheduledWork)> = Vec::new();
+        let mut urgent: Vec<(f64, ModelKey, SampleKey, ScheduledWork)> = Vec::new();
         for (&model, lane) in &self.lanes {
-            for (&sample, claim) in &lane.samples {
-                if let Some(due) = claim.due().filter(|&due| in_time(model, claim, due)) {
-                    promised.push((due, model, sample, *claim));
+            for (&sample, work) in &lane.samples {
+                if let Some(due) = work.due().filter(|&due| in_time(model, work, due)) {
+                    urgent.push((due, model, sample, *work));
                 }
             }
         }
-        promised.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(&b.2)));
+        urgent.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(&b.2)));
         let per_row: BTreeMap<ModelKey, f64> = self
             .lanes
             .iter()
-            .map(|(&model, lane)| (model, margin * lane.seconds_per_promised_row(model, costs)))
+            .map(|(&model, lane)| (model, margin * lane.seconds_per_deadline_row(model, costs)))
             .collect();
         let mut need = 0.0;
-        let mut needs = promised.iter().map(|(due, model, sample, claim)| {
+        let mut needs = urgent.iter().map(|(due, model, sample, work)| {
             let shared = usize::from(fair.samples.contains(sample));
-            let rows = claim.rows * claim.evaluations.saturating_sub(shared);
+            let rows = work.rows * work.evaluations.saturating_sub(shared);
             need += rows as f64 * per_row.get(model).copied().unwrap_or(0.0);
             (due, need)
         });
@@ -250,17 +250,17 @@ impl Batcher {
         }
 
         // Earliest first, with as many of those that follow as leave all that share it time.
-        let (_, model, first, claim) = *promised.first()?;
-        let (mut samples, mut rows) = (vec![first], claim.rows);
+        let (_, model, first, work) = *urgent.first()?;
+        let (mut samples, mut rows) = (vec![first], work.rows);
         let max_rows = self.lanes.get(&model)?.max_rows;
-        for (i, (_, of, sample, other)) in promised.iter().enumerate().skip(1) {
+        for (i, (_, of, sample, other)) in urgent.iter().enumerate().skip(1) {
             if *of != model || rows + other.rows > max_rows {
                 break;
             }
             let seconds = margin * costs.seconds(model, rows + other.rows);
-            let all_in_time = promised[..=i]
+            let all_in_time = urgent[..=i]
                 .iter()
-                .all(|(due, _, _, claim)| now + seconds * claim.evaluations as f64 <= *due);
+                .all(|(due, _, _, work)| now + seconds * work.evaluations as f64 <= *due);
             if !all_in_time {
                 break;
             }
@@ -271,33 +271,34 @@ impl Batcher {
         Some(Batch { model, samples, rows })
     }
 
-    /// All that is promised, in seconds of device.
-    fn promised_seconds(&self, costs: &impl Costs) -> f64 {
+    /// All that has a deadline, in seconds of device.
+    fn deadline_seconds(&self, costs: &impl Costs) -> f64 {
         let lanes = self.lanes.iter().map(|(&model, lane)| {
-            let rows: usize = lane.promised().map(|claim| claim.rows * claim.evaluations).sum();
-            if rows == 0 { 0.0 } else { rows as f64 * lane.seconds_per_promised_row(model, costs) }
+            let rows: usize = lane.with_deadlines().map(|work| work.rows * work.evaluations).sum();
+            if rows == 0 { 0.0 } else { rows as f64 * lane.seconds_per_deadline_row(model, costs) }
         });
         lanes.sum()
     }
 
     fn oldest_ordinary(&self) -> Option<f64> {
         let oldest = |lane: &Lane| {
-            lane.samples.values().find_map(|claim| match claim.urgency {
+            lane.samples.values().find_map(|work| match work.urgency {
                 Urgency::Ordinary(since) => Some(since),
-                Urgency::Promised { .. } | Urgency::Background => None,
+                Urgency::Deadline { .. } | Urgency::Background => None,
             })
         };
         self.lanes.values().filter_map(oldest).min_by(f64::total_cmp)
     }
 
     /// The earliest time that anything is due, and that anything takes precedence.
-    fn earliest_promise(&self) -> Option<(f64, f64)> {
-        let promises =
-            self.lanes.values().flat_map(Lane::promised).filter_map(|claim| match claim.urgency {
-                Urgency::Promised { due, from } => Some((due, from)),
+    fn earliest_deadline(&self) -> Option<(f64, f64)> {
+        let deadlines = self.lanes.values().flat_map(Lane::with_deadlines).filter_map(|work| {
+            match work.urgency {
+                Urgency::Deadline { due, from } => Some((due, from)),
                 Urgency::Ordinary(_) | Urgency::Background => None,
-            });
-        promises.reduce(|(due, from), (d, f)| (due.min(d), from.min(f)))
+            }
+        });
+        deadlines.reduce(|(due, from), (d, f)| (due.min(d), from.min(f)))
     }
 
     /// The fourth rule.
@@ -317,15 +318,15 @@ impl Batcher {
 }
 
 /// The oldest samples, as many as fit.
-fn prefix(model: ModelKey, claims: &BTreeMap<SampleKey, ScheduledWork>, max_rows: usize) -> Batch {
-    let mut samples = Vec::with_capacity(max_rows.min(claims.len()));
+fn prefix(model: ModelKey, waiting: &BTreeMap<SampleKey, ScheduledWork>, max_rows: usize) -> Batch {
+    let mut samples = Vec::with_capacity(max_rows.min(waiting.len()));
     let mut total = 0;
-    for (&sample, claim) in claims {
-        if !samples.is_empty() && total + claim.rows > max_rows {
+    for (&sample, work) in waiting {
+        if !samples.is_empty() && total + work.rows > max_rows {
             break;
         }
         samples.push(sample);
-        total += claim.rows;
+        total += work.rows;
     }
     Batch { model, samples, rows: total }
 }
@@ -333,7 +334,7 @@ fn prefix(model: ModelKey, claims: &BTreeMap<SampleKey, ScheduledWork>, max_rows
 impl ScheduledWork {
     fn due(&self) -> Option<f64> {
         match self.urgency {
-            Urgency::Promised { due, .. } => Some(due),
+            Urgency::Deadline { due, .. } => Some(due),
             Urgency::Ordinary(_) | Urgency::Background => None,
         }
     }
@@ -344,13 +345,13 @@ impl Lane {
         !self.samples.is_empty()
     }
 
-    fn promised(&self) -> impl Iterator<Item = &ScheduledWork> {
-        self.samples.values().filter(|claim| claim.due().is_some())
+    fn with_deadlines(&self) -> impl Iterator<Item = &ScheduledWork> {
+        self.samples.values().filter(|work| work.due().is_some())
     }
 
-    /// What a row costs of an evaluation that the promised samples share.
-    fn seconds_per_promised_row(&self, model: ModelKey, costs: &impl Costs) -> f64 {
-        let all = self.promised().map(|claim| claim.rows).sum::<usize>();
+    /// What a row costs of an evaluation that the samples with deadlines share.
+    fn seconds_per_deadline_row(&self, model: ModelKey, costs: &impl Costs) -> f64 {
+        let all = self.with_deadlines().map(|work| work.rows).sum::<usize>();
         let rows = all.min(self.max_rows).max(1);
         costs.seconds(model, rows) / rows as f64
     }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// What nobody is promised anything about.
+/// What has no deadline.
 struct Free;
 
 impl Costs for Free {
@@ -136,7 +136,7 @@ proptest! {
 }
 
 #[test]
-fn a_newcomer_waits_for_one_evaluation_and_claims_nothing_for_its_idle_past() {
+fn who_arrives_waits_for_one_evaluation_and_has_no_credit_for_its_idle_past() {
     let (teacher, student) = (ModelKey(1), ModelKey(2));
     let mut batcher = Batcher::default();
     batcher.join(teacher, SampleKey(0), ordinary(1), 8);
@@ -190,21 +190,21 @@ fn an_idle_planner_plans_nothing() {
 }
 
 #[test]
-fn a_promise_waits_its_turn_until_it_must_not() {
+fn a_deadline_waits_its_turn_until_it_must_not() {
     let (one, other) = (ModelKey(1), ModelKey(2));
     let mut batcher = Batcher::default();
     batcher.join(one, SampleKey(0), ordinary(1), 1);
-    let urgency = Urgency::Promised { due: 30.0, from: f64::INFINITY };
+    let urgency = Urgency::Deadline { due: 30.0, from: f64::INFINITY };
     batcher.join(one, SampleKey(1), ScheduledWork { rows: 1, evaluations: 4, urgency }, 1);
     batcher.join(other, SampleKey(2), ordinary(1), 1);
     let next = |batcher: &Batcher, now| batcher.next(now, &Second).unwrap().samples;
     assert_eq!(next(&batcher, 0.0), [SampleKey(0)]);
     assert_eq!(next(&batcher, 25.0), [SampleKey(0)], "one more second leaves four");
     assert_eq!(next(&batcher, 25.5), [SampleKey(1)]);
-    // A promise that cannot be kept any more is no reason to hold the others up.
+    // A deadline that cannot be met any more is no reason to hold the others up.
     assert_eq!(next(&batcher, 26.5), [SampleKey(0)]);
     // The others have let it pass for long enough.
-    let urgency = Urgency::Promised { due: 40.0, from: f64::INFINITY };
+    let urgency = Urgency::Deadline { due: 40.0, from: f64::INFINITY };
     batcher.join(one, SampleKey(3), ScheduledWork { rows: 1, evaluations: 4, urgency }, 1);
     assert_eq!(next(&batcher, 35.5), [SampleKey(0)]);
     batcher.leave(one, SampleKey(0));
@@ -224,7 +224,7 @@ fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
     let batch = batcher.next(0.0, &Second).unwrap();
     assert_eq!(batch.samples, [SampleKey(0)]);
     batcher.ran(&batch, 100.0);
-    assert_eq!(batcher.claim(model, SampleKey(0)).unwrap().evaluations, 8);
+    assert_eq!(batcher.scheduled(model, SampleKey(0)).unwrap().evaluations, 8);
     batcher.join(model, SampleKey(1), ordinary(1), 8);
     batcher.join(ModelKey(2), SampleKey(2), ordinary(1), 8);
     let batch = batcher.next(0.0, &Second).unwrap();

@@ -41,16 +41,16 @@ impl Quantile {
     }
 }
 
-/// The share of promises that the margin is to keep.
-const KEPT: f64 = 0.995;
+/// The share of deadlines that the margin is to meet.
+const MET: f64 = 0.995;
 /// The share of replies that are to take no longer than allowed for; the margin has the rest to answer for.
 const DELIVERED: f64 = 0.9;
 
-/// What admission adds to a prediction before it promises anything.
+/// What admission adds to a prediction before it accepts a deadline.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Calibration {
-    /// Of the logarithm of the factor that would have kept a promise; all that is known of that is whether
-    /// the promise was kept.
+    /// Of the logarithm of the factor that would have met a deadline; all that is known of that is whether
+    /// it was met.
     log_margin: Quantile,
     /// Of the seconds between the last image's pixels and the reply.
     delivery_seconds: Quantile,
@@ -60,7 +60,7 @@ impl Default for Calibration {
     /// Before anything is known, a tenth more than predicted, and a millisecond to the reply.
     fn default() -> Self {
         Self {
-            log_margin: Quantile::new(1.1f64.ln(), KEPT, 0.05),
+            log_margin: Quantile::new(1.1f64.ln(), MET, 0.05),
             delivery_seconds: Quantile::new(1e-3, DELIVERED, 5e-4),
         }
     }
@@ -77,9 +77,9 @@ impl Calibration {
         self.delivery_seconds.estimate().max(0.0)
     }
 
-    /// A promise was kept or not.
-    pub(super) fn promised(&mut self, kept: bool) {
-        self.log_margin.step(!kept);
+    /// A deadline was met or not.
+    pub(super) fn deadline_ended(&mut self, met: bool) {
+        self.log_margin.step(!met);
         self.log_margin.estimate = self.log_margin.estimate.max(0.0);
     }
 
@@ -89,7 +89,7 @@ impl Calibration {
     }
 }
 
-/// The calibration of all devices together: they are alike, and promises are few.
+/// The calibration of all devices together: they are alike, and deadlines are few.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Calibrator(Arc<Mutex<Calibration>>);
 
@@ -99,10 +99,10 @@ impl Calibrator {
         *self.lock()
     }
 
-    /// A promise was kept, its reply ready so long after its images were made; or, without that, not.
-    pub(super) fn promised(&self, kept: bool, delivery: Option<Duration>) {
+    /// A deadline was met, its reply ready so long after its images were made; or, without that, not.
+    pub(super) fn deadline_ended(&self, met: bool, delivery: Option<Duration>) {
         let mut calibration = self.lock();
-        calibration.promised(kept);
+        calibration.deadline_ended(met);
         if let Some(delivery) = delivery {
             calibration.delivered(delivery.as_secs_f64());
         }
@@ -153,13 +153,13 @@ mod tests {
     }
 
     #[test]
-    fn margins_never_make_promises_bolder_than_the_prediction() {
+    fn margins_never_make_admission_bolder_than_the_prediction() {
         let mut calibration = Calibration::default();
-        (0..100_000).for_each(|_| calibration.promised(true));
+        (0..100_000).for_each(|_| calibration.deadline_ended(true));
         (0..100_000).for_each(|_| calibration.delivered(0.0));
         assert_eq!(calibration.margin(), 1.0);
         assert!((0.0..1e-3).contains(&calibration.delivery_seconds()));
-        calibration.promised(false);
+        calibration.deadline_ended(false);
         assert!(
             calibration.margin() > 1.04,
             "what was not needed for long is not held against a miss"

@@ -8,7 +8,8 @@ use std::{
 };
 
 use super::{
-    batcher::{Batch, Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency},
+    admission::Admission,
+    batcher::{Batch, Batcher, Costs, ModelKey, SampleKey, Urgency},
     calibration::Calibrator,
     forecast::finishes,
 };
@@ -19,7 +20,7 @@ use crate::registry::{Model, Replica};
 pub(super) struct DeviceQueue {
     /// The device's number.
     device: usize,
-    learned: Calibrator,
+    calibrator: Calibrator,
     /// Where the planner's clock begins.
     zero: Instant,
     state: Mutex<State>,
@@ -29,10 +30,9 @@ pub(super) struct DeviceQueue {
 struct State {
     batcher: Batcher,
     models: BTreeMap<ModelKey, Loaded>,
-    /// What was promised, in seconds on the planner's clock.
-    promises: BTreeMap<SampleKey, Promise>,
+    /// Deadlines that were accepted.
+    deadlines: BTreeMap<SampleKey, Accepted>,
     running: Option<Running>,
-    next_key: u64,
     /// Whether the device answers nothing any more.
     lost: bool,
 }
@@ -44,9 +44,10 @@ struct Loaded {
     samples: usize,
 }
 
+/// A deadline that was accepted; in seconds on the planner's clock.
 #[derive(Debug, Clone, Copy)]
-struct Promise {
-    /// When it was foretold.
+struct Accepted {
+    /// When it was predicted.
     asked: f64,
     /// When its pixels must be there.
     due: f64,
@@ -61,56 +62,43 @@ struct Running {
     began: f64,
 }
 
-/// A sample about to be admitted.
-#[derive(Debug, Clone)]
-pub(super) struct Admission {
-    pub(super) model: Arc<Model>,
-    /// Rows it takes in every evaluation.
-    pub(super) rows: usize,
-    pub(super) evaluations: usize,
-    pub(super) deadline: Option<Instant>,
-    /// Whether it runs only when nothing else does.
-    pub(super) background: bool,
-}
-
-/// What admitting newcomers is predicted to come to.
+/// What admitting samples is predicted to come to.
 #[derive(Debug)]
 pub(super) struct Forecast {
-    /// When each newcomer is done, in seconds on the planner's clock.
-    finishes: Vec<f64>,
-    /// What they add to the promises that were made before.
+    /// When each arrival is done, in seconds on the planner's clock.
+    finishes: BTreeMap<SampleKey, f64>,
+    /// What they add to the finishes of deadlines that were accepted before.
     delays: BTreeMap<SampleKey, f64>,
     now: f64,
-    /// When the last newcomer is done if every evaluation takes longer by the margin.
+    /// When the last arrival is done if every evaluation takes longer by the margin.
     pub(super) late_finish: Duration,
-    /// Whether an earlier promise is broken then which is kept without them.
-    pub(super) breaks_promises: bool,
+    /// Whether an earlier deadline is missed then which is met without them.
+    pub(super) misses_others: bool,
 }
 
 impl DeviceQueue {
     /// The load of the device of that number, on which nothing is to do yet.
-    pub(super) fn new(device: usize, learned: Calibrator) -> Self {
-        Self { device, learned, zero: Instant::now(), state: Mutex::default() }
+    pub(super) fn new(device: usize, calibrator: Calibrator) -> Self {
+        Self { device, calibrator, zero: Instant::now(), state: Mutex::default() }
     }
 
-    /// Foretells what happens when these join now.
-    pub(super) fn outlook(&self, newcomers: &[Admission]) -> Forecast {
+    /// Predicts what happens when these join now.
+    pub(super) fn forecast(&self, arrivals: &[Arc<Admission>]) -> Forecast {
         let now = self.seconds(Instant::now());
-        let delivery = self.learned.now().delivery_seconds();
-        let (before, running, costs, promises, first) = {
+        let delivery = self.calibrator.now().delivery_seconds();
+        let (before, running, costs, deadlines) = {
             let state = self.lock();
-            let promises: Vec<(SampleKey, f64)> =
-                state.promises.iter().map(|(&key, promise)| (key, promise.due)).collect();
+            let deadlines: Vec<(SampleKey, f64)> =
+                state.deadlines.iter().map(|(&key, accepted)| (key, accepted.due)).collect();
             let (batcher, running) = (state.batcher.clone(), state.running.clone());
-            (batcher, running, self.costs(&state, newcomers), promises, state.next_key)
+            (batcher, running, self.costs(&state, arrivals), deadlines)
         };
-        let new: Vec<_> = (first..).take(newcomers.len()).map(SampleKey).collect();
         let mut after = before.clone();
-        for (newcomer, &key) in newcomers.iter().zip(&new) {
-            let claim = newcomer.claim(self.urgency(newcomer, now, delivery));
-            after.join(newcomer.model.key, key, claim, newcomer.model.on(self.device).max_rows());
+        for arrival in arrivals {
+            self.join(&mut after, arrival, self.urgency(arrival, now, delivery));
         }
-        let old: Vec<_> = promises.iter().map(|(key, _)| *key).collect();
+        let old: Vec<_> = deadlines.iter().map(|(key, _)| *key).collect();
+        let new: Vec<_> = arrivals.iter().map(|arrival| arrival.key).collect();
         let all: Vec<_> = old.iter().chain(&new).copied().collect();
         // Playing forward is what admission costs, so it is done only as far as somebody asks.
         let play = |batcher: &Batcher, watched: &[SampleKey], costs: &Known| {
@@ -128,65 +116,68 @@ impl DeviceQueue {
         };
         let last = new.iter().map(|key| by(&late.1, key)).fold(now, f64::max);
         Forecast {
-            finishes: new.iter().map(|key| by(&likely.1, key)).collect(),
+            finishes: new.iter().map(|key| (*key, by(&likely.1, key))).collect(),
             delays: old.iter().map(|k| (*k, by(&likely.1, k) - by(&likely.0, k))).collect(),
             now,
             late_finish: seconds(last - now),
-            breaks_promises: promises
+            misses_others: deadlines
                 .iter()
                 .any(|(key, due)| by(&late.0, key) <= *due && *due < by(&late.1, key)),
         }
     }
 
-    /// How a newcomer that joins at `now` ranks.
-    fn urgency(&self, newcomer: &Admission, now: f64, delivery: f64) -> Urgency {
-        match newcomer.deadline {
+    /// How a sample that arrives at `now` ranks.
+    fn urgency(&self, arrival: &Admission, now: f64, delivery: f64) -> Urgency {
+        match arrival.deadline {
             Some(deadline) => {
                 let due = self.seconds(deadline) - delivery;
-                Urgency::Promised { due, from: now + (due - now) * ALONE_FROM }
+                Urgency::Deadline { due, from: now + (due - now) * ALONE_FROM }
             }
-            None if newcomer.background => Urgency::Background,
+            None if arrival.background => Urgency::Background,
             None => Urgency::Ordinary(now),
         }
     }
 
-    /// Whether an [`Forecast`] tells anything that admission needs.
-    pub(super) fn needs_outlook(&self, newcomers: &[Admission]) -> bool {
-        newcomers.iter().any(|newcomer| newcomer.deadline.is_some())
-            || !self.lock().promises.is_empty()
+    fn join(&self, batcher: &mut Batcher, arrival: &Admission, urgency: Urgency) {
+        let Admission { key, model, .. } = arrival;
+        batcher.join(model.key, *key, arrival.work(urgency), model.on(self.device).max_rows());
     }
 
-    /// Takes newcomers in, oldest first, and tells their keys. `send` hands the samples to the device
-    /// thread, which may be told to run them as soon as this returns.
+    /// Whether a [`Forecast`] tells anything that admission needs.
+    pub(super) fn needs_forecast(&self, arrivals: &[Arc<Admission>]) -> bool {
+        arrivals.iter().any(|arrival| arrival.deadline.is_some())
+            || !self.lock().deadlines.is_empty()
+    }
+
+    /// Takes samples in, oldest first. `send` hands them to the device's thread, which may be told to run them as soon
+    /// as this returns.
     ///
     /// # Errors
     /// What `send` says; nothing is taken in then.
     pub(super) fn admit<E>(
         &self,
-        newcomers: &[Admission],
-        outlook: Option<&Forecast>,
-        send: impl FnOnce(&[SampleKey]) -> Result<(), E>,
+        arrivals: &[Arc<Admission>],
+        forecast: Option<&Forecast>,
+        send: impl FnOnce() -> Result<(), E>,
     ) -> Result<(), E> {
         let admitted = self.seconds(Instant::now());
         let mut state = self.lock();
-        let keys: Vec<_> = (state.next_key..).take(newcomers.len()).map(SampleKey).collect();
-        send(&keys)?;
-        state.next_key += newcomers.len() as u64;
-        let delivery = self.learned.now().delivery_seconds();
-        for (i, (newcomer, &key)) in newcomers.iter().zip(&keys).enumerate() {
-            let urgency = self.urgency(newcomer, admitted, delivery);
-            let (model, claim) = (&newcomer.model, newcomer.claim(urgency));
-            state.batcher.join(model.key, key, claim, model.on(self.device).max_rows());
+        send()?;
+        let delivery = self.calibrator.now().delivery_seconds();
+        for arrival in arrivals {
+            let urgency = self.urgency(arrival, admitted, delivery);
+            self.join(&mut state.batcher, arrival, urgency);
+            let model = &arrival.model;
             let loaded = state.models.entry(model.key);
             loaded.or_insert_with(|| Loaded { model: Arc::clone(model), samples: 0 }).samples += 1;
-            let told = outlook.and_then(|told| Some((told.now, *told.finishes.get(i)?)));
-            if let (Urgency::Promised { due, .. }, Some((asked, finish))) = (urgency, told) {
-                state.promises.insert(key, Promise { asked, due, finish });
+            let predicted = forecast.and_then(|f| Some((f.now, *f.finishes.get(&arrival.key)?)));
+            if let (Urgency::Deadline { due, .. }, Some((asked, finish))) = (urgency, predicted) {
+                state.deadlines.insert(arrival.key, Accepted { asked, due, finish });
             }
         }
-        for (key, delay) in outlook.iter().flat_map(|outlook| &outlook.delays) {
-            if let Some(promise) = state.promises.get_mut(key) {
-                promise.finish += delay;
+        for (key, delay) in forecast.iter().flat_map(|forecast| &forecast.delays) {
+            if let Some(accepted) = state.deadlines.get_mut(key) {
+                accepted.finish += delay;
             }
         }
         Ok(())
@@ -223,26 +214,22 @@ impl DeviceQueue {
         self.lock().batcher.limit(model, max_rows);
     }
 
-    /// A sample is gone. Where it was promised and is done or late, the answer is how many times as long
+    /// A sample is gone. Where it had a deadline and is done or late, the answer is how many times as long
     /// as predicted it took.
-    pub(super) fn left(
-        &self,
-        model: ModelKey,
-        sample: SampleKey,
-        done_or_late: bool,
-    ) -> Option<f64> {
+    pub(super) fn left(&self, sample: &Admission, done_or_late: bool) -> Option<f64> {
         let now = self.seconds(Instant::now());
         let mut state = self.lock();
-        state.batcher.leave(model, sample);
+        let model = sample.model.key;
+        state.batcher.leave(model, sample.key);
         if let Some(loaded) = state.models.get_mut(&model) {
             loaded.samples -= 1;
             if loaded.samples == 0 {
                 state.models.remove(&model);
             }
         }
-        let promise = state.promises.remove(&sample).filter(|_| done_or_late)?;
-        let predicted = promise.finish - promise.asked;
-        (predicted > 0.0).then(|| (now - promise.asked) / predicted)
+        let accepted = state.deadlines.remove(&sample.key).filter(|_| done_or_late)?;
+        let predicted = accepted.finish - accepted.asked;
+        (predicted > 0.0).then(|| (now - accepted.asked) / predicted)
     }
 
     /// The device answers nothing any more.
@@ -252,9 +239,7 @@ impl DeviceQueue {
 
     /// The device's thread has ended, and with it all that was to be done.
     pub(super) fn end(&self) {
-        let mut state = self.lock();
-        let next_key = state.next_key;
-        *state = State { lost: true, next_key, ..State::default() };
+        *self.lock() = State { lost: true, ..State::default() };
     }
 
     /// Whether that has happened.
@@ -283,14 +268,14 @@ impl DeviceQueue {
         at.saturating_duration_since(self.zero).as_secs_f64()
     }
 
-    /// What evaluations of the models here, and of the newcomers', cost.
-    fn costs(&self, state: &State, newcomers: &[Admission]) -> Known {
+    /// What evaluations of the models here, and of the arrivals', cost.
+    fn costs(&self, state: &State, arrivals: &[Arc<Admission>]) -> Known {
         let here = state.models.values().map(|loaded| &loaded.model);
-        let new = newcomers.iter().map(|newcomer| &newcomer.model);
+        let new = arrivals.iter().map(|arrival| &arrival.model);
         Known {
             device: self.device,
             models: here.chain(new).map(|model| (model.key, Arc::clone(model))).collect(),
-            margin: self.learned.now().margin(),
+            margin: self.calibrator.now().margin(),
             factor: 1.0,
         }
     }
@@ -300,7 +285,7 @@ impl DeviceQueue {
     }
 }
 
-/// Promises take precedence once this part of their time has passed: what is left to the last moment has
+/// Deadlines take precedence once this part of their time has passed: what is left to the last moment has
 /// nothing to make up for a hiccup with.
 const ALONE_FROM: f64 = 0.5;
 
@@ -332,28 +317,22 @@ impl Costs for Known {
     }
 }
 
-impl Admission {
-    fn claim(&self, urgency: Urgency) -> ScheduledWork {
-        ScheduledWork { rows: self.rows, evaluations: self.evaluations, urgency }
-    }
-}
-
 impl Forecast {
-    /// Time until the last newcomer is done.
+    /// Time until the last arrival is done.
     pub(super) fn predicted(&self) -> Duration {
-        seconds(self.finishes.iter().copied().fold(self.now, f64::max) - self.now)
+        seconds(self.finishes.values().copied().fold(self.now, f64::max) - self.now)
     }
 }
 
-/// Seconds that newcomers take together on an idle device of that number, without any margin.
-pub(super) fn alone_seconds(device: usize, newcomers: &[Admission]) -> f64 {
+/// Seconds that arrivals take together on an idle device of that number, without any margin.
+pub(super) fn alone_seconds(device: usize, arrivals: &[Arc<Admission>]) -> f64 {
     let mut lanes: BTreeMap<ModelKey, (&Replica, usize, usize)> = BTreeMap::new();
-    for newcomer in newcomers {
-        let model = newcomer.model.as_ref();
+    for arrival in arrivals {
+        let model = arrival.model.as_ref();
         let lane = lanes.entry(model.key).or_insert((model.on(device), 0, 0));
         let (_, rows, evaluations) = lane;
-        *rows += newcomer.rows;
-        *evaluations = newcomer.evaluations.max(*evaluations);
+        *rows += arrival.rows;
+        *evaluations = arrival.evaluations.max(*evaluations);
     }
     let lanes = lanes.values().map(|(replica, all, evaluations)| {
         let rows = (*all).min(replica.max_rows()).max(1);

@@ -23,7 +23,7 @@ pub fn finishes(
     let mut end = |batcher: &mut Batcher, batch: &Batch, seconds: f64, now: f64| {
         batcher.ran(batch, seconds);
         for &sample in &batch.samples {
-            if batcher.claim(batch.model, sample).is_some_and(|claim| claim.evaluations == 0) {
+            if batcher.scheduled(batch.model, sample).is_some_and(|work| work.evaluations == 0) {
                 batcher.leave(batch.model, sample);
                 if left.remove(&sample) {
                     done.insert(sample, now);
@@ -78,14 +78,14 @@ mod tests {
         }
     }
 
-    fn claim(evaluations: usize, urgency: Urgency) -> ScheduledWork {
+    fn work(evaluations: usize, urgency: Urgency) -> ScheduledWork {
         ScheduledWork { rows: 1, evaluations, urgency }
     }
 
     #[test]
     fn one_sample_takes_its_evaluations_after_the_one_under_way() {
         let mut batcher = Batcher::default();
-        batcher.join(ModelKey(0), SampleKey(0), claim(10, Urgency::Ordinary(0.0)), 8);
+        batcher.join(ModelKey(0), SampleKey(0), work(10, Urgency::Ordinary(0.0)), 8);
         let costs = Linear(vec![(0.0, 0.5)]);
         let alone = finishes(batcher.clone(), None, 100.0, &[SampleKey(0)], &costs);
         assert_eq!(alone[&SampleKey(0)], 105.0);
@@ -97,17 +97,17 @@ mod tests {
     #[test]
     fn beyond_the_horizon_the_rest_is_added_up() {
         let mut batcher = Batcher::default();
-        batcher.join(ModelKey(0), SampleKey(0), claim(3 * HORIZON, Urgency::Ordinary(0.0)), 8);
+        batcher.join(ModelKey(0), SampleKey(0), work(3 * HORIZON, Urgency::Ordinary(0.0)), 8);
         let found = finishes(batcher, None, 0.0, &[SampleKey(0)], &Linear(vec![(0.0, 0.5)]));
         assert!((found[&SampleKey(0)] - 1.5 * HORIZON as f64).abs() < 1e-6);
     }
 
     proptest! {
-        /// Promises that the planner itself foresees to keep stay kept whatever ordinary work arrives,
+        /// Deadlines that the planner itself foresees to meet stay met whatever ordinary work arrives,
         /// up to the evaluation that is under way when they become urgent.
         #[test]
-        fn promises_are_kept_through_later_arrivals(
-            promised in prop::collection::vec((0u64..2, 1usize..20, 1.0f64..1.5), 1..4),
+        fn deadlines_are_met_through_later_arrivals(
+            accepted in prop::collection::vec((0u64..2, 1usize..20, 1.0f64..1.5), 1..4),
             early in prop::collection::vec((0u64..2, 1usize..20), 0..6),
             late in prop::collection::vec((0u64..2, 1usize..20, 0.0f64..20.0), 0..20),
         ) {
@@ -117,19 +117,19 @@ mod tests {
             let mut key = 0;
             let mut join = |batcher: &mut Batcher, model, evaluations, urgency| {
                 key += 1;
-                batcher.join(ModelKey(model), SampleKey(key), claim(evaluations, urgency), 4);
+                batcher.join(ModelKey(model), SampleKey(key), work(evaluations, urgency), 4);
                 SampleKey(key)
             };
             for (model, evaluations) in early {
                 join(&mut batcher, model, evaluations, Urgency::Ordinary(0.0));
             }
-            // As admission does: promised at what is foreseen when it has no precedence.
+            // As admission does: accepted at what is foreseen when it has no precedence.
             let mut dues = BTreeMap::new();
-            for (model, evaluations, slack) in promised {
+            for (model, evaluations, slack) in accepted {
                 let mut trial = batcher.clone();
                 let newest = join(&mut trial, model, evaluations, Urgency::Ordinary(0.0));
                 let due = finishes(trial, None, 0.0, &[newest], &costs)[&newest] * slack + 2.0 * longest;
-                let own = ScheduledWork { rows: 1, evaluations, urgency: Urgency::Promised { due, from: f64::INFINITY } };
+                let own = ScheduledWork { rows: 1, evaluations, urgency: Urgency::Deadline { due, from: f64::INFINITY } };
                 batcher.join(ModelKey(model), newest, own, 4);
                 dues.insert(newest, due);
             }
@@ -146,7 +146,7 @@ mod tests {
                 now += seconds;
                 batcher.ran(&batch, seconds);
                 for sample in batch.samples.clone() {
-                    if batcher.claim(batch.model, sample).unwrap().evaluations == 0 {
+                    if batcher.scheduled(batch.model, sample).unwrap().evaluations == 0 {
                         batcher.leave(batch.model, sample);
                         if let Some(due) = dues.remove(&sample) {
                             prop_assert!(now <= due + 1e-9, "due {due}, done {now}");

@@ -4,7 +4,7 @@ use std::{
     num::NonZeroUsize,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Sender, channel},
     },
     thread,
@@ -15,10 +15,13 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     GenerateRequest, InferRequest, Rejected, Submission,
+    admission::Admission,
+    batcher::SampleKey,
     calibration::Calibrator,
-    device_queue::{Admission, DeviceQueue, Forecast, alone_seconds, seconds},
-    job::Request,
+    device_queue::{DeviceQueue, Forecast, alone_seconds, seconds},
+    observer::Observer,
     queue::{Client, Place, Queue},
+    sample::Sample,
     worker::{Command, Worker},
 };
 use crate::{metrics::Metrics, registry::Model};
@@ -27,16 +30,27 @@ use crate::{metrics::Metrics, registry::Model};
 /// dropped and what was admitted is done.
 #[derive(Debug, Clone)]
 pub struct Engine {
-    /// The way to each device. One request is judged at a time. `None` once the server drains.
-    admission: Arc<Mutex<Option<Vec<Sender<Command>>>>>,
+    /// One request is judged at a time. `None` once the server drains.
+    gate: Arc<Mutex<Option<Gate>>>,
     queue: Arc<Queue>,
     /// On whose behalf it asks.
     client: Client,
     /// What each device has to do.
-    loads: Arc<[Arc<DeviceQueue>]>,
-    learned: Calibrator,
-    metrics: Arc<Metrics>,
+    devices: Arc<[Arc<DeviceQueue>]>,
+    calibrator: Calibrator,
+    observer: Observer,
 }
+
+/// What whoever is admitted passes.
+#[derive(Debug)]
+struct Gate {
+    /// The way to each device.
+    senders: Vec<Sender<Command>>,
+    next_key: u64,
+}
+
+/// The samples of a request, and what its client waits for.
+type Arrived = (Vec<Sample>, Submission);
 
 /// Which of several candidates was admitted.
 #[derive(Debug)]
@@ -52,7 +66,25 @@ pub struct Routed {
 /// Where requests go, and what is predicted to come of it.
 struct Destination {
     device: usize,
-    outlook: Option<Forecast>,
+    forecast: Option<Forecast>,
+}
+
+impl Gate {
+    fn images(&mut self, request: GenerateRequest, background: bool) -> Arrived {
+        let (reply, events) = mpsc::unbounded_channel();
+        let samples = Sample::images(request, background, &reply, || self.key());
+        (samples, Submission { events })
+    }
+
+    fn rows(&mut self, request: InferRequest) -> Arrived {
+        let (reply, events) = mpsc::unbounded_channel();
+        (Sample::rows(request, &reply, || self.key()), Submission { events })
+    }
+
+    fn key(&mut self) -> SampleKey {
+        self.next_key += 1;
+        SampleKey(self.next_key)
+    }
 }
 
 impl Engine {
@@ -66,33 +98,33 @@ impl Engine {
         max_queue: usize,
         metrics: Arc<Metrics>,
     ) -> std::io::Result<Self> {
-        let learned = Calibrator::default();
-        let (mut commands, mut loads) = (Vec::new(), Vec::new());
+        let (calibrator, observer) = (Calibrator::default(), Observer::new(metrics));
+        let (mut senders, mut queues) = (Vec::new(), Vec::new());
         for device in 0..devices.get() {
             let (sender, receiver) = channel();
-            let load = Arc::new(DeviceQueue::new(device, learned.clone()));
-            let (shared, told) = (Arc::clone(&load), learned.clone());
-            let worker = Worker::new(device, receiver, shared, told, Arc::clone(&metrics));
+            let queue = Arc::new(DeviceQueue::new(device, calibrator.clone()));
+            let (shared, own) = (Arc::clone(&queue), calibrator.clone());
+            let worker = Worker::new(device, receiver, shared, own, observer.clone());
             let name = format!("device {device}");
-            let (owned, counted) = (Arc::clone(&load), Arc::clone(&metrics));
+            let (shared, observer) = (Arc::clone(&queue), observer.clone());
             thread::Builder::new().name(name).spawn(move || {
                 // What is caught nowhere else ends the thread, and with it what the device was to do.
                 if catch_unwind(AssertUnwindSafe(|| worker.run())).is_err() {
                     tracing::error!(device, "the device's thread panicked; start the server anew");
-                    counted.panics.with_label_values(&["device"]).inc();
-                    owned.end();
+                    observer.panicked("device");
+                    shared.end();
                 }
             })?;
-            commands.push(sender);
-            loads.push(load);
+            senders.push(sender);
+            queues.push(queue);
         }
         Ok(Self {
-            admission: Arc::new(Mutex::new(Some(commands))),
+            gate: Arc::new(Mutex::new(Some(Gate { senders, next_key: 0 }))),
             queue: Queue::new(max_queue),
             client: Client::default(),
-            loads: loads.into(),
-            learned,
-            metrics,
+            devices: queues.into(),
+            calibrator,
+            observer,
         })
     }
 
@@ -102,7 +134,7 @@ impl Engine {
     /// [`Rejected::QueueFull`] and [`Rejected::QueueShare`].
     pub fn check_room(&self, model: &Arc<Model>) -> Result<(), Rejected> {
         let place = self.places(1).map(drop);
-        place.map_err(|rejected| self.count_rejected(rejected, [(model, 1)]))
+        place.inspect_err(|rejected| self.observer.rejected(rejected, [(model, 1)]))
     }
 
     /// The same engine, asked on behalf of a client: who has its share of the queue makes room for those who wait.
@@ -115,7 +147,8 @@ impl Engine {
     /// # Errors
     /// [`Rejected`] when the queue is full, the deadline cannot be met, or the server drains.
     pub fn generate(&self, request: GenerateRequest) -> Result<Submission, Rejected> {
-        let [submission] = self.admit([Request::Generate(request)])?;
+        let asked = [(Arc::clone(&request.model), request.samples.len())];
+        let [submission] = self.admit(&asked, |gate| [gate.images(request, false)])?;
         Ok(submission)
     }
 
@@ -128,7 +161,8 @@ impl Engine {
         &self,
         requests: [GenerateRequest; 2],
     ) -> Result<[Submission; 2], Rejected> {
-        self.admit(requests.map(Request::Generate))
+        let asked = requests.each_ref().map(|r| (Arc::clone(&r.model), r.samples.len()));
+        self.admit(&asked, |gate| requests.map(|request| gate.images(request, false)))
     }
 
     /// Admits the first of the candidates, which ask for the same images of different models, that is
@@ -139,30 +173,30 @@ impl Engine {
     /// one that only the queue keeps from meeting its deadline.
     pub fn generate_first(&self, candidates: &[GenerateRequest]) -> Result<Routed, Rejected> {
         let asked = candidates.last().map(|request| (&request.model, request.samples.len()));
-        let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let routed = gate.as_ref().ok_or(Rejected::Draining).and_then(|senders| {
+        let mut gate = self.lock();
+        let routed = gate.as_mut().ok_or(Rejected::Draining).and_then(|gate| {
             let places = self.places(asked.map_or(0, |(_, samples)| samples))?;
-            self.enter_first(senders, candidates, places)
+            self.enter_first(gate, candidates, places)
         });
-        routed.map_err(|rejected| self.count_rejected(rejected, asked))
+        routed.inspect_err(|rejected| self.observer.rejected(rejected, asked))
     }
 
     fn enter_first(
         &self,
-        senders: &[Sender<Command>],
+        gate: &mut Gate,
         candidates: &[GenerateRequest],
         places: Vec<Place>,
     ) -> Result<Routed, Rejected> {
         let mut predicted = Vec::new();
         let mut refusal = Rejected::Draining;
         for (served, request) in candidates.iter().enumerate() {
-            let request = Request::Generate(request.clone());
-            match self.place(std::slice::from_ref(&request)) {
-                Ok(place) => {
-                    let outlook = place.outlook.as_ref();
-                    let with_deadline = outlook.filter(|_| request.deadline().is_some());
+            let (samples, submission) = gate.images(request.clone(), false);
+            match self.destination(&admissions(&samples)) {
+                Ok(destination) => {
+                    let forecast = destination.forecast.as_ref();
+                    let with_deadline = forecast.filter(|_| request.deadline.is_some());
                     predicted.push(with_deadline.map(Forecast::predicted));
-                    let [submission] = self.enter(senders, [request], places, &place)?;
+                    self.enter(gate, samples, places, &destination)?;
                     return Ok(Routed { served, submission, predicted });
                 }
                 Err(refused) => {
@@ -182,7 +216,8 @@ impl Engine {
     /// # Errors
     /// As [`Engine::generate`].
     pub fn infer(&self, request: InferRequest) -> Result<Submission, Rejected> {
-        let [submission] = self.admit([Request::Infer(request)])?;
+        let asked = [(Arc::clone(&request.model), request.timesteps.len())];
+        let [submission] = self.admit(&asked, |gate| [gate.rows(request)])?;
         Ok(submission)
     }
 
@@ -192,23 +227,23 @@ impl Engine {
     /// # Errors
     /// [`Rejected::Draining`].
     pub fn generate_in_background(&self, request: GenerateRequest) -> Result<Submission, Rejected> {
-        let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let senders = gate.as_ref().ok_or(Rejected::Draining)?;
-        let place = Destination { device: self.soonest()[0], outlook: None };
-        let [submission] =
-            self.enter(senders, [Request::Background(request)], Vec::new(), &place)?;
+        let mut gate = self.lock();
+        let gate = gate.as_mut().ok_or(Rejected::Draining)?;
+        let (samples, submission) = gate.images(request, true);
+        let destination = Destination { device: self.soonest()[0], forecast: None };
+        self.enter(gate, samples, Vec::new(), &destination)?;
         Ok(submission)
     }
 
     /// Whether no client waits for anything.
     pub fn is_idle(&self) -> bool {
-        self.loads.iter().all(|load| load.is_idle())
+        self.devices.iter().all(|device| device.is_idle())
     }
 
     /// Whether a device answers nothing any more, until the process is started anew. Requests go to the others,
     /// if there are any.
     pub fn has_lost_a_device(&self) -> bool {
-        self.loads.iter().any(|load| load.is_lost())
+        self.devices.iter().any(|device| device.is_lost())
     }
 
     /// Evaluates a model that nobody uses yet, on every device, until its costs by batch size are known
@@ -230,33 +265,46 @@ impl Engine {
 
     /// A reply with a deadline was ready so long after its last image was made, and in time or not.
     pub fn delivered(&self, after: Duration, in_time: bool) {
-        self.learned.promised(in_time, Some(after));
-        self.metrics.prediction_margin.set(self.learned.now().margin());
+        self.calibrator.deadline_ended(in_time, Some(after));
+        self.observer.margin(self.calibrator.now().margin());
     }
 
     /// Refuses everything from now on; what is in flight goes on.
     pub fn drain(&self) {
-        *self.admission.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.lock() = None;
     }
 
     /// How long what is admitted is predicted to take.
     pub fn predicted_drain(&self) -> Duration {
-        self.loads.iter().map(|load| load.predicted_drain()).max().unwrap_or_default()
+        self.devices.iter().map(|device| device.predicted_drain()).max().unwrap_or_default()
     }
 
-    /// Admits all of them or none.
-    fn admit<const N: usize>(&self, requests: [Request; N]) -> Result<[Submission; N], Rejected> {
-        let asked = requests.each_ref().map(|r| (Arc::clone(r.model()), r.samples()));
-        let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let admitted = gate.as_ref().ok_or(Rejected::Draining).and_then(|senders| {
+    /// Admits all requests that arrive or none; `asked` is how many samples of which models they are for.
+    fn admit<const N: usize>(
+        &self,
+        asked: &[(Arc<Model>, usize); N],
+        arrive: impl FnOnce(&mut Gate) -> [Arrived; N],
+    ) -> Result<[Submission; N], Rejected> {
+        let mut gate = self.lock();
+        let admitted = gate.as_mut().ok_or(Rejected::Draining).and_then(|gate| {
             let places = self.places(asked.iter().map(|(_, samples)| samples).sum())?;
-            let place = self.place(&requests)?;
-            self.enter(senders, requests, places, &place)
+            let mut all = Vec::with_capacity(places.len());
+            let submissions = arrive(gate).map(|(samples, submission)| {
+                all.extend(samples);
+                submission
+            });
+            let destination = self.destination(&admissions(&all))?;
+            self.enter(gate, all, places, &destination)?;
+            Ok(submissions)
         });
-        admitted.map_err(|rejected| {
+        admitted.inspect_err(|rejected| {
             let asked = asked.iter().map(|(model, samples)| (model, *samples));
-            self.count_rejected(rejected, asked)
+            self.observer.rejected(rejected, asked);
         })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Gate>> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One place per image, all or none, without waiting.
@@ -266,11 +314,11 @@ impl Engine {
 
     /// The devices, the one that is done soonest first; those that are lost behind all others.
     fn soonest(&self) -> Vec<usize> {
-        let mut devices: Vec<usize> = (0..self.loads.len()).collect();
+        let mut devices: Vec<usize> = (0..self.devices.len()).collect();
         if devices.len() > 1 {
             devices.sort_by_cached_key(|&device| {
-                let load = &self.loads[device];
-                (load.is_lost(), load.predicted_drain())
+                let queue = &self.devices[device];
+                (queue.is_lost(), queue.predicted_drain())
             });
         }
         devices
@@ -278,13 +326,12 @@ impl Engine {
 
     /// Where requests go that are admitted together: to one device, so that they share evaluations; to the
     /// one that is done soonest, or the next on which all deadlines are predicted to be met.
-    fn place(&self, requests: &[Request]) -> Result<Destination, Rejected> {
-        let newcomers: Vec<_> = requests.iter().flat_map(Request::newcomers).collect();
-        let deadline = requests.iter().filter_map(Request::deadline).min();
+    fn destination(&self, arrivals: &[Arc<Admission>]) -> Result<Destination, Rejected> {
+        let deadline = arrivals.iter().filter_map(|arrival| arrival.deadline).min();
         let mut refusal = Rejected::Draining;
         for (turn, device) in self.soonest().into_iter().enumerate() {
-            match self.judge(device, &newcomers, deadline) {
-                Ok(outlook) => return Ok(Destination { device, outlook }),
+            match self.judge(device, arrivals, deadline) {
+                Ok(forecast) => return Ok(Destination { device, forecast }),
                 Err(refused) if turn == 0 => refusal = refused,
                 Err(_) => {}
             }
@@ -297,63 +344,51 @@ impl Engine {
     fn judge(
         &self,
         device: usize,
-        newcomers: &[Admission],
+        arrivals: &[Arc<Admission>],
         deadline: Option<Instant>,
     ) -> Result<Option<Forecast>, Rejected> {
-        let load = &self.loads[device];
-        if !load.needs_outlook(newcomers) {
+        let queue = &self.devices[device];
+        if !queue.needs_forecast(arrivals) {
             return Ok(None);
         }
-        let Some(deadline) = deadline else { return Ok(Some(load.outlook(newcomers))) };
+        let Some(deadline) = deadline else { return Ok(Some(queue.forecast(arrivals))) };
         let deadline = deadline.saturating_duration_since(Instant::now());
-        let calibration = self.learned.now();
+        let calibration = self.calibrator.now();
         let (margin, delivery) = (calibration.margin(), calibration.delivery_seconds());
-        let alone = seconds(alone_seconds(device, newcomers) * margin + delivery);
+        let alone = seconds(alone_seconds(device, arrivals) * margin + delivery);
         if alone > deadline {
             return Err(Rejected::DeadlineImpossible { predicted: alone, deadline });
         }
-        let outlook = load.outlook(newcomers);
-        let predicted = outlook.late_finish.saturating_add(seconds(delivery));
+        let forecast = queue.forecast(arrivals);
+        let predicted = forecast.late_finish.saturating_add(seconds(delivery));
         if predicted > deadline {
             let retry_after = predicted - deadline;
             return Err(Rejected::DeadlineQueue { predicted, deadline, retry_after });
         }
-        if outlook.breaks_promises {
+        if forecast.misses_others {
             return Err(Rejected::DeadlineOthers { retry_after: alone });
         }
-        Ok(Some(outlook))
+        Ok(Some(forecast))
     }
 
-    /// Hands requests to the thread of their device, the first one's samples first.
-    fn enter<const N: usize>(
+    /// Hands samples to the thread of their device, the first one first.
+    fn enter(
         &self,
-        senders: &[Sender<Command>],
-        requests: [Request; N],
-        mut places: Vec<Place>,
-        place: &Destination,
-    ) -> Result<[Submission; N], Rejected> {
-        let newcomers: Vec<_> = requests.iter().flat_map(Request::newcomers).collect();
-        let mut samples = Vec::with_capacity(newcomers.len());
-        let submissions = requests.map(|request| {
-            let (reply, events) = mpsc::unbounded_channel();
-            let own = places.drain(..request.samples().min(places.len())).collect();
-            samples.extend(request.into_samples(reply, own));
-            Submission { events }
+        gate: &Gate,
+        mut samples: Vec<Sample>,
+        places: Vec<Place>,
+        Destination { device, forecast }: &Destination,
+    ) -> Result<(), Rejected> {
+        let mut places = places.into_iter();
+        samples.iter_mut().for_each(|sample| sample.enter(places.next()));
+        let arrivals = admissions(&samples);
+        arrivals.iter().for_each(|arrival| self.observer.entered(arrival));
+        let sent = self.devices[*device].admit(&arrivals, forecast.as_ref(), || {
+            gate.senders[*device].send(Command::Run(samples)).map_err(|_| Rejected::DeviceLost)
         });
-        let waiting = || {
-            let clients = newcomers.iter().filter(|newcomer| !newcomer.background);
-            clients.map(|newcomer| {
-                self.metrics.samples_waiting.with_label_values(&[&newcomer.model.id])
-            })
-        };
-        waiting().for_each(|gauge| gauge.inc());
-        let Destination { device, outlook } = place;
-        let sent = self.loads[*device].admit(&newcomers, outlook.as_ref(), |keys| {
-            let samples = keys.iter().copied().zip(samples).collect();
-            senders[*device].send(Command::Run(samples)).map_err(|_| Rejected::DeviceLost)
-        });
-        sent.inspect_err(|_| waiting().for_each(|gauge| gauge.dec()))?;
-        Ok(submissions)
+        sent.inspect_err(|_| {
+            arrivals.iter().for_each(|arrival| self.observer.gone(arrival, false));
+        })
     }
 
     /// Tells every device, and gives what each will answer.
@@ -361,24 +396,16 @@ impl Engine {
         &self,
         command: impl Fn(oneshot::Sender<T>) -> Command,
     ) -> Result<Vec<oneshot::Receiver<T>>, Rejected> {
-        let gate = self.admission.lock().unwrap_or_else(PoisonError::into_inner);
-        let senders = gate.as_ref().ok_or(Rejected::Draining)?;
+        let gate = self.lock();
+        let senders = &gate.as_ref().ok_or(Rejected::Draining)?.senders;
         let tell = |sender: &Sender<Command>| {
             let (reply, answer) = oneshot::channel();
             sender.send(command(reply)).map(|()| answer).map_err(|_| Rejected::DeviceLost)
         };
         senders.iter().map(tell).collect()
     }
+}
 
-    fn count_rejected<'a>(
-        &self,
-        rejected: Rejected,
-        asked: impl IntoIterator<Item = (&'a Arc<Model>, usize)>,
-    ) -> Rejected {
-        for (model, samples) in asked {
-            let counter = &self.metrics.rejected;
-            counter.with_label_values(&[&model.id, rejected.reason()]).inc_by(samples as u64);
-        }
-        rejected
-    }
+fn admissions(samples: &[Sample]) -> Vec<Arc<Admission>> {
+    samples.iter().map(|sample| Arc::clone(&sample.admission)).collect()
 }

@@ -10,7 +10,6 @@ use tokio::sync::mpsc;
 pub use understudy_models::Image;
 use understudy_models::sampler::Trajectory;
 
-use super::device_queue::Admission;
 use crate::registry::Model;
 
 /// A request for images, valid from here on.
@@ -65,57 +64,6 @@ pub struct InferRequest {
     pub condition: Option<Vec<f32>>,
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
-}
-
-/// Either kind of request.
-#[derive(Debug)]
-pub(super) enum Request {
-    Generate(GenerateRequest),
-    /// Images that nobody waits for.
-    Background(GenerateRequest),
-    Infer(InferRequest),
-}
-
-impl Request {
-    pub(super) fn model(&self) -> &Arc<Model> {
-        match self {
-            Self::Generate(request) | Self::Background(request) => &request.model,
-            Self::Infer(request) => &request.model,
-        }
-    }
-
-    /// How many samples it becomes.
-    pub(super) fn samples(&self) -> usize {
-        match self {
-            Self::Generate(request) | Self::Background(request) => request.samples.len(),
-            Self::Infer(request) => request.timesteps.len(),
-        }
-    }
-
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        match self {
-            Self::Generate(request) | Self::Background(request) => request.deadline,
-            Self::Infer(request) => request.deadline,
-        }
-    }
-
-    /// What each of its samples asks of the device.
-    pub(super) fn newcomers(&self) -> Vec<Admission> {
-        let (rows, evaluations) = match self {
-            Self::Generate(request) | Self::Background(request) => {
-                (if request.guidance_scale == 1.0 { 1 } else { 2 }, request.trajectory.len())
-            }
-            Self::Infer(_) => (1, 1),
-        };
-        let newcomer = Admission {
-            model: Arc::clone(self.model()),
-            rows,
-            evaluations,
-            deadline: self.deadline(),
-            background: matches!(self, Self::Background(_)),
-        };
-        vec![newcomer; self.samples()]
-    }
 }
 
 /// Where an image's time went.

@@ -5,15 +5,17 @@
 //! different classes, step counts and samplers, share it.
 //!
 //! ```text
-//! handle  admission: places, deadlines, device  → worker  the loop that owns a device
-//! load    a device's plan, shared by both           batcher  decides who shares the next evaluation
-//! queue        the places, and whose they are
-//! forecast     the plan played forward              step     does it
-//! cost         seconds of an evaluation, by rows
-//! survey       measures them at warm-up
-//! calibration  how far predictions are off
+//! handle        places, deadlines, device       → worker    the loop that owns a device
+//! admission     a sample's record                  batcher   decides who shares the next evaluation
+//! device_queue  a device's plan, shared by both    step      does it
+//! queue         the places, and whose they are     observer  counts what becomes of samples
+//! forecast      the plan played forward
+//! cost          seconds of an evaluation, by rows
+//! batch_calibration  measures them at warm-up
+//! calibration   how far predictions are off
 //! ```
 
+mod admission;
 mod batch_calibration;
 pub mod batcher;
 mod calibration;
@@ -23,6 +25,7 @@ mod device_queue;
 pub mod forecast;
 mod handle;
 mod job;
+mod observer;
 mod queue;
 mod sample;
 mod step;

@@ -6,21 +6,21 @@ use candle_core::Tensor;
 use understudy_models::sampler::{Evaluation, Trajectory};
 
 use super::{
-    Event, GenerateRequest, InferRequest, SampleTimings,
-    job::{Failure, Reply, Request},
+    Event, GenerateRequest, InferRequest, SampleSpec, SampleTimings,
+    admission::Admission,
+    batcher::SampleKey,
+    job::{Failure, Reply},
     queue::Place,
 };
-use crate::registry::Model;
 
 /// One image on its way, or one row of a raw evaluation. It holds everything it needs, its place in
 /// the queue included.
 #[derive(Debug)]
 pub(super) struct Sample {
-    pub(super) model: Arc<Model>,
+    pub(super) admission: Arc<Admission>,
     pub(super) task: Task,
-    /// What the network is told beside the latent, as its `Conditioning` says; empty for nothing.
+    /// The network's conditioning, as its `Conditioning` says; empty for none.
     pub(super) condition: Vec<f32>,
-    pub(super) deadline: Option<Instant>,
     pub(super) clock: Clock,
     index: usize,
     reply: Reply,
@@ -117,89 +117,91 @@ impl Clock {
     }
 }
 
-impl Request {
-    /// Its samples, each with a place in the queue unless it is background work.
-    pub(super) fn into_samples(self, reply: Reply, places: Vec<Place>) -> Vec<Sample> {
-        match self {
-            Self::Generate(request) => {
-                Sample::generate(request, reply, places.into_iter().map(Some).collect())
-            }
-            Self::Background(request) => {
-                let none = request.samples.iter().map(|_| None).collect();
-                Sample::generate(request, reply, none)
-            }
-            Self::Infer(request) => Sample::infer(request, reply, places),
-        }
-    }
-}
-
 impl Sample {
-    pub(super) fn generate(
+    /// The images of a request; `background` is whether no client waits for them.
+    pub(super) fn images(
         request: GenerateRequest,
-        reply: Reply,
-        places: Vec<Option<Place>>,
+        background: bool,
+        reply: &Reply,
+        mut key: impl FnMut() -> SampleKey,
     ) -> Vec<Self> {
-        let specs = request.samples.iter().zip(places).enumerate();
-        let sample = |(index, (spec, place)): (usize, (&super::SampleSpec, _))| Self {
-            model: Arc::clone(&request.model),
-            task: Task::Generate(Walk {
+        let guided = request.guidance_scale != 1.0;
+        let sample = |(index, spec): (usize, &SampleSpec)| {
+            let admission = Admission {
+                key: key(),
+                model: Arc::clone(&request.model),
+                rows: if guided { 2 } else { 1 },
+                evaluations: request.trajectory.len(),
+                deadline: request.deadline,
+                background,
+            };
+            let walk = Walk {
                 seed: spec.seed,
                 trajectory: Arc::clone(&request.trajectory),
                 position: 0,
                 guidance_scale: request.guidance_scale,
                 partial_images: request.partial_images,
                 latent: None,
-            }),
-            condition: spec.class_label.map(|label| label as f32).into_iter().collect(),
-            deadline: request.deadline,
-            clock: Clock::start(),
-            index,
-            reply: reply.clone(),
-            place,
+            };
+            let class = spec.class_label.map(|label| label as f32);
+            let condition = class.into_iter().collect();
+            Self::new(admission, Task::Generate(walk), condition, index, reply)
         };
-        specs.map(sample).collect()
+        request.samples.iter().enumerate().map(sample).collect()
     }
 
-    pub(super) fn infer(request: InferRequest, reply: Reply, places: Vec<Place>) -> Vec<Self> {
+    /// The rows of a raw evaluation.
+    pub(super) fn rows(
+        request: InferRequest,
+        reply: &Reply,
+        mut key: impl FnMut() -> SampleKey,
+    ) -> Vec<Self> {
         let rows = request.timesteps.len();
         let elements = request.sample.len() / rows.max(1);
         let condition = request.condition.unwrap_or_default();
         let width = condition.len() / rows.max(1);
-        let row = |(index, place)| Self {
-            model: Arc::clone(&request.model),
-            task: Task::Infer {
+        let row = |index: usize| {
+            let admission = Admission {
+                key: key(),
+                model: Arc::clone(&request.model),
+                rows: 1,
+                evaluations: 1,
+                deadline: request.deadline,
+                background: false,
+            };
+            let task = Task::Infer {
                 x: request.sample[index * elements..(index + 1) * elements].to_vec(),
                 timestep: request.timesteps[index],
-            },
-            condition: condition[index * width..(index + 1) * width].to_vec(),
-            deadline: request.deadline,
-            clock: Clock::start(),
-            index,
-            reply: reply.clone(),
-            place: Some(place),
+            };
+            let condition = condition[index * width..(index + 1) * width].to_vec();
+            Self::new(admission, task, condition, index, reply)
         };
-        places.into_iter().enumerate().map(row).collect()
+        (0..rows).map(row).collect()
     }
 
-    /// Rows it takes in an evaluation.
-    pub(super) fn rows(&self) -> usize {
-        match &self.task {
-            Task::Generate(walk) if walk.guided() => 2,
-            Task::Generate(_) | Task::Infer { .. } => 1,
-        }
+    fn new(
+        admission: Admission,
+        task: Task,
+        condition: Vec<f32>,
+        index: usize,
+        reply: &Reply,
+    ) -> Self {
+        let (admission, reply) = (Arc::new(admission), reply.clone());
+        Self { admission, task, condition, clock: Clock::start(), index, reply, place: None }
+    }
+
+    /// It is let in: its time runs from now on, and a client's holds a place.
+    pub(super) fn enter(&mut self, place: Option<Place>) {
+        self.clock = Clock::start();
+        self.place = place;
     }
 
     /// Evaluations done and needed.
     pub(super) fn progress(&self) -> (usize, usize) {
         match &self.task {
-            Task::Generate(walk) => (walk.position, walk.trajectory.len()),
-            Task::Infer { .. } => (0, 1),
+            Task::Generate(walk) => (walk.position, self.admission.evaluations),
+            Task::Infer { .. } => (0, self.admission.evaluations),
         }
-    }
-
-    /// Whether no client waits for it.
-    pub(super) fn background(&self) -> bool {
-        self.place.is_none()
     }
 
     /// Whether nobody waits for it any more.
@@ -209,7 +211,7 @@ impl Sample {
 
     pub(super) fn expired(&self, now: Instant) -> Option<Failure> {
         let (done, total) = self.progress();
-        self.deadline.filter(|&at| at <= now).map(|_| Failure::Deadline { done, total })
+        self.admission.deadline.filter(|&at| at <= now).map(|_| Failure::Deadline { done, total })
     }
 
     /// Tells whoever waits; a receiver that is gone is no error.
@@ -225,10 +227,6 @@ impl Sample {
 }
 
 impl Walk {
-    pub(super) fn guided(&self) -> bool {
-        self.guidance_scale != 1.0
-    }
-
     /// The evaluation it stands at.
     pub(super) fn current(&self) -> &Evaluation {
         &self.trajectory[self.position]

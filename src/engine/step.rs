@@ -11,6 +11,7 @@ use understudy_models::{
 
 use super::{
     Image,
+    batcher::SampleKey,
     sample::{Latent, Sample, Task, Walk},
 };
 
@@ -47,15 +48,16 @@ pub(super) fn begin(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Be
     let (mut asked, mut walks, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     let mut row = 0;
     for sample in samples {
-        let rows = sample.rows();
+        let rows = sample.admission.rows;
         asked.push(Asked {
+            key: sample.admission.key,
             rows: row..row + rows,
             timestep: match &mut sample.task {
                 Task::Infer { timestep, .. } => f64::from(*timestep),
                 Task::Generate(walk) => {
-                    answers.push(match walk.guided() {
-                        true => (guided(&answer.narrow(0, row, rows)?, walk, network)?, 0),
-                        false => (answer.clone(), row),
+                    answers.push(match rows {
+                        1 => (answer.clone(), row),
+                        _ => (guided(&answer.narrow(0, row, rows)?, walk, network)?, 0),
                     });
                     let timestep = walk.current().timestep;
                     walks.push(walk);
@@ -93,17 +95,17 @@ impl Begun {
     pub(super) fn end(self, samples: &[Sample]) -> Result<Vec<Outcome>> {
         let bad = self.check.bad()?;
         let mut images = 0..;
-        let outcome = |(i, sample): (usize, &Sample)| {
+        let outcome = |(asked, sample): (&Asked, &Sample)| {
             let row = match &sample.task {
                 Task::Infer { .. } => None,
                 Task::Generate(_) => images.next(),
             };
-            if let Some(&timestep) = bad.get(&i) {
+            if let Some(&timestep) = bad.get(&asked.key) {
                 return Ok(Outcome::NonFinite { timestep });
             }
             let (Task::Generate(walk), Some(next), Some(row)) = (&sample.task, &self.next, row)
             else {
-                let answer = self.answer.get(self.check.asked[i].rows.start)?;
+                let answer = self.answer.get(asked.rows.start)?;
                 return Ok(Outcome::Raw(answer.flatten_all()?.to_vec1()?));
             };
             if walk.is_done() {
@@ -114,7 +116,7 @@ impl Begun {
                 None => None,
             }))
         };
-        samples.iter().enumerate().map(outcome).collect()
+        self.check.asked.iter().zip(samples).map(outcome).collect()
     }
 
     /// What is left to look at where nothing is due.
@@ -131,21 +133,21 @@ pub(super) struct Check {
 
 /// What a sample asked.
 struct Asked {
+    key: SampleKey,
     rows: Range<usize>,
     timestep: f64,
 }
 
 impl Check {
-    /// Waits for the end of the evaluation. The places of the samples for which the network answered NaN or infinity,
-    /// and the training timesteps that it was asked about.
+    /// Waits for the end of the evaluation. The samples for which the network answered NaN or infinity, and the training
+    /// timesteps that it was asked about.
     ///
     /// # Errors
     /// When the device failed.
-    pub(super) fn bad(&self) -> Result<BTreeMap<usize, f64>> {
+    pub(super) fn bad(&self) -> Result<BTreeMap<SampleKey, f64>> {
         let finite = self.finite.rows()?;
-        let bad = |asked: &Asked| finite[asked.rows.clone()].contains(&false);
-        let places = self.asked.iter().enumerate().filter(|(_, asked)| bad(asked));
-        Ok(places.map(|(place, asked)| (place, asked.timestep)).collect())
+        let bad = |asked: &&Asked| finite[asked.rows.clone()].contains(&false);
+        Ok(self.asked.iter().filter(bad).map(|asked| (asked.key, asked.timestep)).collect())
     }
 }
 
@@ -171,10 +173,10 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
             }
             Task::Generate(walk) => {
                 let Some(latent) = &walk.latent else { candle_core::bail!("no latent") };
-                for row in 0..sample.rows() {
+                for row in 0..sample.admission.rows {
                     xs.push((latent.x.clone(), latent.row));
                     timesteps.push(walk.current().timestep as f32);
-                    match sample.model.card.null_class.filter(|_| row == 1) {
+                    match sample.admission.model.card.null_class.filter(|_| row == 1) {
                         Some(null_class) => conditions.push(null_class as f32),
                         None => conditions.extend_from_slice(&sample.condition),
                     }

@@ -7,21 +7,12 @@ use understudy_models::sampler::{self, Kind};
 
 use super::*;
 use crate::{
-    engine::{
-        GenerateRequest, SampleSpec,
-        queue::{Client, Place, Queue},
-    },
+    engine::{GenerateRequest, SampleSpec},
     registry::Model,
 };
 
 fn evaluate(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Vec<Outcome>> {
     begin(network, samples)?.end(samples)
-}
-
-fn place() -> Place {
-    let free = || std::time::Duration::ZERO;
-    let queue = Queue::new(1);
-    queue.enter(&Client::default(), 1, std::time::Instant::now(), free).unwrap().remove(0)
 }
 
 fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, class: u32) -> Sample {
@@ -34,7 +25,7 @@ fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, cla
         deadline: None,
     };
     let (reply, _) = mpsc::unbounded_channel();
-    Sample::generate(request, reply, vec![Some(place())]).remove(0)
+    Sample::images(request, false, &reply, || SampleKey(seed)).remove(0)
 }
 
 fn latent(sample: &Sample) -> Vec<u32> {
@@ -86,7 +77,7 @@ fn previews_are_spread_over_the_trajectory() {
         deadline: None,
     };
     let (reply, _) = mpsc::unbounded_channel();
-    let mut samples = Sample::generate(request, reply, vec![Some(place())]);
+    let mut samples = Sample::images(request, false, &reply, || SampleKey(0));
     let mut previews = Vec::new();
     for evaluation in 1..=8 {
         match evaluate(model.on(0).network(), &mut samples).unwrap().remove(0) {

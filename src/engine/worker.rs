@@ -13,22 +13,23 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Event,
+    Event, SampleTimings,
     batcher::{Batch, SampleKey},
     calibration::Calibrator,
     device_fault::DeviceFault,
     device_queue::DeviceQueue,
     job::Failure,
-    sample::{Sample, Task},
+    observer::Observer,
+    sample::Sample,
     step::{self, Begun, Check, Outcome},
     warmup::WarmUp,
 };
-use crate::{metrics::Metrics, registry::Model};
+use crate::registry::Model;
 
-/// What the worker is told.
+/// What the worker is to do.
 pub(super) enum Command {
     /// Take these in.
-    Run(Vec<(SampleKey, Sample)>),
+    Run(Vec<Sample>),
     /// Find out what evaluations of this model cost.
     WarmUp {
         model: Arc<Model>,
@@ -43,9 +44,9 @@ pub(super) struct Worker {
     commands: Receiver<Command>,
     samples: BTreeMap<SampleKey, Sample>,
     warm_ups: Vec<WarmUp>,
-    load: Arc<DeviceQueue>,
-    learned: Calibrator,
-    metrics: Arc<Metrics>,
+    queue: Arc<DeviceQueue>,
+    calibrator: Calibrator,
+    observer: Observer,
     pending: Option<Pending>,
     /// When the device was last seen to have ended an evaluation.
     free: Instant,
@@ -67,18 +68,18 @@ impl Worker {
     pub(super) fn new(
         device: usize,
         commands: Receiver<Command>,
-        load: Arc<DeviceQueue>,
-        learned: Calibrator,
-        metrics: Arc<Metrics>,
+        queue: Arc<DeviceQueue>,
+        calibrator: Calibrator,
+        observer: Observer,
     ) -> Self {
         Self {
             device,
             commands,
             samples: BTreeMap::new(),
             warm_ups: Vec::new(),
-            load,
-            learned,
-            metrics,
+            queue,
+            calibrator,
+            observer,
             pending: None,
             free: Instant::now(),
         }
@@ -97,7 +98,7 @@ impl Worker {
     fn receive(&mut self) -> bool {
         loop {
             let command = if self.samples.is_empty() && self.warm_ups.is_empty() {
-                self.settle(&[], &mut []);
+                self.settle(&mut []);
                 match self.commands.recv() {
                     Ok(command) => command,
                     Err(_) => return false,
@@ -114,7 +115,10 @@ impl Worker {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Run(samples) => self.samples.extend(samples),
+            Command::Run(samples) => {
+                self.samples
+                    .extend(samples.into_iter().map(|sample| (sample.admission.key, sample)));
+            }
             Command::WarmUp { model, max_rows, reply } => {
                 self.warm_ups.push(WarmUp::new(model, self.device, max_rows, reply));
             }
@@ -133,9 +137,9 @@ impl Worker {
         for key in gone {
             if let Some(sample) = self.samples.remove(&key) {
                 let failure = sample.expired(now).filter(|_| !sample.abandoned());
-                self.leave(key, &sample, failure.as_ref().map_or("disconnect", Failure::reason));
+                self.leave(&sample, failure.as_ref());
                 if let Some(failure) = failure {
-                    self.learned.promised(false, None);
+                    self.calibrator.deadline_ended(false, None);
                     sample.finish(|index| Event::Failed { index, failure });
                 }
             }
@@ -145,7 +149,7 @@ impl Worker {
     /// One evaluation of a model that is warming up, if there is one.
     fn warm_up(&mut self) {
         if !self.warm_ups.is_empty() {
-            self.settle(&[], &mut []);
+            self.settle(&mut []);
         }
         if let Some(warm_up) = self.warm_ups.first_mut()
             && warm_up.evaluate()
@@ -160,8 +164,8 @@ impl Worker {
     /// short and made nothing that anybody waits for: the time in which it would have nothing to do would be long
     /// beside it.
     fn evaluate(&mut self) {
-        let Some(batch) = self.load.begin() else {
-            self.settle(&[], &mut []);
+        let Some(batch) = self.queue.begin() else {
+            self.settle(&mut []);
             return;
         };
         // Who was admitted since commands were last read may be in it, and was sent before.
@@ -170,100 +174,92 @@ impl Worker {
         }
         let mut samples: Vec<Sample> =
             batch.samples.iter().filter_map(|key| self.samples.remove(key)).collect();
-        let Some(model) = samples.first().map(|sample| Arc::clone(&sample.model)) else { return };
+        let Some(first) = samples.first() else { return };
+        let model = Arc::clone(&first.admission.model);
 
         let replica = model.on(self.device);
         let asked = Instant::now();
         let begun = self.caught(|| step::begin(replica.network(), &mut samples));
         for sample in &mut samples {
-            if !sample.clock.started() && !sample.background() {
-                self.metrics.samples_waiting.with_label_values(&[&model.id]).dec();
-                self.metrics.samples_running.with_label_values(&[&model.id]).inc();
+            if !sample.clock.started() {
+                self.observer.began(&sample.admission);
             }
             sample.clock.starts(asked);
         }
-        let mut failures = self.settle(&batch.samples, &mut samples);
+        let mut failures = self.settle(&mut samples);
         let began = asked.max(self.free);
         let short = replica.evaluation_seconds(batch.rows) < SHORT_SECONDS;
         let goes_on = replica.network().defers() && short && !Begun::due(&samples);
         let result = match begun {
             Ok(begun) if goes_on => {
-                self.load.asked(&batch);
-                let check = begun.check();
-                self.pending = Some(Pending { batch: batch.clone(), model, began, check });
-                Ok(samples.iter().map(|_| Outcome::Going(None)).collect())
+                self.queue.asked(&batch);
+                let outcomes = samples.iter().map(|_| Outcome::Going(None)).collect();
+                self.pending = Some(Pending { batch, model, began, check: begun.check() });
+                Ok(outcomes)
             }
             begun => {
                 let ended = begun.and_then(|begun| self.caught(|| begun.end(&samples)));
                 let seconds = self.ended(&batch, &model, began, ended.is_ok());
-                self.load.ran(&batch, seconds);
+                self.queue.ran(&batch, seconds);
                 for sample in &mut samples {
-                    sample.clock.evaluated(seconds, sample.rows(), batch.rows);
+                    sample.clock.evaluated(seconds, sample.admission.rows, batch.rows);
                 }
                 ended.map_err(|failed| self.failure(failed, &model, batch.rows))
             }
         };
         match result {
             Ok(outcomes) => {
-                for ((key, sample), outcome) in batch.samples.into_iter().zip(samples).zip(outcomes)
-                {
-                    match failures.remove(&key) {
-                        Some(failure) => self.fail(key, sample, failure),
-                        None => self.hand_out(key, sample, outcome),
+                for (sample, outcome) in samples.into_iter().zip(outcomes) {
+                    match failures.remove(&sample.admission.key) {
+                        Some(failure) => self.fail(sample, failure),
+                        None => self.hand_out(sample, outcome),
                     }
                 }
             }
             Err(failure) => {
-                for (key, sample) in batch.samples.into_iter().zip(samples) {
-                    self.fail(key, sample, failure.clone());
+                for sample in samples {
+                    self.fail(sample, failure.clone());
                 }
             }
         }
     }
 
     /// Waits for the evaluation that nobody has looked at, if there is one. Those of its samples that failed leave,
-    /// unless they are in the next one, `keys` and `samples`: whoever has these is told.
-    fn settle(
-        &mut self,
-        keys: &[SampleKey],
-        samples: &mut [Sample],
-    ) -> BTreeMap<SampleKey, Failure> {
+    /// unless they are in the `next` one, whose failures the answer is.
+    fn settle(&mut self, next: &mut [Sample]) -> BTreeMap<SampleKey, Failure> {
         let Some(Pending { batch, model, began, check }) = self.pending.take() else {
             return BTreeMap::new();
         };
         let bad = self.caught(|| check.bad());
         let seconds = self.ended(&batch, &model, began, bad.is_ok());
-        for key in &batch.samples {
-            let next = keys.iter().position(|next| next == key);
-            let sample = match next.and_then(|place| samples.get_mut(place)) {
-                Some(sample) => Some(sample),
-                None => self.samples.get_mut(key),
-            };
-            if let Some(sample) = sample {
-                sample.clock.evaluated(seconds, sample.rows(), batch.rows);
-            }
-        }
-        let mut failures: BTreeMap<SampleKey, Failure> = match bad {
-            Ok(bad) => {
-                let bad = bad.into_iter().map(|(place, timestep)| (batch.samples[place], timestep));
-                // Who has left since has been told why.
-                bad.filter(|(key, _)| keys.contains(key) || self.samples.contains_key(key))
-                    .map(|(key, timestep)| (key, self.not_finite(&model, timestep)))
-                    .collect()
-            }
+        let mut failures = match bad {
+            Ok(bad) => bad
+                .into_iter()
+                .map(|(key, timestep)| (key, Failure::NonFinite { timestep }))
+                .collect(),
             Err(failed) => {
                 let failure = self.failure(failed, &model, batch.rows);
-                batch.samples.iter().map(|&key| (key, failure.clone())).collect()
+                batch.samples.iter().map(|&key| (key, failure.clone())).collect::<BTreeMap<_, _>>()
             }
         };
-        failures.retain(|key, failure| match self.samples.remove(key) {
-            Some(sample) => {
-                self.fail(*key, sample, failure.clone());
-                false
+        // Who has left since has been told why.
+        let mut left = BTreeMap::new();
+        for key in &batch.samples {
+            let in_next = next.iter_mut().find(|sample| sample.admission.key == *key);
+            let stays = in_next.is_some();
+            let Some(sample) = in_next.or_else(|| self.samples.get_mut(key)) else { continue };
+            sample.clock.evaluated(seconds, sample.admission.rows, batch.rows);
+            let Some(failure) = failures.remove(key) else { continue };
+            if let Failure::NonFinite { timestep } = failure {
+                not_finite(&model, timestep);
             }
-            None => true,
-        });
-        failures
+            if stays {
+                left.insert(*key, failure);
+            } else if let Some(sample) = self.samples.remove(key) {
+                self.fail(sample, failure);
+            }
+        }
+        left
     }
 
     /// An evaluation has ended, which is how long it took.
@@ -273,9 +269,7 @@ impl Worker {
         if well {
             model.on(self.device).observe(batch.rows, seconds);
         }
-        let label = &[model.id.as_str()];
-        self.metrics.evaluation_duration.with_label_values(label).observe(seconds);
-        self.metrics.batch_samples.with_label_values(label).observe(batch.samples.len() as f64);
+        self.observer.evaluated(model, batch, seconds);
         seconds
     }
 
@@ -285,12 +279,12 @@ impl Worker {
         match failed {
             DeviceFault::OutOfMemory(reason) => {
                 let limit = model.on(device).shrink(rows);
-                self.load.limit(model.key, limit);
+                self.queue.limit(model.key, limit);
                 tracing::error!(model = model.id, device, rows, limit, reason, "no memory");
                 Failure::OutOfMemory { rows, limit }
             }
             DeviceFault::Lost(reason) => {
-                self.load.lose();
+                self.queue.lose();
                 let problem = "the GPU answers nothing any more; start the server anew";
                 tracing::error!(device, reason, "{problem}");
                 Failure::Evaluation(reason)
@@ -308,84 +302,65 @@ impl Worker {
         match catch_unwind(AssertUnwindSafe(ask)) {
             Ok(asked) => asked.map_err(|error| DeviceFault::of(&error)),
             Err(panic) => {
-                self.metrics.panics.with_label_values(&["evaluation"]).inc();
+                self.observer.panicked("evaluation");
                 Err(DeviceFault::Otherwise(panic_text(panic.as_ref())))
             }
         }
     }
 
-    fn not_finite(&self, model: &Model, timestep: f64) -> Failure {
-        tracing::error!(model = model.id, timestep, "network answered NaN or infinity");
-        Failure::NonFinite { timestep }
-    }
-
-    fn hand_out(&mut self, key: SampleKey, sample: Sample, outcome: Outcome) {
+    fn hand_out(&mut self, sample: Sample, outcome: Outcome) {
         match outcome {
             Outcome::Going(preview) => {
                 if let Some((partial_index, image)) = preview {
                     sample.send(|index| Event::Partial { index, partial_index, image });
                 }
-                self.samples.insert(key, sample);
+                self.samples.insert(sample.admission.key, sample);
             }
             Outcome::Image(image) => {
-                let timings = self.finished(key, &sample);
+                let timings = self.finished(&sample);
                 sample.finish(|index| Event::Completed { index, image, timings });
             }
             Outcome::Raw(output) => {
-                self.finished(key, &sample);
+                self.finished(&sample);
                 sample.finish(|index| Event::Inferred { index, output });
             }
             Outcome::NonFinite { timestep } => {
-                let failure = self.not_finite(&sample.model, timestep);
-                self.fail(key, sample, failure);
+                not_finite(&sample.admission.model, timestep);
+                self.fail(sample, Failure::NonFinite { timestep });
             }
         }
     }
 
-    fn finished(&mut self, key: SampleKey, sample: &Sample) -> super::SampleTimings {
+    fn finished(&mut self, sample: &Sample) -> SampleTimings {
         let timings = sample.clock.read(Instant::now());
-        self.forget(key, sample, true);
-        if !sample.background() {
-            let Metrics { queue_duration, device_duration, images, .. } = self.metrics.as_ref();
-            let label = &[sample.model.id.as_str()];
-            queue_duration.with_label_values(label).observe(timings.queue.as_secs_f64());
-            device_duration.with_label_values(label).observe(timings.device.as_secs_f64());
-            if let Task::Generate(_) = sample.task {
-                images.with_label_values(label).inc();
-            }
-        }
+        self.forget(sample, true);
+        self.observer.finished(sample, &timings);
         timings
     }
 
-    fn fail(&mut self, key: SampleKey, sample: Sample, failure: Failure) {
-        self.leave(key, &sample, failure.reason());
+    fn fail(&mut self, sample: Sample, failure: Failure) {
+        self.leave(&sample, Some(&failure));
         sample.finish(|index| Event::Failed { index, failure });
     }
 
-    /// A sample leaves unfinished.
-    fn leave(&mut self, key: SampleKey, sample: &Sample, reason: &str) {
-        self.forget(key, sample, sample.expired(Instant::now()).is_some());
-        if !sample.background() {
-            self.metrics.cancelled.with_label_values(&[sample.model.id.as_str(), reason]).inc();
-        }
+    /// A sample leaves unfinished; without a failure its client went away.
+    fn leave(&mut self, sample: &Sample, failure: Option<&Failure>) {
+        self.forget(sample, sample.expired(Instant::now()).is_some());
+        self.observer.unfinished(&sample.admission, failure);
     }
 
     /// Its place is free before any metric says so.
-    fn forget(&mut self, key: SampleKey, sample: &Sample, done_or_late: bool) {
-        let label = &[sample.model.id.as_str()];
-        let ratio = self.load.left(sample.model.key, key, done_or_late);
-        if !sample.background() {
-            let gauge = if sample.clock.started() {
-                &self.metrics.samples_running
-            } else {
-                &self.metrics.samples_waiting
-            };
-            gauge.with_label_values(label).dec();
-        }
+    fn forget(&mut self, sample: &Sample, done_or_late: bool) {
+        let ratio = self.queue.left(&sample.admission, done_or_late);
+        self.observer.gone(&sample.admission, sample.clock.started());
         if let Some(ratio) = ratio {
-            self.metrics.prediction_ratio.with_label_values(label).observe(ratio);
+            self.observer.compared(&sample.admission, ratio);
         }
     }
+}
+
+fn not_finite(model: &Model, timestep: f64) {
+    tracing::error!(model = model.id, timestep, "network answered NaN or infinity");
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {

@@ -247,7 +247,8 @@ fn explain<T: JsonRequest>(bytes: &[u8], path: &str, error: &serde_json::Error) 
     if !error.is_data() {
         return malformed(error);
     }
-    // serde offers these two as sentences only.
+    // serde_json makes sentences of what serde tells it of fields; serde_path_to_error adds the path alone, and axum's
+    // rejection is the same text. As data they would take a deserializer with an error type of its own.
     let text = error.to_string();
     let named = |start: &str| text.strip_prefix(start)?.split('`').next().map(str::to_owned);
     if let Some(field) = named("unknown field `") {

@@ -18,7 +18,7 @@ use super::{
     error::Problem,
     generate::{ParsedRequest, Shape},
     observe::Received,
-    run::Run,
+    pair::Pair,
     stream,
     wire::{
         CompareReply, CompareRequest, CompareStreamed, ErrorReply, GenerationRequest, OneOrTwo,
@@ -37,12 +37,8 @@ use crate::registry::Model;
             (CompareReply = "application/json"),
             (CompareStreamed = "text/event-stream"),
         )),
-        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such model, or no student", body = ErrorReply),
-        (status = 413, description = "The body is too large", body = ErrorReply),
-        (status = 415, description = "The body is not JSON", body = ErrorReply),
-        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply,
-            headers(("retry-after" = u64, description = "Seconds until there is room"))),
+        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply),
         (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
 ))]
 pub(super) async fn compare(
@@ -62,11 +58,11 @@ pub(super) async fn compare(
     };
     let plans = ParsedRequest::pair(&app.settings, models, wires, Wanted::Json, received)?;
     let shape = plans[0].shape;
-    let run = Run::pair(&app, plans, received)?;
+    let pair = Pair::new(&app, plans, received)?;
     if shape == Shape::Events {
-        return Ok(stream::comparison(app, run, received, in_flight));
+        return Ok(stream::comparison(app, pair, received, in_flight));
     }
-    let sides = run.finish().await?;
+    let sides = pair.finish().await?;
     let (sides, comparison) = compared(&app.metrics, sides).await?;
     let [teacher, student] = &sides;
     let (teachers, students) = try_join(teacher.data(), student.data()).await?;
@@ -112,20 +108,11 @@ impl CompareRequest {
             model,
             num_inference_steps,
             scheduler,
-            prompt: self.prompt.clone(),
-            class_label: self.class_label.clone(),
             n: self.n,
-            size: self.size.clone(),
-            seed: self.seed,
-            eta: self.eta,
-            guidance_scale: self.guidance_scale,
-            output_format: self.output_format,
-            output_compression: self.output_compression,
             response_format: self.response_format.clone(),
             stream: self.stream,
             partial_images: self.partial_images,
-            deadline_ms: self.deadline_ms,
-            ..GenerationRequest::default()
+            ..GenerationRequest::from(self)
         };
         Ok([
             side(teacher, teachers_steps, teachers_scheduler),

@@ -12,17 +12,15 @@ use crate::{metrics::Metrics, similarity::Similarity};
 /// Compares a finished pair, away from the threads that serve requests, and counts what is found.
 pub(super) async fn compared(
     metrics: &Arc<Metrics>,
-    sides: Vec<Finished>,
+    [teacher, student]: [Finished; 2],
 ) -> Result<([Finished; 2], Comparison), Problem> {
     let metrics = Arc::clone(metrics);
     let compare = move || {
-        let [teacher, student] = <[Finished; 2]>::try_from(sides)
-            .map_err(|sides| Problem::internal(format!("{} sides of a pair", sides.len())))?;
         let comparison = comparison(&teacher, &student);
         observe(&metrics, &teacher, &student, &comparison);
-        Ok(([teacher, student], comparison))
+        ([teacher, student], comparison)
     };
-    tokio::task::spawn_blocking(compare).await.map_err(Problem::internal)?
+    tokio::task::spawn_blocking(compare).await.map_err(Problem::internal)
 }
 
 fn comparison(teacher: &Finished, student: &Finished) -> Comparison {

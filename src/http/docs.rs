@@ -8,9 +8,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use utoipa::{
-    Modify, OpenApi,
+    Modify, OpenApi, PartialSchema,
     openapi::{
-        ContentBuilder, Ref, ResponseBuilder, SecurityRequirement,
+        ContentBuilder, Header, Ref, RefOr, ResponseBuilder, SecurityRequirement,
         security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
     },
 };
@@ -78,8 +78,10 @@ fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
         ("504", "Out of time"),
     ];
     const OF_CHANGES: [(&str, &str); 1] = [("415", "Declared as what it does not take")];
-    const OF_BODIES: [(&str, &str); 2] = [
+    const OF_BODIES: [(&str, &str); 4] = [
+        ("400", "A value that cannot be honoured"),
         ("408", "The body stopped coming"),
+        ("413", "The body is too large"),
         ("429", "No memory for the body until others have been read"),
     ];
     for (path, item) in &mut document.paths.paths {
@@ -108,6 +110,11 @@ fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
             for (code, description) in std::iter::once(&FORBIDDEN).chain(of_apis) {
                 let responses = &mut operation.responses.responses;
                 responses.insert((*code).to_owned(), response(description).into());
+            }
+            if let Some(RefOr::T(busy)) = operation.responses.responses.get_mut("429") {
+                let mut after = Header::new(u64::schema());
+                after.description = Some("Seconds until there is room".to_owned());
+                busy.headers.insert("retry-after".to_owned(), after.into());
             }
         }
     }

@@ -36,11 +36,8 @@ pub(super) fn id_of(id: Id) -> String {
     request_body = CreateExperiment,
     responses(
         (status = 201, description = "It splits traffic from now on", body = ExperimentReply),
-        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such model", body = ErrorReply),
         (status = 409, description = "The id is taken, or there are too many experiments", body = ErrorReply),
-        (status = 413, description = "The body is too large", body = ErrorReply),
-        (status = 415, description = "The body is not JSON", body = ErrorReply),
         (status = 503, description = "A model is not ready, or nothing can be kept", body = ErrorReply),
 ))]
 pub(super) async fn create(
@@ -91,10 +88,7 @@ pub(super) async fn show(State(app): State<App>, id: Id) -> Result<Json<Experime
     request_body = ChangeExperiment,
     responses(
         (status = 200, description = "The experiment", body = ExperimentReply),
-        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such experiment", body = ErrorReply),
-        (status = 413, description = "The body is too large", body = ErrorReply),
-        (status = 415, description = "The body is not JSON", body = ErrorReply),
         (status = 503, description = "Nothing can be kept", body = ErrorReply),
 ))]
 pub(super) async fn change(

@@ -1,23 +1,29 @@
 //! `POST /v1/images/generations`.
 
+use std::time::Instant;
+
 use axum::{
     Extension, Json,
     extract::Request,
     http::header,
     response::{AppendHeaders, IntoResponse, Response},
 };
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
-    accept, body,
+    App, accept, body,
     caller::Caller,
     comparison::compared,
     encode::encode,
     error::Problem,
     generate::{ParsedRequest, Shape},
     observe::{DeviceTime, Received},
-    route,
+    pair::Pair,
+    route::{self, Admitted},
     run::Finished,
-    shadow, stream,
+    shadow,
+    single::{Served, Single},
+    stream,
     timings::milliseconds,
     wire::{Binary, DraftReply, ErrorReply, GenerationReply, GenerationRequest, Streamed, Timings},
 };
@@ -37,12 +43,8 @@ use crate::engine::GenerateRequest;
             (Binary = "image/jpeg"),
             (Binary = "image/webp"),
         )),
-        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such model or experiment", body = ErrorReply),
-        (status = 413, description = "The body is too large", body = ErrorReply),
-        (status = 415, description = "The body is not JSON", body = ErrorReply),
-        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply,
-            headers(("retry-after" = u64, description = "Seconds until there is room"))),
+        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply),
         (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
 ))]
 pub(super) async fn generate(
@@ -54,46 +56,75 @@ pub(super) async fn generate(
     let key = route::key(request.headers());
     let wire: GenerationRequest = body::json(&app, request).await?;
     let in_flight = app.in_flight.token();
-    let (run, routing) = route::admit(&app, &wire, wanted, key, received)?;
-    let labels = labels(run.plan(0));
-    let response = match run.plan(0).shape {
-        Shape::Events => stream::images(app, run, routing, received, in_flight),
+    match route::admit(&app, &wire, wanted, key, received)? {
+        Admitted::Single(single) => one(app, single, received, in_flight).await,
+        Admitted::Draft(pair) => draft(app, pair, received, in_flight).await,
+    }
+}
+
+/// The reply of one model.
+async fn one(
+    app: App,
+    single: Single,
+    received: Instant,
+    in_flight: TaskTrackerToken,
+) -> Result<Response, Problem> {
+    let labels = labels(single.run.plan());
+    let response = match single.run.plan().shape {
+        Shape::Events => stream::single(app, single, received, in_flight),
         Shape::Json => {
-            let mut sides = run.finish().await?;
-            let draft = match sides.len() {
-                2 => {
-                    let (pair, _) = compared(&app.metrics, sides).await?;
-                    let [teacher, student] = pair;
-                    sides = vec![teacher];
-                    student.observe(&app);
-                    let (model, timings) = (student.model().to_owned(), student.timings);
-                    Some(DraftReply { model, data: student.data().await?, timings })
-                }
-                _ => None,
-            };
-            let mut finished = only(sides)?;
-            let data = finished.data().await?;
-            finished.timings.total_ms = milliseconds(received.elapsed());
-            finished.observe(&app);
-            let reply = GenerationReply { draft, routing, ..finished.reply(data) };
-            let timings = finished.timings;
-            shadow::repeat(&app, finished);
+            let mut served = single.finish().await?;
+            let data = served.finished.data().await?;
+            let timings = ready(&app, &mut served, received);
+            let routing = served.beside.routing.take();
+            let reply = GenerationReply { routing, ..served.finished.reply(data) };
+            shadow::repeat(&app, served);
             timed(Json(reply).into_response(), &timings)
         }
         Shape::Image => {
-            let mut finished = only(run.finish().await?)?;
-            let image = finished.images.first().ok_or_else(|| Problem::internal("no image"))?;
-            let encoding = finished.plan.encoding;
-            let bytes = encode(image.clone(), encoding).await?;
-            finished.timings.total_ms = milliseconds(received.elapsed());
-            finished.observe(&app);
-            let kind = [(header::CONTENT_TYPE, encoding.format.media_type())];
-            let timings = finished.timings;
-            shadow::repeat(&app, finished);
+            let mut served = single.finish().await?;
+            let Finished { images, plan, .. } = &served.finished;
+            let image = images.first().ok_or_else(|| Problem::internal("no image"))?;
+            let kind = [(header::CONTENT_TYPE, plan.encoding.format.media_type())];
+            let bytes = encode(image.clone(), plan.encoding).await?;
+            let timings = ready(&app, &mut served, received);
+            shadow::repeat(&app, served);
             timed((kind, bytes).into_response(), &timings)
         }
     };
     Ok((AppendHeaders(labels), response).into_response())
+}
+
+/// The student's images, and then its teacher's.
+async fn draft(
+    app: App,
+    pair: Pair,
+    received: Instant,
+    in_flight: TaskTrackerToken,
+) -> Result<Response, Problem> {
+    let labels = labels(pair.teacher.plan());
+    let response = if pair.teacher.plan().shape == Shape::Events {
+        stream::draft(app, pair, received, in_flight)
+    } else {
+        let sides = pair.finish().await?;
+        let ([mut teacher, student], _) = compared(&app.metrics, sides).await?;
+        student.observe(&app);
+        let (model, timings) = (student.model().to_owned(), student.timings);
+        let draft = Some(DraftReply { model, data: student.data().await?, timings });
+        let data = teacher.data().await?;
+        teacher.timings.total_ms = milliseconds(received.elapsed());
+        teacher.observe(&app);
+        let reply = GenerationReply { draft, ..teacher.reply(data) };
+        timed(Json(reply).into_response(), &teacher.timings)
+    };
+    Ok((AppendHeaders(labels), response).into_response())
+}
+
+/// Counts a request whose reply is ready now.
+fn ready(app: &App, served: &mut Served, received: Instant) -> Timings {
+    served.finished.timings.total_ms = milliseconds(received.elapsed());
+    served.observe(app);
+    served.finished.timings
 }
 
 /// What the headers say of a request: the model that serves, and the first image's seed.
@@ -101,10 +132,6 @@ fn labels(plan: &ParsedRequest) -> [(&'static str, String); 2] {
     let GenerateRequest { model, samples, .. } = &plan.request;
     let seed = samples[0].seed.to_string();
     [("x-understudy-model", model.id.clone()), ("x-understudy-seed", seed)]
-}
-
-fn only(mut sides: Vec<Finished>) -> Result<Finished, Problem> {
-    sides.pop().ok_or_else(|| Problem::internal("nothing finished"))
 }
 
 fn timed(mut response: Response, timings: &Timings) -> Response {

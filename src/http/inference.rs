@@ -124,10 +124,7 @@ pub(super) async fn metadata(
         )),
         (status = 400, description = "An input that the network cannot take", body = InferenceError),
         (status = 404, description = "No such model", body = InferenceError),
-        (status = 413, description = "The body is too large", body = InferenceError),
-        (status = 415, description = "The body is neither JSON nor binary", body = InferenceError),
-        (status = 429, description = "The queue is full", body = InferenceError,
-            headers(("retry-after" = u64, description = "Seconds until there is room"))),
+        (status = 429, description = "The queue is full", body = InferenceError),
         (status = 503, description = "Not ready, or shutting down", body = InferenceError),
 ))]
 pub(super) async fn infer(

@@ -21,9 +21,6 @@ use crate::registry::{LoadError, State as ModelState};
     request_body(content = Option<RepositoryIndexRequest>, description = "May be left out"),
     responses(
         (status = 200, description = "The models", body = Vec<RepositoryEntry>),
-        (status = 400, description = "A body that is no such request", body = InferenceError),
-        (status = 413, description = "The body is too large", body = InferenceError),
-        (status = 415, description = "The body is not JSON", body = InferenceError),
 ))]
 pub(super) async fn index(
     State(app): State<App>,

@@ -9,7 +9,9 @@ use super::{
     accept::Wanted,
     error::Problem,
     generate::ParsedRequest,
+    pair::Pair,
     run::Run,
+    single::Single,
     wire::{GenerationRequest, Routing, RoutingReason},
 };
 use crate::{experiments, metrics::UNKNOWN_MODEL};
@@ -23,15 +25,24 @@ const EXPERIMENT: &str = "experiment:";
 /// Whose request it is; wins over the field `user`.
 const KEY: &str = "x-understudy-key";
 
-/// Admits a request by what its `model` says, and tells why that model serves where there was a choice.
+/// A request for images that has been admitted.
+pub(super) enum Admitted {
+    /// To one model.
+    Single(Single),
+    /// To a student for a draft, and to its teacher.
+    Draft(Pair),
+}
+
+/// Admits a request by what its `model` says.
 pub(super) fn admit(
     app: &App,
     wire: &GenerationRequest,
     wanted: Wanted,
     key: Option<Vec<u8>>,
     received: Instant,
-) -> Result<(Run, Option<Routing>), Problem> {
-    match wire.model.as_deref() {
+) -> Result<Admitted, Problem> {
+    let single = |run| Single::new(app, run, wire);
+    Ok(Admitted::Single(match wire.model.as_deref() {
         Some(model) if model.starts_with(EXPERIMENT) => {
             let id = &model[EXPERIMENT.len()..];
             let found = app.experiments.get(id).inspect_err(|error| {
@@ -44,8 +55,9 @@ pub(super) fn admit(
             let arm = experiment.arm_of(&sticky(key, wire)?);
             let model = app.arm(&experiment, arm)?;
             let plan = ParsedRequest::new(&app.settings, model, wire, wanted, received)?;
-            let run = Run::one(app, plan, received)?.shadowed(app, wire);
-            Ok((run.for_arm(experiment, arm), None))
+            let mut single = single(Run::new(app, plan, received)?);
+            single.beside.arm = Some((experiment, arm));
+            single
         }
         Some(DRAFT) => {
             if let Wanted::Image(_) = wanted {
@@ -55,7 +67,7 @@ pub(super) fn admit(
             let models = app.pair("model", "\"draft\"")?;
             let wires = [wire.clone(), wire.clone()];
             let plans = ParsedRequest::pair(&app.settings, models, wires, wanted, received)?;
-            Ok((Run::pair(app, plans, received)?, None))
+            return Ok(Admitted::Draft(Pair::new(app, plans, received)?));
         }
         Some(AUTO) => {
             let teacher = app.model(None)?;
@@ -68,13 +80,15 @@ pub(super) fn admit(
                 None => vec![ParsedRequest::new(&app.settings, teacher, wire, wanted, received)?],
             };
             let (run, served, predicted) = Run::first(app, plans, received)?;
-            Ok((run.shadowed(app, wire), Some(routing(served, &predicted))))
+            let mut single = single(run);
+            single.beside.routing = Some(routing(served, &predicted));
+            single
         }
         id => {
             let plan = ParsedRequest::new(&app.settings, app.model(id)?, wire, wanted, received)?;
-            Ok((Run::one(app, plan, received)?.shadowed(app, wire), None))
+            single(Run::new(app, plan, received)?)
         }
-    }
+    }))
 }
 
 /// The header's key, where a request has one.

@@ -3,18 +3,15 @@
 
 use std::time::Duration;
 
-use super::{
-    App,
-    comparison::compared,
-    run::{Finished, Run},
-};
+use super::{App, comparison::compared, run::Run, single::Served};
+
 /// A repetition that clients' requests have held up for so long is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Repeats a finished request with its teacher if it was drawn, nobody waits for the device and no other
 /// repetition is under way. What is found goes into the metrics of pairs.
-pub(super) fn repeat(app: &App, mut student: Finished) {
-    let Some(plan) = student.shadow.take() else { return };
+pub(super) fn repeat(app: &App, Served { finished: student, beside }: Served) {
+    let Some(plan) = beside.shadow else { return };
     let id = student.model().to_owned();
     let metrics = app.metrics.clone();
     let count = move |outcome| metrics.shadows.with_label_values(&[id.as_str(), outcome]).inc();
@@ -27,10 +24,10 @@ pub(super) fn repeat(app: &App, mut student: Finished) {
         count(match tokio::time::timeout(PATIENCE, run.finish()).await {
             Err(_) => "late",
             Ok(Err(_)) => "failed",
-            Ok(Ok(mut sides)) => {
-                sides.push(student);
-                if compared(&metrics, sides).await.is_ok() { "compared" } else { "failed" }
-            }
+            Ok(Ok(teacher)) => match compared(&metrics, [teacher, student]).await {
+                Ok(_) => "compared",
+                Err(_) => "failed",
+            },
         });
     });
 }

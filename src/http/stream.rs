@@ -21,36 +21,48 @@ use super::{
     encode::encode,
     error::Problem,
     observe::out_of_time,
+    pair::{Pair, Side},
     run::Run,
     shadow,
+    single::Single,
     timings::unix_seconds,
-    wire::{CompareCompleted, Routing, StreamEvent, StreamedImage, Timings, Usage},
+    wire::{CompareCompleted, StreamEvent, StreamedImage, Timings, Usage},
 };
-use crate::engine::{Event, Image, SampleTimings};
+use crate::engine::{Event, Image};
 
 /// How often a silent stream says that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// The teacher's side of a pair, or the only one: its images are `completed`.
-const FINAL: usize = 0;
+/// The events of a reply, one after the other. Dropping it, as happens when the client goes away, cancels the request.
+trait Events: Send + 'static {
+    /// The next event to send; `None` at the end.
+    fn next(&mut self) -> impl Future<Output = Result<Option<sse::Event>, Problem>> + Send;
+}
 
-/// What a stream carries from one event to the next. Dropping it, as happens when the client goes
-/// away, cancels the request.
-struct Streaming {
+/// One model's images.
+struct SingleEvents {
     app: App,
     /// `None` once it has ended.
-    run: Option<Run>,
+    single: Option<Single>,
+    received: Instant,
+    _in_flight: TaskTrackerToken,
+}
+
+/// A student's images, each before its teacher's.
+struct PairEvents {
+    app: App,
+    /// `None` once it has ended.
+    pair: Option<Pair>,
     /// Events that have waited for others to go first.
     due: VecDeque<StreamEvent>,
     /// A teacher's images whose student's are not out yet, with their indices.
     held: Vec<(usize, StreamEvent)>,
     closing: Closing,
-    routing: Option<Routing>,
     received: Instant,
     _in_flight: TaskTrackerToken,
 }
 
-/// How a stream ends.
+/// How a pair's stream ends.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Closing {
     /// With its last image.
@@ -59,49 +71,41 @@ enum Closing {
     Comparison,
 }
 
-/// The reply to a request for images with `stream`; a pair is a draft and its final.
-pub(super) fn images(
+/// One model's reply to a request for images with `stream`.
+pub(super) fn single(
     app: App,
-    run: Run,
-    routing: Option<Routing>,
+    single: Single,
     received: Instant,
     in_flight: TaskTrackerToken,
 ) -> Response {
-    events(app, run, Closing::Image, routing, received, in_flight)
+    respond(SingleEvents { app, single: Some(single), received, _in_flight: in_flight })
+}
+
+/// The reply to a request for a draft with `stream`.
+pub(super) fn draft(
+    app: App,
+    pair: Pair,
+    received: Instant,
+    in_flight: TaskTrackerToken,
+) -> Response {
+    respond(PairEvents::new(app, pair, Closing::Image, received, in_flight))
 }
 
 /// The reply to a comparison with `stream`.
 pub(super) fn comparison(
     app: App,
-    run: Run,
+    pair: Pair,
     received: Instant,
     in_flight: TaskTrackerToken,
 ) -> Response {
-    events(app, run, Closing::Comparison, None, received, in_flight)
+    respond(PairEvents::new(app, pair, Closing::Comparison, received, in_flight))
 }
 
-fn events(
-    app: App,
-    run: Run,
-    closing: Closing,
-    routing: Option<Routing>,
-    received: Instant,
-    in_flight: TaskTrackerToken,
-) -> Response {
-    let streaming = Streaming {
-        app,
-        run: Some(run),
-        due: VecDeque::new(),
-        held: Vec::new(),
-        closing,
-        routing,
-        received,
-        _in_flight: in_flight,
-    };
-    let events = unfold(Some(streaming), |streaming| async {
-        let mut streaming = streaming?;
-        match streaming.next().await {
-            Ok(event) => Some((Ok::<_, Infallible>(event?), Some(streaming))),
+fn respond(events: impl Events) -> Response {
+    let events = unfold(Some(events), |events| async {
+        let mut events = events?;
+        match events.next().await {
+            Ok(event) => Some((Ok::<_, Infallible>(event?), Some(events))),
             Err(problem) => {
                 let cause = problem.detail.as_ref().unwrap_or(&problem.message);
                 tracing::warn!(cause, "stream ended early");
@@ -112,82 +116,112 @@ fn events(
     Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
 }
 
-impl Streaming {
-    /// The next event to send; `None` at the end.
+impl Events for SingleEvents {
     async fn next(&mut self) -> Result<Option<sse::Event>, Problem> {
-        let until = self.received + self.app.settings.request_timeout;
+        let Some(single) = &mut self.single else { return Ok(None) };
+        let Some(event) = in_time(&self.app, self.received, single.run.next()).await? else {
+            if let Some(single) = self.single.take() {
+                let served = single.finished()?;
+                served.observe(&self.app);
+                shadow::repeat(&self.app, served);
+            }
+            return Ok(None);
+        };
+        let Single { run, beside } = single;
+        let event = match event {
+            Event::Partial { index, partial_index, image } => {
+                preview(run, index, partial_index, image, None).await?
+            }
+            Event::Completed { index, image, timings } => StreamEvent::Completed {
+                image: streamed(run, index, image).await?,
+                model: run.model().to_owned(),
+                side: None,
+                timings: Timings::of(&[timings], self.received.elapsed()),
+                routing: beside.routing.clone(),
+                usage: Usage::default(),
+            },
+            Event::Failed { failure, .. } => return Err(failure.into()),
+            Event::Inferred { .. } => return Err(no_image()),
+        };
+        Ok(Some(written(event.name(), &event)))
+    }
+}
+
+impl Events for PairEvents {
+    async fn next(&mut self) -> Result<Option<sse::Event>, Problem> {
         loop {
             if let Some(event) = self.due.pop_front() {
                 return Ok(Some(written(event.name(), &event)));
             }
-            let Some(run) = &mut self.run else { return Ok(None) };
-            let event = tokio::time::timeout_at(until.into(), run.next()).await;
-            match event.map_err(|_| out_of_time(&self.app))? {
+            let Some(pair) = &mut self.pair else { return Ok(None) };
+            match in_time(&self.app, self.received, pair.next()).await? {
                 None => return self.close().await,
                 Some((side, event)) => self.take(side, event).await?,
             }
         }
     }
+}
+
+impl PairEvents {
+    fn new(
+        app: App,
+        pair: Pair,
+        closing: Closing,
+        received: Instant,
+        in_flight: TaskTrackerToken,
+    ) -> Self {
+        let (due, held) = (VecDeque::new(), Vec::new());
+        Self { app, pair: Some(pair), due, held, closing, received, _in_flight: in_flight }
+    }
 
     /// Turns the engine's event into one that is due, or held until its student's is out.
-    async fn take(&mut self, side: usize, event: Event) -> Result<(), Problem> {
-        let Some(run) = &self.run else { return Ok(()) };
-        let place = (self.closing == Closing::Comparison).then_some(side);
-        match event {
-            Event::Partial { index, partial_index, image } => {
-                self.due.push_back(StreamEvent::PartialImage {
-                    image: streamed(run, side, index, image).await?,
-                    partial_image_index: partial_index,
-                    model: run.plan(side).request.model.id.clone(),
-                    side: place,
-                    draft: false,
-                    timings: None,
-                });
+    async fn take(&mut self, side: Side, event: Event) -> Result<(), Problem> {
+        let Some(pair) = &self.pair else { return Ok(()) };
+        let run = pair.side(side);
+        let place = (self.closing == Closing::Comparison).then_some(side as usize);
+        match (side, event) {
+            (_, Event::Partial { index, partial_index, image }) => {
+                self.due.push_back(preview(run, index, partial_index, image, place).await?);
             }
-            Event::Completed { index, image, timings } if side == FINAL => {
+            (Side::Teacher, Event::Completed { index, image, timings }) => {
                 let event = StreamEvent::Completed {
-                    image: streamed(run, side, index, image).await?,
-                    model: run.plan(side).request.model.id.clone(),
+                    image: streamed(run, index, image).await?,
+                    model: run.model().to_owned(),
                     side: place,
-                    timings: self.timings(timings),
-                    routing: self.routing.clone(),
+                    timings: Timings::of(&[timings], self.received.elapsed()),
+                    routing: None,
                     usage: Usage::default(),
                 };
-                if run.is_pair() && !run.has(1, index) {
-                    self.held.push((index, event));
-                } else {
+                if pair.student.has(index) {
                     self.due.push_back(event);
+                } else {
+                    self.held.push((index, event));
                 }
             }
-            Event::Completed { index, image, timings } => {
+            (Side::Student, Event::Completed { index, image, timings }) => {
                 self.due.push_back(StreamEvent::PartialImage {
-                    image: streamed(run, side, index, image).await?,
-                    partial_image_index: run.plan(side).request.partial_images,
-                    model: run.plan(side).request.model.id.clone(),
+                    image: streamed(run, index, image).await?,
+                    partial_image_index: run.plan().request.partial_images,
+                    model: run.model().to_owned(),
                     side: place,
                     draft: true,
-                    timings: Some(self.timings(timings)),
+                    timings: Some(Timings::of(&[timings], self.received.elapsed())),
                 });
                 if let Some(at) = self.held.iter().position(|(held, _)| *held == index) {
                     self.due.push_back(self.held.swap_remove(at).1);
                 }
             }
-            Event::Failed { failure, .. } => return Err(failure.into()),
-            Event::Inferred { .. } => return Err(Problem::internal("an inference among images")),
+            (_, Event::Failed { failure, .. }) => return Err(failure.into()),
+            (_, Event::Inferred { .. }) => return Err(no_image()),
         }
         Ok(())
     }
 
     /// Counts what has ended, and says how it compares where that is asked for.
     async fn close(&mut self) -> Result<Option<sse::Event>, Problem> {
-        let Some(run) = self.run.take() else { return Ok(None) };
-        let pair = run.is_pair();
-        let sides = run.finished()?;
+        let Some(pair) = self.pair.take() else { return Ok(None) };
+        let sides = pair.finished()?;
         sides.iter().for_each(|side| side.observe(&self.app));
-        if !pair {
-            sides.into_iter().for_each(|side| shadow::repeat(&self.app, side));
-            return Ok(None);
-        }
         let (sides, comparison) = compared(&self.app.metrics, sides).await?;
         if self.closing == Closing::Image {
             return Ok(None);
@@ -199,19 +233,41 @@ impl Streaming {
         };
         Ok(Some(written("compare.completed", &completed)))
     }
-
-    fn timings(&self, image: SampleTimings) -> Timings {
-        Timings::of(&[image], self.received.elapsed())
-    }
 }
 
-async fn streamed(
+/// What the engine says next, unless `--request-timeout-seconds` end before.
+async fn in_time<T>(
+    app: &App,
+    received: Instant,
+    next: impl Future<Output = T>,
+) -> Result<T, Problem> {
+    let until = received + app.settings.request_timeout;
+    tokio::time::timeout_at(until.into(), next).await.map_err(|_| out_of_time(app))
+}
+
+fn no_image() -> Problem {
+    Problem::internal("an inference among images")
+}
+
+async fn preview(
     run: &Run,
-    side: usize,
     index: usize,
+    partial_image_index: usize,
     image: Image,
-) -> Result<StreamedImage, Problem> {
-    let plan = run.plan(side);
+    side: Option<usize>,
+) -> Result<StreamEvent, Problem> {
+    Ok(StreamEvent::PartialImage {
+        image: streamed(run, index, image).await?,
+        partial_image_index,
+        model: run.model().to_owned(),
+        side,
+        draft: false,
+        timings: None,
+    })
+}
+
+async fn streamed(run: &Run, index: usize, image: Image) -> Result<StreamedImage, Problem> {
+    let plan = run.plan();
     let bytes = encode(image, plan.encoding).await?;
     Ok(StreamedImage {
         image: plan.describe(index, BASE64_STANDARD.encode(bytes)),

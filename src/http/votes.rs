@@ -16,7 +16,7 @@ use super::{
     experiments::{Id, id_of},
     generate::ParsedRequest,
     observe::Received,
-    run::{Finished, Run},
+    pair::Pair as Running,
     wire::{
         BlindImage, ChoiceRequest, ErrorReply, GenerationRequest, PairReply, PairRequest,
         VoteReply, VoteRequest,
@@ -34,13 +34,9 @@ use crate::experiments::{Choice, Pair, Vote};
     request_body = PairRequest,
     responses(
         (status = 200, description = "Two images in random order", body = PairReply),
-        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such experiment", body = ErrorReply),
         (status = 409, description = "The two arms do not begin with the same noise", body = ErrorReply),
-        (status = 413, description = "The body is too large", body = ErrorReply),
-        (status = 415, description = "The body is not JSON", body = ErrorReply),
-        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply,
-            headers(("retry-after" = u64, description = "Seconds until there is room"))),
+        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply),
         (status = 503, description = "An arm is not ready, or the server is shutting down", body = ErrorReply),
 ))]
 pub(super) async fn pair(
@@ -51,7 +47,9 @@ pub(super) async fn pair(
 ) -> Result<Json<PairReply>, Problem> {
     let wire: PairRequest = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
-    let wire = GenerationRequest::from(wire);
+    let drawing = GenerationRequest::from(&wire);
+    let PairRequest { num_inference_steps, scheduler, .. } = wire;
+    let wire = GenerationRequest { num_inference_steps, scheduler, ..drawing };
     let experiment = app.experiments.get(&id_of(id))?;
     let drawn = getrandom::u64().map_err(Problem::internal)?;
     // One bit for the order, the others for the arms.
@@ -66,13 +64,12 @@ pub(super) async fn pair(
         );
         return Err(Problem::new(StatusCode::CONFLICT, "different_shapes", message));
     }
-    let mut sides = Run::pair(&app, plans, received)?.finish().await?;
+    let mut sides = Running::new(&app, plans, received)?.finish().await?;
     sides.iter().for_each(|side| side.observe(&app));
     if swapped {
         sides.swap(0, 1);
     }
-    let [first, second] = <[Finished; 2]>::try_from(sides)
-        .map_err(|sides| Problem::internal(format!("{} sides of a pair", sides.len())))?;
+    let [first, second] = sides;
     let (firsts, seconds) = try_join(first.data(), second.data()).await?;
     let (Some(left), Some(right)) = (firsts.into_iter().next(), seconds.into_iter().next()) else {
         return Err(Problem::internal("no image"));
@@ -99,11 +96,8 @@ pub(super) async fn pair(
     responses(
         (status = 200, description = "It was counted before", body = VoteReply),
         (status = 201, description = "It is counted", body = VoteReply),
-        (status = 400, description = "A value that cannot be honoured", body = ErrorReply),
         (status = 404, description = "No such experiment, or no such pair waits for a vote", body = ErrorReply),
         (status = 409, description = "The key is another vote's, or the pair has its vote", body = ErrorReply),
-        (status = 413, description = "The body is too large", body = ErrorReply),
-        (status = 415, description = "The body is not JSON", body = ErrorReply),
         (status = 503, description = "Nothing can be kept", body = ErrorReply),
 ))]
 pub(super) async fn vote(

@@ -10,7 +10,7 @@
 //! arrivals  when each request is due, and for which of them
 //! open_loop sends them, over a bounded number of connections
 //! client    one request over HTTP, and its answer
-//! tally     answers → figures of a run
+//! recorder  answers → figures of a run
 //! report    runs → table, JSON, CSV
 //! plot      runs → SVG
 //! ```
@@ -20,13 +20,13 @@ mod client;
 mod mix;
 mod open_loop;
 mod plot;
+mod recorder;
 mod report;
-mod tally;
 
 pub use arrivals::{Arrival, arrivals, poisson, uniform};
 pub use client::{Client, Served};
 pub use mix::Mix;
 pub use open_loop::{Answer, Outcome, open_loop};
 pub use plot::svg;
+pub use recorder::{Figures, Percentiles, Recorder, Run};
 pub use report::{Asked, Report};
-pub use tally::{Figures, Run, Spread, Tally, percentile, sorted};

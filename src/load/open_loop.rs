@@ -106,7 +106,10 @@ mod tests {
     use tokio::time::sleep;
 
     use super::*;
-    use crate::load::{arrivals, percentile, sorted};
+    use crate::{
+        load::arrivals,
+        percentiles::{percentile, sorted},
+    };
 
     fn images() -> Answer {
         Answer::Images { model: "m".into(), count: 1 }

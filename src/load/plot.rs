@@ -184,7 +184,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::load::{Figures, Spread};
+    use crate::load::{Figures, Percentiles};
 
     fn run(mix: &str, rate: f64, figures: &[(&str, f64, u64)]) -> Run {
         let models = figures.iter().map(|&(name, p50, refused_429)| Figures {
@@ -194,7 +194,7 @@ mod tests {
             refused_other: 0,
             failed: 0,
             images_per_second: rate,
-            latency_ms: Some(Spread { p50, p90: p50, p99: 4.0 * p50, max: 5.0 * p50 }),
+            latency_ms: Some(Percentiles { p50, p90: p50, p99: 4.0 * p50, max: 5.0 * p50 }),
             served_by: BTreeMap::new(),
             first_problem: None,
         });

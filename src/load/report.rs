@@ -5,7 +5,7 @@ use std::fmt::Write;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::{Figures, Run, Spread};
+use super::{Figures, Percentiles, Run};
 
 /// All runs, and what they were asked to do.
 #[derive(Debug, Clone, Serialize)]
@@ -59,7 +59,9 @@ impl Report {
                 // Names hold no quotes.
                 let _ = write!(csv, "\"{}\",{},{name},{requests},{accepted}", run.mix, run.rate);
                 let _ = write!(csv, ",{refused_429},{refused_other},{failed},{images:.3}");
-                let times = |spread: &Spread| [spread.p50, spread.p90, spread.p99, spread.max];
+                let times = |percentiles: &Percentiles| {
+                    [percentiles.p50, percentiles.p90, percentiles.p99, percentiles.max]
+                };
                 let latency = model.latency_ms.as_ref().map(times);
                 for i in 0..4 {
                     cell(&mut csv, latency.map(|times| times[i]));
@@ -96,7 +98,7 @@ impl Run {
                 model.images_per_second
             );
             match model.latency_ms {
-                Some(Spread { p50, p90, p99, max }) => {
+                Some(Percentiles { p50, p90, p99, max }) => {
                     let _ = writeln!(table, " {p50:6.0} {p90:6.0} {p99:6.0} {max:6.0}");
                 }
                 None => table.push_str("      -      -      -      -\n"),
@@ -112,7 +114,7 @@ impl Run {
                 let _ = writeln!(table, "{:width$} first problem: {problem}", "");
             }
         }
-        if let Some(Spread { p50, p99, max, .. }) = self.late_ms {
+        if let Some(Percentiles { p50, p99, max, .. }) = self.late_ms {
             let _ = writeln!(table, "sent late by: p50 {p50:.1}, p99 {p99:.1}, max {max:.1} ms");
         }
         if self.unfinished > 0 {
@@ -140,14 +142,14 @@ mod tests {
             served_by: BTreeMap::from([("a".into(), 3), ("b".into(), 4)]),
             first_problem: Some("gone".into()),
         };
-        let spread = Spread { p50: 1.0, p90: 2.0, p99: 3.0, max: 4.5 };
+        let percentiles = Percentiles { p50: 1.0, p90: 2.0, p99: 3.0, max: 4.5 };
         Run {
             mix: "auto=1,b".into(),
             rate: 2.5,
             seconds: 4.0,
             unfinished: 0,
-            late_ms: Some(spread),
-            models: vec![figures("auto", Some(spread)), figures("b", None)],
+            late_ms: Some(percentiles),
+            models: vec![figures("auto", Some(percentiles)), figures("b", None)],
         }
     }
 

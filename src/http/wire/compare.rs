@@ -8,61 +8,35 @@ use super::{
 };
 use crate::http::body::JsonRequest;
 
-/// A request to make the same images with two models. Fields that are absent or null take their
-/// defaults; unknown fields are refused.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::http) struct CompareRequest {
-    /// The teacher's id and the student's; absent for the default model and its first student. May be
-    /// the same id twice, to compare samplers or step counts.
-    #[schema(min_items = 2, max_items = 2)]
-    pub(in crate::http) models: Option<Vec<String>>,
-    /// A class-conditional model's class, by name or number. Empty or absent for an unconditional model.
-    #[schema(example = "Sneaker")]
-    pub(in crate::http) prompt: Option<String>,
-    /// The class by number or name; not together with a prompt. Without either, every image's class is
-    /// drawn from its seed, the same for both models.
-    pub(in crate::http) class_label: Option<ClassLabel>,
-    /// How many images of each model; both models' images count against the queue.
-    #[schema(minimum = 1, default = 1)]
-    pub(in crate::http) n: Option<i64>,
-    /// `auto`, or exactly the size that both models make, as `WIDTHxHEIGHT`.
-    #[schema(pattern = "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", default = "auto")]
-    pub(in crate::http) size: Option<String>,
-    /// Image `i` of both models uses `(seed + i) mod 2^53`. Drawn when absent.
-    #[schema(minimum = 0, maximum = 9007199254740991i64)]
-    pub(in crate::http) seed: Option<i64>,
-    /// Steps of the sampler, for both or the teacher's and the student's; the model cards' when absent.
-    pub(in crate::http) num_inference_steps: Option<OneOrTwo<i64>>,
-    /// The sampler, for both or the teacher's and the student's; the model cards' when absent.
-    pub(in crate::http) scheduler: Option<OneOrTwo<String>>,
-    /// How much of DDPM's noise a DDIM step adds.
-    #[schema(minimum = 0, default = 0.0)]
-    pub(in crate::http) eta: Option<f64>,
-    /// Classifier-free guidance; other than 1 needs models with a null class.
-    #[schema(default = 1.0)]
-    pub(in crate::http) guidance_scale: Option<f64>,
-    /// The images' format.
-    pub(in crate::http) output_format: Option<OutputFormat>,
-    /// Quality of JPEG, or of lossy WebP; WebP without it is lossless.
-    #[schema(minimum = 0, maximum = 100)]
-    pub(in crate::http) output_compression: Option<i64>,
-    /// Only `b64_json`: the server keeps no images, so it has no URLs to give.
-    #[schema(pattern = "^b64_json$")]
-    pub(in crate::http) response_format: Option<String>,
-    /// Server-sent events instead of one reply: each student's image, then its teacher's, then the
-    /// comparison.
-    #[schema(default = false)]
-    pub(in crate::http) stream: Option<bool>,
-    /// Previews per image of both models while streaming.
-    #[schema(minimum = 0, maximum = 3, default = 0)]
-    pub(in crate::http) partial_images: Option<i64>,
-    /// Milliseconds from receipt after which the answer is worthless.
-    #[schema(minimum = 1)]
-    pub(in crate::http) deadline_ms: Option<i64>,
-    /// Who asks; accepted for OpenAI's clients and not used.
-    #[serde(rename = "user")]
-    pub(in crate::http) _user: Option<String>,
+drawing_request! {
+    /// A request to make the same images with two models. Fields that are absent or null take their
+    /// defaults; unknown fields are refused.
+    struct CompareRequest {
+        /// The teacher's id and the student's; absent for the default model and its first student. May be
+        /// the same id twice, to compare samplers or step counts.
+        #[schema(min_items = 2, max_items = 2)]
+        models: Option<Vec<String>>,
+        /// How many images of each model; both models' images count against the queue.
+        #[schema(minimum = 1, default = 1)]
+        n: Option<i64>,
+        /// Steps of the sampler, for both or the teacher's and the student's; the model cards' when absent.
+        num_inference_steps: Option<OneOrTwo<i64>>,
+        /// The sampler, for both or the teacher's and the student's; the model cards' when absent.
+        scheduler: Option<OneOrTwo<String>>,
+        /// Only `b64_json`: the server keeps no images, so it has no URLs to give.
+        #[schema(pattern = "^b64_json$")]
+        response_format: Option<String>,
+        /// Server-sent events instead of one reply: each student's image, then its teacher's, then the
+        /// comparison.
+        #[schema(default = false)]
+        stream: Option<bool>,
+        /// Previews per image of both models while streaming.
+        #[schema(minimum = 0, maximum = 3, default = 0)]
+        partial_images: Option<i64>,
+        /// Who asks; accepted for OpenAI's clients and not used.
+        #[serde(rename = "user")]
+        _user: Option<String>,
+    }
 }
 
 /// A value for both models, or the teacher's and the student's.

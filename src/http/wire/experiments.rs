@@ -144,60 +144,16 @@ pub(in crate::http) struct VotesReply {
     pub(in crate::http) p_value: f64,
 }
 
-/// A request for a blind pair: what to draw, the same for both. Fields that are absent or null take their
-/// defaults; unknown fields are refused.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::http) struct PairRequest {
-    /// A class-conditional model's class, by name or number. Empty or absent for an unconditional model.
-    #[schema(example = "Sneaker")]
-    pub(in crate::http) prompt: Option<String>,
-    /// The class by number or name; not together with a prompt. Without either it is drawn from the seed.
-    pub(in crate::http) class_label: Option<ClassLabel>,
-    /// `auto`, or exactly the size that both models make, as `WIDTHxHEIGHT`.
-    #[schema(pattern = "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", default = "auto")]
-    pub(in crate::http) size: Option<String>,
-    /// The seed of both images. Drawn when absent, and told with the vote.
-    #[schema(minimum = 0, maximum = 9007199254740991i64)]
-    pub(in crate::http) seed: Option<i64>,
-    /// Steps of the sampler for both; the model cards' when absent.
-    #[schema(minimum = 1)]
-    pub(in crate::http) num_inference_steps: Option<i64>,
-    /// The sampler for both; the model cards' when absent.
-    #[schema(value_type = Option<super::Scheduler>)]
-    pub(in crate::http) scheduler: Option<String>,
-    /// How much of DDPM's noise a DDIM step adds.
-    #[schema(minimum = 0, default = 0.0)]
-    pub(in crate::http) eta: Option<f64>,
-    /// Classifier-free guidance; other than 1 needs models with a null class.
-    #[schema(default = 1.0)]
-    pub(in crate::http) guidance_scale: Option<f64>,
-    /// The images' format.
-    pub(in crate::http) output_format: Option<OutputFormat>,
-    /// Quality of JPEG, or of lossy WebP; WebP without it is lossless.
-    #[schema(minimum = 0, maximum = 100)]
-    pub(in crate::http) output_compression: Option<i64>,
-    /// Milliseconds from receipt after which the answer is worthless.
-    #[schema(minimum = 1)]
-    pub(in crate::http) deadline_ms: Option<i64>,
-}
-
-impl From<PairRequest> for GenerationRequest {
-    fn from(pair: PairRequest) -> Self {
-        Self {
-            prompt: pair.prompt,
-            class_label: pair.class_label,
-            size: pair.size,
-            seed: pair.seed,
-            num_inference_steps: pair.num_inference_steps,
-            scheduler: pair.scheduler,
-            eta: pair.eta,
-            guidance_scale: pair.guidance_scale,
-            output_format: pair.output_format,
-            output_compression: pair.output_compression,
-            deadline_ms: pair.deadline_ms,
-            ..Self::default()
-        }
+drawing_request! {
+    /// A request for a blind pair: what to draw, the same for both. Fields that are absent or null take their
+    /// defaults; unknown fields are refused.
+    struct PairRequest {
+        /// Steps of the sampler for both; the model cards' when absent.
+        #[schema(minimum = 1)]
+        num_inference_steps: Option<i64>,
+        /// The sampler for both; the model cards' when absent.
+        #[schema(value_type = Option<super::Scheduler>)]
+        scheduler: Option<String>,
     }
 }
 

@@ -6,73 +6,47 @@ use utoipa::ToSchema;
 use super::ErrorReply;
 use crate::http::body::JsonRequest;
 
-/// A request for images. Fields that are absent or null take their defaults; unknown fields are refused.
-#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(in crate::http) struct GenerationRequest {
-    /// A model's id; absent for the server's default model. `draft` gives the image of the default
-    /// model's student first and then its own; `auto` the default model's if that is predicted to meet
-    /// the deadline, else its student's; `experiment:ID` one of an experiment's arms.
-    #[schema(example = "fashion-mnist-teacher")]
-    pub(in crate::http) model: Option<String>,
-    /// A class-conditional model's class, by name or number. Empty or absent for an unconditional model.
-    #[schema(example = "Sneaker")]
-    pub(in crate::http) prompt: Option<String>,
-    /// The class by number or name; not together with a prompt. Without either, every image's class is
-    /// drawn from its seed.
-    pub(in crate::http) class_label: Option<ClassLabel>,
-    /// How many images; at most the server's `--max-images-per-request`.
-    #[schema(minimum = 1, default = 1)]
-    pub(in crate::http) n: Option<i64>,
-    /// `auto`, or exactly the size that the model makes, as `WIDTHxHEIGHT`.
-    #[schema(pattern = "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", default = "auto")]
-    pub(in crate::http) size: Option<String>,
-    /// Image `i` uses `(seed + i) mod 2^53`; the same seed gives the same image again. Drawn when absent.
-    #[schema(minimum = 0, maximum = 9007199254740991i64)]
-    pub(in crate::http) seed: Option<i64>,
-    /// Steps of the sampler, to the schedule's number of training steps; the model card's when absent.
-    #[schema(minimum = 1)]
-    pub(in crate::http) num_inference_steps: Option<i64>,
-    /// The sampler; the model card's when absent.
-    #[schema(value_type = Option<Scheduler>)]
-    pub(in crate::http) scheduler: Option<String>,
-    /// How much of DDPM's noise a DDIM step adds.
-    #[schema(minimum = 0, default = 0.0)]
-    pub(in crate::http) eta: Option<f64>,
-    /// Classifier-free guidance; other than 1 needs a model with a null class and doubles the evaluations.
-    #[schema(default = 1.0)]
-    pub(in crate::http) guidance_scale: Option<f64>,
-    /// The images' format; the `Accept` header wins where it names an image type.
-    pub(in crate::http) output_format: Option<OutputFormat>,
-    /// Quality of JPEG, or of lossy WebP; WebP without it is lossless.
-    #[schema(minimum = 0, maximum = 100)]
-    pub(in crate::http) output_compression: Option<i64>,
-    /// `b64_json`; the server keeps no images, so it has no URLs to give.
-    #[schema(pattern = "^b64_json$")]
-    pub(in crate::http) response_format: Option<String>,
-    /// Server-sent events instead of one reply.
-    #[schema(default = false)]
-    pub(in crate::http) stream: Option<bool>,
-    /// Previews per image while streaming.
-    #[schema(minimum = 0, maximum = 3, default = 0)]
-    pub(in crate::http) partial_images: Option<i64>,
-    /// Milliseconds from receipt after which the answer is worthless.
-    #[schema(minimum = 1)]
-    pub(in crate::http) deadline_ms: Option<i64>,
-    /// Who asks: of an experiment always the same arm serves them. The header `x-understudy-key` wins.
-    pub(in crate::http) user: Option<String>,
-    /// Accepted for OpenAI's clients and ignored.
-    #[serde(rename = "quality")]
-    pub(in crate::http) _quality: Option<String>,
-    /// Accepted for OpenAI's clients and ignored.
-    #[serde(rename = "style")]
-    pub(in crate::http) _style: Option<String>,
-    /// Accepted for OpenAI's clients and ignored.
-    #[serde(rename = "background")]
-    pub(in crate::http) _background: Option<String>,
-    /// Accepted for OpenAI's clients and ignored.
-    #[serde(rename = "moderation")]
-    pub(in crate::http) _moderation: Option<String>,
+drawing_request! {
+    /// A request for images. Fields that are absent or null take their defaults; unknown fields are refused.
+    struct GenerationRequest {
+        /// A model's id; absent for the server's default model. `draft` gives the image of the default
+        /// model's student first and then its own; `auto` the default model's if that is predicted to meet
+        /// the deadline, else its student's; `experiment:ID` one of an experiment's arms.
+        #[schema(example = "fashion-mnist-teacher")]
+        model: Option<String>,
+        /// How many images; at most the server's `--max-images-per-request`.
+        #[schema(minimum = 1, default = 1)]
+        n: Option<i64>,
+        /// Steps of the sampler, to the schedule's number of training steps; the model card's when absent.
+        #[schema(minimum = 1)]
+        num_inference_steps: Option<i64>,
+        /// The sampler; the model card's when absent.
+        #[schema(value_type = Option<Scheduler>)]
+        scheduler: Option<String>,
+        /// `b64_json`; the server keeps no images, so it has no URLs to give.
+        #[schema(pattern = "^b64_json$")]
+        response_format: Option<String>,
+        /// Server-sent events instead of one reply.
+        #[schema(default = false)]
+        stream: Option<bool>,
+        /// Previews per image while streaming.
+        #[schema(minimum = 0, maximum = 3, default = 0)]
+        partial_images: Option<i64>,
+        /// Who asks: of an experiment always the same arm serves them. The header `x-understudy-key` wins.
+        user: Option<String>,
+        /// Accepted for OpenAI's clients and ignored.
+        #[serde(rename = "quality")]
+        _quality: Option<String>,
+        /// Accepted for OpenAI's clients and ignored.
+        #[serde(rename = "style")]
+        _style: Option<String>,
+        /// Accepted for OpenAI's clients and ignored.
+        #[serde(rename = "background")]
+        _background: Option<String>,
+        /// Accepted for OpenAI's clients and ignored.
+        #[serde(rename = "moderation")]
+        _moderation: Option<String>,
+    }
 }
 
 impl GenerationRequest {

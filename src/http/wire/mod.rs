@@ -1,6 +1,9 @@
 //! The JSON bodies of the API, each defined once: what is parsed, what is written, and what the
 //! OpenAPI document says about both.
 
+#[macro_use]
+mod drawing;
+
 mod compare;
 mod experiments;
 mod images;

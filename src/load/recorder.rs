@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::{Answer, Mix, Outcome};
+use crate::percentiles::{percentile, sorted};
 
 /// Gathers the outcomes of a run. It holds a number per answer, so that percentiles are exact.
 #[derive(Debug)]
-pub struct Tally {
+pub struct Recorder {
     mix: Mix,
     rate: f64,
     window_seconds: f64,
@@ -39,7 +40,7 @@ pub struct Run {
     /// Requests that were under way when it was stopped.
     pub unfinished: u64,
     /// How late requests were sent, in milliseconds: by the timer's resolution, or for want of a connection.
-    pub late_ms: Option<Spread>,
+    pub late_ms: Option<Percentiles>,
     /// What became of the requests, by name in the mix.
     pub models: Vec<Figures>,
 }
@@ -60,7 +61,7 @@ pub struct Figures {
     /// Images per second that came while requests were sent.
     pub images_per_second: f64,
     /// From when a request was due until its images were here, in milliseconds.
-    pub latency_ms: Option<Spread>,
+    pub latency_ms: Option<Percentiles>,
     /// Which models made the images, in requests.
     pub served_by: BTreeMap<String, u64>,
     /// The first refusal other than 429, or failure.
@@ -69,7 +70,7 @@ pub struct Figures {
 
 /// Percentiles, by nearest rank.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
+pub struct Percentiles {
     /// Half do not exceed it.
     pub p50: f64,
     /// Nine tenths do not.
@@ -80,7 +81,7 @@ pub struct Spread {
     pub max: f64,
 }
 
-impl Tally {
+impl Recorder {
     /// Of requests that are sent for `seconds`.
     pub fn new(mix: &Mix, rate: f64, seconds: f64) -> Self {
         let entries = vec![Entry::default(); mix.names().len()];
@@ -135,7 +136,7 @@ impl Tally {
             refused_other: entry.refused_other,
             failed: entry.failed,
             images_per_second: entry.images_in_window as f64 / window,
-            latency_ms: Spread::of(entry.answered),
+            latency_ms: Percentiles::of(entry.answered),
             served_by: entry.served_by,
             first_problem: entry.problem,
         };
@@ -144,7 +145,7 @@ impl Tally {
             rate: self.rate,
             seconds,
             unfinished: sent - self.late_seconds.len() as u64,
-            late_ms: Spread::of(self.late_seconds),
+            late_ms: Percentiles::of(self.late_seconds),
             models: self.mix.names().zip(self.entries).map(figures).collect(),
         }
     }
@@ -157,7 +158,7 @@ impl Figures {
     }
 }
 
-impl Spread {
+impl Percentiles {
     /// Of seconds, in milliseconds; `None` of none.
     fn of(seconds: Vec<f64>) -> Option<Self> {
         let all = sorted(seconds);
@@ -166,52 +167,17 @@ impl Spread {
     }
 }
 
-/// Values in ascending order.
-pub fn sorted(values: impl IntoIterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.into_iter().collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-/// The smallest of at least one sorted values that at least `percent` per cent of them do not exceed
-/// (nearest rank).
-pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let rank = (percent * sorted.len()).div_ceil(100);
-    sorted[rank.max(1) - 1]
-}
-
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
     use crate::load::Arrival;
 
-    #[derive(Deserialize)]
-    struct Golden {
-        values: Vec<f64>,
-        percentiles: BTreeMap<usize, f64>,
-    }
-
-    #[test]
-    fn numpy_says_the_same_of_percentiles() {
-        let golden = include_str!("../../tests/golden/percentiles.json");
-        let cases: Vec<Golden> = serde_json::from_str(golden).unwrap();
-        assert!(cases.len() >= 5);
-        for case in cases {
-            let values = sorted(case.values);
-            for (percent, expected) in case.percentiles {
-                assert_eq!(percentile(&values, percent), expected, "{percent} of {}", values.len());
-            }
-        }
-    }
-
     #[test]
     fn answers_are_counted_by_what_they_are() {
-        let mut tally = Tally::new(&"a,b".parse().unwrap(), 4.0, 2.0);
+        let mut recorder = Recorder::new(&"a,b".parse().unwrap(), 4.0, 2.0);
         let mut add = |entry, at, latency_seconds, answer| {
             let arrival = Arrival { number: 0, at, entry };
-            tally.add(Outcome { arrival, late_seconds: 0.001, latency_seconds, answer });
+            recorder.add(Outcome { arrival, late_seconds: 0.001, latency_seconds, answer });
         };
         let images = |model: &str, count| Answer::Images { model: model.into(), count };
         let refused = |status| Answer::Refused { status, message: format!("no {status}") };
@@ -222,15 +188,15 @@ mod tests {
         add(0, 1.6, 0.1, refused(429));
         add(1, 0.1, 0.1, refused(504));
         add(1, 0.2, 0.1, Answer::Failed("gone".into()));
-        assert_eq!(tally.answers(), (6, 3));
-        let run = tally.finish(2.5, 7, false);
+        assert_eq!(recorder.answers(), (6, 3));
+        let run = recorder.finish(2.5, 7, false);
         assert_eq!(run.unfinished, 1);
         let [a, b] = &run.models[..] else { panic!("{run:?}") };
         assert_eq!((a.accepted, a.refused_429, a.refused_other, a.failed), (3, 1, 0, 0));
         assert_eq!((b.accepted, b.refused_429, b.refused_other, b.failed), (0, 0, 1, 1));
         assert_eq!(a.images_per_second, 2.0);
-        let spread = Spread { p50: 500.0, p90: 1000.0, p99: 1000.0, max: 1000.0 };
-        assert_eq!((a.latency_ms, b.latency_ms), (Some(spread), None));
+        let percentiles = Percentiles { p50: 500.0, p90: 1000.0, p99: 1000.0, max: 1000.0 };
+        assert_eq!((a.latency_ms, b.latency_ms), (Some(percentiles), None));
         assert_eq!(a.served_by, BTreeMap::from([("x".into(), 1), ("y".into(), 2)]));
         assert_eq!((&a.first_problem, b.first_problem.as_deref()), (&None, Some("504: no 504")));
         assert_eq!((a.requests(), b.requests()), (4, 2));

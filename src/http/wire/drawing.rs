@@ -1,0 +1,65 @@
+//! The fields that every request for images has.
+
+/// Declares the body of a request for images: the fields that are its own, and after them those that all such requests
+/// have. These stand here alone, so one that is added reaches every endpoint.
+///
+/// It is a macro because serde's `flatten` would not refuse unknown fields, nor say which field has a wrong value.
+macro_rules! drawing_request {
+    (
+        $(#[$about:meta])*
+        struct $name:ident { $($(#[$own_about:meta])* $own:ident: $own_type:ty,)* }
+    ) => {
+        drawing_request! { @with {
+            /// A class-conditional model's class, by name or number. Empty or absent for an unconditional model.
+            #[schema(example = "Sneaker")]
+            prompt: Option<String>,
+            /// The class by number or name; not together with a prompt. Without either, every image's class is
+            /// drawn from its seed.
+            class_label: Option<ClassLabel>,
+            /// `auto`, or exactly the size that every model of the request makes, as `WIDTHxHEIGHT`.
+            #[schema(pattern = "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", default = "auto")]
+            size: Option<String>,
+            /// Image `i` of every model of the request uses `(seed + i) mod 2^53`; the same seed gives the same image
+            /// again. Drawn when absent.
+            #[schema(minimum = 0, maximum = 9007199254740991i64)]
+            seed: Option<i64>,
+            /// How much of DDPM's noise a DDIM step adds.
+            #[schema(minimum = 0, default = 0.0)]
+            eta: Option<f64>,
+            /// Classifier-free guidance; other than 1 needs models with a null class and doubles the evaluations.
+            #[schema(default = 1.0)]
+            guidance_scale: Option<f64>,
+            /// The images' format; where the reply can be an image, an image type in `Accept` wins.
+            output_format: Option<OutputFormat>,
+            /// Quality of JPEG, or of lossy WebP; WebP without it is lossless.
+            #[schema(minimum = 0, maximum = 100)]
+            output_compression: Option<i64>,
+            /// Milliseconds from receipt after which the answer is worthless.
+            #[schema(minimum = 1)]
+            deadline_ms: Option<i64>,
+        }
+        $(#[$about])*
+        struct $name { $($(#[$own_about])* $own: $own_type,)* }
+        }
+    };
+    (
+        @with { $($(#[$field_about:meta])* $field:ident: $type:ty,)* }
+        $(#[$about:meta])*
+        struct $name:ident { $($(#[$own_about:meta])* $own:ident: $own_type:ty,)* }
+    ) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+        #[serde(deny_unknown_fields)]
+        pub(in crate::http) struct $name {
+            $($(#[$own_about])* pub(in crate::http) $own: $own_type,)*
+            $($(#[$field_about])* pub(in crate::http) $field: $type,)*
+        }
+
+        /// A request to `/v1/images/generations` with the fields that all such requests have.
+        impl From<&$name> for GenerationRequest {
+            fn from(request: &$name) -> Self {
+                Self { $($field: request.$field.clone(),)* ..Self::default() }
+            }
+        }
+    };
+}
