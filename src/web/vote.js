@@ -49,7 +49,7 @@ async function list(chosen = byId("poll").value) {
   byId("create").hidden = !couple || known;
   byId("create").textContent = experiments.length ? "Start another" : "Start voting";
   byId("create-note").hidden = !couple && experiments.length > 0;
-  byId("create-note").textContent = known ? "" : couple ? `Between ${couple.join(" and ")}.` : "It takes two models: put a student beside the teacher in the folder of --models.";
+  byId("create-note").textContent = known ? "" : couple ? `Between ${couple.join(" and ")}.` : "It takes two models: start the server with the folders of both, understudy serve --models DIR_OF_TEACHER --models DIR_OF_STUDENT.";
   standing();
 }
 
@@ -78,7 +78,7 @@ async function draw() {
   byId("question").textContent = "Drawing …";
   byId("go-on").hidden = true;
   for (const [side, pick] of picks.entries()) {
-    pick.classList.remove("chosen", "other");
+    pick.classList.remove("chosen");
     pick.querySelector(".frame").replaceChildren();
     caption(side, SIDES[side]);
   }
@@ -121,7 +121,7 @@ async function choose(choice) {
     throw problem;
   });
   for (const [side, model] of reply.models.entries()) {
-    picks[side].classList.add(side === choice ? "chosen" : "other");
+    picks[side].classList.toggle("chosen", side === choice);
     caption(side, model);
   }
   byId("question").textContent = choice === "tie" ? "You saw no difference." : `You preferred ${reply.winner}.`;
