@@ -12,7 +12,9 @@ use super::{
     App,
     error::{Problem, quoted},
     generate::size,
-    wire::{self, ErrorReply, LoadProgress, LoadStage, ModelCard, ModelDefaults, ModelEntry, ModelList},
+    wire::{
+        self, ErrorReply, LoadProgress, LoadStage, ModelCard, ModelDefaults, ModelEntry, ModelList,
+    },
 };
 use crate::{
     engine::WARM_UP_SECONDS,

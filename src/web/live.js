@@ -88,7 +88,7 @@ function show(now, models) {
 /** Mean latency by model and second, of the requests that ended then. */
 function chart(now, models) {
   const span = Math.max(LEAST_WINDOW_MS, now.at - scrapes[0].at);
-  byId("latency-from").textContent = `${duration(span)} ago`;
+  byId("latency-from").textContent = span < 120_000 ? `${Math.round(span / 1000)} s ago` : `${Math.round(span / 60_000)} min ago`;
   const series = models.map((model) =>
     scrapes.slice(1).flatMap((scrape, before) => {
       if (!scrapes[before].latency.has(model)) return [];

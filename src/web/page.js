@@ -28,7 +28,7 @@ const FIRST_COUNT = 4;
 /** Runs that "more runs" adds. */
 const REPETITIONS = 5;
 
-/** A server that could not be reached is asked again after so long. */
+/** A server that could not be reached, or has no model, is asked again after so long. */
 const RETRY_MS = 1000;
 
 /** Ends the run that is under way. */
@@ -37,7 +37,7 @@ let running;
 let following;
 /** The ready models that are offered, as text to compare; empty before there are any. */
 let offered = "";
-/** Whether anything was run since the page was opened. */
+/** Whether the models that are compared were run since the page was opened. */
 let used = false;
 
 const alone = () => document.body.classList.contains("solo");
@@ -63,8 +63,8 @@ function marked(message) {
   });
 }
 
-/** Whether the problem that is shown is that no server answered when the models were asked for. */
-let unreachable = false;
+/** Whether the problem that is shown is that there was no server or no model; both may come. */
+let unanswered = false;
 
 /** Follows the models until all are loaded, and goes on as soon as there is something to compare. */
 async function load() {
@@ -72,20 +72,23 @@ async function load() {
   const { signal } = (following = new AbortController());
   try {
     for await (const models of follow(signal)) {
-      if (unreachable) byId("problem").textContent = "";
-      unreachable = false;
       const ready = models.filter((model) => model.ready);
-      const settled = !models.some(({ loading }) => loading);
-      if (ready.length && (settled || related(pairOf(ready)))) offer(models, ready);
-      else if (settled) throw new Problem(`No model is ready. ${models.map(({ id, reason }) => `${id}: ${reason}`).join("; ") || "The server has no models"}.`);
-      else wait(models);
+      const loading = models.filter((model) => model.loading);
+      if (!ready.length && !loading.length) throw new Problem(`No model is ready. ${models.map(({ id, reason }) => `${id}: ${reason}`).join("; ") || "The server has no models"}.`);
+      if (unanswered) byId("problem").textContent = "";
+      unanswered = false;
+      // A pair need not wait for models that nobody asks for.
+      const asked = address.read().models;
+      const awaited = loading.some(({ id }) => asked.includes(id)) || !ready.length || !related(pairOf(ready));
+      if (loading.length && awaited) wait(models);
+      else offer(models, ready);
     }
   } catch (problem) {
     if (signal.aborted) return;
     if (!offered) byId("lede").textContent = "";
     complain(problem);
-    unreachable = !problem.status;
-    if (unreachable) setTimeout(() => signal.aborted || load(), RETRY_MS);
+    unanswered = problem.status === 0;
+    if (unanswered) setTimeout(() => signal.aborted || load(), RETRY_MS);
   }
 }
 
@@ -109,9 +112,10 @@ function offer(models, ready) {
   const asked = first ? address.read() : undefined;
   const linked = asked?.models.map(there) ?? [];
   const pair =
-    linked.length && linked.every(Boolean) ? linked.slice(0, 2)
+    linked.length >= Math.min(2, ready.length) && linked.every(Boolean) ? linked.slice(0, 2)
     : before.length === 2 && before.every(Boolean) ? before
     : pairOf(ready);
+  used &&= pair.length === before.length && pair.every((model, side) => model === before[side]);
   document.body.classList.remove("warming");
   document.body.classList.toggle("solo", pair.length < 2);
   byId("loads").replaceChildren();
@@ -125,7 +129,7 @@ function offer(models, ready) {
   view();
   byId("fields").disabled = false;
   performance.mark("interactive");
-  if (!used && !voting()) run();
+  if (!used && !voting() && !running) run();
 }
 
 /** The server was gone and is back, perhaps with other models. */

@@ -80,13 +80,15 @@ export function alone(timings) {
 function history() {
   const table = byId("history");
   for (const body of [...table.tBodies]) body.remove();
-  for (const { settings, runs } of session.groups()) {
+  const groups = session.groups();
+  const several = groups.some(({ settings }) => settings.models !== groups[0].settings.models);
+  for (const { settings, runs } of groups) {
     const body = table.createTBody();
     const head = document.createElement("th");
     head.colSpan = 4;
     head.scope = "rowgroup";
-    head.textContent = `${settings.steps.join(" / ")} steps, ${settings.n} ${settings.n === 1 ? "image" : "images"}`;
-    head.title = settings.title;
+    const steps = several ? settings.named : settings.steps;
+    head.textContent = `${steps.join(" / ")} steps, ${settings.n} ${settings.n === 1 ? "image" : "images"}`;
     body.insertRow().append(head);
     for (const { number, times: [first, second], ratio } of runs) {
       const row = body.insertRow();
@@ -101,7 +103,8 @@ export function psnrInWords(decibels) {
   const error = 100 * 10 ** (-decibels / 20);
   const words =
     decibels < 20 ? "clearly different at a glance"
-    : decibels < 30 ? "similar, with differences that are plain to see"
+    : decibels < 25 ? "differences are plain to see"
+    : decibels < 32 ? "alike but for details"
     : decibels < 40 ? "differences show on a close look"
     : "hardly to be told apart";
   return `Pixels differ by ${error.toPrecision(2)} % of the range (root mean square): ${words}. Higher is better.`;

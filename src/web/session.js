@@ -11,9 +11,9 @@ const runs = [];
 /** Adds a run of a request: both sides' device times in milliseconds, and the first over the second. */
 export function add({ models, num_inference_steps, scheduler, n }, [first, second], ratio) {
   const steps = num_inference_steps.map((count, side) => `${scheduler[side]} ${count}`);
-  const [one, other] = [0, 1].map((side) => `${models[side]}, ${steps[side]}`);
+  const named = steps.map((steps, side) => `${models[side]} ${steps}`);
   // Class and seed change the images, and not the work.
-  const settings = { key: JSON.stringify([models, steps, n]), models: models.join(), steps, n, title: `${one}; ${other}` };
+  const settings = { key: JSON.stringify([models, steps, n]), models: models.join(), steps, named, n };
   runs.push({ number: runs.length + 1, settings, times: [first, second], ratio });
 }
 

@@ -44,7 +44,7 @@ export async function enter(tell) {
 async function list(chosen = byId("poll").value) {
   experiments = (await (await ask("/v1/experiments")).json()).data;
   byId("poll").replaceChildren(...experiments.map(({ id }) => new Option(id, id, false, id === chosen)));
-  byId("poll-field").hidden = !experiments.length;
+  byId("poll-field").hidden = experiments.length < 2;
   const known = couple && experiments.some(({ arms }) => couple.every((id) => arms.some(({ model }) => model === id)));
   byId("create").hidden = !couple || known;
   byId("create").textContent = experiments.length ? "Start another" : "Start voting";
@@ -150,6 +150,7 @@ function caption(side, text) {
 /** How the votes of the chosen experiment stand. */
 function standing() {
   const experiment = experiments.find(({ id }) => id === byId("poll").value);
+  byId("arms").textContent = experiment ? `Experiment ${experiment.id}: ${experiment.arms.map(({ model }) => model).join(" against ")}.` : "";
   const votes = experiment?.comparisons.reduce((sum, { wins, losses, ties }) => sum + wins + losses + ties, 0);
   byId("standing").hidden = !votes;
   if (!votes) return;

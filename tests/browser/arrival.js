@@ -39,8 +39,11 @@ export async function a_page_opened_before_the_models_are_ready_says_how_far_and
   assert.match(await text(page, "#lede"), /^\d of 3 ready\. The page goes on by itself\.$/);
   assert.match(await text(page, "[data-model=acme--slow] span"), /^Downloading from the Hub, [\d.]+ s$/);
   assert(!(await page.locator("#controls, .stage, .live").first().isVisible()));
-  assert.deepEqual(await world.faults(page), []);
-  await world.shot(page, "warm-up");
+  for (const colorScheme of ["light", "dark"]) {
+    await page.emulateMedia({ colorScheme });
+    assert.deepEqual(await world.faults(page), []);
+    await world.shot(page, `warm-up-${colorScheme}`);
+  }
   far.release();
   await page.locator("#fields:enabled").waitFor({ state: "attached", timeout: 60_000 });
   await page.locator("#history td").first().waitFor({ state: "attached" });
@@ -79,6 +82,17 @@ export async function a_page_opened_before_the_server_goes_on_when_it_is_there(w
   assert.equal(await text(page, "#problem"), "");
 }
 
+export async function a_page_without_a_model_says_why_and_goes_on_when_there_is_one(world) {
+  const { base } = await world.start("lone");
+  const order = (what) => fetch(`${base}/v2/repository/models/${TEACHER}/${what}`, { method: "POST" });
+  await order("unload");
+  const page = await world.open({ base, ready: false });
+  await page.locator("#problem").filter({ hasText: `No model is ready. ${TEACHER}: it is not loaded` }).waitFor();
+  await order("load");
+  await page.locator(".teacher.done").waitFor({ state: "attached" });
+  assert.equal(await text(page, "#problem"), "");
+}
+
 export async function a_model_without_a_student_draws_alone(world) {
   const server = await world.start("lone");
   const page = await world.open({ base: server.base });
@@ -108,6 +122,14 @@ export async function a_student_without_its_teacher_says_what_is_missing(world) 
   assert(notice.endsWith("understudy serve --models DIR_OF_TEACHER --models DIR_OF_STUDENT"), notice);
   assert.deepEqual(await world.faults(page), []);
   await world.shot(page, "desktop-missing-teacher");
+  // The remedy works while the page is open: it goes on by itself.
+  world.expected = /net::ERR_|Failed to load resource/;
+  await server.kill();
+  await page.locator(".live:not(.on)").waitFor();
+  await world.start("pair", `--port=${new URL(server.base).port}`);
+  await page.locator("#history td").first().waitFor({ state: "attached" });
+  assert.equal(await text(page, "#title"), `${TEACHER} and its student ${STUDENT}`);
+  assert.equal(await text(page, "#notice"), "");
   const unloaded = await world.start("pair");
   await fetch(`${unloaded.base}/v2/repository/models/${TEACHER}/unload`, { method: "POST" });
   const other = await world.open({ base: unloaded.base });

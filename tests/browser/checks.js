@@ -6,7 +6,7 @@ import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
 
-import { STEPS, STUDENT, TEACHER } from "./server.js";
+import { STEPS, STUDENT, TEACHER, THIRD } from "./server.js";
 
 const REFUSED = /Failed to load resource: the server responded with a status of 4\d\d/;
 const GONE = /Failed to load resource: net::ERR_|net::ERR_INCOMPLETE_CHUNKED_ENCODING|net::ERR_CONNECTION/;
@@ -404,7 +404,7 @@ async function targets(page) {
   const found = page.locator("a:visible, button:visible, select:visible, input:visible, summary:visible");
   for (const target of await found.all()) {
     const { width, height } = await target.boundingBox();
-    assert(height >= 44 && width >= 28, `${await target.evaluate((element) => element.outerHTML)} is ${width}×${height}`);
+    assert(height >= 44 && width >= 44, `${await target.evaluate((element) => element.outerHTML)} is ${width}×${height}`);
   }
 }
 
@@ -440,6 +440,28 @@ export async function a_phone_shows_the_speed_up_at_once(world) {
     await world.shot(page, `phone-overlay-${colorScheme}`);
   }
   return tops.light;
+}
+
+export async function with_three_models_each_side_chooses_and_no_name_is_cut(world) {
+  const { base } = await world.start("trio");
+  const page = await world.open({ base, path: "/?n=1", width: 360, height: 740, deviceScaleFactor: 2, hasTouch: true, isMobile: true });
+  assert.equal(await text(page, "#title"), `${TEACHER} and its student ${STUDENT}`);
+  await page.locator(".student .model select").selectOption(THIRD);
+  assert.equal(await text(page, "#title"), `${TEACHER} and ${THIRD}`);
+  assert.equal(await text(page, "#speedup-note"), "Not compared yet.", "a speed-up is that of the models that are named");
+  assert.equal(await images(page, "teacher").count(), 0);
+  await compared(page);
+  assert.match(await text(page, "#speedup-note"), /^One run/);
+  const room = await page.locator(".student .model select").evaluate((select) => {
+    const style = getComputedStyle(select);
+    const context = document.createElement("canvas").getContext("2d");
+    context.font = `${style.fontWeight} ${style.fontSize} ${style.fontFamily}`;
+    return select.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - context.measureText(select.value).width;
+  });
+  assert(room >= 0, `the name lacks ${-room} pixels`);
+  await world.shot(page, "phone-three-models");
+  await page.locator(".student .model select").selectOption(STUDENT);
+  assert.match(await text(page, "#speedup-note"), /^One run/, "the session remembers the pair before");
 }
 
 export async function the_strip_follows_the_servers_metrics(world) {

@@ -36,6 +36,14 @@ export function orphanFolder() {
   return folder;
 }
 
+/** A pair, and a model that nobody asked for, with a long name. */
+export const THIRD = "clothes-baseline-of-30-letters";
+export function trioFolder() {
+  const folder = pairFolder();
+  write(folder, THIRD, { role: "baseline" });
+  return folder;
+}
+
 export function loneFolder() {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), "understudy-lone-"));
   write(folder, TEACHER, { role: "teacher" });
@@ -46,7 +54,7 @@ function write(folder, id, card) {
   const model = path.join(folder, id);
   fs.cpSync(BUNDLED, model, { recursive: true });
   const file = path.join(model, "understudy.json");
-  const defaults = { num_inference_steps: STEPS[id], scheduler: "ddim" };
+  const defaults = { num_inference_steps: STEPS[id] ?? 4, scheduler: "ddim" };
   fs.writeFileSync(file, JSON.stringify({ ...JSON.parse(fs.readFileSync(file)), ...card, defaults }));
 }
 

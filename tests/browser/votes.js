@@ -39,6 +39,7 @@ export async function one_click_begins_a_vote_that_tells_nothing_before_it_is_ca
   for (const word of [...MODELS, "seed", "device", "queue"]) assert(!seen.includes(word), word);
   assert(!(await page.locator("#standing").isVisible()));
   await world.shot(page, "vote-pair");
+  assert.match(await text(page, "#arms"), new RegExp(`^Experiment .+: ${TEACHER} against ${STUDENT}\\.$`));
 
   // What an image looks like is not changed by what becomes of it.
   const looks = () => page.locator(".frame").evaluateAll((frames) => frames.map((frame) => {
@@ -92,7 +93,7 @@ export async function the_keyboard_votes_where_the_ballot_has_the_focus(world) {
   const student = (await experiments(base))[0].arms.find(({ model }) => model === STUDENT);
   assert.deepEqual({ wins: student.wins, ties: student.ties }, expected);
   // A key that is meant for something else is no vote.
-  await page.locator("#poll").focus();
+  await page.locator(".mark").focus();
   await page.keyboard.press("1");
   await page.keyboard.press("0");
   assert.equal(votes(await experiments(base)), 6);
