@@ -4,7 +4,6 @@ import * as address from "./address.js";
 import { Problem, ask, keyed, stream, useKey, whole } from "./api.js";
 import * as cards from "./cards.js";
 import * as condition from "./condition.js";
-import { watch } from "./live.js";
 import { follow, missing, pairOf, related, showLoads } from "./models.js";
 import { copy, curl, path, python } from "./reproduce.js";
 import * as result from "./result.js";
@@ -366,4 +365,6 @@ byId("copy-python").addEventListener("click", () => copy(python(request(), keyed
 noise();
 view();
 load();
+// Nothing waits for it.
+const { watch } = await import("./live.js");
 watch(() => (offered ? sides().map((side) => side.model.value) : []), returned);
