@@ -9,6 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use candle_core::{DType, Device};
@@ -32,11 +33,39 @@ pub enum State {
     /// Serving.
     Ready(Arc<Model>),
     /// Being read or warmed for the first time.
-    Loading,
+    Loading(Progress),
     /// In the models folder but not loaded.
     Unloaded,
     /// Cannot be loaded, and why.
     Failed(String),
+}
+
+/// How far the load of a model is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: Stage,
+    /// Since when.
+    pub since: Instant,
+}
+
+impl Progress {
+    fn at(stage: Stage) -> Self {
+        Self { stage, since: Instant::now() }
+    }
+}
+
+/// The stages of a load, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Other models are loaded first.
+    Waiting,
+    /// Its files are fetched from the Hub, unless the cache has them.
+    Downloading,
+    /// Its files are read.
+    Reading,
+    /// The time of its evaluations is measured, for at most about [`crate::engine::WARM_UP_SECONDS`].
+    Measuring,
 }
 
 /// Why a model could not be had.
@@ -108,7 +137,7 @@ pub struct Registry {
 struct Entry {
     /// What serves now; stays while its replacement is being loaded.
     current: Option<Arc<Model>>,
-    loading: bool,
+    loading: Option<Progress>,
     problem: Option<String>,
 }
 
@@ -116,9 +145,9 @@ impl Entry {
     fn state(&self) -> State {
         match (&self.current, self.loading, &self.problem) {
             (Some(model), _, _) => State::Ready(Arc::clone(model)),
-            (None, true, _) => State::Loading,
-            (None, false, Some(problem)) => State::Failed(problem.clone()),
-            (None, false, None) => State::Unloaded,
+            (None, Some(progress), _) => State::Loading(progress),
+            (None, None, Some(problem)) => State::Failed(problem.clone()),
+            (None, None, None) => State::Unloaded,
         }
     }
 }
@@ -139,7 +168,7 @@ impl Registry {
             servable
         });
         // Loading, until `load_all` has been through them: the server is not ready before.
-        let entry = Entry { loading: true, ..Entry::default() };
+        let entry = Entry { loading: Some(Progress::at(Stage::Waiting)), ..Entry::default() };
         let named = settings.default_id();
         let from_hub = named.clone().filter(|id| settings.hub_id(id).is_some());
         let entries: BTreeMap<_, _> = ids.chain(from_hub).map(|id| (id, entry.clone())).collect();
@@ -240,7 +269,7 @@ impl Registry {
         let entries = self.entries();
         self.default_id.get().is_some()
             && entries.values().any(|entry| entry.current.is_some())
-            && entries.values().all(|entry| !entry.loading || entry.current.is_some())
+            && entries.values().all(|entry| entry.loading.is_none() || entry.current.is_some())
     }
 
     /// Loads or reloads; resolves when the model is warm. Requests in flight finish on the weights they
@@ -257,10 +286,10 @@ impl Registry {
         {
             let mut entries = self.entries();
             let entry = entries.entry(id.to_owned()).or_default();
-            if entry.loading {
+            if entry.loading.is_some() {
                 return Err(LoadError::Busy(id.to_owned()));
             }
-            entry.loading = true;
+            entry.loading = Some(Progress::at(Stage::Waiting));
         }
         // Whoever asked may go away. The load goes on to its end, and the mark with it: there is never more than one.
         let (registry, marked) = (Arc::clone(self), id.to_owned());
@@ -277,7 +306,7 @@ impl Registry {
     pub fn unload(&self, id: &str) -> Result<(), LoadError> {
         let mut entries = self.entries();
         let entry = entries.get_mut(id).ok_or_else(|| LoadError::Unknown(id.to_owned()))?;
-        if entry.loading {
+        if entry.loading.is_some() {
             return Err(LoadError::Busy(id.to_owned()));
         }
         if let Some(model) = entry.current.take() {
@@ -314,10 +343,14 @@ impl Registry {
     async fn read_and_warm(&self, id: &str) -> Result<Arc<Model>, String> {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
+        let from_hub = settings.hub_id(id).is_some();
+        self.enter(id, if from_hub { Stage::Downloading } else { Stage::Waiting });
         let found = move || settings.folder_of(&id_);
         let folder = blocking(found).await?;
+        self.enter(id, Stage::Waiting);
         // One after the other, so that what loads take together is what the largest takes.
         let _turn = self.turn.lock().await;
+        self.enter(id, Stage::Reading);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
             let model = Model::load(&folder, id_, key, settings.dtype, &settings.devices)?;
@@ -327,6 +360,7 @@ impl Registry {
             })
         };
         let model = Arc::new(blocking(read).await?);
+        self.enter(id, Stage::Measuring);
         self.engine.warm_up(Arc::clone(&model), self.settings.max_rows).await?;
         tracing::info!(
             model = id,
@@ -336,6 +370,13 @@ impl Registry {
             "model ready"
         );
         Ok(model)
+    }
+
+    /// The load of a model has come to a stage.
+    fn enter(&self, id: &str, stage: Stage) {
+        if let Some(entry) = self.entries().get_mut(id) {
+            entry.loading = Some(Progress::at(stage));
+        }
     }
 
     fn publish(&self, model: &Model, loaded: bool) {
@@ -380,7 +421,7 @@ struct Unmark<'a> {
 impl Drop for Unmark<'_> {
     fn drop(&mut self) {
         if let Some(entry) = self.registry.entries().get_mut(self.id) {
-            entry.loading = false;
+            entry.loading = None;
         }
     }
 }

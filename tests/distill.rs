@@ -47,7 +47,7 @@ impl Home {
 
     fn arguments(&self, student: &str, out: &str, steps: usize) -> Vec<String> {
         let path = |name: &str| self.path(name).display().to_string();
-        let more = "--batch 4 --rho 0.2 --walk-steps 10 --checkpoint-every 10 --sample-every 0 --threads 1 --no-report";
+        let more = "--batch 4 --rho 0.2 --walk-steps 10 --checkpoint-every 10 --sample-every 0 --threads 1 --no-report --learning-rate-schedule constant";
         let (teacher, student, out, steps) =
             (path("teacher"), path(student), path(out), steps.to_string());
         let first = ["distill", "--teacher", &teacher, "--student", &student, "--out", &out];
@@ -101,7 +101,7 @@ fn a_killed_run_goes_on_as_if_it_had_not_been() {
     }
     let resumed = home.run("student.json", "killed", 60);
     let said = String::from_utf8_lossy(&resumed.stderr).into_owned();
-    assert!(resumed.status.success() && said.contains("going on from the checkpoint"), "{said}");
+    assert!(resumed.status.success() && said.contains("Resuming from the checkpoint"), "{said}");
     assert_eq!(curve(&home.path("whole")), curve(&home.path("killed")));
     assert_eq!(weights(&home.path("whole")), weights(&home.path("killed")));
 

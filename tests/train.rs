@@ -48,7 +48,7 @@ impl Home {
         let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
         command.arg("train").arg("--data").arg(self.path("data"));
         command.arg("--config").arg(self.path("config.json")).arg("--out").arg(self.path(out));
-        let always = "--batch 4 --sample-every 0 --checkpoint-every 2 --threads 1";
+        let always = "--batch 4 --sample-every 0 --checkpoint-every 2 --threads 1 --learning-rate-schedule constant";
         command.args(always.split(' ')).args(more.split(' '));
         command
     }
@@ -125,7 +125,7 @@ fn a_run_goes_on_with_the_same_data_and_settings_alone() {
     fs::write(home.path("data/boot/.DS_Store"), "x").unwrap();
     let said = home.done("out", "--steps 4");
     assert!(said.contains("skipped 1 hidden or system file"), "{said}");
-    assert!(said.contains("going on from the checkpoint of step 2"), "{said}");
+    assert!(said.contains("Resuming from the checkpoint of step 2"), "{said}");
 }
 
 #[test]

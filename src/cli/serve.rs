@@ -463,7 +463,7 @@ fn announcement(
                 model.dtype
             ),
             State::Failed(problem) => format!("  model    {id}: not ready: {problem}"),
-            State::Loading | State::Unloaded => format!("  model    {id}: not ready"),
+            State::Loading(_) | State::Unloaded => format!("  model    {id}: not ready"),
         });
     }
     let reachable = match address {

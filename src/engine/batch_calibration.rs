@@ -18,7 +18,7 @@ const AGREEING: usize = 3;
 /// Where sizes within a tenth are taken for equally good, half of that is near enough.
 const AGREEMENT: f64 = 0.05;
 /// Nothing begins that is predicted to end later than this, if anything has been timed.
-const BUDGET_SECONDS: f64 = 4.0;
+pub const BUDGET_SECONDS: f64 = 4.0;
 /// The largest batch ever tried.
 const LARGEST: usize = 256;
 

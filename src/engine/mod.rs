@@ -34,6 +34,7 @@ mod tests;
 mod warmup;
 mod worker;
 
+pub use batch_calibration::BUDGET_SECONDS as WARM_UP_SECONDS;
 pub use cost::CostModel;
 pub use handle::{Engine, Routed};
 pub use job::{

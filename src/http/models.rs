@@ -12,11 +12,14 @@ use super::{
     App,
     error::{Problem, quoted},
     generate::size,
-    wire::{self, ErrorReply, ModelCard, ModelDefaults, ModelEntry, ModelList},
+    wire::{
+        self, ErrorReply, LoadProgress, LoadStage, ModelCard, ModelDefaults, ModelEntry, ModelList,
+    },
 };
 use crate::{
+    engine::WARM_UP_SECONDS,
     metrics::UNKNOWN_MODEL,
-    registry::{Model, State as ModelState},
+    registry::{Model, Stage, State as ModelState},
 };
 
 impl App {
@@ -56,7 +59,7 @@ impl App {
 pub(super) fn reason(id: &str, state: &ModelState) -> String {
     match state {
         ModelState::Ready(_) => "it serves".into(),
-        ModelState::Loading => "it is being loaded; ask again shortly".into(),
+        ModelState::Loading(_) => "it is being loaded; ask again shortly".into(),
         ModelState::Unloaded => {
             format!("it is not loaded; POST /v2/repository/models/{id}/load loads it")
         }
@@ -104,9 +107,21 @@ fn entry(id: String, state: &ModelState) -> ModelEntry {
         ready: model.is_some(),
         card: match model {
             Some(model) => wire::ModelState::Ready(Box::new(card(model))),
-            None => wire::ModelState::NotReady { reason },
+            None => wire::ModelState::NotReady { reason, loading: loading(state) },
         },
     }
+}
+
+fn loading(state: &ModelState) -> Option<LoadProgress> {
+    let ModelState::Loading(progress) = state else { return None };
+    let (stage, budget_seconds) = match progress.stage {
+        Stage::Waiting => (LoadStage::Waiting, None),
+        Stage::Downloading => (LoadStage::Downloading, None),
+        Stage::Reading => (LoadStage::Reading, None),
+        Stage::Measuring => (LoadStage::Measuring, Some(WARM_UP_SECONDS)),
+    };
+    let milliseconds = progress.since.elapsed().as_millis();
+    Some(LoadProgress { stage, seconds: milliseconds as f64 / 1e3, budget_seconds })
 }
 
 fn card(model: &Model) -> ModelCard {

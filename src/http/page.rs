@@ -14,15 +14,22 @@ const CSS: &str = "text/css; charset=utf-8";
 const JAVASCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// What the page loads: path, media type, text.
-const PARTS: [(&str, &str, &str); 8] = [
+const PARTS: [(&str, &str, &str); 15] = [
     ("/web/style.css", CSS, include_str!("../web/style.css")),
-    ("/web/page.js", JAVASCRIPT, include_str!("../web/page.js")),
+    ("/web/address.js", JAVASCRIPT, include_str!("../web/address.js")),
     ("/web/api.js", JAVASCRIPT, include_str!("../web/api.js")),
-    ("/web/side.js", JAVASCRIPT, include_str!("../web/side.js")),
-    ("/web/result.js", JAVASCRIPT, include_str!("../web/result.js")),
-    ("/web/vote.js", JAVASCRIPT, include_str!("../web/vote.js")),
-    ("/web/live.js", JAVASCRIPT, include_str!("../web/live.js")),
+    ("/web/cards.js", JAVASCRIPT, include_str!("../web/cards.js")),
+    ("/web/chart.js", JAVASCRIPT, include_str!("../web/chart.js")),
+    ("/web/condition.js", JAVASCRIPT, include_str!("../web/condition.js")),
     ("/web/exposition.js", JAVASCRIPT, include_str!("../web/exposition.js")),
+    ("/web/live.js", JAVASCRIPT, include_str!("../web/live.js")),
+    ("/web/models.js", JAVASCRIPT, include_str!("../web/models.js")),
+    ("/web/page.js", JAVASCRIPT, include_str!("../web/page.js")),
+    ("/web/reproduce.js", JAVASCRIPT, include_str!("../web/reproduce.js")),
+    ("/web/result.js", JAVASCRIPT, include_str!("../web/result.js")),
+    ("/web/session.js", JAVASCRIPT, include_str!("../web/session.js")),
+    ("/web/side.js", JAVASCRIPT, include_str!("../web/side.js")),
+    ("/web/vote.js", JAVASCRIPT, include_str!("../web/vote.js")),
 ];
 
 /// The browser refuses whatever is not this server's own; images arrive inside of replies.

@@ -108,7 +108,7 @@ fn current(app: &App, id: String) -> Result<Json<RepositoryEntry>, Problem> {
 fn entry(name: String, state: &ModelState) -> RepositoryEntry {
     let (state, reason) = match state {
         ModelState::Ready(_) => ("READY", String::new()),
-        ModelState::Loading => ("LOADING", reason(&name, state)),
+        ModelState::Loading(_) => ("LOADING", reason(&name, state)),
         ModelState::Unloaded => ("UNAVAILABLE", "unloaded".into()),
         ModelState::Failed(_) => ("UNAVAILABLE", reason(&name, state)),
     };

@@ -46,6 +46,9 @@ pub(crate) fn write(
     Ok(path)
 }
 
+/// One of a pair's images.
+type Of = fn(&Pair) -> &Image;
+
 struct Page<'a> {
     folder: &'a Path,
     html: String,
@@ -87,7 +90,7 @@ impl Page<'_> {
 
     fn pairs(&mut self, comparison: &Comparison) -> Result<(), String> {
         self.put(format_args!("<h2>The same seeds</h2>\n<div class=\"pair\">\n"));
-        let sides: [(&str, fn(&Pair) -> &Image); 2] =
+        let sides: [(&str, Of); 2] =
             [("teacher", |pair| &pair.teacher), ("student", |pair| &pair.student)];
         for (side, of) in sides {
             self.grid(side, side, &comparison.first, of)?;
@@ -124,7 +127,7 @@ impl Page<'_> {
         name: &str,
         caption: &str,
         pairs: &[Pair],
-        of: fn(&Pair) -> &Image,
+        of: Of,
     ) -> Result<(), String> {
         let images: Vec<Image> = pairs.iter().map(|pair| of(pair).clone()).collect();
         let Some(grid) = picture::grid(&images, COLUMNS.min(images.len().max(1))) else {

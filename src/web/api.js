@@ -6,6 +6,9 @@ export function useKey(value) {
   key = value.trim();
 }
 
+/** Whether there is one. */
+export const keyed = () => key !== "";
+
 /** What went wrong, in words for people; `status` is 0 where there was no answer. */
 export class Problem extends Error {
   constructor(sentence, status = 0) {

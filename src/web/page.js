@@ -1,8 +1,13 @@
-// The page: reads the form, runs a comparison, shows what comes.
+// The page: reads the form, runs comparisons, shows what comes.
 
-import { Problem, ask, stream, useKey, whole } from "./api.js";
-import { watch } from "./live.js";
+import * as address from "./address.js";
+import { Problem, ask, keyed, stream, useKey, whole } from "./api.js";
+import * as cards from "./cards.js";
+import * as condition from "./condition.js";
+import { follow, missing, pairOf, related, showLoads } from "./models.js";
+import { copy, curl, path, python } from "./reproduce.js";
 import * as result from "./result.js";
+import * as session from "./session.js";
 import { Side } from "./side.js";
 import * as vote from "./vote.js";
 
@@ -16,21 +21,30 @@ const PREVIEWS = 3;
 /** Seeds that "New seed" draws from: short enough to be told to somebody. */
 const SEEDS = 100_000;
 
+/** Images of each side in the first comparison, where they are small: enough for a first impression. */
+const FIRST_COUNT = 4;
+
+/** Runs that "more runs" adds. */
+const REPETITIONS = 5;
+
+/** A server that could not be reached, or has no model, is asked again after so long. */
+const RETRY_MS = 1000;
+
 /** Ends the run that is under way. */
 let running;
-
-/** Title and first paragraph of the two views. */
-const words = {
-  compare: [byId("title").textContent, byId("lede").textContent],
-  vote: ["Which is better?", "Two models drew from the same seed. You learn which is which once you have chosen."],
-};
+/** Ends the wait for models. */
+let following;
+/** The ready models that are offered, as text to compare; empty before there are any. */
+let offered = "";
+/** Whether the models that are compared were run since the page was opened. */
+let used = false;
 
 const alone = () => document.body.classList.contains("solo");
 const sides = () => (alone() ? [teacher] : [teacher, student]);
 
 function complain(problem) {
   const message = problem instanceof Problem ? problem.message : `This page failed: ${problem}.`;
-  byId("problem").replaceChildren(...marked(message));
+  if (byId("problem").textContent !== message.replaceAll("`", "")) byId("problem").replaceChildren(...marked(message));
   if (problem.status === 401) {
     byId("access").open = true;
     byId("key").focus();
@@ -48,122 +62,215 @@ function marked(message) {
   });
 }
 
+/** Whether the problem that is shown is that there was no server or no model; both may come. */
+let unanswered = false;
+
+/** Follows the models until all are loaded, and goes on as soon as there is something to compare. */
 async function load() {
+  following?.abort();
+  const { signal } = (following = new AbortController());
   try {
-    const { data } = await (await ask("/v1/models")).json();
-    const ready = data.filter((model) => model.ready);
-    if (!ready.length) {
-      const reasons = data.map(({ id, reason }) => `${id}: ${reason}`).join("; ");
-      throw new Problem(`No model is ready. ${reasons || "The server has no models"}.`);
+    for await (const models of follow(signal)) {
+      const ready = models.filter((model) => model.ready);
+      const loading = models.filter((model) => model.loading);
+      if (!ready.length && !loading.length) throw new Problem(`No model is ready. ${models.map(({ id, reason }) => `${id}: ${reason}`).join("; ") || "The server has no models"}.`);
+      if (unanswered) byId("problem").textContent = "";
+      unanswered = false;
+      // A pair need not wait for models that nobody asks for.
+      const asked = address.read().models;
+      const awaited = loading.some(({ id }) => asked.includes(id)) || !ready.length || !related(pairOf(ready));
+      if (loading.length && awaited) wait(models);
+      else offer(models, ready);
     }
-    byId("problem").textContent = "";
-    offer(ready);
-    byId("fields").disabled = false;
-    performance.mark("interactive");
   } catch (problem) {
+    if (signal.aborted) return;
+    if (!offered) byId("lede").textContent = "";
     complain(problem);
+    unanswered = problem.status === 0;
+    if (unanswered) setTimeout(() => signal.aborted || load(), RETRY_MS);
   }
 }
 
-function offer(models) {
-  const [first, ...others] = models;
-  const second =
-    others.find(({ role, teacher }) => role === "student" && teacher === first.id) ??
-    others.find(({ role }) => role === "student") ??
-    others[0];
-  document.body.classList.toggle("solo", !second);
-  byId("run").textContent = second ? "Compare" : "Draw";
-  teacher.offer(models, first.id);
-  if (second) {
-    student.offer(models, second.id);
-  } else {
-    words.compare = ["Nothing to compare yet.", `Only ${first.id} is served, and it draws alone. Put a student beside it in the folder of --models to see both.`];
-  }
-  vote.offer(models, second && [first.id, second.id]);
-  view();
-  exclude();
-  classes();
+/** Says how far the models are. */
+function wait(models) {
+  if (offered) return;
+  const ready = models.filter((model) => model.ready).length;
+  document.body.classList.add("warming");
+  byId("title").textContent = "Getting the models ready";
+  byId("lede").textContent = `${ready} of ${models.length} ready. The page goes on by itself.`;
+  showLoads(byId("loads"), models);
 }
+
+function offer(models, ready) {
+  const ids = JSON.stringify(ready.map(({ id, created }) => [id, created]));
+  if (ids === offered) return;
+  const first = !offered;
+  offered = ids;
+  const there = (id) => ready.find((model) => model.id === id);
+  const before = sides().map(({ model }) => there(model.value));
+  const asked = first ? address.read() : undefined;
+  const linked = asked?.models.map(there) ?? [];
+  const pair =
+    linked.length >= Math.min(2, ready.length) && linked.every(Boolean) ? linked.slice(0, 2)
+    : before.length === 2 && before.every(Boolean) ? before
+    : pairOf(ready);
+  used &&= pair.length === before.length && pair.every((model, side) => model === before[side]);
+  document.body.classList.remove("warming");
+  document.body.classList.toggle("solo", pair.length < 2);
+  byId("loads").replaceChildren();
+  teacher.offer(ready, pair[0].id);
+  if (pair[1]) student.offer(ready, pair[1].id);
+  compared();
+  tellMissing(missing(models, pair));
+  vote.offer(ready, pair[1] && pair.map(({ id }) => id));
+  if (!running) label();
+  if (first) restore(asked, linked);
+  view();
+  byId("fields").disabled = false;
+  performance.mark("interactive");
+  if (!used && !voting() && !running) run();
+}
+
+/** The server was gone and is back, perhaps with other models. */
+function returned() {
+  offered = "";
+  load();
+}
+
+/** Fills the form from a link, and says what of it cannot be had here. */
+function restore({ models, steps, samplers, label, seed, count, view }, linked) {
+  const refused = models.filter((_, at) => !linked[at]).map((id) => `the model ${id}`);
+  const set = (input, value, name) => {
+    if (value === undefined) return;
+    const before = input.value;
+    input.value = value;
+    if (input.value === value && input.checkValidity()) return;
+    input.value = before;
+    refused.push(`${name} = ${value}`);
+  };
+  if (teacher.small) byId("count").value = FIRST_COUNT;
+  set(byId("seed"), seed, "seed");
+  set(byId("count"), count, "n");
+  if (label !== undefined && !condition.choose(label)) refused.push(`class = ${label}`);
+  sides().forEach((side, at) => {
+    set(side.steps, steps[at], "steps");
+    set(side.sampler, samplers[at], "sampler");
+  });
+  if (view === "over") document.querySelector("[name=view][value=over]").click();
+  if (refused.length) complain(new Problem(`This link asks for what this server does not have: ${refused.join(", ")}. The defaults are used instead.`));
+}
+
+function tellMissing(missing) {
+  byId("notice").replaceChildren();
+  if (!missing) return;
+  const text = document.createElement("p");
+  text.textContent = missing.text;
+  byId("notice").append(text);
+  if (!missing.command) return;
+  const command = document.createElement("code");
+  command.textContent = missing.command;
+  byId("notice").append(command);
+}
+
+/** What depends on which models are compared. */
+function compared() {
+  for (const [side, other] of [[teacher, student], [student, teacher]]) {
+    // The two sides are two models: each leaves out the other's.
+    for (const option of side.model.options) option.disabled = !alone() && option.value === other.model.value;
+    side.model.parentElement.hidden = side.model.options.length < 3;
+  }
+  condition.offer(teacher.card);
+  cards.show(sides().map(({ card }) => card));
+  byId("history-first").textContent = teacher.title.textContent;
+  byId("history-second").textContent = student.title.textContent;
+  result.choose(sides().map(({ model }) => model.value));
+}
+
+const voting = () => location.hash === "#vote";
 
 /** Shows the view that the address names. */
 function view() {
-  const name = location.hash === "#vote" ? "vote" : "compare";
+  const name = voting() ? "vote" : "compare";
   for (const part of document.querySelectorAll("[data-view]")) part.hidden = part.dataset.view !== name;
   for (const link of document.querySelectorAll(".top nav a")) {
-    if (link.hash === `#${name}`) link.ariaCurrent = "page";
-    else link.ariaCurrent = null;
+    link.ariaCurrent = link.hash === `#${name}` ? "page" : null;
   }
-  [byId("title").textContent, byId("lede").textContent] = words[name];
-  byId("problem").textContent = "";
+  if (!offered) return;
+  headline();
   if (name === "vote") vote.enter(complain);
 }
 
-/** The two sides are two models: each leaves out the other's. */
-function exclude() {
-  for (const [side, other] of [[teacher, student], [student, teacher]]) {
-    for (const option of side.model.options) option.disabled = option.value === other.model.value;
-    side.model.parentElement.hidden = side.model.options.length < 3;
+/** Title and first paragraph. */
+function headline() {
+  if (voting()) {
+    byId("title").textContent = "Which is better?";
+    byId("lede").textContent = "Two models drew from the same seed. You learn which is which once you have chosen.";
+    return;
   }
+  const [first, second] = sides().map(({ card }) => card);
+  const name = (card, side) => {
+    const name = document.createElement("span");
+    name.className = `who ${side}`;
+    name.textContent = card.id;
+    return name;
+  };
+  const between = document.createElement("small");
+  between.textContent = second && related([first, second]) ? " and its student " : " and ";
+  byId("title").replaceChildren(name(first, "teacher"), ...(second ? [between, name(second, "student")] : []));
+  byId("lede").textContent = second
+    ? "Both draw the same images from the same noise, on one device. What does the student gain, and what does it cost?"
+    : "It draws alone: there is no second model to compare it with.";
 }
 
-function classes() {
-  const { class_names = [], num_classes = 0 } = teacher.card;
-  const chosen = byId("class").value;
-  const options = Array.from({ length: num_classes }, (_, number) => new Option(class_names[number] ?? number, number));
-  byId("class").replaceChildren(new Option("Any", ""), ...options);
-  if (chosen && chosen < num_classes) byId("class").value = chosen;
-  byId("class-field").hidden = !num_classes;
+function label() {
+  byId("run").textContent = running ? "Stop" : alone() ? "Draw" : "Compare";
 }
 
 function request() {
-  const count = Number(byId("count").value);
-  const label = byId("class").value;
   const each = (value) => (alone() ? value(teacher) : [value(teacher), value(student)]);
   return {
     [alone() ? "model" : "models"]: each((side) => side.model.value),
+    ...condition.request(),
     seed: Number(byId("seed").value),
-    n: count,
+    n: Number(byId("count").value),
     num_inference_steps: each((side) => Number(side.steps.value)),
     scheduler: each((side) => side.sampler.value),
-    partial_images: PREVIEWS,
-    ...(label !== "" && { class_label: Number(label) }),
   };
 }
 
+const link = () => address.of(request(), document.querySelector("[name=view]:checked").value);
+
+/** One comparison; whether it came to its end. */
 async function run() {
   const body = request();
   const abort = (running = new AbortController());
-  byId("problem").textContent = "";
-  byId("run").textContent = "Stop";
+  used = true;
+  let finished = false;
+  label();
   byId("status").textContent = "Drawing.";
   result.clear();
   for (const side of sides()) side.begin(body.n);
-  let ticking = true;
-  const tick = () => {
-    if (!ticking) return;
-    for (const side of sides()) if (side.elapsed === undefined) side.tick();
-    requestAnimationFrame(tick);
-  };
-  tick();
   try {
-    await (alone() ? draw(body, abort.signal) : compare(body, abort.signal));
+    await (alone() ? draw : compare)(body, abort.signal);
+    finished = true;
   } catch (problem) {
     if (abort.signal.aborted) byId("status").textContent = "Stopped.";
     else complain(problem);
   } finally {
-    ticking = false;
     for (const side of sides()) side.halt();
     running = undefined;
-    byId("run").textContent = alone() ? "Draw" : "Compare";
+    label();
   }
+  return finished;
 }
 
 async function compare(body, signal) {
-  const events = stream("/v1/compare", body, signal);
+  const events = stream(path(body), { ...body, partial_images: PREVIEWS }, signal);
   for await (const event of whole(events, ({ type }) => type === "compare.completed")) {
     if (event.type === "compare.completed") {
       event.timings.forEach((timings, side) => sides()[side].account(timings));
-      byId("status").textContent = result.show(event, sides().map((side) => side.title.textContent));
+      session.add(body, event.timings.map(({ device_ms }) => device_ms), event.speedup.device);
+      byId("status").textContent = result.show(event);
       return;
     }
     const side = sides()[event.side];
@@ -174,7 +281,7 @@ async function compare(body, signal) {
 async function draw(body, signal) {
   const timings = [];
   const isFinal = ({ type }) => type === "image_generation.completed";
-  const events = stream("/v1/images/generations", body, signal);
+  const events = stream(path(body), { ...body, partial_images: PREVIEWS }, signal);
   for await (const event of whole(events, () => timings.length === body.n)) {
     finish(teacher, event, isFinal(event));
     if (isFinal(event)) timings.push(event.timings);
@@ -184,7 +291,24 @@ async function draw(body, signal) {
 
 function finish(side, event, isFinal) {
   const isLast = side.show(event, isFinal);
-  if (isLast) byId("status").textContent = `${side.title.textContent} finished after ${side.clock.textContent}.`;
+  if (isLast) byId("status").textContent = `${side.title.textContent} finished: ${side.clock.textContent} of device time.`;
+}
+
+/** Runs the same comparison several times more, or until one does not come to its end. */
+async function repeat() {
+  for (let number = 1; number <= REPETITIONS; number += 1) {
+    byId("repeat").textContent = `Run ${number} of ${REPETITIONS}`;
+    if (!(await run())) break;
+  }
+  byId("repeat").textContent = `${REPETITIONS} more runs`;
+}
+
+/** Does what a person asked for, unless a run is under way. */
+function start(action) {
+  if (running || !byId("controls").reportValidity()) return;
+  byId("problem").textContent = "";
+  address.write(link());
+  action();
 }
 
 /** Grey noise for boards that are still empty: an ornament, not what the models start from. */
@@ -201,13 +325,18 @@ function noise() {
 byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();
   if (running) running.abort();
-  else run();
+  else start(run);
 });
 byId("reseed").addEventListener("click", () => {
   byId("seed").value = Math.floor(Math.random() * SEEDS);
-  if (!running) byId("controls").requestSubmit();
+  start(run);
 });
-addEventListener("hashchange", view);
+byId("repeat").addEventListener("click", () => start(repeat));
+addEventListener("hashchange", () => {
+  byId("problem").textContent = "";
+  view();
+  if (offered && !voting() && !used) run();
+});
 byId("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   byId("access").open = false;
@@ -217,15 +346,25 @@ byId("unlock").addEventListener("submit", (event) => {
 for (const side of [teacher, student]) {
   side.model.addEventListener("change", () => {
     side.choose();
-    exclude();
-    classes();
+    for (const each of sides()) each.blank(1);
+    compared();
+    headline();
   });
 }
+document.addEventListener("change", ({ target }) => {
+  if (offered && !voting() && (target.form === byId("controls") || target.closest(".stage, .views")) && byId("controls").checkValidity()) address.write(link());
+});
 for (const view of document.getElementsByName("view")) {
   view.addEventListener("change", () => byId("stage").classList.toggle("over", view.value === "over"));
 }
 byId("cut").addEventListener("input", ({ target }) => byId("stage").style.setProperty("--cut", `${target.value}%`));
+byId("copy-link").addEventListener("click", () => copy(link(), "Link"));
+byId("copy-curl").addEventListener("click", () => copy(curl(request(), keyed()), "Command"));
+byId("copy-python").addEventListener("click", () => copy(python(request(), keyed()), "Program"));
 
 noise();
-result.clear();
-load().then(() => watch(() => sides().map((side) => side.model.value).filter(Boolean)));
+view();
+load();
+// Nothing waits for it.
+const { watch } = await import("./live.js");
+watch(() => (offered ? sides().map((side) => side.model.value) : []), returned);

@@ -44,12 +44,12 @@ export async function enter(tell) {
 async function list(chosen = byId("poll").value) {
   experiments = (await (await ask("/v1/experiments")).json()).data;
   byId("poll").replaceChildren(...experiments.map(({ id }) => new Option(id, id, false, id === chosen)));
-  byId("poll-field").hidden = !experiments.length;
+  byId("poll-field").hidden = experiments.length < 2;
   const known = couple && experiments.some(({ arms }) => couple.every((id) => arms.some(({ model }) => model === id)));
   byId("create").hidden = !couple || known;
   byId("create").textContent = experiments.length ? "Start another" : "Start voting";
   byId("create-note").hidden = !couple && experiments.length > 0;
-  byId("create-note").textContent = known ? "" : couple ? `Between ${couple.join(" and ")}.` : "It takes two models: put a student beside the teacher in the folder of --models.";
+  byId("create-note").textContent = known ? "" : couple ? `Between ${couple.join(" and ")}.` : "It takes two models: start the server with the folders of both, understudy serve --models DIR_OF_TEACHER --models DIR_OF_STUDENT.";
   standing();
 }
 
@@ -78,7 +78,7 @@ async function draw() {
   byId("question").textContent = "Drawing …";
   byId("go-on").hidden = true;
   for (const [side, pick] of picks.entries()) {
-    pick.classList.remove("chosen", "other");
+    pick.classList.remove("chosen");
     pick.querySelector(".frame").replaceChildren();
     caption(side, SIDES[side]);
   }
@@ -121,7 +121,7 @@ async function choose(choice) {
     throw problem;
   });
   for (const [side, model] of reply.models.entries()) {
-    picks[side].classList.add(side === choice ? "chosen" : "other");
+    picks[side].classList.toggle("chosen", side === choice);
     caption(side, model);
   }
   byId("question").textContent = choice === "tie" ? "You saw no difference." : `You preferred ${reply.winner}.`;
@@ -150,6 +150,7 @@ function caption(side, text) {
 /** How the votes of the chosen experiment stand. */
 function standing() {
   const experiment = experiments.find(({ id }) => id === byId("poll").value);
+  byId("arms").textContent = experiment ? `Experiment ${experiment.id}: ${experiment.arms.map(({ model }) => model).join(" against ")}.` : "";
   const votes = experiment?.comparisons.reduce((sum, { wins, losses, ties }) => sum + wins + losses + ties, 0);
   byId("standing").hidden = !votes;
   if (!votes) return;

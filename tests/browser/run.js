@@ -10,8 +10,10 @@ import path from "node:path";
 import { parseArgs } from "node:util";
 import { chromium } from "playwright-core";
 
+import * as arriving from "./arrival.js";
 import * as comparing from "./checks.js";
-import { loneFolder, newestBinary, pairFolder, start } from "./server.js";
+import * as looking from "./looks.js";
+import { loneFolder, newestBinary, orphanFolder, pairFolder, start, trioFolder } from "./server.js";
 import * as voting from "./votes.js";
 import { World } from "./world.js";
 
@@ -24,12 +26,12 @@ if (shots) fs.mkdirSync(shots, { recursive: true });
 const flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
   "--disable-background-networking", "--disable-component-update"];
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: flags });
-const folders = { pair: pairFolder(), lone: loneFolder() };
+const folders = { pair: pairFolder(), lone: loneFolder(), orphan: orphanFolder(), trio: trioFolder() };
 const server = await start(program, folders.pair);
 let passed = 0;
 let failed = 0;
 
-const checks = Object.entries({ ...comparing, ...voting });
+const checks = Object.entries({ ...arriving, ...comparing, ...voting, ...looking });
 for (const [name, check] of checks.filter(([name]) => name.includes(only))) {
   const began = performance.now();
   const world = new World({ browser, program, folders, shots, base: server.base });

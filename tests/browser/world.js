@@ -1,9 +1,13 @@
 // What a check has: a server, pages whose errors and requests are watched, a place for screenshots.
 
 import assert from "node:assert/strict";
+import fs from "node:fs";
+import { createRequire } from "node:module";
 import { join } from "node:path";
 
-import { start } from "./server.js";
+import { launch, start } from "./server.js";
+
+const AXE = fs.readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 
 export class World {
   /** `base` is the address of a server with a pair of models, which the checks share. */
@@ -24,8 +28,15 @@ export class World {
     return server;
   }
 
-  /** A page that is ready to be used. */
-  async open({ base = this.base, path = "/", width = 1280, height = 900, ready = true, ...options } = {}) {
+  /** A server of this check's own, whose models are still on their way. */
+  async launch(models, environment, ...flags) {
+    const server = await launch(this.program, this.folders[models], environment, ...flags);
+    this.servers.push(server);
+    return server;
+  }
+
+  /** A page that is ready to be used, after the first visit's run. */
+  async open({ base = this.base, path = "/", width = 1280, height = 900, ready = true, prepare, ...options } = {}) {
     const context = await this.browser.newContext({ viewport: { width, height }, ...options });
     this.contexts.push(context);
     const page = await context.newPage();
@@ -38,8 +49,12 @@ export class World {
       const { protocol, origin } = new URL(request.url());
       if (protocol !== "data:" && origin !== base) this.outside.push(request.url());
     });
+    await prepare?.(page);
     await page.goto(base + path);
-    if (ready) await page.locator("#fields:enabled").waitFor({ state: "attached" });
+    if (ready) {
+      await page.locator("#fields:enabled").waitFor({ state: "attached" });
+      await page.locator("#run").filter({ hasText: /Compare|Draw/ }).waitFor({ state: "attached" });
+    }
     return page;
   }
 
@@ -47,6 +62,14 @@ export class World {
     if (!this.shots) return;
     await page.mouse.move(0, 0);
     await page.screenshot({ path: join(this.shots, `${name}.png`), fullPage: true });
+  }
+
+  /** What axe-core finds at fault, with every rule that it has. */
+  async faults(page) {
+    await page.evaluate(AXE);
+    const { violations, passes } = await page.evaluate(() => window.axe.run(document, { resultTypes: ["violations"], rules: { "color-contrast-enhanced": { enabled: false } } }));
+    assert(passes.length > 20, `axe-core looked at ${passes.length} rules only`);
+    return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html, failureSummary }) => `${html} (${failureSummary})`).join("; ")}`);
   }
 
   /** The contrast of every visible text with what is behind it: `{ratio, large, text}`. */

@@ -1,7 +1,7 @@
 //! Models: listed, loaded, unloaded.
 
 use futures_util::FutureExt;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::server::{CLASSES, PLAIN, Server, write_model};
 
@@ -85,4 +85,38 @@ async fn a_load_that_is_abandoned_keeps_its_mark_until_it_is_done() {
         again = server.post(&load, "").await;
     }
     assert_eq!(again.json()["state"], "READY", "{}", again.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_far_a_load_is_is_told_while_it_lasts() {
+    let server = Server::start().await;
+    let entry = format!("/v1/models/{PLAIN}");
+    assert_eq!(server.get(&entry).await.json().get("loading"), None, "it serves");
+    assert_eq!(server.post(&format!("/v2/repository/models/{PLAIN}/unload"), "").await.status, 200);
+    assert_eq!(server.get(&entry).await.json().get("loading"), None, "nobody loads it");
+
+    let path = format!("/v2/repository/models/{PLAIN}/load");
+    let load = server.post(&path, "");
+    let watch = async {
+        let mut seen: Vec<Value> = Vec::new();
+        loop {
+            let entry = server.get(&entry).await.json();
+            if entry["ready"] == true {
+                return seen;
+            }
+            seen.extend(entry.get("loading").cloned());
+        }
+    };
+    let (loaded, seen) = tokio::join!(load, watch);
+    assert_eq!(loaded.status, 200, "{}", loaded.text());
+    let stages = ["waiting", "reading", "measuring"];
+    let place = |loading: &Value| stages.iter().position(|stage| loading["stage"] == *stage);
+    assert!(seen.iter().all(|loading| place(loading).is_some()), "{seen:?}");
+    assert!(seen.is_sorted_by_key(place), "{seen:?}");
+    let measuring: Vec<_> = seen.iter().filter(|loading| place(loading) == Some(2)).collect();
+    let last = measuring.last().expect("a measurement takes longer than a look at it");
+    assert_eq!(last["budget_seconds"], 4.0);
+    let seconds = |loading: &Value| loading["seconds"].as_f64().unwrap();
+    assert!(measuring.is_sorted_by(|one, next| seconds(one) <= seconds(next)), "{measuring:?}");
+    assert!(seconds(last) > 0.0);
 }

@@ -41,7 +41,36 @@ pub(in crate::http) enum ModelState {
     NotReady {
         /// Why not.
         reason: String,
+        /// How far its load is, while there is one under way.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        loading: Option<LoadProgress>,
     },
+}
+
+/// How far the load of a model is.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(in crate::http) struct LoadProgress {
+    /// What is being done.
+    pub(in crate::http) stage: LoadStage,
+    /// Seconds since the stage began.
+    pub(in crate::http) seconds: f64,
+    /// Seconds that the stage takes at most, give or take one evaluation of the network; absent where nobody knows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) budget_seconds: Option<f64>,
+}
+
+/// The stages of a load, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::http) enum LoadStage {
+    /// Other models are loaded first.
+    Waiting,
+    /// Its files are fetched from the Hugging Face Hub.
+    Downloading,
+    /// Its files are read.
+    Reading,
+    /// The time that its evaluations take is measured, by batch size.
+    Measuring,
 }
 
 /// What a model is, from its folder and its model card.
