@@ -32,25 +32,6 @@ impl Estimate {
     }
 }
 
-/// What training batches take.
-#[derive(Debug, Clone)]
-pub struct Cost {
-    /// Evaluations of the teacher, in rows, before the first one.
-    pub prepare_rows: u64,
-    /// What they take.
-    pub prepare_seconds: f64,
-    /// What each takes.
-    pub batch_seconds: f64,
-    /// Memory that they are going to take and have not yet.
-    pub memory_bytes: u64,
-    /// What they add to a checkpoint.
-    pub checkpoint_bytes: u64,
-    /// What they keep on the disk beside it.
-    pub disk_bytes: u64,
-    /// One like them, which teaches nothing.
-    pub sample: TrainingBatch,
-}
-
 /// Most memory that the process has had so far.
 pub(crate) fn peak_memory(device: &Device) -> Option<u64> {
     device.is_cpu().then(memory::peak).flatten()

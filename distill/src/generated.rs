@@ -9,12 +9,12 @@ use understudy_models::{Error, NetworkConfig, Result};
 
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
-use crate::estimate::{Cost, timed_evaluation};
+use crate::estimate::timed_evaluation;
 use crate::generate::Sampling;
 use crate::noised::Noised;
 use crate::picture;
 use crate::teacher::Teacher;
-use crate::training_batch::{BatchSource, TrainingBatch};
+use crate::training_batch::{BatchSource, Cost, TrainingBatch};
 
 /// Where a checkpoint holds the pictures' SHA-256.
 const PICTURES: &str = "pictures.sha256";

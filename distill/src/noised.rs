@@ -9,9 +9,8 @@ use understudy_models::{Conditioning, Error, NetworkConfig, Result, noise};
 
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
-use crate::estimate::Cost;
 use crate::random::{self, Purpose};
-use crate::training_batch::{BatchSource, TrainingBatch};
+use crate::training_batch::{BatchSource, Cost, TrainingBatch};
 
 /// Training batches from images: `x_t = sqrt(alpha_bar_t)·x0 + sqrt(1 − alpha_bar_t)·eps`, t uniform, and eps the
 /// answer. Draws are a function of the run's seed and the step, so there is no state.

@@ -4,7 +4,6 @@ use candle_core::{Device, Result, Tensor};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::Snapshot;
-use crate::estimate::Cost;
 
 /// Noisy samples, each at its own time, and the answers that are to be learned.
 #[derive(Debug, Clone)]
@@ -62,6 +61,25 @@ impl TrainingBatch {
             seeds: self.seeds[range].to_vec(),
         })
     }
+}
+
+/// What training batches take.
+#[derive(Debug, Clone)]
+pub struct Cost {
+    /// Evaluations of the teacher, in rows, before the first one.
+    pub prepare_rows: u64,
+    /// What they take.
+    pub prepare_seconds: f64,
+    /// What each takes.
+    pub batch_seconds: f64,
+    /// Memory that they are going to take and have not yet.
+    pub memory_bytes: u64,
+    /// What they add to a checkpoint.
+    pub checkpoint_bytes: u64,
+    /// What they keep on the disk beside it.
+    pub disk_bytes: u64,
+    /// One like them, which teaches nothing.
+    pub sample: TrainingBatch,
 }
 
 /// Where training batches come from. Its state goes into checkpoints, so that a resumed run sees the same ones.

@@ -122,13 +122,7 @@ impl Page<'_> {
     }
 
     /// A grid of pictures, in the page and as a file.
-    fn grid(
-        &mut self,
-        name: &str,
-        caption: &str,
-        pairs: &[Pair],
-        of: Of,
-    ) -> Result<(), String> {
+    fn grid(&mut self, name: &str, caption: &str, pairs: &[Pair], of: Of) -> Result<(), String> {
         let images: Vec<Image> = pairs.iter().map(|pair| of(pair).clone()).collect();
         let Some(grid) = picture::grid(&images, COLUMNS.min(images.len().max(1))) else {
             return Ok(());

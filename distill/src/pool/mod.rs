@@ -19,10 +19,10 @@ use serde_json::{Map, Value};
 use understudy_models::{Error, Result, memory, noise};
 
 use crate::checkpoint::Snapshot;
-use crate::estimate::{Cost, timed_evaluation};
+use crate::estimate::timed_evaluation;
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
-use crate::training_batch::{BatchSource, TrainingBatch};
+use crate::training_batch::{BatchSource, Cost, TrainingBatch};
 use crate::walk::Walks;
 use rows::{Owner, Rows, Saved};
 
