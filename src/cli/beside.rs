@@ -16,8 +16,8 @@ use understudy_models::{
 
 use super::{
     compute::Compute,
-    evaluate::{MeasureArgs, feature_network, reference},
     folder_name,
+    measure::{MeasureArgs, feature_network, reference},
     progress::Progress,
     table,
 };

@@ -34,8 +34,8 @@ use understudy_models::{
 
 use super::{
     compute::Compute,
-    evaluate::MeasureArgs,
     interrupt::Interrupt,
+    measure::MeasureArgs,
     models_arg::ModelsArg,
     preset::{DistillDefaults, Preset},
     progress::TrainingProgress,

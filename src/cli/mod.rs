@@ -12,6 +12,7 @@ mod import;
 mod interrupt;
 mod load;
 mod log;
+mod measure;
 mod models;
 mod models_arg;
 mod openapi;

@@ -9,7 +9,7 @@ use understudy_models::{Image, checkpoint::ModelFolder};
 use super::{
     beside::{self, Measured},
     compute::Compute,
-    evaluate::MeasureArgs,
+    measure::MeasureArgs,
     models_arg::ModelsArg,
     print,
 };
