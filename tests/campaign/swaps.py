@@ -1,6 +1,7 @@
 """A model's folder is swapped under load: every image has the bytes of the old weights or of the new ones, never others."""
 
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -120,10 +121,11 @@ def broken(world):
         with Clients(server, 4) as asked:
             config = folder / "unet/config.json"
             good = config.read_text()
-            for content in ["", "{}", good.replace("[8, 8]", "[8, 12]"), good.replace("[8, 8]", "[0, 8]")]:
+            wrong = [json.dumps(json.loads(good) | {"block_out_channels": widths}) for widths in ([8, 12], [0, 8])]
+            for content in ["", "{}", *wrong]:
                 config.write_text(content)
                 reply = load(server)
-                assert reply.status in (400, 409, 503), f"{reply.status} {reply.text()}"
+                assert reply.status in (400, 409, 503), f"{content}: {reply.status} {reply.text()}"
             config.write_text(good)
             assert load(server).status == 200
         assert not asked.problems, asked.problems[:3]

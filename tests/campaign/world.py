@@ -128,14 +128,14 @@ class World:
         return [
             *("train", "--data", self.data, "--config", self.folder / "network.json"),
             *("--noise-schedule", self.folder / "schedule.json", "--out", out, "--steps", steps),
-            *("--batch", 2, "--checkpoint-every", 2, "--sample-every", 0, "--threads", 1, *more),
+            *("--batch", 2, "--checkpoint-every", 2, "--sample-every", 0, "--threads", 1, "--learning-rate-schedule", "constant", *more),
         ]
 
     def distill_arguments(self, out, steps, *more):
         return [
             *("distill", "--teacher", self.models / "teacher", "--student", self.folder / "network.json"),
             *("--out", out, "--steps", steps, "--batch", 2, "--rho", 0.2, "--walk-steps", 10, "--no-report"),
-            *("--checkpoint-every", 2, "--sample-every", 0, "--threads", 1, *more),
+            *("--checkpoint-every", 2, "--sample-every", 0, "--threads", 1, "--learning-rate-schedule", "constant", *more),
         ]
 
     def train(self, out, steps, *more, **how):
