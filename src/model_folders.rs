@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use understudy_models::checkpoint::ModelFolder;
+use understudy_models::checkpoint::{ModelFolder, is_model};
 
 /// Between several folders in one value of `--models` or `UNDERSTUDY_MODELS`, as in `PATH`.
 pub(crate) const SEPARATOR: char = if cfg!(windows) { ';' } else { ':' };
@@ -99,11 +99,6 @@ impl ModelFolders {
         let asked: Vec<_> = self.asked.iter().map(|it| it.display().to_string()).collect();
         asked.join(", ")
     }
-}
-
-/// Whether a folder is a model's.
-pub(crate) fn is_model(folder: &Path) -> bool {
-    folder.join("model_index.json").is_file()
 }
 
 /// The folder of the models that come with the program.

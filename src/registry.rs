@@ -381,11 +381,7 @@ impl Registry {
 
     fn publish(&self, model: &Model, loaded: bool) {
         let card = &model.card;
-        let role = match card.role {
-            Role::Teacher => "teacher",
-            Role::Student => "student",
-            Role::Baseline => "baseline",
-        };
+        let role = card.role.name();
         let parameters = model.parameters.to_string();
         let teacher = card.teacher.as_deref().unwrap_or("");
         let labels = [model.id.as_str(), role, teacher, model.dtype, &parameters];

@@ -13,7 +13,6 @@ use understudy_distill::{
     generate::{Classes, Sampling},
 };
 use understudy_models::{
-    Image,
     checkpoint::{Loaded, ModelFolder, check_target, hub, write_atomically},
     noise, sampler,
 };
@@ -27,6 +26,7 @@ use super::{
     progress::Progress,
     table,
 };
+use crate::report::{deviation, mean};
 
 /// Score a model's images, alone or beside its teacher's (--against).
 ///
@@ -258,7 +258,7 @@ impl Source {
                     let batch = batch.map_err(|error| error.to_string())?;
                     let pictures = batch.images().map_err(|error| error.to_string())?;
                     done += pictures.len();
-                    let images = set_of(pictures, batch.labels);
+                    let images = Images::of_pictures(&pictures, batch.labels);
                     observer.add(&images).map_err(|error| error.to_string())?;
                     progress.at(done, "");
                 }
@@ -266,14 +266,6 @@ impl Source {
             }
         }
     }
-}
-
-/// Pictures of one size as a set.
-fn set_of(pictures: Vec<Image>, labels: Option<Vec<u32>>) -> Images {
-    let shape = pictures.first().map(|first| (first.channels, first.height, first.width));
-    let (channels, height, width) = shape.unwrap_or_default();
-    let pixels = pictures.into_iter().flat_map(|picture| picture.pixels).collect();
-    Images { channels, height, width, pixels, labels, ..Images::default() }
 }
 
 /// Each score's mean over the runs, and between several runs its standard deviation (divisor N − 1).
@@ -296,11 +288,8 @@ fn summary(network: &dyn FeatureNetwork, runs: &[Scores]) -> Value {
         if values.is_empty() {
             continue;
         }
-        let mean = values.iter().sum::<f64>() / values.len() as f64;
-        summary.insert(name.into(), json!(mean));
-        if values.len() > 1 {
-            let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-            let deviation = (squares / (values.len() - 1) as f64).sqrt();
+        summary.insert(name.into(), json!(mean(&values)));
+        if let Some(deviation) = deviation(&values) {
             summary.insert(format!("{name}_between_seeds"), json!(deviation));
         }
     }

@@ -41,6 +41,7 @@ use clap::{
     Parser, Subcommand,
     builder::{PossibleValuesParser, TypedValueParser},
 };
+use indicatif::HumanCount;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use understudy_distill::{
@@ -248,16 +249,8 @@ fn quoted(word: &str) -> String {
 }
 
 /// A count with its digits in groups of three.
-fn grouped(count: usize) -> String {
-    let digits = count.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
+fn grouped(count: usize) -> HumanCount {
+    HumanCount(count as u64)
 }
 
 /// The fields of a value that is written as a JSON object.

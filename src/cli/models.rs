@@ -111,11 +111,7 @@ fn servable(model: &ModelFolder) -> State {
 }
 
 fn role_of(role: Role, teacher: Option<&str>) -> String {
-    let role = match role {
-        Role::Teacher => "teacher",
-        Role::Student => "student",
-        Role::Baseline => "baseline",
-    };
+    let role = role.name();
     teacher.map_or(role.into(), |teacher| format!("{role} of {teacher}"))
 }
 

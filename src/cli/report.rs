@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use image::ImageReader;
 use understudy_distill::watch::sample_grid;
-use understudy_models::{Image, checkpoint::ModelFolder};
+use understudy_models::{
+    Image,
+    checkpoint::{ModelFolder, is_model},
+};
 
 use super::{
     beside::{self, Measured},
@@ -71,7 +74,7 @@ fn beside_or_resolved(
     models: &ModelsArg,
 ) -> Result<PathBuf, String> {
     let beside = student.parent().map(|folder| folder.join(teacher));
-    match beside.filter(|folder| crate::model_folders::is_model(folder)) {
+    match beside.filter(|folder| is_model(folder)) {
         Some(folder) => Ok(folder),
         None => models.resolve("--against", teacher),
     }

@@ -6,7 +6,7 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
-use understudy_models::{Conditioning, checkpoint::card::Role};
+use understudy_models::Conditioning;
 
 use super::{
     App,
@@ -127,11 +127,7 @@ fn loading(state: &ModelState) -> Option<LoadProgress> {
 fn card(model: &Model) -> ModelCard {
     let card = &model.card;
     ModelCard {
-        role: match card.role {
-            Role::Teacher => "teacher",
-            Role::Student => "student",
-            Role::Baseline => "baseline",
-        },
+        role: card.role.name(),
         teacher: card.teacher.clone(),
         class_names: card.class_names.clone(),
         num_classes: match model.geometry.conditioning {

@@ -12,7 +12,7 @@ use understudy_distill::{
 };
 use understudy_models::{Denoiser, Image, noise};
 
-use crate::similarity::Similarity;
+use crate::{percentiles::sorted, similarity::Similarity};
 
 /// A model to compare.
 pub(crate) struct Side<'a> {
@@ -218,8 +218,8 @@ impl<'a> Seen<'a> {
     ) -> Result<()> {
         let [ours, theirs] = [students.images()?, teachers.images()?];
         if let Some([of_teacher, of_student]) = &mut self.observers {
-            of_teacher.add(&set_of(&theirs, teachers.labels.clone()))?;
-            of_student.add(&set_of(&ours, students.labels.clone()))?;
+            of_teacher.add(&Images::of_pictures(&theirs, teachers.labels.clone()))?;
+            of_student.add(&Images::of_pictures(&ours, students.labels.clone()))?;
         }
         for (row, (teacher, student)) in theirs.into_iter().zip(ours).enumerate() {
             let Some(similarity) = Similarity::of(&teacher, &student) else {
@@ -306,7 +306,7 @@ fn own_reference(
     for batch in sampling.batches(teacher.network, 0..settings.images) {
         let batch = batch?;
         made(batch.seeds.len());
-        observer.add(&set_of(&batch.images()?, batch.labels.clone()))?;
+        observer.add(&Images::of_pictures(&batch.images()?, batch.labels.clone()))?;
     }
     Reference::from_images(&observer).map(Some)
 }
@@ -319,14 +319,6 @@ fn observer(network: &dyn FeatureNetwork, images: usize) -> Result<Observer<'_>>
 fn of_run(side: &Side<'_>, run: usize, images: usize) -> Sampling {
     let first_seed = (side.sampling.first_seed + (run * images) as u64) % noise::SEEDS;
     Sampling { first_seed, ..side.sampling.clone() }
-}
-
-/// Pictures of one size as a set.
-fn set_of(pictures: &[Image], labels: Option<Vec<u32>>) -> Images {
-    let shape = pictures.first().map(|first| (first.channels, first.height, first.width));
-    let (channels, height, width) = shape.unwrap_or_default();
-    let pixels = pictures.iter().flat_map(|picture| picture.pixels.iter().copied()).collect();
-    Images { channels, height, width, pixels, labels, ..Images::default() }
 }
 
 /// Times evaluations of both in turns.
@@ -344,11 +336,7 @@ fn speed(teacher: &dyn Denoiser, student: &dyn Denoiser) -> Result<Vec<Speed>> {
                 rounds.push(times);
             }
         }
-        let sorted = |value: fn(&[f64; 2]) -> f64| {
-            let mut values: Vec<f64> = rounds.iter().map(value).collect();
-            values.sort_by(f64::total_cmp);
-            values
-        };
+        let sorted = |value: fn(&[f64; 2]) -> f64| sorted(rounds.iter().map(value));
         let by_image = 1e3 / batch as f64;
         let ratios = sorted(|times| times[0] / times[1]);
         all.push(Speed {

@@ -140,3 +140,62 @@ impl Verdict {
         Self { level, sentence: format!("{judgement} {reason}{faster}."), next }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::comparison::{Compared, Speed};
+
+    /// A comparison of so many images of a student with these shares of its teacher's precision and recall.
+    fn compared(images: usize, [precision, recall]: [f64; 2], speed_up: f64) -> Comparison {
+        let score = |name: &str, student: f64| Compared {
+            name: name.into(),
+            more_is_better: true,
+            teacher: vec![0.8],
+            student: vec![0.8 * student],
+        };
+        Comparison {
+            teacher: "t".into(),
+            student: "s".into(),
+            images,
+            runs: 1,
+            features: Some("f".into()),
+            feature_width: Some(128),
+            against_teacher: true,
+            steps: [20, 20],
+            scores: vec![score("Precision", precision), score("Recall", recall)],
+            psnr_db: vec![26.0],
+            ssim: vec![0.9],
+            speed: vec![Speed {
+                batch: 8,
+                teacher_ms: speed_up,
+                student_ms: 1.0,
+                ratio: [speed_up; 3],
+            }],
+            first: Vec::new(),
+            least_alike: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_verdict_follows_from_quality_speed_and_how_much_was_measured() {
+        for (images, shares, speed_up, level, words) in [
+            (2000, [0.95, 0.92], 2.2, Level::Good, "Use it"),
+            (2000, [0.95, 0.8], 2.2, Level::Usable, "Usable"),
+            (2000, [0.95, 0.5], 2.2, Level::NotYet, "less varied"),
+            (2000, [0.5, 0.95], 2.2, Level::NotYet, "worse than the teacher's"),
+            (2000, [0.95, 0.95], 1.0, Level::NotYet, "hardly faster"),
+            (600, [0.95, 0.95], 2.2, Level::Unknown, "at least 640"),
+            (600, [0.95, 0.1], 2.2, Level::NotYet, "less varied"),
+        ] {
+            let verdict = Verdict::of(&compared(images, shares, speed_up));
+            assert_eq!(verdict.level, level, "{}", verdict.sentence);
+            assert!(verdict.sentence.contains(words), "{}", verdict.sentence);
+        }
+        // A student that takes fewer evaluations is faster by that, too.
+        let few = Comparison { steps: [20, 4], ..compared(2000, [0.95, 0.95], 2.0) };
+        assert!(Verdict::of(&few).sentence.contains("at 10.0 × the speed"));
+        let alone = Comparison { feature_width: None, ..compared(2000, [0.95, 0.95], 2.0) };
+        assert_eq!(Verdict::of(&alone).level, Level::Unknown);
+    }
+}

@@ -19,7 +19,7 @@ use std::{ops::Range, path::Path};
 
 use candle_core::{Device, Tensor};
 use sha2::{Digest, Sha256};
-use understudy_models::{Error, Result};
+use understudy_models::{Error, Image, Result};
 
 use content::Content;
 
@@ -43,6 +43,14 @@ pub struct Images {
 }
 
 impl Images {
+    /// Pictures of one size as a set.
+    pub fn of_pictures(pictures: &[Image], labels: Option<Vec<u32>>) -> Self {
+        let shape = pictures.first().map(|first| (first.channels, first.height, first.width));
+        let (channels, height, width) = shape.unwrap_or_default();
+        let pixels = pictures.iter().flat_map(|picture| picture.pixels.iter().copied()).collect();
+        Self { channels, height, width, pixels, labels, ..Self::default() }
+    }
+
     /// Reads the set at `path`; the module says which kinds there are.
     ///
     /// # Errors

@@ -16,6 +16,17 @@ pub enum Role {
     Baseline,
 }
 
+impl Role {
+    /// The name in cards, replies and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Teacher => "teacher",
+            Self::Student => "student",
+            Self::Baseline => "baseline",
+        }
+    }
+}
+
 /// What a request gets when it does not say.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

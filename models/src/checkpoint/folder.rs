@@ -218,6 +218,11 @@ impl ModelFolder {
     }
 }
 
+/// Whether a folder is a model's: it has a `model_index.json`, which may still be one that nobody understands.
+pub fn is_model(folder: &Path) -> bool {
+    folder.join("model_index.json").is_file()
+}
+
 /// `folder/file`, or `file` beside the index where only that is there.
 fn component(path: &Path, folder: &str, file: &str) -> PathBuf {
     let nested = path.join(folder).join(file);

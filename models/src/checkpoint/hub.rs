@@ -20,7 +20,7 @@ use client::{Client, Listed, Listing, Refusal};
 use places::Places;
 
 use super::{
-    folder::{CARD, ModelFolder, WEIGHTS},
+    folder::{CARD, ModelFolder, WEIGHTS, is_model},
     read,
 };
 use crate::{Error, NetworkConfig, Result};
@@ -90,10 +90,6 @@ fn models_in(folders: &[&Path]) -> Vec<String> {
 fn join(folder: &Path, names: &[String]) -> String {
     let paths: Vec<_> = names.iter().map(|name| folder.join(name).display().to_string()).collect();
     paths.join(", ")
-}
-
-fn is_model(folder: &Path) -> bool {
-    folder.join("model_index.json").is_file()
 }
 
 /// The id that a model serves under: `owner--name` for a Hub id, else the name itself.

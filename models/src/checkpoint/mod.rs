@@ -14,5 +14,5 @@ mod tensors;
 
 pub use draft::Draft;
 pub use file::{check_target, reclaim, sync_folder, write_atomically, write_with};
-pub use folder::{Loaded, ModelFolder, is_finite};
+pub use folder::{Loaded, ModelFolder, is_finite, is_model};
 pub use state_dict::StateDict;
