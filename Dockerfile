@@ -42,14 +42,14 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
 FROM run-${VARIANT}
 RUN groupadd --gid 10001 understudy \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin understudy \
-    && install --directory --owner=10001 --group=0 --mode=0775 /var/cache/huggingface /var/lib/understudy
+    && install --directory --owner=10001 --group=0 --mode=0775 /var/cache/huggingface /var/cache/understudy /var/lib/understudy
 WORKDIR /opt/understudy
 COPY --from=build /understudy ./
 # Found beside the executable.
 COPY models/zoo models/zoo
 # Experiments are kept in /var/lib/understudy. It is the default folder, not a named one: where it cannot be written,
 # images are served all the same, and whoever begins an experiment is told why there is none.
-ENV UNDERSTUDY_HOST=0.0.0.0 XDG_STATE_HOME=/var/lib HF_HOME=/var/cache/huggingface
+ENV UNDERSTUDY_HOST=0.0.0.0 XDG_STATE_HOME=/var/lib XDG_CACHE_HOME=/var/cache HF_HOME=/var/cache/huggingface
 # By number: Kubernetes' runAsNonRoot believes no name.
 USER 10001:10001
 EXPOSE 8080

@@ -227,6 +227,7 @@ impl Server {
                 dtype: DType::F32,
                 max_rows,
                 deterministic: false,
+                kept_costs: registry::KeptCosts::default(),
             };
             let registry = Registry::open(settings, engine.clone(), Arc::clone(&metrics)).unwrap();
             let registry = Arc::new(registry);
@@ -235,7 +236,7 @@ impl Server {
             let app = App::new(engine, Arc::clone(&registry), none, metrics, settings);
             let stopped = async move { drop(stopped.await) };
             let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
-            registry.load_all().await.unwrap();
+            registry.load_all(|_, _| {}).await.unwrap();
             let Some(State::Ready(model)) = registry.get(MODEL) else { panic!("not ready") };
             (url, model.on(0).max_rows(), served)
         });

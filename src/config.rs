@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use crate::{
     cli::{LogFormat, ServeArgs},
-    http, registry,
+    http,
+    registry::{self, KeptCosts},
 };
 
 /// A valid configuration of `serve`.
@@ -61,10 +62,14 @@ impl Config {
                 devices,
                 max_rows: arguments.max_batch,
                 deterministic: arguments.deterministic,
+                kept_costs: user_folder("XDG_CACHE_HOME", ".cache")
+                    .map_or_else(KeptCosts::default, |caches| {
+                        KeptCosts::in_folder(caches.join("evaluation-costs"))
+                    }),
             },
             data: match arguments.data_dir {
                 Some(folder) => DataFolder::Named(folder),
-                None => DataFolder::Default(default_data_folder()),
+                None => DataFolder::Default(user_folder("XDG_STATE_HOME", ".local/state")),
             },
             http: http::Settings {
                 max_images: arguments.max_images_per_request.min(max_queue),
@@ -101,13 +106,14 @@ pub enum DataFolder {
     Default(Option<PathBuf>),
 }
 
-/// `understudy` in the user's folder of states: the XDG base directory specification's, on any system.
-fn default_data_folder() -> Option<PathBuf> {
-    let named = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let states = named.filter(|folder| folder.is_absolute());
+/// `understudy` in one of the user's folders: the one that the XDG base directory specification's variable names, else
+/// its default below the home, on any system.
+fn user_folder(variable: &str, default: &str) -> Option<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    let named = named.filter(|folder| folder.is_absolute());
     let home = || Some(std::env::home_dir()?).filter(|home| home.is_absolute());
-    let states = states.or_else(|| Some(home()?.join(".local/state")))?;
-    Some(states.join("understudy"))
+    let folder = named.or_else(|| Some(home()?.join(default)))?;
+    Some(folder.join("understudy"))
 }
 
 fn shadow_rate(rate: f64) -> Result<f64, String> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use prometheus::{
     Gauge, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
-    core::Collector,
+    core::Collector, proto::Metric,
 };
 
 /// The `model` label of a request that names no model of this server.
@@ -221,6 +221,29 @@ impl Metrics {
     pub fn encode(&self) -> prometheus::Result<String> {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
+
+    /// Images finished since the server started, of all models.
+    pub fn images_finished(&self) -> u64 {
+        series(&self.images).map(|metric| metric.get_counter().get_value() as u64).sum()
+    }
+
+    /// Network evaluations since the server started, of all models, and the samples that took part in them.
+    pub fn evaluations(&self) -> (u64, f64) {
+        series(&self.batch_samples).fold((0, 0.0), |(evaluations, samples), metric| {
+            let histogram = metric.get_histogram();
+            (evaluations + histogram.get_sample_count(), samples + histogram.get_sample_sum())
+        })
+    }
+
+    /// Samples of all models whose first evaluation has not begun.
+    pub fn waiting(&self) -> i64 {
+        series(&self.samples_waiting).map(|metric| metric.get_gauge().get_value() as i64).sum()
+    }
+}
+
+/// A metric's series, as they are now.
+fn series(metric: &impl Collector) -> impl Iterator<Item = Metric> {
+    metric.collect().into_iter().flat_map(|mut family| family.take_metric())
 }
 
 /// Bucket bounds of the times that requests take, in seconds.

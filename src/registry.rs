@@ -1,5 +1,6 @@
 //! Model folders become loaded, warmed, ready models.
 
+mod kept_costs;
 mod model;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 
 use candle_core::{DType, Device};
 use understudy_models::checkpoint::{
+    ModelFolder,
     card::Role,
     hub::{self, Hub},
 };
@@ -25,6 +27,7 @@ use crate::{
     names::{UNUSABLE_NAME, is_id},
 };
 
+pub use kept_costs::KeptCosts;
 pub use model::{Model, Replica};
 
 /// What the registry knows of one id.
@@ -98,6 +101,8 @@ pub struct Settings {
     pub max_rows: Option<usize>,
     /// Whether every evaluation on a GPU has `max_rows` rows, whoever asks.
     pub deterministic: bool,
+    /// What evaluations cost when the server last ran.
+    pub kept_costs: KeptCosts,
 }
 
 impl Settings {
@@ -192,15 +197,18 @@ impl Registry {
         })
     }
 
-    /// Loads and warms every model, one after the other.
+    /// Loads and warms every model, one after the other, and tells `tried` of each.
     ///
     /// # Errors
     /// A sentence when not one of them can be served.
-    pub async fn load_all(&self) -> Result<(), String> {
+    pub async fn load_all(&self, mut tried: impl FnMut(&str, &State)) -> Result<(), String> {
         let ids: Vec<String> = self.entries().keys().cloned().collect();
         for id in &ids {
             if let Err(error) = self.load_marked(id).await {
                 tracing::error!(model = %id, %error, "model not ready");
+            }
+            if let Some(state) = self.get(id) {
+                tried(id, &state);
             }
         }
         let ready: Vec<Arc<Model>> =
@@ -293,7 +301,19 @@ impl Registry {
         }
         // Whoever asked may go away. The load goes on to its end, and the mark with it: there is never more than one.
         let (registry, marked) = (Arc::clone(self), id.to_owned());
-        let loading = tokio::spawn(async move { registry.load_marked(&marked).await });
+        let loading = tokio::spawn(async move {
+            let loaded = registry.load_marked(&marked).await;
+            if let (Ok(()), Some(State::Ready(model))) = (&loaded, registry.get(&marked)) {
+                tracing::info!(
+                    model = marked,
+                    parameters = model.parameters,
+                    max_rows = model.on(0).max_rows(),
+                    evaluation_seconds = model.on(0).evaluation_seconds(1),
+                    "model ready"
+                );
+            }
+            loaded
+        });
         loading.await.unwrap_or_else(|error| {
             Err(LoadError::Refused(format!("loading ended early: {error}; ask again")))
         })
@@ -353,22 +373,28 @@ impl Registry {
         self.enter(id, Stage::Reading);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
+            let network = ModelFolder::open(&folder)?.network;
+            let circumstances = settings.kept_costs.circumstances(
+                &network,
+                settings.dtype,
+                settings.max_rows,
+                &settings.devices,
+            );
             let model = Model::load(&folder, id_, key, settings.dtype, &settings.devices)?;
-            Ok::<_, understudy_models::Error>(match settings.max_rows {
+            let model = match settings.max_rows {
                 Some(rows) if settings.deterministic => model.padded(rows),
                 _ => model,
-            })
+            };
+            Ok::<_, understudy_models::Error>((Arc::new(model), circumstances))
         };
-        let model = Arc::new(blocking(read).await?);
+        let (model, circumstances) = blocking(read).await?;
         self.enter(id, Stage::Measuring);
-        self.engine.warm_up(Arc::clone(&model), self.settings.max_rows).await?;
-        tracing::info!(
-            model = id,
-            parameters = model.parameters,
-            max_rows = model.on(0).max_rows(),
-            evaluation_seconds = model.on(0).evaluation_seconds(1),
-            "model ready"
-        );
+        let Settings { kept_costs, max_rows, .. } = &self.settings;
+        let known = circumstances.as_ref().and_then(|it| kept_costs.recall(it));
+        let measured = self.engine.warm_up(Arc::clone(&model), *max_rows, known).await?;
+        if let (Some(circumstances), Some(costs)) = (circumstances, measured) {
+            kept_costs.keep(circumstances, costs);
+        }
         Ok(model)
     }
 

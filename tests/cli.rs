@@ -11,7 +11,9 @@ fn understudy(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
     command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
     // Not the experiments of whoever runs the tests.
-    command.env("XDG_STATE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    for folder in ["XDG_STATE_HOME", "XDG_CACHE_HOME"] {
+        command.env(folder, env!("CARGO_TARGET_TMPDIR"));
+    }
     command
 }
 
@@ -50,14 +52,15 @@ fn keys_that_protect_nothing_are_refused() {
 #[test]
 fn whom_a_server_without_keys_lets_in_is_told_at_the_start() {
     let warnings = |arguments: &[&str]| {
-        let mut command = understudy(&[&["serve", "--port", "0"], arguments].concat());
+        let serve = ["serve", "--port", "0", "--max-batch", "1"];
+        let mut command = understudy(&[&serve, arguments].concat());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // It says so before it loads anything.
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let line = stderr.lines().map_while(Result::ok).next().unwrap_or_default();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let ready = stdout.lines().map_while(Result::ok).any(|line| line.starts_with("Ready"));
         child.kill().unwrap();
-        child.wait().unwrap();
-        line
+        let output = child.wait_with_output().unwrap();
+        assert!(ready);
+        String::from_utf8(output.stderr).unwrap()
     };
     let warned = warnings(&["--host", "0.0.0.0"]);
     assert!(warned.contains("WARN") && warned.contains("--api-key"), "{warned}");

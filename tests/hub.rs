@@ -26,7 +26,7 @@ impl Drop for Server {
     }
 }
 
-/// Starts it and waits for the address it prints once it is ready.
+/// Starts it and waits until it is ready.
 fn serve(arguments: &[&str], hub: &HubServer, home: &Path) -> (Server, String) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_understudy"))
         .args(["serve", "--port", "0"])
@@ -34,17 +34,16 @@ fn serve(arguments: &[&str], hub: &HubServer, home: &Path) -> (Server, String) {
         .env("HF_ENDPOINT", &hub.endpoint)
         .env("HF_HOME", home)
         .env("XDG_STATE_HOME", home)
+        .env("XDG_CACHE_HOME", home)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let stdout = child.stdout.take().unwrap();
     let server = Server(child);
     let lines = BufReader::new(stdout).lines().map_while(Result::ok);
-    let address = lines
-        .filter_map(|line| Some(line.split_once("http://")?.1.split(' ').next()?.to_owned()))
-        .next()
-        .expect("the server prints its address");
-    (server, address)
+    let said: Vec<String> = lines.take_while(|line| !line.starts_with("Ready after")).collect();
+    let (_, address) = said[0].split_once("http://").expect("the server prints its address");
+    (server, address.split(' ').next().unwrap().to_owned())
 }
 
 fn models(address: &str) -> Value {

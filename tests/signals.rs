@@ -38,7 +38,8 @@ impl Server {
             .args(["serve", "--port", "0", "--drain-seconds", "3600"])
             .args(short)
             .args(arguments);
-        command.env("XDG_STATE_HOME", states.path()).envs(environment.iter().copied());
+        command.env("XDG_STATE_HOME", states.path()).env("XDG_CACHE_HOME", states.path());
+        command.envs(environment.iter().copied());
         command.current_dir(env!("CARGO_MANIFEST_DIR")).stdout(Stdio::piped()).stderr(stderr);
         Self { child: command.spawn().unwrap(), address: String::new(), _states: states }
     }
@@ -48,15 +49,19 @@ impl Server {
         Self::spawn(&[], stderr, &[]).announced()
     }
 
-    /// The same, once it has told its address.
+    /// The same, once it is ready.
     fn announced(self) -> Self {
         let mut server = self;
         let lines = BufReader::new(server.child.stdout.take().unwrap()).lines();
-        let mut addresses = lines.map_while(Result::ok).filter_map(|line| {
-            Some(line.split_once("serves on http://")?.1.split(' ').next()?.to_owned())
-        });
-        server.address = addresses.next().unwrap();
-        server
+        for line in lines.map_while(Result::ok) {
+            if let Some((_, address)) = line.split_once("serves on http://") {
+                server.address = address.split(' ').next().unwrap().to_owned();
+            }
+            if line.starts_with("Ready after") {
+                return server;
+            }
+        }
+        panic!("it ended before it was ready");
     }
 
     fn connect(&self) -> TcpStream {

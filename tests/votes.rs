@@ -29,12 +29,9 @@ impl Server {
     fn run(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let mut addresses = lines.filter_map(|line| {
-            let address = line.split_once("serves on ")?.1.split(' ').next()?;
-            Some(address.to_owned())
-        });
-        let base = addresses.next().unwrap();
-        Self { child, base }
+        let said: Vec<String> = lines.take_while(|line| !line.starts_with("Ready after")).collect();
+        let address = said[0].split_once("serves on ").unwrap().1.split(' ').next().unwrap();
+        Self { child, base: address.to_owned() }
     }
 }
 
@@ -49,6 +46,7 @@ impl Drop for Server {
 fn serve() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
     command.args(["serve", "--port", "0"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 

@@ -96,6 +96,7 @@ class Server:
         for line in self.process.stdout:
             if line.startswith("Understudy serves on "):
                 self.url = line.split()[3]
+            if line.startswith("Ready after "):
                 return
         raise RuntimeError(f"the server does not start on {device} in {dtype}; its reason is above")
 

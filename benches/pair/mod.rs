@@ -65,6 +65,7 @@ impl Server {
                 dtype: DType::F32,
                 max_rows: None,
                 deterministic: false,
+                kept_costs: registry::KeptCosts::default(),
             };
             let registry = Registry::open(settings, engine.clone(), Arc::clone(&shared)).unwrap();
             let registry = Arc::new(registry);
@@ -73,7 +74,7 @@ impl Server {
             let app = App::new(engine, Arc::clone(&registry), none, shared, settings);
             let stopped = async move { drop(stopped.await) };
             let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
-            registry.load_all().await.unwrap();
+            registry.load_all(|_, _| {}).await.unwrap();
             let ready = |id| match registry.get(id) {
                 Some(State::Ready(model)) => model,
                 other => panic!("{id}: {other:?}"),

@@ -44,6 +44,7 @@ class Server:
         for line in self.process.stdout:
             if line.startswith("Understudy serves on "):
                 self.url = line.split()[3]
+            if line.startswith("Ready after "):
                 return
         raise Unsupported(f"the server does not start with --dtype {precision}")
 

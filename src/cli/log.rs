@@ -1,6 +1,6 @@
-//! The log of a server: lines on standard error, written by a thread of its own.
+//! Lines on standard error or standard output of a server, written by a thread of their own.
 //!
-//! Whoever reads standard error may stop reading, and then writing to it stops as well. No request waits for that: lines
+//! Whoever reads them may stop reading, and then writing stops as well. No request waits for that: lines
 //! wait in bounded memory, and those that find no room are dropped and counted. tracing-appender does the same, but
 //! brings a calendar's six crates, and at the end prints to standard output, which may be stuck, too.
 
@@ -65,6 +65,11 @@ impl Log {
         }
     }
 
+    /// Writes a text and the end of its line.
+    pub(super) fn line(&self, text: &str) {
+        self.send(format!("{text}\n").into_bytes());
+    }
+
     fn send(&self, line: Vec<u8>) {
         let room = |waiting: usize| {
             let after = waiting + line.len();
@@ -88,7 +93,7 @@ fn write(
         match message {
             Message::Line(line) => {
                 // A line that is not taken is gone; the next may be.
-                let _ = out.write_all(&line);
+                let _ = out.write_all(&line).and_then(|()| out.flush());
                 waiting.fetch_sub(line.len(), Ordering::Relaxed);
             }
             Message::Flush(done) => {

@@ -1,5 +1,6 @@
 //! The command line: one file per command.
 
+mod announcement;
 mod bench;
 mod beside;
 mod completions;
@@ -23,6 +24,7 @@ mod report;
 mod sample;
 mod serve;
 mod table;
+mod throughput;
 mod train;
 mod train_judge;
 mod training;

@@ -6,7 +6,7 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use clap::{Args, ValueEnum, builder::RangedU64ValueParser};
@@ -16,11 +16,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    announcement,
     compute::{Compute, device_names},
     faults,
     log::Log,
     models_arg::ModelsArg,
-    print,
+    throughput,
 };
 use crate::{
     config::{Config, DataFolder},
@@ -257,6 +258,7 @@ pub(super) fn run(arguments: ServeArgs, threads: NonZeroUsize) -> Result<(), Str
 }
 
 async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(), String> {
+    let began = Instant::now();
     let stop = stop().map_err(|error| format!("signals cannot be received: {error}"))?;
     // First, so that a taken port is known before minutes of loading.
     let listener = listen(&config).await?;
@@ -278,19 +280,23 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
         .map_err(|error| format!("no thread for the device: {error}"))?;
     let registry = Registry::open(config.registry.clone(), engine.clone(), Arc::clone(&metrics))?;
     let registry = Arc::new(registry);
+    // What is said on standard output waits for nobody who reads it, as the log does not.
+    let announced = Log::start(io::stdout())?;
+    let device = device_names(&config.registry.devices);
+    let models = registry.list().len();
+    announced.line(&announcement::opening(address, &device, threads.get(), &kept, models));
+    let logged = tokio::spawn(throughput::log(Arc::clone(&metrics)));
     let app = App::new(engine, Arc::clone(&registry), Arc::clone(&experiments), metrics, settings);
 
     // Health answers 503 while models load, instead of no answer at all.
     let server = http::serve(listener, app, stop.cancelled_owned(), config.drain);
     let load = async {
-        registry.load_all().await?;
-        let announced = announcement(&registry, address, &config, threads, &kept);
-        // A server that cannot say so serves all the same, and does not wait for whoever reads it.
-        tokio::task::spawn_blocking(move || {
-            if let Err(problem) = print(announced) {
-                tracing::warn!(problem, "not announced");
-            }
-        });
+        let tried = |id: &str, state: &State| announced.line(&announcement::model(id, state));
+        registry.load_all(tried).await?;
+        let default = registry.default_id().unwrap_or_default();
+        let wants_key = !config.http.api_keys.is_empty();
+        let seconds = began.elapsed().as_secs_f64();
+        announced.line(&announcement::ready(address, default, seconds, wants_key));
         Ok::<_, String>(())
     };
     let served = async {
@@ -302,6 +308,8 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
         server.await.map_err(|error| error.to_string())
     };
     let ended = served.await;
+    logged.abort();
+    announced.flush(LAST_LINES);
     let closed = tokio::time::timeout(CLOSING, experiments.close()).await;
     let closed = closed.map_err(|_| {
         format!("the database of experiments did not close within {} s", CLOSING.as_secs())
@@ -437,44 +445,4 @@ fn log(format: LogFormat, lines: Log) {
         // It may be the last that the process says.
         lines.flush(LAST_LINES);
     }));
-}
-
-/// What a newcomer needs to know, and one line to paste.
-fn announcement(
-    registry: &Registry,
-    address: SocketAddr,
-    config: &Config,
-    threads: NonZeroUsize,
-    kept: &str,
-) -> String {
-    let mut lines = vec![
-        format!("Understudy serves on http://{address}   (API: http://{address}/docs/)"),
-        format!("  device   {}, {threads} threads", device_names(&config.registry.devices)),
-        format!("  data     {kept}"),
-    ];
-    for (id, state) in registry.list() {
-        let default = if registry.default_id() == Some(&id) { ", default" } else { "" };
-        lines.push(match state {
-            State::Ready(model) => format!(
-                "  model    {id}: ready{default}, {}x{}, {:.1} million weights, {}",
-                model.geometry.width,
-                model.geometry.height,
-                model.parameters as f64 / 1e6,
-                model.dtype
-            ),
-            State::Failed(problem) => format!("  model    {id}: not ready: {problem}"),
-            State::Loading(_) | State::Unloaded => format!("  model    {id}: not ready"),
-        });
-    }
-    let reachable = match address {
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => format!("127.0.0.1:{}", v4.port()),
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => format!("[::1]:{}", v6.port()),
-        address => address.to_string(),
-    };
-    let key = if config.http.api_keys.is_empty() { "" } else { " -H 'Authorization: Bearer KEY'" };
-    lines.push("\nAn image:\n".into());
-    lines.push(format!(
-        "  curl -s http://{reachable}/v1/images/generations -H 'Content-Type: application/json' -H 'Accept: image/png'{key} -d '{{\"seed\": 1}}' -o image.png\n"
-    ));
-    lines.join("\n")
 }

@@ -1,11 +1,14 @@
 //! What an evaluation costs, by rows: measured at warm-up, followed while serving.
 
+use serde::{Deserialize, Serialize};
+
 /// Seconds of one evaluation as a function of its rows.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
     /// (rows, seconds), rows ascending, as measured at warm-up.
     points: Vec<(usize, f64)>,
     /// How much slower than at warm-up the device is now.
+    #[serde(skip, default = "as_measured")]
     drift: f64,
     max_rows: usize,
 }
@@ -31,6 +34,21 @@ impl CostModel {
         let short = useful.iter().rev().find(|(_, seconds)| *seconds <= LONGEST_SECONDS);
         let largest = short.or(useful.first()).map_or(1, |&&(rows, _)| rows);
         Self { points, drift: 1.0, max_rows: max_rows.unwrap_or(largest) }
+    }
+
+    /// The same costs on a device that is slower by a factor.
+    #[must_use]
+    pub(super) fn slower(&self, factor: f64) -> Self {
+        let points = self.points.iter().map(|&(rows, seconds)| (rows, seconds * factor));
+        Self { points: points.collect(), ..self.clone() }
+    }
+
+    /// Whether these could have been measured: what is read from a file may be anything.
+    pub fn is_plausible(&self) -> bool {
+        let ascending = self.points.is_sorted_by(|(before, _), (after, _)| before < after);
+        let mut sizes = self.points.iter();
+        let real = sizes.all(|&(rows, seconds)| rows > 0 && seconds.is_finite() && seconds > 0.0);
+        !self.points.is_empty() && self.max_rows > 0 && ascending && real
     }
 
     /// Most rows an evaluation of this model has.
@@ -66,6 +84,11 @@ impl CostModel {
             self.drift *= 1.0 + DRIFT_GAIN * (ratio - 1.0);
         }
     }
+}
+
+/// The drift of costs that were just read.
+fn as_measured() -> f64 {
+    1.0
 }
 
 /// Whether a batch of twice the last point's rows may be the one to take: the last two points tell, so

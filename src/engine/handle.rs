@@ -18,6 +18,7 @@ use super::{
     admission::Admission,
     batcher::SampleKey,
     calibration::Calibrator,
+    cost::CostModel,
     device_queue::{DeviceQueue, Forecast, alone_seconds, seconds},
     observer::Observer,
     queue::{Client, Place, Queue},
@@ -248,19 +249,26 @@ impl Engine {
 
     /// Evaluates a model that nobody uses yet, on every device, until its costs by batch size are known
     /// there, between the evaluations of those that are in use. `max_rows` overrides the largest useful
-    /// batch.
+    /// batch; `known` costs are taken where a few evaluations show that they still hold. Gives what was measured on the
+    /// first device, if that is worth keeping.
     ///
     /// # Errors
     /// A sentence when the network cannot be evaluated, or the server drains.
-    pub async fn warm_up(&self, model: Arc<Model>, max_rows: Option<usize>) -> Result<(), String> {
+    pub async fn warm_up(
+        &self,
+        model: Arc<Model>,
+        max_rows: Option<usize>,
+        known: Option<CostModel>,
+    ) -> Result<Option<CostModel>, String> {
         let warming = self.tell_all(|reply| {
-            let model = Arc::clone(&model);
-            Command::WarmUp { model, max_rows, reply }
+            let (model, known) = (Arc::clone(&model), known.clone());
+            Command::WarmUp { model, max_rows, known, reply }
         });
+        let mut measured = Vec::new();
         for done in warming.map_err(|rejected| rejected.to_string())? {
-            done.await.unwrap_or_else(|_| Err("the device thread ended".into()))?;
+            measured.push(done.await.unwrap_or_else(|_| Err("the device thread ended".into()))?);
         }
-        Ok(())
+        Ok(measured.into_iter().next().flatten())
     }
 
     /// A reply with a deadline was ready so long after its last image was made, and in time or not.

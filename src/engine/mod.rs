@@ -12,6 +12,7 @@
 //! forecast      the plan played forward
 //! cost          seconds of an evaluation, by rows
 //! batch_calibration  measures them at warm-up
+//! cost_check         or sees whether those of an earlier run still hold
 //! calibration   how far predictions are off
 //! ```
 
@@ -20,6 +21,7 @@ mod batch_calibration;
 pub mod batcher;
 mod calibration;
 mod cost;
+mod cost_check;
 mod device_fault;
 mod device_queue;
 pub mod forecast;

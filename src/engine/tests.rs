@@ -594,7 +594,7 @@ fn a_device_whose_thread_panics_is_lost_and_says_so() {
     // Its places in the queue are free.
     assert_eq!(engine.check_room(&model), Ok(()));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let problem = runtime.block_on(engine.warm_up(Arc::clone(&model), None)).unwrap_err();
+    let problem = runtime.block_on(engine.warm_up(Arc::clone(&model), None, None)).unwrap_err();
     assert!(problem.contains("answers nothing"), "{problem}");
 }
 
@@ -615,10 +615,10 @@ fn warming_up_ends_where_memory_does_on_every_device() {
     let model = toy_model(toys.into(), 1, 1.0);
     let engine = Engine::start(NonZeroUsize::new(2).unwrap(), 4, Metrics::new().unwrap()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(engine.warm_up(Arc::clone(&model), Some(64))).unwrap();
+    runtime.block_on(engine.warm_up(Arc::clone(&model), Some(64), None)).unwrap();
     assert_eq!((model.on(0).max_rows(), model.on(1).max_rows()), (1, 2));
 
     let tiny = toy_model(vec![Box::new(Toy::new(None, 0)), Box::new(Toy::new(None, 1))], 1, 1.0);
-    let problem = runtime.block_on(engine.warm_up(tiny, None)).unwrap_err();
+    let problem = runtime.block_on(engine.warm_up(tiny, None, None)).unwrap_err();
     assert!(problem.contains("no memory for one row"), "{problem}");
 }

@@ -10,7 +10,12 @@ use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
 use understudy_models::{Conditioning, Denoiser, memory, noise};
 
-use super::{batch_calibration::BatchCalibration, cost::CostModel, device_fault::DeviceFault};
+use super::{
+    batch_calibration::BatchCalibration,
+    cost::CostModel,
+    cost_check::{Checked, CostCheck},
+    device_fault::DeviceFault,
+};
 use crate::registry::Model;
 
 /// A warm-up under way. It is done an evaluation at a time, between those that serve clients.
@@ -18,26 +23,33 @@ pub(super) struct WarmUp {
     model: Arc<Model>,
     /// The device's number.
     device: usize,
+    /// What an earlier run measured, while it is not known whether that holds.
+    check: Option<CostCheck>,
     survey: BatchCalibration,
     began: Option<Instant>,
     /// Rows at most of an evaluation that is prepared, and the time that this took: on a GPU the first of a size has
     /// kernels compiled, algorithms searched and a graph captured.
     prepared: usize,
     preparing: Duration,
-    reply: Option<oneshot::Sender<std::result::Result<(), String>>>,
+    reply: Option<oneshot::Sender<Warmed>>,
 }
+
+/// How a warm-up ended: the costs, where they were measured and are worth keeping, or why the network cannot be evaluated.
+pub(super) type Warmed = std::result::Result<Option<CostModel>, String>;
 
 impl WarmUp {
     pub(super) fn new(
         model: Arc<Model>,
         device: usize,
         max_rows: Option<usize>,
-        reply: oneshot::Sender<std::result::Result<(), String>>,
+        known: Option<CostModel>,
+        reply: oneshot::Sender<Warmed>,
     ) -> Self {
         let prepared = if model.on(device).network().device().is_cpu() { usize::MAX } else { 0 };
         Self {
             model,
             device,
+            check: known.map(CostCheck::new),
             survey: BatchCalibration::new(max_rows),
             began: None,
             prepared,
@@ -49,19 +61,20 @@ impl WarmUp {
     /// One evaluation; true when the warm-up is over and whoever asked has been told.
     pub(super) fn evaluate(&mut self) -> bool {
         let started = Instant::now();
-        let began = *self.began.get_or_insert(started);
         let timestep = self.model.schedule.train_timesteps() - 1;
-        let rows = self.survey.rows();
+        let rows = self.check.as_ref().map_or_else(|| self.survey.rows(), CostCheck::rows);
         let result = catch_unwind(AssertUnwindSafe(|| {
             probe(self.model.on(self.device).network(), rows, timestep as f32)
         }));
         match result {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => return self.tell(Err("its answer to noise is not finite: the weights are damaged; fetch or convert them again".into())),
+            // The survey finds out what fits.
+            Ok(Err(_)) if self.check.take().is_some() => return false,
             Ok(Err(error)) => {
                 return match (DeviceFault::of(&error), self.survey.found_no_memory()) {
                     // What fits is known now: smaller batches have been measured.
-                    (DeviceFault::OutOfMemory(_), Some(costs)) => self.known(costs),
+                    (DeviceFault::OutOfMemory(_), Some(costs)) => self.known(costs, false),
                     (DeviceFault::OutOfMemory(reason), None) => self.tell(Err(format!(
                         "the device has no memory for one row of it ({reason}); unload other models, or use \
                          a device with more"
@@ -80,20 +93,31 @@ impl WarmUp {
             self.preparing += seconds;
             return false;
         }
+        if let Some(check) = &mut self.check {
+            match check.timed(seconds.as_secs_f64()) {
+                None => {}
+                Some(Checked::Hold(costs)) => return self.known(costs, false),
+                Some(Checked::Stale) => self.check = None,
+            }
+            return false;
+        }
+        let began = *self.began.get_or_insert(started);
         let spent = began.elapsed().saturating_sub(self.preparing);
         let Some(costs) = self.survey.timed(seconds.as_secs_f64(), spent.as_secs_f64()) else {
             return false;
         };
-        self.known(costs)
+        // Rounds that do not agree are of a machine with other things to do.
+        let lasting = self.survey.settled();
+        self.known(costs, lasting)
     }
 
-    /// That is what the model costs.
-    fn known(&mut self, costs: CostModel) -> bool {
-        self.model.on(self.device).set_cost(costs);
-        self.tell(Ok(()))
+    /// That is what the model costs, now or for longer.
+    fn known(&mut self, costs: CostModel, lasting: bool) -> bool {
+        self.model.on(self.device).set_cost(costs.clone());
+        self.tell(Ok(lasting.then_some(costs)))
     }
 
-    fn tell(&mut self, result: std::result::Result<(), String>) -> bool {
+    fn tell(&mut self, result: Warmed) -> bool {
         if let Some(reply) = self.reply.take() {
             let _ = reply.send(result);
         }

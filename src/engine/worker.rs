@@ -16,13 +16,14 @@ use super::{
     Event, SampleTimings,
     batcher::{Batch, SampleKey},
     calibration::Calibrator,
+    cost::CostModel,
     device_fault::DeviceFault,
     device_queue::DeviceQueue,
     job::Failure,
     observer::Observer,
     sample::Sample,
     step::{self, Begun, Check, Outcome},
-    warmup::WarmUp,
+    warmup::{WarmUp, Warmed},
 };
 use crate::registry::Model;
 
@@ -34,7 +35,8 @@ pub(super) enum Command {
     WarmUp {
         model: Arc<Model>,
         max_rows: Option<usize>,
-        reply: oneshot::Sender<Result<(), String>>,
+        known: Option<CostModel>,
+        reply: oneshot::Sender<Warmed>,
     },
 }
 
@@ -119,8 +121,8 @@ impl Worker {
                 self.samples
                     .extend(samples.into_iter().map(|sample| (sample.admission.key, sample)));
             }
-            Command::WarmUp { model, max_rows, reply } => {
-                self.warm_ups.push(WarmUp::new(model, self.device, max_rows, reply));
+            Command::WarmUp { model, max_rows, known, reply } => {
+                self.warm_ups.push(WarmUp::new(model, self.device, max_rows, known, reply));
             }
         }
     }

@@ -22,6 +22,9 @@ const REQUEST_ID_BYTES: usize = 128;
 /// nginx's status for a client that went away before its answer; it is never sent, only counted.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
+/// What is asked every few seconds by machines, whatever the answer: whoever wants to see it asks for `debug`.
+const PROBED: [&str; 4] = ["/health", "/metrics", "/v2/health/live", "/v2/health/ready"];
+
 /// When a request was received; an extension of every request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Received(pub(super) Instant);
@@ -83,6 +86,8 @@ impl Drop for Report<'_> {
         let (method, path) = (self.method, &self.path);
         if code == 500 {
             tracing::error!(method, path, code, milliseconds, error, "answered");
+        } else if PROBED.contains(&self.route.as_str()) {
+            tracing::debug!(method, path, code, milliseconds, error, "answered");
         } else {
             tracing::info!(method, path, code, milliseconds, error, "answered");
         }

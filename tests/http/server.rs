@@ -146,10 +146,11 @@ impl Server {
             dtype: DType::F32,
             max_rows: Some(4),
             deterministic: false,
+            kept_costs: registry::KeptCosts::default(),
         };
         let registry = Registry::open(where_and_how, engine.clone(), Arc::clone(&metrics)).unwrap();
         let registry = Arc::new(registry);
-        registry.load_all().await.unwrap();
+        registry.load_all(|_, _| {}).await.unwrap();
         let experiments = Arc::new(Experiments::open(&models.path().join("data"), false).unwrap());
         metrics.add(experiments.series().unwrap()).unwrap();
         let app = App::new(engine, registry, experiments, Arc::clone(&metrics), settings);
