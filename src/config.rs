@@ -56,7 +56,7 @@ impl Config {
             port: arguments.port,
             max_queue,
             registry: registry::Settings {
-                folders: arguments.models.folders()?,
+                folders: arguments.models.folders(),
                 default_model: arguments.default_model,
                 dtype: arguments.compute.dtype(&devices[0])?,
                 devices,

@@ -13,7 +13,7 @@ pub(crate) const SEPARATOR: char = if cfg!(windows) { ';' } else { ':' };
 /// Folders whose direct subfolders are models.
 #[derive(Debug, Clone)]
 pub struct ModelFolders {
-    /// Those whose models are all meant.
+    /// Those whose models are all meant; none where none were named and none are bundled.
     asked: Vec<PathBuf>,
     /// The bundled ones, of which those are meant that are named.
     bundled: Option<PathBuf>,
@@ -21,14 +21,12 @@ pub struct ModelFolders {
 
 impl ModelFolders {
     /// The folders asked for, else the bundled models, wherever the binary runs.
-    ///
-    /// # Errors
-    /// A sentence where none are asked for and none are bundled.
-    pub(crate) fn new(asked: &[PathBuf]) -> Result<Self, String> {
+    pub(crate) fn new(asked: &[PathBuf]) -> Self {
+        let bundled = bundled().ok();
         if asked.is_empty() {
-            return Ok(Self { asked: vec![bundled()?], bundled: None });
+            return Self { asked: bundled.into_iter().collect(), bundled: None };
         }
-        Ok(Self { asked: asked.to_vec(), bundled: bundled().ok() })
+        Self { asked: asked.to_vec(), bundled }
     }
 
     /// These folders alone.
@@ -50,8 +48,14 @@ impl ModelFolders {
     /// students are in them.
     ///
     /// # Errors
-    /// A sentence for a folder that cannot be read, and for a name that is in two.
+    /// A sentence for a folder that cannot be read, for a name that is in two, and where there is no folder at all.
     pub(crate) fn names(&self) -> Result<Vec<String>, String> {
+        if self.asked.is_empty() {
+            return Err(bundled().map_or_else(
+                |places| format!("{places}\nname a folder of models with --models"),
+                |_| "name a folder of models with --models".into(),
+            ));
+        }
         let mut found: Vec<(String, PathBuf)> = Vec::new();
         let mut read = Vec::new();
         for folder in &self.asked {
@@ -116,8 +120,31 @@ pub(crate) fn bundled() -> Result<PathBuf, String> {
         let places: Vec<_> =
             places.iter().flatten().map(|folder| format!("\n  {}", folder.display())).collect();
         format!(
-            "the bundled models are in none of these places; name a folder with --models{}",
+            "the models that come with the program are in none of these places:{}",
             places.concat()
         )
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use understudy_models::checkpoint::hub;
+
+    use super::*;
+
+    #[test]
+    fn a_program_without_the_bundled_models_takes_folders_all_the_same() {
+        let none = ModelFolders::only(Vec::new());
+        let said = none.names().unwrap_err();
+        assert!(said.contains("--models"), "{said}");
+        let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-student");
+        let model = model.to_str().unwrap();
+        assert_eq!(hub::resolve(model, &none.all()).unwrap(), Path::new(model));
+        let said = hub::resolve("nope", &none.all()).unwrap_err().to_string();
+        assert!(
+            said.contains("name a folder with a model_index.json, or a Hugging Face"),
+            "{said}"
+        );
+    }
 }

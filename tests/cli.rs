@@ -108,7 +108,7 @@ mod full_disk {
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(address.as_deref().unwrap_or_default())?;
             stream.write_all(
-                b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+                b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
             )?;
             let mut reply = String::new();
             stream.read_to_string(&mut reply)?;

@@ -94,7 +94,10 @@ pub(super) fn feature_network(
     }
     let mut folder = PathBuf::from(features);
     if !folder.is_dir() {
-        folder = bundled()?.join("judges").join(features);
+        let zoo = bundled().map_err(|places| {
+            format!("--features {features}: {places}\nname the folder of a judge instead")
+        })?;
+        folder = zoo.join("judges").join(features);
     }
     if !folder.is_dir() {
         return Err(format!(

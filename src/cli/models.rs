@@ -49,7 +49,7 @@ enum State {
 /// # Errors
 /// A sentence naming the folder that cannot be read.
 pub(super) fn run(args: &ModelsArgs) -> Result<(), String> {
-    let folders = args.models.folders()?;
+    let folders = args.models.folders();
     let mut listed = Vec::new();
     for id in folders.names()? {
         let folder = folders.find(&id).unwrap_or_default();

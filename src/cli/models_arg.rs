@@ -22,10 +22,7 @@ pub(crate) struct ModelsArg {
 
 impl ModelsArg {
     /// The folders asked for, with the bundled ones behind them.
-    ///
-    /// # Errors
-    /// As [`ModelFolders::new`].
-    pub(crate) fn folders(&self) -> Result<ModelFolders, String> {
+    pub(crate) fn folders(&self) -> ModelFolders {
         ModelFolders::new(&self.models)
     }
 
@@ -34,7 +31,7 @@ impl ModelsArg {
     /// # Errors
     /// A sentence naming the flag and the remedy.
     pub(super) fn resolve(&self, flag: &str, model: &str) -> Result<PathBuf, String> {
-        let folders = self.folders()?;
+        let folders = self.folders();
         hub::resolve(model, &folders.all()).map_err(|error| format!("{flag} {model}: {error}"))
     }
 }

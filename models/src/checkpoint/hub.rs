@@ -63,10 +63,13 @@ pub fn resolve(model: &str, folders: &[&Path]) -> Result<PathBuf> {
         return refuse(format!("there is no such model; did you mean {alike}?"));
     }
     let folders: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    let known = if known.is_empty() { String::new() } else { format!(" ({})", known.join(", ")) };
+    let in_folders = match folders.as_slice() {
+        [] => String::new(),
+        folders => format!(" a model in {}{known},", folders.join(" or ")),
+    };
     refuse(format!(
-        "name a folder with a model_index.json, a model in {}{}, or a Hugging Face Hub id (owner/name)",
-        folders.join(" or "),
-        if known.is_empty() { String::new() } else { format!(" ({})", known.join(", ")) }
+        "name a folder with a model_index.json,{in_folders} or a Hugging Face Hub id (owner/name)"
     ))
 }
 
