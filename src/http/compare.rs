@@ -31,7 +31,9 @@ use crate::registry::Model;
 /// Both start from the same noise, and where both samplers are stochastic with equal steps every step
 /// adds the same noise. The two run side by side, sharing the device, so each takes longer than alone.
 #[utoipa::path(post, path = "/v1/compare", tag = "images",
-    request_body = CompareRequest,
+    request_body(content = CompareRequest, example = json!(
+        {"n": 1, "seed": 7, "num_inference_steps": 10, "scheduler": ["ddim", "dpm++"]}
+    )),
     responses(
         (status = 200, description = "Both models' images and how they compare; events when asked for", content(
             (CompareReply = "application/json"),

@@ -33,7 +33,9 @@ pub(super) fn id_of(id: Id) -> String {
 /// Begins an experiment between models.
 #[utoipa::path(post, path = "/v1/experiments", tag = "experiments",
     operation_id = "create_experiment",
-    request_body = CreateExperiment,
+    request_body(content = CreateExperiment, example = json!(
+        {"id": "first", "arms": [{"weight": 1}, {"weight": 1}]}
+    )),
     responses(
         (status = 201, description = "It splits traffic from now on", body = ExperimentReply),
         (status = 404, description = "No such model", body = ErrorReply),
@@ -46,11 +48,15 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<ExperimentReply>), Problem> {
     let wire: CreateExperiment = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
-    for (at, arm) in wire.arms.iter().enumerate() {
-        let model = app.model(Some(&arm.model)).map_err(|problem| named(problem, at))?;
+    let mut arms = Vec::with_capacity(wire.arms.len());
+    for (at, ArmRequest { model, weight }) in wire.arms.into_iter().enumerate() {
+        let model = match model {
+            Some(id) => app.model(Some(&id)).map_err(|problem| named(problem, at))?,
+            None => app.default_arm(at)?,
+        };
         generate::makes_images(&model).map_err(|problem| named(problem, at))?;
+        arms.push(Arm { model: model.id.clone(), weight });
     }
-    let arms = wire.arms.into_iter().map(Arm::from).collect();
     let experiment = app.experiments.create(wire.id, arms).await?;
     Ok((StatusCode::CREATED, Json(reply(&experiment))))
 }
@@ -85,7 +91,7 @@ pub(super) async fn show(State(app): State<App>, id: Id) -> Result<Json<Experime
 #[utoipa::path(patch, path = "/v1/experiments/{id}", tag = "experiments",
     operation_id = "change_experiment",
     params(("id" = String, Path, description = "The experiment's id", example = "first")),
-    request_body = ChangeExperiment,
+    request_body(content = ChangeExperiment, example = json!({"arms": [{"weight": 9}, {"weight": 1}]})),
     responses(
         (status = 200, description = "The experiment", body = ExperimentReply),
         (status = 404, description = "No such experiment", body = ErrorReply),
@@ -98,8 +104,21 @@ pub(super) async fn change(
 ) -> Result<Json<ExperimentReply>, Problem> {
     let wire: ChangeExperiment = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
-    let changes = wire.arms.into_iter().map(Arm::from).collect();
-    let experiment = app.experiments.reweight(id_of(id), changes).await?;
+    let id = id_of(id);
+    let experiment = app.experiments.get(&id)?;
+    let change = |(at, ArmRequest { model, weight }): (usize, ArmRequest)| {
+        let in_place = || experiment.arms.get(at).map(|arm| arm.model.clone());
+        let model = model.or_else(in_place).ok_or_else(|| {
+            let remedy = format!(
+                "the experiment has {} arms; name the one that is meant",
+                experiment.arms.len()
+            );
+            Problem::value(&format!("arms[{at}].model"), "absent", remedy)
+        })?;
+        Ok(Arm { model, weight })
+    };
+    let changes = wire.arms.into_iter().enumerate().map(change).collect::<Result<_, Problem>>()?;
+    let experiment = app.experiments.reweight(id, changes).await?;
     Ok(Json(reply(&experiment)))
 }
 
@@ -120,6 +139,19 @@ pub(super) async fn delete(State(app): State<App>, id: Id) -> Result<StatusCode,
 }
 
 impl App {
+    /// The model of a new experiment's arm that names none.
+    fn default_arm(&self, at: usize) -> Result<Arc<Model>, Problem> {
+        let field = format!("arms[{at}].model");
+        match at {
+            0 => self.model(None),
+            1 => Ok(Arc::clone(&self.pair(&field, "absent")?[1])),
+            _ => {
+                let remedy = "only the first two arms have a model without naming it; name a model, GET /v1/models lists them";
+                Err(Problem::value(&field, "absent", remedy))
+            }
+        }
+    }
+
     /// The model of an arm, which may have been unloaded since the experiment began.
     pub(super) fn arm(&self, experiment: &Experiment, arm: usize) -> Result<Arc<Model>, Problem> {
         if self.draining.is_cancelled() {
@@ -137,12 +169,6 @@ impl App {
             quoted(id),
             experiment.id
         )))
-    }
-}
-
-impl From<ArmRequest> for Arm {
-    fn from(ArmRequest { model, weight }: ArmRequest) -> Self {
-        Self { model, weight }
     }
 }
 

@@ -34,7 +34,9 @@ use crate::engine::GenerateRequest;
 /// With `image/png`, `image/jpeg` or `image/webp` as the first acceptable type of `Accept` the reply
 /// is the image itself; with `stream` it is a stream of events.
 #[utoipa::path(post, path = "/v1/images/generations", tag = "images",
-    request_body = GenerationRequest,
+    request_body(content = GenerationRequest, example = json!(
+        {"n": 1, "seed": 7, "num_inference_steps": 10, "scheduler": "ddim", "output_format": "png"}
+    )),
     responses(
         (status = 200, description = "The images; the image itself or events when asked for", content(
             (GenerationReply = "application/json"),

@@ -114,7 +114,11 @@ pub(super) async fn metadata(
         ("Inference-Header-Content-Length" = Option<u64>, Header, description = "Bytes of JSON before the binary part"),
     ),
     request_body(content(
-        (InferenceRequest = "application/json"),
+        (InferenceRequest = "application/json", example = json!({"inputs": [
+            {"name": "sample", "datatype": "FP32", "shape": [1, 1, 32, 32], "data": vec![0.0; 32 * 32]},
+            {"name": "timestep", "datatype": "INT64", "shape": [1], "data": [500]},
+            {"name": "class_labels", "datatype": "INT64", "shape": [1], "data": [0]},
+        ]})),
         (Binary = "application/octet-stream"),
     )),
     responses(

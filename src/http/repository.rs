@@ -18,7 +18,7 @@ use crate::registry::{LoadError, State as ModelState};
 /// The models of the models folder, and whether they serve.
 #[utoipa::path(post, path = "/v2/repository/index", tag = "repository",
     operation_id = "repository_index",
-    request_body(content = Option<RepositoryIndexRequest>, description = "May be left out"),
+    request_body(content = Option<RepositoryIndexRequest>, description = "May be left out", example = json!({"ready": true})),
     responses(
         (status = 200, description = "The models", body = Vec<RepositoryEntry>),
 ))]

@@ -31,7 +31,7 @@ use crate::experiments::{Choice, Pair, Vote};
 #[utoipa::path(post, path = "/v1/experiments/{id}/pairs", tag = "experiments",
     operation_id = "make_pair",
     params(("id" = String, Path, description = "The experiment's id", example = "first")),
-    request_body = PairRequest,
+    request_body(content = PairRequest, example = json!({"seed": 7, "num_inference_steps": 10})),
     responses(
         (status = 200, description = "Two images in random order", body = PairReply),
         (status = 404, description = "No such experiment", body = ErrorReply),
@@ -92,7 +92,9 @@ pub(super) async fn pair(
 #[utoipa::path(post, path = "/v1/experiments/{id}/votes", tag = "experiments",
     operation_id = "vote",
     params(("id" = String, Path, description = "The experiment's id", example = "first")),
-    request_body = VoteRequest,
+    request_body(content = VoteRequest, example = json!(
+        {"pair_id": "the one of a pair that was made", "choice": 0, "idempotency_key": "my-first-vote"}
+    )),
     responses(
         (status = 200, description = "It was counted before", body = VoteReply),
         (status = 201, description = "It is counted", body = VoteReply),

@@ -350,3 +350,36 @@ async fn a_data_folder_that_is_gone_is_told_by_replies_health_and_metrics() {
     );
     assert!(server.get("/metrics").await.text().contains("understudy_experiments_failing 1"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn arms_that_name_no_model_are_the_default_pair() {
+    let server = Server::pair().await;
+    let arms = |weights: &[u64]| {
+        let arms: Vec<_> = weights.iter().map(|weight| json!({"weight": weight})).collect();
+        json!({"id": "e", "arms": arms})
+    };
+    let created = server.post("/v1/experiments", arms(&[1, 1]).to_string()).await;
+    assert_eq!(created.status, 201, "{}", created.text());
+    let change = |weights: &[u64]| json!({"arms": arms(weights)["arms"]});
+    let changed = server.ask("PATCH", "/v1/experiments/e", change(&[9, 1])).await.json();
+    let weights = |reply: &Value| {
+        let arms = reply["arms"].as_array().unwrap();
+        arms.iter().map(|arm| (arm["model"].clone(), arm["share"].clone())).collect::<Vec<_>>()
+    };
+    assert_eq!(weights(&changed), [(json!(CLASSES), json!(0.9)), (json!(STUDENT), json!(0.1))]);
+
+    for reply in [
+        server.ask("PATCH", "/v1/experiments/e", change(&[1, 1, 1])).await,
+        server.post("/v1/experiments", arms(&[1, 1, 1]).to_string()).await,
+    ] {
+        assert_eq!(reply.status, 400, "{}", reply.text());
+        assert_eq!(reply.json()["error"]["param"], "arms[2].model");
+    }
+    // A teacher alone has no student to be an arm.
+    let alone = Server::start().await;
+    let reply = alone.post("/v1/experiments", arms(&[1, 1]).to_string()).await;
+    assert_eq!(
+        (reply.status.as_u16(), &reply.json()["error"]["param"]),
+        (404, &json!("arms[1].model"))
+    );
+}

@@ -1,5 +1,6 @@
 //! The committed OpenAPI document is the server's.
 
+use axum::{body::Body, http::Request};
 use serde_json::Value;
 
 use crate::server::Server;
@@ -41,4 +42,79 @@ async fn the_documentation_page_needs_nothing_from_elsewhere() {
     for file in ["swagger-ui.css", "swagger-ui-bundle.js", "swagger-initializer.js"] {
         assert_eq!(server.get(&format!("/docs/{file}")).await.status, 200, "{file}");
     }
+}
+
+/// What Swagger UI fills in is what a server takes: every operation, in an order in which each can succeed, with the
+/// examples of its path and body.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_takes_its_own_examples() {
+    const OPERATIONS: [(&str, u16); 24] = [
+        ("start_page", 200),
+        ("health", 200),
+        ("metrics", 200),
+        ("specification", 200),
+        ("generate", 200),
+        ("compare", 200),
+        ("create_experiment", 201),
+        ("list_experiments", 200),
+        ("show_experiment", 200),
+        ("change_experiment", 200),
+        ("make_pair", 200),
+        ("vote", 201),
+        ("delete_experiment", 204),
+        ("list", 200),
+        ("show", 200),
+        ("server", 200),
+        ("live", 200),
+        ("ready", 200),
+        ("metadata", 200),
+        ("infer", 200),
+        ("model_ready", 200),
+        ("repository_index", 200),
+        ("load", 200),
+        ("unload", 200),
+    ];
+    let document: Value = serde_json::from_str(understudy::http::openapi_json()).unwrap();
+    let server = Server::bundled().await;
+    let mut operations = std::collections::BTreeMap::new();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let name = operation["operationId"].as_str().unwrap();
+            operations.insert(name, (method.to_uppercase(), path.as_str(), operation));
+        }
+    }
+    let mut pair_id = Value::Null;
+    for (name, status) in OPERATIONS {
+        let (method, path, operation) = operations.remove(name).unwrap();
+        let mut path = path.to_owned();
+        for parameter in operation["parameters"].as_array().unwrap_or(&Vec::new()) {
+            if parameter["in"] == "path" {
+                let place = format!("{{{}}}", parameter["name"].as_str().unwrap());
+                path = path.replace(&place, parameter["example"].as_str().unwrap());
+            }
+        }
+        let mut request = Request::builder().method(&*method).uri(&path);
+        let mut body = Body::empty();
+        if operation.get("requestBody").is_some() {
+            let mut example =
+                operation["requestBody"]["content"]["application/json"]["example"].clone();
+            assert!(example.is_object(), "{name} has no example");
+            // The one value that a server makes up.
+            if let Some(made_up) = example.get_mut("pair_id") {
+                *made_up = pair_id.take();
+            }
+            // Nothing but the path names a model, and nothing a class, so other servers take them as well.
+            for field in ["model", "models", "prompt", "class_label"] {
+                assert!(!example.to_string().contains(&format!("\"{field}\"")), "{name}: {field}");
+            }
+            request = request.header("content-type", "application/json");
+            body = Body::from(example.to_string());
+        }
+        let reply = server.send(request.body(body).unwrap()).await;
+        assert_eq!(reply.status, status, "{name}: {}", reply.text());
+        if name == "make_pair" {
+            pair_id = reply.json()["pair_id"].clone();
+        }
+    }
+    assert!(operations.is_empty(), "not sent: {:?}", operations.keys());
 }

@@ -1,6 +1,12 @@
 //! A server over two tiny networks, and what the tests ask it with.
 
-use std::{collections::HashMap, num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -128,6 +134,23 @@ impl Server {
         });
         write_model(models.path(), CLASSES, 1, Some(4), card);
         write_model(models.path(), PLAIN, 3, None, json!({"role": "baseline"}));
+        let folder = models.path().to_owned();
+        Self::of(models, folder, devices, change).await
+    }
+
+    /// A server of the bundled pair.
+    pub(crate) async fn bundled() -> Self {
+        let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo");
+        Self::of(tempfile::tempdir().unwrap(), zoo, 1, |_| {}).await
+    }
+
+    /// A server of the models in `folder`, which keeps its experiments in `models`.
+    async fn of(
+        models: TempDir,
+        folder: PathBuf,
+        devices: usize,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let mut settings = Settings {
             max_images: 4,
             max_rows: 8,
@@ -140,7 +163,7 @@ impl Server {
         let count = NonZeroUsize::new(devices).unwrap();
         let engine = Engine::start(count, settings.max_rows, Arc::clone(&metrics)).unwrap();
         let where_and_how = registry::Settings {
-            folders: ModelFolders::only(vec![models.path().to_owned()]),
+            folders: ModelFolders::only(vec![folder]),
             default_model: None,
             devices: vec![Device::Cpu; devices],
             dtype: DType::F32,

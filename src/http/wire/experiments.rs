@@ -35,9 +35,10 @@ pub(in crate::http) struct ChangeExperiment {
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::http) struct ArmRequest {
-    /// A model's id.
+    /// A model's id. Where it is absent from a new experiment, the first arm is the default model and the second its
+    /// first student; where it is absent from a change, it is the model of the experiment's arm in the same place.
     #[schema(example = "fashion-mnist-teacher")]
-    pub(in crate::http) model: String,
+    pub(in crate::http) model: Option<String>,
     /// Its part of the sum of all weights; not all may be 0.
     #[schema(minimum = 0, maximum = 1000000)]
     pub(in crate::http) weight: f64,
