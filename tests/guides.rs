@@ -1,13 +1,17 @@
 //! The guides' commands work as they stand: every block of shell in README.md and docs/ says what runs it, and those that
 //! name this file are run here, on the small budgets of `tests/guides/understudy`. They need bash and curl.
+#![cfg(unix)]
 #![allow(clippy::unwrap_used)]
 
 use std::{
     env, fs,
     io::{BufRead, BufReader, Lines},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
 };
+
+use image::{GrayImage, Luma};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_understudy");
 /// Where the guides' server is.
@@ -100,10 +104,57 @@ impl Drop for Server {
     }
 }
 
-/// Runs a guide's blocks, one after another, in a folder of their own. Every command must succeed, and every answer of a
-/// server be one of 2xx.
-fn run(guide: &str) {
+/// Copies a bundled model.
+fn copy(name: &str, to: &Path) {
+    for part in ["", "unet", "scheduler"] {
+        fs::create_dir_all(to.join(part)).unwrap();
+        for entry in fs::read_dir(root().join("models/zoo").join(name).join(part)).unwrap() {
+            let from = entry.unwrap().path();
+            if from.is_file() {
+                fs::copy(&from, to.join(part).join(from.file_name().unwrap())).unwrap();
+            }
+        }
+    }
+}
+
+/// A gray patch of a size and brightness of its own.
+fn patch(number: u32) -> GrayImage {
+    let (reach, bright) = (4 + number % 23, (40 + number * 7 % 200) as u8);
+    GrayImage::from_fn(28, 28, |x, y| Luma([if x < reach && y < 28 - reach { bright } else { 0 }]))
+}
+
+/// Pictures in a folder per class.
+fn pictures(folder: &Path, count: u32) {
+    for number in 0..count {
+        let class = folder.join(format!("class-{}", number % 2));
+        fs::create_dir_all(&class).unwrap();
+        patch(number).save(class.join(format!("{number}.png"))).unwrap();
+    }
+}
+
+/// As MNIST's files: images, and labels of ten classes.
+fn idx(folder: &Path, count: u32) {
+    let (mut images, mut labels) = (vec![0, 0, 8, 3], vec![0, 0, 8, 1]);
+    for size in [count, 28, 28] {
+        images.extend(size.to_be_bytes());
+    }
+    labels.extend(count.to_be_bytes());
+    for number in 0..count {
+        images.extend(patch(number).into_raw());
+        labels.push((number % 10) as u8);
+    }
+    fs::write(folder.join("train-images-idx3-ubyte.gz"), images).unwrap();
+    fs::write(folder.join("train-labels-idx1-ubyte.gz"), labels).unwrap();
+}
+
+/// Runs a guide's blocks, one after another, in a folder of their own, in which `prepare` puts what the guide takes to be
+/// there. Every command must succeed, and every answer of a server be one of 2xx.
+fn run(guide: &str, prepare: impl FnOnce(&Path)) {
     let home = tempfile::tempdir().unwrap();
+    for part in ["configs", "distill"] {
+        symlink(root().join(part), home.path().join(part)).unwrap();
+    }
+    prepare(home.path());
     let mut script = String::from(
         "set -euo pipefail\ncurl() { command curl --fail-with-body --show-error --max-time 120 \"$@\"; }\n",
     );
@@ -139,6 +190,58 @@ fn run(guide: &str) {
 }
 
 #[test]
+fn the_first_page() {
+    run("README.md", |home| {
+        copy("fashion-mnist-teacher", &home.join("my-models/teacher"));
+        adm(home);
+    });
+}
+
+#[test]
 fn the_api_guide() {
-    run("docs/api.md");
+    run("docs/api.md", |_| ());
+}
+
+#[test]
+fn the_guide_to_serving() {
+    run("docs/serving.md", |home| {
+        copy("fashion-mnist-student", &home.join("my-models/student"));
+        adm(home);
+    });
+}
+
+#[test]
+fn the_guide_to_distillation() {
+    run("docs/distillation.md", |home| {
+        copy("fashion-mnist-teacher", &home.join("my-models/teacher"));
+        idx(home, 40);
+    });
+}
+
+#[test]
+fn the_guide_to_evaluation() {
+    run("docs/evaluation.md", |home| {
+        copy("fashion-mnist-student", &home.join("my-models/student"));
+        idx(home, 200);
+        for folder in ["some/images", "more/images", "birds/train", "birds/test"] {
+            pictures(&home.join(folder), 60);
+        }
+    });
+}
+
+#[test]
+fn the_guide_to_deployment() {
+    run("docs/deployment.md", |_| ());
+}
+
+#[test]
+fn the_guide_to_trouble() {
+    run("docs/troubleshooting.md", |_| ());
+}
+
+/// A checkpoint of guided-diffusion, and the flags that trained it.
+fn adm(home: &Path) {
+    let golden = root().join("models/tests/golden/adm");
+    fs::copy(golden.join("one_level.pt"), home.join("64x64_diffusion.pt")).unwrap();
+    fs::copy(golden.join("one_level.json"), home.join("flags.json")).unwrap();
 }

@@ -69,6 +69,17 @@ def check_openai(base):
     return f"2 images of {width}x{height} from {model}"
 
 
+def check_readme(base):
+    """README.md's Python, as it stands."""
+    text = (ROOT / "README.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    names = {}
+    exec(code.replace("http://127.0.0.1:8080", base), names)
+    images = [base64.b64decode(image.b64_json) for image in names["reply"].data]
+    assert len(images) == 4 and all(png_size(image) for image in images)
+    return f"{len(images)} images"
+
+
 def check_openai_stream(base):
     """Partial images arrive in order; the completed one is the image of a plain request."""
     client = openai_client(base)
@@ -225,7 +236,7 @@ def schemathesis(base, *options):
 
 
 # schemathesis last: it may leave models unloaded.
-CHECKS = [check_openai, check_openai_stream, check_tritonclient, check_curl, check_promtool,
+CHECKS = [check_openai, check_readme, check_openai_stream, check_tritonclient, check_curl, check_promtool,
           check_prometheus, check_schemathesis]
 
 
