@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use understudy_models::{
     NetworkConfig,
-    checkpoint::{Draft, ModelFolder, card::Card},
+    checkpoint::{Draft, ModelFolder, card::Card, is_model},
     schedule::ScheduleConfig,
     unet::UNet2DConfig,
 };
@@ -82,6 +82,26 @@ fn what_is_written_is_read_back() {
     let index: Value =
         serde_json::from_str(&fs::read_to_string(path.join("model_index.json")).unwrap()).unwrap();
     assert_eq!(index["unet"], json!(["diffusers", "UNet2DModel"]));
+}
+
+#[test]
+fn bundled_folders_have_the_readme_that_is_written_for_them() {
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("zoo");
+    let mut seen = 0;
+    for entry in fs::read_dir(&zoo).unwrap() {
+        let folder = entry.unwrap().path();
+        if !is_model(&folder) {
+            continue;
+        }
+        seen += 1;
+        let name = folder.file_name().unwrap().to_str().unwrap();
+        let there = fs::read_to_string(folder.join("README.md")).unwrap_or_default();
+        assert!(
+            there == ModelFolder::open(&folder).unwrap().readme(),
+            "{name}/README.md is out of date: cargo run -p understudy-models --example readme -- models/zoo/{name}"
+        );
+    }
+    assert!(seen >= 2, "{seen} bundled models");
 }
 
 #[test]

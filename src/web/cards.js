@@ -43,11 +43,12 @@ function card(model, side) {
 
 const name = ({ role, teacher }) => role.charAt(0).toUpperCase() + role.slice(1) + (teacher ? ` of ${teacher}` : "");
 
-function scores({ id, scores = {} }) {
+function scores({ id, teacher, scores = {} }) {
   const rows = Object.entries(scores).filter(([key]) => !SETTINGS.includes(key) && !SPREAD.test(key));
   if (!rows.length) {
     const none = element("p", "Its card has no scores yet. Measure them with ", "note");
-    none.append(element("code", `understudy evaluate --model ${id}`), ".");
+    const against = teacher ? `--against ${teacher}` : "--reference IMAGES";
+    none.append(element("code", `understudy evaluate --model ${id} ${against}`), ".");
     return [none];
   }
   const list = document.createElement("dl");

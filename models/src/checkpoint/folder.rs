@@ -207,14 +207,19 @@ impl ModelFolder {
     pub fn write_card(&self, card: &Card) -> Result<()> {
         let path = self.path.join(CARD);
         check_card(card, &self.network, &self.schedule, &path)?;
-        let text = |card: &Card| readme::text(&self.network, &self.schedule, card);
         let readme = self.path.join(README);
-        let untouched = fs::read_to_string(&readme).is_ok_and(|there| there == text(&self.card));
+        let untouched = fs::read_to_string(&readme).is_ok_and(|there| there == self.readme());
         write_atomically(&path, format!("{:#}\n", json!(card)).as_bytes())?;
         if untouched {
-            write_atomically(&readme, text(card).as_bytes())?;
+            let text = readme::text(&self.network, &self.schedule, card);
+            write_atomically(&readme, text.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// The `README.md` that belongs to the folder: a model card as the Hugging Face Hub reads it.
+    pub fn readme(&self) -> String {
+        readme::text(&self.network, &self.schedule, &self.card)
     }
 }
 

@@ -32,7 +32,11 @@ pub(super) fn text(network: &NetworkConfig, schedule: &ScheduleConfig, card: &Ca
         "## Use\n\nIn diffusers, from this folder:\n\n```python\n{}```\n",
         example(network, schedule, card)
     );
-    text += "Or serve it over HTTP, beside its teacher: `understudy serve --models` and the folder that this one is in.\n";
+    let beside = if card.role == Role::Student { ", beside its teacher" } else { "" };
+    let _ = writeln!(
+        text,
+        "Or serve it over HTTP{beside}: `understudy serve --models` and the folder that this one is in."
+    );
     if !card.scores.is_empty() {
         text += "\n## Scores\n\n| | |\n| --- | --- |\n";
         for (name, value) in &card.scores {
