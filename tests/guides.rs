@@ -86,6 +86,7 @@ impl Server {
     fn start(home: &Path) -> Self {
         let mut command = Command::new(PROGRAM);
         command.args(["serve", "--port", "0", "--data-dir"]).arg(home.join("kept"));
+        command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let address = |line: String| {
@@ -180,6 +181,7 @@ fn run(guide: &str, prepare: impl FnOnce(&Path)) {
         .env("PATH", format!("{}:{path}", root().join("tests/guides").display()))
         .env("UNDERSTUDY_PROGRAM", PROGRAM)
         .env("XDG_STATE_HOME", home.path().join("state"))
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .output()
         .expect("bash");
     let end = |bytes: &[u8]| {
