@@ -1,10 +1,13 @@
 //! Reading a JSON object field by field, so that every complaint names file, field, value and remedy.
 
-use serde::de::DeserializeOwned;
+use serde::{Serializer, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
 use crate::{Error, Result};
+
+/// A larger side is a mistake, not an image.
+const SIDE_LIMIT: usize = 1 << 14;
 
 /// A configuration whose members are those of `T`, as serde has them; `file` is what messages call it. Members whose names
 /// begin with `_` tell of the library that wrote the file, and are not looked at.
@@ -67,6 +70,34 @@ impl<'a> Fields<'a> {
         Error::value(format!("{}: {name}[{index}]", self.file), found, remedy)
     }
 
+    /// Refuses a count that is 0 or above `limit`.
+    pub(crate) fn bounded(
+        &self,
+        name: &str,
+        count: impl Into<Option<usize>>,
+        limit: usize,
+    ) -> Result<()> {
+        match count.into() {
+            Some(count) if !(1..=limit).contains(&count) => Err(self.refuse(name, range(limit))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a `sample_size` that a network of so many levels cannot halve as often as it must.
+    pub(crate) fn check_sample_size(&self, sides: [usize; 2], levels: usize) -> Result<()> {
+        let step = 1 << (levels - 1);
+        let fits = |side: usize| (1..=SIDE_LIMIT).contains(&side) && side.is_multiple_of(step);
+        if sides.into_iter().all(fits) {
+            return Ok(());
+        }
+        let remedy = format!(
+            "must be the side of a sample or [height, width], each a multiple of {step} of at most \
+             {SIDE_LIMIT}, since {levels} levels halve it {} times",
+            levels - 1
+        );
+        Err(self.refuse("sample_size", remedy))
+    }
+
     /// The member, unless it is absent.
     pub(crate) fn get(&self, name: &str) -> Option<&'a Value> {
         self.object.get(name)
@@ -105,20 +136,6 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A list of whole numbers from 1 to `limit`.
-    pub(crate) fn counts(&self, name: &str, default: &[usize], limit: usize) -> Result<Vec<usize>> {
-        match self.get(name) {
-            None => Ok(default.to_vec()),
-            Some(Value::Array(list)) => {
-                let entry = |(i, value)| {
-                    self.whole(value, limit).ok_or_else(|| self.refuse_entry(name, i, range(limit)))
-                };
-                list.iter().enumerate().map(entry).collect()
-            }
-            Some(_) => Err(self.refuse(name, "must be a list of whole numbers")),
-        }
-    }
-
     /// A number that f32, in which networks compute, holds.
     pub(crate) fn number(&self, name: &str, default: f64) -> Result<f64> {
         match self.get(name) {
@@ -141,20 +158,6 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A list of strings.
-    pub(crate) fn texts(&self, name: &str, default: &[&'a str]) -> Result<Vec<&'a str>> {
-        match self.get(name) {
-            None => Ok(default.to_vec()),
-            Some(Value::Array(list)) => {
-                let entry = |(i, value): (usize, &'a Value)| {
-                    value.as_str().ok_or_else(|| self.refuse_entry(name, i, "must be a string"))
-                };
-                list.iter().enumerate().map(entry).collect()
-            }
-            Some(_) => Err(self.refuse(name, "must be a list of strings")),
-        }
-    }
-
     fn whole(&self, value: &Value, limit: usize) -> Option<usize> {
         let count = usize::try_from(value.as_u64()?).ok()?;
         (1..=limit).contains(&count).then_some(count)
@@ -163,6 +166,15 @@ impl<'a> Fields<'a> {
 
 fn range(limit: usize) -> String {
     format!("must be a whole number from 1 to {limit}")
+}
+
+/// diffusers' files say `1`, not `1.0`, where the constructor's annotation is a whole number.
+pub(crate) fn whole_if_exact<S: Serializer>(number: &f64, to: S) -> Result<S::Ok, S::Error> {
+    if number.fract() == 0.0 && number.abs() < 1e9 {
+        to.serialize_i64(*number as i64)
+    } else {
+        to.serialize_f64(*number)
+    }
 }
 
 /// A value as it stands in the file, cut where it would fill the screen.

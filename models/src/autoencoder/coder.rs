@@ -58,8 +58,8 @@ impl Coder<'_> {
                 return Err(fields.refuse(name, remedy));
             }
         }
-        bounded(fields, "norm_num_groups", self.groups, CHANNELS)?;
-        bounded(fields, "layers_per_block", self.layers, LAYERS)?;
+        fields.bounded("norm_num_groups", self.groups, CHANNELS)?;
+        fields.bounded("layers_per_block", self.layers, LAYERS)?;
         for (i, &channels) in self.channels.iter().enumerate() {
             if channels == 0 || channels > CHANNELS || !channels.is_multiple_of(self.groups) {
                 let groups = self.groups;
@@ -163,17 +163,9 @@ pub(super) fn point(g: &mut GraphBuilder, name: &Name, x: Map, channels: usize) 
     g.kernel(name, &[x], &kernel, Epilogue::default())
 }
 
-/// Refuses a count that is 0 or above `limit`.
-pub(super) fn bounded(fields: &Fields, name: &str, count: usize, limit: usize) -> Result<()> {
-    if (1..=limit).contains(&count) {
-        return Ok(());
-    }
-    Err(fields.refuse(name, format!("must be a whole number from 1 to {limit}")))
-}
-
 /// Refuses channels of images and latents that are none, or so many that a mistake is likelier.
 pub(super) fn bounded_channels(fields: &Fields, counts: [(&str, usize); 3]) -> Result<()> {
-    counts.into_iter().try_for_each(|(name, count)| bounded(fields, name, count, CHANNELS))
+    counts.into_iter().try_for_each(|(name, count)| fields.bounded(name, count, CHANNELS))
 }
 
 /// Refuses a scale of latents by which nothing can be divided.

@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::coder::{Coder, Down, Up, bounded, bounded_channels, check_scale, point};
+use super::coder::{Coder, Down, Up, bounded_channels, check_scale, point};
 use super::{Half, Latents, SampleSize};
 use crate::Result;
 use crate::activation::Activation;
@@ -85,8 +85,8 @@ impl VQModelConfig {
             ("latent_channels", config.latent_channels),
         ];
         bounded_channels(&fields, channels)?;
-        bounded(&fields, "num_vq_embeddings", config.num_vq_embeddings, ROWS)?;
-        bounded(&fields, "vq_embed_dim", config.code_width(), ROWS)?;
+        fields.bounded("num_vq_embeddings", config.num_vq_embeddings, ROWS)?;
+        fields.bounded("vq_embed_dim", config.code_width(), ROWS)?;
         check_scale(&fields, config.scaling_factor, 0.0)?;
         Ok(config)
     }

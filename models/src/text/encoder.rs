@@ -100,24 +100,18 @@ impl TextEncoderConfig {
     }
 
     fn check(&self, fields: &Fields) -> Result<()> {
-        let bounded = |name: &str, count: usize, limit: usize| {
-            if (1..=limit).contains(&count) {
-                return Ok(());
-            }
-            Err(fields.refuse(name, format!("must be a whole number from 1 to {limit}")))
-        };
-        bounded("vocab_size", self.vocab_size, VOCABULARY_LIMIT)?;
-        bounded("hidden_size", self.hidden_size, WIDTH_LIMIT)?;
-        bounded("intermediate_size", self.intermediate_size, WIDTH_LIMIT)?;
-        bounded("num_hidden_layers", self.num_hidden_layers, LAYER_LIMIT)?;
-        bounded("max_position_embeddings", self.max_position_embeddings, TOKEN_LIMIT)?;
+        fields.bounded("vocab_size", self.vocab_size, VOCABULARY_LIMIT)?;
+        fields.bounded("hidden_size", self.hidden_size, WIDTH_LIMIT)?;
+        fields.bounded("intermediate_size", self.intermediate_size, WIDTH_LIMIT)?;
+        fields.bounded("num_hidden_layers", self.num_hidden_layers, LAYER_LIMIT)?;
+        fields.bounded("max_position_embeddings", self.max_position_embeddings, TOKEN_LIMIT)?;
         let (heads, width) = (self.num_attention_heads, self.hidden_size);
         if heads == 0 || !width.is_multiple_of(heads) {
             let remedy = format!("must divide hidden_size, {width}");
             return Err(fields.refuse("num_attention_heads", remedy));
         }
         if self.projects {
-            bounded("projection_dim", self.projection_dim.unwrap_or(0), WIDTH_LIMIT)?;
+            fields.bounded("projection_dim", self.projection_dim.unwrap_or(0), WIDTH_LIMIT)?;
         }
         if !(0.0..=f64::from(f32::MAX)).contains(&self.layer_norm_eps) {
             return Err(fields.refuse("layer_norm_eps", "must not be negative"));

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::config::{TimeScaleShift, sides};
 use super::plan::Resample;
 use crate::activation::Activation;
 use crate::each::Each;
@@ -60,15 +61,6 @@ enum Middle {
 
 /// Blocks of the transformers of a level: as many in each, or so many in one after the other.
 type Depths = Each<Each<usize>>;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum TimeScaleShift {
-    /// The time is added.
-    Default,
-    /// It scales and shifts.
-    ScaleShift,
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -292,14 +284,7 @@ impl UNet2DConditionConfig {
 
     /// Height and width of a sample; 0 where none is told.
     fn sides(&self) -> [usize; 2] {
-        match &self.sample_size {
-            Some(Each::All(side)) => [*side; 2],
-            Some(Each::One(sides)) => match sides[..] {
-                [height, width] => [height, width],
-                _ => [0; 2],
-            },
-            None => [0; 2],
-        }
+        self.sample_size.as_ref().map_or([0; 2], sides)
     }
 
     /// Width of the vector that tells the time.

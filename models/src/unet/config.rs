@@ -2,23 +2,26 @@
 
 mod check;
 mod description;
-mod json;
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Deserializer, Serialize, de::IntoDeserializer};
 use serde_json::Value;
 
 use super::plan::Resample;
 use crate::activation::Activation;
+use crate::each::Each;
+use crate::fields::{Fields, typed, whole_if_exact};
 use crate::graph::Graph;
 use crate::initial::Distribution;
 use crate::network::Architecture;
 use crate::weight::Weight;
-use crate::{Conditioning, Geometry, NetworkConfig};
+use crate::{Conditioning, Geometry, NetworkConfig, Result};
 
 /// How the timestep becomes a vector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TimeEmbedding {
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum TimeEmbedding {
     /// Sines and cosines of fixed frequencies (Ho et al. 2020, after Vaswani et al. 2017).
     Positional,
     /// Sines and cosines of the logarithm at random frequencies (Song et al. 2021).
@@ -27,24 +30,53 @@ pub(super) enum TimeEmbedding {
     Learned,
 }
 
-/// What a block is made of; its name also says which way it resamples.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Block {
+/// What a level on the way down is made of. Folders written before 2023 put `UNetRes` before the names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Down {
     /// Residual blocks, then a resampling convolution.
+    #[serde(rename = "DownBlock2D", alias = "UNetResDownBlock2D")]
     Plain,
-    /// Residual blocks each followed by self-attention; resamples as `downsample_type` or `upsample_type` says.
+    /// Residual blocks each followed by self-attention; resamples as `downsample_type` says.
+    #[serde(rename = "AttnDownBlock2D", alias = "UNetResAttnDownBlock2D")]
     Attention,
     /// Residual blocks, then a residual block that resamples.
+    #[serde(rename = "ResnetDownsampleBlock2D", alias = "UNetResResnetDownsampleBlock2D")]
     Resnet,
 }
 
-/// What the network is conditioned on beside time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ClassEmbedding {
-    /// Nothing.
-    None,
-    /// A table of this many rows.
-    Table(usize),
+/// What a level on the way up is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Up {
+    #[serde(rename = "UpBlock2D", alias = "UNetResUpBlock2D")]
+    Plain,
+    #[serde(rename = "AttnUpBlock2D", alias = "UNetResAttnUpBlock2D")]
+    Attention,
+    #[serde(rename = "ResnetUpsampleBlock2D", alias = "UNetResResnetUpsampleBlock2D")]
+    Resnet,
+}
+
+/// Between the two ways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+enum Middle {
+    /// Two residual blocks, with self-attention between them where `add_attention` says so.
+    #[serde(rename = "UNetMidBlock2D")]
+    Plain,
+}
+
+/// How the time acts on residual blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TimeScaleShift {
+    /// It is added.
+    Default,
+    /// It scales and shifts.
+    ScaleShift,
+}
+
+/// What the network is conditioned on beside time, where it is not a table of classes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ClassEmbedType {
     /// A number embedded as the timestep is.
     Timestep,
     /// A vector as wide as the time embedding.
@@ -54,90 +86,193 @@ pub(super) enum ClassEmbedding {
 /// A checked configuration of diffusers' `UNet2DModel`.
 ///
 /// It can only be made by [`UNet2DConfig::from_json`], so whoever holds one need not check it again.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct UNet2DConfig {
-    pub(super) height: usize,
-    pub(super) width: usize,
-    pub(super) in_channels: usize,
-    pub(super) out_channels: usize,
-    pub(super) center_input_sample: bool,
-    pub(super) time_embedding: TimeEmbedding,
-    pub(super) time_embedding_dim: Option<usize>,
-    pub(super) freq_shift: f64,
-    pub(super) flip_sin_to_cos: bool,
-    pub(super) down_blocks: Vec<Block>,
-    pub(super) mid_block: bool,
-    pub(super) up_blocks: Vec<Block>,
-    pub(super) channels: Vec<usize>,
-    pub(super) layers_per_block: usize,
-    pub(super) mid_block_scale_factor: f64,
-    pub(super) downsample_padding: usize,
-    pub(super) downsample: Resample,
-    pub(super) upsample: Resample,
-    pub(super) dropout: f64,
-    pub(super) activation: Activation,
-    pub(super) attention_head_dim: Option<usize>,
-    pub(super) norm_num_groups: usize,
-    pub(super) attn_norm_num_groups: Option<usize>,
-    pub(super) norm_eps: f64,
-    pub(super) scale_shift: bool,
-    pub(super) add_attention: bool,
-    pub(super) class_embedding: ClassEmbedding,
-    pub(super) num_class_embeds: Option<usize>,
-    pub(super) num_train_timesteps: Option<usize>,
+    sample_size: Option<Each<usize>>,
+    in_channels: usize,
+    out_channels: usize,
+    center_input_sample: bool,
+    time_embedding_type: TimeEmbedding,
+    time_embedding_dim: Option<usize>,
+    #[serde(serialize_with = "whole_if_exact")]
+    freq_shift: f64,
+    flip_sin_to_cos: bool,
+    down_block_types: Vec<Down>,
+    mid_block_type: Option<Middle>,
+    up_block_types: Vec<Up>,
+    block_out_channels: Vec<usize>,
+    layers_per_block: usize,
+    #[serde(serialize_with = "whole_if_exact")]
+    mid_block_scale_factor: f64,
+    downsample_padding: usize,
+    #[serde(deserialize_with = "convolution_for_null")]
+    downsample_type: Resample,
+    #[serde(deserialize_with = "convolution_for_null")]
+    upsample_type: Resample,
+    dropout: f64,
+    #[serde(deserialize_with = "in_any_case")]
+    act_fn: Activation,
+    attention_head_dim: Option<usize>,
+    norm_num_groups: usize,
+    attn_norm_num_groups: Option<usize>,
+    norm_eps: f64,
+    resnet_time_scale_shift: TimeScaleShift,
+    add_attention: bool,
+    class_embed_type: Option<ClassEmbedType>,
+    num_class_embeds: Option<usize>,
+    num_train_timesteps: Option<usize>,
 }
 
+impl Default for UNet2DConfig {
+    fn default() -> Self {
+        Self {
+            sample_size: None,
+            in_channels: 3,
+            out_channels: 3,
+            center_input_sample: false,
+            time_embedding_type: TimeEmbedding::Positional,
+            time_embedding_dim: None,
+            freq_shift: 0.0,
+            flip_sin_to_cos: true,
+            down_block_types: vec![Down::Plain, Down::Attention, Down::Attention, Down::Attention],
+            mid_block_type: Some(Middle::Plain),
+            up_block_types: vec![Up::Attention, Up::Attention, Up::Attention, Up::Plain],
+            block_out_channels: vec![224, 448, 672, 896],
+            layers_per_block: 2,
+            mid_block_scale_factor: 1.0,
+            downsample_padding: 1,
+            downsample_type: Resample::Conv,
+            upsample_type: Resample::Conv,
+            dropout: 0.0,
+            act_fn: Activation::Silu,
+            attention_head_dim: Some(8),
+            norm_num_groups: 32,
+            attn_norm_num_groups: None,
+            norm_eps: 1e-5,
+            resnet_time_scale_shift: TimeScaleShift::Default,
+            add_attention: true,
+            class_embed_type: None,
+            num_class_embeds: None,
+            num_train_timesteps: None,
+        }
+    }
+}
+
+/// diffusers takes anything but `resnet` for a convolution; of that, `null` is what files have.
+fn convolution_for_null<'de, D: Deserializer<'de>>(from: D) -> Result<Resample, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(Resample::Conv))
+}
+
+/// diffusers looks functions up by their names in lower case.
+fn in_any_case<'de, D: Deserializer<'de>>(from: D) -> Result<Activation, D::Error> {
+    Activation::deserialize(String::deserialize(from)?.to_lowercase().into_deserializer())
+}
+
+const CLASS: &str = "UNet2DModel";
+
 impl UNet2DConfig {
+    /// Reads and checks a `config.json`; `file` is what error messages call it.
+    ///
+    /// Absent fields take diffusers' defaults. Fields that diffusers does not know are ignored, as
+    /// diffusers does, with a warning.
+    ///
+    /// # Errors
+    /// [`crate::Error::Value`] naming file, field, value and remedy for anything that cannot be honoured.
+    pub fn from_json(value: &Value, file: &str) -> Result<Self> {
+        let fields = Fields::new(value, file)?;
+        if fields.text("_class_name", Some(CLASS))? != Some(CLASS) {
+            return Err(fields.refuse("_class_name", format!("must be {CLASS}")));
+        }
+        let mut config: Self = typed(value, file)?;
+        // diffusers takes 0 for "not given".
+        config.time_embedding_dim = config.time_embedding_dim.filter(|&width| width > 0);
+        config.check(&fields)?;
+        let known = config.to_json();
+        for name in fields.names().filter(|name| !name.starts_with('_')) {
+            if known.get(name).is_none() {
+                tracing::warn!("{file}: `{name}` is not a field of {CLASS} and is ignored");
+            }
+        }
+        Ok(config)
+    }
+
+    /// The same configuration as diffusers writes it, every field present.
+    pub fn to_json(&self) -> Value {
+        // Numbers, names and lists of them.
+        let mut json = serde_json::to_value(self).unwrap_or_default();
+        json["_class_name"] = CLASS.into();
+        json
+    }
+
     /// The shapes the network takes and gives.
     pub fn geometry(&self) -> Geometry {
+        let [height, width] = self.sides();
         Geometry {
             in_channels: self.in_channels,
             out_channels: self.out_channels,
-            height: self.height,
-            width: self.width,
-            conditioning: match self.class_embedding {
-                ClassEmbedding::None => Conditioning::None,
-                ClassEmbedding::Table(classes) => Conditioning::Classes(classes),
-                ClassEmbedding::Timestep => Conditioning::Timestep,
-                ClassEmbedding::Identity => Conditioning::Embedding(self.time_width()),
+            height,
+            width,
+            conditioning: match (self.class_embed_type, self.num_class_embeds) {
+                (None, None) => Conditioning::None,
+                (None, Some(classes)) => Conditioning::Classes(classes),
+                (Some(ClassEmbedType::Timestep), _) => Conditioning::Timestep,
+                (Some(ClassEmbedType::Identity), _) => Conditioning::Embedding(self.time_width()),
             },
             prompt: None,
             guidance: false,
         }
     }
 
+    /// Height and width of a sample; 0 where none is given.
+    fn sides(&self) -> [usize; 2] {
+        self.sample_size.as_ref().map_or([0; 2], sides)
+    }
+
     /// Width of the time embedding that the residual blocks see.
-    pub(super) fn time_width(&self) -> usize {
-        self.time_embedding_dim.unwrap_or(4 * self.channels[0])
+    fn time_width(&self) -> usize {
+        self.time_embedding_dim.unwrap_or(4 * self.block_out_channels[0])
     }
 
     /// Width of the projected timestep before its two layers.
-    pub(super) fn projected_width(&self) -> usize {
-        match self.time_embedding {
-            TimeEmbedding::Fourier => 2 * self.channels[0],
-            TimeEmbedding::Positional | TimeEmbedding::Learned => self.channels[0],
+    fn projected_width(&self) -> usize {
+        match self.time_embedding_type {
+            TimeEmbedding::Fourier => 2 * self.block_out_channels[0],
+            TimeEmbedding::Positional | TimeEmbedding::Learned => self.block_out_channels[0],
         }
     }
 
     /// Number of resolutions.
-    pub(super) fn levels(&self) -> usize {
-        self.channels.len()
+    fn levels(&self) -> usize {
+        self.block_out_channels.len()
     }
 
     /// Attention heads at a level, or nothing where there is no attention.
     fn heads(&self, level: usize) -> Option<usize> {
         let last = self.levels() - 1;
-        let attends = self.down_blocks[level] == Block::Attention
-            || self.up_blocks[last - level] == Block::Attention
-            || (level == last && self.mid_block && self.add_attention);
+        let attends = self.down_block_types[level] == Down::Attention
+            || self.up_block_types[last - level] == Up::Attention
+            || (level == last && self.mid_block_type.is_some() && self.add_attention);
         attends
-            .then(|| self.channels[level] / self.attention_head_dim.unwrap_or(self.channels[level]))
+            .then(|| self.block_out_channels[level] / self.attention_head_dim.unwrap_or(self.block_out_channels[level]))
     }
 
     fn attention_widths(&self) -> impl Iterator<Item = usize> {
         (0..self.levels())
             .filter(|&level| self.heads(level).is_some())
-            .map(|level| self.channels[level])
+            .map(|level| self.block_out_channels[level])
+    }
+}
+
+/// Height and width, of a square's side or of both; 0 where it is neither.
+pub(super) fn sides(size: &Each<usize>) -> [usize; 2] {
+    match size {
+        Each::All(side) => [*side; 2],
+        Each::One(sides) => match sides[..] {
+            [side] => [side; 2],
+            [height, width] => [height, width],
+            _ => [0; 2],
+        },
     }
 }
 
@@ -177,7 +312,7 @@ impl Architecture for UNet2DConfig {
             ((channels as f64 * factor / groups as f64).round() as usize).max(1) * groups
         };
         let mut scaled =
-            Self { channels: self.channels.iter().map(width).collect(), ..self.clone() };
+            Self { block_out_channels: self.block_out_channels.iter().map(width).collect(), ..self.clone() };
         scaled.time_embedding_dim =
             self.time_embedding_dim.map(|width| ((width as f64 * factor).round() as usize).max(1));
         if let Some(head) = self.attention_head_dim {
@@ -199,7 +334,7 @@ impl Architecture for UNet2DConfig {
     /// How diffusers draws the weight `name` where its shape does not tell: tables of embeddings, and
     /// the random frequencies of Song et al. 2021, which have a scale of 16.
     fn unusual(&self, name: &str) -> Option<Distribution> {
-        match (name, self.time_embedding) {
+        match (name, self.time_embedding_type) {
             ("time_proj.weight", TimeEmbedding::Fourier) => Some(Distribution::Normal(16.0)),
             ("time_proj.weight" | "class_embedding.weight", _) => Some(Distribution::Normal(1.0)),
             _ => None,

@@ -1,5 +1,7 @@
 //! What a U-Net consists of, whichever configuration tells it.
 
+use serde::{Deserialize, Serialize};
+
 use crate::graph::{Map, Size};
 use crate::kernels::Function;
 
@@ -77,7 +79,8 @@ pub(super) struct Transformer {
 }
 
 /// What changes a map's size at the end of a block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum Resample {
     /// A convolution.
     Conv,

@@ -8,7 +8,6 @@ use crate::each::Each;
 use crate::fields::Fields;
 
 const CHANNEL_LIMIT: usize = 1 << 16;
-const SIDE_LIMIT: usize = 1 << 14;
 const LEVEL_LIMIT: usize = 12;
 const LAYER_LIMIT: usize = 64;
 const TABLE_LIMIT: usize = 1 << 24;
@@ -88,38 +87,21 @@ impl UNet2DConditionConfig {
                 return Err(fields.refuse(name, remedy));
             }
         }
-        let step = 1 << (levels - 1);
-        let [height, width] = self.sides();
-        let fits = |side: usize| (1..=SIDE_LIMIT).contains(&side) && side.is_multiple_of(step);
-        if !fits(height) || !fits(width) {
-            let remedy = format!(
-                "must be the side of a sample or [height, width], each a multiple of {step} of at most \
-                 {SIDE_LIMIT}, since {levels} levels halve it {} times",
-                levels - 1
-            );
-            return Err(fields.refuse("sample_size", remedy));
-        }
-        Ok(())
+        fields.check_sample_size(self.sides(), levels)
     }
 
     fn check_numbers(&self, fields: &Fields) -> Result<()> {
-        let bounded = |name: &str, count: Option<usize>, limit: usize| match count {
-            Some(count) if count == 0 || count > limit => {
-                Err(fields.refuse(name, format!("must be a whole number from 1 to {limit}")))
-            }
-            _ => Ok(()),
-        };
-        bounded("in_channels", Some(self.in_channels), CHANNEL_LIMIT)?;
-        bounded("out_channels", Some(self.out_channels), CHANNEL_LIMIT)?;
-        bounded("norm_num_groups", Some(self.norm_num_groups), CHANNEL_LIMIT)?;
-        bounded("time_embedding_dim", self.time_embedding_dim, 4 * CHANNEL_LIMIT)?;
-        bounded("num_class_embeds", self.num_class_embeds, TABLE_LIMIT)?;
+        fields.bounded("in_channels", self.in_channels, CHANNEL_LIMIT)?;
+        fields.bounded("out_channels", self.out_channels, CHANNEL_LIMIT)?;
+        fields.bounded("norm_num_groups", self.norm_num_groups, CHANNEL_LIMIT)?;
+        fields.bounded("time_embedding_dim", self.time_embedding_dim, 4 * CHANNEL_LIMIT)?;
+        fields.bounded("num_class_embeds", self.num_class_embeds, TABLE_LIMIT)?;
         let vector = self.projection_class_embeddings_input_dim;
-        bounded("projection_class_embeddings_input_dim", vector, TABLE_LIMIT)?;
-        bounded("tokens of a prompt", Some(self.tokens), TOKEN_LIMIT)?;
+        fields.bounded("projection_class_embeddings_input_dim", vector, TABLE_LIMIT)?;
+        fields.bounded("tokens of a prompt", self.tokens, TOKEN_LIMIT)?;
         for level in 0..self.levels() {
             let layers = self.layers_per_block.at(level).copied();
-            bounded("layers_per_block", layers, LAYER_LIMIT)?;
+            fields.bounded("layers_per_block", layers, LAYER_LIMIT)?;
         }
         if self.in_channels > self.out_channels {
             let remedy = format!(

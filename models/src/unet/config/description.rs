@@ -1,10 +1,10 @@
 //! What a `UNet2DModel` consists of, and the vector that tells it time and class.
 
-use super::{Block, ClassEmbedding, TimeEmbedding, UNet2DConfig};
+use super::{ClassEmbedType, Down, TimeEmbedding, TimeScaleShift, UNet2DConfig, Up};
 use crate::graph::{Graph, GraphBuilder, Map, Name, Scalar, Size, Wave};
 use crate::kernels::Function;
 use crate::unet::graph::{embedded, graph};
-use crate::unet::plan::{self, After, Level, Middle, Plan, Resample};
+use crate::unet::plan::{After, Block, Level, Middle, Plan, Resample};
 
 impl UNet2DConfig {
     /// What the network does.
@@ -17,27 +17,27 @@ impl UNet2DConfig {
     fn plan(&self) -> Plan {
         let last = self.levels() - 1;
         let level = |level: usize| Level {
-            channels: self.channels[level],
+            channels: self.block_out_channels[level],
             layers: self.layers_per_block,
-            down: self.block(self.down_blocks[level], self.channels[level], self.downsample),
-            up: self.block(self.up_blocks[last - level], self.channels[level], self.upsample),
+            down: self.down(level),
+            up: self.up(level),
         };
-        let deepest = self.channels[last];
-        let middle = match (self.mid_block, self.add_attention) {
-            (false, _) => Middle::Nothing,
-            (true, false) => Middle::Two(After::Nothing),
-            (true, true) => {
+        let deepest = self.block_out_channels[last];
+        let middle = match (self.mid_block_type, self.add_attention) {
+            (None, _) => Middle::Nothing,
+            (Some(_), false) => Middle::Two(After::Nothing),
+            (Some(_), true) => {
                 // Without a number of its own the mid block's attention is normalised as the residual blocks
                 // are, except beside scale-shift norms, where it is not normalised at all.
                 let groups = self
                     .attn_norm_num_groups
-                    .or_else(|| (!self.scale_shift).then_some(self.norm_num_groups));
+                    .or_else(|| (!self.modulated()).then_some(self.norm_num_groups));
                 Middle::Two(After::Attention { heads: self.heads_of(deepest), groups })
             }
         };
-        let Self { height, width, in_channels, .. } = *self;
+        let [height, width] = self.sides();
         Plan {
-            sample: Size { height, width, channels: in_channels },
+            sample: Size { height, width, channels: self.in_channels },
             centered: self.center_input_sample,
             outputs: self.out_channels,
             kernels: [3, 3],
@@ -45,26 +45,41 @@ impl UNet2DConfig {
             middle,
             middle_scale: self.mid_block_scale_factor,
             norm: (self.norm_num_groups, self.norm_eps),
-            function: self.activation.into(),
+            function: self.act_fn.into(),
             last_function: Function::Silu,
-            modulated: self.scale_shift,
+            modulated: self.modulated(),
             padding: self.downsample_padding,
             // With a Fourier embedding time is a noise level, and the answer a score (Song et al. 2021).
-            divided: self.time_embedding == TimeEmbedding::Fourier,
+            divided: self.time_embedding_type == TimeEmbedding::Fourier,
         }
     }
 
-    /// A block that ends with what it is asked to resample with, where its kind does not tell.
-    fn block(&self, block: Block, channels: usize, asked: Resample) -> plan::Block {
-        let (after, resample) = match block {
-            Block::Plain => (After::Nothing, Resample::Conv),
-            Block::Resnet => (After::Nothing, Resample::Resnet),
-            Block::Attention => {
-                let groups = Some(self.norm_num_groups);
-                (After::Attention { heads: self.heads_of(channels), groups }, asked)
+    /// Whether the time scales and shifts norms.
+    fn modulated(&self) -> bool {
+        self.resnet_time_scale_shift == TimeScaleShift::ScaleShift
+    }
+
+    fn down(&self, level: usize) -> Block {
+        match self.down_block_types[level] {
+            Down::Plain => Block { after: After::Nothing, resample: Resample::Conv },
+            Down::Resnet => Block { after: After::Nothing, resample: Resample::Resnet },
+            Down::Attention => {
+                Block { after: self.attention(level), resample: self.downsample_type }
             }
-        };
-        plan::Block { after, resample }
+        }
+    }
+
+    fn up(&self, level: usize) -> Block {
+        match self.up_block_types[self.levels() - 1 - level] {
+            Up::Plain => Block { after: After::Nothing, resample: Resample::Conv },
+            Up::Resnet => Block { after: After::Nothing, resample: Resample::Resnet },
+            Up::Attention => Block { after: self.attention(level), resample: self.upsample_type },
+        }
+    }
+
+    fn attention(&self, level: usize) -> After {
+        let heads = self.heads_of(self.block_out_channels[level]);
+        After::Attention { heads, groups: Some(self.norm_num_groups) }
     }
 
     fn heads_of(&self, channels: usize) -> usize {
@@ -76,27 +91,27 @@ impl UNet2DConfig {
         let root = Name::default();
         let width = self.time_width();
         let place = root.at("class_embedding");
-        let class = match self.class_embedding {
-            ClassEmbedding::None => None,
-            ClassEmbedding::Table(rows) => {
+        let class = match (self.class_embed_type, self.num_class_embeds) {
+            (None, None) => None,
+            (None, Some(rows)) => {
                 Some(g.row(&place.at("weight"), Scalar::Condition, rows, width))
             }
-            ClassEmbedding::Timestep => {
+            (Some(ClassEmbedType::Timestep), _) => {
                 let number = self.projected(g, Scalar::Condition);
                 Some(embedded(g, &place, number, width, Function::Silu, None))
             }
-            ClassEmbedding::Identity => Some(g.condition(width)),
+            (Some(ClassEmbedType::Identity), _) => Some(g.condition(width)),
         };
         let time = self.projected(g, Scalar::Time);
         let sum = embedded(g, &root.at("time_embedding"), time, width, Function::Silu, class);
-        g.activate(sum, self.activation.into())
+        g.activate(sum, self.act_fn.into())
     }
 
     /// A number as a vector, without the two layers that follow.
     fn projected(&self, g: &mut GraphBuilder, of: Scalar) -> Map {
-        let (width, channels) = (self.projected_width(), self.channels[0]);
+        let (width, channels) = (self.projected_width(), self.block_out_channels[0]);
         let name = Name::default().at("time_proj.weight");
-        let wave = match self.time_embedding {
+        let wave = match self.time_embedding_type {
             TimeEmbedding::Positional => {
                 Wave::Positional { shift: self.freq_shift, cosines_first: self.flip_sin_to_cos }
             }
