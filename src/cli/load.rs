@@ -216,7 +216,7 @@ fn tell(args: &LoadArgs, report: &Report) -> Result<(), String> {
         write_atomically(path, text.as_bytes()).map_err(|error| error.to_string())
     };
     let csv = args.csv.as_deref().map(|path| write(path, &report.csv()));
-    let svg = args.svg.as_deref().map(|path| match svg(&report.runs) {
+    let svg = args.svg.as_deref().map(|path| match svg(&report.runs)? {
         Some(picture) => write(path, &picture),
         None => Err(format!("--svg {}: not written, no request had images", path.display())),
     });

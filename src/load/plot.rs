@@ -1,149 +1,125 @@
 //! A picture of latency against rate.
-//!
-//! Written here and not with a plotting library: one picture of a fixed kind, whose colours follow the
-//! reader's light or dark scheme through a style sheet, which such libraries do not write.
 
-use std::fmt::Write;
+use plotters::element::DashedPathElement;
+use plotters::prelude::*;
 
 use super::Run;
 
 /// Of the whole picture, in pixels.
-const SIZE: (f64, f64) = (760.0, 420.0);
-/// Left, top, right and bottom of the part with the curves.
-const AREA: (f64, f64, f64, f64) = (64.0, 52.0, 744.0, 372.0);
-/// Colours on white, and on black: at least 4.5 : 1 in contrast.
-const COLOURS: [(&str, &str); 6] = [
-    ("#0b5cad", "#6cb6ff"),
-    ("#b3420a", "#ff9a52"),
-    ("#1a7f37", "#56d364"),
-    ("#8250df", "#c297ff"),
-    ("#a8327e", "#ff80c8"),
-    ("#57606a", "#a8b1bb"),
+const SIZE: (u32, u32) = (760, 420);
+const FONT: (&str, u32) = ("system-ui, sans-serif", 13);
+/// At least 4.5 : 1 in contrast to white.
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(11, 92, 173),
+    RGBColor(179, 66, 10),
+    RGBColor(26, 127, 55),
+    RGBColor(130, 80, 223),
+    RGBColor(168, 50, 126),
+    RGBColor(87, 96, 106),
+];
+
+/// Corners of a diamond, a square and a triangle, so that curves can be told apart without their colours.
+const MARKS: [&[(i32, i32)]; 3] = [
+    &[(0, -5), (5, 0), (0, 5), (-5, 0)],
+    &[(-4, -4), (4, -4), (4, 4), (-4, 4)],
+    &[(0, -5), (5, 4), (-5, 4)],
 ];
 
 /// A model of a mix at all rates.
 struct Curve<'a> {
     mix: &'a str,
     name: String,
-    /// Rate, median and 99th percentile in milliseconds, and whether every request had its images.
-    points: Vec<(f64, f64, f64, bool)>,
+    points: Vec<Point>,
+}
+
+/// Of a model at one rate.
+#[derive(Clone, Copy)]
+struct Point {
+    rate: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    /// Whether every request had its images.
+    complete: bool,
 }
 
 /// A standalone SVG: for each model of each mix the median and the 99th percentile of its latency, in
 /// milliseconds on a logarithmic scale, against the rate offered. Points are hollow where requests were
 /// refused or failed. `None` where no run has a latency.
-pub fn svg(runs: &[Run]) -> Option<String> {
+///
+/// # Errors
+/// What the library says.
+pub fn svg(runs: &[Run]) -> Result<Option<String>, String> {
     let curves = curves(runs);
     let points = || curves.iter().flat_map(|curve| &curve.points);
-    let least = points().map(|&(_, p50, ..)| p50).fold(f64::INFINITY, f64::min);
-    let most = points().map(|&(_, _, p99, _)| p99).fold(0.0, f64::max);
-    let fastest = points().map(|&(rate, ..)| rate).fold(0.0, f64::max);
-    points().next()?;
+    if points().next().is_none() {
+        return Ok(None);
+    }
+    let mut text = String::new();
+    draw(&curves, &mut text).map_err(|error| format!("a plot could not be drawn: {error}"))?;
+    Ok(Some(text))
+}
+
+type Outcome<'a> = Result<(), DrawingAreaErrorKind<<SVGBackend<'a> as DrawingBackend>::ErrorType>>;
+
+fn draw<'a>(curves: &[Curve], text: &'a mut String) -> Outcome<'a> {
+    let points = || curves.iter().flat_map(|curve| &curve.points);
+    let least = points().map(|point| point.p50_ms).fold(f64::INFINITY, f64::min);
+    let most = points().map(|point| point.p99_ms).fold(0.0, f64::max);
+    let fastest = points().map(|point| point.rate).fold(0.0, f64::max);
     let levels = levels(least, most);
-    let (low, high) = (levels.first()?.ln(), levels.last()?.ln());
-    let step =
-        [1.0, 2.0, 5.0, 10.0].map(|unit| unit * 10f64.powf((fastest / 10.0).log10().floor()));
-    let step = step.into_iter().find(|step| fastest / step <= 10.0)?;
-    let widest = (fastest / step).ceil() * step;
-    let (left, top, right, bottom) = AREA;
-    let x = |rate: f64| left + (right - left) * rate / widest;
-    let y = |milliseconds: f64| {
-        bottom - (bottom - top) * (milliseconds.max(1e-6).ln() - low) / (high - low)
-    };
-
-    let mut svg = head();
-    let mut line = |text: std::fmt::Arguments| {
-        let _ = writeln!(svg, "{text}");
-    };
-    for &level in &levels {
-        let at = y(level);
-        line(format_args!(r#"<path class="grid" d="M{left} {at:.1}H{right}"/>"#));
-        line(format_args!(
-            r#"<text x="{}" y="{:.1}" class="end">{level}</text>"#,
-            left - 8.0,
-            at + 4.0
-        ));
-    }
-    for i in 0..=(widest / step).round() as usize {
-        let rate = i as f64 * step;
-        let at = x(rate);
-        // 0.30000000000000004 is 0.3.
-        let rate = (rate * 1e6).round() / 1e6;
-        line(format_args!(r#"<path class="grid" d="M{at:.1} {bottom}v5"/>"#));
-        line(format_args!(r#"<text x="{at:.1}" y="{}" class="mid">{rate}</text>"#, bottom + 20.0));
-    }
-    let (middle, below) = ((left + right) / 2.0, bottom + 40.0);
-    line(format_args!(
-        r#"<text x="{middle}" y="{below}" class="mid">requests per second offered</text>"#
-    ));
-    line(format_args!(r#"<text x="{}" y="{}">ms</text>"#, left - 28.0, top - 12.0));
-
-    let mut key = left;
+    let (low, high) = (levels[0], levels[levels.len() - 1]);
+    let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
+    area.fill(&WHITE)?;
+    let mut chart = ChartBuilder::on(&area)
+        .margin(12)
+        .margin_right(24)
+        .x_label_area_size(44)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..fastest * 1.04, (low..high).log_scale().with_key_points(levels))?;
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .light_line_style(TRANSPARENT)
+        .x_label_formatter(&|rate| format!("{}", (rate * 1e6).round() / 1e6))
+        .y_label_formatter(&|level| level.to_string())
+        .x_desc("requests per second offered")
+        .y_desc("ms")
+        .label_style(FONT)
+        .draw()?;
     for (i, curve) in curves.iter().enumerate() {
-        let colour = i % COLOURS.len();
-        let path = |value: fn(&(f64, f64, f64, bool)) -> f64| {
-            let points = curve.points.iter().enumerate().map(|(i, point)| {
-                let pen = if i == 0 { 'M' } else { 'L' };
-                format!("{pen}{:.1} {:.1}", x(point.0), y(value(point)))
+        let colour = COLOURS[i % COLOURS.len()];
+        let line = colour.stroke_width(2);
+        let mark = MARKS[i % MARKS.len()];
+        let p50 = || curve.points.iter().map(|point| (point.rate, point.p50_ms));
+        let p99 = || curve.points.iter().map(|point| (point.rate, point.p99_ms));
+        chart
+            .draw_series(LineSeries::new(p50(), line))?
+            .label(format!("{} p50", curve.name))
+            .legend(move |at| {
+                let middle = |&(x, y): &(i32, i32)| (x + 13, y);
+                let mark =
+                    Polygon::new(mark.iter().map(middle).collect::<Vec<_>>(), colour.filled());
+                EmptyElement::at(at) + PathElement::new([(0, 0), (26, 0)], line) + mark
             });
-            points.collect::<String>()
-        };
-        line(format_args!(r#"<path class="c{colour} line" d="{}"/>"#, path(|point| point.1)));
-        line(format_args!(r#"<path class="c{colour} line p99" d="{}"/>"#, path(|point| point.2)));
-        for &(rate, p50, p99, complete) in &curve.points {
-            let hollow = if complete { "" } else { " hollow" };
-            for milliseconds in [p50, p99] {
-                let mark = mark(i, x(rate), y(milliseconds));
-                line(format_args!(r#"<path class="c{colour} mark{hollow}" d="{mark}"/>"#));
-            }
-        }
-        for (what, class) in [("p50", ""), ("p99", " p99")] {
-            let name = format!("{} {what}", curve.name);
-            line(format_args!(r#"<path class="c{colour} line{class}" d="M{key:.0} 20h26"/>"#));
-            line(format_args!(
-                r#"<path class="c{colour} mark" d="{}"/>"#,
-                mark(i, key + 13.0, 20.0)
-            ));
-            line(format_args!(r#"<text x="{:.0}" y="24">{name}</text>"#, key + 32.0));
-            key += 48.0 + 7.2 * name.len() as f64;
+        chart
+            .draw_series(DashedLineSeries::new(p99(), 6, 4, line))?
+            .label(format!("{} p99", curve.name))
+            .legend(move |(x, y)| DashedPathElement::new([(x, y), (x + 26, y)], 6, 4, line));
+        for (at, point) in p50().zip(&curve.points).chain(p99().zip(&curve.points)) {
+            let inside = if point.complete { colour } else { WHITE };
+            let outline: Vec<_> = mark.iter().chain(&mark[..1]).copied().collect();
+            let inside = Polygon::new(mark, inside.filled());
+            chart.draw_series([EmptyElement::at(at) + inside + PathElement::new(outline, line)])?;
         }
     }
-    svg.push_str("</svg>\n");
-    Some(svg)
-}
-
-fn head() -> String {
-    let (width, height) = SIZE;
-    let colours = |dark: bool| -> String {
-        let each = COLOURS.iter().enumerate().map(|(i, &(light, black))| {
-            format!(".c{i}{{--c:{}}}", if dark { black } else { light })
-        });
-        each.collect()
-    };
-    format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="Latency against the rate of requests">
-<style>
-text{{font:13px system-ui,sans-serif;fill:#24292f}}
-.end{{text-anchor:end}}.mid{{text-anchor:middle}}
-.grid{{stroke:#8c959f;stroke-opacity:.35;fill:none}}
-.line{{stroke:var(--c);stroke-width:2;fill:none}}.p99{{stroke-dasharray:6 4}}
-.mark{{stroke:var(--c);stroke-width:2;fill:var(--c)}}.hollow{{fill:#fff}}
-{}
-@media(prefers-color-scheme:dark){{text{{fill:#d1d7de}}.hollow{{fill:#0d1117}}{}}}
-</style>
-"#,
-        colours(false),
-        colours(true)
-    )
-}
-
-/// A disc, a square or a triangle, so that curves can be told apart without their colours.
-fn mark(curve: usize, x: f64, y: f64) -> String {
-    match curve % 3 {
-        0 => format!("M{:.1} {y:.1}a4 4 0 1 0 8 0a4 4 0 1 0 -8 0", x - 4.0),
-        1 => format!("M{:.1} {:.1}h7v7h-7z", x - 3.5, y - 3.5),
-        _ => format!("M{:.1} {:.1}h9l-4.5 -8z", x - 4.5, y + 4.0),
-    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .label_font(FONT)
+        .background_style(WHITE.mix(0.85))
+        .border_style(TRANSPARENT)
+        .draw()?;
+    area.present()
 }
 
 fn curves(runs: &[Run]) -> Vec<Curve<'_>> {
@@ -157,7 +133,8 @@ fn curves(runs: &[Run]) -> Vec<Curve<'_>> {
                 false => model.name.clone(),
             };
             let complete = model.accepted == model.requests();
-            let point = (run.rate, latency.p50, latency.p99, complete);
+            let (p50_ms, p99_ms) = (latency.p50, latency.p99);
+            let point = Point { rate: run.rate, p50_ms, p99_ms, complete };
             match curves.iter_mut().find(|curve| curve.mix == run.mix && curve.name == name) {
                 Some(curve) => curve.points.push(point),
                 None => curves.push(Curve { mix: &run.mix, name, points: vec![point] }),
@@ -165,7 +142,7 @@ fn curves(runs: &[Run]) -> Vec<Curve<'_>> {
         }
     }
     for curve in &mut curves {
-        curve.points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        curve.points.sort_by(|a, b| a.rate.total_cmp(&b.rate));
     }
     curves
 }
@@ -214,13 +191,14 @@ mod tests {
         let at = |rate, refused| {
             run("teacher,student", rate, &[("teacher", 40.0 * rate, refused), ("student", 20.0, 0)])
         };
-        let svg = svg(&[at(4.0, 3), at(1.0, 0), at(2.0, 0)]).unwrap();
-        let curves: Vec<&str> = svg.lines().filter(|line| line.contains(" line")).collect();
-        // Four curves of three points, and four lines of the key.
-        assert_eq!(curves.len(), 8, "{svg}");
-        assert_eq!(curves.iter().filter(|curve| curve.matches('L').count() == 2).count(), 4);
-        assert_eq!(svg.matches(r#" hollow""#).count(), 2, "both points of the rate with refusals");
-        for text in [">teacher p50<", ">student p99<", "prefers-color-scheme:dark"] {
+        let svg = svg(&[at(4.0, 3), at(1.0, 0), at(2.0, 0)]).unwrap().unwrap();
+        // Two models, three rates, p50 and p99 of each; in the key a mark for each model. White is also the ground.
+        let marks = |colour: &str| {
+            svg.matches(&format!("<polygon opacity=\"1\" fill=\"{colour}\"")).count()
+        };
+        assert_eq!(marks("#FFFFFF"), 2, "both points of the rate with refusals are hollow: {svg}");
+        assert_eq!((marks("#0B5CAD"), marks("#B3420A")), (4 + 1, 6 + 1), "{svg}");
+        for text in ["teacher p50", "student p99", "requests per second offered"] {
             assert!(svg.contains(text), "{text}");
         }
         assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
@@ -236,7 +214,7 @@ mod tests {
         let both =
             [run("a", 1.0, &[("a", 5.0, 0)]), run("a,b", 1.0, &[("a", 5.0, 0), ("b", 6.0, 0)])];
         assert_eq!(names(&both), ["a", "a of a,b", "b of a,b"]);
-        assert!(svg(&both[..1]).unwrap().contains("<svg"));
-        assert!(svg(&[]).is_none());
+        assert!(svg(&both[..1]).unwrap().unwrap().contains("<svg"));
+        assert!(svg(&[]).unwrap().is_none());
     }
 }
