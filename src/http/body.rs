@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     App, Settings,
+    complaint::Complaint,
     error::{Problem, shown},
 };
 
@@ -247,28 +248,26 @@ fn explain<T: JsonRequest>(bytes: &[u8], path: &str, error: &serde_json::Error) 
     if !error.is_data() {
         return malformed(error);
     }
-    // serde_json makes sentences of what serde tells it of fields; serde_path_to_error adds the path alone, and axum's
-    // rejection is the same text. As data they would take a deserializer with an error type of its own.
     let text = error.to_string();
-    let named = |start: &str| text.strip_prefix(start)?.split('`').next().map(str::to_owned);
-    if let Some(field) = named("unknown field `") {
-        let fields = text.split_once("expected ").map_or("none", |(_, fields)| fields);
-        let fields = fields.trim_start_matches("one of ").replace('`', "");
-        let fields = fields.split(" at line").next().unwrap_or_default();
-        let message = format!(
-            "`{}` is not a field of this request: remove it or correct its name; the fields are {fields}",
-            shown(&field)
-        );
-        return Problem::new(StatusCode::BAD_REQUEST, "unknown_field", message).at(&shown(&field));
-    }
-    if let Some(field) = named("duplicate field `") {
-        let message = format!("`{field}` stands in the body more than once: keep one");
-        return Problem::new(StatusCode::BAD_REQUEST, "duplicate_field", message).at(&field);
-    }
-    if let Some(field) = named("missing field `") {
-        let place = if path == "." { field.clone() } else { format!("{path}.{field}") };
-        let message = format!("`{place}` is missing: it takes {}", T::takes(&field));
-        return Problem::new(StatusCode::BAD_REQUEST, "missing_field", message).at(&place);
+    match Complaint::of(&text) {
+        Some(Complaint::Unknown { field, fields }) => {
+            let message = format!(
+                "`{}` is not a field of this request: remove it or correct its name; the fields are {fields}",
+                shown(field)
+            );
+            return Problem::new(StatusCode::BAD_REQUEST, "unknown_field", message)
+                .at(&shown(field));
+        }
+        Some(Complaint::Duplicate { field }) => {
+            let message = format!("`{field}` stands in the body more than once: keep one");
+            return Problem::new(StatusCode::BAD_REQUEST, "duplicate_field", message).at(field);
+        }
+        Some(Complaint::Missing { field }) => {
+            let place = if path == "." { field.to_owned() } else { format!("{path}.{field}") };
+            let message = format!("`{place}` is missing: it takes {}", T::takes(field));
+            return Problem::new(StatusCode::BAD_REQUEST, "missing_field", message).at(&place);
+        }
+        None => {}
     }
     if path == "." {
         let message = format!("the body does not fit: {text}; send a JSON object");

@@ -8,6 +8,7 @@ mod body;
 mod caller;
 mod compare;
 mod comparison;
+mod complaint;
 mod connections;
 mod docs;
 mod encode;
