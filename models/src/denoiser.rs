@@ -4,7 +4,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::kernels::{Footprint, Timing};
 
-/// What a network is told beside the noisy sample and its time.
+/// What a network takes beside the noisy sample and its time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Conditioning {
     /// Nothing: an unconditional network.
@@ -17,7 +17,7 @@ pub enum Conditioning {
     Embedding(usize),
 }
 
-/// What a network is told about each sample of a batch beside the noisy sample and its time; all tensors are as its
+/// What a network is given with each sample of a batch beside the noisy sample and its time; all tensors are as its
 /// [`Geometry`] says.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Conditions<'a> {
@@ -56,11 +56,11 @@ pub struct Geometry {
     pub height: usize,
     /// Pixels, left to right.
     pub width: usize,
-    /// What else the network must be told.
+    /// What else the network takes.
     pub conditioning: Conditioning,
-    /// The prompts it is told as well, where it draws after text.
+    /// The prompts it takes as well, where it draws after text.
     pub prompt: Option<Prompt>,
-    /// Whether it is told a guidance scale, instead of being asked twice.
+    /// Whether it takes a guidance scale, instead of being evaluated twice.
     pub guidance: bool,
 }
 
@@ -70,7 +70,7 @@ impl Geometry {
         self.in_channels.checked_mul(2) == Some(self.out_channels)
     }
 
-    /// Refuses a network that does not make images by itself: one that is told numbers instead of classes, whose
+    /// Refuses a network that does not make images by itself: one whose conditioning is numbers instead of classes, whose
     /// answer is no prediction of its input, or whose samples are neither gray nor RGB.
     ///
     /// # Errors
@@ -103,7 +103,7 @@ impl Geometry {
             }
         }
         if let Some(Prompt { width, .. }) = self.prompt {
-            let remedy = "the network is told what to draw by the hidden states of a text encoder";
+            let remedy = "the network is conditioned on the hidden states of a text encoder";
             return refuse("cross_attention_dim", width.to_string(), remedy.into());
         }
         if !matches!(self.in_channels, 1 | 3) {
@@ -184,7 +184,7 @@ pub trait Denoiser: Send + Sync {
     fn forward(&self, x: &Tensor, timesteps: &Tensor, condition: Option<&Tensor>)
     -> Result<Tensor>;
 
-    /// As [`Denoiser::forward`], of a network that may be told a prompt or a guidance scale, too.
+    /// As [`Denoiser::forward`], of a network that may take a prompt or a guidance scale, too.
     ///
     /// The prompt has no gradient where the network is trained by kernels of its own.
     ///
@@ -199,7 +199,7 @@ pub trait Denoiser: Send + Sync {
         }
     }
 
-    /// The same network over samples of another height and width, told prompts of so many tokens, where it is told any;
+    /// The same network over samples of another height and width, for prompts of so many tokens, where it takes any;
     /// nothing for a network of one size. Both share their weights, and each counts them in its [`Denoiser::footprint`].
     ///
     /// # Errors

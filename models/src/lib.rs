@@ -16,6 +16,7 @@ mod compiled;
 mod cpu;
 mod demand;
 mod denoiser;
+mod device_fault;
 pub mod dit;
 mod each;
 mod eager;
@@ -44,6 +45,7 @@ mod weights;
 mod wrappers;
 
 pub use denoiser::{Conditioning, Conditions, Denoiser, Geometry, Prompt};
+pub use device_fault::DeviceFault;
 pub use error::{Error, Result};
 pub use fixed_batch::FixedBatch;
 pub use image::Image;

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, sync::OnceLock};
 
-use crate::{Error, Result};
+use crate::{DeviceFault, Error, Result};
 
 /// What the operator lets a model take.
 static LIMIT: OnceLock<u64> = OnceLock::new();
@@ -36,15 +36,16 @@ pub fn check(
     Err(Error::value(field, value, format!("{problem}; {remedy}")))
 }
 
-/// Refuses more than there is, in the words of GPUs' libraries, so that whoever asked tries fewer rows.
+/// Refuses more than there is, so that whoever asked tries fewer rows.
 ///
 /// # Errors
-/// [`candle_core::Error`] that says `OUT_OF_MEMORY`.
+/// [`DeviceFault::OutOfMemory`].
 pub fn admit(bytes: u64) -> candle_core::Result<()> {
     match available() {
-        Some(there) if bytes > there => Err(candle_core::Error::Msg(format!(
-            "OUT_OF_MEMORY: takes {bytes} bytes, {there} are free; take fewer at once"
-        ))),
+        Some(there) if bytes > there => Err(DeviceFault::OutOfMemory(format!(
+            "takes {bytes} bytes, {there} are free; take fewer at once"
+        ))
+        .into()),
         _ => Ok(()),
     }
 }
@@ -144,7 +145,8 @@ mod tests {
                 check("x.json: side", 3, [0, 1 << 60], "make it smaller").unwrap_err().to_string();
             assert!(problem.contains("`x.json: side` is 3: takes 1152921504.61 GB"), "{problem}");
             assert!(problem.contains("free; make it smaller"), "{problem}");
-            assert!(admit(1 << 60).unwrap_err().to_string().contains("OUT_OF_MEMORY"));
+            let fault = DeviceFault::of(&admit(1 << 60).unwrap_err());
+            assert!(matches!(fault, DeviceFault::OutOfMemory(_)), "{fault:?}");
         }
     }
 }

@@ -22,7 +22,7 @@ pub const BUDGET_SECONDS: f64 = 4.0;
 /// The largest batch ever tried.
 const LARGEST: usize = 256;
 
-/// A survey under way.
+/// A calibration under way.
 #[derive(Debug)]
 pub(super) struct BatchCalibration {
     max_rows: Option<usize>,
@@ -44,7 +44,7 @@ impl BatchCalibration {
         1 << self.rounds.last().map_or(0, Vec::len)
     }
 
-    /// It took so many seconds; the survey has taken `spent` seconds by now. The costs, once it is over.
+    /// It took so many seconds; the calibration has taken `spent` seconds by now. The costs, once it is over.
     pub(super) fn timed(&mut self, seconds: f64, spent: f64) -> Option<CostModel> {
         self.stretch.0 += 1;
         self.stretch.1 += seconds;
@@ -177,16 +177,16 @@ mod tests {
             self.now - began
         }
 
-        /// The survey's costs, and how long it took.
-        fn survey(
+        /// The calibration's costs, and how long it took.
+        fn calibrated(
             mut self,
             max_rows: Option<usize>,
             cost: impl Fn(usize) -> f64,
         ) -> (CostModel, f64) {
-            let mut survey = BatchCalibration::new(max_rows);
+            let mut calibration = BatchCalibration::new(max_rows);
             loop {
-                let seconds = self.run(cost(survey.rows()));
-                if let Some(costs) = survey.timed(seconds, self.now) {
+                let seconds = self.run(cost(calibration.rows()));
+                if let Some(costs) = calibration.timed(seconds, self.now) {
                     return (costs, self.now);
                 }
             }
@@ -223,13 +223,13 @@ mod tests {
 
     #[test]
     fn on_a_quiet_machine_costs_are_exact_and_known_after_three_rounds() {
-        let (costs, seconds) = quiet().survey(None, student);
+        let (costs, seconds) = quiet().calibrated(None, student);
         assert_eq!(costs.max_rows(), 256);
         for rows in [1, 2, 8, 64, 256] {
             assert!((costs.seconds(rows) / student(rows) - 1.0).abs() < 1e-9, "{rows}");
         }
         assert!(seconds < 1.8, "{seconds}");
-        let (costs, seconds) = quiet().survey(Some(4), student);
+        let (costs, seconds) = quiet().calibrated(Some(4), student);
         assert_eq!(costs.max_rows(), 4);
         assert!(seconds < 0.35, "three rounds of three sizes: {seconds}");
     }
@@ -239,7 +239,7 @@ mod tests {
     fn short_evaluations_do_not_look_cheap_because_they_slip_through() {
         for seed in 0..20 {
             for slice in [0.000_7, 0.002, 0.004] {
-                let (costs, seconds) = busy(seed, slice, 0.0, 10.0).survey(None, student);
+                let (costs, seconds) = busy(seed, slice, 0.0, 10.0).calibrated(None, student);
                 assert!(costs.max_rows() >= 8, "{seed} {slice}: {}", costs.max_rows());
                 assert!(loss(&costs, student) < 1.15, "{seed} {slice}: {}", costs.max_rows());
                 assert!(seconds < 5.0, "{seconds}");
@@ -251,7 +251,7 @@ mod tests {
     fn another_program_may_start_or_end_at_any_moment() {
         for moment in (0..150).map(|i| f64::from(i) * 0.01) {
             for machine in [busy(1, 0.000_5, moment, 10.0), busy(1, 0.000_5, -1.0, moment)] {
-                let (costs, _) = machine.survey(None, student);
+                let (costs, _) = machine.calibrated(None, student);
                 assert!(loss(&costs, student) < 1.15, "{moment}: {}", costs.max_rows());
             }
         }
@@ -260,14 +260,14 @@ mod tests {
     #[test]
     fn memory_ends_the_survey_at_what_fits() {
         for (max_rows, expected) in [(None, 8), (Some(32), 8), (Some(4), 4)] {
-            let mut survey = BatchCalibration::new(max_rows);
+            let mut calibration = BatchCalibration::new(max_rows);
             let mut spent = 0.0;
             let costs = loop {
-                if survey.rows() > 8 {
-                    break survey.found_no_memory();
+                if calibration.rows() > 8 {
+                    break calibration.found_no_memory();
                 }
-                spent += student(survey.rows());
-                if let Some(costs) = survey.timed(student(survey.rows()), spent) {
+                spent += student(calibration.rows());
+                if let Some(costs) = calibration.timed(student(calibration.rows()), spent) {
                     break Some(costs);
                 }
             };
@@ -281,13 +281,13 @@ mod tests {
     #[test]
     fn slow_networks_end_in_time() {
         for row in [0.05, 0.2, 0.5, 1.0, 1.9, 3.0, 9.0] {
-            let (costs, seconds) = quiet().survey(None, |rows| row * rows as f64);
+            let (costs, seconds) = quiet().calibrated(None, |rows| row * rows as f64);
             assert!(seconds < 4.0 + row, "{row}: {seconds}");
             assert!((costs.seconds(1) / row - 1.0).abs() < 1e-9);
             assert!(costs.max_rows() <= 8);
         }
         // A batch of four makes a row a third cheaper, and is found although two rounds are not affordable.
-        let (costs, seconds) = quiet().survey(None, |rows| 0.3 + 0.3 * rows as f64);
+        let (costs, seconds) = quiet().calibrated(None, |rows| 0.3 + 0.3 * rows as f64);
         assert_eq!(costs.max_rows(), 4);
         assert!(seconds < 4.0, "{seconds}");
     }

@@ -22,7 +22,6 @@ pub mod batcher;
 mod calibration;
 mod cost;
 mod cost_check;
-mod device_fault;
 mod device_queue;
 pub mod forecast;
 mod handle;

@@ -10,7 +10,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 use understudy_models::{
-    Conditioning, Denoiser, Geometry,
+    Conditioning, Denoiser, DeviceFault, Geometry,
     checkpoint::card::Card,
     sampler::{self, Kind},
     schedule::ScheduleConfig,
@@ -61,12 +61,12 @@ impl Denoiser for Toy {
         }
         self.rows.lock().unwrap().push(x.dim(0)?);
         if x.dim(0)? > self.memory_rows {
-            candle_core::bail!("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")")
+            return Err(DeviceFault::OutOfMemory("CUDA_ERROR_OUT_OF_MEMORY".into()).into());
         }
         let labels: Vec<u32> = labels.unwrap().to_vec1()?;
         assert!(!labels.contains(&9), "class 9");
         if labels.contains(&7) {
-            candle_core::bail!("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal address\")")
+            return Err(DeviceFault::Lost("CUDA_ERROR_ILLEGAL_ADDRESS".into()).into());
         }
         let factors =
             labels.iter().map(|&l| if l == 8 { f32::NAN } else { 0.5 }).collect::<Vec<_>>();

@@ -8,13 +8,12 @@ use std::{
 
 use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
-use understudy_models::{Conditioning, Denoiser, memory, noise};
+use understudy_models::{Conditioning, Denoiser, DeviceFault, memory, noise};
 
 use super::{
     batch_calibration::BatchCalibration,
     cost::CostModel,
     cost_check::{Checked, CostCheck},
-    device_fault::DeviceFault,
 };
 use crate::registry::Model;
 
@@ -25,7 +24,7 @@ pub(super) struct WarmUp {
     device: usize,
     /// What an earlier run measured, while it is not known whether that holds.
     check: Option<CostCheck>,
-    survey: BatchCalibration,
+    calibration: BatchCalibration,
     began: Option<Instant>,
     /// Rows at most of an evaluation that is prepared, and the time that this took: on a GPU the first of a size has
     /// kernels compiled, algorithms searched and a graph captured.
@@ -50,7 +49,7 @@ impl WarmUp {
             model,
             device,
             check: known.map(CostCheck::new),
-            survey: BatchCalibration::new(max_rows),
+            calibration: BatchCalibration::new(max_rows),
             began: None,
             prepared,
             preparing: Duration::ZERO,
@@ -62,17 +61,17 @@ impl WarmUp {
     pub(super) fn evaluate(&mut self) -> bool {
         let started = Instant::now();
         let timestep = self.model.schedule.train_timesteps() - 1;
-        let rows = self.check.as_ref().map_or_else(|| self.survey.rows(), CostCheck::rows);
+        let rows = self.check.as_ref().map_or_else(|| self.calibration.rows(), CostCheck::rows);
         let result = catch_unwind(AssertUnwindSafe(|| {
             probe(self.model.on(self.device).network(), rows, timestep as f32)
         }));
         match result {
             Ok(Ok(true)) => {}
             Ok(Ok(false)) => return self.tell(Err("its answer to noise is not finite: the weights are damaged; fetch or convert them again".into())),
-            // The survey finds out what fits.
+            // The calibration finds out what fits.
             Ok(Err(_)) if self.check.take().is_some() => return false,
             Ok(Err(error)) => {
-                return match (DeviceFault::of(&error), self.survey.found_no_memory()) {
+                return match (DeviceFault::of(&error), self.calibration.found_no_memory()) {
                     // What fits is known now: smaller batches have been measured.
                     (DeviceFault::OutOfMemory(_), Some(costs)) => self.known(costs, false),
                     (DeviceFault::OutOfMemory(reason), None) => self.tell(Err(format!(
@@ -103,11 +102,11 @@ impl WarmUp {
         }
         let began = *self.began.get_or_insert(started);
         let spent = began.elapsed().saturating_sub(self.preparing);
-        let Some(costs) = self.survey.timed(seconds.as_secs_f64(), spent.as_secs_f64()) else {
+        let Some(costs) = self.calibration.timed(seconds.as_secs_f64(), spent.as_secs_f64()) else {
             return false;
         };
         // Rounds that do not agree are of a machine with other things to do.
-        let lasting = self.survey.settled();
+        let lasting = self.calibration.settled();
         self.known(costs, lasting)
     }
 

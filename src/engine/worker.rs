@@ -11,13 +11,13 @@ use std::{
 };
 
 use tokio::sync::oneshot;
+use understudy_models::DeviceFault;
 
 use super::{
     Event, SampleTimings,
     batcher::{Batch, SampleKey},
     calibration::Calibrator,
     cost::CostModel,
-    device_fault::DeviceFault,
     device_queue::DeviceQueue,
     job::Failure,
     observer::Observer,

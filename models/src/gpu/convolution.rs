@@ -13,6 +13,7 @@ use std::sync::Once;
 use candle_core::{CudaDevice, DType, Device, Result, Tensor, bail};
 
 use super::launch::pointer;
+use crate::DeviceFault;
 pub(super) use plan::Scratch;
 use plan::planned;
 
@@ -43,11 +44,12 @@ pub(super) fn convolve(
     let Err(reason) = run(part, problem, tensors, scratch)? else { return Ok(()) };
     // Which orders of which types and sizes it has no plan for is not written down anywhere.
     static TOLD: Once = Once::new();
-    TOLD.call_once(|| tracing::warn!(?problem, reason, "convolved in rows, which is slower"));
+    TOLD.call_once(|| tracing::warn!(?problem, %reason, "convolved in rows, which is slower"));
     let [x, weight, y] = tensors.map(|tensor| tensor.permute((0, 3, 1, 2))?.contiguous());
     let turned = [&x?, &weight?, &y?];
     if let Err(reason) = run(part, Problem { lie: Lie::Rows, ..problem }, turned, scratch)? {
-        bail!("cuDNN does not do {part:?} of {problem:?}: {reason}")
+        let said = format!("cuDNN does not do {part:?} of {problem:?}: {reason}");
+        return Err(reason.saying(said).into());
     }
     let given = match part {
         Part::Answer => 2,
@@ -63,14 +65,14 @@ fn run(
     problem: Problem,
     [x, weight, y]: [&Tensor; 3],
     scratch: &mut Scratch,
-) -> Result<std::result::Result<(), String>> {
+) -> Result<std::result::Result<(), DeviceFault>> {
     let device = cuda(x)?;
     let operands = [pointer(x, 0)?, pointer(weight, 0)?, pointer(y, 0)?];
     // SAFETY: the operands are contiguous, and of the shapes and the type that the problem has.
     match unsafe { planned(device, problem, part, operands, scratch)? } {
         // SAFETY: the same.
         Ok(plan) => unsafe { plan.run(device, operands, scratch) }.map(Ok),
-        Err(reason) => Ok(Err(reason.to_string())),
+        Err(reason) => Ok(Err(reason)),
     }
 }
 

@@ -16,7 +16,9 @@ use candle_core::cuda_backend::cudarc::cudnn::sys::{
     cudnnHandle_t, cudnnStatus_t,
 };
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
-use candle_core::{CudaDevice, Result, bail};
+use candle_core::{CudaDevice, Error, Result, bail};
+
+use crate::DeviceFault;
 
 /// cuDNN for one thread, on a device's stream.
 pub(super) struct Handle {
@@ -31,7 +33,8 @@ impl Handle {
     pub(super) fn new(device: &CudaDevice) -> Result<Self> {
         let stream = device.cuda_stream();
         stream.context().bind_to_thread().w()?;
-        let handle = Self { raw: create_handle()?, stream };
+        let raw = create_handle().map_err(|error| refused(error.0))?;
+        let handle = Self { raw, stream };
         // SAFETY: both are there, and belong to the context that is now this thread's.
         unsafe { set_stream(handle.raw, handle.stream.cu_stream().cast()) }?;
         Ok(handle)
@@ -193,14 +196,21 @@ values! {
     cudnnBackendHeurMode_t: CUDNN_TYPE_HEUR_MODE,
 }
 
-/// What cuDNN says, with its own words for what it refuses.
+/// What cuDNN says.
 fn said(status: cudnnStatus_t) -> Result<()> {
-    if status == cudnnStatus_t::CUDNN_STATUS_SUCCESS {
-        return Ok(());
+    match status {
+        cudnnStatus_t::CUDNN_STATUS_SUCCESS => Ok(()),
+        status => Err(refused(status)),
     }
+}
+
+/// What a status means, with cuDNN's own words for what it refuses.
+fn refused(status: cudnnStatus_t) -> Error {
     let mut text = [0u8; 512];
     // SAFETY: there is room for so much text, which it ends.
     unsafe { cudnnGetLastErrorString(text.as_mut_ptr().cast(), text.len()) };
     let text = text.split(|&byte| byte == 0).next().unwrap_or_default();
-    bail!("{status:?}: {}", String::from_utf8_lossy(text))
+    let name = format!("{status:?}");
+    let reason = format!("{name}: {}", String::from_utf8_lossy(text));
+    DeviceFault::of_status(&name, reason).into()
 }

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use crate::memory;
+use crate::{DeviceFault, memory};
 
 /// Floats in a cache line; channels are padded to a multiple of this, with zeros.
 pub(crate) const LINE: usize = 16;
@@ -88,12 +88,13 @@ impl NoMemory {
 }
 
 impl From<NoMemory> for candle_core::Error {
-    /// In the words of GPUs' libraries, so that whoever asked tries fewer rows.
+    /// Whoever asked may try fewer rows.
     fn from(error: NoMemory) -> Self {
-        Self::Msg(format!(
-            "OUT_OF_MEMORY: no {} bytes are free for this batch; take fewer rows, or smaller images",
+        DeviceFault::OutOfMemory(format!(
+            "no {} bytes are free for this batch; take fewer rows, or smaller images",
             error.bytes
         ))
+        .into()
     }
 }
 

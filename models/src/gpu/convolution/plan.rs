@@ -18,6 +18,7 @@ use candle_core::{CudaDevice, DType, Error, Result, bail};
 
 use super::graph::{NAMES, graph};
 use super::{Part, Problem};
+use crate::DeviceFault;
 use crate::gpu::cudnn::{Address, Descriptor, Handle, Note};
 
 /// Bytes at most that a plan may need besides its operands: as many as they have, where it turns large batches of f32
@@ -134,14 +135,14 @@ pub(super) unsafe fn planned(
             );
             Ok(Rc::new(plan))
         }
-        Err(reason) => Err(reason.to_string().into()),
+        Err(reason) => Err(DeviceFault::of(&reason)),
     };
     CHOICES.with_borrow_mut(|choices| choices.insert(key, choice.clone()));
     Ok(choice)
 }
 
 /// What there is for a part of a problem, or what was last said against what there might have been.
-pub(super) type Choice = std::result::Result<Rc<Plan>, Rc<str>>;
+pub(super) type Choice = std::result::Result<Rc<Plan>, DeviceFault>;
 
 /// What is chosen once. cuDNN's handles, and what is made with them, belong to one thread.
 #[derive(PartialEq, Eq, Hash)]
