@@ -110,7 +110,7 @@ pub(super) struct DistillArgs {
     #[arg(long, value_name = "FILE", help_heading = "Method")]
     pool_file: Option<PathBuf>,
     /// Keep the images that the teacher finishes on its walks, as DIR/CLASS/SEED.png.
-    #[arg(long, value_name = "DIR", help_heading = "Method")]
+    #[arg(long, value_name = "DIR", hide = true)]
     keep_samples: Option<PathBuf>,
     /// Leave out the report that follows the training.
     #[arg(long)]
@@ -236,6 +236,9 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     super::note_name(&args.out);
     if let Some(folder) = args.keep_samples.as_deref().filter(|it| it.exists() && !it.is_dir()) {
         return Err(format!("--keep-samples {}: is no folder; name another", folder.display()));
+    }
+    if args.keep_samples.is_some() {
+        super::note_retired("--keep-samples", "`understudy sample` draws the images of a teacher");
     }
     run_dir::check_out(&args.out).map_err(shown)?;
     let defaults = args.preset.defaults().training;

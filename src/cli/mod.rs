@@ -185,6 +185,11 @@ fn note_name(out: &Path) {
     }
 }
 
+/// Warns of a flag that help shows no more.
+fn note_retired(flag: &str, why: &str) {
+    let _ = writeln!(io::stderr(), "{flag} is retired and will be removed: {why}");
+}
+
 /// Takes one of some values by its name; help lists the names, and a misspelt one is told the nearest.
 fn one_of<T: Copy + Send + Sync + 'static>(
     values: impl IntoIterator<Item = T>,

@@ -82,7 +82,7 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let classes = match geometry.conditioning {
         Conditioning::Classes(classes) => Some(classes as u32),
-        // What is told something else draws no images, and was refused when it was opened.
+        // A network with other conditioning draws no images, and was refused when it was opened.
         Conditioning::None | Conditioning::Timestep | Conditioning::Embedding(_) => None,
     };
     let class = match &args.class {

@@ -92,7 +92,10 @@ impl TrainingArgs {
     pub(super) fn weighting(&self) -> Weighting {
         match self.weighting {
             WeightingName::Uniform => Weighting::Uniform,
-            WeightingName::Velocity => Weighting::Velocity,
+            WeightingName::Velocity => {
+                super::note_retired("--weighting velocity", "it showed no difference to uniform");
+                Weighting::Velocity
+            }
         }
     }
 
