@@ -21,7 +21,7 @@ pub struct Config {
     pub registry: registry::Settings,
     /// Where experiments and votes are kept.
     pub data: DataFolder,
-    /// What HTTP is told.
+    /// The settings of HTTP.
     pub http: http::Settings,
     /// How long requests in flight get at shutdown.
     pub drain: Duration,

@@ -25,7 +25,7 @@ impl Classes {
     /// All classes of a network in turn, but for the one that means "none" (`null_class` of its card).
     ///
     /// # Errors
-    /// [`understudy_models::Error::Value`] for a network that is told numbers instead of classes.
+    /// [`understudy_models::Error::Value`] for a network that is conditioned on numbers instead of classes.
     pub fn all(
         conditioning: Conditioning,
         null_class: Option<u32>,

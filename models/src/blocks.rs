@@ -3,7 +3,7 @@
 use crate::graph::{Epilogue, GraphBuilder, Map, Name};
 use crate::kernels::{Function, Taps};
 
-/// How the blocks of a network normalise, and what they are told of the time.
+/// How the blocks of a network normalise, and how the time acts on them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Style {
     /// Groups of a norm, and what it adds to a variance.

@@ -130,7 +130,7 @@ impl Compiled {
     }
 
     /// All answers of one evaluation of `x` `[B, channels, height, width]`, in [`Compiled::dtype`], or of the numbers of
-    /// tokens, u32 `[B, tokens]`; `timesteps` f32 `[B]` are what a network with time is told.
+    /// tokens, u32 `[B, tokens]`; `timesteps` f32 `[B]` are the times, for a network that takes them.
     pub(crate) fn answers(
         &self,
         x: &Tensor,

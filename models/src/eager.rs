@@ -140,7 +140,7 @@ impl Eager {
             },
             Op::Prompt { .. } => match prompt {
                 Some(states) => states.transpose(1, 2)?.unsqueeze(2)?.to_dtype(self.dtype),
-                None => bail!("the network is told no prompt"),
+                None => bail!("the network was given no prompt"),
             },
             Op::Embed { table, places, .. } => {
                 let [table, places] = [table, places].map(|id| self.weights[id.0].as_ref());

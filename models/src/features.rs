@@ -74,7 +74,7 @@ impl Feature {
                 &Tensor::zeros(timesteps.dims(), DType::U32, timesteps.device())?
             }
             (Scalar::Guidance, _, Some(guidance)) => &(guidance * 1000.0)?,
-            (Scalar::Guidance, _, None) => bail!("the network is told no guidance scale"),
+            (Scalar::Guidance, _, None) => bail!("the network was given no guidance scale"),
         };
         match &self.source {
             Source::Positional { frequencies, cosines_first } => {

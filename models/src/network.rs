@@ -141,7 +141,7 @@ impl NetworkConfig {
         self.architecture().geometry()
     }
 
-    /// The same network over samples of another height and width, told prompts of so many tokens, where it is told any;
+    /// The same network over samples of another height and width, for prompts of so many tokens, where it takes any;
     /// nothing for a network of one size.
     ///
     /// # Errors

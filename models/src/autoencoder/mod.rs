@@ -1,7 +1,7 @@
 //! Autoencoders: between images and the latents that a latent diffusion model works on.
 //!
 //! Each class is a checked configuration that records a graph for either half; a half is compiled as every network is, but
-//! is told no time and no condition. All latents that go in and come out are the diffusion model's, scaled and shifted as
+//! takes no time and no condition. All latents that go in and come out are the diffusion model's, scaled and shifted as
 //! the configuration says.
 
 mod coder;

@@ -19,7 +19,7 @@ pub(crate) struct Network {
     sizes: Arc<Sizes>,
 }
 
-/// What a network is over samples of another height and width, told prompts of so many tokens; nothing for one of one size.
+/// What a network is over samples of another height and width, for prompts of so many tokens; nothing for one of one size.
 pub(crate) type Sizes =
     dyn Fn([usize; 2], usize) -> Option<crate::Result<(Graph, Geometry)>> + Send + Sync;
 

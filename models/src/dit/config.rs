@@ -1,4 +1,4 @@
-//! `transformer/config.json`: what diffusers' `DiTTransformer2DModel` is told, checked once and trusted
+//! `transformer/config.json`: the configuration of diffusers' `DiTTransformer2DModel`, checked once and trusted
 //! from then on.
 
 mod json;

@@ -361,7 +361,7 @@ impl Graph {
         self.ops.iter().any(|op| op.to() == Some(map) && !given(op))
     }
 
-    /// The map of the prompt, where the network is told one.
+    /// The map of the prompt, where the network takes one.
     pub(crate) fn prompt(&self) -> Option<Map> {
         self.ops.iter().find_map(|op| match *op {
             Op::Prompt { to } => Some(to),

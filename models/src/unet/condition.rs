@@ -1,4 +1,4 @@
-//! `unet/config.json` of a text-to-image model: what diffusers' `UNet2DConditionModel` is told, checked once and trusted
+//! `unet/config.json` of a text-to-image model: the configuration of diffusers' `UNet2DConditionModel`, checked once and trusted
 //! from then on.
 
 mod check;
@@ -239,7 +239,7 @@ impl UNet2DConditionConfig {
         json
     }
 
-    /// The same network over samples of another height and width, told prompts of so many tokens.
+    /// The same network over samples of another height and width, for prompts of so many tokens.
     ///
     /// # Errors
     /// [`crate::Error::Value`] for a size that the levels cannot halve, or that is more than memory holds.
@@ -282,12 +282,12 @@ impl UNet2DConditionConfig {
         self.block_out_channels.len()
     }
 
-    /// Height and width of a sample; 0 where none is told.
+    /// Height and width of a sample; 0 where none is given.
     fn sides(&self) -> [usize; 2] {
         self.sample_size.as_ref().map_or([0; 2], sides)
     }
 
-    /// Width of the vector that tells the time.
+    /// Width of the time embedding.
     fn time_width(&self) -> usize {
         self.time_embedding_dim.unwrap_or(4 * self.block_out_channels[0])
     }
@@ -305,7 +305,7 @@ impl UNet2DConditionConfig {
         }
     }
 
-    /// The prompts it is told, where anything sees them.
+    /// The prompts it takes, where anything sees them.
     fn prompt(&self) -> Option<Prompt> {
         let level = (0..self.levels()).find(|&level| self.sees_prompt(Some(level)))?;
         let width = *self.cross_attention_dim.at(level)?;

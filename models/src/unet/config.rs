@@ -1,4 +1,4 @@
-//! `unet/config.json`: what diffusers' `UNet2DModel` is told, checked once and trusted from then on.
+//! `unet/config.json`: the configuration of diffusers' `UNet2DModel`, checked once and trusted from then on.
 
 mod check;
 mod description;
@@ -253,8 +253,10 @@ impl UNet2DConfig {
         let attends = self.down_block_types[level] == Down::Attention
             || self.up_block_types[last - level] == Up::Attention
             || (level == last && self.mid_block_type.is_some() && self.add_attention);
-        attends
-            .then(|| self.block_out_channels[level] / self.attention_head_dim.unwrap_or(self.block_out_channels[level]))
+        attends.then(|| {
+            self.block_out_channels[level]
+                / self.attention_head_dim.unwrap_or(self.block_out_channels[level])
+        })
     }
 
     fn attention_widths(&self) -> impl Iterator<Item = usize> {
@@ -311,8 +313,10 @@ impl Architecture for UNet2DConfig {
         let width = |&channels: &usize| {
             ((channels as f64 * factor / groups as f64).round() as usize).max(1) * groups
         };
-        let mut scaled =
-            Self { block_out_channels: self.block_out_channels.iter().map(width).collect(), ..self.clone() };
+        let mut scaled = Self {
+            block_out_channels: self.block_out_channels.iter().map(width).collect(),
+            ..self.clone()
+        };
         scaled.time_embedding_dim =
             self.time_embedding_dim.map(|width| ((width as f64 * factor).round() as usize).max(1));
         if let Some(head) = self.attention_head_dim {

@@ -1,4 +1,4 @@
-//! The network as a graph: the way down, the bottom, and the way up, all told one vector.
+//! The network as a graph: the way down, the bottom, and the way up, all conditioned on one vector.
 
 use super::plan::{After, Block, Middle, Plan, Resample, Transformer};
 use crate::blocks::{self, Resize, Style, Time};
@@ -11,7 +11,7 @@ const LAYER_EPS: f64 = 1e-5;
 /// Width of a transformer's hidden layer, in widths of a token.
 const EXPANSION: usize = 4;
 
-/// The U-Net of a plan, told `vector`, which the builder's operations end with.
+/// The U-Net of a plan, conditioned on `vector`, which the builder's operations end with.
 pub(super) fn graph(plan: &Plan, builder: GraphBuilder, vector: Map) -> Graph {
     UNet { plan, builder, vector, skips: Vec::new() }.network()
 }
@@ -139,7 +139,7 @@ impl UNet<'_> {
         self.after(name, index, x, &block.after, 1.0)
     }
 
-    /// A residual block that is told the time.
+    /// A residual block conditioned on the time.
     fn resnet(
         &mut self,
         name: &Name,

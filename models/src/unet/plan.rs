@@ -1,11 +1,11 @@
-//! What a U-Net consists of, whichever configuration tells it.
+//! What a U-Net consists of, whichever configuration describes it.
 
 use serde::{Deserialize, Serialize};
 
 use crate::graph::{Map, Size};
 use crate::kernels::Function;
 
-/// A U-Net, the vector that tells the time apart.
+/// A U-Net, without the time embedding.
 #[derive(Debug)]
 pub(super) struct Plan {
     /// The noisy sample.

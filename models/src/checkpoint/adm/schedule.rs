@@ -9,7 +9,7 @@ use crate::fields::Fields;
 pub(super) struct Schedule {
     steps: usize,
     cosine: bool,
-    /// How many steps of the schedule make one of the time that the network is told.
+    /// How many steps of the schedule make one of the time that the network is given.
     stride: usize,
     predict_xstart: bool,
     sigma_small: bool,

@@ -41,7 +41,7 @@ impl UNet2DConditionConfig {
             let remedy = match name {
                 "num_attention_heads" => "must be null: attention_head_dim is the number of heads",
                 "addition_embed_type" => {
-                    "must be null: models that are told more than a prompt, as SDXL is, are not supported"
+                    "must be null: models with more conditioning than a prompt, such as SDXL, are not supported"
                 }
                 _ => "must be null: other models are not supported",
             };

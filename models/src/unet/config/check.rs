@@ -94,7 +94,8 @@ impl UNet2DConfig {
                 "must not be 0, since activations are divided by it",
             ));
         }
-        if self.time_embedding_type == TimeEmbedding::Learned && self.num_train_timesteps.is_none() {
+        if self.time_embedding_type == TimeEmbedding::Learned && self.num_train_timesteps.is_none()
+        {
             let remedy = "must be set, since time_embedding_type is learned: it is the number of rows of the table";
             return Err(fields.refuse("num_train_timesteps", remedy));
         }
@@ -121,7 +122,8 @@ impl UNet2DConfig {
     /// Floats of a level's widest map: what enters its up blocks, what comes from below and the skip.
     fn map(&self, level: usize) -> u64 {
         let below = self.block_out_channels[(level + 1).min(self.levels() - 1)];
-        self.pixels(level) * (self.block_out_channels[level] + below.max(self.block_out_channels[level])) as u64
+        self.pixels(level)
+            * (self.block_out_channels[level] + below.max(self.block_out_channels[level])) as u64
     }
 
     /// Refuses what could not be held in memory, before anything is allocated for it.

@@ -1,4 +1,4 @@
-//! What a `UNet2DModel` consists of, and the vector that tells it time and class.
+//! What a `UNet2DModel` consists of, and the vector of time and class.
 
 use super::{ClassEmbedType, Down, TimeEmbedding, TimeScaleShift, UNet2DConfig, Up};
 use crate::graph::{Graph, GraphBuilder, Map, Name, Scalar, Size, Wave};
@@ -93,9 +93,7 @@ impl UNet2DConfig {
         let place = root.at("class_embedding");
         let class = match (self.class_embed_type, self.num_class_embeds) {
             (None, None) => None,
-            (None, Some(rows)) => {
-                Some(g.row(&place.at("weight"), Scalar::Condition, rows, width))
-            }
+            (None, Some(rows)) => Some(g.row(&place.at("weight"), Scalar::Condition, rows, width)),
             (Some(ClassEmbedType::Timestep), _) => {
                 let number = self.projected(g, Scalar::Condition);
                 Some(embedded(g, &place, number, width, Function::Silu, None))
