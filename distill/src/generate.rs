@@ -6,7 +6,7 @@ use candle_core::{Result, Tensor, bail};
 use understudy_models::{
     Conditioning, Denoiser, Image, noise,
     rollout::{self, FiniteCheck, Row},
-    sampler::Trajectory,
+    sampler::{self, Trajectory},
 };
 
 /// Which class each sample is of.
@@ -121,7 +121,7 @@ impl Sampling {
             None => None,
         };
         let mut x = rollout::start(geometry, &seeds, network.device())?;
-        let mut memory = x.zeros_like()?;
+        let mut memory = sampler::empty_memory(&x)?;
         for (position, evaluation) in self.trajectory.iter().enumerate() {
             let timesteps = Tensor::full(evaluation.timestep as f32, rows, network.device())?;
             let answer =

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use understudy_models::checkpoint::ModelFolder;
 use understudy_models::kernels::Isa;
-use understudy_models::sampler::{self, Element, Kind, Trajectory};
+use understudy_models::sampler::{self, Element, Kind, MEMORIES, Trajectory};
 use understudy_models::{Conditioning, Denoiser, rollout};
 
 const STEPS: usize = 50;
@@ -64,14 +64,14 @@ fn batch(network: &dyn Denoiser, trajectory: &Trajectory, seeds: &[u64]) -> Outc
         ref other => return Err(format!("no conditions for {other:?}").into()),
     };
     let mut x = start.to_dtype(network.dtype())?;
-    let mut memory = x.zeros_like()?;
+    let mut memory = sampler::empty_memory(&x)?;
     for evaluation in trajectory.iter() {
         let timesteps = Tensor::full(evaluation.timestep as f32, rows, &Device::Cpu)?;
         let answer = network.forward(&x, &timesteps, condition.as_ref())?;
         if network.dtype() == DType::F64 {
             let read = |tensor: &Tensor| tensor.flatten_all()?.to_vec1::<f64>();
             let element = |(x, model): (f64, f64)| {
-                let (memory, variance, noise, threshold) = (0.0, 0.0, 0.0, 1.0);
+                let (memory, variance, noise, threshold) = ([0.0; MEMORIES], 0.0, 0.0, 1.0);
                 let at = Element { x, memory, model, variance, noise, threshold };
                 evaluation.step.evaluate(at).x
             };

@@ -29,8 +29,8 @@ pub fn start(geometry: &Geometry, seeds: &[u64], device: &Device) -> Result<Tens
     draw(geometry, seeds.iter().map(|&seed| Some((seed, 0))), device)
 }
 
-/// Every sample after its step; `x` and `memory` are f32 `[B, in_channels, height, width]`, `answer` f32
-/// `[B, out_channels, height, width]`. Noise is drawn for the samples whose step adds some.
+/// Every sample after its step; `x` is f32 `[B, in_channels, height, width]`, `memory` what [`sampler::empty_memory`]
+/// gave or the last step, `answer` f32 `[B, out_channels, height, width]`. Noise is drawn for the samples whose step adds some.
 ///
 /// # Errors
 /// Tensors that do not fit; whatever the device says.

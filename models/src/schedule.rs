@@ -12,6 +12,7 @@ mod bound;
 mod fields;
 mod json;
 mod names;
+mod sigmas;
 mod tables;
 mod timesteps;
 
@@ -23,6 +24,7 @@ pub use names::{
 
 use crate::{Error, Result};
 pub use bound::Bound;
+pub use sigmas::{Node, SigmaSpacing};
 
 /// A diffusers `scheduler_config.json`: which class it names, and the fields that are there.
 ///
@@ -76,6 +78,28 @@ pub struct ScheduleConfig {
     pub final_sigmas_type: Option<FinalSigmas>,
     /// DPM-Solver++: timesteps whose `ln(sqrt(alpha_bar / (1 − alpha_bar)))` is below this are left out.
     pub lambda_min_clipped: Option<f64>,
+    /// DPM-Solver++, Euler and Heun: whether sigmas are those of Karras et al. 2022.
+    pub use_karras_sigmas: Option<bool>,
+    /// Whether they lie evenly in their logarithm.
+    pub use_exponential_sigmas: Option<bool>,
+    /// Whether they are quantiles of a beta distribution.
+    pub use_beta_sigmas: Option<bool>,
+    /// The smallest of such sigmas, above 0.
+    pub sigma_min: Option<f64>,
+    /// The largest of such sigmas, above 0.
+    pub sigma_max: Option<f64>,
+    /// PNDM: whether it begins without Runge-Kutta steps.
+    pub skip_prk_steps: Option<bool>,
+    /// LCM and TCD: the number of timesteps that the model was distilled at.
+    pub original_inference_steps: Option<usize>,
+    /// LCM: what timesteps are multiplied by in the boundary condition, above 0.
+    pub timestep_scaling: Option<f64>,
+    /// Flow matching: by how much sigmas are shifted towards noise, above 0.
+    pub shift: Option<f64>,
+    /// Flow matching: the sigma that the last evaluation is stretched to, above 0 and below 1.
+    pub shift_terminal: Option<f64>,
+    /// Flow matching: whether each step noises its estimate of the clean sample anew.
+    pub stochastic_sampling: Option<bool>,
     /// Every other field, as found: those that only matter when they have an unsupported value, and
     /// those nobody knows.
     pub extra: Map<String, Value>,
@@ -108,6 +132,17 @@ impl ScheduleConfig {
             euler_at_final: None,
             final_sigmas_type: None,
             lambda_min_clipped: None,
+            use_karras_sigmas: None,
+            use_exponential_sigmas: None,
+            use_beta_sigmas: None,
+            sigma_min: None,
+            sigma_max: None,
+            skip_prk_steps: None,
+            original_inference_steps: None,
+            timestep_scaling: None,
+            shift: None,
+            shift_terminal: None,
+            stochastic_sampling: None,
             extra: Map::new(),
         }
     }
@@ -125,18 +160,21 @@ impl ScheduleConfig {
     /// The configuration as the diffusers class `class` reads it.
     ///
     /// One deliberate difference: every class takes the `sigmoid` betas here, which diffusers has in
-    /// DDPM alone; betas belong to the network, not to the sampler.
+    /// DDPM alone; betas belong to the network, not to the sampler. Another: PNDM begins without Runge-Kutta steps
+    /// wherever another class's file says nothing of them, as with every PNDM file that is taken.
     ///
     /// # Errors
     /// [`Error::Value`] naming the file's field when the class would honour a value that is not
     /// supported here, or when the betas make no usable schedule.
     pub fn schedule(&self, class: Class) -> Result<Schedule> {
         self.refuse_unsupported(class)?;
+        self.check_class(class)?;
         let honours = |classes: &[Class]| classes.contains(&class);
-        let clips = honours(&[Class::Ddpm, Class::Ddim, Class::Heun])
-            && self.clip_sample.unwrap_or(class != Class::Heun);
-        let thresholds = honours(&[Class::Ddpm, Class::Ddim, Class::DpmSolverMultistep])
-            && self.thresholding.unwrap_or(false);
+        let clips = honours(&[Class::Ddpm, Class::Ddim, Class::Heun, Class::Lcm])
+            && self.clip_sample.unwrap_or(honours(&[Class::Ddpm, Class::Ddim]));
+        let thresholds =
+            honours(&[Class::Ddpm, Class::Ddim, Class::DpmSolverMultistep, Class::Lcm])
+                && self.thresholding.unwrap_or(false);
         let bound = if thresholds {
             Bound::Threshold {
                 ratio: self.dynamic_thresholding_ratio.unwrap_or(0.995),
@@ -148,7 +186,7 @@ impl ScheduleConfig {
             Bound::None
         };
         let spacing = match class {
-            Class::Ddpm | Class::Ddim => TimestepSpacing::Leading,
+            Class::Ddpm | Class::Ddim | Class::Pndm => TimestepSpacing::Leading,
             _ => TimestepSpacing::Linspace,
         };
         let (betas, alpha_bar) = self.tables(class)?;
@@ -162,15 +200,84 @@ impl ScheduleConfig {
             bound,
             timestep_spacing: self.timestep_spacing.unwrap_or(spacing),
             steps_offset: self.steps_offset.unwrap_or(0),
-            set_alpha_to_one: self.set_alpha_to_one.unwrap_or(true),
+            set_alpha_to_one: self.set_alpha_to_one.unwrap_or(class != Class::Pndm),
             solver_type: self.solver_type.unwrap_or(SolverType::Midpoint),
             lower_order_final: self.lower_order_final.unwrap_or(true),
             euler_at_final: self.euler_at_final.unwrap_or(false),
             final_sigmas_type: self.final_sigmas_type.unwrap_or(FinalSigmas::Zero),
             lambda_min_clipped: self.lambda_min_clipped.unwrap_or(f64::NEG_INFINITY),
+            beta_schedule: self.beta_schedule(class),
+            sigma_spacing: self.sigma_spacing(class)?,
+            sigma_min: self.sigma_min,
+            sigma_max: self.sigma_max,
+            original_inference_steps: self.original_inference_steps(class)?,
+            timestep_scaling: self.timestep_scaling.unwrap_or(10.0),
+            shift: self.shift.unwrap_or(1.0),
+            shift_terminal: self.shift_terminal,
+            stochastic_sampling: self.stochastic_sampling.unwrap_or(false),
         };
         schedule.kept_timesteps()?;
         Ok(schedule)
+    }
+
+    /// Refuses a class that makes nothing of what the network predicts, or begins as this crate's does not.
+    fn check_class(&self, class: Class) -> Result<()> {
+        let flows = |class: Class| class == Class::FlowMatchEuler;
+        if flows(self.class) != flows(class) {
+            let remedy = if flows(self.class) {
+                "its network is trained by flow matching, which other schedulers do not know; use the scheduler flow-euler"
+            } else {
+                "its network is not trained by flow matching; use another scheduler than flow-euler"
+            };
+            return Err(self.refuse("_class_name", self.class.name(), remedy));
+        }
+        if class == Class::Pndm {
+            let skips = self.skip_prk_steps.unwrap_or(self.class != Class::Pndm);
+            if !skips {
+                let value = self.skip_prk_steps.map_or("absent", |_| "false");
+                let remedy = "Runge-Kutta steps are not supported; set it to true";
+                return Err(self.refuse("skip_prk_steps", value, remedy));
+            }
+            if self.prediction_type() == PredictionType::Sample {
+                let remedy = "PNDM combines predicted noise or velocities; use another scheduler";
+                return Err(self.refuse("prediction_type", "sample", remedy));
+            }
+        }
+        Ok(())
+    }
+
+    fn sigma_spacing(&self, class: Class) -> Result<SigmaSpacing> {
+        if !matches!(
+            class,
+            Class::DpmSolverMultistep | Class::Euler | Class::Heun | Class::FlowMatchEuler
+        ) {
+            return Ok(SigmaSpacing::Timesteps);
+        }
+        let asked = [
+            ("use_karras_sigmas", self.use_karras_sigmas, SigmaSpacing::Karras),
+            ("use_exponential_sigmas", self.use_exponential_sigmas, SigmaSpacing::Exponential),
+            ("use_beta_sigmas", self.use_beta_sigmas, SigmaSpacing::Beta),
+        ];
+        let mut asked = asked.into_iter().filter(|(_, asked, _)| *asked == Some(true));
+        let spacing = asked.next().map_or(SigmaSpacing::Timesteps, |(.., spacing)| spacing);
+        match asked.next() {
+            None => Ok(spacing),
+            Some((field, ..)) => {
+                let remedy = "sigmas are spaced in one way; set all but one of use_karras_sigmas, \
+                              use_exponential_sigmas and use_beta_sigmas to false";
+                Err(self.refuse(field, true, remedy))
+            }
+        }
+    }
+
+    fn original_inference_steps(&self, class: Class) -> Result<usize> {
+        let count = self.train_timesteps();
+        let Some(original) = self.original_inference_steps else { return Ok(count.min(50)) };
+        if original > count && matches!(class, Class::Lcm | Class::Tcd) {
+            let remedy = format!("must be at most num_train_timesteps, {count}");
+            return Err(self.refuse("original_inference_steps", original, remedy));
+        }
+        Ok(original)
     }
 
     /// A complaint about one of the file's fields.
@@ -213,6 +320,24 @@ pub struct Schedule {
     pub final_sigmas_type: FinalSigmas,
     /// The smallest `ln(sqrt(alpha_bar / (1 − alpha_bar)))` DPM-Solver++ visits.
     pub lambda_min_clipped: f64,
+    /// How betas go from first to last.
+    pub beta_schedule: BetaSchedule,
+    /// How the sigmas of a solver in sigma lie between the largest and the smallest.
+    pub sigma_spacing: SigmaSpacing,
+    /// The smallest of them, where sigmas do not lie as timesteps do; else the class's.
+    pub sigma_min: Option<f64>,
+    /// The largest.
+    pub sigma_max: Option<f64>,
+    /// The number of timesteps that a consistency model was distilled at.
+    pub original_inference_steps: usize,
+    /// What timesteps are multiplied by in LCM's boundary condition.
+    pub timestep_scaling: f64,
+    /// By how much flow matching's sigmas are shifted towards noise.
+    pub shift: f64,
+    /// The sigma of flow matching's last evaluation, where that is stretched.
+    pub shift_terminal: Option<f64>,
+    /// Whether flow matching noises each estimate of the clean sample anew.
+    pub stochastic_sampling: bool,
 }
 
 impl Schedule {

@@ -192,8 +192,8 @@ fn a_file_that_cannot_be_honoured_is_refused_by_name() {
         ),
         (
             "scheduler/scheduler_config.json",
-            |v| v["_class_name"] = json!("PNDMScheduler"),
-            &["PNDMScheduler"],
+            |v| v["_class_name"] = json!("UniPCMultistepScheduler"),
+            &["UniPCMultistepScheduler"],
         ),
         ("model_index.json", |v| v["unet"] = json!(["diffusers", "UNet3DModel"]), &["UNet3DModel"]),
         ("understudy.json", |v| v["rôle"] = json!("teacher"), &["understudy.json", "rôle"]),

@@ -15,6 +15,9 @@ fn config(kind: Kind, fields: &Value) -> ScheduleConfig {
 fn read(class: Class, fields: &Value) -> Result<ScheduleConfig, Error> {
     let mut fields = fields.clone();
     fields["_class_name"] = class.name().into();
+    if class == Class::Pndm && fields.get("skip_prk_steps").is_none() {
+        fields["skip_prk_steps"] = true.into();
+    }
     ScheduleConfig::from_json(&fields, "scheduler/scheduler_config.json")
 }
 
@@ -50,6 +53,18 @@ const FIELDS: &[&str] = &[
     "_use_default_values",
     "algorithm_type",
     "solver_order",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "sigma_min",
+    "sigma_max",
+    "skip_prk_steps",
+    "original_inference_steps",
+    "timestep_scaling",
+    "shift",
+    "shift_terminal",
+    "stochastic_sampling",
+    "use_dynamic_shifting",
 ];
 
 fn odd_value() -> impl Strategy<Value = Value> {
@@ -107,7 +122,7 @@ proptest! {
 fn requests_out_of_range_are_refused_by_name() {
     let config = config(Kind::Ddim, &json!({ "num_train_timesteps": 100 }));
     for steps in [0, 101] {
-        for kind in Kind::ALL {
+        for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::FlowEuler) {
             let (field, value) = refusal(trajectory(&config, kind, steps, 0.0, false));
             assert_eq!((field.as_str(), value), ("num_inference_steps", steps.to_string()));
         }
@@ -118,7 +133,12 @@ fn requests_out_of_range_are_refused_by_name() {
         assert_eq!(refusal(trajectory(&config, kind, 10, eta, false)).0, "eta");
     }
     let message = "plms".parse::<Kind>().unwrap_err().to_string();
-    assert!(message.contains("ddpm, ddim, dpm++, euler, heun"), "{message}");
+    assert!(
+        message.contains(
+            "ddpm, ddim, dpm++, euler, heun, pndm, euler-ancestral, lcm, tcd, flow-euler"
+        ),
+        "{message}"
+    );
     assert!(Kind::ALL.iter().all(|kind| kind.to_string().parse::<Kind>().unwrap() == *kind));
 }
 
@@ -132,16 +152,26 @@ fn steps_offset_past_the_end_is_refused() {
 #[test]
 fn fields_that_cannot_be_honoured_are_refused_by_name() {
     let own = [
-        (Class::DpmSolverMultistep, "use_karras_sigmas", json!(true)),
         (Class::DpmSolverMultistep, "algorithm_type", json!("sde-dpmsolver++")),
         (Class::DpmSolverMultistep, "solver_order", json!(3)),
         (Class::DpmSolverMultistep, "use_lu_lambdas", json!(true)),
         (Class::DpmSolverMultistep, "use_flow_sigmas", json!(true)),
         (Class::DpmSolverMultistep, "lambda_min_clipped", json!(50.0)),
-        (Class::Euler, "use_exponential_sigmas", json!(true)),
+        (Class::Euler, "use_karras_sigmas", json!("yes")),
+        (Class::Euler, "sigma_min", json!(0.0)),
+        (Class::Heun, "sigma_max", json!(-1.0)),
+        (Class::Pndm, "skip_prk_steps", json!(false)),
+        (Class::Pndm, "prediction_type", json!("sample")),
+        (Class::Lcm, "original_inference_steps", json!(0)),
+        (Class::Lcm, "original_inference_steps", json!(2000)),
+        (Class::Lcm, "timestep_scaling", json!(0.0)),
+        (Class::Tcd, "original_inference_steps", json!("50")),
+        (Class::FlowMatchEuler, "shift", json!(0.0)),
+        (Class::FlowMatchEuler, "shift_terminal", json!(1.0)),
+        (Class::FlowMatchEuler, "use_dynamic_shifting", json!(true)),
+        (Class::FlowMatchEuler, "invert_sigmas", json!(true)),
         (Class::Euler, "interpolation_type", json!("log_linear")),
         (Class::Euler, "timestep_type", json!("continuous")),
-        (Class::Heun, "use_beta_sigmas", json!(true)),
         (Class::Ddpm, "beta_schedule", json!("laplace")),
         (Class::Ddpm, "prediction_type", json!("flow_prediction")),
         (Class::Ddpm, "variance_type", json!("median")),
@@ -172,17 +202,37 @@ fn fields_that_cannot_be_honoured_are_refused_by_name() {
     assert!(third.0.ends_with("trained_betas[2]"), "{third:?}");
 
     // Another class's field is another class's affair.
-    let ddpm = config(Kind::Ddpm, &json!({ "use_karras_sigmas": true, "unheard_of": 1 }));
+    let ddpm = config(Kind::Ddpm, &json!({ "timestep_type": "continuous", "unheard_of": 1 }));
     assert!(trajectory(&ddpm, Kind::Ddim, 10, 0.0, false).is_ok());
     let (field, _) = refusal(trajectory(&ddpm, Kind::Euler, 10, 0.0, false));
-    assert!(field.ends_with("use_karras_sigmas"));
+    assert!(field.ends_with("timestep_type"));
+
+    let both = json!({ "use_karras_sigmas": true, "use_beta_sigmas": true });
+    assert!(refusal(read(Class::Euler, &both)).0.ends_with("use_beta_sigmas"));
+    let crossed = config(Kind::Euler, &json!({ "use_karras_sigmas": true, "sigma_min": 1000.0 }));
+    assert!(refusal(trajectory(&crossed, Kind::Euler, 5, 0.0, false)).0.ends_with("sigma_min"));
+    let absent = ScheduleConfig::from_text(r#"{"_class_name": "PNDMScheduler"}"#, "f").unwrap_err();
+    assert!(absent.to_string().contains("skip_prk_steps"), "{absent}");
+    let lcm = config(Kind::Lcm, &json!({ "original_inference_steps": 8 }));
+    let (field, value) = refusal(trajectory(&lcm, Kind::Lcm, 9, 0.0, false));
+    assert_eq!((field.as_str(), value.as_str()), ("num_inference_steps", "9"));
+
+    // Networks trained by flow matching and others need samplers of their own.
+    let flow = config(Kind::FlowEuler, &json!({}));
+    for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::FlowEuler) {
+        assert!(refusal(trajectory(&flow, kind, 10, 0.0, false)).0.ends_with("_class_name"));
+        let (field, _) = refusal(trajectory(&ddpm, Kind::FlowEuler, 10, 0.0, false));
+        assert!(field.ends_with("_class_name"));
+    }
 
     let learned = config(Kind::Ddpm, &json!({ "variance_type": "learned_range" }));
     assert!(trajectory(&learned, Kind::Ddim, 10, 0.0, false).is_ok());
     let (field, _) = refusal(trajectory(&learned, Kind::Ddpm, 10, 0.0, false));
     assert!(field.ends_with("variance_type"));
 
-    for text in ["[]", "{}", r#"{"_class_name": "PNDMScheduler"}"#, r#"{"_class_name": 3}"#] {
+    for text in
+        ["[]", "{}", r#"{"_class_name": "UniPCMultistepScheduler"}"#, r#"{"_class_name": 3}"#]
+    {
         let error = ScheduleConfig::from_text(text, "file.json").unwrap_err().to_string();
         assert!(error.contains("file.json"), "{error}");
     }
@@ -227,4 +277,9 @@ fn a_folder_without_a_card_takes_ddim_for_ddpm() {
     assert_eq!(default(Class::Ddim), Kind::Ddim);
     assert_eq!(default(Class::DpmSolverMultistep), Kind::DpmSolverPlusPlus);
     assert_eq!(default(Class::Heun), Kind::Heun);
+    assert_eq!(default(Class::Pndm), Kind::Pndm);
+    assert_eq!(default(Class::EulerAncestral), Kind::EulerAncestral);
+    assert_eq!(default(Class::Lcm), Kind::Lcm);
+    assert_eq!(default(Class::Tcd), Kind::Tcd);
+    assert_eq!(default(Class::FlowMatchEuler), Kind::FlowEuler);
 }

@@ -173,7 +173,8 @@ fn shape(geometry: &Geometry) -> (usize, usize, usize) {
 fn side(model: &Loaded, args: &MeasureArgs) -> Result<Sampling, String> {
     let geometry = model.network.geometry();
     let (steps, learned) = (args.steps(&model.card), geometry.learned_variance());
-    let trajectory = sampler::trajectory(&model.schedule, args.scheduler, steps, 0.0, learned)
+    let eta = args.scheduler.default_eta();
+    let trajectory = sampler::trajectory(&model.schedule, args.scheduler, steps, eta, learned)
         .map_err(|error| format!("--steps, --scheduler: {error}"))?;
     let classes = Classes::all(geometry.conditioning, model.card.null_class)
         .map_err(|error| error.to_string())?;

@@ -187,8 +187,9 @@ impl Source {
         let learned = geometry.learned_variance();
         let steps = args.measure.steps(&loaded.card);
         let kind = args.measure.scheduler;
-        let trajectory = sampler::trajectory(&loaded.schedule, kind, steps, 0.0, learned)
-            .map_err(|error| format!("--steps, --scheduler: {error}"))?;
+        let trajectory =
+            sampler::trajectory(&loaded.schedule, kind, steps, kind.default_eta(), learned)
+                .map_err(|error| format!("--steps, --scheduler: {error}"))?;
         let classes =
             Classes::all(geometry.conditioning, loaded.card.null_class).map_err(explain)?;
         let sampling = Sampling {

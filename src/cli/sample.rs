@@ -46,9 +46,9 @@ pub(super) struct SampleArgs {
     /// The sampler; default: the model card's.
     #[arg(long, value_parser = super::one_of(Kind::ALL, Kind::name))]
     scheduler: Option<Kind>,
-    /// Fresh noise per step of ddim, 0 to 1.
-    #[arg(long, default_value_t = 0.0)]
-    eta: f64,
+    /// Fresh noise per step of ddim (default: 0) and tcd (default: 0.3), 0 to 1.
+    #[arg(long)]
+    eta: Option<f64>,
     /// Images per network evaluation.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1024))]
     batch: u32,
@@ -78,7 +78,8 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
     let geometry = &model.geometry;
     let learned = geometry.learned_variance();
-    let trajectory = sampler::trajectory(&model.schedule, kind, steps, args.eta, learned)
+    let eta = args.eta.unwrap_or_else(|| kind.default_eta());
+    let trajectory = sampler::trajectory(&model.schedule, kind, steps, eta, learned)
         .map_err(|error| error.to_string())?;
     let classes = match geometry.conditioning {
         Conditioning::Classes(classes) => Some(classes as u32),

@@ -6,7 +6,7 @@ use candle_core::{DType, Result, Tensor};
 use understudy_models::{
     Conditioning, Denoiser,
     rollout::{self, FiniteCheck, Row},
-    sampler::Advanced,
+    sampler::{self, Advanced},
 };
 
 use super::{
@@ -153,7 +153,7 @@ impl Check {
 
 fn start(network: &dyn Denoiser, seed: u64) -> Result<Latent> {
     let x = rollout::start(network.geometry(), &[seed], network.device())?;
-    let memory = x.zeros_like()?;
+    let memory = sampler::empty_memory(&x)?;
     Ok(Latent { x, memory, row: 0 })
 }
 

@@ -42,26 +42,37 @@ fn the_f32_latent_is_bit_identical_alone_and_among_seven_others_at_other_timeste
     let model = Model::from_folder_for_test(&folder);
     let network = model.on(0).network();
 
-    let mut alone = [sample(&model, Kind::Ddim, 8, 1.0, 7, 3)];
-    while !matches!(evaluate(network, &mut alone).unwrap()[0], Outcome::Image(_)) {}
+    // One that adds noise, and one that remembers three answers.
+    for (kind, eta) in [(Kind::Ddim, 1.0), (Kind::Pndm, 0.0)] {
+        let mut alone = [sample(&model, kind, 8, eta, 7, 3)];
+        while !matches!(evaluate(network, &mut alone).unwrap()[0], Outcome::Image(_)) {}
 
-    // The others have their own samplers, step counts and classes, and are some way into them.
-    let mut others = Vec::new();
-    let kinds = [Kind::Ddpm, Kind::Ddim, Kind::DpmSolverPlusPlus, Kind::Euler, Kind::Heun];
-    for (i, kind) in kinds.into_iter().cycle().take(7).enumerate() {
-        let mut other = [sample(&model, kind, 20 + i, 0.0, 100 + i as u64, i as u32)];
-        for _ in 0..i {
-            evaluate(network, &mut other).unwrap();
+        // The others have their own samplers, step counts and classes, and are some way into them.
+        let kinds = [
+            Kind::Ddpm,
+            Kind::Pndm,
+            Kind::DpmSolverPlusPlus,
+            Kind::EulerAncestral,
+            Kind::Heun,
+            Kind::Tcd,
+            Kind::Lcm,
+        ];
+        let mut others = Vec::new();
+        for (i, kind) in kinds.into_iter().enumerate() {
+            let mut other = [sample(&model, kind, 20 + i, 0.0, 100 + i as u64, i as u32)];
+            for _ in 0..i {
+                evaluate(network, &mut other).unwrap();
+            }
+            others.extend(other);
         }
-        others.extend(other);
-    }
-    // It stands in the middle, so that both its neighbours are strangers.
-    let mut batch: Vec<Sample> = others.drain(..4).collect();
-    batch.push(sample(&model, Kind::Ddim, 8, 1.0, 7, 3));
-    batch.append(&mut others);
-    while !matches!(evaluate(network, &mut batch).unwrap()[4], Outcome::Image(_)) {}
+        // It stands in the middle, so that both its neighbours are strangers.
+        let mut batch: Vec<Sample> = others.drain(..4).collect();
+        batch.push(sample(&model, kind, 8, eta, 7, 3));
+        batch.append(&mut others);
+        while !matches!(evaluate(network, &mut batch).unwrap()[4], Outcome::Image(_)) {}
 
-    assert_eq!(latent(&alone[0]), latent(&batch[4]));
+        assert_eq!(latent(&alone[0]), latent(&batch[4]), "{kind}");
+    }
 }
 
 #[test]

@@ -282,7 +282,7 @@ fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajec
         Some(name) => name.parse::<Kind>()?,
         None => model.default_scheduler(),
     };
-    let eta = wire.eta.unwrap_or(0.0);
+    let eta = wire.eta.unwrap_or(kind.default_eta());
     Ok(sampler::trajectory(&model.schedule, kind, steps, eta, model.geometry.learned_variance())?)
 }
 

@@ -3,7 +3,9 @@
 import { measure } from "./cards.js";
 import { duration } from "./result.js";
 
-const SAMPLERS = ["ddpm", "ddim", "dpm++", "euler", "heun"];
+const SAMPLERS = ["ddpm", "ddim", "dpm++", "euler", "heun", "pndm", "euler-ancestral"];
+/** The only one for networks trained by flow matching. */
+const FLOW = "flow-euler";
 
 /** Images smaller than this are shown as the pixels they are. */
 const SMALL = 128;
@@ -41,9 +43,10 @@ export class Side {
     this.steps.disabled = this.sampler.disabled = false;
     this.steps.max = card.num_train_timesteps;
     this.steps.value = card.defaults.num_inference_steps;
-    const samplers = new Set([...SAMPLERS, card.defaults.scheduler]);
+    const preset = card.defaults.scheduler;
+    const samplers = preset === FLOW ? [FLOW] : new Set([...SAMPLERS, preset]);
     this.sampler.replaceChildren(
-      ...[...samplers].map((name) => new Option(name, name, false, name === card.defaults.scheduler)),
+      ...[...samplers].map((name) => new Option(name, name, false, name === preset)),
     );
     this.describe();
     this.blank(1);

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Tensor};
 use understudy_models::rollout::{self, FiniteCheck, Row};
-use understudy_models::{Error, Image, Result};
+use understudy_models::{Error, Image, Result, sampler};
 
 use super::{Pool, Slot};
 use crate::picture;
@@ -55,8 +55,8 @@ impl Pool<'_> {
         check_finite(&training_batch)?;
 
         // Neither DDPM nor DDIM remembers anything.
-        let memory = Tensor::zeros(shape, DType::F32, device)?;
         let (x, answer) = (&training_batch.x, &training_batch.answer);
+        let memory = sampler::empty_memory(x)?;
         let advanced = rollout::advance(geometry, x, &memory, answer, &moves)?;
         Ok(Walked { training_batch, next: advanced.x })
     }

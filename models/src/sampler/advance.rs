@@ -9,17 +9,29 @@ mod tests;
 
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
-use super::Step;
+use super::{MEMORIES, Step};
 
-/// What [`advance`] gives, all f32 `[B, C, H, W]`.
+/// What [`advance`] gives, f32.
 #[derive(Debug, Clone)]
 pub struct Advanced {
-    /// The next latents.
+    /// The next latents, `[B, C, H, W]`.
     pub x: Tensor,
-    /// What the next steps will remember.
+    /// What the next steps will remember, `[B, 3·C, H, W]`.
     pub memory: Tensor,
-    /// The bounded estimates of the clean samples.
+    /// The bounded estimates of the clean samples, `[B, C, H, W]`.
     pub x0: Tensor,
+}
+
+/// The memory of samples that have taken no step: f32 `[B, 3·C, H, W]` for latents `[B, C, H, W]`, zeros.
+///
+/// # Errors
+/// Whatever the device says.
+pub fn empty_memory(x: &Tensor) -> Result<Tensor> {
+    Tensor::zeros(&memory_shape(x.dims4()?)[..], DType::F32, x.device())
+}
+
+fn memory_shape((batch, channels, height, width): (usize, usize, usize, usize)) -> [usize; 4] {
+    [batch, MEMORIES * channels, height, width]
 }
 
 /// Applies `steps[i]` to row `i` of a batch.
@@ -29,8 +41,9 @@ pub struct Advanced {
 /// never hidden by a bound.
 ///
 /// # Shapes
-/// - `x`, `memory`, `noise`: f32 `[B, C, H, W]`; `memory` starts as zeros; `noise` is N(0, 1), read only
-///   in rows whose step [`Step::needs_noise`], and `None` where there are none.
+/// - `x`, `noise`: f32 `[B, C, H, W]`; `noise` is N(0, 1), read only in rows whose step [`Step::needs_noise`], and
+///   `None` where there are none.
+/// - `memory`: f32 `[B, 3·C, H, W]`, the newest first; [`empty_memory`] is what samples start with.
 /// - `model`: the network's answer in any float type, `[B, C, H, W]`, or `[B, 2C, H, W]` with the variance
 ///   half second.
 ///
@@ -49,7 +62,8 @@ pub fn advance(
     let advance = Advance { steps, noise: noise.map(Tensor::contiguous).transpose()? };
     let model = model.to_dtype(DType::F32)?.contiguous()?;
     let all = x.contiguous()?.apply_op3_no_bwd(&memory.contiguous()?, &model, &advance)?;
-    Ok(Advanced { x: all.get(0)?, memory: all.get(1)?, x0: all.get(2)? })
+    let memory = all.narrow(0, 2, MEMORIES)?.reshape(memory.dims())?;
+    Ok(Advanced { x: all.get(0)?, memory, x0: all.get(1)? })
 }
 
 fn check(
@@ -76,12 +90,13 @@ fn check(
     if noise.is_none() && steps.iter().any(Step::needs_noise) {
         bail!("advance: a step needs noise, and there is none");
     }
-    for (name, tensor) in [("memory", Some(memory)), ("noise", noise)] {
-        if let Some(tensor) = tensor
-            && tensor.dims() != x.dims()
-        {
-            bail!("advance: {name} is {:?}, the latents are {:?}", tensor.dims(), x.dims());
-        }
+    if memory.dims() != memory_shape(x.dims4()?) {
+        bail!("advance: the memory is {:?}, the latents are {:?}", memory.dims(), x.dims());
+    }
+    if let Some(noise) = noise
+        && noise.dims() != x.dims()
+    {
+        bail!("advance: the noise is {:?}, the latents are {:?}", noise.dims(), x.dims());
     }
     for (name, tensor) in [("x", Some(x)), ("memory", Some(memory)), ("noise", noise)] {
         if let Some(tensor) = tensor
@@ -93,8 +108,8 @@ fn check(
     Ok(())
 }
 
-/// Of latents, memory and answer, contiguous f32: the next latents, the next memory and the estimates, one behind
-/// the other, `[3, B, C, H, W]`.
+/// Of latents, memory and answer, contiguous f32: the next latents, the estimates and the next memory (row by row),
+/// one behind the other, `[5, B, C, H, W]`.
 struct Advance<'a> {
     steps: &'a [Step],
     /// f32 and contiguous, and there where a step needs it.
@@ -147,5 +162,5 @@ impl CustomOp3 for Advance<'_> {
 }
 
 fn given(x: &Layout) -> Shape {
-    Shape::from([&[3], x.dims()].concat())
+    Shape::from([&[2 + MEMORIES], x.dims()].concat())
 }

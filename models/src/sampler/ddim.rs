@@ -1,9 +1,9 @@
 //! Non-Markovian sampling: Song et al. 2020 (arXiv 2010.02502), eq. 12 and 16.
 
-use super::level::{Level, estimate};
+use super::level::{Level, direction, estimate};
 use super::{Evaluation, NoiseScale, Step};
 use crate::Result;
-use crate::schedule::{PredictionType, Schedule};
+use crate::schedule::Schedule;
 
 pub(super) fn evaluations(
     schedule: &Schedule,
@@ -25,14 +25,9 @@ pub(super) fn evaluations(
                 * (1.0 - alpha_bar / alpha_bar_next).max(0.0);
             let scale = eta * variance.sqrt();
             // At eta 1 rounding may leave a little less than nothing.
-            let direction = (1.0 - alpha_bar_next - scale * scale).max(0.0).sqrt();
+            let amount = (1.0 - alpha_bar_next - scale * scale).max(0.0).sqrt();
             let level = Level::of_alpha_bar(alpha_bar);
-            // `direction·eps`, with eps as the network tells it: bounding x0 does not change it.
-            let (a, e) = match schedule.prediction_type {
-                PredictionType::Epsilon => (0.0, direction),
-                PredictionType::Sample => (direction / level.s, -direction * level.alpha / level.s),
-                PredictionType::Velocity => (direction * level.s, direction * level.alpha),
-            };
+            let (a, e) = direction(schedule.prediction_type, level, amount);
             let step = Step {
                 a,
                 b: alpha_bar_next.sqrt(),

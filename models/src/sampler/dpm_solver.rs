@@ -1,24 +1,24 @@
 //! DPM-Solver++ 2M: Lu et al. 2022 (arXiv 2211.01095), Algorithm 2, deterministic, data prediction.
 
-use super::level::{Level, at_timestep, estimate, final_level, transfer};
-use super::{Evaluation, Step};
+use super::level::{Level, estimate, final_level, transfer};
+use super::{Evaluation, Remember, Step};
 use crate::Result;
-use crate::schedule::{FinalSigmas, Schedule, SolverType};
+use crate::schedule::{FinalSigmas, Node, Schedule, SolverType};
 
 /// Below this many steps `lower_order_final` applies.
 const FEW_STEPS: usize = 15;
 
-pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<Evaluation>> {
-    let mut levels: Vec<Level> = timesteps.iter().map(|&t| at_timestep(schedule, t)).collect();
+pub(super) fn evaluations(schedule: &Schedule, nodes: &[Node]) -> Result<Vec<Evaluation>> {
+    let mut levels: Vec<Level> = nodes.iter().map(|node| Level::of_sigma(node.sigma)).collect();
     levels.push(final_level(schedule));
     let first_order_end = schedule.euler_at_final
-        || (schedule.lower_order_final && timesteps.len() < FEW_STEPS)
+        || (schedule.lower_order_final && nodes.len() < FEW_STEPS)
         || schedule.final_sigmas_type == FinalSigmas::Zero;
-    timesteps
+    nodes
         .iter()
         .enumerate()
-        .map(|(i, &timestep)| {
-            let last = i + 1 == timesteps.len();
+        .map(|(i, node)| {
+            let last = i + 1 == nodes.len();
             let (from, to) = (levels[i], levels[i + 1]);
             let (a, b) = transfer(from, to);
             let mut step = Step { a, b, ..estimate(schedule, from)? };
@@ -26,10 +26,10 @@ pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<
                 // D1 = (x0 − memory)·slope
                 let slope = second_order(schedule.solver_type, levels[i - 1], from, to);
                 step.b += slope;
-                step.c = -slope;
+                step.c[0] = -slope;
             }
-            step.remember = !last;
-            Ok(Evaluation { timestep, step })
+            step.remember = if last { Remember::Nothing } else { Remember::X0 };
+            Ok(Evaluation { timestep: node.timestep, step })
         })
         .collect()
 }

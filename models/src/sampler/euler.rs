@@ -4,21 +4,21 @@
 //! Multiplied by the next alpha this is the transfer of the noise that x0 implies, and no infinite sigma
 //! appears in it.
 
-use super::level::{Level, at_timestep, estimate, final_level, transfer};
+use super::level::{Level, estimate, final_level, transfer};
 use super::{Evaluation, Step};
 use crate::Result;
-use crate::schedule::Schedule;
+use crate::schedule::{Node, Schedule};
 
-pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<Evaluation>> {
+pub(super) fn evaluations(schedule: &Schedule, nodes: &[Node]) -> Result<Vec<Evaluation>> {
     // The result is x_ve: where the last sigma is not 0, it is not scaled down.
     let end = Level { alpha: 1.0, s: final_level(schedule).sigma() };
-    let levels = timesteps.iter().map(|&t| at_timestep(schedule, t));
+    let levels = nodes.iter().map(|node| Level::of_sigma(node.sigma));
     let following = levels.clone().skip(1).chain([end]);
     let pairs = levels.zip(following);
-    timesteps
+    nodes
         .iter()
         .zip(pairs)
-        .map(|(&timestep, (from, to))| {
+        .map(|(&Node { timestep, .. }, (from, to))| {
             let (a, b) = transfer(from, to);
             Ok(Evaluation { timestep, step: Step { a, b, ..estimate(schedule, from)? } })
         })

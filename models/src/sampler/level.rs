@@ -2,7 +2,7 @@
 
 use super::Step;
 use crate::Result;
-use crate::schedule::{FinalSigmas, PredictionType, Schedule, sigma};
+use crate::schedule::{FinalSigmas, PredictionType, Schedule};
 
 /// How much sample (`alpha`) and how much noise (`s`) a latent holds: `x = alpha·x0 + s·eps`.
 ///
@@ -74,22 +74,20 @@ pub(super) fn transfer(from: Level, to: Level) -> (f64, f64) {
     (a, to.alpha - from.alpha * a)
 }
 
-/// The level of `timestep`, whose sigma is interpolated between whole timesteps.
-pub(super) fn at_timestep(schedule: &Schedule, timestep: f64) -> Level {
-    let below = timestep.floor() as usize;
-    let sigma_of = |t: usize| {
-        let last = schedule.alpha_bar.len().saturating_sub(1);
-        sigma(schedule.alpha_bar.get(t.min(last)).copied().unwrap_or(1.0))
-    };
-    let (low, part) = (sigma_of(below), timestep.fract());
-    // Not `low + 0·(high − low)`, to stay on the table's value at whole timesteps.
-    Level::of_sigma(if part == 0.0 { low } else { low + part * (sigma_of(below + 1) - low) })
+/// The coefficients of the latent and of the network's answer that make `amount·eps`, with eps as the network predicts it at
+/// `level`: bounding x0 does not change it.
+pub(super) fn direction(predicts: PredictionType, level: Level, amount: f64) -> (f64, f64) {
+    match predicts {
+        PredictionType::Epsilon => (0.0, amount),
+        PredictionType::Sample => (amount / level.s, -amount * level.alpha / level.s),
+        PredictionType::Velocity => (amount * level.s, amount * level.alpha),
+    }
 }
 
 /// Where the last step of a solver in sigma ends.
 pub(super) fn final_level(schedule: &Schedule) -> Level {
     match schedule.final_sigmas_type {
         FinalSigmas::Zero => Level::CLEAN,
-        FinalSigmas::SigmaMin => at_timestep(schedule, 0.0),
+        FinalSigmas::SigmaMin => Level::of_sigma(schedule.sigma_at(0.0)),
     }
 }

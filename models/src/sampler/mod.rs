@@ -5,9 +5,9 @@
 //! sample in flight is its latent and a position in that list, which is what lets samples with
 //! different samplers, step counts and positions share one network evaluation.
 //!
-//! All latents are variance-preserving, `x = sqrt(alpha_bar)·x0 + sqrt(1 − alpha_bar)·eps`; samplers
-//! that the literature writes with variance-exploding latents (Euler, Heun) are rescaled by
-//! `x_vp = x_ve / sqrt(1 + sigma²)`, so every trajectory starts near N(0, I) and none rescales the
+//! Latents are variance-preserving, `x = sqrt(alpha_bar)·x0 + sqrt(1 − alpha_bar)·eps`, except those of flow matching
+//! (`flow.rs`); samplers that the literature writes with variance-exploding latents (Euler, Heun) are rescaled by
+//! `x_vp = x_ve / sqrt(1 + sigma²)`. So every trajectory starts near N(0, I) and none rescales the
 //! network's input.
 
 mod advance;
@@ -15,13 +15,18 @@ mod ddim;
 mod ddpm;
 mod dpm_solver;
 mod euler;
+mod euler_ancestral;
+mod flow;
 mod heun;
 mod kind;
+mod lcm;
 mod level;
+mod pndm;
+mod tcd;
 
 use std::sync::Arc;
 
-pub use advance::{Advanced, advance};
+pub use advance::{Advanced, advance, empty_memory};
 pub use kind::Kind;
 
 pub use crate::schedule::Bound;
@@ -49,12 +54,13 @@ pub enum NoiseScale {
 ///
 /// ```text
 /// x0      = bound(p·x + q·model)
-/// x'      = a·x + b·x0 + e·model + c·memory + d·noise
-/// memory' = x0 where the step remembers, else memory
+/// x'      = a·x + b·x0 + e·model + c₀·memory₀ + c₁·memory₁ + c₂·memory₂ + d·noise
+/// memory' = (x0 or model, memory₀, memory₁) where the step remembers, else memory
 /// ```
 ///
 /// `model` is the network's answer (its mean half where it also tells a variance), `noise` is N(0, 1),
-/// `memory` is the x0 of an earlier step: all that a solver of second order needs to know.
+/// `memory` holds what the last steps that remembered left there, the newest first: one x0 is all that a solver of
+/// second order needs to know, three answers are what a linear multistep method of fourth order does.
 /// In the samplers' comments `alpha = sqrt(alpha_bar)` and `s = sqrt(1 − alpha_bar)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(missing_docs)] // the formula above is their documentation
@@ -65,9 +71,23 @@ pub struct Step {
     pub a: f64,
     pub b: f64,
     pub e: f64,
-    pub c: f64,
+    pub c: [f64; MEMORIES],
     pub d: NoiseScale,
-    pub remember: bool,
+    pub remember: Remember,
+}
+
+/// Values that a sample remembers for each of its elements.
+pub const MEMORIES: usize = 3;
+
+/// What a step adds to a sample's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remember {
+    /// Nothing; the memory stays.
+    Nothing,
+    /// Its bounded estimate of the clean sample.
+    X0,
+    /// The network's answer.
+    Answer,
 }
 
 impl Step {
@@ -79,9 +99,9 @@ impl Step {
         a: 0.0,
         b: 1.0,
         e: 0.0,
-        c: 0.0,
+        c: [0.0; MEMORIES],
         d: NoiseScale::Fixed(0.0),
-        remember: false,
+        remember: Remember::Nothing,
     };
 
     /// Whether the step adds noise: only then must its noise be drawn.
@@ -92,11 +112,6 @@ impl Step {
     /// Whether the step reads the network's variance half.
     pub fn needs_variance(&self) -> bool {
         !matches!(self.d, NoiseScale::Fixed(_))
-    }
-
-    /// Whether the step reads what the previous one left in memory.
-    pub fn reads_memory(&self) -> bool {
-        self.c != 0.0
     }
 
     /// The step for one element, in f64: what [`advance`] is tested against.
@@ -115,13 +130,18 @@ impl Step {
             NoiseScale::Learned => clamp_below(at.variance, 0.0).sqrt(),
         };
         let mut x = self.a * at.x + self.b * x0 + self.e * at.model;
-        if self.reads_memory() {
-            x += self.c * at.memory;
+        for (c, memory) in self.c.into_iter().zip(at.memory).filter(|&(c, _)| c != 0.0) {
+            x += c * memory;
         }
         if self.needs_noise() {
             x += scale * at.noise;
         }
-        let memory = if self.remember { x0 } else { at.memory };
+        let [newest, older, _] = at.memory;
+        let memory = match self.remember {
+            Remember::Nothing => at.memory,
+            Remember::X0 => [x0, newest, older],
+            Remember::Answer => [at.model, newest, older],
+        };
         Evaluated { x, memory, x0 }
     }
 
@@ -136,10 +156,10 @@ impl Step {
             NoiseScale::LearnedRange { min_log, max_log } => [min_log, max_log],
             NoiseScale::Learned => [0.0; 2],
         };
-        let linear = [self.p, self.q, self.a, self.b, self.e, self.c];
+        let linear = [self.p, self.q, self.a, self.b, self.e];
         // Coefficients are used as f32.
         let finite = |number: &f64| (*number as f32).is_finite();
-        linear.iter().chain(&bound).chain(&noise).all(finite)
+        linear.iter().chain(&self.c).chain(&bound).chain(&noise).all(finite)
     }
 }
 
@@ -163,8 +183,8 @@ fn clamp_below(x: f64, least: f64) -> f64 {
 pub struct Element {
     /// The latent.
     pub x: f64,
-    /// What the previous step remembered.
-    pub memory: f64,
+    /// What the last steps remembered, the newest first.
+    pub memory: [f64; MEMORIES],
     /// The network's answer.
     pub model: f64,
     /// The network's variance half.
@@ -180,8 +200,8 @@ pub struct Element {
 pub struct Evaluated {
     /// The next latent.
     pub x: f64,
-    /// What the next step will remember.
-    pub memory: f64,
+    /// What the next steps will remember.
+    pub memory: [f64; MEMORIES],
     /// The bounded estimate of the clean sample.
     pub x0: f64,
 }
@@ -201,12 +221,12 @@ pub type Trajectory = Arc<[Evaluation]>;
 /// The trajectory of the sampler `kind` over `steps` steps, as the diffusers class of that name takes it
 /// when built by `from_config` of `config`; it starts from N(0, I).
 ///
-/// `eta` (0 to 1) scales DDIM's noise. `learned_variance` says whether the network answers with twice
+/// `eta` (0 to 1) scales DDIM's and TCD's noise; [`Kind::default_eta`] is what diffusers takes where nobody says. `learned_variance` says whether the network answers with twice
 /// its input's channels.
 ///
 /// # Errors
 /// [`Error::Value`] on `num_inference_steps` outside 1 to the number of training timesteps, on an `eta`
-/// outside its range or not 0 for another sampler than DDIM, and on the configuration's field that the
+/// outside its range or not 0 for another sampler than DDIM and TCD, and on the configuration's field that the
 /// sampler would honour and cannot.
 pub fn trajectory(
     config: &ScheduleConfig,
@@ -218,18 +238,24 @@ pub fn trajectory(
     if !(0.0..=1.0).contains(&eta) {
         return Err(Error::value("eta", eta, "use a number from 0 (no noise) to 1"));
     }
-    if eta != 0.0 && kind != Kind::Ddim {
-        let remedy = format!("{kind} has no such setting; use 0, or the scheduler ddim");
+    if eta != 0.0 && !matches!(kind, Kind::Ddim | Kind::Tcd) {
+        let remedy = format!("{kind} has no such setting; use 0, or the scheduler ddim or tcd");
         return Err(Error::value("eta", eta, remedy));
     }
     let schedule = config.schedule(kind.class())?;
-    let timesteps = schedule.timesteps(steps)?;
+    let nodes = schedule.nodes(steps)?;
+    let timesteps: Vec<f64> = nodes.iter().map(|node| node.timestep).collect();
     let evaluations = match kind {
         Kind::Ddpm => ddpm::evaluations(&schedule, &timesteps, learned_variance),
         Kind::Ddim => ddim::evaluations(&schedule, &timesteps, steps, eta),
-        Kind::DpmSolverPlusPlus => dpm_solver::evaluations(&schedule, &timesteps),
-        Kind::Euler => euler::evaluations(&schedule, &timesteps),
-        Kind::Heun => heun::evaluations(&schedule, &timesteps),
+        Kind::Pndm => pndm::evaluations(&schedule, &timesteps),
+        Kind::DpmSolverPlusPlus => dpm_solver::evaluations(&schedule, &nodes),
+        Kind::Euler => euler::evaluations(&schedule, &nodes),
+        Kind::EulerAncestral => euler_ancestral::evaluations(&schedule, &nodes),
+        Kind::Heun => heun::evaluations(&schedule, &nodes),
+        Kind::Lcm => lcm::evaluations(&schedule, &timesteps),
+        Kind::Tcd => tcd::evaluations(&schedule, &timesteps, eta),
+        Kind::FlowEuler => Ok(flow::evaluations(&schedule, &nodes)),
     }?;
     match evaluations.iter().find(|evaluation| !evaluation.step.is_finite()) {
         Some(evaluation) => Err(Error::value(

@@ -15,38 +15,33 @@ const MOST_TIMESTEPS: u64 = 100_000;
 /// Fields that some class honours and that are supported at one value (or none of them true) only:
 /// name, classes that honour it, the values that change nothing, the remedy.
 const ONE_VALUE: &[(&str, &[Class], &[&str], &str)] = {
-    use Class::{DpmSolverMultistep as Dpm, Euler, Heun};
+    use Class::{DpmSolverMultistep as Dpm, Euler, FlowMatchEuler as Flow};
     &[
-        (
-            "use_karras_sigmas",
-            &[Dpm, Euler, Heun],
-            &[],
-            "Karras sigmas are not supported; set it to false",
-        ),
-        (
-            "use_exponential_sigmas",
-            &[Dpm, Euler, Heun],
-            &[],
-            "exponential sigmas are not supported; set it to false",
-        ),
-        (
-            "use_beta_sigmas",
-            &[Dpm, Euler, Heun],
-            &[],
-            "beta sigmas are not supported; set it to false",
-        ),
         ("use_lu_lambdas", &[Dpm], &[], "Lu's lambdas are not supported; set it to false"),
         ("use_flow_sigmas", &[Dpm], &[], "flow matching is not supported; set it to false"),
         ("algorithm_type", &[Dpm], &["dpmsolver++", "deis"], "only dpmsolver++ is supported"),
         ("solver_order", &[Dpm], &["2"], "only order 2 is supported"),
+        (
+            "use_dynamic_shifting",
+            &[Flow],
+            &[],
+            "a shift that depends on the image's size is not supported; set it to false, and shift to a number",
+        ),
+        ("invert_sigmas", &[Flow], &[], "sigmas that rise are not supported; set it to false"),
         ("interpolation_type", &[Euler], &["linear"], "only linear is supported"),
         ("timestep_type", &[Euler], &["discrete"], "only discrete is supported"),
     ]
 };
 
 /// Fields that some class knows and that change nothing here: they qualify what is refused above.
-const WITHOUT_EFFECT: &[&str] =
-    &["flow_shift", "use_dynamic_shifting", "time_shift_type", "sigma_min", "sigma_max"];
+const WITHOUT_EFFECT: &[&str] = &[
+    "flow_shift",
+    "time_shift_type",
+    "base_shift",
+    "max_shift",
+    "base_image_seq_len",
+    "max_image_seq_len",
+];
 
 impl ScheduleConfig {
     /// Reads a `scheduler_config.json`. `file` is its name in error messages.
@@ -109,6 +104,23 @@ impl ScheduleConfig {
             euler_at_final: fields.flag("euler_at_final")?,
             final_sigmas_type: fields.word("final_sigmas_type")?,
             lambda_min_clipped: fields.lambda("lambda_min_clipped")?,
+            use_karras_sigmas: fields.flag("use_karras_sigmas")?,
+            use_exponential_sigmas: fields.flag("use_exponential_sigmas")?,
+            use_beta_sigmas: fields.flag("use_beta_sigmas")?,
+            sigma_min: fields.nullable("sigma_min").number("sigma_min", POSITIVE)?,
+            sigma_max: fields.nullable("sigma_max").number("sigma_max", POSITIVE)?,
+            skip_prk_steps: fields.flag("skip_prk_steps")?,
+            original_inference_steps: fields.whole(
+                "original_inference_steps",
+                1,
+                MOST_TIMESTEPS,
+            )?,
+            timestep_scaling: fields.number("timestep_scaling", POSITIVE)?,
+            shift: fields.number("shift", POSITIVE)?,
+            shift_terminal: fields
+                .nullable("shift_terminal")
+                .number("shift_terminal", OPEN_UNIT)?,
+            stochastic_sampling: fields.flag("stochastic_sampling")?,
             extra: fields.object,
         };
         config.check_lengths()?;
@@ -160,6 +172,17 @@ impl ScheduleConfig {
         put("euler_at_final", self.euler_at_final.map(Value::from));
         put("final_sigmas_type", self.final_sigmas_type.map(|word| word.name().into()));
         put("lambda_min_clipped", self.lambda_min_clipped.map(Value::from));
+        put("use_karras_sigmas", self.use_karras_sigmas.map(Value::from));
+        put("use_exponential_sigmas", self.use_exponential_sigmas.map(Value::from));
+        put("use_beta_sigmas", self.use_beta_sigmas.map(Value::from));
+        put("sigma_min", self.sigma_min.map(Value::from));
+        put("sigma_max", self.sigma_max.map(Value::from));
+        put("skip_prk_steps", self.skip_prk_steps.map(Value::from));
+        put("original_inference_steps", self.original_inference_steps.map(Value::from));
+        put("timestep_scaling", self.timestep_scaling.map(Value::from));
+        put("shift", self.shift.map(Value::from));
+        put("shift_terminal", self.shift_terminal.map(Value::from));
+        put("stochastic_sampling", self.stochastic_sampling.map(Value::from));
         Value::Object(object)
     }
 

@@ -56,12 +56,22 @@ named! {
         Ddpm = "DDPMScheduler",
         /// Non-Markovian sampling (Song et al. 2020, arXiv 2010.02502).
         Ddim = "DDIMScheduler",
+        /// Pseudo linear multistep sampling (Liu et al. 2022, arXiv 2202.09778).
+        Pndm = "PNDMScheduler",
         /// DPM-Solver++ 2M (Lu et al. 2022, arXiv 2211.01095).
         DpmSolverMultistep = "DPMSolverMultistepScheduler",
         /// Euler's method in sigma (Karras et al. 2022, arXiv 2206.00364).
         Euler = "EulerDiscreteScheduler",
+        /// The same with fresh noise at each step.
+        EulerAncestral = "EulerAncestralDiscreteScheduler",
         /// Heun's method in sigma (Karras et al. 2022, Algorithm 1).
         Heun = "HeunDiscreteScheduler",
+        /// Latent consistency models (Luo et al. 2023, arXiv 2310.04378).
+        Lcm = "LCMScheduler",
+        /// Trajectory consistency models (Zheng et al. 2024, arXiv 2402.19159).
+        Tcd = "TCDScheduler",
+        /// Flow matching (Esser et al. 2024, arXiv 2403.03206).
+        FlowMatchEuler = "FlowMatchEulerDiscreteScheduler",
     }
 }
 

@@ -18,10 +18,15 @@ const ALMOST_ZERO_SNR: f64 = 1.0 / (1 << 24) as f64;
 impl ScheduleConfig {
     /// `beta_t` and `alpha_bar_t` for every training timestep, as `class` computes them.
     pub(super) fn tables(&self, class: Class) -> Result<(Vec<f64>, Vec<f64>)> {
+        if class == Class::FlowMatchEuler {
+            let alpha_bar = self.flow_alpha_bar();
+            return Ok((betas_of(&alpha_bar), alpha_bar));
+        }
         let mut betas = self.betas(class);
         let mut alpha_bar = cumulative_product(&betas);
-        // HeunDiscreteScheduler does not know this field.
-        if self.rescale_betas_zero_snr.unwrap_or(false) && class != Class::Heun {
+        // HeunDiscreteScheduler and PNDMScheduler do not know this field.
+        let knows = !matches!(class, Class::Heun | Class::Pndm);
+        if self.rescale_betas_zero_snr.unwrap_or(false) && knows {
             if betas.len() < 2 {
                 return Err(self.refuse(
                     "rescale_betas_zero_snr",
@@ -31,7 +36,7 @@ impl ScheduleConfig {
             }
             alpha_bar = zero_terminal_snr(&alpha_bar);
             betas = betas_of(&alpha_bar);
-            if matches!(class, Class::DpmSolverMultistep | Class::Euler)
+            if matches!(class, Class::DpmSolverMultistep | Class::Euler | Class::EulerAncestral)
                 && let Some(last) = alpha_bar.last_mut()
             {
                 *last = ALMOST_ZERO_SNR;
@@ -53,9 +58,28 @@ impl ScheduleConfig {
         Ok((betas, alpha_bar))
     }
 
+    /// How betas go from first to last, as `class` has it.
+    pub(super) fn beta_schedule(&self, class: Class) -> BetaSchedule {
+        self.beta_schedule.unwrap_or(match class {
+            Class::Lcm | Class::Tcd => BetaSchedule::ScaledLinear,
+            _ => BetaSchedule::Linear,
+        })
+    }
+
     /// The field that decides the betas.
     fn betas_field(&self) -> &'static str {
         if self.trained_betas.is_some() { "trained_betas" } else { "beta_schedule" }
+    }
+
+    /// The variance-preserving levels with the signal-to-noise ratios of flow matching's training timesteps.
+    fn flow_alpha_bar(&self) -> Vec<f64> {
+        let (count, shift) = (self.train_timesteps(), self.shift.unwrap_or(1.0));
+        let level = |i: usize| {
+            let share = (i + 1) as f64 / count as f64;
+            let sigma = shift * share / (1.0 + (shift - 1.0) * share);
+            (1.0 - sigma).powi(2) / ((1.0 - sigma).powi(2) + sigma.powi(2))
+        };
+        (0..count).map(level).collect()
     }
 
     fn betas(&self, class: Class) -> Vec<f64> {
@@ -63,13 +87,13 @@ impl ScheduleConfig {
             return betas.clone();
         }
         let (start, end) = match class {
-            Class::Heun => (0.000_85, 0.012),
+            Class::Heun | Class::Lcm | Class::Tcd => (0.000_85, 0.012),
             _ => (0.000_1, 0.02),
         };
         let start = self.beta_start.unwrap_or(start);
         let end = self.beta_end.unwrap_or(end);
         let count = self.train_timesteps();
-        match self.beta_schedule.unwrap_or(BetaSchedule::Linear) {
+        match self.beta_schedule(class) {
             BetaSchedule::Linear => linspace(start, end, count).collect(),
             BetaSchedule::ScaledLinear => {
                 linspace(start.sqrt(), end.sqrt(), count).map(|root| root * root).collect()

@@ -1,4 +1,4 @@
-//! Which training timesteps a trajectory visits: `set_timesteps` of the five classes.
+//! Which training timesteps a trajectory visits: `set_timesteps` of the classes.
 
 use super::tables::linspace;
 use super::{Class, Schedule, TimestepSpacing};
@@ -6,8 +6,8 @@ use crate::{Error, Result};
 
 impl Schedule {
     /// The timesteps of a trajectory of `steps` steps, highest first: whole numbers, except that Euler
-    /// and Heun with `linspace` spacing visit fractional ones (rounded to f32, as diffusers hands
-    /// them to the network).
+    /// and Heun visit fractional ones with `linspace` spacing and respaced sigmas (rounded to f32, as diffusers hands
+    /// them to the network), and flow matching always.
     ///
     /// There are `steps` of them, or fewer where `lambda_min_clipped` cuts a `trailing` trajectory
     /// short. Where diffusers is visibly wrong, this is not: `trailing` spacing never appends the
@@ -17,6 +17,11 @@ impl Schedule {
     /// [`Error::Value`] when `steps` is not in 1 to the number of training timesteps, or
     /// `steps_offset` pushes the first timestep past the last training timestep.
     pub fn timesteps(&self, steps: usize) -> Result<Vec<f64>> {
+        Ok(self.nodes(steps)?.into_iter().map(|node| node.timestep).collect())
+    }
+
+    /// The same, before sigmas are respaced.
+    pub(super) fn spaced_timesteps(&self, steps: usize) -> Result<Vec<f64>> {
         let count = self.train_timesteps();
         if steps == 0 || steps > count {
             let remedy = format!("use 1 to {count}, the number of training timesteps");
@@ -24,6 +29,7 @@ impl Schedule {
         }
         let timesteps = match self.class {
             Class::DpmSolverMultistep => self.dpm_solver_timesteps(steps)?,
+            Class::Lcm | Class::Tcd => return self.consistency_timesteps(steps),
             _ => self.evenly_spaced_timesteps(steps),
         };
         let last = (count - 1) as f64;
@@ -52,7 +58,8 @@ impl Schedule {
         let count = self.train_timesteps();
         match self.timestep_spacing {
             TimestepSpacing::Linspace => {
-                let fractional = matches!(self.class, Class::Euler | Class::Heun);
+                let fractional =
+                    matches!(self.class, Class::Euler | Class::EulerAncestral | Class::Heun);
                 let snap = |t: f64| {
                     if fractional { t as f32 as f64 } else { t.round_ties_even() }
                 };
@@ -64,6 +71,19 @@ impl Schedule {
             }
             TimestepSpacing::Trailing => trailing(count, count, steps),
         }
+    }
+
+    /// Some of the `original_inference_steps` timesteps that a consistency model was distilled at.
+    fn consistency_timesteps(&self, steps: usize) -> Result<Vec<f64>> {
+        let (count, original) = (self.train_timesteps(), self.original_inference_steps);
+        if steps > original {
+            let remedy =
+                format!("use 1 to {original}, the original_inference_steps of {}", self.file);
+            return Err(Error::value("num_inference_steps", steps, remedy));
+        }
+        let stride = original as f64 / steps as f64;
+        let place = |i: usize| original - (i as f64 * stride).floor() as usize;
+        Ok((0..steps).map(|i| (place(i) * (count / original) - 1) as f64).collect())
     }
 
     /// How many timesteps `lambda_min_clipped` leaves: all, except for DPM-Solver++.

@@ -23,8 +23,9 @@ macro_rules! drawing_request {
             /// again. Drawn when absent.
             #[schema(minimum = 0, maximum = 9007199254740991i64)]
             seed: Option<i64>,
-            /// How much of DDPM's noise a DDIM step adds.
-            #[schema(minimum = 0, default = 0.0)]
+            /// How much of DDPM's noise a DDIM step adds, or how far a TCD step goes down before it adds noise; 0.3 for
+            /// TCD when absent.
+            #[schema(minimum = 0, maximum = 1, default = 0.0)]
             eta: Option<f64>,
             /// Classifier-free guidance; other than 1 needs models with a null class and doubles the evaluations.
             #[schema(default = 1.0)]

@@ -102,6 +102,18 @@ pub(in crate::http) enum Scheduler {
     Euler,
     /// Heun; all but the last step take two evaluations.
     Heun,
+    /// Pseudo linear multistep; one evaluation more than steps.
+    Pndm,
+    /// Euler with fresh noise at each step.
+    #[schema(rename = "euler-ancestral")]
+    EulerAncestral,
+    /// For latent consistency models.
+    Lcm,
+    /// For trajectory consistency models.
+    Tcd,
+    /// For networks trained by flow matching, which take no other.
+    #[schema(rename = "flow-euler")]
+    FlowEuler,
 }
 
 /// What an image is encoded as.

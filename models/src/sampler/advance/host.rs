@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, Layout, Result, Storage, bail};
 
 use super::Advance;
 use super::quantile::threshold;
-use crate::sampler::{Bound, NoiseScale, Step};
+use crate::sampler::{Bound, MEMORIES, NoiseScale, Remember, Step};
 
 /// The numbers of a contiguous f32 tensor in host memory.
 fn numbers<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -25,9 +25,9 @@ pub(super) fn advance(
 ) -> Result<Vec<f32>> {
     let operands = (numbers(x, x_at)?, numbers(memory, memory_at)?, numbers(model, model_at)?);
     let length = operands.0.len();
-    let mut all = vec![0.0; 3 * length];
+    let mut all = vec![0.0; (2 + MEMORIES) * length];
     let (x, rest) = all.split_at_mut(length);
-    let (memory, x0) = rest.split_at_mut(length);
+    let (x0, memory) = rest.split_at_mut(length);
     let mut buffers = Buffers { x, memory, x0 };
     let storage = noise.as_ref().map(|noise| noise.storage_and_layout());
     let noise = match &storage {
@@ -44,6 +44,7 @@ pub(super) fn advance(
 /// One row of what a step reads.
 struct Row<'a> {
     x: &'a [f32],
+    /// As long as `x` for each value remembered, the newest first.
     memory: &'a [f32],
     model: &'a [f32],
     /// Empty where the network tells none.
@@ -72,10 +73,11 @@ impl Buffers<'_> {
         let answer = model.len() / steps.len();
         for (i, step) in steps.iter().enumerate() {
             let here = i * length..(i + 1) * length;
+            let remembered = i * MEMORIES * length..(i + 1) * MEMORIES * length;
             let (model, variance) = model[i * answer..(i + 1) * answer].split_at(length);
             let row = Row {
                 x: &x[here.clone()],
-                memory: &memory[here.clone()],
+                memory: &memory[remembered.clone()],
                 model,
                 variance,
                 noise: noise.map_or(&[], |noise| &noise[here.clone()]),
@@ -83,8 +85,8 @@ impl Buffers<'_> {
             estimate(step, &row, &mut self.x0[here.clone()]);
             let x0 = &self.x0[here.clone()];
             combine(step, &row, x0, &mut self.x[here.clone()]);
-            add_noise(step, &row, &mut self.x[here.clone()]);
-            self.memory[here].copy_from_slice(if step.remember { x0 } else { row.memory });
+            add_noise(step, &row, &mut self.x[here]);
+            remember(step, &row, x0, &mut self.memory[remembered]);
         }
     }
 }
@@ -119,15 +121,30 @@ fn clamp(values: &mut [f32], limit: f32) {
     }
 }
 
-/// `x' = a·x + b·x0 + e·model (+ c·memory)`.
+/// `x' = a·x + b·x0 + e·model (+ c·memory for each that is read)`.
 fn combine(step: &Step, row: &Row<'_>, x0: &[f32], out: &mut [f32]) {
-    let (a, b, c, e) = (step.a as f32, step.b as f32, step.c as f32, step.e as f32);
+    let (a, b, e) = (step.a as f32, step.b as f32, step.e as f32);
     for (((out, x), x0), model) in out.iter_mut().zip(row.x).zip(x0).zip(row.model) {
         *out = a * x + b * x0 + e * model;
     }
-    if step.reads_memory() {
-        out.iter_mut().zip(row.memory).for_each(|(out, memory)| *out += c * memory);
+    for (c, memory) in step.c.into_iter().zip(row.memory.chunks_exact(out.len())) {
+        let c = c as f32;
+        if c != 0.0 {
+            out.iter_mut().zip(memory).for_each(|(out, memory)| *out += c * memory);
+        }
     }
+}
+
+/// What is remembered comes before what was, of which the oldest is forgotten.
+fn remember(step: &Step, row: &Row<'_>, x0: &[f32], out: &mut [f32]) {
+    let newest = match step.remember {
+        Remember::Nothing => return out.copy_from_slice(row.memory),
+        Remember::X0 => x0,
+        Remember::Answer => row.model,
+    };
+    let (first, rest) = out.split_at_mut(newest.len());
+    first.copy_from_slice(newest);
+    rest.copy_from_slice(&row.memory[..rest.len()]);
 }
 
 /// `x' += d·noise`.

@@ -8,12 +8,12 @@ use super::Advance;
 use super::host::log_scale;
 use super::quantile::threshold;
 use crate::gpu::{Kernels, numbers, over, view};
-use crate::sampler::{Bound, NoiseScale, Step};
+use crate::sampler::{Bound, MEMORIES, NoiseScale, Remember, Step};
 
 static KERNELS: Kernels = Kernels::new("advance", include_str!("kernel.cu"), None);
 
 /// Fields of the kernel's `Row`.
-const FIELDS: usize = 14;
+const FIELDS: usize = 15;
 
 impl Advance<'_> {
     pub(super) fn launch(
@@ -62,7 +62,7 @@ impl Advance<'_> {
         let name = "advance";
         let function = device.get_or_load_custom_func(name, KERNELS.name, KERNELS.ptx()?)?;
         // SAFETY: the kernel below writes all of it before anything reads it.
-        let given = unsafe { device.alloc::<f32>(3 * count)? };
+        let given = unsafe { device.alloc::<f32>((2 + MEMORIES) * count)? };
         let mut builder = function.builder();
         builder.arg(&rows).arg(&x).arg(&memory).arg(&model);
         match &noise {
@@ -94,20 +94,27 @@ fn fields(step: &Step, limit: f32, divisor: f32) -> [f32; FIELDS] {
         }
         NoiseScale::Learned => 3.0,
     };
+    // Its names are X0 for 1 and ANSWER for 2.
+    let remember = match step.remember {
+        Remember::Nothing => 0.0,
+        Remember::X0 => 1.0,
+        Remember::Answer => 2.0,
+    };
     [
         step.p as f32,
         step.q as f32,
         step.a as f32,
         step.b as f32,
         step.e as f32,
-        step.c as f32,
+        step.c[0] as f32,
+        step.c[1] as f32,
+        step.c[2] as f32,
         fixed,
         middle,
         slope,
         limit,
         divisor,
-        flag(step.reads_memory()),
-        flag(step.remember),
+        remember,
         noise,
     ]
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Advanced, advance, quantile::threshold};
 use crate::noise;
-use crate::sampler::{Bound, Element, NoiseScale, Step};
+use crate::sampler::{Bound, Element, MEMORIES, NoiseScale, Remember, Step};
 
 const SHAPE: (usize, usize, usize) = (2, 3, 5);
 const LENGTH: usize = 2 * 3 * 5;
@@ -27,7 +27,12 @@ fn steps() -> Vec<Step> {
         NoiseScale::LearnedRange { min_log: -46.0, max_log: -2.0 },
         NoiseScale::Learned,
     ];
-    let memories = [(0.0, false), (0.5, false), (-0.4, true)];
+    let memories = [
+        ([0.0; MEMORIES], Remember::Nothing),
+        ([0.5, 0.0, 0.0], Remember::Nothing),
+        ([-0.4, 0.0, 0.0], Remember::X0),
+        ([0.0, 0.3, -0.2], Remember::Answer),
+    ];
     let mut steps = Vec::new();
     for bound in bounds {
         for d in scales {
@@ -51,7 +56,7 @@ impl Batch {
     fn new(rows: usize) -> Self {
         Self {
             x: random(1, rows, SHAPE.0),
-            memory: random(2, rows, SHAPE.0),
+            memory: random(2, rows, MEMORIES * SHAPE.0),
             model: random(3, rows, 2 * SHAPE.0),
             noise: random(4, rows, SHAPE.0),
         }
@@ -94,7 +99,7 @@ fn every_row_is_the_scalar_reference() {
             let at = row * LENGTH + i;
             let want = step.evaluate(Element {
                 x: x[at].into(),
-                memory: memory[at].into(),
+                memory: std::array::from_fn(|k| memory[(row * MEMORIES + k) * LENGTH + i].into()),
                 model: answer[i].into(),
                 variance: answer[LENGTH + i].into(),
                 noise: noise[at].into(),
@@ -103,7 +108,10 @@ fn every_row_is_the_scalar_reference() {
             let near =
                 |got: f32, want: f64| (f64::from(got) - want).abs() < 3e-6 * (1.0 + want.abs());
             assert!(near(got_x[at], want.x), "{step:?}: {} {}", got_x[at], want.x);
-            assert!(near(got_memory[at], want.memory), "{step:?}");
+            for (k, want) in want.memory.into_iter().enumerate() {
+                let got = got_memory[(row * MEMORIES + k) * LENGTH + i];
+                assert!(near(got, want), "{step:?}: {got} for {want} in memory {k}");
+            }
             assert!(near(got_x0[at], want.x0), "{step:?}");
         }
     }
@@ -116,8 +124,8 @@ fn bits(tensor: &Tensor) -> Vec<u32> {
 proptest! {
     #[test]
     fn a_row_does_not_depend_on_its_neighbours(
-        row in 0_u32..36,
-        neighbours in prop::collection::vec(0_u32..36, 0..6),
+        row in 0_u32..48,
+        neighbours in prop::collection::vec(0_u32..48, 0..6),
         place in 0_usize..6,
         broken in any::<bool>(),
     ) {
@@ -126,7 +134,7 @@ proptest! {
         if broken {
             // Infinities and negative zeros: what `+ 0·term` would not leave alone.
             batch.noise = (batch.noise.ones_like().unwrap() / 0.0).unwrap();
-            batch.memory = batch.noise.clone();
+            batch.memory = (batch.memory.ones_like().unwrap() / 0.0).unwrap();
             batch.x = batch.x.zeros_like().unwrap().neg().unwrap();
             batch.model = batch.model.zeros_like().unwrap();
         }
@@ -170,7 +178,7 @@ fn quantile_interpolates() {
 #[test]
 fn what_does_not_fit_is_refused() {
     let batch = Batch::new(1);
-    let step = steps()[3];
+    let step = steps()[4];
     let mean = batch.model.narrow(1, 0, 2).unwrap();
     let run = |x: &Tensor, model: &Tensor, noise: Option<&Tensor>, steps: &[Step]| {
         advance(x, &batch.memory, model, noise, steps).map(|_| ()).map_err(|e| e.to_string())
