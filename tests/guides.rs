@@ -226,7 +226,7 @@ fn the_guide_to_evaluation() {
         copy("fashion-mnist-student", &home.join("my-models/student"));
         idx(home, 200);
         for folder in ["some/images", "more/images", "birds/train", "birds/test"] {
-            pictures(&home.join(folder), 60);
+            pictures(&home.join(folder), 150);
         }
     });
 }

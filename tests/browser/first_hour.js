@@ -40,10 +40,10 @@ try {
 }
 
 /** A comparison is there, with its speed-up. */
-const compared = async (page) => {
+async function compared(page) {
   await page.locator("#history td").first().waitFor({ state: "attached", timeout: 60_000 });
   await page.locator("#latency tr").nth(1).waitFor();
-};
+}
 
 /** axe-core finds nothing, and the view is kept. */
 async function look(page, name) {
