@@ -74,6 +74,24 @@ fn what_runs_a_command_is_there_and_has_it() {
     }
 }
 
+#[test]
+fn what_a_guide_links_to_is_there() {
+    for guide in guides() {
+        let text = fs::read_to_string(&guide).unwrap();
+        for link in text.split("](").skip(1) {
+            let target = link.split([')', '#']).next().unwrap();
+            let there = target.is_empty() || guide.parent().unwrap().join(target).exists();
+            assert!(target.starts_with("http") || there, "{}: {target}", guide.display());
+        }
+    }
+}
+
+#[test]
+fn the_first_page_is_short() {
+    let words = fs::read_to_string(root().join("README.md")).unwrap().split_whitespace().count();
+    assert!(words <= 1000, "README.md has {words} words");
+}
+
 /// A server of the bundled models, on a port of its own.
 struct Server {
     child: Child,
