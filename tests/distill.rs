@@ -55,6 +55,13 @@ impl Home {
         first.into_iter().chain(steps).chain(more.split(' ')).map(String::from).collect()
     }
 
+    /// As [`Home::arguments`], for a student of few steps.
+    fn few(&self, student: &str, out: &str, evaluations: usize, steps: usize) -> Vec<String> {
+        let mut arguments = self.arguments(student, out, steps);
+        arguments.extend(["--evaluations".into(), evaluations.to_string()]);
+        arguments
+    }
+
     fn run(&self, student: &str, out: &str, steps: usize) -> Output {
         let arguments = self.arguments(student, out, steps);
         Command::new(env!("CARGO_BIN_EXE_understudy")).args(arguments).output().unwrap()
@@ -155,4 +162,94 @@ fn what_cannot_work_is_refused_at_the_start() {
     assert!(said.contains("another run") && said.contains("`seed`"), "{said}");
     // A model that is not a run.
     refused("student.json", "teacher", &["out", "not of an unfinished run"]);
+}
+
+fn understudy(arguments: &[String]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_understudy")).args(arguments).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// From a DKDM student to 2 steps and from these to 1, and what each folder says.
+#[test]
+fn students_of_few_steps_go_on_from_one_another() {
+    let home = Home::new();
+    let first = home.run("student.json", "first", 20);
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    for (student, out, evaluations, listed) in
+        [("first", "two", 2, vec![2, 1]), ("two", "one", 1, vec![1])]
+    {
+        let (done, said) = understudy(&home.few(student, out, evaluations, 20));
+        assert!(done, "{said}");
+        let folder = ModelFolder::open(&home.path(out)).unwrap();
+        assert_eq!(folder.card.evaluations, listed);
+        assert_eq!(folder.card.defaults.num_inference_steps, Some(evaluations));
+        assert_eq!(folder.card.defaults.scheduler.as_deref(), Some("ddim"));
+        assert_eq!(folder.card.recipe["method"], "segment-regression");
+        assert_eq!(folder.card.recipe["evaluations"], evaluations);
+        assert_eq!(folder.card.recipe["initialisation"], format!("weights of {student}"));
+        assert_eq!(folder.schedule.to_json()["timestep_spacing"], "trailing");
+        let readme = fs::read_to_string(home.path(out).join("README.md")).unwrap();
+        assert!(readme.contains(&format!("set_timesteps({evaluations})")), "{readme}");
+    }
+    // Without --student it is the teacher's student among the models.
+    let mut arguments = home.few("first", "usual", 2, 5);
+    let at = arguments.iter().position(|argument| argument == "--student").unwrap();
+    arguments.drain(at..at + 2);
+    arguments.extend(["--models".into(), home.0.path().display().to_string()]);
+    let (done, said) = understudy(&arguments);
+    assert!(done, "{said}");
+    let folder = ModelFolder::open(&home.path("usual")).unwrap();
+    assert_eq!(folder.card.recipe["initialisation"], "weights of first");
+}
+
+#[test]
+fn few_steps_that_cannot_work_are_refused_at_the_start() {
+    let home = Home::new();
+    assert!(home.run("student.json", "first", 1).status.success());
+    assert!(understudy(&home.few("first", "two", 2, 1)).0);
+    let mut eps = home.arguments("student.json", "eps", 1);
+    eps.extend(["--prediction".into(), "epsilon".into()]);
+    assert!(understudy(&eps).0);
+    let refused = |arguments: Vec<String>, more: &[&str], words: &[&str]| {
+        let arguments: Vec<_> =
+            arguments.into_iter().chain(more.iter().map(|more| (*more).to_owned())).collect();
+        let (done, said) = understudy(&arguments);
+        assert!(!done, "{arguments:?}");
+        assert!(words.iter().all(|word| said.contains(word)), "{said}");
+    };
+    let few = |evaluations| home.few("first", "out", evaluations, 1);
+    refused(few(3), &[], &["`--evaluations` is 3", "divide the teacher's 20"]);
+    refused(few(4), &[], &["`--walk-steps` is 10", "multiple of --evaluations 4"]);
+    refused(few(10), &[], &["`--walk-steps` is 10", "larger"]);
+    refused(home.few("eps", "out", 2, 1), &[], &["epsilon", "--prediction v_prediction"]);
+    refused(few(2), &["--prediction", "epsilon"], &["--prediction epsilon", "leave the flag out"]);
+    refused(few(2), &["--walk-sampler", "ddpm"], &["--walk-sampler ddpm", "ddim"]);
+    refused(few(2), &["--schedule", "iterative"], &["--schedule iterative", "pool"]);
+    refused(few(2), &["--pool-file", "pool"], &["--pool-file pool", "another walk"]);
+    refused(few(2), &["--keep-samples", "kept"], &["--keep-samples kept", "leave the flag out"]);
+    refused(few(2), &["--weighting", "velocity"], &["--weighting", "in v already"]);
+    refused(few(2), &["--method", "dkdm"], &["--method dkdm", "segment-regression"]);
+    let mut nothing = few(2);
+    let rho = nothing.iter().position(|argument| argument == "--rho").unwrap();
+    nothing[rho + 1] = "0".into();
+    refused(nothing, &[], &["--rho 0", "above 0"]);
+    let method = ["--method", "segment-regression"];
+    refused(home.arguments("first", "out", 1), &method, &["--evaluations 4"]);
+    // A teacher of few steps itself.
+    let mut teacher = few(2);
+    teacher[2] = home.path("two").display().to_string();
+    refused(teacher, &[], &["made for 2 evaluations", "distilled from, teacher"]);
+    // Nobody to go on from.
+    let empty = tempfile::tempdir().unwrap();
+    let mut nobody = few(2);
+    nobody.drain(3..5);
+    let models = empty.path().display().to_string();
+    refused(nobody, &["--models", &models], &["--student", "distil one first", "--student 0.5x"]);
+    assert!(!home.path("out").exists(), "nothing is left of a run that was refused");
+    // Another number of steps in the same folder.
+    refused(
+        home.few("first", "two", 1, 2),
+        &[],
+        &["another run", "`evaluations` is 2 there and 1 here"],
+    );
 }

@@ -19,6 +19,8 @@ pub(crate) enum Purpose {
     Timestep,
     /// The seed of their noise.
     Noise,
+    /// In which order the samples of a round of segments are shown.
+    Row,
 }
 
 /// A uniform 64-bit number: draw `minor` (below 2²⁰) of round `major` (below 2³⁶).

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use understudy_models::checkpoint::{ModelFolder, read};
-use understudy_models::schedule::{Class, PredictionType, ScheduleConfig};
+use understudy_models::schedule::{Class, PredictionType, ScheduleConfig, TimestepSpacing};
 use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result};
 
 use crate::prune;
@@ -102,6 +102,42 @@ impl Student {
             None => (config.initial_weights(seed)?, "random".into(), None),
         };
         Ok(Self { config, schedule, weights, initialisation, source })
+    }
+
+    /// The same student, to be sampled in few steps of DDIM: at the last timesteps of equal parts (`trailing`), the last
+    /// step down to `alpha_bar = 1`, and x0 not clamped, since a step is to end where the teacher's walk does.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for one that does not predict v: what else there is to predict is next to nothing of the image
+    /// at the last timestep, where it begins.
+    pub fn of_few_steps(mut self) -> Result<Self> {
+        let predicted = self.schedule.prediction_type();
+        if predicted != PredictionType::Velocity {
+            let remedy = "a student of few steps must predict v_prediction: distil one with --prediction \
+                          v_prediction (the default) first, and go on from that";
+            return Err(Error::value("student's prediction_type", predicted.name(), remedy));
+        }
+        let teacher = self.schedule;
+        self.schedule = ScheduleConfig {
+            num_train_timesteps: teacher.num_train_timesteps,
+            beta_start: teacher.beta_start,
+            beta_end: teacher.beta_end,
+            beta_schedule: teacher.beta_schedule,
+            trained_betas: teacher.trained_betas,
+            rescale_betas_zero_snr: teacher.rescale_betas_zero_snr,
+            prediction_type: Some(predicted),
+            clip_sample: Some(false),
+            thresholding: Some(false),
+            timestep_spacing: Some(TimestepSpacing::Trailing),
+            steps_offset: Some(0),
+            set_alpha_to_one: Some(true),
+            ..ScheduleConfig::new(Class::Ddim)
+        };
+        // Other samplers read it, where the network tells a variance.
+        if self.config.geometry().learned_variance() {
+            self.schedule.variance_type = teacher.variance_type;
+        }
+        Ok(self)
     }
 
     /// Begins with the teacher's most important channels instead ([`prune::weights`]), as they matter on

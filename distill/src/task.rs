@@ -4,7 +4,7 @@ use candle_core::DType;
 use serde_json::{Map, Value};
 use understudy_models::checkpoint::card::Card;
 
-use crate::objective::Dkdm;
+use crate::objective::Objective;
 use crate::optimizer;
 use crate::run_dir::RunDir;
 use crate::student::Student;
@@ -39,7 +39,7 @@ pub struct Task<'a> {
     /// Where training batches come from.
     pub source: Box<dyn BatchSource + 'a>,
     /// What answers are held against.
-    pub objective: Dkdm,
+    pub objective: Objective,
     /// Who learns, on the device its weights are on.
     pub student: Student,
     /// How long, how often.

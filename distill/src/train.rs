@@ -11,7 +11,7 @@ use crate::checkpoint::Snapshot;
 use crate::estimate::{Estimate, peak_memory};
 use crate::guard::{check_answers, check_finite, check_weights};
 use crate::identity;
-use crate::objective::Dkdm;
+use crate::objective::Objective;
 use crate::optimizer::{AdamW, Gradients};
 use crate::parameters::{Average, Parameters};
 use crate::publish::{is_published, publish};
@@ -120,7 +120,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
         if settings.sample_every > 0 && step.is_multiple_of(settings.sample_every) {
             let picture = task.run.path().join(format!("samples-{step:07}.png"));
             let weights = state.average.tensors(&state.parameters)?;
-            grid(&task.student, weights, task.card.null_class, &device, &picture)?;
+            grid(&task.student, weights, &task.card, &device, &picture)?;
         }
         let stops = watch.stops() && step < settings.steps;
         if step.is_multiple_of(settings.checkpoint_every) || step == settings.steps || stops {
@@ -189,7 +189,7 @@ struct Learned {
 fn learn(
     training_batch: &TrainingBatch,
     student: &dyn Denoiser,
-    objective: &Dkdm,
+    objective: &Objective,
     state: &State,
     settings: &Settings,
 ) -> Result<Learned> {

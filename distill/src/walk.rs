@@ -59,6 +59,27 @@ impl Walks {
         Ok(Self { tables, steps })
     }
 
+    /// The one walk of DDIM with `trailing` timesteps, from the last one down to `alpha_bar = 1`: number 0. With `steps`
+    /// a multiple of K it visits every timestep of the same sampler with K steps.
+    ///
+    /// # Errors
+    /// As [`Walks::new`].
+    pub fn trailing(schedule: &ScheduleConfig, steps: usize) -> Result<Self> {
+        let timesteps = schedule.train_timesteps();
+        if steps == 0 || !timesteps.is_multiple_of(steps) {
+            let remedy = format!(
+                "must divide the teacher's {timesteps} training timesteps; {} does",
+                Self::nearest_steps(timesteps, steps)
+            );
+            return Err(Error::value("--walk-steps", steps, remedy));
+        }
+        let mut schedule = schedule.clone();
+        schedule.timestep_spacing = Some(TimestepSpacing::Trailing);
+        schedule.set_alpha_to_one = Some(true);
+        let table = sampler::trajectory(&schedule, Kind::Ddim, steps, 0.0, false)?;
+        Ok(Self { tables: vec![table], steps })
+    }
+
     /// The number of steps nearest to `wanted` that [`Walks::new`] takes for a schedule of `timesteps`.
     pub fn nearest_steps(timesteps: usize, wanted: usize) -> usize {
         let divisors = (1..=timesteps).filter(|divisor| timesteps.is_multiple_of(*divisor));

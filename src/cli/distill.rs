@@ -6,14 +6,13 @@ use std::{
 };
 
 use candle_core::DType;
-use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Map;
 use understudy_distill::{
     generate::{Classes, Sampling},
     generated::Generated,
-    objective::Dkdm,
-    pool::{self, Order, Pool},
+    objective::{Dkdm, Objective, SegmentEnd},
+    pool::{self, Order, Pool, segments::Segments},
     run_dir::{self, RunDir},
     shrink,
     student::{Candidate, Student},
@@ -25,7 +24,7 @@ use understudy_distill::{
 use understudy_models::{
     Conditioning, NetworkConfig,
     checkpoint::{
-        card::{Card, Role},
+        card::{Card, Defaults, Role},
         hub, write_atomically,
     },
     sampler::{self, Kind},
@@ -34,114 +33,15 @@ use understudy_models::{
 
 use super::{
     compute::Compute,
+    distill_args::{DistillArgs, Init, Method, Schedule},
+    few_steps,
     interrupt::Interrupt,
     measure::MeasureArgs,
-    models_arg::ModelsArg,
-    preset::{DistillDefaults, Preset},
+    preset::DistillDefaults,
     progress::TrainingProgress,
     report,
-    training::{TrainingArgs, TrainingIdentity},
+    training::TrainingIdentity,
 };
-
-/// Distil a model (the teacher) into a faster one (the student) without any training data.
-///
-/// The teacher generates the noisy images itself (DKDM, CVPR 2025). The result is a model folder at --out, which
-/// `understudy serve` and diffusers read. An interrupted run goes on from its last checkpoint when the same command is
-/// given again, with the same result.
-///
-/// On a CPU --dtype is what the teacher is evaluated in; the student learns in f32.
-#[derive(Debug, clap::Args)]
-pub(super) struct DistillArgs {
-    /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).
-    #[arg(long, value_name = "MODEL")]
-    teacher: String,
-    /// The student: a target cost such as 0.5x, half the teacher's time per evaluation, for which channel widths are
-    /// found by measuring; a config.json of its architecture (configs/ has some); or a model folder to go on from.
-    #[arg(long, value_name = "MODEL-OR-CONFIG", default_value = "0.5x")]
-    student: PathBuf,
-    /// The model folder to make.
-    #[arg(long, value_name = "DIR")]
-    out: PathBuf,
-    /// Settings that belong together; flags change single ones.
-    #[arg(long, value_enum, default_value_t = Preset::Good)]
-    preset: Preset,
-    #[command(flatten)]
-    models: ModelsArg,
-    /// Weights that a student without any begins with: random ones, or its teacher's most important channels (pruned;
-    /// for students of the teacher's shape, only narrower) [default: pruned where --student is a target cost].
-    #[arg(long, value_enum, help_heading = "Method")]
-    init: Option<Init>,
-    /// What the student predicts [default: v_prediction; in preset paper what its teacher does].
-    #[arg(long, value_parser = super::one_of(PredictionType::ALL.iter().copied(), PredictionType::name), help_heading = "Method")]
-    prediction: Option<PredictionType>,
-    /// dkdm, or the paper's baseline: the teacher generates --samples images, and the student is trained on them as if
-    /// they were data.
-    #[arg(long, value_enum, default_value_t = Method::Dkdm, help_heading = "Method")]
-    method: Method,
-    /// Images that the baseline's teacher generates, each in --walk-steps steps of --walk-sampler.
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = NonZeroUsize::new(10_000).unwrap_or(NonZeroUsize::MIN),
-        help_heading = "Method"
-    )]
-    samples: NonZeroUsize,
-    /// How training batches are drawn: all rows at one timestep (iterative), each at its own (shuffled), or from a pool
-    /// (dynamic, the paper's choice).
-    #[arg(long, value_enum, default_value_t = Schedule::Dynamic, help_heading = "Method")]
-    schedule: Schedule,
-    /// Size of the pool: rho × training timesteps batches; filling it costs half a walk of the teacher per image
-    /// [default: the preset's, 0.1].
-    #[arg(long, help_heading = "Method")]
-    rho: Option<f64>,
-    /// Steps of the teacher's walk from noise to image; must divide its training timesteps [default: the preset's, 50].
-    #[arg(long, value_name = "STEPS", help_heading = "Method")]
-    walk_steps: Option<usize>,
-    /// The teacher's sampler on its walk.
-    #[arg(
-        long,
-        value_name = "SAMPLER",
-        default_value = "ddpm",
-        value_parser = super::one_of([Kind::Ddpm, Kind::Ddim], Kind::name),
-        help_heading = "Method"
-    )]
-    walk_sampler: Kind,
-    /// Keep the pool in this memory-mapped file instead of in memory.
-    #[arg(long, value_name = "FILE", help_heading = "Method")]
-    pool_file: Option<PathBuf>,
-    /// Keep the images that the teacher finishes on its walks, as DIR/CLASS/SEED.png.
-    #[arg(long, value_name = "DIR", hide = true)]
-    keep_samples: Option<PathBuf>,
-    /// Leave out the report that follows the training.
-    #[arg(long)]
-    no_report: bool,
-    #[command(flatten)]
-    training: TrainingArgs,
-    #[command(flatten)]
-    pub(super) compute: Compute,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Method {
-    Dkdm,
-    DataFreeBaseline,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Init {
-    Random,
-    Pruned,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum Schedule {
-    Iterative,
-    Shuffled,
-    Dynamic,
-}
 
 /// What makes the run another one than its neighbour, beside what the parts of the task say of themselves. A resumed
 /// run must find the same.
@@ -167,6 +67,11 @@ struct Asked<'a> {
     args: &'a DistillArgs,
     defaults: DistillDefaults,
     teacher: &'a Teacher,
+    method: Method,
+    /// Evaluations of a student that learns the ends of segments.
+    evaluations: Option<usize>,
+    /// A target cost, a config.json or a model folder.
+    student: PathBuf,
     share: Option<f64>,
     init: Init,
     walk_steps: usize,
@@ -174,40 +79,72 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    fn new(args: &'a DistillArgs, teacher: &'a Teacher) -> Self {
-        let defaults = args.preset.defaults();
-        let share = share(&args.student);
+    /// # Errors
+    /// A sentence for flags that contradict each other.
+    fn new(args: &'a DistillArgs, teacher: &'a Teacher) -> Result<Self, String> {
+        let defaults = defaults(args);
+        let evaluations = args.evaluations.map(NonZeroUsize::get);
+        let method = method(args)?;
+        let walk_steps = match evaluations {
+            Some(evaluations) => {
+                let steps = few_steps::walk_steps(args, teacher, evaluations);
+                few_steps::check(args, teacher, evaluations, steps)?;
+                steps
+            }
+            None => args.walk_steps.unwrap_or_else(|| {
+                Walks::nearest_steps(teacher.schedule.train_timesteps(), defaults.walk_steps)
+            }),
+        };
+        let student = match (&args.student, evaluations) {
+            (Some(student), _) if share(student).is_none() && !student.exists() => {
+                let named = student.to_str().and_then(|name| args.models.folders().find(name));
+                named.unwrap_or_else(|| student.clone())
+            }
+            (Some(student), _) => student.clone(),
+            (None, Some(_)) => few_steps::usual_student(args, teacher)?,
+            (None, None) => PathBuf::from(USUAL_SHARE),
+        };
+        let share = share(&student);
         let default_init = match share {
             Some(_) if defaults.pruned => Init::Pruned,
             _ => Init::Random,
         };
-        let timesteps = teacher.schedule.train_timesteps();
-        let nearest = || Walks::nearest_steps(timesteps, defaults.walk_steps);
-        Self {
+        Ok(Self {
             args,
             teacher,
+            method,
+            evaluations,
+            student,
             share,
             init: args.init.unwrap_or(default_init),
-            walk_steps: args.walk_steps.unwrap_or_else(nearest),
+            walk_steps,
             batch: args.training.batch(&defaults.training) as usize,
             defaults,
-        }
+        })
     }
 
     fn identity(&self) -> RunIdentity {
-        let pooled = self.args.method == Method::Dkdm;
-        let schedule = pooled.then_some(self.args.schedule);
+        let schedule = (self.method == Method::Dkdm).then(|| self.schedule());
         RunIdentity {
             training: self.args.training.identity(&self.defaults.training),
-            method: self.args.method,
+            method: self.method,
             init: self.init,
             walk_steps: self.walk_steps,
-            walk_sampler: self.args.walk_sampler.name(),
+            walk_sampler: self.walk_sampler().name(),
             student_share: self.share,
             schedule,
             rho: (schedule == Some(Schedule::Dynamic)).then(|| self.rho()),
             teacher_dtype: self.teacher.network().dtype().as_str(),
         }
+    }
+
+    fn schedule(&self) -> Schedule {
+        self.args.schedule.unwrap_or(Schedule::Dynamic)
+    }
+
+    fn walk_sampler(&self) -> Kind {
+        let usual = if self.evaluations.is_some() { Kind::Ddim } else { Kind::Ddpm };
+        self.args.walk_sampler.unwrap_or(usual)
     }
 
     fn rho(&self) -> f64 {
@@ -218,10 +155,44 @@ impl<'a> Asked<'a> {
     fn student(&self, candidate: Candidate) -> Result<Student, understudy_models::Error> {
         let default = match candidate.trained {
             Some(_) => None,
+            None if self.evaluations.is_some() => Some(PredictionType::Velocity),
             None => self.defaults.prediction,
         };
         let prediction = self.args.prediction.or(default);
-        Student::new(candidate, self.teacher, prediction, self.args.training.seed)
+        let student = Student::new(candidate, self.teacher, prediction, self.args.training.seed)?;
+        match self.evaluations {
+            Some(_) => student.of_few_steps(),
+            None => Ok(student),
+        }
+    }
+}
+
+/// The student where nobody says.
+const USUAL_SHARE: &str = "0.5x";
+
+/// What the preset says. A student of few steps goes on from one that has learned before: half the learning rate.
+fn defaults(args: &DistillArgs) -> DistillDefaults {
+    let mut defaults = args.preset.defaults();
+    if args.evaluations.is_some() {
+        defaults.training.learning_rate *= 0.5;
+    }
+    defaults
+}
+
+/// The method that the flags mean.
+fn method(args: &DistillArgs) -> Result<Method, String> {
+    match (args.method, args.evaluations) {
+        (None, None) => Ok(Method::Dkdm),
+        (None | Some(Method::SegmentRegression), Some(_)) => Ok(Method::SegmentRegression),
+        (Some(Method::SegmentRegression), None) => {
+            Err("--method segment-regression: say how many steps the student is to need, such as --evaluations 4".into())
+        }
+        (Some(method), None) => Ok(method),
+        (Some(method), Some(evaluations)) => Err(format!(
+            "--method {}: does not reduce the number of steps; leave out --evaluations {evaluations}, or use --method \
+             segment-regression",
+            super::word(method)
+        )),
     }
 }
 
@@ -241,10 +212,10 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         super::note_retired("--keep-samples", "`understudy sample` draws the images of a teacher");
     }
     run_dir::check_out(&args.out).map_err(shown)?;
-    let defaults = args.preset.defaults().training;
-    let settings = args.training.settings(&defaults, Compute::trained(&device, dtype))?;
+    let settings =
+        args.training.settings(&defaults(args).training, Compute::trained(&device, dtype))?;
     let teacher = open_teacher(args, &device, dtype)?;
-    let asked = Asked::new(args, &teacher);
+    let asked = Asked::new(args, &teacher)?;
     // Whatever no measuring is needed for is refused before anything is written.
     let given = match asked.share {
         None => Some(given(&asked)?),
@@ -256,21 +227,18 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         None => shrunk(&asked, &run)?,
     };
     let student = begun(&asked, student, &run)?;
-    let Source { source, answers, learned, role } = match args.method {
-        Method::Dkdm => dkdm(&asked, &run),
+    let Source { source, objective, role } = match asked.method {
+        Method::Dkdm => dkdm(&asked, &student, &run),
         Method::DataFreeBaseline => data_free_baseline(&asked, &student, &run),
+        Method::SegmentRegression => segment_regression(&asked),
     }?;
-    let predicted = student.schedule.prediction_type();
-    let objective = Dkdm::new(&teacher.schedule, answers, predicted, learned)
-        .map_err(shown)?
-        .weighted(args.training.weighting());
 
     let mut identity = super::object(&asked.identity())?;
     identity.extend(Compute::identity(&device, dtype));
     let mut recipe = Map::new();
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
-    let card = Card { role, recipe, ..card(&teacher) };
+    let card = Card { role, recipe, ..card(&asked) };
     let weights = student.parameters();
     eprintln!(
         "Teacher {}: {} parameters. Student: {} parameters.",
@@ -329,7 +297,7 @@ fn report_seconds(run: f64) -> f64 {
 
 /// The student that `--student` names.
 fn given(asked: &Asked<'_>) -> Result<Student, String> {
-    let path = &asked.args.student;
+    let path = &asked.student;
     Candidate::open(path)
         .and_then(|candidate| asked.student(candidate))
         .map_err(|error| format!("--student {}: {error}", path.display()))
@@ -395,20 +363,19 @@ fn write_config(path: &Path, config: &NetworkConfig) -> Result<(), String> {
 /// Where training batches come from, and how they are to be read.
 struct Source<'a> {
     source: Box<dyn BatchSource + 'a>,
-    answers: PredictionType,
-    learned: bool,
+    objective: Objective,
     role: Role,
 }
 
 /// The pool on which the teacher walks.
-fn dkdm<'a>(asked: &Asked<'a>, run: &RunDir) -> Result<Source<'a>, String> {
+fn dkdm<'a>(asked: &Asked<'a>, student: &Student, run: &RunDir) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (args, teacher) = (asked.args, asked.teacher);
     let learned = teacher.learned_variance();
-    let walks = Walks::new(&teacher.schedule, args.walk_sampler, asked.walk_steps, learned);
+    let walks = Walks::new(&teacher.schedule, asked.walk_sampler(), asked.walk_steps, learned);
     let walks = walks.map_err(shown)?;
     let settings = pool::Settings {
-        order: match args.schedule {
+        order: match asked.schedule() {
             Schedule::Iterative => Order::Iterative,
             Schedule::Shuffled => Order::Shuffled,
             Schedule::Dynamic => Order::Dynamic { rho: asked.rho() },
@@ -422,8 +389,31 @@ fn dkdm<'a>(asked: &Asked<'a>, run: &RunDir) -> Result<Source<'a>, String> {
         finished: args.keep_samples.clone(),
     };
     let source = Box::new(Pool::new(teacher, walks, settings).map_err(shown)?);
-    let answers = teacher.schedule.prediction_type();
-    Ok(Source { source, answers, learned, role: Role::Student })
+    let objective = in_eps(asked, teacher.schedule.prediction_type(), student, learned)?;
+    Ok(Source { source, objective, role: Role::Student })
+}
+
+/// The loss in eps, of answers that are `answers`.
+fn in_eps(
+    asked: &Asked<'_>,
+    answers: PredictionType,
+    student: &Student,
+    learned: bool,
+) -> Result<Objective, String> {
+    let predicted = student.schedule.prediction_type();
+    let objective = Dkdm::new(&asked.teacher.schedule, answers, predicted, learned);
+    let objective = objective.map_err(|error| error.to_string())?;
+    Ok(Objective::Dkdm(objective.weighted(asked.args.training.weighting())))
+}
+
+/// The pool on which the teacher walks a segment at a time.
+fn segment_regression<'a>(asked: &Asked<'a>) -> Result<Source<'a>, String> {
+    let evaluations = asked.evaluations.unwrap_or(1);
+    let walk = (evaluations, asked.walk_steps, asked.batch);
+    let settings = few_steps::pool(asked.args, asked.teacher, &asked.defaults, walk);
+    let pool = Segments::new(asked.teacher, settings).map_err(|error| error.to_string())?;
+    let objective = Objective::SegmentEnd(SegmentEnd);
+    Ok(Source { source: Box::new(pool), objective, role: Role::Student })
 }
 
 /// The teacher's images as data.
@@ -441,7 +431,7 @@ fn data_free_baseline<'a>(
                 .into(),
         );
     }
-    let (kind, steps) = (args.walk_sampler, asked.walk_steps);
+    let (kind, steps) = (asked.walk_sampler(), asked.walk_steps);
     let trajectory = sampler::trajectory(&teacher.schedule, kind, steps, 0.0, false);
     let seed = args.training.seed;
     let sampling = Sampling {
@@ -458,8 +448,8 @@ fn data_free_baseline<'a>(
     let network = (student.config.clone(), student.schedule.clone());
     let (count, batch) = (args.samples.get(), asked.batch);
     let source = Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed));
-    let (answers, learned) = (PredictionType::Epsilon, false);
-    Ok(Source { source, answers, learned, role: Role::Baseline })
+    let objective = in_eps(asked, PredictionType::Epsilon, student, false)?;
+    Ok(Source { source, objective, role: Role::Baseline })
 }
 
 fn open_teacher(
@@ -478,12 +468,21 @@ fn open_teacher(
 }
 
 /// What a student's card takes over from its teacher's.
-fn card(teacher: &Teacher) -> Card {
+fn card(asked: &Asked<'_>) -> Card {
+    let teacher = asked.teacher;
+    let defaults = match asked.evaluations {
+        None => teacher.card.defaults.clone(),
+        Some(evaluations) => Defaults {
+            num_inference_steps: Some(evaluations),
+            scheduler: Some(Kind::Ddim.name().into()),
+        },
+    };
     Card {
         teacher: Some(teacher.name.clone()),
         class_names: teacher.card.class_names.clone(),
         null_class: teacher.card.null_class,
-        defaults: teacher.card.defaults.clone(),
+        defaults,
+        evaluations: asked.evaluations.map(few_steps::evaluations).unwrap_or_default(),
         ..Card::default()
     }
 }

@@ -6,8 +6,10 @@ mod beside;
 mod completions;
 mod compute;
 mod distill;
+mod distill_args;
 mod evaluate;
 mod faults;
+mod few_steps;
 mod health;
 mod import;
 mod interrupt;
@@ -40,7 +42,7 @@ use std::{
 };
 
 use clap::{
-    Parser, Subcommand,
+    Parser, Subcommand, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use indicatif::HumanCount;
@@ -75,7 +77,7 @@ enum Command {
     Load(Box<load::LoadArgs>),
     Import(import::ImportArgs),
     Models(models::ModelsArgs),
-    Distill(Box<distill::DistillArgs>),
+    Distill(Box<distill_args::DistillArgs>),
     Train(Box<train::TrainArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
     Report(Box<report::ReportArgs>),
@@ -267,6 +269,11 @@ fn object(value: &impl Serialize) -> Result<Map<String, Value>, String> {
         Ok(other) => Err(format!("not a JSON object: {other}")),
         Err(error) => Err(error.to_string()),
     }
+}
+
+/// The word for a value of a flag.
+fn word(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |word| word.get_name().to_owned())
 }
 
 /// Reads a set of images, and says what in it was passed over; `flag` names it in errors.

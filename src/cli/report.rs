@@ -112,7 +112,7 @@ fn samples(training: &Training, measured: &Measured) -> Result<Vec<(f64, f64)>, 
         return Ok(Vec::new());
     }
     let teacher = &measured.teacher;
-    let grid = sample_grid(teacher.network.as_ref(), &teacher.schedule, teacher.card.null_class);
+    let grid = sample_grid(teacher.network.as_ref(), &teacher.schedule, &teacher.card);
     let Some(grid) = grid.map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
     let mut points = Vec::new();
     for (step, path) in &training.grids {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Map;
 use understudy_distill::{
     noised::Noised,
-    objective::Dkdm,
+    objective::{Dkdm, Objective},
     run_dir::{self, RunDir},
     student::{Candidate, Student},
     train::{self, Outcome, Task},
@@ -94,8 +94,8 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
         student.schedule.prediction_type(),
         false,
     )
-    .map_err(shown)?
-    .weighted(args.training.weighting());
+    .map_err(shown)?;
+    let objective = Objective::Dkdm(objective.weighted(args.training.weighting()));
 
     let mut identity = super::object(&args.training.identity(&DEFAULTS))?;
     identity.extend(Compute::identity(&device, dtype));

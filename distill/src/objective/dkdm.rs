@@ -4,6 +4,7 @@ use candle_core::{Result, Tensor};
 use understudy_models::Error;
 use understudy_models::schedule::{Class, PredictionType, ScheduleConfig, VarianceType};
 
+use super::Losses;
 use super::parametrisation::{Linear, apply, column, to_eps, to_x0};
 use crate::training_batch::TrainingBatch;
 
@@ -59,17 +60,6 @@ struct Posterior {
     from_x: f64,
     min_log: f64,
     max_log: f64,
-}
-
-/// An iteration's losses, scalars with gradients.
-#[derive(Debug, Clone)]
-pub struct Losses {
-    /// What is minimised.
-    pub total: Tensor,
-    /// `L_simple` with all weights 1.
-    pub simple: Tensor,
-    /// `L_vlb` before its weight.
-    pub vlb: Option<Tensor>,
 }
 
 impl Dkdm {

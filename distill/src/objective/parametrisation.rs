@@ -47,7 +47,7 @@ pub(super) fn column(rows: impl Iterator<Item = f64>, device: &Device) -> Result
 }
 
 /// Applies one [`Linear`] per row: `x` and `answer` `[B, C, H, W]`.
-pub(super) fn apply(rows: &[Linear], x: &Tensor, answer: &Tensor) -> Result<Tensor> {
+pub(crate) fn apply(rows: &[Linear], x: &Tensor, answer: &Tensor) -> Result<Tensor> {
     if rows.iter().all(|row| *row == Linear { x: 0.0, model: 1.0 }) {
         return Ok(answer.clone());
     }

@@ -1,18 +1,12 @@
 //! One step of the teacher's walk, for any slots of the pool.
 
-use candle_core::{DType, Tensor};
-use understudy_models::rollout::{self, FiniteCheck, Row};
-use understudy_models::{Error, Image, Result, sampler};
+use understudy_models::rollout::Row;
+use understudy_models::{Error, Image, Result};
 
+use super::step::{Walked, step};
 use super::{Pool, Slot};
 use crate::picture;
 use crate::training_batch::TrainingBatch;
-
-/// What a batch of slots went through in one evaluation.
-struct Walked {
-    training_batch: TrainingBatch,
-    next: Tensor,
-}
 
 impl Pool<'_> {
     /// One evaluation of the teacher for `slots`, none of which is at its end: every sample advances.
@@ -42,23 +36,8 @@ impl Pool<'_> {
             moves.push(Row { seed, position: position as usize, step: at.step });
             timesteps.push(at.timestep as usize);
         }
-        let seeds: Vec<u64> = moves.iter().map(|row| row.seed).collect();
-        let labels: Option<Vec<u32>> = seeds.iter().map(|&seed| self.teacher.label(seed)).collect();
         let x = self.rows.gather(slots, device)?.reshape(shape)?;
-        let mut training_batch = TrainingBatch { answer: x.clone(), x, timesteps, labels, seeds };
-
-        let times = training_batch.times(device)?;
-        let condition = training_batch.condition(device)?;
-        let input = training_batch.x.to_dtype(network.dtype())?;
-        let answer = network.forward(&input, &times, condition.as_ref())?;
-        training_batch.answer = answer.to_dtype(DType::F32)?;
-        check_finite(&training_batch)?;
-
-        // Neither DDPM nor DDIM remembers anything.
-        let (x, answer) = (&training_batch.x, &training_batch.answer);
-        let memory = sampler::empty_memory(x)?;
-        let advanced = rollout::advance(geometry, x, &memory, answer, &moves)?;
-        Ok(Walked { training_batch, next: advanced.x })
+        step(self.teacher, x, timesteps, &moves)
     }
 
     /// Counts the samples that reached their end, and keeps them where that is wanted. Their names follow
@@ -80,19 +59,5 @@ impl Pool<'_> {
             }
         }
         Ok(())
-    }
-}
-
-fn check_finite(training_batch: &TrainingBatch) -> Result<()> {
-    match FiniteCheck::new(&training_batch.answer)?.first_bad()? {
-        None => Ok(()),
-        Some(row) => Err(Error::value(
-            "teacher's answer",
-            format!(
-                "not finite for the trajectory with seed {} at timestep {}",
-                training_batch.seeds[row], training_batch.timesteps[row]
-            ),
-            "check its weights and schedule: `understudy sample` shows whether it draws at all",
-        )),
     }
 }

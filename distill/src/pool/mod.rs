@@ -11,6 +11,8 @@
 
 mod advance;
 mod rows;
+pub mod segments;
+mod step;
 
 use std::path::PathBuf;
 

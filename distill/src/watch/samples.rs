@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use understudy_models::checkpoint::card::Card;
 use understudy_models::sampler::{self, Kind};
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::{Conditioning, Denoiser, Image, Result};
@@ -12,7 +13,7 @@ use crate::generate::{Classes, Sampling};
 use crate::picture;
 use crate::student::Student;
 
-/// DDIM steps of a sample.
+/// DDIM steps of a sample, of a model that is not made for fewer.
 const STEPS: usize = 20;
 const ROWS: usize = 2;
 
@@ -24,18 +25,18 @@ const ROWS: usize = 2;
 pub fn sample_grid(
     network: &dyn Denoiser,
     schedule: &ScheduleConfig,
-    null_class: Option<u32>,
+    card: &Card,
 ) -> Result<Option<Image>> {
     let geometry = network.geometry();
     let columns = match geometry.conditioning {
         Conditioning::Classes(classes) => classes.clamp(1, 10),
         _ => 8,
     };
-    let steps = STEPS.min(schedule.train_timesteps());
+    let steps = card.evaluations.first().copied().unwrap_or(STEPS).min(schedule.train_timesteps());
     let learned = geometry.learned_variance();
     let sampling = Sampling {
         trajectory: sampler::trajectory(schedule, Kind::Ddim, steps, 0.0, learned)?,
-        classes: Classes::all(geometry.conditioning, null_class)?,
+        classes: Classes::all(geometry.conditioning, card.null_class)?,
         first_seed: 0,
         batch: columns,
     };
@@ -51,13 +52,13 @@ pub fn sample_grid(
 pub(crate) fn grid(
     student: &Student,
     weights: HashMap<String, Tensor>,
-    null_class: Option<u32>,
+    card: &Card,
     device: &Device,
     path: &Path,
 ) -> Result<()> {
     // Weights without gradients: the network is compiled.
     let network = student.config.load(weights, DType::F32, device)?;
-    match sample_grid(network.as_ref(), &student.schedule, null_class)? {
+    match sample_grid(network.as_ref(), &student.schedule, card)? {
         Some(grid) => picture::write(path, &grid),
         None => Ok(()),
     }

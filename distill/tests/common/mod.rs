@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
-use understudy_distill::objective::Dkdm;
+use understudy_distill::objective::{Dkdm, Objective};
 use understudy_distill::optimizer;
 use understudy_distill::pool::{self, Order, Pool};
 use understudy_distill::run_dir::{RUN_DIR, RunDir};
@@ -138,8 +138,10 @@ pub(crate) fn taught<'a>(
         run: RunDir::open(out).unwrap(),
         identity,
         source: Box::new(pool(teacher, Order::Dynamic { rho: 0.2 }, 10, file)),
-        objective: Dkdm::new(&teacher.schedule, kind, student.schedule.prediction_type(), learned)
-            .unwrap(),
+        objective: Objective::Dkdm(
+            Dkdm::new(&teacher.schedule, kind, student.schedule.prediction_type(), learned)
+                .unwrap(),
+        ),
         student,
         settings: settings(steps),
         card: Card::default(),

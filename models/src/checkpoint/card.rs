@@ -56,6 +56,10 @@ pub struct Card {
     pub null_class: Option<u32>,
     /// What a request gets when it does not say.
     pub defaults: Defaults,
+    /// Numbers of evaluations in which a few-step student makes images, most first; other numbers are served, too.
+    /// Empty for models that take any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub evaluations: Vec<usize>,
     /// How the model was made.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub recipe: Map<String, Value>,

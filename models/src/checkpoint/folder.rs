@@ -306,6 +306,13 @@ fn check_card(
             "`defaults.num_inference_steps` is {steps}: the schedule allows 1 to {most}"
         ));
     }
+    let falling = card.evaluations.is_sorted_by(|more, fewer| more > fewer);
+    if !falling || card.evaluations.iter().any(|steps| !(1..=most).contains(steps)) {
+        return refuse(format!(
+            "`evaluations` is {:?}: list numbers from {most} down to 1, each once, such as [4, 2, 1]",
+            card.evaluations
+        ));
+    }
     if let Some(Err(error)) = card.defaults.scheduler.as_ref().map(|name| name.parse::<Kind>()) {
         return refuse(format!("`defaults`: {error}"));
     }

@@ -77,7 +77,11 @@ fn about(network: &NetworkConfig, card: &Card) -> String {
         Role::Baseline => " It was trained by Understudy, to compare with.",
         Role::Teacher => "",
     };
-    format!("A {} that makes {images}{classes}.{how}", network.class_name())
+    let few = card.evaluations.first().map_or_else(String::new, |steps| {
+        let plural = if *steps == 1 { "" } else { "s" };
+        format!(" It is made for images in {steps} evaluation{plural} of DDIM; more or fewer are possible.")
+    });
+    format!("A {} that makes {images}{classes}.{how}{few}", network.class_name())
 }
 
 fn example(network: &NetworkConfig, schedule: &ScheduleConfig, card: &Card) -> String {

@@ -1,0 +1,60 @@
+//! One evaluation of the teacher, which is answer and step at once.
+
+use candle_core::{DType, Tensor};
+use understudy_models::rollout::{self, FiniteCheck, Row};
+use understudy_models::{Error, Result, sampler};
+
+use crate::teacher::Teacher;
+use crate::training_batch::TrainingBatch;
+
+/// What samples went through in one evaluation.
+pub(super) struct Walked {
+    /// Where they were, and the teacher's raw answer.
+    pub(super) training_batch: TrainingBatch,
+    /// Where they are now, f32 `[B, C, H, W]`.
+    pub(super) next: Tensor,
+}
+
+/// Moves the samples `x`, f32 `[B, C, H, W]` at `timesteps`, one step of the teacher's walk.
+///
+/// # Errors
+/// [`Error::Value`] for an answer that is not finite, with its seed; whatever the device says.
+pub(super) fn step(
+    teacher: &Teacher,
+    x: Tensor,
+    timesteps: Vec<usize>,
+    moves: &[Row],
+) -> Result<Walked> {
+    let (network, geometry) = (teacher.network(), teacher.geometry());
+    let device = network.device();
+    let seeds: Vec<u64> = moves.iter().map(|row| row.seed).collect();
+    let labels: Option<Vec<u32>> = seeds.iter().map(|&seed| teacher.label(seed)).collect();
+    let mut training_batch = TrainingBatch { answer: x.clone(), x, timesteps, labels, seeds };
+
+    let times = training_batch.times(device)?;
+    let condition = training_batch.condition(device)?;
+    let input = training_batch.x.to_dtype(network.dtype())?;
+    let answer = network.forward(&input, &times, condition.as_ref())?;
+    training_batch.answer = answer.to_dtype(DType::F32)?;
+    check_finite(&training_batch)?;
+
+    // Neither DDPM nor DDIM remembers anything.
+    let x = &training_batch.x;
+    let memory = sampler::empty_memory(x)?;
+    let advanced = rollout::advance(geometry, x, &memory, &training_batch.answer, moves)?;
+    Ok(Walked { training_batch, next: advanced.x })
+}
+
+fn check_finite(training_batch: &TrainingBatch) -> Result<()> {
+    match FiniteCheck::new(&training_batch.answer)?.first_bad()? {
+        None => Ok(()),
+        Some(row) => Err(Error::value(
+            "teacher's answer",
+            format!(
+                "not finite for the trajectory with seed {} at timestep {}",
+                training_batch.seeds[row], training_batch.timesteps[row]
+            ),
+            "check its weights and schedule: `understudy sample` shows whether it draws at all",
+        )),
+    }
+}

@@ -1,0 +1,115 @@
+//! What `understudy distill` is told.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::ValueEnum;
+use serde::Serialize;
+use understudy_models::{sampler::Kind, schedule::PredictionType};
+
+use super::{compute::Compute, models_arg::ModelsArg, preset::Preset, training::TrainingArgs};
+
+/// Distil a model (the teacher) into a faster one (the student) without any training data.
+///
+/// The teacher generates the noisy images itself (DKDM, CVPR 2025). The result is a model folder at --out, which
+/// `understudy serve` and diffusers read. An interrupted run goes on from its last checkpoint when the same command is
+/// given again, with the same result.
+///
+/// On a CPU --dtype is what the teacher is evaluated in; the student learns in f32.
+#[derive(Debug, clap::Args)]
+pub(super) struct DistillArgs {
+    /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).
+    #[arg(long, value_name = "MODEL")]
+    pub(super) teacher: String,
+    /// The student: a target cost such as 0.5x, half the teacher's time per evaluation, for which channel widths are
+    /// found by measuring; a config.json of its architecture (configs/ has some); or a model to go on from [default:
+    /// 0.5x; with --evaluations a student of the teacher among --models].
+    #[arg(long, value_name = "MODEL-OR-CONFIG")]
+    pub(super) student: Option<PathBuf>,
+    /// Make a student that needs so many evaluations an image, such as 4. Go on from it for 2, and from that for 1.
+    #[arg(long, value_name = "K")]
+    pub(super) evaluations: Option<NonZeroUsize>,
+    /// The model folder to make.
+    #[arg(long, value_name = "DIR")]
+    pub(super) out: PathBuf,
+    /// Settings that belong together; flags change single ones.
+    #[arg(long, value_enum, default_value_t = Preset::Good)]
+    pub(super) preset: Preset,
+    #[command(flatten)]
+    pub(super) models: ModelsArg,
+    /// Weights that a student without any begins with: random ones, or its teacher's most important channels (pruned;
+    /// for students of the teacher's shape, only narrower) [default: pruned where --student is a target cost].
+    #[arg(long, value_enum, help_heading = "Method")]
+    pub(super) init: Option<Init>,
+    /// What the student predicts [default: v_prediction; in preset paper what its teacher does].
+    #[arg(long, value_parser = super::one_of(PredictionType::ALL.iter().copied(), PredictionType::name), help_heading = "Method")]
+    pub(super) prediction: Option<PredictionType>,
+    /// dkdm; the paper's baseline, in which the teacher generates --samples images, and the student is trained on them as
+    /// if they were data; or, for --evaluations, segment-regression: each step of the student learns where the teacher's
+    /// walk goes in many [default: dkdm; with --evaluations segment-regression].
+    #[arg(long, value_enum, help_heading = "Method")]
+    pub(super) method: Option<Method>,
+    /// Images that the baseline's teacher generates, each in --walk-steps steps of --walk-sampler.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = NonZeroUsize::new(10_000).unwrap_or(NonZeroUsize::MIN),
+        help_heading = "Method"
+    )]
+    pub(super) samples: NonZeroUsize,
+    /// How training batches are drawn: all rows at one timestep (iterative), each at its own (shuffled), or from a pool
+    /// (dynamic, the paper's choice) [default: dynamic].
+    #[arg(long, value_enum, help_heading = "Method")]
+    pub(super) schedule: Option<Schedule>,
+    /// Size of the pool: rho × training timesteps batches; filling it costs half a walk of the teacher per image
+    /// [default: the preset's, 0.1; with --evaluations a fifth of it].
+    #[arg(long, help_heading = "Method")]
+    pub(super) rho: Option<f64>,
+    /// Steps of the teacher's walk from noise to image; must divide its training timesteps [default: the preset's, 50;
+    /// with --evaluations 40].
+    #[arg(long, value_name = "STEPS", help_heading = "Method")]
+    pub(super) walk_steps: Option<usize>,
+    /// The teacher's sampler on its walk [default: ddpm; with --evaluations ddim].
+    #[arg(
+        long,
+        value_name = "SAMPLER",
+        value_parser = super::one_of([Kind::Ddpm, Kind::Ddim], Kind::name),
+        help_heading = "Method"
+    )]
+    pub(super) walk_sampler: Option<Kind>,
+    /// Keep the pool in this memory-mapped file instead of in memory.
+    #[arg(long, value_name = "FILE", help_heading = "Method")]
+    pub(super) pool_file: Option<PathBuf>,
+    /// Keep the images that the teacher finishes on its walks, as DIR/CLASS/SEED.png.
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub(super) keep_samples: Option<PathBuf>,
+    /// Leave out the report that follows the training.
+    #[arg(long)]
+    pub(super) no_report: bool,
+    #[command(flatten)]
+    pub(super) training: TrainingArgs,
+    #[command(flatten)]
+    pub(super) compute: Compute,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Method {
+    Dkdm,
+    DataFreeBaseline,
+    SegmentRegression,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Init {
+    Random,
+    Pruned,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Schedule {
+    Iterative,
+    Shuffled,
+    Dynamic,
+}
