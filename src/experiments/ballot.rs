@@ -7,7 +7,7 @@ use super::tally::Outcome;
 /// Two images of one seed as somebody was shown them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pair {
-    /// The models, in the order shown.
+    /// The arms' names, in the order shown.
     pub models: [String; 2],
     /// The images' seed.
     pub seed: u64,
@@ -50,7 +50,7 @@ pub struct Vote {
 }
 
 impl Vote {
-    /// The model that was preferred, if one was.
+    /// The arm that was preferred, if one was.
     pub fn winner(&self) -> Option<&str> {
         match self.choice {
             Choice::First => Some(&self.pair.models[0]),

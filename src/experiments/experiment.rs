@@ -56,14 +56,15 @@ impl Experiment {
         Ok(Self { arms: arms::reweighted(&self.arms, changes)?, ..self.clone() })
     }
 
-    /// The arm of a model.
-    pub fn arm(&self, model: &str) -> Option<usize> {
-        self.arms.iter().position(|arm| arm.model == model)
+    /// The arm of that name.
+    pub fn arm(&self, name: &str) -> Option<usize> {
+        self.arms.iter().position(|arm| arm.name() == name)
     }
 
     /// The arm that a key belongs to.
     pub fn arm_of(&self, key: &[u8]) -> usize {
-        split::arm_of(&self.id, self.arms.iter().map(|arm| (arm.model.as_str(), arm.weight)), key)
+        let names: Vec<_> = self.arms.iter().map(|arm| (arm.name(), arm.weight)).collect();
+        split::arm_of(&self.id, names.iter().map(|(name, weight)| (name.as_str(), *weight)), key)
     }
 
     /// An arm's part of the traffic, 0 to 1.
@@ -79,7 +80,7 @@ impl Experiment {
         pairs.nth((drawn % count as u64) as usize).unwrap_or([0, 1])
     }
 
-    /// Counts a vote on two models by what it says of the first; says whether both are arms.
+    /// Counts a vote on two arms, by their names and by what it says of the first; says whether both are arms.
     pub(super) fn count(&mut self, models: [&str; 2], outcome: Outcome) -> bool {
         let (Some(one), Some(other)) = (self.arm(models[0]), self.arm(models[1])) else {
             return false;
@@ -119,7 +120,7 @@ impl Experiment {
     /// As the database keeps it.
     pub(super) fn record(&self) -> Record {
         let served = (0..self.arms.len()).map(|arm| self.traffic(arm)).collect();
-        let arms = self.arms.iter().map(|arm| (arm.model.clone(), arm.weight)).collect();
+        let arms = self.arms.iter().map(|arm| (arm.name(), arm.weight)).collect();
         Record { created: self.created, arms, votes: self.votes.clone(), served }
     }
 
@@ -127,7 +128,7 @@ impl Experiment {
     pub(super) fn from_record(id: String, record: Record) -> Option<Self> {
         let Record { created, arms, votes, served } = record;
         let arms: Vec<Arm> =
-            arms.into_iter().map(|(model, weight)| Arm { model, weight }).collect();
+            arms.into_iter().map(|(name, weight)| Arm::of_name(name, weight)).collect();
         let fits = arms::check(&arms).is_ok()
             && [votes.arms(), served.len()] == [arms.len(); 2]
             && served.iter().all(|traffic| traffic.buckets.len() == BOUNDS.len() + 1);

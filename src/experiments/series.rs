@@ -130,9 +130,9 @@ impl Collector for Series {
             let mut metrics = Vec::new();
             for experiment in live.values() {
                 for (arm, named) in experiment.arms.iter().enumerate() {
+                    let name = named.name();
                     for (more, mut metric) in (family.of)(experiment, arm) {
-                        let values =
-                            [Some(experiment.id.as_str()), Some(named.model.as_str()), more];
+                        let values = [Some(experiment.id.as_str()), Some(name.as_str()), more];
                         let values = values.into_iter().flatten();
                         let names = &family.desc.variable_labels;
                         metric.set_label(names.iter().zip(values).map(label).collect());

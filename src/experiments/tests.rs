@@ -12,7 +12,7 @@ use super::{
 };
 
 fn arm(model: &str, weight: f64) -> Arm {
-    Arm { model: model.into(), weight }
+    Arm { model: model.into(), steps: None, weight }
 }
 
 fn arms() -> Vec<Arm> {

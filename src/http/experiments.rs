@@ -15,7 +15,7 @@ use super::{
     models::reason,
     wire::{
         ArmReply, ArmRequest, ArmsCompared, ChangeExperiment, CreateExperiment, ErrorReply,
-        ExperimentList, ExperimentReply, LatencyReply, VotesReply,
+        ExperimentList, ExperimentReply, GenerationRequest, LatencyReply, VotesReply,
     },
 };
 use crate::{
@@ -49,13 +49,20 @@ pub(super) async fn create(
     let wire: CreateExperiment = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
     let mut arms = Vec::with_capacity(wire.arms.len());
-    for (at, ArmRequest { model, weight }) in wire.arms.into_iter().enumerate() {
+    for (at, ArmRequest { model, num_inference_steps, weight }) in wire.arms.into_iter().enumerate()
+    {
         let model = match model {
             Some(id) => app.model(Some(&id)).map_err(|problem| named(problem, at))?,
             None => app.default_arm(at)?,
         };
         generate::makes_images(&model).map_err(|problem| named(problem, at))?;
-        arms.push(Arm { model: model.id.clone(), weight });
+        let steps = steps(num_inference_steps, at)?;
+        let most = model.schedule.train_timesteps();
+        if let Some(steps) = steps.filter(|steps| *steps > most) {
+            let remedy = format!("{} takes 1 to {most}", quoted(&model.id));
+            return Err(Problem::value(&steps_field(at), steps, remedy));
+        }
+        arms.push(Arm { model: model.id.clone(), steps, weight });
     }
     let experiment = app.experiments.create(wire.id, arms).await?;
     Ok((StatusCode::CREATED, Json(reply(&experiment))))
@@ -106,16 +113,21 @@ pub(super) async fn change(
     let _in_flight = app.in_flight.token();
     let id = id_of(id);
     let experiment = app.experiments.get(&id)?;
-    let change = |(at, ArmRequest { model, weight }): (usize, ArmRequest)| {
-        let in_place = || experiment.arms.get(at).map(|arm| arm.model.clone());
-        let model = model.or_else(in_place).ok_or_else(|| {
+    let change = |(at, ArmRequest { model, num_inference_steps, weight }): (usize, ArmRequest)| {
+        let named = steps(num_inference_steps, at)?;
+        let in_place = || {
+            let arm = experiment.arms.get(at)?;
+            Some((arm.model.clone(), named.or(arm.steps)))
+        };
+        let arm = model.map(|model| (model, named)).or_else(in_place);
+        let (model, steps) = arm.ok_or_else(|| {
             let remedy = format!(
                 "the experiment has {} arms; name the one that is meant",
                 experiment.arms.len()
             );
             Problem::value(&format!("arms[{at}].model"), "absent", remedy)
         })?;
-        Ok(Arm { model, weight })
+        Ok(Arm { model, steps, weight })
     };
     let changes = wire.arms.into_iter().enumerate().map(change).collect::<Result<_, Problem>>()?;
     let experiment = app.experiments.reweight(id, changes).await?;
@@ -172,6 +184,39 @@ impl App {
     }
 }
 
+/// A request as an arm serves it: in the arm's steps, where it says them. Where any arm does, a request that names
+/// steps, too, is refused, whichever arm it falls to.
+pub(super) fn in_steps(
+    wire: &GenerationRequest,
+    experiment: &Experiment,
+    arm: usize,
+) -> Result<GenerationRequest, Problem> {
+    let named = experiment.arms.iter().any(|arm| arm.steps.is_some());
+    if let (true, Some(steps)) = (named, wire.num_inference_steps) {
+        let message = format!(
+            "`num_inference_steps` is {steps}, and arms of the experiment {} say their own; leave it out",
+            quoted(&experiment.id)
+        );
+        return Err(Problem::conflict("num_inference_steps", message));
+    }
+    let steps = experiment.arms[arm].steps.map(|steps| steps as i64);
+    let num_inference_steps = steps.or(wire.num_inference_steps);
+    Ok(GenerationRequest { num_inference_steps, ..wire.clone() })
+}
+
+/// An arm's steps, where a request names them.
+fn steps(named: Option<i64>, arm: usize) -> Result<Option<usize>, Problem> {
+    let number = |steps: i64| match usize::try_from(steps) {
+        Ok(steps) if steps > 0 => Ok(steps),
+        _ => Err(Problem::value(&steps_field(arm), steps, "an arm takes 1 step or more")),
+    };
+    named.map(number).transpose()
+}
+
+fn steps_field(arm: usize) -> String {
+    format!("arms[{arm}].num_inference_steps")
+}
+
 /// A problem with a model that an arm names.
 fn named(mut problem: Problem, arm: usize) -> Problem {
     let field = format!("arms[{arm}].model");
@@ -184,6 +229,7 @@ fn reply(experiment: &Experiment) -> ExperimentReply {
         let traffic = experiment.traffic(at);
         ArmReply {
             model: arm.model.clone(),
+            num_inference_steps: arm.steps,
             weight: arm.weight,
             share: experiment.share(at),
             requests: traffic.requests(),
@@ -193,7 +239,7 @@ fn reply(experiment: &Experiment) -> ExperimentReply {
         }
     };
     let compared = |(arms, tally): ([usize; 2], &Tally)| ArmsCompared {
-        models: arms.iter().map(|arm| experiment.arms[*arm].model.clone()).collect(),
+        models: arms.iter().map(|arm| experiment.arms[*arm].name()).collect(),
         votes: votes(tally),
     };
     ExperimentReply {

@@ -125,6 +125,13 @@ impl ParsedRequest {
         Ok([teacher, student])
     }
 
+    /// The same request in so many steps.
+    pub(super) fn in_steps(&self, wire: &GenerationRequest, steps: usize) -> Result<Self, Problem> {
+        let wire = GenerationRequest { num_inference_steps: Some(steps as i64), ..wire.clone() };
+        let trajectory = trajectory(&self.request.model, &wire)?;
+        Ok(Self { request: GenerateRequest { trajectory, ..self.request.clone() }, ..self.clone() })
+    }
+
     /// `WIDTHxHEIGHT`.
     pub(super) fn size(&self) -> String {
         size(&self.request.model)

@@ -139,6 +139,7 @@ fn card(model: &Model) -> ModelCard {
             num_inference_steps: model.default_steps(),
             scheduler: model.default_scheduler().to_string(),
         },
+        evaluations: card.evaluations.clone(),
         num_train_timesteps: model.schedule.train_timesteps(),
         size: size(model),
         channels: model.geometry.in_channels,

@@ -18,7 +18,12 @@ pub(super) fn of(
     }
     let teacher = teacher(app, &student.request.model)?;
     let seed = Some(student.request.samples.first()?.seed as i64);
-    let wire = GenerationRequest { seed, deadline_ms: None, ..wire.clone() };
+    let mut wire = GenerationRequest { seed, deadline_ms: None, ..wire.clone() };
+    // Steps for a student of few are none for its teacher, which is held against it in those that it usually takes.
+    if !student.request.model.card.evaluations.is_empty() {
+        wire.num_inference_steps = None;
+        (wire.scheduler, wire.eta) = (None, None);
+    }
     // A request that the teacher cannot honour, as for a class it does not have, is not repeated.
     let mut plan =
         ParsedRequest::new(&app.settings, teacher, &wire, Wanted::Json, Instant::now()).ok()?;

@@ -8,6 +8,7 @@ use super::{
     App,
     accept::Wanted,
     error::Problem,
+    experiments::in_steps,
     generate::ParsedRequest,
     pair::Pair,
     run::Run,
@@ -53,6 +54,7 @@ pub(super) fn admit(
             });
             let experiment = found.map_err(|error| Problem::from(error).at("model"))?;
             let arm = experiment.arm_of(&sticky(key, wire)?);
+            let wire = &in_steps(wire, &experiment, arm)?;
             let model = app.arm(&experiment, arm)?;
             let plan = ParsedRequest::new(&app.settings, model, wire, wanted, received)?;
             let mut single = single(Run::new(app, plan, received)?);
@@ -79,9 +81,11 @@ pub(super) fn admit(
                 }
                 None => vec![ParsedRequest::new(&app.settings, teacher, wire, wanted, received)?],
             };
+            let candidates = candidates(plans, wire)?;
+            let plans = candidates.iter().map(|candidate| candidate.plan.clone()).collect();
             let (run, served, predicted) = Run::first(app, plans, received)?;
             let mut single = single(run);
-            single.beside.routing = Some(routing(served, &predicted));
+            single.beside.routing = Some(routing(&candidates, served, &predicted));
             single
         }
         id => {
@@ -105,19 +109,59 @@ fn sticky(key: Option<Vec<u8>>, wire: &GenerationRequest) -> Result<Vec<u8>, Pro
     }
 }
 
-/// Why the candidate number `served` serves (0 is the teacher, 1 its student), from what was predicted of
-/// the candidates up to it.
-fn routing(served: usize, predicted: &[Option<Duration>]) -> Routing {
-    let milliseconds = |candidate: usize| {
-        predicted.get(candidate).copied().flatten().map(|time| time.as_micros() as f64 / 1e3)
+/// Who may serve a request to `auto`.
+struct Candidate<P = ParsedRequest> {
+    /// 0 for the teacher, 1 for its student.
+    model: usize,
+    /// Fewer steps than the model's usual ones.
+    fewer: Option<usize>,
+    plan: P,
+}
+
+/// The plans of a teacher and its student, each followed by its like in fewer steps, as its model's card allows; a
+/// request that names its steps gets those.
+fn candidates(
+    plans: Vec<ParsedRequest>,
+    wire: &GenerationRequest,
+) -> Result<Vec<Candidate>, Problem> {
+    let mut candidates = Vec::new();
+    for (model, plan) in plans.into_iter().enumerate() {
+        let card = &plan.request.model;
+        let usual = wire.num_inference_steps.map_or_else(|| card.default_steps(), |_| 0);
+        let fewer: Vec<usize> =
+            card.card.evaluations.iter().copied().filter(|steps| *steps < usual).collect();
+        candidates.push(Candidate { model, fewer: None, plan: plan.clone() });
+        for steps in fewer {
+            let plan = plan.in_steps(wire, steps)?;
+            candidates.push(Candidate { model, fewer: Some(steps), plan });
+        }
+    }
+    Ok(candidates)
+}
+
+/// Why the candidate number `served` serves, from what was predicted of the candidates up to it.
+fn routing<P>(
+    candidates: &[Candidate<P>],
+    served: usize,
+    predicted: &[Option<Duration>],
+) -> Routing {
+    // Of several candidates of a model, the one that was asked last.
+    let milliseconds = |model: usize| {
+        let of_model = candidates.iter().zip(predicted).filter(|(it, _)| it.model == model);
+        of_model.last().and_then(|(_, time)| time.map(|time| time.as_micros() as f64 / 1e3))
     };
     let teacher = milliseconds(0);
-    let reason = match (served, teacher) {
+    let reason = match (candidates[served].model, teacher) {
         (0, None) => RoutingReason::NoDeadline,
         (0, Some(_)) => RoutingReason::TeacherInTime,
         _ => RoutingReason::TeacherTooLate,
     };
-    Routing { reason, teacher_predicted_ms: teacher, student_predicted_ms: milliseconds(1) }
+    Routing {
+        reason,
+        teacher_predicted_ms: teacher,
+        student_predicted_ms: milliseconds(1),
+        num_inference_steps: candidates[served].fewer,
+    }
 }
 
 #[cfg(test)]
@@ -127,12 +171,18 @@ mod tests {
     #[test]
     fn the_reason_follows_from_who_serves_and_what_was_predicted() {
         let time = |ms| Some(Duration::from_millis(ms));
-        let reason = |served, predicted: &[Option<Duration>]| routing(served, predicted).reason;
-        assert_eq!(reason(0, &[None]), RoutingReason::NoDeadline);
-        assert_eq!(reason(0, &[time(3)]), RoutingReason::TeacherInTime);
+        let candidates = [(0, None), (1, None), (1, Some(2)), (1, Some(1))]
+            .map(|(model, fewer)| Candidate { model, fewer, plan: () });
+        let routing =
+            |served, predicted: &[Option<Duration>]| routing(&candidates, served, predicted);
+        assert_eq!(routing(0, &[None]).reason, RoutingReason::NoDeadline);
+        assert_eq!(routing(0, &[time(3)]).reason, RoutingReason::TeacherInTime);
         let late = routing(1, &[time(30), time(7)]);
         assert_eq!(late.reason, RoutingReason::TeacherTooLate);
         assert_eq!(late.teacher_predicted_ms, Some(30.0));
-        assert_eq!(late.student_predicted_ms, Some(7.0));
+        assert_eq!((late.student_predicted_ms, late.num_inference_steps), (Some(7.0), None));
+        let later = routing(2, &[time(30), time(7), time(4)]);
+        assert_eq!(later.reason, RoutingReason::TeacherTooLate);
+        assert_eq!((later.student_predicted_ms, later.num_inference_steps), (Some(4.0), Some(2)));
     }
 }

@@ -13,7 +13,7 @@ use super::{
     body,
     caller::Caller,
     error::{Problem, quoted},
-    experiments::{Id, id_of},
+    experiments::{Id, id_of, in_steps},
     generate::ParsedRequest,
     observe::Received,
     pair::Pair as Running,
@@ -55,8 +55,8 @@ pub(super) async fn pair(
     // One bit for the order, the others for the arms.
     let (swapped, [one, other]) = (drawn & 1 == 1, experiment.two_arms(drawn >> 1));
     let models = [app.arm(&experiment, one)?, app.arm(&experiment, other)?];
-    let plans =
-        ParsedRequest::pair(&app.settings, models, [wire.clone(), wire], Wanted::Json, received)?;
+    let wires = [in_steps(&wire, &experiment, one)?, in_steps(&wire, &experiment, other)?];
+    let plans = ParsedRequest::pair(&app.settings, models, wires, Wanted::Json, received)?;
     if !plans[0].request.shares_noise_with(&plans[1].request) {
         let [one, other] = [&plans[0], &plans[1]].map(|plan| quoted(&plan.request.model.id));
         let message = format!(
@@ -66,16 +66,17 @@ pub(super) async fn pair(
     }
     let mut sides = Running::new(&app, plans, received)?.finish().await?;
     sides.iter().for_each(|side| side.observe(&app));
+    let mut names = [one, other].map(|arm| experiment.arms[arm].name());
     if swapped {
         sides.swap(0, 1);
+        names.swap(0, 1);
     }
     let [first, second] = sides;
     let (firsts, seconds) = try_join(first.data(), second.data()).await?;
     let (Some(left), Some(right)) = (firsts.into_iter().next(), seconds.into_iter().next()) else {
         return Err(Problem::internal("no image"));
     };
-    let models = [first.model().to_owned(), second.model().to_owned()];
-    let pair = Pair { models, seed: left.seed };
+    let pair = Pair { models: names, seed: left.seed };
     let pair_id = app.experiments.open_pair(experiment.id.clone(), pair).await?;
     Ok(Json(PairReply {
         pair_id,

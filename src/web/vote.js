@@ -150,12 +150,17 @@ function caption(side, text) {
 /** How the votes of the chosen experiment stand. */
 function standing() {
   const experiment = experiments.find(({ id }) => id === byId("poll").value);
-  byId("arms").textContent = experiment ? `Experiment ${experiment.id}: ${experiment.arms.map(({ model }) => model).join(" against ")}.` : "";
+  byId("arms").textContent = experiment ? `Experiment ${experiment.id}: ${experiment.arms.map(called).join(" against ")}.` : "";
   const votes = experiment?.comparisons.reduce((sum, { wins, losses, ties }) => sum + wins + losses + ties, 0);
   byId("standing").hidden = !votes;
   if (!votes) return;
   byId("standings").replaceChildren(...experiment.arms.map(row));
   byId("finding").textContent = finding(experiment.arms, votes);
+}
+
+/** As votes name an arm: its model, with its steps where it says them. */
+function called({ model, num_inference_steps: steps }) {
+  return steps ? `${model}@${steps}` : model;
 }
 
 function finding(arms, votes) {
@@ -164,15 +169,16 @@ function finding(arms, votes) {
   const p = best.p_value < 0.001 ? "p < 0.001" : `p = ${best.p_value.toFixed(3)}`;
   // With more arms there are more chances to be wrong: Bonferroni's correction.
   const proven = best.p_value * (arms.length > 2 ? arms.length : 1) <= LEVEL;
-  if (proven && best.win_rate > 0.5) return `${best.model} is preferred, after ${counted} (${p}).`;
+  if (proven && best.win_rate > 0.5) return `${called(best)} is preferred, after ${counted} (${p}).`;
   return `No preference is proven after ${counted} (${p}).`;
 }
 
-function row({ model, wins, ties, win_rate, wilson_interval }) {
+function row(arm) {
+  const { wins, ties, win_rate, wilson_interval } = arm;
   const row = document.createElement("tr");
   const head = document.createElement("th");
   head.scope = "row";
-  head.textContent = head.title = model;
+  head.textContent = head.title = called(arm);
   row.append(head);
   for (const cell of [wins, ties]) row.insertCell().textContent = cell;
   const rate = row.insertCell();

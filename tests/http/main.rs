@@ -7,6 +7,7 @@ mod compare;
 mod connections;
 mod draft;
 mod experiments;
+mod few_steps;
 mod images;
 mod inference;
 mod lifecycle;

@@ -118,7 +118,7 @@ impl Server {
         Self::over_devices(tempfile::tempdir().unwrap(), 2, |_| {}).await
     }
 
-    async fn over(models: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
+    pub(crate) async fn over(models: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
         Self::over_devices(models, 1, change).await
     }
 

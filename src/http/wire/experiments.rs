@@ -17,7 +17,7 @@ pub(in crate::http) struct CreateExperiment {
     /// Requests name it as `model` `experiment:ID`.
     #[schema(pattern = "^[A-Za-z0-9._-]+$", min_length = 1, max_length = 64, example = "first")]
     pub(in crate::http) id: String,
-    /// The models it is between, each once.
+    /// The models it is between, each once, or with other steps.
     #[schema(min_items = 2, max_items = 6)]
     pub(in crate::http) arms: Vec<ArmRequest>,
 }
@@ -39,6 +39,10 @@ pub(in crate::http) struct ArmRequest {
     /// first student; where it is absent from a change, it is the model of the experiment's arm in the same place.
     #[schema(example = "fashion-mnist-teacher")]
     pub(in crate::http) model: Option<String>,
+    /// Steps of the sampler on this arm, so that one model in different steps makes several arms; requests to the
+    /// experiment then name none. Without it those of the request, or the model card's.
+    #[schema(minimum = 1)]
+    pub(in crate::http) num_inference_steps: Option<i64>,
     /// Its part of the sum of all weights; not all may be 0.
     #[schema(minimum = 0, maximum = 1000000)]
     pub(in crate::http) weight: f64,
@@ -49,6 +53,7 @@ impl JsonRequest for CreateExperiment {
         match field {
             "arms" => "a list of {\"model\", \"weight\"}",
             "weight" => "a number from 0 to 1000000",
+            "num_inference_steps" => "a whole number from 1 to the schedule's training steps",
             _ => "a string",
         }
     }
@@ -88,6 +93,9 @@ pub(in crate::http) struct ExperimentReply {
 pub(in crate::http) struct ArmReply {
     /// The model.
     pub(in crate::http) model: String,
+    /// Its steps, where the arm says them. In votes, comparisons and metrics the arm is then called `MODEL@STEPS`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) num_inference_steps: Option<usize>,
     /// Its weight.
     pub(in crate::http) weight: f64,
     /// Its weight ÷ the sum of all.
@@ -117,7 +125,7 @@ pub(in crate::http) struct LatencyReply {
 /// Votes on two arms, seen from the first.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ArmsCompared {
-    /// The two models.
+    /// The two models, as `MODEL@STEPS` where the arm says its steps.
     #[schema(min_items = 2, max_items = 2)]
     pub(in crate::http) models: Vec<String>,
     /// What people preferred, seen from the first.
@@ -237,10 +245,10 @@ impl JsonRequest for VoteRequest {
 pub(in crate::http) struct VoteReply {
     /// The pair.
     pub(in crate::http) pair_id: String,
-    /// The models of image 0 and image 1.
+    /// The models of image 0 and image 1, as `MODEL@STEPS` where the arm says its steps.
     #[schema(min_items = 2, max_items = 2)]
     pub(in crate::http) models: [String; 2],
-    /// The preferred model; null for a tie.
+    /// The preferred one of them; null for a tie.
     pub(in crate::http) winner: Option<String>,
     /// The seed of both images.
     pub(in crate::http) seed: u64,

@@ -185,6 +185,10 @@ pub(in crate::http) struct Routing {
     /// The same of the student, where it was asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) student_predicted_ms: Option<f64>,
+    /// The steps, where the deadline left time for fewer than the model's usual ones: the most of those that its card
+    /// lists as `evaluations`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) num_inference_steps: Option<usize>,
 }
 
 /// Why a model served a request to `auto`.

@@ -92,6 +92,9 @@ pub(in crate::http) struct ModelCard {
     pub(in crate::http) null_class: Option<u32>,
     /// What a request gets when it does not say.
     pub(in crate::http) defaults: ModelDefaults,
+    /// Numbers of steps that a student of few steps was made for, most first; others are served, too.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::http) evaluations: Vec<usize>,
     /// Steps of its schedule, the most that a request can ask for.
     pub(in crate::http) num_train_timesteps: usize,
     /// `WIDTHxHEIGHT`.
