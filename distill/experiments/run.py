@@ -3,9 +3,9 @@
 
     python3 distill/experiments/run.py ROW --seed 0 --data FOLDER    trains and scores a row
     python3 distill/experiments/run.py speed                         images per second through the server
-    python3 distill/experiments/run.py table                         prints the table of all results
+    python3 distill/experiments/run.py table                         prints the tables of all results
 
-ROW is one of the keys of ROWS below. FOLDER holds Fashion-MNIST's idx files; only `data` and `data-v` learn from
+ROW is one of the keys of ROWS below, or of FEW (students of few steps) or SAMPLED (what they are held against). FOLDER holds Fashion-MNIST's idx files; only `data` and `data-v` learn from
 them, all rows are scored against them. A row that was
 interrupted goes on where it was when the same command is given again. Needs nothing but Python and the
 `understudy` binary (`cargo build --release`).
@@ -89,6 +89,31 @@ NAMES = {
 SAMPLES = 10_000
 SAMPLING_STEPS = 20
 
+# Students of few steps, each from the one before: evaluations, and what it goes on from. The first goes on from the
+# bundled student, which predicts v.
+FEW = {
+    "few-4": (4, None),
+    "few-2": (2, "few-4"),
+    "few-1": (1, "few-2"),
+}
+FEW_TRAINING = {"batch": 32, "rho": 0.02, "sample-every": 0}
+FEW_LENGTH = {
+    "few-4": {"steps": 8_000, "learning-rate": "1e-3"},
+    "few-2": {"steps": 4_000, "learning-rate": "1e-3"},
+    "few-1": {"steps": 4_000, "learning-rate": "1e-3"},
+}
+FEW_SAMPLES = 2_000
+# Bundled models in few steps of samplers that need no training: model, sampler, evaluations. At 4 to 10 DPM-Solver++ is
+# the best of all samplers here, from 20 on DDIM.
+SAMPLED = {
+    **{f"teacher-dpm++-{steps}": (TEACHER, "dpm++", steps) for steps in (1, 2, 4, 6, 8, 10)},
+    **{f"teacher-ddim-{steps}": (TEACHER, "ddim", steps) for steps in (4, 10, 20, 50)},
+    **{f"student-dpm++-{steps}": (STUDENT, "dpm++", steps) for steps in (1, 2, 4, 10)},
+    **{f"student-ddim-{steps}": (STUDENT, "ddim", steps) for steps in (4, 20)},
+}
+# The teacher's own images: as its card says, of other seeds than any row's.
+TEACHERS_OWN = {"steps": 50, "scheduler": "ddim", "seed": 1_000_000}
+
 
 def training(row, options, out):
     """The command that trains a row's student, or nothing for the teacher."""
@@ -121,6 +146,88 @@ def scoring(row, options, model, out):
         "out": out,
     }
     return ["evaluate", *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def few(row, options, out):
+    """The command that trains a student of few steps."""
+    evaluations, start = FEW[row]
+    flags = {
+        "teacher": TEACHER,
+        "student": ROOT / "models/zoo" / STUDENT if start is None else options.work / f"{start}-{options.seed}",
+        "evaluations": evaluations,
+        **FEW_LENGTH[row],
+        **FEW_TRAINING,
+        "seed": options.seed,
+        "out": out,
+        "threads": options.threads,
+        "dtype": options.teacher_dtype,
+    }
+    return ["distill", *(f"--{name}={value}" for name, value in flags.items()), "--no-report"]
+
+
+def distances(model, sampler, steps, options, name):
+    """The commands that score a model's images against the data, and against the teacher's own images."""
+    same = {"n": FEW_SAMPLES, "threads": options.threads}
+    mine = {"model": model, "scheduler": sampler, "steps": steps, "seed": options.seed * FEW_SAMPLES, **same}
+    own = options.work / "teachers-own.npz"
+    commands = {
+        own: {"model": TEACHER, **TEACHERS_OWN, **same, "write-stats": own},
+        options.work / f"{name}.data.json": {**mine, "reference": options.data / "train-images-idx3-ubyte.gz"},
+        options.work / f"{name}.teacher.json": {**mine, "reference": own},
+    }
+    for out, flags in commands.items():
+        if out != own:
+            flags["out"] = out
+    return {out: ["evaluate", *(f"--{key}={value}" for key, value in flags.items())] for out, flags in commands.items()}
+
+
+def run_few(row, options):
+    """A row of the second table: a student of few steps, or what it is held against."""
+    name = f"{row}-{options.seed}"
+    options.work.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "UNDERSTUDY_MODELS": str(ROOT / "models/zoo")}
+    result = {"row": row, "seed": options.seed, "commands": []}
+    if row in FEW:
+        model, sampler, steps = options.work / name, "ddim", FEW[row][0]
+        command = few(row, options, model)
+        subprocess.run([options.understudy, *map(str, command)], env=environment, check=True)
+        result["commands"].append(shown(command, options))
+    else:
+        model, sampler, steps = SAMPLED[row]
+    scores = {}
+    for out, command in distances(model, sampler, steps, options, name).items():
+        if not out.exists():
+            subprocess.run([options.understudy, *map(str, command)], env=environment, check=True)
+        result["commands"].append(shown(command, options))
+        if out.suffix == ".json":
+            told = json.loads(out.read_text())["scores"]
+            against = "_to_teacher" if ".teacher" in out.name else ""
+            scores |= {key + against if key.startswith("FD") else key: value for key, value in told.items()}
+    result |= {
+        "machine": {"processor": processor(), "threads": options.threads},
+        "model": row,
+        "scheduler": sampler,
+        "num_inference_steps": steps,
+        "samples": FEW_SAMPLES,
+        "first_image_seed": options.seed * FEW_SAMPLES,
+        "scores": scores,
+    }
+    if row in FEW:
+        result |= told_of(model)
+    write(name, result)
+
+
+def told_of(model):
+    """What a trained model's folder says of its training."""
+    recipe = json.loads((model / "understudy.json").read_text())["recipe"]
+    log = (model / "training/log.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in log[-200:]]
+    return {
+        "student_steps": recipe["student_steps"],
+        "teacher_evaluations": recipe["teacher_evaluations"],
+        "training_minutes": round(recipe["seconds"] / 60, 1),
+        "loss_of_last_200_steps": sum(losses) / len(losses),
+    }
 
 
 def shown(command, options):
@@ -161,13 +268,7 @@ def run(row, options):
     # The scores' own are a folder and the first image's.
     result |= {"model": row, "seed": options.seed, "first_image_seed": options.seed * SAMPLES}
     if ROWS[row] is not None:
-        recipe = json.loads((model / "understudy.json").read_text())["recipe"]
-        result["student_steps"] = recipe["student_steps"]
-        result["teacher_evaluations"] = recipe["teacher_evaluations"]
-        result["training_minutes"] = round(recipe["seconds"] / 60, 1)
-        log = (model / "training/log.jsonl").read_text().splitlines()
-        losses = [json.loads(line)["loss"] for line in log[-200:]]
-        result["loss_of_last_200_steps"] = sum(losses) / len(losses)
+        result |= told_of(model)
     write(name, result)
 
 
@@ -258,9 +359,32 @@ def table():
         print("| " + " | ".join(cells) + " |")
 
 
+def few_table():
+    """The second table: students of few steps and what they are held against."""
+    print("| row | evaluations | FD to the data | FD to the teacher's images | KID × 1000 | P | R | class |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for row in [*SAMPLED, *FEW]:
+        for file in sorted(RESULTS.glob(f"{row}-[0-9].json")):
+            result = json.loads(file.read_text())
+            scores = result["scores"]
+            data, teacher = (scores.get(f"FD-fashion-mnist-judge{suffix}") for suffix in ("", "_to_teacher"))
+            model = {TEACHER: "teacher", STUDENT: "DKDM student"}.get(SAMPLED.get(row, [None])[0], "student of few steps")
+            cells = [
+                f"{model}, {result['scheduler']}" + (f", seed {result['seed']}" if result["seed"] else ""),
+                str(result["num_inference_steps"]),
+                f"{data:.2f}",
+                f"{teacher:.2f}",
+                f"{scores['kernel_distance'] * 1000:.1f}",
+                f"{scores['precision']:.3f}",
+                f"{scores['recall']:.3f}",
+                f"{scores['class_agreement']:.3f}",
+            ]
+            print("| " + " | ".join(cells) + " |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("row", choices=[*ROWS, "speed", "table"])
+    parser.add_argument("row", choices=[*ROWS, *FEW, *SAMPLED, "speed", "table"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's idx files")
     parser.add_argument("--work", type=Path, default=ROOT / "target/experiments", help="where students are made")
@@ -269,12 +393,14 @@ def main():
     parser.add_argument("--teacher-dtype", default="bf16", help="f32 on a processor without AVX512-BF16")
     options = parser.parse_args()
     if options.row == "table":
-        return table()
+        table()
+        print()
+        return few_table()
     if options.row == "speed":
         return speed(options)
     if options.data is None:
         sys.exit("--data: name the folder of train-images-idx3-ubyte.gz")
-    run(options.row, options)
+    run_few(options.row, options) if options.row in {**FEW, **SAMPLED} else run(options.row, options)
 
 
 if __name__ == "__main__":
