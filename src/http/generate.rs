@@ -146,7 +146,7 @@ pub(super) fn size(model: &Model) -> String {
 
 /// 400 unless its network makes images by itself.
 pub(super) fn makes_images(model: &Model) -> Result<(), Problem> {
-    let Err(reason) = model.geometry.check_images() else { return Ok(()) };
+    let Err(reason) = model.geometry.check_images(false, false) else { return Ok(()) };
     let remedy = format!("{reason}; evaluate it with POST /v2/models/{}/infer", model.id);
     Err(Problem::value("model", quoted(&model.id), remedy))
 }
