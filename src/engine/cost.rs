@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::stage::PerStage;
+
+/// The costs of each stage that a model has.
+pub type StageCosts = PerStage<Option<CostModel>>;
+
 /// Seconds of one evaluation as a function of its rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {

@@ -19,7 +19,7 @@ use super::{
     wire::{ClassLabel, GeneratedImage, GenerationRequest, OutputFormat},
 };
 use crate::{
-    engine::{GenerateRequest, SampleSpec},
+    engine::{GenerateRequest, SampleSpec, Tokens},
     registry::Model,
 };
 
@@ -65,10 +65,13 @@ impl ParsedRequest {
             );
             return Err(Problem::conflict("n", message));
         }
+        let guidance_scale = guidance(&model, wire)?;
         let request = GenerateRequest {
             samples: samples(&model, wire, n)?,
             trajectory: trajectory(&model, wire)?,
-            guidance_scale: guidance(&model, wire)?,
+            prompts: prompts(&model, wire, guidance_scale)?,
+            latents: Vec::new(),
+            guidance_scale,
             partial_images: partial_images(wire, shape)?,
             deadline: deadline(wire, received)?,
             model,
@@ -141,12 +144,13 @@ impl ParsedRequest {
 
 /// `WIDTHxHEIGHT` of the images a model makes.
 pub(super) fn size(model: &Model) -> String {
-    format!("{}x{}", model.geometry.width, model.geometry.height)
+    let [_, height, width] = model.image;
+    format!("{width}x{height}")
 }
 
 /// 400 unless its network makes images by itself.
 pub(super) fn makes_images(model: &Model) -> Result<(), Problem> {
-    let Err(reason) = model.geometry.check_images(false, false) else { return Ok(()) };
+    let Some(reason) = &model.refusal else { return Ok(()) };
     let remedy = format!("{reason}; evaluate it with POST /v2/models/{}/infer", model.id);
     Err(Problem::value("model", quoted(&model.id), remedy))
 }
@@ -241,6 +245,8 @@ fn drawn_class(seed: u64, count: usize, null_class: Option<u32>) -> u32 {
 
 fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem> {
     let prompt = wire.prompt.as_deref().filter(|prompt| !prompt.is_empty());
+    // A prompt that is read names no class.
+    let prompt = prompt.filter(|_| model.text().is_none());
     let (field, label) = match (prompt, &wire.class_label) {
         (Some(_), Some(_)) => {
             let message = "`prompt` and `class_label` both name a class: send one of them";
@@ -255,7 +261,8 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
         ClassLabel::Name(name) => quoted(name),
     };
     let Conditioning::Classes(count) = model.geometry.conditioning else {
-        let remedy = format!("{} is unconditional and takes none; leave `{field}` out", model.id);
+        let kind = if model.text().is_some() { "draws after text" } else { "is unconditional" };
+        let remedy = format!("{} {kind} and takes no class; leave `{field}` out", model.id);
         return Err(Problem::value(field, shown, remedy));
     };
     let names = &model.card.class_names;
@@ -287,11 +294,11 @@ fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajec
 }
 
 fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
-    let scale = wire.guidance_scale.unwrap_or(1.0);
+    let scale = wire.guidance_scale.unwrap_or_else(|| model.default_guidance());
     if !scale.is_finite() {
         return Err(Problem::value("guidance_scale", scale, "it takes a finite number"));
     }
-    if scale != 1.0 && model.card.null_class.is_none() {
+    if scale != 1.0 && !model.guides() {
         let remedy = format!(
             "{} has no null class to be guided away from; send 1 or leave it out",
             model.id
@@ -299,6 +306,27 @@ fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
         return Err(Problem::value("guidance_scale", scale, remedy));
     }
     Ok(scale)
+}
+
+fn prompts(
+    model: &Model,
+    wire: &GenerationRequest,
+    guidance_scale: f64,
+) -> Result<Vec<Tokens>, Problem> {
+    let [prompt, negative] = [&wire.prompt, &wire.negative_prompt]
+        .map(|text| text.as_deref().filter(|text| !text.is_empty()));
+    if let Some(negative) = negative {
+        if model.text().is_none() {
+            let remedy = format!("{} reads no text; leave `negative_prompt` out", model.id);
+            return Err(Problem::value("negative_prompt", quoted(negative), remedy));
+        }
+        if guidance_scale == 1.0 {
+            let message = "`negative_prompt` has no effect where `guidance_scale` is 1: send a larger one, or leave it out";
+            return Err(Problem::conflict("negative_prompt", message));
+        }
+    }
+    let [prompt, negative] = [prompt, negative].map(Option::unwrap_or_default);
+    Ok(model.prompts(prompt, negative, guidance_scale)?)
 }
 
 fn partial_images(wire: &GenerationRequest, shape: Shape) -> Result<usize, Problem> {

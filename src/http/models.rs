@@ -141,7 +141,7 @@ fn card(model: &Model) -> ModelCard {
         },
         num_train_timesteps: model.schedule.train_timesteps(),
         size: size(model),
-        channels: model.geometry.in_channels,
+        channels: model.image[0],
         parameters: model.parameters,
         dtype: model.dtype,
         recipe: card.recipe.clone(),

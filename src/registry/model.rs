@@ -10,13 +10,21 @@ use std::{
 use candle_core::{DType, Device};
 use understudy_models::{
     Denoiser, Error, FixedBatch, Geometry,
-    checkpoint::{ModelFolder, card::Card},
+    autoencoder::{Decoder, Preview},
+    checkpoint::{ModelFolder, Reader, card::Card},
     sampler::Kind,
     schedule::ScheduleConfig,
+    text::{TextEncoder, Tokenizer},
 };
 
-use crate::engine::{CostModel, batcher::ModelKey};
+use crate::engine::{
+    CostModel, Embeddings, Tokens,
+    batcher::ModelKey,
+    stage::{PerStage, Stage},
+};
 
+/// Bytes of the longest prompt that is looked at: more than any text encoder takes tokens of.
+const MOST_BYTES: usize = 16 << 10;
 /// Steps of a model whose card does not say.
 const DEFAULT_STEPS: usize = 50;
 
@@ -30,6 +38,10 @@ pub struct Model {
     pub card: Card,
     /// Shapes of its network.
     pub geometry: Geometry,
+    /// Channels, height and width of its images.
+    pub image: [usize; 3],
+    /// Why it makes none, where it does not.
+    pub refusal: Option<String>,
     /// Its noise schedule.
     pub schedule: ScheduleConfig,
     /// Number of weights.
@@ -40,13 +52,64 @@ pub struct Model {
     pub created: u64,
     /// One for each of the engine's devices, in their order.
     replicas: Vec<Replica>,
+    text: Option<Text>,
+    embeddings: Embeddings,
 }
 
-/// The network on one device.
+/// The networks on one device.
 pub struct Replica {
     network: Box<dyn Denoiser>,
-    /// What its evaluations cost; replaced by the warm-up.
-    cost: Mutex<CostModel>,
+    decoder: Option<Decoder>,
+    encoder: Option<TextEncoder>,
+    preview: Option<Preview>,
+    /// Whether all evaluations of the network have as many rows.
+    padded: bool,
+    /// What evaluations cost; replaced by the warm-up.
+    costs: PerStage<Mutex<CostModel>>,
+}
+
+/// How a text-to-image model reads prompts.
+pub struct Text {
+    tokenizer: Tokenizer,
+    /// Tokens of a prompt, its beginning and its end among them.
+    length: usize,
+    empty: Tokens,
+}
+
+impl Text {
+    fn new(tokenizer: Tokenizer, length: usize) -> understudy_models::Result<Self> {
+        let empty = tokenizer.encode("", length)?.into();
+        Ok(Self { tokenizer, length, empty })
+    }
+
+    /// The tokens of a prompt, which `field` says.
+    fn tokens(&self, field: &str, prompt: &str) -> understudy_models::Result<Tokens> {
+        let refuse = |value: String, remedy: String| Err(Error::value(field, value, remedy));
+        if prompt.len() > MOST_BYTES {
+            let value = format!("{} bytes long", prompt.len());
+            return refuse(value, format!("at most {MOST_BYTES} are read; shorten it"));
+        }
+        if prompt.contains('\0') {
+            let place = prompt.find('\0').unwrap_or_default();
+            let value = format!("text with U+0000 at byte {place}");
+            return refuse(value, "no text encoder knows it; take it out".into());
+        }
+        let tokens = self.tokenizer.encode(prompt, self.length).map_err(|error| match error {
+            Error::Value { value, remedy, .. } => Error::value(field, value, remedy),
+            error => error,
+        });
+        Ok(tokens?.into())
+    }
+
+    /// Those of the empty prompt.
+    pub fn empty(&self) -> Tokens {
+        Tokens::clone(&self.empty)
+    }
+
+    /// Most tokens of a prompt, without its beginning and its end.
+    pub fn max_tokens(&self) -> usize {
+        self.length.saturating_sub(2)
+    }
 }
 
 impl Model {
@@ -65,24 +128,38 @@ impl Model {
         let Some((first, others)) = devices.split_first() else {
             return Err(Error::value("device", "none", "name at least one"));
         };
-        let read = |device| ModelFolder::open(folder)?.load(dtype, device);
-        let loaded = read(first)?;
-        let mut replicas = vec![Replica::new(loaded.network)];
+        let read = |device| {
+            let folder = ModelFolder::open(folder)?;
+            let refusal = folder.check_images().err().map(|error| error.to_string());
+            let (image, pipeline) = (folder.image_shape(), folder.load(dtype, device)?);
+            let (tokenizer, encoder) =
+                pipeline.reader.map(|Reader { tokenizer, encoder }| (tokenizer, encoder)).unzip();
+            let replica = Replica::new(pipeline.network, pipeline.decoder, encoder)?;
+            Ok::<_, Error>((replica, tokenizer, (pipeline.schedule, pipeline.card, image, refusal)))
+        };
+        let (replica, tokenizer, (schedule, card, image, refusal)) = read(first)?;
+        let length = replica.encoder().map_or(0, |encoder| encoder.config().tokens());
+        let text = tokenizer.map(|tokenizer| Text::new(tokenizer, length)).transpose()?;
+        let mut replicas = vec![replica];
         for device in others {
-            replicas.push(Replica::new(read(device)?.network));
+            replicas.push(read(device)?.0);
         }
         let network = replicas[0].network();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             id,
             key: ModelKey(key),
-            card: loaded.card,
+            card,
             geometry: network.geometry().clone(),
-            schedule: loaded.schedule,
-            parameters: network.parameters(),
+            image,
+            refusal,
+            schedule,
+            parameters: replicas[0].parameters(),
             dtype: dtype.as_str(),
             created: since_epoch.map_or(0, |since| since.as_secs()),
             replicas,
+            text,
+            embeddings: Embeddings::default(),
         })
     }
 
@@ -94,7 +171,8 @@ impl Model {
             if replica.network.device().is_cpu() {
                 return replica;
             }
-            Replica { network: Box::new(FixedBatch::new(replica.network, rows)), ..replica }
+            let network = Box::new(FixedBatch::new(replica.network, rows));
+            Replica { network, padded: true, ..replica }
         };
         self.replicas = self.replicas.into_iter().map(pad).collect();
         self
@@ -103,6 +181,59 @@ impl Model {
     /// The network on the engine's device of that number; every model has one on each.
     pub fn on(&self, device: usize) -> &Replica {
         &self.replicas[device]
+    }
+
+    /// How it reads prompts, where it draws after text.
+    pub fn text(&self) -> Option<&Text> {
+        self.text.as_ref()
+    }
+
+    /// The prompts of the rows of a request's evaluations: none for a model without text; one, or, where evaluations have
+    /// two rows, one and what is guided away from.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming `prompt` or `negative_prompt`, and telling how many tokens it has where that is too many.
+    pub fn prompts(
+        &self,
+        prompt: &str,
+        negative_prompt: &str,
+        guidance_scale: f64,
+    ) -> understudy_models::Result<Vec<Tokens>> {
+        let Some(text) = &self.text else { return Ok(Vec::new()) };
+        let mut prompts = vec![text.tokens("prompt", prompt)?];
+        if guidance_scale != 1.0 && !self.geometry.guidance {
+            prompts.push(text.tokens("negative_prompt", negative_prompt)?);
+        }
+        Ok(prompts)
+    }
+
+    /// Whether guidance has something to be guided away from.
+    pub fn guides(&self) -> bool {
+        self.text.is_some() || self.card.null_class.is_some()
+    }
+
+    /// Whether what its network makes is decoded.
+    pub fn decodes(&self) -> bool {
+        self.replicas[0].decoder.is_some()
+    }
+
+    /// Whether its images go through a stage.
+    pub fn has(&self, stage: Stage) -> bool {
+        match stage {
+            Stage::Encode => self.text.is_some(),
+            Stage::Denoise => true,
+            Stage::Decode => self.decodes(),
+        }
+    }
+
+    /// What its prompts came to.
+    pub(crate) fn embeddings(&self) -> &Embeddings {
+        &self.embeddings
+    }
+
+    /// Guidance of who does not say: the card's, else none.
+    pub fn default_guidance(&self) -> f64 {
+        self.card.defaults.guidance_scale.unwrap_or(1.0)
     }
 
     /// Steps of who does not say: the card's, else 50, or all the schedule has where those are fewer.
@@ -120,18 +251,31 @@ impl Model {
 }
 
 impl Replica {
-    fn new(network: Box<dyn Denoiser>) -> Self {
-        Self { network, cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)) }
+    fn new(
+        network: Box<dyn Denoiser>,
+        decoder: Option<Decoder>,
+        encoder: Option<TextEncoder>,
+    ) -> understudy_models::Result<Self> {
+        let preview = decoder.as_ref().map(Preview::fit).transpose()?;
+        let costs = PerStage::new(|_| Mutex::new(CostModel::new(vec![(1, 0.0)], None)));
+        Ok(Self { network, decoder, encoder, preview, padded: false, costs })
     }
 
-    /// Most rows an evaluation has.
-    pub fn max_rows(&self) -> usize {
-        self.cost().max_rows()
+    /// Most rows an evaluation has, by stage.
+    pub fn max_rows(&self) -> PerStage<usize> {
+        PerStage::new(|stage| self.cost(stage).max_rows())
     }
 
     /// Predicted seconds of one evaluation of so many rows.
-    pub fn evaluation_seconds(&self, rows: usize) -> f64 {
-        self.cost().seconds(rows)
+    pub fn evaluation_seconds(&self, stage: Stage, rows: usize) -> f64 {
+        self.cost(stage).seconds(rows)
+    }
+
+    /// Number of weights of all its networks.
+    fn parameters(&self) -> usize {
+        let decoder = self.decoder.as_ref().map_or(0, Decoder::parameters);
+        let encoder = self.encoder.as_ref().map_or(0, TextEncoder::parameters);
+        self.network.parameters() + decoder + encoder
     }
 
     /// For the thread of its device alone.
@@ -139,23 +283,43 @@ impl Replica {
         self.network.as_ref()
     }
 
-    pub(crate) fn observe(&self, rows: usize, seconds: f64) {
-        self.cost().observe(rows, seconds);
+    /// Makes images of what the network makes; for the thread of its device alone.
+    pub(crate) fn decoder(&self) -> Option<&Decoder> {
+        self.decoder.as_ref()
     }
 
-    pub(crate) fn set_cost(&self, cost: CostModel) {
-        *self.cost() = cost;
+    /// Reads prompts; for the thread of its device alone.
+    pub(crate) fn encoder(&self) -> Option<&TextEncoder> {
+        self.encoder.as_ref()
+    }
+
+    /// Shows latents on their way; for the thread of its device alone.
+    pub(crate) fn preview(&self) -> Option<&Preview> {
+        self.preview.as_ref()
+    }
+
+    /// Whether all evaluations of the network have as many rows.
+    pub(crate) fn padded(&self) -> bool {
+        self.padded
+    }
+
+    pub(crate) fn observe(&self, stage: Stage, rows: usize, seconds: f64) {
+        self.cost(stage).observe(rows, seconds);
+    }
+
+    pub(crate) fn set_cost(&self, stage: Stage, cost: CostModel) {
+        *self.cost(stage) = cost;
     }
 
     /// As [`CostModel::shrink`]; gives the new limit.
-    pub(crate) fn shrink(&self, rows: usize) -> usize {
-        let mut cost = self.cost();
+    pub(crate) fn shrink(&self, stage: Stage, rows: usize) -> usize {
+        let mut cost = self.cost(stage);
         cost.shrink(rows);
         cost.max_rows()
     }
 
-    fn cost(&self) -> MutexGuard<'_, CostModel> {
-        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cost(&self, stage: Stage) -> MutexGuard<'_, CostModel> {
+        self.costs[stage].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,8 +345,8 @@ impl Model {
     ) -> std::sync::Arc<Self> {
         let points = vec![(1, seconds), (max_rows.max(2), seconds)];
         let replica = |network| {
-            let replica = Replica::new(network);
-            replica.set_cost(CostModel::new(points.clone(), Some(max_rows)));
+            let replica = Replica::new(network, None, None).expect("nothing to fit");
+            replica.set_cost(Stage::Denoise, CostModel::new(points.clone(), Some(max_rows)));
             replica
         };
         let replicas: Vec<Replica> = networks.into_iter().map(replica).collect();
@@ -191,11 +355,15 @@ impl Model {
             key: ModelKey(key),
             card,
             geometry: replicas[0].network().geometry().clone(),
+            image: [1, 2, 2],
+            refusal: None,
             schedule,
             parameters: replicas[0].network().parameters(),
             dtype: "f32",
             created: 0,
             replicas,
+            text: None,
+            embeddings: Embeddings::default(),
         })
     }
 
