@@ -28,7 +28,7 @@ use crate::{
 };
 
 pub use kept_costs::KeptCosts;
-pub use model::{Model, Replica};
+pub use model::{Model, Replica, Text};
 
 /// What the registry knows of one id.
 #[derive(Debug, Clone)]

@@ -41,6 +41,8 @@ fn batches_hold_the_images_the_server_makes() {
             .map(|(&label, seed)| SampleSpec { seed, class_label: Some(label) })
             .collect(),
         trajectory,
+        prompts: Vec::new(),
+        latents: Vec::new(),
         guidance_scale: 1.0,
         partial_images: 0,
         deadline: None,

@@ -224,7 +224,10 @@ fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
     let batch = batcher.next(0.0, &Second).unwrap();
     assert_eq!(batch.samples, [SampleKey(0)]);
     batcher.ran(&batch, 100.0);
-    assert_eq!(batcher.scheduled(model, SampleKey(0)).unwrap().evaluations, 8);
+    assert_eq!(
+        batcher.scheduled(model, SampleKey(0)).unwrap().parts[Stage::Denoise].evaluations,
+        8
+    );
     batcher.join(model, SampleKey(1), ordinary(1), PerStage::new(|_| 8));
     batcher.join(ModelKey(2), SampleKey(2), ordinary(1), PerStage::new(|_| 8));
     let batch = batcher.next(0.0, &Second).unwrap();

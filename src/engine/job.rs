@@ -74,6 +74,8 @@ pub struct InferRequest {
     pub sample: Vec<f32>,
     /// `[rows]`.
     pub timesteps: Vec<f32>,
+    /// Of a network that is told a prompt: `[rows, tokens, width]`, flat; empty for others.
+    pub prompts: Vec<f32>,
     /// As the model's `Conditioning` says, flat, `rows` entries (or `rows × width`); class numbers as floats.
     pub condition: Option<Vec<f32>>,
     /// When the answer is worthless.

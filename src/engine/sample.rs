@@ -49,6 +49,8 @@ pub(super) enum Task {
         /// `[in_channels, height, width]`, flat.
         x: Vec<f32>,
         timestep: f32,
+        /// `[tokens, width]`, flat; empty for a network that is told no prompt.
+        states: Vec<f32>,
     },
 }
 
@@ -188,6 +190,7 @@ impl Sample {
         let elements = request.sample.len() / rows.max(1);
         let condition = request.condition.unwrap_or_default();
         let width = condition.len() / rows.max(1);
+        let told = request.prompts.len() / rows.max(1);
         let row = |index: usize| {
             let admission = Admission {
                 key: key(),
@@ -199,6 +202,7 @@ impl Sample {
             let task = Task::Infer {
                 x: request.sample[index * elements..(index + 1) * elements].to_vec(),
                 timestep: request.timesteps[index],
+                states: request.prompts[index * told..(index + 1) * told].to_vec(),
             };
             let condition = condition[index * width..(index + 1) * width].to_vec();
             Self::new(admission, task, condition, index, reply)

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use candle_core::{DType, Device, Result, Tensor};
 use understudy_models::{
-    Conditioning, Conditions, Denoiser,
+    Conditioning, Conditions, Denoiser, Prompt,
     rollout::{self, FiniteCheck, Row},
     sampler::Advanced,
 };
@@ -267,7 +267,11 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
     let mut scales = Vec::new();
     for sample in samples {
         match &sample.task {
-            Task::Infer { x, timestep } => {
+            Task::Infer { x, timestep, states } => {
+                if let Some(Prompt { tokens, width }) = network.geometry().prompt {
+                    prompts.push(Tensor::from_slice(states, (tokens, width), device)?);
+                }
+                scales.push(0.0);
                 xs.push((Tensor::from_slice(x, &latent_shape(network, 1)[..], device)?, 0));
                 timesteps.push(*timestep);
                 conditions.extend_from_slice(&sample.condition);
@@ -277,7 +281,7 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
                 for row in 0..sample.admission.rows() {
                     if let Some(prompt) = sample.prompts.get(row) {
                         let Some(states) = &prompt.states else { candle_core::bail!("no states") };
-                        prompts.push(states);
+                        prompts.push(states.clone());
                     }
                     scales.push(walk.guidance_scale as f32 - 1.0);
                     xs.push((latent.x.clone(), latent.row));

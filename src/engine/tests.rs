@@ -166,6 +166,8 @@ impl Fixture {
                 .collect(),
             trajectory: sampler::trajectory(&self.model.schedule, Kind::Ddim, STEPS, 0.0, false)
                 .unwrap(),
+            prompts: Vec::new(),
+            latents: Vec::new(),
             guidance_scale: 1.0,
             partial_images: 0,
             deadline: None,
@@ -408,6 +410,7 @@ fn rows_of_a_raw_evaluation_come_back_by_number() {
     let request = InferRequest {
         model: Arc::clone(&f.model),
         sample: (0..8).map(|i| i as f32).collect(),
+        prompts: Vec::new(),
         timesteps: vec![999.0, 3.0],
         condition: Some(vec![1.0, 2.0]),
         deadline: None,

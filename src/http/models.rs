@@ -19,7 +19,7 @@ use super::{
 use crate::{
     engine::WARM_UP_SECONDS,
     metrics::UNKNOWN_MODEL,
-    registry::{Model, Stage, State as ModelState},
+    registry::{Model, Stage, State as ModelState, Text},
 };
 
 impl App {
@@ -135,9 +135,12 @@ fn card(model: &Model) -> ModelCard {
             _ => None,
         },
         null_class: card.null_class,
+        max_prompt_tokens: model.text().map(Text::max_tokens),
+        example_prompts: card.example_prompts.clone(),
         defaults: ModelDefaults {
             num_inference_steps: model.default_steps(),
             scheduler: model.default_scheduler().to_string(),
+            guidance_scale: model.default_guidance(),
         },
         num_train_timesteps: model.schedule.train_timesteps(),
         size: size(model),

@@ -18,4 +18,5 @@ mod refusals;
 mod server;
 mod shadow;
 mod streaming;
+mod text;
 mod votes;
