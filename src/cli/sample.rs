@@ -51,6 +51,9 @@ pub(super) struct SampleArgs {
     /// Classifier-free guidance; 1 is none [default: the model card's, else 1].
     #[arg(long, value_name = "SCALE")]
     guidance_scale: Option<f64>,
+    /// Pixels of the images, of models that make several sizes; default: the model's own.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size)]
+    size: Option<[usize; 2]>,
     /// Start at the F32 tensor `latents` `[N, C, H, W]` of a safetensors file, standard normal, instead of at the seeds'
     /// noise; N is --n.
     #[arg(long, value_name = "FILE")]
@@ -91,6 +94,10 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         check_target(&args.out).map_err(|error| format!("--out {error}"))?;
     }
     let model = args.model.load(&args.compute, args.batch as usize)?;
+    let model = match args.size {
+        Some(size) => model.sized(size).map_err(|error| format!("--size: {error}"))?,
+        None => model,
+    };
     let kind = args.scheduler.unwrap_or_else(|| model.default_scheduler());
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
     let guidance_scale = args.guidance_scale.unwrap_or_else(|| model.default_guidance());
@@ -132,6 +139,14 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
     let images = collect(submission.map_err(|rejected| rejected.to_string())?, seeds.len())?;
     write(&args.out, &images, &seeds)?;
     print(format!("{}: {} images", args.out.display(), images.len()))
+}
+
+/// Height and width.
+fn size(text: &str) -> Result<[usize; 2], String> {
+    let side = |text: &str| text.parse().ok().filter(|side| (1..=1 << 16).contains(side));
+    let sides =
+        text.split_once('x').and_then(|(width, height)| Some([side(height)?, side(width)?]));
+    sides.ok_or_else(|| "write WIDTHxHEIGHT, as in 512x384".into())
 }
 
 /// The prompts of a request's rows.

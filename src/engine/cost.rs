@@ -48,6 +48,13 @@ impl CostModel {
         Self { points: points.collect(), ..self.clone() }
     }
 
+    /// The costs of evaluations that take so many times as long for each row, as those of larger images do.
+    #[must_use]
+    pub(crate) fn enlarged(&self, factor: f64) -> Self {
+        let rows = (self.max_rows as f64 / factor).floor() as usize;
+        Self { drift: self.drift, max_rows: rows.clamp(1, self.max_rows), ..self.slower(factor) }
+    }
+
     /// Whether these could have been measured: what is read from a file may be anything.
     pub fn is_plausible(&self) -> bool {
         let ascending = self.points.is_sorted_by(|(before, _), (after, _)| before < after);

@@ -55,7 +55,7 @@ impl ParsedRequest {
         received: Instant,
     ) -> Result<Self, Problem> {
         makes_images(&model)?;
-        check_size(&model, wire.size.as_deref())?;
+        let model = sized(settings, model, wire.size.as_deref())?;
         let shape = shape(wire, wanted)?;
         let encoding = encoding(wire, wanted)?;
         let n = count(wire, settings)?;
@@ -155,16 +155,41 @@ pub(super) fn makes_images(model: &Model) -> Result<(), Problem> {
     Err(Problem::value("model", quoted(&model.id), remedy))
 }
 
-fn check_size(model: &Model, asked: Option<&str>) -> Result<(), Problem> {
-    let made = size(model);
-    match asked {
-        None | Some("auto") => Ok(()),
-        Some(asked) if asked == made => Ok(()),
-        Some(asked) => {
-            let remedy = format!("{} makes {made} only; send that, or `auto`", model.id);
-            Err(Problem::value("size", quoted(asked), remedy))
-        }
-    }
+/// The model at the size that is asked for.
+fn sized(
+    settings: &Settings,
+    model: Arc<Model>,
+    asked: Option<&str>,
+) -> Result<Arc<Model>, Problem> {
+    let made = size(&model);
+    let Some(asked) = asked.filter(|asked| *asked != "auto" && *asked != made) else {
+        return Ok(model);
+    };
+    let Some(multiple) = model.size_multiple else {
+        let remedy = format!("{} makes {made} only; send that, or `auto`", model.id);
+        return Err(Problem::value("size", quoted(asked), remedy));
+    };
+    let sides = asked.split_once('x').and_then(|(width, height)| {
+        let side = |text: &str| text.parse().ok().filter(|side: &usize| *side > 0);
+        Some([side(height)?, side(width)?])
+    });
+    let most = settings.max_pixels;
+    let fits = |[height, width]: &[usize; 2]| {
+        height.is_multiple_of(multiple)
+            && width.is_multiple_of(multiple)
+            && height.checked_mul(*width).is_some_and(|pixels| pixels <= most)
+    };
+    let Some(sides) = sides.filter(fits) else {
+        let remedy = format!(
+            "{} makes WIDTHxHEIGHT with sides that are multiples of {multiple}, and at most {most} pixels (--max-pixels); \
+             send such a size, or `auto` for {made}",
+            model.id
+        );
+        return Err(Problem::value("size", quoted(asked), remedy));
+    };
+    // Compiling another size takes a moment, in which this thread serves nobody.
+    let sized = tokio::task::block_in_place(|| model.sized(sides));
+    sized.map_err(|error| Problem::value("size", quoted(asked), error))
 }
 
 fn count(wire: &GenerationRequest, settings: &Settings) -> Result<u64, Problem> {

@@ -144,6 +144,7 @@ fn card(model: &Model) -> ModelCard {
         },
         num_train_timesteps: model.schedule.train_timesteps(),
         size: size(model),
+        size_multiple: model.size_multiple,
         channels: model.image[0],
         parameters: model.parameters,
         dtype: model.dtype,

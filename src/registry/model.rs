@@ -2,12 +2,17 @@
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use candle_core::{DType, Device};
+use lru::LruCache;
 use understudy_models::{
     Denoiser, Error, FixedBatch, Geometry,
     autoencoder::{Decoder, Preview},
@@ -23,6 +28,10 @@ use crate::engine::{
     stage::{PerStage, Stage},
 };
 
+/// Sizes of a model, beside its own, that are kept compiled: their plans take memory, their weights are shared.
+const SIZES_KEPT: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+/// The key of the next model at another size.
+static NEXT_SIZED: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Bytes of the longest prompt that is looked at: more than any text encoder takes tokens of.
 const MOST_BYTES: usize = 16 << 10;
 /// Steps of a model whose card does not say.
@@ -40,6 +49,8 @@ pub struct Model {
     pub geometry: Geometry,
     /// Channels, height and width of its images.
     pub image: [usize; 3],
+    /// What the sides of its images may be multiples of; nothing for a model of one size.
+    pub size_multiple: Option<usize>,
     /// Why it makes none, where it does not.
     pub refusal: Option<String>,
     /// Its noise schedule.
@@ -52,15 +63,17 @@ pub struct Model {
     pub created: u64,
     /// One for each of the engine's devices, in their order.
     replicas: Vec<Replica>,
-    text: Option<Text>,
-    embeddings: Embeddings,
+    text: Option<Arc<Text>>,
+    embeddings: Arc<Embeddings>,
+    /// The same model at other sizes, the least recently used forgotten.
+    sizes: Mutex<LruCache<[usize; 2], Arc<Self>>>,
 }
 
 /// The networks on one device.
 pub struct Replica {
     network: Box<dyn Denoiser>,
     decoder: Option<Decoder>,
-    encoder: Option<TextEncoder>,
+    encoder: Option<Arc<TextEncoder>>,
     preview: Option<Preview>,
     /// Whether all evaluations of the network have as many rows.
     padded: bool,
@@ -131,15 +144,18 @@ impl Model {
         let read = |device| {
             let folder = ModelFolder::open(folder)?;
             let refusal = folder.check_images().err().map(|error| error.to_string());
+            let multiple = folder.size_multiple();
             let (image, pipeline) = (folder.image_shape(), folder.load(dtype, device)?);
             let (tokenizer, encoder) =
                 pipeline.reader.map(|Reader { tokenizer, encoder }| (tokenizer, encoder)).unzip();
             let replica = Replica::new(pipeline.network, pipeline.decoder, encoder)?;
-            Ok::<_, Error>((replica, tokenizer, (pipeline.schedule, pipeline.card, image, refusal)))
+            let told = (pipeline.schedule, pipeline.card, image, multiple, refusal);
+            Ok::<_, Error>((replica, tokenizer, told))
         };
-        let (replica, tokenizer, (schedule, card, image, refusal)) = read(first)?;
+        let (replica, tokenizer, (schedule, card, image, size_multiple, refusal)) = read(first)?;
         let length = replica.encoder().map_or(0, |encoder| encoder.config().tokens());
-        let text = tokenizer.map(|tokenizer| Text::new(tokenizer, length)).transpose()?;
+        let text =
+            tokenizer.map(|tokenizer| Text::new(tokenizer, length).map(Arc::new)).transpose()?;
         let mut replicas = vec![replica];
         for device in others {
             replicas.push(read(device)?.0);
@@ -152,6 +168,7 @@ impl Model {
             card,
             geometry: network.geometry().clone(),
             image,
+            size_multiple,
             refusal,
             schedule,
             parameters: replicas[0].parameters(),
@@ -159,8 +176,58 @@ impl Model {
             created: since_epoch.map_or(0, |since| since.as_secs()),
             replicas,
             text,
-            embeddings: Embeddings::default(),
+            embeddings: Arc::default(),
+            sizes: Mutex::new(LruCache::new(SIZES_KEPT)),
         })
+    }
+
+    /// The same model at another size, height and width in pixels. It shares weights, prompts and name; until evaluations
+    /// are observed they are taken to cost what they do at its own size, for each pixel.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a size that it cannot make, or that no memory holds.
+    pub fn sized(&self, size: [usize; 2]) -> understudy_models::Result<Arc<Self>> {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sized) = sizes.get(&size) {
+            return Ok(Arc::clone(sized));
+        }
+        let [channels, height, width] = self.image;
+        if size == [height, width] {
+            return Err(Error::value("size", format!("{width}x{height}"), "is the model's own"));
+        }
+        if let Some(multiple) = self.size_multiple
+            && !size.iter().all(|side| side.is_multiple_of(multiple))
+        {
+            let remedy = format!("sides must be multiples of {multiple}");
+            return Err(Error::value("size", format!("{}x{}", size[1], size[0]), remedy));
+        }
+        let pixels = |[height, width]: [usize; 2]| (height * width) as f64;
+        let factor = pixels(size) / pixels([height, width]);
+        let scale = height / self.geometry.height;
+        let tokens = self.geometry.prompt.map_or(0, |prompt| prompt.tokens);
+        let latent = size.map(|side| side / scale);
+        let replicas = self.replicas.iter().map(|replica| replica.sized(latent, tokens, factor));
+        let replicas: Vec<Replica> = replicas.collect::<understudy_models::Result<_>>()?;
+        let sized = Arc::new(Self {
+            id: self.id.clone(),
+            // Other than those that the registry counts, from 0.
+            key: ModelKey(NEXT_SIZED.fetch_sub(1, Ordering::Relaxed)),
+            card: self.card.clone(),
+            geometry: replicas[0].network().geometry().clone(),
+            image: [channels, size[0], size[1]],
+            size_multiple: self.size_multiple,
+            refusal: self.refusal.clone(),
+            schedule: self.schedule.clone(),
+            parameters: self.parameters,
+            dtype: self.dtype,
+            created: self.created,
+            replicas,
+            text: self.text.clone(),
+            embeddings: Arc::clone(&self.embeddings),
+            sizes: Mutex::new(LruCache::new(NonZeroUsize::MIN)),
+        });
+        sizes.put(size, Arc::clone(&sized));
+        Ok(sized)
     }
 
     /// The same model, whose evaluations on GPUs all have `rows` rows, so that the bits of an answer do not
@@ -185,7 +252,7 @@ impl Model {
 
     /// How it reads prompts, where it draws after text.
     pub fn text(&self) -> Option<&Text> {
-        self.text.as_ref()
+        self.text.as_deref()
     }
 
     /// The prompts of the rows of a request's evaluations: none for a model without text; one, or, where evaluations have
@@ -258,7 +325,29 @@ impl Replica {
     ) -> understudy_models::Result<Self> {
         let preview = decoder.as_ref().map(Preview::fit).transpose()?;
         let costs = PerStage::new(|_| Mutex::new(CostModel::new(vec![(1, 0.0)], None)));
-        Ok(Self { network, decoder, encoder, preview, padded: false, costs })
+        Ok(Self { network, decoder, encoder: encoder.map(Arc::new), preview, padded: false, costs })
+    }
+
+    /// The same at another size of latents, whose evaluations cost so many times as much.
+    fn sized(
+        &self,
+        latent: [usize; 2],
+        tokens: usize,
+        factor: f64,
+    ) -> understudy_models::Result<Self> {
+        let one = || Error::value("size", format!("{latent:?}"), "the model has one size");
+        let costs = PerStage::new(|stage| {
+            let cost = self.cost(stage).clone();
+            Mutex::new(if stage == Stage::Encode { cost } else { cost.enlarged(factor) })
+        });
+        Ok(Self {
+            network: self.network.at(latent, tokens).ok_or_else(one)??,
+            decoder: self.decoder.as_ref().map(|decoder| decoder.at(latent)).transpose()?,
+            encoder: self.encoder.clone(),
+            preview: self.preview.clone(),
+            padded: self.padded,
+            costs,
+        })
     }
 
     /// Most rows an evaluation has, by stage.
@@ -274,7 +363,7 @@ impl Replica {
     /// Number of weights of all its networks.
     fn parameters(&self) -> usize {
         let decoder = self.decoder.as_ref().map_or(0, Decoder::parameters);
-        let encoder = self.encoder.as_ref().map_or(0, TextEncoder::parameters);
+        let encoder = self.encoder.as_ref().map_or(0, |encoder| encoder.parameters());
         self.network.parameters() + decoder + encoder
     }
 
@@ -290,7 +379,7 @@ impl Replica {
 
     /// Reads prompts; for the thread of its device alone.
     pub(crate) fn encoder(&self) -> Option<&TextEncoder> {
-        self.encoder.as_ref()
+        self.encoder.as_deref()
     }
 
     /// Shows latents on their way; for the thread of its device alone.
@@ -356,6 +445,7 @@ impl Model {
             card,
             geometry: replicas[0].network().geometry().clone(),
             image: [1, 2, 2],
+            size_multiple: None,
             refusal: None,
             schedule,
             parameters: replicas[0].network().parameters(),
@@ -363,7 +453,8 @@ impl Model {
             created: 0,
             replicas,
             text: None,
-            embeddings: Embeddings::default(),
+            embeddings: Arc::default(),
+            sizes: Mutex::new(LruCache::new(SIZES_KEPT)),
         })
     }
 

@@ -124,7 +124,11 @@ impl Server {
     pub(crate) async fn with_text() -> Self {
         let models = tempfile::tempdir().unwrap();
         write_text_pair(models.path());
-        Self::over(models, |settings| settings.max_body_bytes = 65_536).await
+        let change = |settings: &mut Settings| {
+            settings.max_body_bytes = 65_536;
+            settings.max_pixels = 1024;
+        };
+        Self::over(models, change).await
     }
 
     /// The same, whose default model reads text.
@@ -160,13 +164,13 @@ impl Server {
         write_model(models.path(), CLASSES, 1, Some(4), card);
         write_model(models.path(), PLAIN, 3, None, json!({"role": "baseline"}));
         let folder = models.path().to_owned();
-        Self::of(models, folder, devices, change).await
+        Self::of(models, folder, devices, default_model, change).await
     }
 
     /// A server of the bundled pair.
     pub(crate) async fn bundled() -> Self {
         let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo");
-        Self::of(tempfile::tempdir().unwrap(), zoo, 1, |_| {}).await
+        Self::of(tempfile::tempdir().unwrap(), zoo, 1, None, |_| {}).await
     }
 
     /// A server of the models in `folder`, which keeps its experiments in `models`.
@@ -174,6 +178,7 @@ impl Server {
         models: TempDir,
         folder: PathBuf,
         devices: usize,
+        default_model: Option<&str>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
         let mut settings = Settings {

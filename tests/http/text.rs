@@ -127,6 +127,30 @@ async fn draft_and_auto_take_prompts_where_the_default_model_reads_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn images_have_the_size_that_is_asked_for_and_are_the_same_among_other_sizes() {
+    let server = Server::with_text().await;
+    let ask = |size: &str| json!({"model": TEXT, "prompt": "house", "seed": 2, "size": size});
+    let card = server.get(&format!("/v1/models/{TEXT}")).await.json();
+    assert_eq!(card["size_multiple"], 4);
+    let mut alone = Vec::new();
+    let sizes = ["16x16", "24x16", "16x24", "8x8", "4x32", "32x32"];
+    for size in sizes {
+        let reply = server.generate(ask(size)).await;
+        assert_eq!(reply.status, 200, "{size}: {}", reply.text());
+        let body = reply.json();
+        assert_eq!(body["size"], size);
+        let bytes = BASE64_STANDARD.decode(body["data"][0]["b64_json"].as_str().unwrap()).unwrap();
+        let image = image::load_from_memory(&bytes).unwrap();
+        assert_eq!(format!("{}x{}", image.width(), image.height()), size);
+        alone.push(body["data"][0]["b64_json"].clone());
+    }
+    let among = futures_util::future::join_all(sizes.map(|size| server.generate(ask(size)))).await;
+    for ((size, reply), alone) in sizes.iter().zip(among).zip(alone) {
+        assert_eq!(reply.json()["data"][0]["b64_json"], alone, "{size}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hidden_states_are_kept_and_counted() {
     let server = Server::with_text().await;
     let count = |outcome: &str| server.metrics.prompts.with_label_values(&[TEXT, outcome]).get();
@@ -161,8 +185,19 @@ async fn what_cannot_be_drawn_is_refused_by_field_value_limit_and_remedy() {
             ["`guidance_scale` is 1", "larger"],
         ),
         (json!({"class_label": 1}), "class_label", ["draws after text", "leave `class_label` out"]),
-        (json!({"size": "0x0"}), "size", ["0x0", "16x16"]),
+        (json!({"size": "0x0"}), "size", ["0x0", "multiples of 4"]),
         (json!({"size": "511x511"}), "size", ["511x511", "16x16"]),
+        (json!({"size": "4096x4"}), "size", ["4096x4", "at most 1024"]),
+        (
+            json!({"size": "99999999999999999999x4"}),
+            "size",
+            ["99999999999999999999x4", "--max-pixels"],
+        ),
+        (
+            json!({"model": "plain", "prompt": "", "size": "16x16"}),
+            "size",
+            ["16x16", "makes 8x8 only"],
+        ),
         (
             json!({"model": "classes", "prompt": "", "negative_prompt": "x"}),
             "negative_prompt",

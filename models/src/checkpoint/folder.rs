@@ -179,6 +179,17 @@ impl ModelFolder {
         }
     }
 
+    /// What the sides of its images may be multiples of; nothing for a model of one size.
+    pub fn size_multiple(&self) -> Option<usize> {
+        let tokens = self.network.geometry().prompt.map_or(0, |prompt| prompt.tokens);
+        let factor = self.autoencoder.as_ref().map_or(1, |part| part.config.factor());
+        // Levels halve a sample, so its sides are multiples of a power of two.
+        let steps = (0..usize::BITS).map(|power| 1 << power).take_while(|step| *step <= 1 << 12);
+        let takes = |step: &usize| self.network.at([*step, *step], tokens).map(|at| at.is_ok());
+        let mut possible = steps.filter_map(|step| Some((step, takes(&step)?)));
+        possible.find(|(_, takes)| *takes).map(|(step, _)| factor * step)
+    }
+
     /// The files that hold the network's weights: one, or the shards that an index beside it names. They need not
     /// exist.
     ///
@@ -186,6 +197,21 @@ impl ModelFolder {
     /// [`Error::Io`] or [`Error::Format`] naming the index.
     pub fn weight_files(&self) -> Result<Vec<PathBuf>> {
         DIFFUSERS.files(&self.folder)
+    }
+
+    /// As [`ModelFolder::weight_files`], of all components.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_weight_files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = self.weight_files()?;
+        if let Some(part) = &self.autoencoder {
+            files.extend(part.weight_files()?);
+        }
+        if let Some(part) = &self.text_encoder {
+            files.extend(part.weight_files()?);
+        }
+        Ok(files)
     }
 
     /// Reads the weights and builds the model. Components that have no part in making images are named in the log.

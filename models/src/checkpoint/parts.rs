@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::file::read_json;
-use super::weight_files::{DIFFUSERS, TRANSFORMERS};
+use super::weight_files::{DIFFUSERS, Stem, TRANSFORMERS};
 use crate::autoencoder::AutoencoderConfig;
 use crate::text::TextEncoderConfig;
 use crate::{Error, NetworkConfig, Result};
@@ -36,6 +36,14 @@ pub(super) struct Parts {
 /// Components that judge images, or look at some that are given.
 const IDLE: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
 const AUTOENCODERS: [&str; 2] = ["vae", "vqvae"];
+/// Files of a tokenizer; which of them there are differs.
+const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+];
 const TOKENIZERS: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
 /// diffusers' name of a DiT in folders from before it had one of its own.
 const FORMER_DIT: (&str, &str) = ("transformer", "Transformer2DModel");
@@ -95,6 +103,22 @@ impl Parts {
         let text = class("text_encoder").map(|name| text(path, &file, name, class("tokenizer")));
         Ok(Self { network, autoencoder: autoencoder.transpose()?, text: text.transpose()?, idle })
     }
+}
+
+/// What there is around the network that an index tells of: the folders of components with weights and what their files
+/// are called, and the files that describe all components.
+pub(super) fn around(path: &Path) -> Result<(Vec<(&'static str, Stem)>, Vec<String>)> {
+    let index = read_json(&path.join("model_index.json"))?;
+    let there = |name: &str| index[name][1].is_string();
+    let mut parts: Vec<(&str, Stem)> = Vec::new();
+    parts.extend(AUTOENCODERS.into_iter().filter(|name| there(name)).map(|name| (name, DIFFUSERS)));
+    parts.extend(there("text_encoder").then_some(("text_encoder", TRANSFORMERS)));
+    let mut described: Vec<String> =
+        parts.iter().map(|(name, _)| format!("{name}/config.json")).collect();
+    if there("tokenizer") {
+        described.extend(TOKENIZER_FILES.map(|name| format!("tokenizer/{name}")));
+    }
+    Ok((parts, described))
 }
 
 /// The text encoder of a class, and the folder of its tokenizer.

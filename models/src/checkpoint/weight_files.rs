@@ -31,6 +31,13 @@ impl Stem {
         format!("{}.safetensors", self.safetensors)
     }
 
+    /// Files that hold weights or name those that do, the best first; safetensors alone.
+    pub(super) fn candidates(self) -> [String; 4] {
+        let stem = self.safetensors;
+        ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"]
+            .map(|suffix| format!("{stem}.{suffix}"))
+    }
+
     /// The files of `folder`: those of full precision, or else of its only variant; safetensors, or else of
     /// `torch.save`. Where there are none, the usual one, which need not exist.
     ///

@@ -19,7 +19,8 @@ macro_rules! drawing_request {
             /// The class by number or name; not together with a prompt. Without either, every image's class is
             /// drawn from its seed.
             class_label: Option<ClassLabel>,
-            /// `auto`, or exactly the size that every model of the request makes, as `WIDTHxHEIGHT`.
+            /// `auto` for the model's own size, or `WIDTHxHEIGHT`: multiples of the model's `size_multiple` with at most
+            /// `--max-pixels` pixels, or, of a model that makes one size, exactly that.
             #[schema(pattern = "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", default = "auto")]
             size: Option<String>,
             /// Image `i` of every model of the request uses `(seed + i) mod 2^53`; the same seed gives the same image

@@ -102,6 +102,9 @@ pub(in crate::http) struct ModelCard {
     pub(in crate::http) num_train_timesteps: usize,
     /// `WIDTHxHEIGHT`.
     pub(in crate::http) size: String,
+    /// What the sides of its images may be multiples of, of a model that makes several sizes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) size_multiple: Option<usize>,
     /// Channels of its images: 1 gray, 3 RGB.
     pub(in crate::http) channels: usize,
     /// Number of weights.
