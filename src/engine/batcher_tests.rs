@@ -238,3 +238,81 @@ fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
     batcher.leave(model, SampleKey(0));
     assert_eq!(batcher.next(0.0, &Second), None);
 }
+
+/// An image of a text-to-image model: its prompt, so many steps, its decoding.
+fn prompted(rows: usize, steps: usize) -> ScheduledWork {
+    let once = Part { rows: 1, evaluations: 1 };
+    let parts = PerStage::new(|stage| match stage {
+        Stage::Encode | Stage::Decode => once,
+        Stage::Denoise => Part { rows, evaluations: steps },
+    });
+    ScheduledWork { parts, urgency: Urgency::Ordinary(0.0) }
+}
+
+proptest! {
+    /// Every sample goes through its stages in their order, each batch is of one stage and within its limit, and nobody waits
+    /// for ever.
+    #[test]
+    fn stages_follow_one_another(
+        arrivals in prop::collection::vec((0usize..30, 1usize..3, 1usize..6), 1..12),
+        limits in [1usize..4, 1usize..5, 1usize..3],
+    ) {
+        let limits = PerStage::new(|stage| limits[stage as usize].max(if stage == Stage::Denoise { 2 } else { 1 }));
+        let mut batcher = Batcher::default();
+        let mut ran: BTreeMap<SampleKey, Vec<Stage>> = BTreeMap::new();
+        let total: usize = arrivals.iter().map(|(_, _, steps)| steps + 2).sum();
+        let mut waiting: Vec<_> = arrivals.iter().enumerate().collect();
+        for evaluation in 0..30 + total {
+            waiting.retain(|(key, (at, rows, steps))| {
+                let comes = *at <= evaluation;
+                if comes {
+                    batcher.join(ModelKey(0), SampleKey(*key as u64), prompted(*rows, *steps), limits);
+                }
+                !comes
+            });
+            let Some(batch) = batcher.next(0.0, &Free) else { continue };
+            prop_assert!(batch.rows <= limits[batch.stage]);
+            batcher.ran(&batch, 1.0);
+            for sample in &batch.samples {
+                ran.entry(*sample).or_default().push(batch.stage);
+                if batcher.scheduled(batch.model, *sample).unwrap().is_done() {
+                    batcher.leave(batch.model, *sample);
+                }
+            }
+        }
+        prop_assert!(batcher.is_empty());
+        for (key, (_, _, steps)) in arrivals.iter().enumerate() {
+            let mut expected = vec![Stage::Encode];
+            expected.extend(vec![Stage::Denoise; *steps]);
+            expected.push(Stage::Decode);
+            prop_assert_eq!(&ran[&SampleKey(key as u64)], &expected);
+        }
+    }
+}
+
+#[test]
+fn a_deadline_counts_what_is_to_be_decoded() {
+    /// Decoding takes ten seconds, all else one.
+    struct Slow;
+    impl Costs for Slow {
+        fn seconds(&self, _: ModelKey, stage: Stage, _: usize) -> f64 {
+            if stage == Stage::Decode { 10.0 } else { 1.0 }
+        }
+        fn margin(&self) -> f64 {
+            1.0
+        }
+    }
+    let (one, other) = (ModelKey(1), ModelKey(2));
+    let due = |due| {
+        let urgency = Urgency::Deadline { due, from: f64::INFINITY };
+        ScheduledWork { urgency, ..prompted(1, 3) }
+    };
+    let limits = PerStage::new(|_| 1);
+    // Prompt, three steps and decoding take 14 seconds: with 14.5 there is no time for anything else first.
+    for (seconds, first) in [(14.5, SampleKey(2)), (100.0, SampleKey(1))] {
+        let mut batcher = Batcher::default();
+        batcher.join(one, SampleKey(1), ordinary(1), limits);
+        batcher.join(other, SampleKey(2), due(seconds), limits);
+        assert_eq!(batcher.next(0.0, &Slow).unwrap().samples, [first], "{seconds}");
+    }
+}

@@ -64,7 +64,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::engine::batcher::{ModelKey, ScheduledWork, Urgency};
+    use crate::engine::batcher::{ModelKey, Part, ScheduledWork, Urgency};
     use crate::engine::stage::{PerStage, Stage};
 
     /// Seconds of an evaluation: a part per evaluation and a part per row, by model.
@@ -99,6 +99,27 @@ mod tests {
         let running = batcher.next(100.0, &costs).map(|batch| (batch, 100.25));
         let later = finishes(batcher, running, 100.0, &[SampleKey(0)], &costs);
         assert_eq!(later[&SampleKey(0)], 104.75);
+    }
+
+    #[test]
+    fn all_stages_of_a_sample_take_their_time() {
+        struct ByStage;
+        impl Costs for ByStage {
+            fn seconds(&self, _: ModelKey, stage: Stage, _: usize) -> f64 {
+                [0.25, 1.0, 7.0][stage as usize]
+            }
+            fn margin(&self) -> f64 {
+                1.0
+            }
+        }
+        let once = Part { rows: 1, evaluations: 1 };
+        let mut whole = work(4, Urgency::Ordinary(0.0));
+        whole.parts[Stage::Encode] = once;
+        whole.parts[Stage::Decode] = once;
+        let mut batcher = Batcher::default();
+        batcher.join(ModelKey(0), SampleKey(0), whole, PerStage::new(|_| 8));
+        let found = finishes(batcher, None, 0.0, &[SampleKey(0)], &ByStage);
+        assert_eq!(found[&SampleKey(0)], 11.25);
     }
 
     #[test]
