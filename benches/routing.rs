@@ -344,7 +344,7 @@ impl Moment {
         self.batcher.ran(batch, seconds);
         for &sample in &batch.samples {
             let work = self.batcher.scheduled(batch.model, sample);
-            if work.is_some_and(|work| work.evaluations == 0) {
+            if work.is_some_and(|work| work.is_done()) {
                 self.batcher.leave(batch.model, sample);
                 if self.due.remove(&sample).is_some_and(|due| due < self.now) {
                     return false;

@@ -21,7 +21,8 @@ use places::Places;
 
 use super::{
     folder::{CARD, ModelFolder, is_model},
-    parts, read,
+    parts::{self, Around},
+    read,
     weight_files::{DIFFUSERS, Stem},
 };
 use crate::{Error, NetworkConfig, Result};
@@ -192,7 +193,7 @@ impl Hub {
         if listing.has(CARD) {
             download.file(CARD)?;
         }
-        let (parts, described) = parts::around(&folder)?;
+        let Around { parts, described } = parts::around(&folder)?;
         for file in described.iter().filter(|file| listing.has(file)) {
             download.file(file)?;
         }

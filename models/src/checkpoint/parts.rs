@@ -105,9 +105,19 @@ impl Parts {
     }
 }
 
-/// What there is around the network that an index tells of: the folders of components with weights and what their files
-/// are called, and the files that describe all components.
-pub(super) fn around(path: &Path) -> Result<(Vec<(&'static str, Stem)>, Vec<String>)> {
+/// What there is around the network that an index tells of.
+pub(super) struct Around {
+    /// The folders of components with weights, and what those files are called.
+    pub(super) parts: Vec<(&'static str, Stem)>,
+    /// The files that describe all components; of a tokenizer's not all need be there.
+    pub(super) described: Vec<String>,
+}
+
+/// Reads what a folder's index says of it; its files need not be there.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Format`] naming the index.
+pub(super) fn around(path: &Path) -> Result<Around> {
     let index = read_json(&path.join("model_index.json"))?;
     let there = |name: &str| index[name][1].is_string();
     let mut parts: Vec<(&str, Stem)> = Vec::new();
@@ -118,7 +128,7 @@ pub(super) fn around(path: &Path) -> Result<(Vec<(&'static str, Stem)>, Vec<Stri
     if there("tokenizer") {
         described.extend(TOKENIZER_FILES.map(|name| format!("tokenizer/{name}")));
     }
-    Ok((parts, described))
+    Ok(Around { parts, described })
 }
 
 /// The text encoder of a class, and the folder of its tokenizer.
