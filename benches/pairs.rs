@@ -30,6 +30,7 @@ use clap::Parser;
 use pair::{STUDENT, Server, TEACHER, agent, post, verdict};
 use serde_json::{Value, json};
 use understudy::{
+    engine::stage::Stage,
     load::poisson,
     percentiles::{median, percentile, sorted},
 };
@@ -147,14 +148,16 @@ fn shadow(arguments: &Arguments) -> Value {
     for turn in 0..arguments.turns {
         for rate in [0.0, 1.0] {
             let server = Server::start(rate);
-            let seconds = server.student.on(0).evaluation_seconds(1) * arguments.steps as f64;
+            let seconds =
+                server.student.on(0).evaluation_seconds(Stage::Denoise, 1) * arguments.steps as f64;
             let offered = arguments.load / seconds;
             let plan: Vec<f64> = poisson(turn as u64, offered, arguments.seconds).collect();
             let latencies = run(&server, &plan, arguments.steps);
             let outcome =
                 |outcome| server.metrics.shadows.with_label_values(&[STUDENT, outcome]).get();
             if rate > 0.0 {
-                evaluation = evaluation.max(server.teacher.on(0).evaluation_seconds(1));
+                evaluation =
+                    evaluation.max(server.teacher.on(0).evaluation_seconds(Stage::Denoise, 1));
                 compared += outcome("compared");
                 with.extend(latencies);
             } else {

@@ -2,7 +2,10 @@
 //!
 //! `cargo bench --bench planner`
 
-use understudy::engine::batcher::{Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency};
+use understudy::engine::{
+    batcher::{Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency},
+    stage::{PerStage, Stage},
+};
 
 fn main() {
     divan::main();
@@ -12,7 +15,7 @@ fn main() {
 struct PerRow;
 
 impl Costs for PerRow {
-    fn seconds(&self, _: ModelKey, rows: usize) -> f64 {
+    fn seconds(&self, _: ModelKey, _: Stage, rows: usize) -> f64 {
         0.01 * rows as f64
     }
     fn margin(&self) -> f64 {
@@ -20,15 +23,16 @@ impl Costs for PerRow {
     }
 }
 
-const ORDINARY: ScheduledWork =
-    ScheduledWork { rows: 1, evaluations: 50, urgency: Urgency::Ordinary(0.0) };
+fn ordinary() -> ScheduledWork {
+    ScheduledWork::denoising(1, 50, Urgency::Ordinary(0.0))
+}
 
 /// `samples` in flight of each of so many models, all of which fit one evaluation.
 fn busy(models: u64, samples: u64) -> Batcher {
     let mut batcher = Batcher::default();
     for sample in 0..models * samples {
         let (model, key) = (ModelKey(sample % models), SampleKey(sample));
-        batcher.join(model, key, ORDINARY, samples as usize);
+        batcher.join(model, key, ordinary(), PerStage::new(|_| samples as usize));
     }
     batcher
 }
@@ -55,7 +59,12 @@ fn plan_with_turnover(bencher: divan::Bencher, samples: u64) {
         batcher.ran(&batch, 0.01);
         for sample in batch.samples {
             batcher.leave(batch.model, sample);
-            batcher.join(batch.model, SampleKey(newest), ORDINARY, samples as usize);
+            batcher.join(
+                batch.model,
+                SampleKey(newest),
+                ordinary(),
+                PerStage::new(|_| samples as usize),
+            );
             newest += 1;
         }
     });
@@ -69,9 +78,9 @@ fn plan_with_promises(bencher: divan::Bencher, samples: u64) {
     for sample in 0..samples {
         let work = ScheduledWork {
             urgency: Urgency::Deadline { due: 1.0 + 0.01 * sample as f64, from: f64::INFINITY },
-            ..ORDINARY
+            ..ordinary()
         };
-        batcher.join(ModelKey(sample % 2), SampleKey(sample), work, 8);
+        batcher.join(ModelKey(sample % 2), SampleKey(sample), work, PerStage::new(|_| 8));
     }
     bencher.bench_local(|| batcher.next(0.0, &PerRow));
 }

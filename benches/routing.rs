@@ -38,6 +38,7 @@ use pair::{Server, agent, post, verdict};
 use serde_json::{Value, json};
 use understudy::{
     engine::batcher::{Batch, Batcher, Costs, ModelKey, SampleKey, ScheduledWork, Urgency},
+    engine::stage::Stage,
     load::{poisson, uniform},
     percentiles::{percentile, sorted},
     registry::Model,
@@ -114,8 +115,8 @@ fn main() {
     unsafe { std::env::set_var("RAYON_NUM_THREADS", threads) };
     let server = Server::start(0.0);
     let steps = arguments.steps as f64;
-    let teacher = server.teacher.on(0).evaluation_seconds(1) * steps;
-    let student = server.student.on(0).evaluation_seconds(1) * steps;
+    let teacher = server.teacher.on(0).evaluation_seconds(Stage::Denoise, 1) * steps;
+    let student = server.student.on(0).evaluation_seconds(Stage::Denoise, 1) * steps;
     let rate = arguments.load / (0.8 * teacher + 0.2 * student);
     println!(
         "alone: teacher {:.1} ms, student {:.1} ms; {rate:.2} requests/s for {} s",
@@ -207,8 +208,9 @@ impl Trace {
     fn note(&mut self, at: f64, server: &Server) {
         let models = [&server.teacher, &server.student];
         let costs = models.iter().flat_map(|model| {
-            (1..=model.on(0).max_rows())
-                .map(|rows| ((model.key, rows), model.on(0).evaluation_seconds(rows)))
+            (1..=model.on(0).max_rows()[Stage::Denoise]).map(|rows| {
+                ((model.key, rows), model.on(0).evaluation_seconds(Stage::Denoise, rows))
+            })
         });
         self.notes.push((at, costs.collect()));
     }
@@ -229,7 +231,7 @@ impl Trace {
 struct Known<'a>(&'a Table);
 
 impl Costs for Known<'_> {
-    fn seconds(&self, model: ModelKey, rows: usize) -> f64 {
+    fn seconds(&self, model: ModelKey, _: Stage, rows: usize) -> f64 {
         self.0[&(model, rows)]
     }
     fn margin(&self) -> f64 {
@@ -289,7 +291,7 @@ impl<'a> Replay<'a> {
         // From the start, so that nothing that arrives later can be in their way.
         let promised = |due| Urgency::Deadline { due, from: moment.now };
         let urgency = due.map_or(Urgency::Ordinary(moment.now), promised);
-        let work = ScheduledWork { rows: 1, evaluations: self.steps, urgency };
+        let work = ScheduledWork::denoising(1, self.steps, urgency);
         moment.batcher.join(model.key, SampleKey(i as u64), work, model.on(0).max_rows());
         moment.due.extend(due.map(|due| (SampleKey(i as u64), due)));
     }
@@ -299,7 +301,7 @@ impl<'a> Replay<'a> {
         while moment.now < until {
             let costs = self.trace.at(moment.now);
             let Some(batch) = moment.batcher.next(moment.now, &costs) else { break };
-            let seconds = costs.seconds(batch.model, batch.rows);
+            let seconds = costs.seconds(batch.model, batch.stage, batch.rows);
             moment.now += seconds;
             if !moment.end(&batch, seconds) {
                 return false;
@@ -342,7 +344,7 @@ impl Moment {
         self.batcher.ran(batch, seconds);
         for &sample in &batch.samples {
             let work = self.batcher.scheduled(batch.model, sample);
-            if work.is_some_and(|work| work.evaluations == 0) {
+            if work.is_some_and(|work| work.is_done()) {
                 self.batcher.leave(batch.model, sample);
                 if self.due.remove(&sample).is_some_and(|due| due < self.now) {
                     return false;

@@ -33,7 +33,7 @@ use clap::Parser;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot};
 use understudy::{
-    engine::Engine,
+    engine::{Engine, stage::Stage},
     experiments::Experiments,
     http::{self, App},
     metrics::Metrics,
@@ -238,7 +238,7 @@ impl Server {
             let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
             registry.load_all(|_, _| {}).await.unwrap();
             let Some(State::Ready(model)) = registry.get(MODEL) else { panic!("not ready") };
-            (url, model.on(0).max_rows(), served)
+            (url, model.on(0).max_rows()[Stage::Denoise], served)
         });
         Self { url, max_rows, stop, runtime, served }
     }

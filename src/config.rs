@@ -72,6 +72,7 @@ impl Config {
                 None => DataFolder::Default(user_folder("XDG_STATE_HOME", ".local/state")),
             },
             http: http::Settings {
+                max_pixels: arguments.max_pixels,
                 max_images: arguments.max_images_per_request.min(max_queue),
                 max_rows: max_queue,
                 request_timeout: Duration::from_secs(arguments.request_timeout_seconds),

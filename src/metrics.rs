@@ -31,6 +31,10 @@ pub struct Metrics {
     pub device_duration: HistogramVec,
     /// Seconds of one batched network evaluation, by `model`.
     pub evaluation_duration: HistogramVec,
+    /// One batched evaluation of a text encoder or a decoder.
+    pub transcoding_duration: HistogramVec,
+    /// Prompts whose hidden states were kept, or had to be worked out.
+    pub prompts: IntCounterVec,
     /// Samples in one network evaluation, by `model`.
     pub batch_samples: HistogramVec,
     /// Finished images, by `model`.
@@ -102,6 +106,19 @@ impl Metrics {
                 "understudy_evaluation_duration_seconds",
                 "Time of one batched network evaluation.",
                 buckets(1e-4, 10.0),
+            )?,
+            transcoding_duration: labelled_histogram(
+                &registry,
+                "understudy_transcoding_duration_seconds",
+                "One batched evaluation of a model's text encoder (encode) or decoder (decode).",
+                buckets(1e-4, 10.0),
+                &["model", "stage"],
+            )?,
+            prompts: counter(
+                &registry,
+                "understudy_prompts_total",
+                "Prompts of requests whose hidden states were kept (hit) or had to be worked out (miss).",
+                &["model", "outcome"],
             )?,
             batch_samples: histogram(
                 &registry,

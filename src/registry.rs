@@ -21,14 +21,14 @@ use understudy_models::checkpoint::{
 };
 
 use crate::{
-    engine::Engine,
+    engine::{self, Engine},
     metrics::Metrics,
     model_folders::ModelFolders,
     names::{UNUSABLE_NAME, is_id},
 };
 
 pub use kept_costs::KeptCosts;
-pub use model::{Model, Replica};
+pub use model::{Model, Replica, Text};
 
 /// What the registry knows of one id.
 #[derive(Debug, Clone)]
@@ -307,8 +307,9 @@ impl Registry {
                 tracing::info!(
                     model = marked,
                     parameters = model.parameters,
-                    max_rows = model.on(0).max_rows(),
-                    evaluation_seconds = model.on(0).evaluation_seconds(1),
+                    max_rows = model.on(0).max_rows()[engine::stage::Stage::Denoise],
+                    evaluation_seconds =
+                        model.on(0).evaluation_seconds(engine::stage::Stage::Denoise, 1),
                     "model ready"
                 );
             }
@@ -373,9 +374,8 @@ impl Registry {
         self.enter(id, Stage::Reading);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
-            let network = ModelFolder::open(&folder)?.network;
             let circumstances = settings.kept_costs.circumstances(
-                &network,
+                &ModelFolder::open(&folder)?,
                 settings.dtype,
                 settings.max_rows,
                 &settings.devices,
@@ -390,7 +390,7 @@ impl Registry {
         let (model, circumstances) = blocking(read).await?;
         self.enter(id, Stage::Measuring);
         let Settings { kept_costs, max_rows, .. } = &self.settings;
-        let known = circumstances.as_ref().and_then(|it| kept_costs.recall(it));
+        let known = circumstances.as_ref().map(|it| kept_costs.recall(it)).unwrap_or_default();
         let measured = self.engine.warm_up(Arc::clone(&model), *max_rows, known).await?;
         if let (Some(circumstances), Some(costs)) = (circumstances, measured) {
             kept_costs.keep(circumstances, costs);

@@ -41,6 +41,8 @@ fn batches_hold_the_images_the_server_makes() {
             .map(|(&label, seed)| SampleSpec { seed, class_label: Some(label) })
             .collect(),
         trajectory,
+        prompts: Vec::new(),
+        latents: Vec::new(),
         guidance_scale: 1.0,
         partial_images: 0,
         deadline: None,
@@ -53,4 +55,49 @@ fn batches_hold_the_images_the_server_makes() {
         }
     }
     assert_eq!(served.into_iter().map(Option::unwrap).collect::<Vec<_>>(), ours);
+}
+
+/// diffusers' own small Stable Diffusion (`models/tests/golden/make_pipelines.py`) through the engine: its prompt, guidance,
+/// steps and decoder, from the same noise.
+#[test]
+fn the_engine_draws_what_diffusers_draws_after_a_prompt() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
+    let device = Device::Cpu;
+    let model =
+        Model::load(&golden.join("stable_diffusion"), "sd".into(), 0, DType::F32, &[device]);
+    let model = Arc::new(model.unwrap());
+    let tensors =
+        candle_core::safetensors::load(golden.join("stable_diffusion.safetensors"), &Device::Cpu);
+    let tensors = tensors.unwrap();
+    let latents = &tensors["latents"];
+    let request = GenerateRequest {
+        samples: vec![SampleSpec { seed: 0, class_label: None }; 2],
+        trajectory: sampler::trajectory(&model.schedule, sampler::Kind::Ddim, 6, 0.0, false)
+            .unwrap(),
+        prompts: model.prompts("red apple, noto style", "a cat", 4.0).unwrap(),
+        latents: (0..2).map(|row| latents.narrow(0, row, 1).unwrap()).collect(),
+        guidance_scale: 4.0,
+        partial_images: 0,
+        deadline: None,
+        model: Arc::clone(&model),
+    };
+    let engine = Engine::start(NonZeroUsize::MIN, 2, Metrics::new().unwrap()).unwrap();
+    let mut submission = engine.generate(request).unwrap();
+    let mut drawn = vec![Vec::new(); 2];
+    while let Some(event) = submission.blocking_next() {
+        if let Event::Completed { index, image, .. } = event {
+            drawn[index] = image.pixels;
+        }
+    }
+    let expected: Vec<u8> = Image::from_batch(&tensors["images"])
+        .unwrap()
+        .into_iter()
+        .flat_map(|it| it.pixels)
+        .collect();
+    let drawn = drawn.concat();
+    assert_eq!(drawn.len(), expected.len());
+    let squares = drawn.iter().zip(&expected).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
+    let mean = squares.sum::<f64>() / drawn.len() as f64;
+    let psnr = 10.0 * (255.0 * 255.0 / mean).log10();
+    assert!(psnr >= 60.0, "{psnr:.1} dB");
 }

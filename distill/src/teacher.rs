@@ -33,10 +33,10 @@ impl Teacher {
     /// Reads a model folder onto a device, to be evaluated in `dtype`; `name` is what the student's card will call it.
     ///
     /// # Errors
-    /// As [`ModelFolder::open_for_images`] and [`ModelFolder::load`], and whatever the device says.
+    /// As [`ModelFolder::open_pixels`] and [`ModelFolder::load`], and whatever the device says.
     pub fn open(folder: &Path, name: String, dtype: DType, device: &Device) -> Result<Self> {
         let path = folder.to_owned();
-        let folder = ModelFolder::open_for_images(folder)?;
+        let folder = ModelFolder::open_pixels(folder)?;
         let config = folder.network.clone();
         let weights = config.fit(folder.tensors()?)?;
         let hash = hash(&config, &weights)?;

@@ -296,7 +296,7 @@ fn settings_that_cannot_work_are_refused() {
         ((1, 10, 1 << 20), ["samples", "--rho"]),
     ] {
         let settings =
-            Settings { evaluations, walk_steps, samples, batch: BATCH, seed: 0, finished: None };
+            Settings { evaluations, walk_steps, samples, batch: BATCH, seed: 0 };
         let problem = Segments::new(&teacher, settings).err().unwrap().to_string();
         assert!(words.iter().all(|word| problem.contains(word)), "{problem}");
     }

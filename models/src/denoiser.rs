@@ -70,12 +70,13 @@ impl Geometry {
         self.in_channels.checked_mul(2) == Some(self.out_channels)
     }
 
-    /// Refuses a network that does not make images by itself: one whose conditioning is numbers instead of classes, whose
-    /// answer is no prediction of its input, or whose samples are neither gray nor RGB.
+    /// Refuses a network that does not make images: one whose conditioning is numbers instead of classes, or prompts where nothing
+    /// reads them; whose answer is no prediction of its input; or whose samples are neither gray nor RGB, where nothing
+    /// decodes them.
     ///
     /// # Errors
     /// [`crate::Error::Value`] naming the field of its `config.json`.
-    pub fn check_images(&self) -> crate::Result<()> {
+    pub fn check_images(&self, decodes: bool, reads: bool) -> crate::Result<()> {
         let refuse = |field: &str, value: String, remedy: String| {
             Err(crate::Error::value(
                 field,
@@ -102,11 +103,11 @@ impl Geometry {
                 );
             }
         }
-        if let Some(Prompt { width, .. }) = self.prompt {
-            let remedy = "the network is conditioned on the hidden states of a text encoder";
+        if let Some(Prompt { width, .. }) = self.prompt.filter(|_| !reads) {
+            let remedy = "the network is conditioned on the hidden states of a text encoder, which the folder does not have";
             return refuse("cross_attention_dim", width.to_string(), remedy.into());
         }
-        if !matches!(self.in_channels, 1 | 3) {
+        if !decodes && !matches!(self.in_channels, 1 | 3) {
             let remedy = "must be 1 (gray) or 3 (RGB)".into();
             return refuse("in_channels", self.in_channels.to_string(), remedy);
         }

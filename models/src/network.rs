@@ -84,6 +84,9 @@ macro_rules! architectures {
             /// [`Error::Value`] naming file, field, value and remedy.
             pub fn from_json(value: &Value, file: &str) -> Result<Self> {
                 let class = value.get("_class_name").and_then(Value::as_str);
+                let former = dit_by_norm_type(value, class);
+                let value = former.as_ref().unwrap_or(value);
+                let class = value.get("_class_name").and_then(Value::as_str);
                 match class.unwrap_or("UNet2DModel") {
                     $($class => <$config>::from_json(value, file).map(Self::from),)*
                     other => Err(Error::value(
@@ -128,6 +131,16 @@ architectures! {
     UNet = "UNet2DModel": UNet2DConfig, in "unet" of "DDPMPipeline";
     UNetCondition = "UNet2DConditionModel": UNet2DConditionConfig, in "unet" of "StableDiffusionPipeline";
     DiT = "DiTTransformer2DModel": DiTConfig, in "transformer" of "DiTPipeline";
+}
+
+/// A DiT's configuration from before diffusers had a class of that name: a `Transformer2DModel` is one by its `norm_type`.
+fn dit_by_norm_type(value: &Value, class: Option<&str>) -> Option<Value> {
+    let former = class == Some("Transformer2DModel") && value["norm_type"] == "ada_norm_zero";
+    former.then(|| {
+        let mut value = value.clone();
+        value["_class_name"] = "DiTTransformer2DModel".into();
+        value
+    })
 }
 
 impl NetworkConfig {

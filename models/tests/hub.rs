@@ -5,6 +5,7 @@ mod hub_server;
 
 use std::{fs, net::TcpListener, path::Path, time::Duration};
 
+use candle_core::{DType, Device};
 use hub_server::HubServer;
 use tempfile::TempDir;
 use understudy_models::checkpoint::{
@@ -72,6 +73,40 @@ fn only_what_serving_reads_is_downloaded() {
     for name in ["README.md", "unet/diffusion_pytorch_model.bin", "vae"] {
         assert!(!folder.join(name).exists(), "{name}");
     }
+}
+
+/// A text-to-image model is fetched with all that it is run with, and without what it is not.
+#[test]
+fn the_parts_around_a_network_are_fetched() {
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline/stable_diffusion");
+    let mut files = Vec::new();
+    for name in [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "tokenizer/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+    ] {
+        files.push((name.to_owned(), fs::read(golden.join(name)).unwrap()));
+    }
+    let named = files.clone();
+    // Published with a variant beside it, and a safety checker.
+    files.push(("unet/diffusion_pytorch_model.fp16.safetensors".into(), b"not asked for".to_vec()));
+    files.push(("safety_checker/model.safetensors".into(), b"not asked for".to_vec()));
+    let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    for (name, bytes) in named {
+        assert_eq!(fs::read(folder.join(&name)).unwrap(), bytes, "{name}");
+    }
+    assert!(!folder.join("unet/diffusion_pytorch_model.fp16.safetensors").exists());
+    assert!(!folder.join("safety_checker").exists());
+    ModelFolder::open(&folder).unwrap().load(DType::F32, &Device::Cpu).unwrap();
 }
 
 #[test]

@@ -250,7 +250,7 @@ fn it_is_told_what_its_geometry_says() {
     let narrow = case.prompt.narrow(2, 0, 11).unwrap();
     let message = asked(Conditions { prompt: Some(&narrow), ..conditions });
     assert!(message.contains("not Some((F32, [3, 9, 12]))"), "{message}");
-    let message = network.geometry().check_images().unwrap_err().to_string();
+    let message = network.geometry().check_images(false, false).unwrap_err().to_string();
     assert!(message.contains("`cross_attention_dim` is 12"), "{message}");
 }
 

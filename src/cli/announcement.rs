@@ -30,8 +30,8 @@ pub(super) fn model(id: &str, state: &State) -> String {
     match state {
         State::Ready(model) => format!(
             "  model    {id}: ready, {}x{}, {:.1} million weights, {}",
-            model.geometry.width,
-            model.geometry.height,
+            model.image[2],
+            model.image[1],
             model.parameters as f64 / 1e6,
             model.dtype
         ),

@@ -10,7 +10,7 @@ use understudy_distill::{
 };
 use understudy_models::{
     Geometry,
-    checkpoint::{Loaded, ModelFolder, card::Card},
+    checkpoint::{ModelFolder, Pipeline, card::Card},
     sampler,
 };
 
@@ -30,7 +30,7 @@ use crate::{
 pub(super) struct Measured {
     pub(super) comparison: Comparison,
     pub(super) verdict: Verdict,
-    pub(super) teacher: Loaded,
+    pub(super) teacher: Pipeline,
 }
 
 /// Images where nobody says how many, and least images.
@@ -158,10 +158,10 @@ fn scores(comparison: &Comparison, args: &MeasureArgs) -> Map<String, Value> {
     scores
 }
 
-fn load(folder: &Path, compute: &Compute) -> Result<Loaded, String> {
+fn load(folder: &Path, compute: &Compute) -> Result<Pipeline, String> {
     let device = compute.device()?;
     let dtype = compute.dtype(&device)?;
-    ModelFolder::open_for_images(folder)
+    ModelFolder::open_pixels(folder)
         .and_then(|folder| folder.load(dtype, &device))
         .map_err(|error| format!("{}: {error}", folder.display()))
 }
@@ -170,7 +170,7 @@ fn shape(geometry: &Geometry) -> (usize, usize, usize) {
     (geometry.in_channels, geometry.height, geometry.width)
 }
 
-fn side(model: &Loaded, args: &MeasureArgs) -> Result<Sampling, String> {
+fn side(model: &Pipeline, args: &MeasureArgs) -> Result<Sampling, String> {
     let geometry = model.network.geometry();
     let (steps, learned) = (args.steps(&model.card), geometry.learned_variance());
     let eta = args.scheduler.default_eta();
@@ -184,7 +184,7 @@ fn side(model: &Loaded, args: &MeasureArgs) -> Result<Sampling, String> {
 /// As many images as `seconds` are enough for: the teacher makes them twice, once to compare with.
 fn affordable(
     sides: &[Sampling; 2],
-    models: [&Loaded; 2],
+    models: [&Pipeline; 2],
     runs: usize,
     seconds: f64,
 ) -> Result<usize, String> {

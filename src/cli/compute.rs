@@ -13,7 +13,10 @@ use understudy_models::{
 };
 
 use super::models_arg::ModelsArg;
-use crate::{engine::CostModel, registry::Model};
+use crate::{
+    engine::{CostModel, stage::Stage},
+    registry::Model,
+};
 
 /// Which model.
 #[derive(Debug, clap::Args)]
@@ -214,7 +217,9 @@ impl ModelArg {
         if self.deterministic {
             model = model.padded(max_rows);
         }
-        model.on(0).set_cost(CostModel::new(vec![(1, 0.0)], Some(max_rows)));
+        for stage in Stage::ALL {
+            model.on(0).set_cost(stage, CostModel::new(vec![(1, 0.0)], Some(max_rows)));
+        }
         Ok(Arc::new(model))
     }
 }

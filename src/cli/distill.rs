@@ -475,6 +475,7 @@ fn card(asked: &Asked<'_>) -> Card {
         Some(evaluations) => Defaults {
             num_inference_steps: Some(evaluations),
             scheduler: Some(Kind::Ddim.name().into()),
+            ..teacher.card.defaults.clone()
         },
     };
     Card {

@@ -13,7 +13,7 @@ use understudy_distill::{
     generate::{Classes, Sampling},
 };
 use understudy_models::{
-    checkpoint::{Loaded, ModelFolder, check_target, hub, write_atomically},
+    checkpoint::{ModelFolder, Pipeline, check_target, hub, write_atomically},
     noise, sampler,
 };
 
@@ -153,7 +153,7 @@ fn against(args: &EvaluateArgs, model: &str, teacher: &str) -> Result<(), String
 /// Where the samples come from.
 enum Source {
     Images(Images),
-    Model { loaded: Box<Loaded>, dtype: DType, id: String, sampling: Sampling, n: usize },
+    Model { loaded: Box<Pipeline>, dtype: DType, id: String, sampling: Sampling, n: usize },
 }
 
 impl Source {
@@ -168,7 +168,7 @@ impl Source {
         // Features are taken on the CPU, wherever the samples are made.
         let device = args.compute.device()?;
         let dtype = args.compute.dtype(&device)?;
-        let loaded = ModelFolder::open_for_images(&folder)
+        let loaded = ModelFolder::open_pixels(&folder)
             .and_then(|folder| folder.load(dtype, &device))
             .map_err(explain)?;
         let geometry = loaded.network.geometry();

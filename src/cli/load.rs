@@ -55,6 +55,9 @@ pub(super) struct LoadArgs {
     /// The sampler; default: the models' own.
     #[arg(long, value_parser = super::one_of(Kind::ALL, Kind::name))]
     scheduler: Option<Kind>,
+    /// What text-to-image models are to draw; given several times, the requests take turns.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Vec<String>,
     /// Images per request.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     n: Option<u16>,
@@ -165,7 +168,11 @@ async fn measure(
     let plan = || arrivals(args.seed, rate, args.duration, mix);
     let images = args.n.map_or(1, u64::from);
     let send = |arrival: Arrival| {
-        let body = body(&models[arrival.entry], args.seed + arrival.number * images, fields);
+        let mut fields = fields.clone();
+        if let Some(prompt) = args.prompt.get(arrival.number as usize % args.prompt.len().max(1)) {
+            fields.insert("prompt".into(), prompt.as_str().into());
+        }
+        let body = body(&models[arrival.entry], args.seed + arrival.number * images, &fields);
         let client = client.clone();
         async move { client.images(body).await }
     };
@@ -193,6 +200,7 @@ fn asked(args: &LoadArgs) -> Asked {
     let fields = [
         ("num_inference_steps", args.steps.map(|steps| Value::from(steps.get()))),
         ("scheduler", args.scheduler.map(Kind::name).map(Value::from)),
+        ("prompt", args.prompt.first().map(|prompt| Value::from(prompt.as_str()))),
         ("n", args.n.map(Value::from)),
         ("deadline_ms", args.deadline_ms.map(|deadline| Value::from(deadline.get()))),
     ];

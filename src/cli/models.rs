@@ -93,16 +93,16 @@ pub(super) fn run(args: &ModelsArgs) -> Result<(), String> {
 }
 
 fn servable(model: &ModelFolder) -> State {
-    let geometry = model.network.geometry();
+    let [channels, height, width] = model.image_shape();
     let bytes = |path: &std::path::PathBuf| Some(std::fs::metadata(path).ok()?.len());
-    let weights = model.weight_files().ok();
+    let weights = model.all_weight_files().ok();
     State::Servable {
         role: model.card.role,
         teacher: model.card.teacher.clone(),
-        width: geometry.width,
-        height: geometry.height,
-        channels: geometry.in_channels,
-        classes: match geometry.conditioning {
+        width,
+        height,
+        channels,
+        classes: match model.network.geometry().conditioning {
             Conditioning::Classes(classes) => Some(classes),
             _ => None,
         },

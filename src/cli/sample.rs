@@ -5,10 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use candle_core::{DType, Device, Tensor};
 use understudy_distill::picture;
 use understudy_models::{
-    Conditioning,
-    checkpoint::{card::Card, check_target},
+    Conditioning, Geometry,
+    checkpoint::{card::Card, check_target, read},
     noise,
     sampler::{self, Kind},
 };
@@ -19,8 +20,9 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    engine::{Engine, Event, GenerateRequest, Image, SampleSpec},
+    engine::{Engine, Event, GenerateRequest, Image, SampleSpec, Tokens},
     metrics::Metrics,
+    registry::Model,
 };
 
 /// Generate images, and a grid of them.
@@ -40,6 +42,22 @@ pub(super) struct SampleArgs {
     /// Class of all images, by name or number; without it classes take turns.
     #[arg(long, alias = "class-label", value_name = "NAME-OR-NUMBER")]
     class: Option<String>,
+    /// What a text-to-image model is to draw.
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// What guidance leads a text-to-image model away from; default: the empty prompt.
+    #[arg(long, value_name = "TEXT")]
+    negative_prompt: Option<String>,
+    /// Classifier-free guidance; 1 is none [default: the model card's, else 1].
+    #[arg(long, value_name = "SCALE")]
+    guidance_scale: Option<f64>,
+    /// Pixels of the images, of models that make several sizes; default: the model's own.
+    #[arg(long, value_name = "WIDTHxHEIGHT", value_parser = size)]
+    size: Option<[usize; 2]>,
+    /// Start at the F32 tensor `latents` `[N, C, H, W]` of a safetensors file, standard normal, instead of at the seeds'
+    /// noise; N is --n.
+    #[arg(long, value_name = "FILE")]
+    latents: Option<PathBuf>,
     /// Network steps; default: the model card's.
     #[arg(long)]
     steps: Option<usize>,
@@ -56,6 +74,8 @@ pub(super) struct SampleArgs {
     pub(super) compute: Compute,
 }
 
+/// Bytes of the largest file of latents that is read.
+const LATENTS_LIMIT: u64 = 1 << 30;
 /// Previews per image that only show progress.
 const TICKS: usize = 3;
 
@@ -74,8 +94,15 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         check_target(&args.out).map_err(|error| format!("--out {error}"))?;
     }
     let model = args.model.load(&args.compute, args.batch as usize)?;
+    let model = match args.size {
+        Some(size) => model.sized(size).map_err(|error| format!("--size: {error}"))?,
+        None => model,
+    };
     let kind = args.scheduler.unwrap_or_else(|| model.default_scheduler());
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
+    let guidance_scale = args.guidance_scale.unwrap_or_else(|| model.default_guidance());
+    let prompts = prompts(args, &model, guidance_scale)?;
+    let latents = latents(args, &model)?;
     let geometry = &model.geometry;
     let learned = geometry.learned_variance();
     let eta = args.eta.unwrap_or_else(|| kind.default_eta());
@@ -104,13 +131,66 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         model,
         samples,
         trajectory,
-        guidance_scale: 1.0,
+        prompts,
+        latents,
+        guidance_scale,
         partial_images: TICKS,
         deadline: None,
     });
     let images = collect(submission.map_err(|rejected| rejected.to_string())?, seeds.len())?;
     write(&args.out, &images, &seeds)?;
     print(format!("{}: {} images", args.out.display(), images.len()))
+}
+
+/// Height and width.
+fn size(text: &str) -> Result<[usize; 2], String> {
+    let side = |text: &str| text.parse().ok().filter(|side| (1..=1 << 16).contains(side));
+    let sides =
+        text.split_once('x').and_then(|(width, height)| Some([side(height)?, side(width)?]));
+    sides.ok_or_else(|| "write WIDTHxHEIGHT, as in 512x384".into())
+}
+
+/// The prompts of a request's rows.
+fn prompts(args: &SampleArgs, model: &Model, scale: f64) -> Result<Vec<Tokens>, String> {
+    if !scale.is_finite() {
+        return Err(format!("--guidance-scale {scale}: write a finite number"));
+    }
+    if scale != 1.0 && !model.guides() {
+        return Err(format!(
+            "--guidance-scale {scale}: the model has no null class and reads no text; leave it out"
+        ));
+    }
+    let texts = [("--prompt", &args.prompt), ("--negative-prompt", &args.negative_prompt)];
+    if let (None, Some((flag, _))) = (model.text(), texts.iter().find(|(_, text)| text.is_some())) {
+        return Err(format!("{flag}: the model reads no text; leave it out"));
+    }
+    if args.negative_prompt.is_some() && scale == 1.0 {
+        return Err(
+            "--negative-prompt: has no effect without guidance; add --guidance-scale".into()
+        );
+    }
+    let [prompt, negative] = texts.map(|(_, text)| text.as_deref().unwrap_or_default());
+    model.prompts(prompt, negative, scale).map_err(|error| error.to_string())
+}
+
+/// Where images begin, where that is told.
+fn latents(args: &SampleArgs, model: &Model) -> Result<Vec<Tensor>, String> {
+    let Some(path) = &args.latents else { return Ok(Vec::new()) };
+    let refuse = |problem: String| format!("--latents {}: {problem}", path.display());
+    let bytes = read::whole(path, LATENTS_LIMIT).map_err(|error| format!("--latents {error}"))?;
+    let device = args.compute.device()?;
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu);
+    let mut tensors = tensors.map_err(|error| refuse(error.to_string()))?;
+    let latents =
+        tensors.remove("latents").ok_or_else(|| refuse("holds no tensor `latents`".into()))?;
+    let Geometry { in_channels, height, width, .. } = model.geometry;
+    let shape = [args.n as usize, in_channels, height, width];
+    if latents.dtype() != DType::F32 || latents.dims() != shape {
+        let (dtype, dims) = (latents.dtype().as_str(), latents.dims());
+        return Err(refuse(format!("`latents` is {dtype} {dims:?}, not f32 {shape:?}")));
+    }
+    let rows = (0..shape[0]).map(|i| latents.narrow(0, i, 1)?.to_device(&device));
+    rows.collect::<candle_core::Result<_>>().map_err(|error| refuse(error.to_string()))
 }
 
 /// Waits for all images, in order, and tells meanwhile how far they are.

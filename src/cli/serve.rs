@@ -65,6 +65,14 @@ pub struct ServeArgs {
         default_value = "16",
         value_parser = whole::<usize>(1, MOST_IMAGES), help_heading = "Limits")]
     pub max_images_per_request: usize,
+    /// Pixels of an image, of models that make several sizes.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_MAX_PIXELS",
+        value_name = "PIXELS",
+        default_value = "1048576",
+        value_parser = whole::<usize>(1, MOST_PIXELS), help_heading = "Limits")]
+    pub max_pixels: usize,
     /// Rows of one network evaluation [default: as many as the warm-up finds useful].
     #[arg(
         long,
@@ -220,6 +228,8 @@ const DAY: u64 = 24 * 60 * 60;
 
 /// Most images in a queue: each takes memory, and admission looks at all of them.
 const MOST_IMAGES: u64 = 65_536;
+/// A square of 16,384, which no network here reaches.
+const MOST_PIXELS: u64 = 1 << 28;
 
 /// Whole numbers from `least` to `most`, which are what the flag's number is used for.
 fn whole<T: TryFrom<u64> + Clone + Send + Sync>(least: u64, most: u64) -> RangedU64ValueParser<T> {

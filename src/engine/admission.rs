@@ -2,7 +2,10 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::batcher::{SampleKey, ScheduledWork, Urgency};
+use super::{
+    batcher::{Part, SampleKey, ScheduledWork, Urgency},
+    stage::{PerStage, Stage},
+};
 use crate::registry::Model;
 
 /// One image, or one row of a raw evaluation.
@@ -11,17 +14,25 @@ pub(super) struct Admission {
     /// Later ones have larger numbers.
     pub(super) key: SampleKey,
     pub(super) model: Arc<Model>,
-    /// Rows it takes in every evaluation: 2 with guidance, else 1.
-    pub(super) rows: usize,
-    pub(super) evaluations: usize,
+    /// All that is to be done.
+    pub(super) parts: PerStage<Part>,
     pub(super) deadline: Option<Instant>,
     /// Whether no client waits for it, so that it runs only when nothing else does.
     pub(super) background: bool,
 }
 
 impl Admission {
-    /// All of it that is to be done.
     pub(super) fn work(&self, urgency: Urgency) -> ScheduledWork {
-        ScheduledWork { rows: self.rows, evaluations: self.evaluations, urgency }
+        ScheduledWork { parts: self.parts, urgency }
+    }
+
+    /// Rows it takes in every evaluation of the network: 2 with guidance, else 1.
+    pub(super) fn rows(&self) -> usize {
+        self.parts[Stage::Denoise].rows
+    }
+
+    /// Evaluations of the network that it takes.
+    pub(super) fn evaluations(&self) -> usize {
+        self.parts[Stage::Denoise].evaluations
     }
 }

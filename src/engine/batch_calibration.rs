@@ -17,7 +17,7 @@ const ROUNDS: usize = 3;
 const AGREEING: usize = 3;
 /// Where sizes within a tenth are taken for equally good, half of that is near enough.
 const AGREEMENT: f64 = 0.05;
-/// Nothing begins that is predicted to end later than this, if anything has been timed.
+/// Seconds that finding out about a model may take.
 pub const BUDGET_SECONDS: f64 = 4.0;
 /// The largest batch ever tried.
 const LARGEST: usize = 256;
@@ -26,6 +26,8 @@ const LARGEST: usize = 256;
 #[derive(Debug)]
 pub(super) struct BatchCalibration {
     max_rows: Option<usize>,
+    /// Nothing begins that is predicted to end later than this, if anything has been timed.
+    budget_seconds: f64,
     /// Mean seconds of an evaluation, by round and size; size `i` is 2ⁱ rows. All rounds but the last, which
     /// may be under way, have as many sizes: a round that goes further makes those before it void.
     rounds: Vec<Vec<f64>>,
@@ -34,9 +36,15 @@ pub(super) struct BatchCalibration {
 }
 
 impl BatchCalibration {
-    /// `max_rows` is how many rows there are to be, where that is decided already.
-    pub(super) fn new(max_rows: Option<usize>) -> Self {
-        Self { max_rows, rounds: vec![Vec::new()], stretch: (0, 0.0) }
+    /// `max_rows` is how many rows there are to be, where that is decided already; `budget_seconds` is how long it may
+    /// take, give or take an evaluation.
+    pub(super) fn new(max_rows: Option<usize>, budget_seconds: f64) -> Self {
+        Self { max_rows, budget_seconds, rounds: vec![Vec::new()], stretch: (0, 0.0) }
+    }
+
+    /// How long it may take.
+    pub(super) fn budget_seconds(&self) -> f64 {
+        self.budget_seconds
     }
 
     /// Rows of the evaluation that is to be timed next.
@@ -50,7 +58,8 @@ impl BatchCalibration {
         self.stretch.1 += seconds;
         let (evaluations, stretch) = self.stretch;
         let mean = stretch / evaluations as f64;
-        let affordable = |seconds: f64| spent + seconds < BUDGET_SECONDS;
+        let budget = self.budget_seconds;
+        let affordable = |seconds: f64| spent + seconds < budget;
         if stretch < self.least() && affordable(mean) {
             return None;
         }
@@ -183,7 +192,7 @@ mod tests {
             max_rows: Option<usize>,
             cost: impl Fn(usize) -> f64,
         ) -> (CostModel, f64) {
-            let mut calibration = BatchCalibration::new(max_rows);
+            let mut calibration = BatchCalibration::new(max_rows, BUDGET_SECONDS);
             loop {
                 let seconds = self.run(cost(calibration.rows()));
                 if let Some(costs) = calibration.timed(seconds, self.now) {
@@ -260,7 +269,7 @@ mod tests {
     #[test]
     fn memory_ends_the_survey_at_what_fits() {
         for (max_rows, expected) in [(None, 8), (Some(32), 8), (Some(4), 4)] {
-            let mut calibration = BatchCalibration::new(max_rows);
+            let mut calibration = BatchCalibration::new(max_rows, BUDGET_SECONDS);
             let mut spent = 0.0;
             let costs = loop {
                 if calibration.rows() > 8 {
@@ -275,7 +284,7 @@ mod tests {
             assert_eq!(costs.max_rows(), expected);
             assert!((costs.seconds(4) / student(4) - 1.0).abs() < 1e-9);
         }
-        assert!(BatchCalibration::new(None).found_no_memory().is_none());
+        assert!(BatchCalibration::new(None, BUDGET_SECONDS).found_no_memory().is_none());
     }
 
     #[test]

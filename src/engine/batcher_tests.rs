@@ -10,7 +10,7 @@ use super::*;
 struct Free;
 
 impl Costs for Free {
-    fn seconds(&self, _: ModelKey, _: usize) -> f64 {
+    fn seconds(&self, _: ModelKey, _: Stage, _: usize) -> f64 {
         0.0
     }
     fn margin(&self) -> f64 {
@@ -22,7 +22,7 @@ impl Costs for Free {
 struct Second;
 
 impl Costs for Second {
-    fn seconds(&self, _: ModelKey, _: usize) -> f64 {
+    fn seconds(&self, _: ModelKey, _: Stage, _: usize) -> f64 {
         1.0
     }
     fn margin(&self) -> f64 {
@@ -31,7 +31,7 @@ impl Costs for Second {
 }
 
 fn ordinary(rows: usize) -> ScheduledWork {
-    ScheduledWork { rows, evaluations: 10, urgency: Urgency::Ordinary(0.0) }
+    ScheduledWork::denoising(rows, 10, Urgency::Ordinary(0.0))
 }
 
 /// A sample of the simulation.
@@ -75,7 +75,7 @@ proptest! {
             while next_arrival < arrivals.len() && (arrivals[next_arrival].at <= tick || batcher.is_empty()) {
                 let a = &arrivals[next_arrival];
                 let key = SampleKey(next_arrival as u64);
-                batcher.join(ModelKey(a.model), key, ordinary(a.rows), limits[a.model as usize]);
+                batcher.join(ModelKey(a.model), key, ordinary(a.rows), PerStage::new(|_| limits[a.model as usize]));
                 live.insert(key);
                 done.insert(key, 0);
                 next_arrival += 1;
@@ -120,7 +120,7 @@ proptest! {
     fn busy_models_share_the_device_by_time(costs in prop::collection::vec(0.001f64..1.0, 2..5)) {
         let mut batcher = Batcher::default();
         for model in 0..costs.len() as u64 {
-            batcher.join(ModelKey(model), SampleKey(model), ordinary(1), 8);
+            batcher.join(ModelKey(model), SampleKey(model), ordinary(1), PerStage::new(|_| 8));
         }
         let mut used = vec![0.0; costs.len()];
         for _ in 0..2_000 {
@@ -139,13 +139,13 @@ proptest! {
 fn who_arrives_waits_for_one_evaluation_and_has_no_credit_for_its_idle_past() {
     let (teacher, student) = (ModelKey(1), ModelKey(2));
     let mut batcher = Batcher::default();
-    batcher.join(teacher, SampleKey(0), ordinary(1), 8);
+    batcher.join(teacher, SampleKey(0), ordinary(1), PerStage::new(|_| 8));
     for _ in 0..50 {
         let batch = batcher.next(0.0, &Free).unwrap();
         assert_eq!(batch.model, teacher);
         batcher.ran(&batch, 0.1);
     }
-    batcher.join(student, SampleKey(1), ordinary(1), 8);
+    batcher.join(student, SampleKey(1), ordinary(1), PerStage::new(|_| 8));
     let mut student_turns = 0;
     for _ in 0..22 {
         let batch = batcher.next(0.0, &Free).unwrap();
@@ -162,14 +162,14 @@ fn who_arrives_waits_for_one_evaluation_and_has_no_credit_for_its_idle_past() {
 fn leaving_and_coming_back_pays_no_debt() {
     let (steady, dear) = (ModelKey(1), ModelKey(2));
     let mut batcher = Batcher::default();
-    batcher.join(steady, SampleKey(0), ordinary(1), 8);
+    batcher.join(steady, SampleKey(0), ordinary(1), PerStage::new(|_| 8));
     let mut used = BTreeMap::from([(steady, 0.0), (dear, 0.0)]);
     let mut newest = 0;
     for _ in 0..1_000 {
         // One-evaluation requests for the dear model, one at a time.
         if newest == 0 {
             newest += 1;
-            batcher.join(dear, SampleKey(newest), ordinary(1), 8);
+            batcher.join(dear, SampleKey(newest), ordinary(1), PerStage::new(|_| 8));
         }
         let batch = batcher.next(0.0, &Free).unwrap();
         let cost = if batch.model == dear { 1.0 } else { 0.1 };
@@ -178,7 +178,7 @@ fn leaving_and_coming_back_pays_no_debt() {
         if batch.model == dear {
             batcher.leave(dear, batch.samples[0]);
             newest += 1;
-            batcher.join(dear, SampleKey(newest), ordinary(1), 8);
+            batcher.join(dear, SampleKey(newest), ordinary(1), PerStage::new(|_| 8));
         }
     }
     assert!((used[&dear] - used[&steady]).abs() <= 1.1, "equal shares: {used:?}");
@@ -193,10 +193,10 @@ fn an_idle_planner_plans_nothing() {
 fn a_deadline_waits_its_turn_until_it_must_not() {
     let (one, other) = (ModelKey(1), ModelKey(2));
     let mut batcher = Batcher::default();
-    batcher.join(one, SampleKey(0), ordinary(1), 1);
+    batcher.join(one, SampleKey(0), ordinary(1), PerStage::new(|_| 1));
     let urgency = Urgency::Deadline { due: 30.0, from: f64::INFINITY };
-    batcher.join(one, SampleKey(1), ScheduledWork { rows: 1, evaluations: 4, urgency }, 1);
-    batcher.join(other, SampleKey(2), ordinary(1), 1);
+    batcher.join(one, SampleKey(1), ScheduledWork::denoising(1, 4, urgency), PerStage::new(|_| 1));
+    batcher.join(other, SampleKey(2), ordinary(1), PerStage::new(|_| 1));
     let next = |batcher: &Batcher, now| batcher.next(now, &Second).unwrap().samples;
     assert_eq!(next(&batcher, 0.0), [SampleKey(0)]);
     assert_eq!(next(&batcher, 25.0), [SampleKey(0)], "one more second leaves four");
@@ -205,12 +205,12 @@ fn a_deadline_waits_its_turn_until_it_must_not() {
     assert_eq!(next(&batcher, 26.5), [SampleKey(0)]);
     // The others have let it pass for long enough.
     let urgency = Urgency::Deadline { due: 40.0, from: f64::INFINITY };
-    batcher.join(one, SampleKey(3), ScheduledWork { rows: 1, evaluations: 4, urgency }, 1);
+    batcher.join(one, SampleKey(3), ScheduledWork::denoising(1, 4, urgency), PerStage::new(|_| 1));
     assert_eq!(next(&batcher, 35.5), [SampleKey(0)]);
     batcher.leave(one, SampleKey(0));
     batcher.leave(other, SampleKey(2));
     let late = ScheduledWork { urgency: Urgency::Ordinary(20.0), ..ordinary(1) };
-    batcher.join(other, SampleKey(4), late, 1);
+    batcher.join(other, SampleKey(4), late, PerStage::new(|_| 1));
     assert_eq!(next(&batcher, 35.5), [SampleKey(3)]);
 }
 
@@ -218,15 +218,18 @@ fn a_deadline_waits_its_turn_until_it_must_not() {
 fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
     let model = ModelKey(1);
     let mut batcher = Batcher::default();
-    let background = ScheduledWork { rows: 1, evaluations: 9, urgency: Urgency::Background };
-    batcher.join(model, SampleKey(0), background, 8);
+    let background = ScheduledWork::denoising(1, 9, Urgency::Background);
+    batcher.join(model, SampleKey(0), background, PerStage::new(|_| 8));
     assert!(batcher.is_empty(), "no client waits");
     let batch = batcher.next(0.0, &Second).unwrap();
     assert_eq!(batch.samples, [SampleKey(0)]);
     batcher.ran(&batch, 100.0);
-    assert_eq!(batcher.scheduled(model, SampleKey(0)).unwrap().evaluations, 8);
-    batcher.join(model, SampleKey(1), ordinary(1), 8);
-    batcher.join(ModelKey(2), SampleKey(2), ordinary(1), 8);
+    assert_eq!(
+        batcher.scheduled(model, SampleKey(0)).unwrap().parts[Stage::Denoise].evaluations,
+        8
+    );
+    batcher.join(model, SampleKey(1), ordinary(1), PerStage::new(|_| 8));
+    batcher.join(ModelKey(2), SampleKey(2), ordinary(1), PerStage::new(|_| 8));
     let batch = batcher.next(0.0, &Second).unwrap();
     assert_eq!((batch.model, &batch.samples[..]), (model, &[SampleKey(1)][..]), "it owes nothing");
     batcher.leave(model, SampleKey(1));
@@ -234,4 +237,82 @@ fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
     assert_eq!(batcher.next(0.0, &Second).unwrap().samples, [SampleKey(0)], "it goes on");
     batcher.leave(model, SampleKey(0));
     assert_eq!(batcher.next(0.0, &Second), None);
+}
+
+/// An image of a text-to-image model: its prompt, so many steps, its decoding.
+fn prompted(rows: usize, steps: usize) -> ScheduledWork {
+    let once = Part { rows: 1, evaluations: 1 };
+    let parts = PerStage::new(|stage| match stage {
+        Stage::Encode | Stage::Decode => once,
+        Stage::Denoise => Part { rows, evaluations: steps },
+    });
+    ScheduledWork { parts, urgency: Urgency::Ordinary(0.0) }
+}
+
+proptest! {
+    /// Every sample goes through its stages in their order, each batch is of one stage and within its limit, and nobody waits
+    /// for ever.
+    #[test]
+    fn stages_follow_one_another(
+        arrivals in prop::collection::vec((0usize..30, 1usize..3, 1usize..6), 1..12),
+        limits in [1usize..4, 1usize..5, 1usize..3],
+    ) {
+        let limits = PerStage::new(|stage| limits[stage as usize].max(if stage == Stage::Denoise { 2 } else { 1 }));
+        let mut batcher = Batcher::default();
+        let mut ran: BTreeMap<SampleKey, Vec<Stage>> = BTreeMap::new();
+        let total: usize = arrivals.iter().map(|(_, _, steps)| steps + 2).sum();
+        let mut waiting: Vec<_> = arrivals.iter().enumerate().collect();
+        for evaluation in 0..30 + total {
+            waiting.retain(|(key, (at, rows, steps))| {
+                let comes = *at <= evaluation;
+                if comes {
+                    batcher.join(ModelKey(0), SampleKey(*key as u64), prompted(*rows, *steps), limits);
+                }
+                !comes
+            });
+            let Some(batch) = batcher.next(0.0, &Free) else { continue };
+            prop_assert!(batch.rows <= limits[batch.stage]);
+            batcher.ran(&batch, 1.0);
+            for sample in &batch.samples {
+                ran.entry(*sample).or_default().push(batch.stage);
+                if batcher.scheduled(batch.model, *sample).unwrap().is_done() {
+                    batcher.leave(batch.model, *sample);
+                }
+            }
+        }
+        prop_assert!(batcher.is_empty());
+        for (key, (_, _, steps)) in arrivals.iter().enumerate() {
+            let mut expected = vec![Stage::Encode];
+            expected.extend(vec![Stage::Denoise; *steps]);
+            expected.push(Stage::Decode);
+            prop_assert_eq!(&ran[&SampleKey(key as u64)], &expected);
+        }
+    }
+}
+
+#[test]
+fn a_deadline_counts_what_is_to_be_decoded() {
+    /// Decoding takes ten seconds, all else one.
+    struct Slow;
+    impl Costs for Slow {
+        fn seconds(&self, _: ModelKey, stage: Stage, _: usize) -> f64 {
+            if stage == Stage::Decode { 10.0 } else { 1.0 }
+        }
+        fn margin(&self) -> f64 {
+            1.0
+        }
+    }
+    let (one, other) = (ModelKey(1), ModelKey(2));
+    let due = |due| {
+        let urgency = Urgency::Deadline { due, from: f64::INFINITY };
+        ScheduledWork { urgency, ..prompted(1, 3) }
+    };
+    let limits = PerStage::new(|_| 1);
+    // Prompt, three steps and decoding take 14 seconds: with 14.5 there is no time for anything else first.
+    for (seconds, first) in [(14.5, SampleKey(2)), (100.0, SampleKey(1))] {
+        let mut batcher = Batcher::default();
+        batcher.join(one, SampleKey(1), ordinary(1), limits);
+        batcher.join(other, SampleKey(2), due(seconds), limits);
+        assert_eq!(batcher.next(0.0, &Slow).unwrap().samples, [first], "{seconds}");
+    }
 }

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::stage::PerStage;
+
+/// The costs of each stage that a model has.
+pub type StageCosts = PerStage<Option<CostModel>>;
+
 /// Seconds of one evaluation as a function of its rows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CostModel {
@@ -41,6 +46,13 @@ impl CostModel {
     pub(super) fn slower(&self, factor: f64) -> Self {
         let points = self.points.iter().map(|&(rows, seconds)| (rows, seconds * factor));
         Self { points: points.collect(), ..self.clone() }
+    }
+
+    /// The costs of evaluations that take so many times as long for each row, as those of larger images do.
+    #[must_use]
+    pub(crate) fn enlarged(&self, factor: f64) -> Self {
+        let rows = (self.max_rows as f64 / factor).floor() as usize;
+        Self { drift: self.drift, max_rows: rows.clamp(1, self.max_rows), ..self.slower(factor) }
     }
 
     /// Whether these could have been measured: what is read from a file may be anything.

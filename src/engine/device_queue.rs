@@ -9,9 +9,10 @@ use std::{
 
 use super::{
     admission::Admission,
-    batcher::{Batch, Batcher, Costs, ModelKey, SampleKey, Urgency},
+    batcher::{Batch, Batcher, Costs, ModelKey, Part, SampleKey, Urgency},
     calibration::Calibrator,
     forecast::finishes,
+    stage::{PerStage, Stage},
 };
 use crate::registry::{Model, Replica};
 
@@ -103,7 +104,8 @@ impl DeviceQueue {
         // Playing forward is what admission costs, so it is done only as far as somebody asks.
         let play = |batcher: &Batcher, watched: &[SampleKey], costs: &Known| {
             let running = running.clone().map(|running| {
-                let seconds = costs.seconds(running.batch.model, running.batch.rows);
+                let seconds =
+                    costs.seconds(running.batch.model, running.batch.stage, running.batch.rows);
                 (running.batch, running.began + seconds)
             });
             finishes(batcher.clone(), running, now, watched, costs)
@@ -204,14 +206,14 @@ impl DeviceQueue {
     /// next.
     pub(super) fn asked(&self, batch: &Batch) {
         let mut state = self.lock();
-        let seconds = self.costs(&state, &[]).seconds(batch.model, batch.rows);
+        let seconds = self.costs(&state, &[]).seconds(batch.model, batch.stage, batch.rows);
         state.running = None;
         state.batcher.ran(batch, seconds);
     }
 
-    /// From now on the model's evaluations have at most so many rows.
-    pub(super) fn limit(&self, model: ModelKey, max_rows: usize) {
-        self.lock().batcher.limit(model, max_rows);
+    /// From now on the model's evaluations at a stage have at most so many rows.
+    pub(super) fn limit(&self, model: ModelKey, stage: Stage, max_rows: usize) {
+        self.lock().batcher.limit(model, stage, max_rows);
     }
 
     /// A sample is gone. Where it had a deadline and is done or late, the answer is how many times as long
@@ -256,11 +258,13 @@ impl DeviceQueue {
     pub(super) fn predicted_drain(&self) -> Duration {
         let state = self.lock();
         let costs = self.costs(&state, &[]);
-        let lanes = state.batcher.work().map(|(key, all, work)| {
-            let most = |loaded: &Loaded| loaded.model.on(self.device).max_rows();
-            let rows = all.min(state.models.get(&key).map_or(1, most));
-            costs.seconds(key, rows.max(1)) * work as f64 / rows.max(1) as f64
-        });
+        let lanes = state.batcher.work().filter(|(_, _, all, _)| *all > 0).map(
+            |(key, stage, all, work)| {
+                let most = |loaded: &Loaded| loaded.model.on(self.device).max_rows()[stage];
+                let rows = all.min(state.models.get(&key).map_or(1, most)).max(1);
+                costs.seconds(key, stage, rows) * work as f64 / rows as f64
+            },
+        );
         seconds(lanes.sum())
     }
 
@@ -307,9 +311,10 @@ impl Known {
 }
 
 impl Costs for Known {
-    fn seconds(&self, model: ModelKey, rows: usize) -> f64 {
+    fn seconds(&self, model: ModelKey, stage: Stage, rows: usize) -> f64 {
         let model = self.models.get(&model);
-        model.map_or(0.0, |model| model.on(self.device).evaluation_seconds(rows)) * self.factor
+        let seconds = model.map(|model| model.on(self.device).evaluation_seconds(stage, rows));
+        seconds.unwrap_or(0.0) * self.factor
     }
 
     fn margin(&self) -> f64 {
@@ -326,17 +331,22 @@ impl Forecast {
 
 /// Seconds that arrivals take together on an idle device of that number, without any margin.
 pub(super) fn alone_seconds(device: usize, arrivals: &[Arc<Admission>]) -> f64 {
-    let mut lanes: BTreeMap<ModelKey, (&Replica, usize, usize)> = BTreeMap::new();
+    let mut lanes: BTreeMap<ModelKey, (&Replica, PerStage<Part>)> = BTreeMap::new();
     for arrival in arrivals {
         let model = arrival.model.as_ref();
-        let lane = lanes.entry(model.key).or_insert((model.on(device), 0, 0));
-        let (_, rows, evaluations) = lane;
-        *rows += arrival.rows;
-        *evaluations = arrival.evaluations.max(*evaluations);
+        let (_, all) = lanes.entry(model.key).or_insert((model.on(device), PerStage::default()));
+        for (stage, part) in arrival.parts.iter().filter(|(_, part)| part.evaluations > 0) {
+            all[stage].rows += part.rows;
+            all[stage].evaluations = part.evaluations.max(all[stage].evaluations);
+        }
     }
-    let lanes = lanes.values().map(|(replica, all, evaluations)| {
-        let rows = (*all).min(replica.max_rows()).max(1);
-        replica.evaluation_seconds(rows) * (all.div_ceil(rows) * evaluations) as f64
+    let lanes = lanes.values().map(|(replica, all)| {
+        let stages = all.iter().filter(|(_, all)| all.rows > 0).map(|(stage, all)| {
+            let rows = all.rows.min(replica.max_rows()[stage]).max(1);
+            let evaluations = all.rows.div_ceil(rows) * all.evaluations;
+            replica.evaluation_seconds(stage, rows) * evaluations as f64
+        });
+        stages.sum::<f64>()
     });
     lanes.sum()
 }

@@ -14,15 +14,15 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    GenerateRequest, InferRequest, Rejected, Submission,
+    GenerateRequest, InferRequest, Rejected, Submission, Tokens,
     admission::Admission,
     batcher::SampleKey,
     calibration::Calibrator,
-    cost::CostModel,
+    cost::StageCosts,
     device_queue::{DeviceQueue, Forecast, alone_seconds, seconds},
     observer::Observer,
     queue::{Client, Place, Queue},
-    sample::Sample,
+    sample::{Prompt, Sample},
     worker::{Command, Worker},
 };
 use crate::{metrics::Metrics, registry::Model};
@@ -48,6 +48,7 @@ struct Gate {
     /// The way to each device.
     senders: Vec<Sender<Command>>,
     next_key: u64,
+    observer: Observer,
 }
 
 /// The samples of a request, and what its client waits for.
@@ -73,7 +74,14 @@ struct Destination {
 impl Gate {
     fn images(&mut self, request: GenerateRequest, background: bool) -> Arrived {
         let (reply, events) = mpsc::unbounded_channel();
-        let samples = Sample::images(request, background, &reply, || self.key());
+        let known = request.model.embeddings();
+        let prompt = |tokens: &Tokens| {
+            let (tokens, states) = (Arc::clone(tokens), known.get(tokens));
+            Prompt { tokens, states }
+        };
+        let prompts: Vec<Prompt> = request.prompts.iter().map(prompt).collect();
+        self.observer.prompted(&request.model, &prompts);
+        let samples = Sample::images(request, &prompts, background, &reply, || self.key());
         (samples, Submission { events })
     }
 
@@ -120,7 +128,11 @@ impl Engine {
             queues.push(queue);
         }
         Ok(Self {
-            gate: Arc::new(Mutex::new(Some(Gate { senders, next_key: 0 }))),
+            gate: Arc::new(Mutex::new(Some(Gate {
+                senders,
+                next_key: 0,
+                observer: observer.clone(),
+            }))),
             queue: Queue::new(max_queue),
             client: Client::default(),
             devices: queues.into(),
@@ -258,8 +270,8 @@ impl Engine {
         &self,
         model: Arc<Model>,
         max_rows: Option<usize>,
-        known: Option<CostModel>,
-    ) -> Result<Option<CostModel>, String> {
+        known: StageCosts,
+    ) -> Result<Option<StageCosts>, String> {
         let warming = self.tell_all(|reply| {
             let (model, known) = (Arc::clone(&model), known.clone());
             Command::WarmUp { model, max_rows, known, reply }

@@ -6,10 +6,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use candle_core::Tensor;
 use tokio::sync::mpsc;
 pub use understudy_models::Image;
 use understudy_models::sampler::Trajectory;
 
+use super::embeddings::Tokens;
 use crate::registry::Model;
 
 /// A request for images, valid from here on.
@@ -21,8 +23,14 @@ pub struct GenerateRequest {
     pub samples: Vec<SampleSpec>,
     /// The steps all of them take.
     pub trajectory: Trajectory,
-    /// Classifier-free guidance; 1 is none, anything else doubles the rows of an evaluation.
+    /// What a text-to-image model is to draw, and after it, where a guided evaluation has two rows, what it is guided
+    /// away from; empty for other models.
+    pub prompts: Vec<Tokens>,
+    /// Classifier-free guidance; 1 is none, anything else doubles the rows of an evaluation, unless the network is told
+    /// the scale.
     pub guidance_scale: f64,
+    /// Where each image begins, f32 `[1, C, H, W]` on the model's device, instead of at its seed's noise; empty for that.
+    pub latents: Vec<Tensor>,
     /// How many previews of x0 each image sends on its way, 0 to 3.
     pub partial_images: usize,
     /// When the answer is worthless.
@@ -30,6 +38,12 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
+    /// Rows of each of its evaluations.
+    pub(super) fn rows(&self) -> usize {
+        let twice = self.guidance_scale != 1.0 && !self.model.geometry.guidance;
+        if twice { 2 } else { 1 }
+    }
+
     /// Whether both requests start from the same N(0, I) tensors, which takes latents of one shape and
     /// the same seeds.
     pub fn shares_noise_with(&self, other: &Self) -> bool {
@@ -60,6 +74,8 @@ pub struct InferRequest {
     pub sample: Vec<f32>,
     /// `[rows]`.
     pub timesteps: Vec<f32>,
+    /// Of a network that is told a prompt: `[rows, tokens, width]`, flat; empty for others.
+    pub prompts: Vec<f32>,
     /// As the model's `Conditioning` says, flat, `rows` entries (or `rows × width`); class numbers as floats.
     pub condition: Option<Vec<f32>>,
     /// When the answer is worthless.

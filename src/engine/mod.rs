@@ -10,6 +10,8 @@
 //! device_queue  a device's plan, shared by both    step      does it
 //! queue         the places, and whose they are     observer  counts what becomes of samples
 //! forecast      the plan played forward
+//! stage         what an evaluation is of: encode, denoise, decode
+//! embeddings    what prompts came to
 //! cost          seconds of an evaluation, by rows
 //! batch_calibration  measures them at warm-up
 //! cost_check         or sees whether those of an earlier run still hold
@@ -23,12 +25,14 @@ mod calibration;
 mod cost;
 mod cost_check;
 mod device_queue;
+mod embeddings;
 pub mod forecast;
 mod handle;
 mod job;
 mod observer;
 mod queue;
 mod sample;
+pub mod stage;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -36,7 +40,9 @@ mod warmup;
 mod worker;
 
 pub use batch_calibration::BUDGET_SECONDS as WARM_UP_SECONDS;
-pub use cost::CostModel;
+pub use cost::{CostModel, StageCosts};
+pub(crate) use embeddings::Embeddings;
+pub use embeddings::Tokens;
 pub use handle::{Engine, Routed};
 pub use job::{
     Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,

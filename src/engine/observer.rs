@@ -7,7 +7,8 @@ use super::{
     admission::Admission,
     batcher::Batch,
     job::Failure,
-    sample::{Sample, Task},
+    sample::{Prompt, Sample, Task},
+    stage::Stage,
 };
 use crate::{metrics::Metrics, registry::Model};
 
@@ -31,6 +32,14 @@ impl Observer {
         }
     }
 
+    /// A request came with these prompts, whose hidden states were known or not.
+    pub(super) fn prompted(&self, model: &Model, prompts: &[Prompt]) {
+        for prompt in prompts {
+            let outcome = if prompt.states.is_some() { "hit" } else { "miss" };
+            self.0.prompts.with_label_values(&[model.id.as_str(), outcome]).inc();
+        }
+    }
+
     /// A sample waits for its first evaluation.
     pub(super) fn entered(&self, sample: &Admission) {
         if !sample.background {
@@ -49,6 +58,11 @@ impl Observer {
     /// An evaluation ended.
     pub(super) fn evaluated(&self, model: &Model, batch: &Batch, seconds: f64) {
         let label = &[model.id.as_str()];
+        if batch.stage != Stage::Denoise {
+            let labels = &[model.id.as_str(), batch.stage.name()];
+            self.0.transcoding_duration.with_label_values(labels).observe(seconds);
+            return;
+        }
         self.0.evaluation_duration.with_label_values(label).observe(seconds);
         self.0.batch_samples.with_label_values(label).observe(batch.samples.len() as f64);
     }

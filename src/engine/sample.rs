@@ -8,9 +8,11 @@ use understudy_models::sampler::{Evaluation, Trajectory};
 use super::{
     Event, GenerateRequest, InferRequest, SampleSpec, SampleTimings,
     admission::Admission,
-    batcher::SampleKey,
+    batcher::{Part, SampleKey, ScheduledWork, Urgency},
+    embeddings::Tokens,
     job::{Failure, Reply},
     queue::Place,
+    stage::{PerStage, Stage},
 };
 
 /// One image on its way, or one row of a raw evaluation. It holds everything it needs, its place in
@@ -21,11 +23,21 @@ pub(super) struct Sample {
     pub(super) task: Task,
     /// The network's conditioning, as its `Conditioning` says; empty for none.
     pub(super) condition: Vec<f32>,
+    /// The prompts of its rows; none of a model without text.
+    pub(super) prompts: Vec<Prompt>,
     pub(super) clock: Clock,
     index: usize,
     reply: Reply,
     /// Its place in the queue; background work has none.
     place: Option<Place>,
+}
+
+/// A prompt on its way to a network.
+#[derive(Debug, Clone)]
+pub(super) struct Prompt {
+    pub(super) tokens: Tokens,
+    /// Its hidden states, f32 `[tokens, width]`, once they are known.
+    pub(super) states: Option<Tensor>,
 }
 
 #[derive(Debug)]
@@ -37,6 +49,8 @@ pub(super) enum Task {
         /// `[in_channels, height, width]`, flat.
         x: Vec<f32>,
         timestep: f32,
+        /// `[tokens, width]`, flat; empty for a network that is told no prompt.
+        states: Vec<f32>,
     },
 }
 
@@ -49,6 +63,8 @@ pub(super) struct Walk {
     pub(super) position: usize,
     pub(super) guidance_scale: f64,
     partial_images: usize,
+    /// Where it begins, f32 `[1, C, H, W]`, instead of at its seed's noise.
+    pub(super) start: Option<Tensor>,
     /// Made when the first evaluation begins.
     pub(super) latent: Option<Latent>,
 }
@@ -104,6 +120,11 @@ impl Clock {
         self.batch_rows += batch_rows;
     }
 
+    /// Its share of an evaluation that is not the network's.
+    pub(super) fn shared(&mut self, seconds: f64, rows: usize, batch_rows: usize) {
+        self.device_seconds += seconds * rows as f64 / batch_rows.max(1) as f64;
+    }
+
     pub(super) fn read(&self, now: Instant) -> SampleTimings {
         let started = self.started.unwrap_or(now);
         SampleTimings {
@@ -118,20 +139,27 @@ impl Clock {
 }
 
 impl Sample {
-    /// The images of a request; `background` is whether no client waits for them.
+    /// The images of a request, whose `prompts` are known or not; `background` is whether no client waits
+    /// for them.
     pub(super) fn images(
         request: GenerateRequest,
+        prompts: &[Prompt],
         background: bool,
         reply: &Reply,
         mut key: impl FnMut() -> SampleKey,
     ) -> Vec<Self> {
-        let guided = request.guidance_scale != 1.0;
+        let once = |rows: usize| Part { rows, evaluations: usize::from(rows > 0) };
+        let unknown = prompts.iter().filter(|prompt| prompt.states.is_none()).count();
+        let parts = PerStage::new(|stage| match stage {
+            Stage::Encode => once(unknown),
+            Stage::Denoise => Part { rows: request.rows(), evaluations: request.trajectory.len() },
+            Stage::Decode => once(usize::from(request.model.decodes())),
+        });
         let sample = |(index, spec): (usize, &SampleSpec)| {
             let admission = Admission {
                 key: key(),
                 model: Arc::clone(&request.model),
-                rows: if guided { 2 } else { 1 },
-                evaluations: request.trajectory.len(),
+                parts,
                 deadline: request.deadline,
                 background,
             };
@@ -141,11 +169,13 @@ impl Sample {
                 position: 0,
                 guidance_scale: request.guidance_scale,
                 partial_images: request.partial_images,
+                start: request.latents.get(index).cloned(),
                 latent: None,
             };
             let class = spec.class_label.map(|label| label as f32);
             let condition = class.into_iter().collect();
-            Self::new(admission, Task::Generate(walk), condition, index, reply)
+            let prompts = prompts.to_vec();
+            Self { prompts, ..Self::new(admission, Task::Generate(walk), condition, index, reply) }
         };
         request.samples.iter().enumerate().map(sample).collect()
     }
@@ -160,18 +190,19 @@ impl Sample {
         let elements = request.sample.len() / rows.max(1);
         let condition = request.condition.unwrap_or_default();
         let width = condition.len() / rows.max(1);
+        let told = request.prompts.len() / rows.max(1);
         let row = |index: usize| {
             let admission = Admission {
                 key: key(),
                 model: Arc::clone(&request.model),
-                rows: 1,
-                evaluations: 1,
+                parts: ScheduledWork::denoising(1, 1, Urgency::Background).parts,
                 deadline: request.deadline,
                 background: false,
             };
             let task = Task::Infer {
                 x: request.sample[index * elements..(index + 1) * elements].to_vec(),
                 timestep: request.timesteps[index],
+                states: request.prompts[index * told..(index + 1) * told].to_vec(),
             };
             let condition = condition[index * width..(index + 1) * width].to_vec();
             Self::new(admission, task, condition, index, reply)
@@ -187,7 +218,8 @@ impl Sample {
         reply: &Reply,
     ) -> Self {
         let (admission, reply) = (Arc::new(admission), reply.clone());
-        Self { admission, task, condition, clock: Clock::start(), index, reply, place: None }
+        let (prompts, clock) = (Vec::new(), Clock::start());
+        Self { admission, task, condition, prompts, clock, index, reply, place: None }
     }
 
     /// It is let in: its time runs from now on, and a client's holds a place.
@@ -199,8 +231,8 @@ impl Sample {
     /// Evaluations done and needed.
     pub(super) fn progress(&self) -> (usize, usize) {
         match &self.task {
-            Task::Generate(walk) => (walk.position, self.admission.evaluations),
-            Task::Infer { .. } => (0, self.admission.evaluations),
+            Task::Generate(walk) => (walk.position, self.admission.evaluations()),
+            Task::Infer { .. } => (0, self.admission.evaluations()),
         }
     }
 

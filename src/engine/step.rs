@@ -1,10 +1,10 @@
 //! One batched network evaluation, and what every sample in it makes of the answer.
 
-use std::{collections::BTreeMap, ops::Range};
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use understudy_models::{
-    Conditioning, Denoiser,
+    Conditioning, Conditions, Denoiser, Prompt,
     rollout::{self, FiniteCheck, Row},
     sampler::{self, Advanced},
 };
@@ -12,8 +12,10 @@ use understudy_models::{
 use super::{
     Image,
     batcher::SampleKey,
+    embeddings::{Embeddings, Tokens},
     sample::{Latent, Sample, Task, Walk},
 };
+use crate::registry::Replica;
 
 /// What a sample made of an evaluation.
 #[derive(Debug)]
@@ -29,6 +31,84 @@ pub(super) enum Outcome {
         /// The training timestep it was asked about.
         timestep: f64,
     },
+    /// The decoder answered NaN or infinity for this sample.
+    Undecodable,
+}
+
+/// Works out the hidden states of the samples' prompts, each once, as far as they are not known by now.
+///
+/// # Errors
+/// When a tensor operation fails; nothing is known then.
+pub(super) fn encode(
+    replica: &Replica,
+    known: &Embeddings,
+    samples: &mut [Sample],
+) -> Result<Vec<Outcome>> {
+    let mut unknown: Vec<Tokens> = Vec::new();
+    for prompt in samples.iter().flat_map(|sample| &sample.prompts) {
+        if prompt.states.is_none()
+            && known.get(&prompt.tokens).is_none()
+            && !unknown.contains(&prompt.tokens)
+        {
+            unknown.push(Arc::clone(&prompt.tokens));
+        }
+    }
+    let new = read(replica, &unknown)?;
+    for prompt in samples.iter_mut().flat_map(|sample| &mut sample.prompts) {
+        if prompt.states.is_none() {
+            let place = unknown.iter().position(|tokens| *tokens == prompt.tokens);
+            let states = place.map(|place| new[place].clone());
+            prompt.states = states.or_else(|| known.get(&prompt.tokens));
+        }
+    }
+    for (tokens, states) in unknown.into_iter().zip(new) {
+        known.keep(tokens, states);
+    }
+    Ok(samples.iter().map(|_| Outcome::Going(None)).collect())
+}
+
+/// The hidden states of prompts, each f32 `[tokens, width]` on the CPU. A prompt longer than the text encoder takes is
+/// read in parts, whose states stand one behind the other.
+///
+/// # Errors
+/// A model without a text encoder, and whatever the device says.
+pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<Tensor>> {
+    if prompts.is_empty() {
+        return Ok(Vec::new());
+    }
+    let Some(encoder) = replica.encoder() else { candle_core::bail!("no text encoder") };
+    let length = encoder.config().tokens();
+    let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.iter().copied()).collect();
+    let parts = ids.len() / length;
+    let states = encoder.forward(&Tensor::from_vec(ids, (parts, length), &Device::Cpu)?)?.last;
+    let states = states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_to(1)?;
+    let mut first = 0;
+    let of = |tokens: &Tokens| {
+        let states = states.narrow(0, first, tokens.len());
+        first += tokens.len();
+        // Memory of its own, so that keeping it keeps nothing else.
+        states?.copy()
+    };
+    prompts.iter().map(of).collect()
+}
+
+/// The images of samples whose walks are done.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub(super) fn decode(replica: &Replica, samples: &[Sample]) -> Result<Vec<Outcome>> {
+    let Some(decoder) = replica.decoder() else { candle_core::bail!("no decoder") };
+    let latent = |sample: &Sample| match &sample.task {
+        Task::Generate(Walk { latent: Some(latent), .. }) => Ok((latent.x.clone(), latent.row)),
+        _ => candle_core::bail!("no latent"),
+    };
+    let latents = stack(&samples.iter().map(latent).collect::<Result<Vec<_>>>()?)?;
+    let images = decoder.forward(&latents.to_dtype(decoder.dtype())?)?.to_dtype(DType::F32)?;
+    let finite = FiniteCheck::new(&images)?.rows()?;
+    let pictures = Image::from_batch(&images)?;
+    let outcome =
+        |(image, finite)| if finite { Outcome::Image(image) } else { Outcome::Undecodable };
+    Ok(pictures.into_iter().zip(finite).map(outcome).collect())
 }
 
 /// Evaluates the network once for all `samples`, which may stand anywhere on any trajectory, and advances each. What
@@ -36,10 +116,15 @@ pub(super) enum Outcome {
 ///
 /// # Errors
 /// When a tensor operation fails; no sample has moved then.
-pub(super) fn begin(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Begun> {
+pub(super) fn begin<'a>(replica: &'a Replica, samples: &mut [Sample]) -> Result<Begun<'a>> {
+    let network = replica.network();
     for sample in samples.iter_mut() {
         if let Task::Generate(walk @ Walk { latent: None, .. }) = &mut sample.task {
-            walk.latent = Some(start(network, walk.seed)?);
+            let start = walk.start.take();
+            walk.latent = Some(start.map_or_else(|| drawn(network, walk.seed), begun)?);
+            for states in sample.prompts.iter_mut().filter_map(|it| it.states.as_mut()) {
+                *states = states.to_device(network.device())?;
+            }
         }
     }
     let answer = ask(network, samples)?;
@@ -48,7 +133,7 @@ pub(super) fn begin(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Be
     let (mut asked, mut walks, mut answers) = (Vec::new(), Vec::new(), Vec::new());
     let mut row = 0;
     for sample in samples {
-        let rows = sample.admission.rows;
+        let rows = sample.admission.rows();
         asked.push(Asked {
             key: sample.admission.key,
             rows: row..row + rows,
@@ -68,18 +153,19 @@ pub(super) fn begin(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Be
         row += rows;
     }
     let next = advance(network, walks, &answers)?;
-    Ok(Begun { check: Check { finite, asked }, answer, next })
+    Ok(Begun { replica, check: Check { finite, asked }, answer, next })
 }
 
 /// An evaluation that the device has been asked for. It may not have ended.
-pub(super) struct Begun {
+pub(super) struct Begun<'a> {
+    replica: &'a Replica,
     check: Check,
     answer: Tensor,
     /// Of the samples that are images, in their order, the state after this step.
     next: Option<Advanced>,
 }
 
-impl Begun {
+impl Begun<'_> {
     /// Whether some sample is to be given something that this evaluation makes.
     pub(super) fn due(samples: &[Sample]) -> bool {
         samples.iter().any(|sample| match &sample.task {
@@ -109,12 +195,20 @@ impl Begun {
                 return Ok(Outcome::Raw(answer.flatten_all()?.to_vec1()?));
             };
             if walk.is_done() {
-                return Ok(Outcome::Image(image(&next.x.narrow(0, row, 1)?)?));
+                return match self.replica.decoder() {
+                    Some(_) => Ok(Outcome::Going(None)),
+                    None => Ok(Outcome::Image(image(&next.x.narrow(0, row, 1)?)?)),
+                };
             }
-            Ok(Outcome::Going(match walk.preview_due() {
-                Some(number) => Some((number, image(&next.x0.narrow(0, row, 1)?)?)),
-                None => None,
-            }))
+            let preview = |number| {
+                let x0 = next.x0.narrow(0, row, 1)?;
+                let image = match self.replica.preview() {
+                    Some(preview) => preview.image(&x0)?,
+                    None => image(&x0)?,
+                };
+                Ok::<_, candle_core::Error>((number, image))
+            };
+            Ok(Outcome::Going(walk.preview_due().map(preview).transpose()?))
         };
         self.check.asked.iter().zip(samples).map(outcome).collect()
     }
@@ -151,8 +245,13 @@ impl Check {
     }
 }
 
-fn start(network: &dyn Denoiser, seed: u64) -> Result<Latent> {
-    let x = rollout::start(network.geometry(), &[seed], network.device())?;
+/// The noise that a seed means.
+fn drawn(network: &dyn Denoiser, seed: u64) -> Result<Latent> {
+    begun(rollout::start(network.geometry(), &[seed], network.device())?)
+}
+
+/// A walk begins at f32 `[1, C, H, W]`.
+fn begun(x: Tensor) -> Result<Latent> {
     let memory = sampler::empty_memory(&x)?;
     Ok(Latent { x, memory, row: 0 })
 }
@@ -164,16 +263,27 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
     let mut xs = Vec::new();
     let mut timesteps = Vec::new();
     let mut conditions = Vec::new();
+    let mut prompts = Vec::new();
+    let mut scales = Vec::new();
     for sample in samples {
         match &sample.task {
-            Task::Infer { x, timestep } => {
+            Task::Infer { x, timestep, states } => {
+                if let Some(Prompt { tokens, width }) = network.geometry().prompt {
+                    prompts.push(Tensor::from_slice(states, (tokens, width), device)?);
+                }
+                scales.push(0.0);
                 xs.push((Tensor::from_slice(x, &latent_shape(network, 1)[..], device)?, 0));
                 timesteps.push(*timestep);
                 conditions.extend_from_slice(&sample.condition);
             }
             Task::Generate(walk) => {
                 let Some(latent) = &walk.latent else { candle_core::bail!("no latent") };
-                for row in 0..sample.admission.rows {
+                for row in 0..sample.admission.rows() {
+                    if let Some(prompt) = sample.prompts.get(row) {
+                        let Some(states) = &prompt.states else { candle_core::bail!("no states") };
+                        prompts.push(states.clone());
+                    }
+                    scales.push(walk.guidance_scale as f32 - 1.0);
                     xs.push((latent.x.clone(), latent.row));
                     timesteps.push(walk.current().timestep as f32);
                     match sample.admission.model.card.null_class.filter(|_| row == 1) {
@@ -198,7 +308,20 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
             Some(Tensor::from_vec(conditions, (rows, width), device)?)
         }
     };
-    network.forward(&x, &timesteps, condition.as_ref())?.to_dtype(DType::F32)
+    let prompt = match prompts.is_empty() {
+        true => None,
+        false => Some(Tensor::stack(&prompts, 0)?),
+    };
+    let guidance = match network.geometry().guidance {
+        true => Some(Tensor::from_vec(scales, rows, device)?),
+        false => None,
+    };
+    let conditions = Conditions {
+        condition: condition.as_ref(),
+        prompt: prompt.as_ref(),
+        guidance: guidance.as_ref(),
+    };
+    network.evaluate(&x, &timesteps, conditions)?.to_dtype(DType::F32)
 }
 
 /// Classifier-free guidance (Ho and Salimans, 2022, eq. 6) in the form `none + s·(class − none)`, where

@@ -11,8 +11,8 @@ use crate::{
     registry::Model,
 };
 
-fn evaluate(network: &dyn Denoiser, samples: &mut [Sample]) -> Result<Vec<Outcome>> {
-    begin(network, samples)?.end(samples)
+fn evaluate(replica: &Replica, samples: &mut [Sample]) -> Result<Vec<Outcome>> {
+    begin(replica, samples)?.end(samples)
 }
 
 fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, class: u32) -> Sample {
@@ -20,12 +20,14 @@ fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, cla
         model: Arc::clone(model),
         samples: vec![SampleSpec { seed, class_label: Some(class) }],
         trajectory: sampler::trajectory(&model.schedule, kind, steps, eta, false).unwrap(),
+        prompts: Vec::new(),
+        latents: Vec::new(),
         guidance_scale: 1.0,
         partial_images: 0,
         deadline: None,
     };
     let (reply, _) = mpsc::unbounded_channel();
-    Sample::images(request, false, &reply, || SampleKey(seed)).remove(0)
+    Sample::images(request, &[], false, &reply, || SampleKey(seed)).remove(0)
 }
 
 fn latent(sample: &Sample) -> Vec<u32> {
@@ -40,7 +42,7 @@ fn latent(sample: &Sample) -> Vec<u32> {
 fn the_f32_latent_is_bit_identical_alone_and_among_seven_others_at_other_timesteps() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-teacher");
     let model = Model::from_folder_for_test(&folder);
-    let network = model.on(0).network();
+    let network = model.on(0);
 
     // One that adds noise, and one that remembers three answers.
     for (kind, eta) in [(Kind::Ddim, 1.0), (Kind::Pndm, 0.0)] {
@@ -83,15 +85,17 @@ fn previews_are_spread_over_the_trajectory() {
         model: Arc::clone(&model),
         samples: vec![SampleSpec { seed: 1, class_label: Some(0) }],
         trajectory: sampler::trajectory(&model.schedule, Kind::Ddim, 8, 0.0, false).unwrap(),
+        prompts: Vec::new(),
+        latents: Vec::new(),
         guidance_scale: 1.0,
         partial_images: 3,
         deadline: None,
     };
     let (reply, _) = mpsc::unbounded_channel();
-    let mut samples = Sample::images(request, false, &reply, || SampleKey(0));
+    let mut samples = Sample::images(request, &[], false, &reply, || SampleKey(0));
     let mut previews = Vec::new();
     for evaluation in 1..=8 {
-        match evaluate(model.on(0).network(), &mut samples).unwrap().remove(0) {
+        match evaluate(model.on(0), &mut samples).unwrap().remove(0) {
             Outcome::Going(preview) => previews.extend(preview.map(|(i, _)| (evaluation, i))),
             Outcome::Image(_) => assert_eq!(evaluation, 8),
             other => panic!("{other:?}"),

@@ -16,7 +16,7 @@ use understudy_models::{
     schedule::ScheduleConfig,
 };
 
-use super::*;
+use super::{stage::Stage, *};
 use crate::{metrics::Metrics, registry::Model};
 
 /// Halves what it sees; NaN for class 8, a panic for class 9, a broken GPU for class 7. Every evaluation waits for one `go`, and
@@ -166,6 +166,8 @@ impl Fixture {
                 .collect(),
             trajectory: sampler::trajectory(&self.model.schedule, Kind::Ddim, STEPS, 0.0, false)
                 .unwrap(),
+            prompts: Vec::new(),
+            latents: Vec::new(),
             guidance_scale: 1.0,
             partial_images: 0,
             deadline: None,
@@ -408,6 +410,7 @@ fn rows_of_a_raw_evaluation_come_back_by_number() {
     let request = InferRequest {
         model: Arc::clone(&f.model),
         sample: (0..8).map(|i| i as f32).collect(),
+        prompts: Vec::new(),
         timesteps: vec![999.0, 3.0],
         condition: Some(vec![1.0, 2.0]),
         deadline: None,
@@ -548,7 +551,10 @@ fn a_batch_without_memory_fails_alone_and_halves_the_limit_of_its_device() {
         assert_eq!(*failure, no_memory);
     }
     assert_eq!(f.cancelled("out_of_memory"), 4);
-    assert_eq!((f.model.on(0).max_rows(), f.model.on(1).max_rows()), (2, 8));
+    assert_eq!(
+        (f.model.on(0).max_rows()[Stage::Denoise], f.model.on(1).max_rows()[Stage::Denoise]),
+        (2, 8)
+    );
 
     let again = f.engine.generate(f.request(&[1, 2, 3, 4])).unwrap();
     f.go(2 * STEPS);
@@ -594,7 +600,9 @@ fn a_device_whose_thread_panics_is_lost_and_says_so() {
     // Its places in the queue are free.
     assert_eq!(engine.check_room(&model), Ok(()));
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let problem = runtime.block_on(engine.warm_up(Arc::clone(&model), None, None)).unwrap_err();
+    let problem = runtime
+        .block_on(engine.warm_up(Arc::clone(&model), None, StageCosts::default()))
+        .unwrap_err();
     assert!(problem.contains("answers nothing"), "{problem}");
 }
 
@@ -615,10 +623,13 @@ fn warming_up_ends_where_memory_does_on_every_device() {
     let model = toy_model(toys.into(), 1, 1.0);
     let engine = Engine::start(NonZeroUsize::new(2).unwrap(), 4, Metrics::new().unwrap()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    runtime.block_on(engine.warm_up(Arc::clone(&model), Some(64), None)).unwrap();
-    assert_eq!((model.on(0).max_rows(), model.on(1).max_rows()), (1, 2));
+    runtime.block_on(engine.warm_up(Arc::clone(&model), Some(64), StageCosts::default())).unwrap();
+    assert_eq!(
+        (model.on(0).max_rows()[Stage::Denoise], model.on(1).max_rows()[Stage::Denoise]),
+        (1, 2)
+    );
 
     let tiny = toy_model(vec![Box::new(Toy::new(None, 0)), Box::new(Toy::new(None, 1))], 1, 1.0);
-    let problem = runtime.block_on(engine.warm_up(tiny, None, None)).unwrap_err();
+    let problem = runtime.block_on(engine.warm_up(tiny, None, StageCosts::default())).unwrap_err();
     assert!(problem.contains("no memory for one row"), "{problem}");
 }

@@ -8,12 +8,16 @@ use std::{
 
 use candle_core::{DType, Result, Tensor};
 use tokio::sync::oneshot;
-use understudy_models::{Conditioning, Denoiser, DeviceFault, memory, noise};
+use understudy_models::{
+    Conditioning, Conditions, Denoiser, DeviceFault, autoencoder::Decoder, memory, noise,
+};
 
 use super::{
-    batch_calibration::BatchCalibration,
-    cost::CostModel,
+    batch_calibration::{BUDGET_SECONDS, BatchCalibration},
+    cost::{CostModel, StageCosts},
     cost_check::{Checked, CostCheck},
+    stage::{PerStage, Stage},
+    step,
 };
 use crate::registry::Model;
 
@@ -22,8 +26,18 @@ pub(super) struct WarmUp {
     model: Arc<Model>,
     /// The device's number.
     device: usize,
-    /// What an earlier run measured, while it is not known whether that holds.
+    max_rows: Option<usize>,
+    /// What is being measured; the stages that are still to be follow.
+    stage: Stage,
+    next: Vec<Stage>,
+    /// What an earlier run measured.
+    known: StageCosts,
+    /// Of the stage, while it is not known whether that holds.
     check: Option<CostCheck>,
+    /// What will be worth keeping.
+    lasting: StageCosts,
+    /// Whether something was measured, rather than known.
+    measured: bool,
     calibration: BatchCalibration,
     began: Option<Instant>,
     /// Rows at most of an evaluation that is prepared, and the time that this took: on a GPU the first of a size has
@@ -34,22 +48,35 @@ pub(super) struct WarmUp {
 }
 
 /// How a warm-up ended: the costs, where they were measured and are worth keeping, or why the network cannot be evaluated.
-pub(super) type Warmed = std::result::Result<Option<CostModel>, String>;
+pub(super) type Warmed = std::result::Result<Option<StageCosts>, String>;
 
 impl WarmUp {
     pub(super) fn new(
         model: Arc<Model>,
         device: usize,
         max_rows: Option<usize>,
-        known: Option<CostModel>,
+        known: StageCosts,
         reply: oneshot::Sender<Warmed>,
     ) -> Self {
-        let prepared = if model.on(device).network().device().is_cpu() { usize::MAX } else { 0 };
+        let replica = model.on(device);
+        // A model's stages share the time that there is.
+        let mut next = vec![Stage::Denoise];
+        next.extend(replica.decoder().map(|_| Stage::Decode));
+        next.extend(replica.encoder().map(|_| Stage::Encode));
+        let budget_seconds = BUDGET_SECONDS / next.len() as f64;
+        let prepared = if replica.network().device().is_cpu() { usize::MAX } else { 0 };
+        let stage = next.remove(0);
         Self {
+            calibration: BatchCalibration::new(max_rows, budget_seconds),
             model,
             device,
-            check: known.map(CostCheck::new),
-            calibration: BatchCalibration::new(max_rows),
+            max_rows,
+            stage,
+            next,
+            check: known[stage].clone().map(CostCheck::new),
+            known,
+            lasting: PerStage::default(),
+            measured: false,
             began: None,
             prepared,
             preparing: Duration::ZERO,
@@ -63,7 +90,12 @@ impl WarmUp {
         let timestep = self.model.schedule.train_timesteps() - 1;
         let rows = self.check.as_ref().map_or_else(|| self.calibration.rows(), CostCheck::rows);
         let result = catch_unwind(AssertUnwindSafe(|| {
-            probe(self.model.on(self.device).network(), rows, timestep as f32)
+            let replica = self.model.on(self.device);
+            match self.stage {
+                Stage::Encode => self.read(rows),
+                Stage::Denoise => probe(replica.network(), rows, timestep as f32),
+                Stage::Decode => replica.decoder().map_or(Ok(true), |it| probe_decoder(it, rows)),
+            }
         }));
         match result {
             Ok(Ok(true)) => {}
@@ -73,7 +105,7 @@ impl WarmUp {
             Ok(Err(error)) => {
                 return match (DeviceFault::of(&error), self.calibration.found_no_memory()) {
                     // What fits is known now: smaller batches have been measured.
-                    (DeviceFault::OutOfMemory(_), Some(costs)) => self.known(costs, false),
+                    (DeviceFault::OutOfMemory(_), Some(costs)) => self.ends(costs, None),
                     (DeviceFault::OutOfMemory(reason), None) => self.tell(Err(format!(
                         "the device has no memory for one row of it ({reason}); unload other models, or use \
                          a device with more"
@@ -95,7 +127,10 @@ impl WarmUp {
         if let Some(check) = &mut self.check {
             match check.timed(seconds.as_secs_f64()) {
                 None => {}
-                Some(Checked::Hold(costs)) => return self.known(costs, false),
+                Some(Checked::Hold(costs)) => {
+                    let before = self.known[self.stage].clone();
+                    return self.ends(costs, before);
+                }
                 Some(Checked::Stale) => self.check = None,
             }
             return false;
@@ -106,14 +141,44 @@ impl WarmUp {
             return false;
         };
         // Rounds that do not agree are of a machine with other things to do.
-        let lasting = self.calibration.settled();
-        self.known(costs, lasting)
+        let lasting = self.calibration.settled().then(|| costs.clone());
+        self.measured = true;
+        self.ends(costs, lasting)
     }
 
-    /// That is what the model costs, now or for longer.
-    fn known(&mut self, costs: CostModel, lasting: bool) -> bool {
-        self.model.on(self.device).set_cost(costs.clone());
-        self.tell(Ok(lasting.then_some(costs)))
+    /// That is what the stage costs, now or for longer; the next one is looked at, if there is one.
+    fn ends(&mut self, costs: CostModel, lasting: Option<CostModel>) -> bool {
+        let replica = self.model.on(self.device);
+        replica.set_cost(self.stage, costs);
+        self.lasting[self.stage] = lasting;
+        let Some(next) = self.next.pop() else {
+            let stages = Stage::ALL.into_iter().filter(|&stage| self.model.has(stage));
+            let all = stages.into_iter().all(|stage| self.lasting[stage].is_some());
+            let lasting = std::mem::take(&mut self.lasting);
+            return self.tell(Ok((all && self.measured).then_some(lasting)));
+        };
+        self.stage = next;
+        self.check = self.known[next].clone().map(CostCheck::new);
+        // Where every evaluation is to have the same bits, one row at a time has.
+        let max_rows = if replica.padded() { Some(1) } else { self.max_rows };
+        self.calibration = BatchCalibration::new(max_rows, self.calibration.budget_seconds());
+        self.began = None;
+        if self.prepared != usize::MAX {
+            self.prepared = 0;
+        }
+        self.preparing = Duration::ZERO;
+        false
+    }
+
+    /// Reads the empty prompt so many times over, and keeps what it comes to.
+    fn read(&self, rows: usize) -> Result<bool> {
+        let Some(text) = self.model.text() else { return Ok(true) };
+        let prompts = vec![text.empty(); rows];
+        let states = step::read(self.model.on(self.device), &prompts)?;
+        let Some(first) = states.into_iter().next() else { return Ok(true) };
+        let finite = first.sum_all()?.to_scalar::<f32>()?.is_finite();
+        self.model.embeddings().pin(text.empty(), first);
+        Ok(finite)
     }
 
     fn tell(&mut self, result: Warmed) -> bool {
@@ -129,9 +194,22 @@ impl WarmUp {
 /// # Errors
 /// When a tensor operation fails.
 pub fn probe(network: &dyn Denoiser, rows: usize, timestep: f32) -> Result<bool> {
-    let ProbeInputs { x, timesteps, condition } = probe_inputs(network, rows, timestep)?;
-    let answer = network.forward(&x, &timesteps, condition.as_ref())?;
+    let inputs = probe_inputs(network, rows, timestep)?;
+    let answer = network.evaluate(&inputs.x, &inputs.timesteps, inputs.conditions())?;
     Ok(answer.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite())
+}
+
+/// Decodes noise; whether the images are finite.
+fn probe_decoder(decoder: &Decoder, rows: usize) -> Result<bool> {
+    let ([channels, height, width], [colours, tall, wide]) =
+        (decoder.latent_shape(), decoder.image_shape());
+    let floats = channels * height * width + colours * tall * wide;
+    memory::admit((2 * size_of::<f32>() * rows * floats) as u64)?;
+    let mut values = vec![0.0; rows * channels * height * width];
+    noise::normal(0, 0, &mut values);
+    let latents = Tensor::from_vec(values, (rows, channels, height, width), decoder.device())?;
+    let images = decoder.forward(&latents.to_dtype(decoder.dtype())?)?;
+    Ok(images.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?.is_finite())
 }
 
 /// What [`probe`] asks a network about.
@@ -139,9 +217,22 @@ pub(crate) struct ProbeInputs {
     pub(crate) x: Tensor,
     pub(crate) timesteps: Tensor,
     pub(crate) condition: Option<Tensor>,
+    prompt: Option<Tensor>,
+    guidance: Option<Tensor>,
 }
 
-/// Noise at one timestep, and the first class.
+impl ProbeInputs {
+    /// What it is told beside noise and time.
+    pub(crate) fn conditions(&self) -> Conditions<'_> {
+        Conditions {
+            condition: self.condition.as_ref(),
+            prompt: self.prompt.as_ref(),
+            guidance: self.guidance.as_ref(),
+        }
+    }
+}
+
+/// Noise at one timestep, and the first class, or a prompt of noise.
 ///
 /// # Errors
 /// When a tensor operation fails.
@@ -166,5 +257,12 @@ pub(crate) fn probe_inputs(
         Conditioning::Timestep => Some(Tensor::zeros(rows, DType::F32, device)?),
         Conditioning::Embedding(width) => Some(Tensor::zeros((rows, width), DType::F32, device)?),
     };
-    Ok(ProbeInputs { x, timesteps, condition })
+    let prompt = geometry.prompt.map(|prompt| {
+        let mut values = vec![0.0; rows * prompt.tokens * prompt.width];
+        noise::normal(0, 1, &mut values);
+        Tensor::from_vec(values, (rows, prompt.tokens, prompt.width), device)
+    });
+    let guidance = geometry.guidance.then(|| Tensor::zeros(rows, DType::F32, device));
+    let (prompt, guidance) = (prompt.transpose()?, guidance.transpose()?);
+    Ok(ProbeInputs { x, timesteps, condition, prompt, guidance })
 }

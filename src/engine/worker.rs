@@ -17,11 +17,12 @@ use super::{
     Event, SampleTimings,
     batcher::{Batch, SampleKey},
     calibration::Calibrator,
-    cost::CostModel,
+    cost::StageCosts,
     device_queue::DeviceQueue,
     job::Failure,
     observer::Observer,
     sample::Sample,
+    stage::Stage,
     step::{self, Begun, Check, Outcome},
     warmup::{WarmUp, Warmed},
 };
@@ -35,7 +36,7 @@ pub(super) enum Command {
     WarmUp {
         model: Arc<Model>,
         max_rows: Option<usize>,
-        known: Option<CostModel>,
+        known: StageCosts,
         reply: oneshot::Sender<Warmed>,
     },
 }
@@ -174,41 +175,85 @@ impl Worker {
         while let Ok(command) = self.commands.try_recv() {
             self.obey(command);
         }
-        let mut samples: Vec<Sample> =
+        let samples: Vec<Sample> =
             batch.samples.iter().filter_map(|key| self.samples.remove(key)).collect();
         let Some(first) = samples.first() else { return };
         let model = Arc::clone(&first.admission.model);
+        if batch.stage == Stage::Denoise {
+            self.denoise(batch, &model, samples);
+        } else {
+            self.transcode(batch, &model, samples);
+        }
+    }
 
+    /// One evaluation of a text encoder or a decoder.
+    fn transcode(&mut self, batch: Batch, model: &Arc<Model>, mut samples: Vec<Sample>) {
+        let failures = self.settle(&mut samples);
+        let began = Instant::now();
+        for sample in &mut samples {
+            if !sample.clock.started() {
+                self.observer.began(&sample.admission);
+            }
+            sample.clock.starts(began);
+        }
+        let replica = model.on(self.device);
+        let result = self.caught(|| match batch.stage {
+            Stage::Encode => step::encode(replica, model.embeddings(), &mut samples),
+            _ => step::decode(replica, &samples),
+        });
+        let seconds = self.ended(&batch, model, began, result.is_ok());
+        self.queue.ran(&batch, seconds);
+        for sample in &mut samples {
+            let rows = sample.admission.parts[batch.stage].rows;
+            sample.clock.shared(seconds, rows, batch.rows);
+        }
+        let result = result.map_err(|failed| self.failure(failed, model, &batch));
+        self.conclude(samples, result, failures);
+    }
+
+    /// One evaluation of a network.
+    fn denoise(&mut self, batch: Batch, model: &Arc<Model>, mut samples: Vec<Sample>) {
         let replica = model.on(self.device);
         let asked = Instant::now();
-        let begun = self.caught(|| step::begin(replica.network(), &mut samples));
+        let begun = self.caught(|| step::begin(replica, &mut samples));
         for sample in &mut samples {
             if !sample.clock.started() {
                 self.observer.began(&sample.admission);
             }
             sample.clock.starts(asked);
         }
-        let mut failures = self.settle(&mut samples);
+        let failures = self.settle(&mut samples);
         let began = asked.max(self.free);
-        let short = replica.evaluation_seconds(batch.rows) < SHORT_SECONDS;
+        let short = replica.evaluation_seconds(batch.stage, batch.rows) < SHORT_SECONDS;
         let goes_on = replica.network().defers() && short && !Begun::due(&samples);
         let result = match begun {
             Ok(begun) if goes_on => {
                 self.queue.asked(&batch);
                 let outcomes = samples.iter().map(|_| Outcome::Going(None)).collect();
+                let model = Arc::clone(model);
                 self.pending = Some(Pending { batch, model, began, check: begun.check() });
                 Ok(outcomes)
             }
             begun => {
                 let ended = begun.and_then(|begun| self.caught(|| begun.end(&samples)));
-                let seconds = self.ended(&batch, &model, began, ended.is_ok());
+                let seconds = self.ended(&batch, model, began, ended.is_ok());
                 self.queue.ran(&batch, seconds);
                 for sample in &mut samples {
-                    sample.clock.evaluated(seconds, sample.admission.rows, batch.rows);
+                    sample.clock.evaluated(seconds, sample.admission.rows(), batch.rows);
                 }
-                ended.map_err(|failed| self.failure(failed, &model, batch.rows))
+                ended.map_err(|failed| self.failure(failed, model, &batch))
             }
         };
+        self.conclude(samples, result, failures);
+    }
+
+    /// Gives each sample what an evaluation made of it; `failures` are those of the one before.
+    fn conclude(
+        &mut self,
+        samples: Vec<Sample>,
+        result: Result<Vec<Outcome>, Failure>,
+        mut failures: BTreeMap<SampleKey, Failure>,
+    ) {
         match result {
             Ok(outcomes) => {
                 for (sample, outcome) in samples.into_iter().zip(outcomes) {
@@ -240,7 +285,7 @@ impl Worker {
                 .map(|(key, timestep)| (key, Failure::NonFinite { timestep }))
                 .collect(),
             Err(failed) => {
-                let failure = self.failure(failed, &model, batch.rows);
+                let failure = self.failure(failed, &model, &batch);
                 batch.samples.iter().map(|&key| (key, failure.clone())).collect::<BTreeMap<_, _>>()
             }
         };
@@ -250,7 +295,7 @@ impl Worker {
             let in_next = next.iter_mut().find(|sample| sample.admission.key == *key);
             let stays = in_next.is_some();
             let Some(sample) = in_next.or_else(|| self.samples.get_mut(key)) else { continue };
-            sample.clock.evaluated(seconds, sample.admission.rows, batch.rows);
+            sample.clock.evaluated(seconds, sample.admission.rows(), batch.rows);
             let Some(failure) = failures.remove(key) else { continue };
             if let Failure::NonFinite { timestep } = failure {
                 not_finite(&model, timestep);
@@ -269,19 +314,19 @@ impl Worker {
         self.free = Instant::now();
         let seconds = self.free.duration_since(began).as_secs_f64();
         if well {
-            model.on(self.device).observe(batch.rows, seconds);
+            model.on(self.device).observe(batch.stage, batch.rows, seconds);
         }
         self.observer.evaluated(model, batch, seconds);
         seconds
     }
 
-    /// What is to follow when an evaluation of so many rows failed, and what its samples are told.
-    fn failure(&mut self, failed: DeviceFault, model: &Model, rows: usize) -> Failure {
-        let device = self.device;
+    /// What is to follow when an evaluation of a batch failed, and what its samples are told.
+    fn failure(&mut self, failed: DeviceFault, model: &Model, batch: &Batch) -> Failure {
+        let (device, stage, rows) = (self.device, batch.stage, batch.rows);
         match failed {
             DeviceFault::OutOfMemory(reason) => {
-                let limit = model.on(device).shrink(rows);
-                self.queue.limit(model.key, limit);
+                let limit = model.on(device).shrink(stage, rows);
+                self.queue.limit(model.key, stage, limit);
                 tracing::error!(model = model.id, device, rows, limit, reason, "no memory");
                 Failure::OutOfMemory { rows, limit }
             }
@@ -325,6 +370,11 @@ impl Worker {
             Outcome::Raw(output) => {
                 self.finished(&sample);
                 sample.finish(|index| Event::Inferred { index, output });
+            }
+            Outcome::Undecodable => {
+                let reason = "the decoder answered NaN or infinity";
+                tracing::error!(model = sample.admission.model.id, reason, "decoding failed");
+                self.fail(sample, Failure::Evaluation(reason.into()));
             }
             Outcome::NonFinite { timestep } => {
                 not_finite(&sample.admission.model, timestep);

@@ -13,6 +13,8 @@ use crate::{engine::Engine, experiments::Experiments, metrics::Metrics, registry
 pub struct Settings {
     /// Most images of one request: the smaller of `--max-images-per-request` and `--max-queue`.
     pub max_images: usize,
+    /// Pixels of an image, at most, of models that make several sizes.
+    pub max_pixels: usize,
     /// Most rows of one inference: `--max-queue`.
     pub max_rows: usize,
     /// A request that takes longer is answered with 504.
@@ -52,6 +54,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             max_images: 16,
+            max_pixels: 1 << 20,
             max_rows: 256,
             request_timeout: Duration::from_secs(300),
             max_body_bytes: 2 << 20,

@@ -19,7 +19,7 @@ use super::{
     wire::{ClassLabel, GeneratedImage, GenerationRequest, OutputFormat},
 };
 use crate::{
-    engine::{GenerateRequest, SampleSpec},
+    engine::{GenerateRequest, SampleSpec, Tokens},
     registry::Model,
 };
 
@@ -55,7 +55,7 @@ impl ParsedRequest {
         received: Instant,
     ) -> Result<Self, Problem> {
         makes_images(&model)?;
-        check_size(&model, wire.size.as_deref())?;
+        let model = sized(settings, model, wire.size.as_deref())?;
         let shape = shape(wire, wanted)?;
         let encoding = encoding(wire, wanted)?;
         let n = count(wire, settings)?;
@@ -65,10 +65,13 @@ impl ParsedRequest {
             );
             return Err(Problem::conflict("n", message));
         }
+        let guidance_scale = guidance(&model, wire)?;
         let request = GenerateRequest {
             samples: samples(&model, wire, n)?,
             trajectory: trajectory(&model, wire)?,
-            guidance_scale: guidance(&model, wire)?,
+            prompts: prompts(&model, wire, guidance_scale)?,
+            latents: Vec::new(),
+            guidance_scale,
             partial_images: partial_images(wire, shape)?,
             deadline: deadline(wire, received)?,
             model,
@@ -148,26 +151,52 @@ impl ParsedRequest {
 
 /// `WIDTHxHEIGHT` of the images a model makes.
 pub(super) fn size(model: &Model) -> String {
-    format!("{}x{}", model.geometry.width, model.geometry.height)
+    let [_, height, width] = model.image;
+    format!("{width}x{height}")
 }
 
 /// 400 unless its network makes images by itself.
 pub(super) fn makes_images(model: &Model) -> Result<(), Problem> {
-    let Err(reason) = model.geometry.check_images() else { return Ok(()) };
+    let Some(reason) = &model.refusal else { return Ok(()) };
     let remedy = format!("{reason}; evaluate it with POST /v2/models/{}/infer", model.id);
     Err(Problem::value("model", quoted(&model.id), remedy))
 }
 
-fn check_size(model: &Model, asked: Option<&str>) -> Result<(), Problem> {
-    let made = size(model);
-    match asked {
-        None | Some("auto") => Ok(()),
-        Some(asked) if asked == made => Ok(()),
-        Some(asked) => {
-            let remedy = format!("{} makes {made} only; send that, or `auto`", model.id);
-            Err(Problem::value("size", quoted(asked), remedy))
-        }
-    }
+/// The model at the size that is asked for.
+fn sized(
+    settings: &Settings,
+    model: Arc<Model>,
+    asked: Option<&str>,
+) -> Result<Arc<Model>, Problem> {
+    let made = size(&model);
+    let Some(asked) = asked.filter(|asked| *asked != "auto" && *asked != made) else {
+        return Ok(model);
+    };
+    let Some(multiple) = model.size_multiple else {
+        let remedy = format!("{} makes {made} only; send that, or `auto`", model.id);
+        return Err(Problem::value("size", quoted(asked), remedy));
+    };
+    let sides = asked.split_once('x').and_then(|(width, height)| {
+        let side = |text: &str| text.parse().ok().filter(|side: &usize| *side > 0);
+        Some([side(height)?, side(width)?])
+    });
+    let most = settings.max_pixels;
+    let fits = |[height, width]: &[usize; 2]| {
+        height.is_multiple_of(multiple)
+            && width.is_multiple_of(multiple)
+            && height.checked_mul(*width).is_some_and(|pixels| pixels <= most)
+    };
+    let Some(sides) = sides.filter(fits) else {
+        let remedy = format!(
+            "{} makes WIDTHxHEIGHT with sides that are multiples of {multiple}, and at most {most} pixels (--max-pixels); \
+             send such a size, or `auto` for {made}",
+            model.id
+        );
+        return Err(Problem::value("size", quoted(asked), remedy));
+    };
+    // Compiling another size takes a moment, in which this thread serves nobody.
+    let sized = tokio::task::block_in_place(|| model.sized(sides));
+    sized.map_err(|error| Problem::value("size", quoted(asked), error))
 }
 
 fn count(wire: &GenerationRequest, settings: &Settings) -> Result<u64, Problem> {
@@ -248,6 +277,8 @@ fn drawn_class(seed: u64, count: usize, null_class: Option<u32>) -> u32 {
 
 fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem> {
     let prompt = wire.prompt.as_deref().filter(|prompt| !prompt.is_empty());
+    // A prompt that is read names no class.
+    let prompt = prompt.filter(|_| model.text().is_none());
     let (field, label) = match (prompt, &wire.class_label) {
         (Some(_), Some(_)) => {
             let message = "`prompt` and `class_label` both name a class: send one of them";
@@ -262,7 +293,8 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
         ClassLabel::Name(name) => quoted(name),
     };
     let Conditioning::Classes(count) = model.geometry.conditioning else {
-        let remedy = format!("{} is unconditional and takes none; leave `{field}` out", model.id);
+        let kind = if model.text().is_some() { "draws after text" } else { "is unconditional" };
+        let remedy = format!("{} {kind} and takes no class; leave `{field}` out", model.id);
         return Err(Problem::value(field, shown, remedy));
     };
     let names = &model.card.class_names;
@@ -294,11 +326,11 @@ fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajec
 }
 
 fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
-    let scale = wire.guidance_scale.unwrap_or(1.0);
+    let scale = wire.guidance_scale.unwrap_or_else(|| model.default_guidance());
     if !scale.is_finite() {
         return Err(Problem::value("guidance_scale", scale, "it takes a finite number"));
     }
-    if scale != 1.0 && model.card.null_class.is_none() {
+    if scale != 1.0 && !model.guides() {
         let remedy = format!(
             "{} has no null class to be guided away from; send 1 or leave it out",
             model.id
@@ -306,6 +338,27 @@ fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
         return Err(Problem::value("guidance_scale", scale, remedy));
     }
     Ok(scale)
+}
+
+fn prompts(
+    model: &Model,
+    wire: &GenerationRequest,
+    guidance_scale: f64,
+) -> Result<Vec<Tokens>, Problem> {
+    let [prompt, negative] = [&wire.prompt, &wire.negative_prompt]
+        .map(|text| text.as_deref().filter(|text| !text.is_empty()));
+    if let Some(negative) = negative {
+        if model.text().is_none() {
+            let remedy = format!("{} reads no text; leave `negative_prompt` out", model.id);
+            return Err(Problem::value("negative_prompt", quoted(negative), remedy));
+        }
+        if guidance_scale == 1.0 {
+            let message = "`negative_prompt` has no effect where `guidance_scale` is 1: send a larger one, or leave it out";
+            return Err(Problem::conflict("negative_prompt", message));
+        }
+    }
+    let [prompt, negative] = [prompt, negative].map(Option::unwrap_or_default);
+    Ok(model.prompts(prompt, negative, guidance_scale)?)
 }
 
 fn partial_images(wire: &GenerationRequest, shape: Shape) -> Result<usize, Problem> {

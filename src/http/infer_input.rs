@@ -12,7 +12,11 @@ use super::{
 };
 use crate::{engine::InferRequest, registry::Model};
 
-/// The inputs of a network.
+const CLASS_LABELS: &str = "class_labels";
+/// The hidden states of a text encoder.
+const HIDDEN_STATES: &str = "encoder_hidden_states";
+
+/// The inputs of a network. One that is told a guidance scale is asked without guidance.
 pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
     let geometry = &model.geometry;
     let sample =
@@ -28,9 +32,14 @@ pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
         Conditioning::Embedding(width) => Some(("FP32", vec![-1, width as i64])),
     };
     inputs.extend(condition.map(|(datatype, shape)| ArrayMetadata {
-        name: "class_labels",
+        name: CLASS_LABELS,
         datatype,
         shape,
+    }));
+    inputs.extend(geometry.prompt.map(|prompt| ArrayMetadata {
+        name: HIDDEN_STATES,
+        datatype: "FP32",
+        shape: vec![-1, prompt.tokens as i64, prompt.width as i64],
     }));
     inputs
 }
@@ -82,7 +91,12 @@ pub(super) fn request(
     };
     let sample = take("sample")?;
     let timesteps = take("timestep")?;
-    let condition = (expected.len() > 2).then(|| take("class_labels")).transpose()?;
+    let mut told = |name: &str| {
+        let takes = expected.iter().any(|input| input.name == name);
+        takes.then(|| take(name)).transpose()
+    };
+    let condition = told(CLASS_LABELS)?;
+    let prompts = told(HIDDEN_STATES)?.unwrap_or_default();
     if let (Conditioning::Classes(count), Some(classes)) = (model.geometry.conditioning, &condition)
     {
         let outside = classes.iter().find(|class| !(0.0..count as f32).contains(*class));
@@ -91,7 +105,8 @@ pub(super) fn request(
             return Err(Problem::value("class_labels", class, remedy));
         }
     }
-    Ok(InferRequest { model: Arc::clone(model), sample, timesteps, condition, deadline: None })
+    let model = Arc::clone(model);
+    Ok(InferRequest { model, sample, timesteps, prompts, condition, deadline: None })
 }
 
 /// The shape must be the expected one, with the same number of rows for all inputs.

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     engine::WARM_UP_SECONDS,
     metrics::UNKNOWN_MODEL,
-    registry::{Model, Stage, State as ModelState},
+    registry::{Model, Stage, State as ModelState, Text},
 };
 
 impl App {
@@ -135,14 +135,18 @@ fn card(model: &Model) -> ModelCard {
             _ => None,
         },
         null_class: card.null_class,
+        max_prompt_tokens: model.text().map(Text::max_tokens),
+        example_prompts: card.example_prompts.clone(),
         defaults: ModelDefaults {
             num_inference_steps: model.default_steps(),
             scheduler: model.default_scheduler().to_string(),
+            guidance_scale: model.default_guidance(),
         },
         evaluations: card.evaluations.clone(),
         num_train_timesteps: model.schedule.train_timesteps(),
         size: size(model),
-        channels: model.geometry.in_channels,
+        size_multiple: model.size_multiple,
+        channels: model.image[0],
         parameters: model.parameters,
         dtype: model.dtype,
         recipe: card.recipe.clone(),

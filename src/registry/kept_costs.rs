@@ -11,9 +11,9 @@ use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use siphasher::sip::SipHasher13;
-use understudy_models::{NetworkConfig, checkpoint::write_atomically};
+use understudy_models::checkpoint::{ModelFolder, write_atomically};
 
-use crate::engine::CostModel;
+use crate::engine::{CostModel, StageCosts};
 
 /// Bytes of a file of costs, at most; what is longer is none.
 const MOST_BYTES: u64 = 1 << 16;
@@ -24,10 +24,10 @@ pub struct KeptCosts {
     folder: Option<PathBuf>,
 }
 
-/// What the time of a network's evaluations depends on.
+/// What the time of a model's evaluations depends on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Circumstances {
-    network: Value,
+    networks: Value,
     dtype: String,
     max_rows: Option<usize>,
     processor: String,
@@ -45,20 +45,20 @@ struct Build {
 #[derive(Serialize, Deserialize)]
 struct Kept {
     circumstances: Circumstances,
-    costs: CostModel,
+    costs: StageCosts,
 }
 
 impl KeptCosts {
-    /// A file per network in `folder`, which is made when there is something to keep.
+    /// A file per model in `folder`, which is made when there is something to keep.
     pub fn in_folder(folder: PathBuf) -> Self {
         Self { folder: Some(folder) }
     }
 
-    /// The circumstances of a network on these devices. Nothing where costs are not kept: on GPUs, which compile and
+    /// The circumstances of a model on these devices. Nothing where costs are not kept: on GPUs, which compile and
     /// choose anew whenever a server starts, so that there would be little to gain.
     pub(super) fn circumstances(
         &self,
-        network: &NetworkConfig,
+        model: &ModelFolder,
         dtype: DType,
         max_rows: Option<usize>,
         devices: &[Device],
@@ -68,7 +68,11 @@ impl KeptCosts {
             return None;
         }
         Some(Circumstances {
-            network: network.to_json(),
+            networks: json!([
+                model.network.to_json(),
+                model.autoencoder.as_ref().map(|part| part.config.to_json()),
+                model.text_encoder.as_ref().map(|part| &part.config),
+            ]),
             dtype: dtype.as_str().to_owned(),
             max_rows,
             processor: processor(),
@@ -77,18 +81,24 @@ impl KeptCosts {
         })
     }
 
-    /// What was measured under the same circumstances, if it is there and makes sense.
-    pub(super) fn recall(&self, circumstances: &Circumstances) -> Option<CostModel> {
-        let path = circumstances.file(self.folder.as_deref()?);
-        if fs::metadata(&path).ok()?.len() > MOST_BYTES {
-            return None;
-        }
-        let kept: Kept = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
-        (kept.circumstances == *circumstances && kept.costs.is_plausible()).then_some(kept.costs)
+    /// What was measured under the same circumstances, as far as it is there and makes sense.
+    pub(super) fn recall(&self, circumstances: &Circumstances) -> StageCosts {
+        let kept = || -> Option<Kept> {
+            let path = circumstances.file(self.folder.as_deref()?);
+            if fs::metadata(&path).ok()?.len() > MOST_BYTES {
+                return None;
+            }
+            serde_json::from_slice(&fs::read(path).ok()?).ok()
+        };
+        let kept = kept().filter(|kept| kept.circumstances == *circumstances);
+        let plausible = kept.filter(|kept| {
+            kept.costs.iter().all(|(_, costs)| costs.as_ref().is_none_or(CostModel::is_plausible))
+        });
+        plausible.map(|kept| kept.costs).unwrap_or_default()
     }
 
     /// Keeps what was measured. Whoever cannot measures again the next time.
-    pub(super) fn keep(&self, circumstances: Circumstances, costs: CostModel) {
+    pub(super) fn keep(&self, circumstances: Circumstances, costs: StageCosts) {
         let Some(folder) = &self.folder else { return };
         let path = circumstances.file(folder);
         let kept = json!(Kept { circumstances, costs }).to_string();
@@ -105,8 +115,8 @@ impl KeptCosts {
 impl Circumstances {
     /// Another build's costs are written over, so the build is no part of the name.
     fn file(&self, folder: &Path) -> PathBuf {
-        let Self { network, dtype, max_rows, processor, threads, build: _ } = self;
-        let named = json!([network, dtype, max_rows, processor, threads]).to_string();
+        let Self { networks, dtype, max_rows, processor, threads, build: _ } = self;
+        let named = json!([networks, dtype, max_rows, processor, threads]).to_string();
         let mut hash = SipHasher13::new();
         hash.write(named.as_bytes());
         folder.join(format!("{:016x}.json", hash.finish()))
@@ -135,35 +145,39 @@ fn processor() -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use understudy_models::checkpoint::ModelFolder;
-
     use super::*;
+    use crate::engine::stage::{PerStage, Stage};
 
-    fn network() -> NetworkConfig {
+    fn model() -> ModelFolder {
         let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-student");
-        ModelFolder::open(&zoo).unwrap().network
+        ModelFolder::open(&zoo).unwrap()
     }
 
-    fn costs() -> CostModel {
-        CostModel::new(vec![(1, 0.001), (2, 0.0015)], None)
+    fn costs() -> StageCosts {
+        let costs = || CostModel::new(vec![(1, 0.001), (2, 0.0015)], None);
+        PerStage::new(|stage| (stage == Stage::Denoise).then(costs))
     }
 
     #[test]
     fn costs_are_known_again_under_the_same_circumstances_only() {
         let folder = tempfile::tempdir().unwrap();
         let kept = KeptCosts::in_folder(folder.path().join("deeper"));
-        let of = |dtype, rows| kept.circumstances(&network(), dtype, rows, &[Device::Cpu]).unwrap();
+        let of = |dtype, rows| kept.circumstances(&model(), dtype, rows, &[Device::Cpu]).unwrap();
         let here = of(DType::F32, None);
-        assert_eq!(kept.recall(&here), None);
+        assert_eq!(kept.recall(&here), StageCosts::default());
         kept.keep(here.clone(), costs());
-        assert_eq!(kept.recall(&here), Some(costs()));
-        assert_eq!(kept.recall(&of(DType::BF16, None)), None);
-        assert_eq!(kept.recall(&of(DType::F32, Some(4))), None);
+        assert_eq!(kept.recall(&here), costs());
+        assert_eq!(kept.recall(&of(DType::BF16, None)), StageCosts::default());
+        assert_eq!(kept.recall(&of(DType::F32, Some(4))), StageCosts::default());
         let mut rebuilt = here.clone();
         rebuilt.build.bytes += 1;
-        assert_eq!(kept.recall(&rebuilt), None, "another build");
+        assert_eq!(kept.recall(&rebuilt), StageCosts::default(), "another build");
         kept.keep(rebuilt.clone(), costs());
-        assert_eq!(kept.recall(&here), None, "and its costs take the place of the old one's");
+        assert_eq!(
+            kept.recall(&here),
+            StageCosts::default(),
+            "and its costs take the place of the old one's"
+        );
         assert_eq!(fs::read_dir(folder.path().join("deeper")).unwrap().count(), 1);
     }
 
@@ -171,7 +185,7 @@ mod tests {
     fn files_that_make_no_sense_are_as_if_they_were_not_there() {
         let folder = tempfile::tempdir().unwrap();
         let kept = KeptCosts::in_folder(folder.path().into());
-        let here = kept.circumstances(&network(), DType::F32, None, &[Device::Cpu]).unwrap();
+        let here = kept.circumstances(&model(), DType::F32, None, &[Device::Cpu]).unwrap();
         kept.keep(here.clone(), costs());
         let file = here.file(folder.path());
         let good = fs::read_to_string(&file).unwrap();
@@ -187,7 +201,7 @@ mod tests {
         ] {
             assert_ne!(bad, good);
             fs::write(&file, bad).unwrap();
-            assert_eq!(kept.recall(&here), None, "{bad}");
+            assert_eq!(kept.recall(&here), StageCosts::default(), "{bad}");
         }
     }
 
@@ -195,9 +209,9 @@ mod tests {
     fn a_folder_that_cannot_be_written_keeps_nothing_and_harms_nobody() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let kept = KeptCosts::in_folder(file.path().join("below"));
-        let here = kept.circumstances(&network(), DType::F32, None, &[Device::Cpu]).unwrap();
+        let here = kept.circumstances(&model(), DType::F32, None, &[Device::Cpu]).unwrap();
         kept.keep(here.clone(), costs());
-        assert_eq!(kept.recall(&here), None);
-        assert!(KeptCosts::default().circumstances(&network(), DType::F32, None, &[]).is_none());
+        assert_eq!(kept.recall(&here), StageCosts::default());
+        assert!(KeptCosts::default().circumstances(&model(), DType::F32, None, &[]).is_none());
     }
 }

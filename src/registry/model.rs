@@ -2,21 +2,38 @@
 
 use std::{
     fmt,
+    num::NonZeroUsize,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use candle_core::{DType, Device};
+use lru::LruCache;
 use understudy_models::{
     Denoiser, Error, FixedBatch, Geometry,
-    checkpoint::{ModelFolder, card::Card},
+    autoencoder::{Decoder, Preview},
+    checkpoint::{ModelFolder, Reader, card::Card},
     sampler::Kind,
     schedule::ScheduleConfig,
+    text::{TextEncoder, Tokenizer},
 };
 
-use crate::engine::{CostModel, batcher::ModelKey};
+use crate::engine::{
+    CostModel, Embeddings, Tokens,
+    batcher::ModelKey,
+    stage::{PerStage, Stage},
+};
 
+/// Sizes of a model, beside its own, that are kept compiled: their plans take memory, their weights are shared.
+const SIZES_KEPT: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+/// The key of the next model at another size.
+static NEXT_SIZED: AtomicU64 = AtomicU64::new(u64::MAX);
+/// Bytes of the longest prompt that is looked at: more than any text encoder takes tokens of.
+const MOST_BYTES: usize = 16 << 10;
 /// Steps of a model whose card does not say.
 const DEFAULT_STEPS: usize = 50;
 
@@ -30,6 +47,12 @@ pub struct Model {
     pub card: Card,
     /// Shapes of its network.
     pub geometry: Geometry,
+    /// Channels, height and width of its images.
+    pub image: [usize; 3],
+    /// What the sides of its images may be multiples of; nothing for a model of one size.
+    pub size_multiple: Option<usize>,
+    /// Why it makes none, where it does not.
+    pub refusal: Option<String>,
     /// Its noise schedule.
     pub schedule: ScheduleConfig,
     /// Number of weights.
@@ -40,13 +63,66 @@ pub struct Model {
     pub created: u64,
     /// One for each of the engine's devices, in their order.
     replicas: Vec<Replica>,
+    text: Option<Arc<Text>>,
+    embeddings: Arc<Embeddings>,
+    /// The same model at other sizes, the least recently used forgotten.
+    sizes: Mutex<LruCache<[usize; 2], Arc<Self>>>,
 }
 
-/// The network on one device.
+/// The networks on one device.
 pub struct Replica {
     network: Box<dyn Denoiser>,
-    /// What its evaluations cost; replaced by the warm-up.
-    cost: Mutex<CostModel>,
+    decoder: Option<Decoder>,
+    encoder: Option<Arc<TextEncoder>>,
+    preview: Option<Preview>,
+    /// Whether all evaluations of the network have as many rows.
+    padded: bool,
+    /// What evaluations cost; replaced by the warm-up.
+    costs: PerStage<Mutex<CostModel>>,
+}
+
+/// How a text-to-image model reads prompts.
+pub struct Text {
+    tokenizer: Tokenizer,
+    /// Tokens of a prompt, its beginning and its end among them.
+    length: usize,
+    empty: Tokens,
+}
+
+impl Text {
+    fn new(tokenizer: Tokenizer, length: usize) -> understudy_models::Result<Self> {
+        let empty = tokenizer.encode("", length)?.into();
+        Ok(Self { tokenizer, length, empty })
+    }
+
+    /// The tokens of a prompt, which `field` says.
+    fn tokens(&self, field: &str, prompt: &str) -> understudy_models::Result<Tokens> {
+        let refuse = |value: String, remedy: String| Err(Error::value(field, value, remedy));
+        if prompt.len() > MOST_BYTES {
+            let value = format!("{} bytes long", prompt.len());
+            return refuse(value, format!("at most {MOST_BYTES} are read; shorten it"));
+        }
+        if prompt.contains('\0') {
+            let place = prompt.find('\0').unwrap_or_default();
+            let value = format!("text with U+0000 at byte {place}");
+            return refuse(value, "no text encoder knows it; take it out".into());
+        }
+        let tokens = self.tokenizer.encode(prompt, self.length).map_err(|error| match error {
+            Error::Value { value, remedy, .. } => Error::value(field, value, remedy),
+            error => error,
+        });
+        Ok(tokens?.into())
+    }
+
+    /// Those of the empty prompt.
+    pub fn empty(&self) -> Tokens {
+        Tokens::clone(&self.empty)
+    }
+
+    /// Most tokens of a prompt, without its beginning and its end.
+    pub fn max_tokens(&self) -> usize {
+        self.length.saturating_sub(2)
+    }
 }
 
 impl Model {
@@ -65,25 +141,93 @@ impl Model {
         let Some((first, others)) = devices.split_first() else {
             return Err(Error::value("device", "none", "name at least one"));
         };
-        let read = |device| ModelFolder::open(folder)?.load(dtype, device);
-        let loaded = read(first)?;
-        let mut replicas = vec![Replica::new(loaded.network)];
+        let read = |device| {
+            let folder = ModelFolder::open(folder)?;
+            let refusal = folder.check_images().err().map(|error| error.to_string());
+            let multiple = folder.size_multiple();
+            let (image, pipeline) = (folder.image_shape(), folder.load(dtype, device)?);
+            let (tokenizer, encoder) =
+                pipeline.reader.map(|Reader { tokenizer, encoder }| (tokenizer, encoder)).unzip();
+            let replica = Replica::new(pipeline.network, pipeline.decoder, encoder)?;
+            let told = (pipeline.schedule, pipeline.card, image, multiple, refusal);
+            Ok::<_, Error>((replica, tokenizer, told))
+        };
+        let (replica, tokenizer, (schedule, card, image, size_multiple, refusal)) = read(first)?;
+        let length = replica.encoder().map_or(0, |encoder| encoder.config().tokens());
+        let text =
+            tokenizer.map(|tokenizer| Text::new(tokenizer, length).map(Arc::new)).transpose()?;
+        let mut replicas = vec![replica];
         for device in others {
-            replicas.push(Replica::new(read(device)?.network));
+            replicas.push(read(device)?.0);
         }
         let network = replicas[0].network();
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
         Ok(Self {
             id,
             key: ModelKey(key),
-            card: loaded.card,
+            card,
             geometry: network.geometry().clone(),
-            schedule: loaded.schedule,
-            parameters: network.parameters(),
+            image,
+            size_multiple,
+            refusal,
+            schedule,
+            parameters: replicas[0].parameters(),
             dtype: dtype.as_str(),
             created: since_epoch.map_or(0, |since| since.as_secs()),
             replicas,
+            text,
+            embeddings: Arc::default(),
+            sizes: Mutex::new(LruCache::new(SIZES_KEPT)),
         })
+    }
+
+    /// The same model at another size, height and width in pixels. It shares weights, prompts and name; until evaluations
+    /// are observed they are taken to cost what they do at its own size, for each pixel.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a size that it cannot make, or that no memory holds.
+    pub fn sized(&self, size: [usize; 2]) -> understudy_models::Result<Arc<Self>> {
+        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(sized) = sizes.get(&size) {
+            return Ok(Arc::clone(sized));
+        }
+        let [channels, height, width] = self.image;
+        if size == [height, width] {
+            return Err(Error::value("size", format!("{width}x{height}"), "is the model's own"));
+        }
+        if let Some(multiple) = self.size_multiple
+            && !size.iter().all(|side| side.is_multiple_of(multiple))
+        {
+            let remedy = format!("sides must be multiples of {multiple}");
+            return Err(Error::value("size", format!("{}x{}", size[1], size[0]), remedy));
+        }
+        let pixels = |[height, width]: [usize; 2]| (height * width) as f64;
+        let factor = pixels(size) / pixels([height, width]);
+        let scale = height / self.geometry.height;
+        let tokens = self.geometry.prompt.map_or(0, |prompt| prompt.tokens);
+        let latent = size.map(|side| side / scale);
+        let replicas = self.replicas.iter().map(|replica| replica.sized(latent, tokens, factor));
+        let replicas: Vec<Replica> = replicas.collect::<understudy_models::Result<_>>()?;
+        let sized = Arc::new(Self {
+            id: self.id.clone(),
+            // Other than those that the registry counts, from 0.
+            key: ModelKey(NEXT_SIZED.fetch_sub(1, Ordering::Relaxed)),
+            card: self.card.clone(),
+            geometry: replicas[0].network().geometry().clone(),
+            image: [channels, size[0], size[1]],
+            size_multiple: self.size_multiple,
+            refusal: self.refusal.clone(),
+            schedule: self.schedule.clone(),
+            parameters: self.parameters,
+            dtype: self.dtype,
+            created: self.created,
+            replicas,
+            text: self.text.clone(),
+            embeddings: Arc::clone(&self.embeddings),
+            sizes: Mutex::new(LruCache::new(NonZeroUsize::MIN)),
+        });
+        sizes.put(size, Arc::clone(&sized));
+        Ok(sized)
     }
 
     /// The same model, whose evaluations on GPUs all have `rows` rows, so that the bits of an answer do not
@@ -94,7 +238,8 @@ impl Model {
             if replica.network.device().is_cpu() {
                 return replica;
             }
-            Replica { network: Box::new(FixedBatch::new(replica.network, rows)), ..replica }
+            let network = Box::new(FixedBatch::new(replica.network, rows));
+            Replica { network, padded: true, ..replica }
         };
         self.replicas = self.replicas.into_iter().map(pad).collect();
         self
@@ -103,6 +248,59 @@ impl Model {
     /// The network on the engine's device of that number; every model has one on each.
     pub fn on(&self, device: usize) -> &Replica {
         &self.replicas[device]
+    }
+
+    /// How it reads prompts, where it draws after text.
+    pub fn text(&self) -> Option<&Text> {
+        self.text.as_deref()
+    }
+
+    /// The prompts of the rows of a request's evaluations: none for a model without text; one, or, where evaluations have
+    /// two rows, one and what is guided away from.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming `prompt` or `negative_prompt`, and telling how many tokens it has where that is too many.
+    pub fn prompts(
+        &self,
+        prompt: &str,
+        negative_prompt: &str,
+        guidance_scale: f64,
+    ) -> understudy_models::Result<Vec<Tokens>> {
+        let Some(text) = &self.text else { return Ok(Vec::new()) };
+        let mut prompts = vec![text.tokens("prompt", prompt)?];
+        if guidance_scale != 1.0 && !self.geometry.guidance {
+            prompts.push(text.tokens("negative_prompt", negative_prompt)?);
+        }
+        Ok(prompts)
+    }
+
+    /// Whether guidance has something to be guided away from.
+    pub fn guides(&self) -> bool {
+        self.text.is_some() || self.card.null_class.is_some()
+    }
+
+    /// Whether what its network makes is decoded.
+    pub fn decodes(&self) -> bool {
+        self.replicas[0].decoder.is_some()
+    }
+
+    /// Whether its images go through a stage.
+    pub fn has(&self, stage: Stage) -> bool {
+        match stage {
+            Stage::Encode => self.text.is_some(),
+            Stage::Denoise => true,
+            Stage::Decode => self.decodes(),
+        }
+    }
+
+    /// What its prompts came to.
+    pub(crate) fn embeddings(&self) -> &Embeddings {
+        &self.embeddings
+    }
+
+    /// Guidance of who does not say: the card's, else none.
+    pub fn default_guidance(&self) -> f64 {
+        self.card.defaults.guidance_scale.unwrap_or(1.0)
     }
 
     /// Steps of who does not say: the card's, else 50, or all the schedule has where those are fewer.
@@ -120,18 +318,53 @@ impl Model {
 }
 
 impl Replica {
-    fn new(network: Box<dyn Denoiser>) -> Self {
-        Self { network, cost: Mutex::new(CostModel::new(vec![(1, 0.0)], None)) }
+    fn new(
+        network: Box<dyn Denoiser>,
+        decoder: Option<Decoder>,
+        encoder: Option<TextEncoder>,
+    ) -> understudy_models::Result<Self> {
+        let preview = decoder.as_ref().map(Preview::fit).transpose()?;
+        let costs = PerStage::new(|_| Mutex::new(CostModel::new(vec![(1, 0.0)], None)));
+        Ok(Self { network, decoder, encoder: encoder.map(Arc::new), preview, padded: false, costs })
     }
 
-    /// Most rows an evaluation has.
-    pub fn max_rows(&self) -> usize {
-        self.cost().max_rows()
+    /// The same at another size of latents, whose evaluations cost so many times as much.
+    fn sized(
+        &self,
+        latent: [usize; 2],
+        tokens: usize,
+        factor: f64,
+    ) -> understudy_models::Result<Self> {
+        let one = || Error::value("size", format!("{latent:?}"), "the model has one size");
+        let costs = PerStage::new(|stage| {
+            let cost = self.cost(stage).clone();
+            Mutex::new(if stage == Stage::Encode { cost } else { cost.enlarged(factor) })
+        });
+        Ok(Self {
+            network: self.network.at(latent, tokens).ok_or_else(one)??,
+            decoder: self.decoder.as_ref().map(|decoder| decoder.at(latent)).transpose()?,
+            encoder: self.encoder.clone(),
+            preview: self.preview.clone(),
+            padded: self.padded,
+            costs,
+        })
+    }
+
+    /// Most rows an evaluation has, by stage.
+    pub fn max_rows(&self) -> PerStage<usize> {
+        PerStage::new(|stage| self.cost(stage).max_rows())
     }
 
     /// Predicted seconds of one evaluation of so many rows.
-    pub fn evaluation_seconds(&self, rows: usize) -> f64 {
-        self.cost().seconds(rows)
+    pub fn evaluation_seconds(&self, stage: Stage, rows: usize) -> f64 {
+        self.cost(stage).seconds(rows)
+    }
+
+    /// Number of weights of all its networks.
+    fn parameters(&self) -> usize {
+        let decoder = self.decoder.as_ref().map_or(0, Decoder::parameters);
+        let encoder = self.encoder.as_ref().map_or(0, |encoder| encoder.parameters());
+        self.network.parameters() + decoder + encoder
     }
 
     /// For the thread of its device alone.
@@ -139,23 +372,43 @@ impl Replica {
         self.network.as_ref()
     }
 
-    pub(crate) fn observe(&self, rows: usize, seconds: f64) {
-        self.cost().observe(rows, seconds);
+    /// Makes images of what the network makes; for the thread of its device alone.
+    pub(crate) fn decoder(&self) -> Option<&Decoder> {
+        self.decoder.as_ref()
     }
 
-    pub(crate) fn set_cost(&self, cost: CostModel) {
-        *self.cost() = cost;
+    /// Reads prompts; for the thread of its device alone.
+    pub(crate) fn encoder(&self) -> Option<&TextEncoder> {
+        self.encoder.as_deref()
+    }
+
+    /// Shows latents on their way; for the thread of its device alone.
+    pub(crate) fn preview(&self) -> Option<&Preview> {
+        self.preview.as_ref()
+    }
+
+    /// Whether all evaluations of the network have as many rows.
+    pub(crate) fn padded(&self) -> bool {
+        self.padded
+    }
+
+    pub(crate) fn observe(&self, stage: Stage, rows: usize, seconds: f64) {
+        self.cost(stage).observe(rows, seconds);
+    }
+
+    pub(crate) fn set_cost(&self, stage: Stage, cost: CostModel) {
+        *self.cost(stage) = cost;
     }
 
     /// As [`CostModel::shrink`]; gives the new limit.
-    pub(crate) fn shrink(&self, rows: usize) -> usize {
-        let mut cost = self.cost();
+    pub(crate) fn shrink(&self, stage: Stage, rows: usize) -> usize {
+        let mut cost = self.cost(stage);
         cost.shrink(rows);
         cost.max_rows()
     }
 
-    fn cost(&self) -> MutexGuard<'_, CostModel> {
-        self.cost.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cost(&self, stage: Stage) -> MutexGuard<'_, CostModel> {
+        self.costs[stage].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,8 +434,8 @@ impl Model {
     ) -> std::sync::Arc<Self> {
         let points = vec![(1, seconds), (max_rows.max(2), seconds)];
         let replica = |network| {
-            let replica = Replica::new(network);
-            replica.set_cost(CostModel::new(points.clone(), Some(max_rows)));
+            let replica = Replica::new(network, None, None).expect("nothing to fit");
+            replica.set_cost(Stage::Denoise, CostModel::new(points.clone(), Some(max_rows)));
             replica
         };
         let replicas: Vec<Replica> = networks.into_iter().map(replica).collect();
@@ -191,11 +444,17 @@ impl Model {
             key: ModelKey(key),
             card,
             geometry: replicas[0].network().geometry().clone(),
+            image: [1, 2, 2],
+            size_multiple: None,
+            refusal: None,
             schedule,
             parameters: replicas[0].network().parameters(),
             dtype: "f32",
             created: 0,
             replicas,
+            text: None,
+            embeddings: Arc::default(),
+            sizes: Mutex::new(LruCache::new(SIZES_KEPT)),
         })
     }
 

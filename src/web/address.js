@@ -10,6 +10,7 @@ export function read() {
     steps: list("steps"),
     samplers: list("samplers"),
     label: value("class"),
+    prompt: value("prompt"),
     seed: value("seed"),
     count: value("n"),
     view: value("view"),
@@ -17,12 +18,13 @@ export function read() {
 }
 
 /** The address of a request to `/v1/compare` or `/v1/images/generations`, seen in a view. */
-export function of({ model, models, num_inference_steps, scheduler, class_label, seed, n }, view) {
+export function of({ model, models, num_inference_steps, scheduler, class_label, prompt, seed, n }, view) {
   const fields = {
     models: model ?? models,
     steps: num_inference_steps,
     samplers: scheduler,
     class: class_label,
+    prompt,
     seed,
     n,
     view: view === "beside" ? undefined : view,

@@ -43,9 +43,11 @@ function card(model, side) {
 
 const name = ({ role, teacher }) => role.charAt(0).toUpperCase() + role.slice(1) + (teacher ? ` of ${teacher}` : "");
 
-function scores({ id, teacher, scores = {} }) {
+function scores({ id, teacher, max_prompt_tokens, scores = {} }) {
   const rows = Object.entries(scores).filter(([key]) => !SETTINGS.includes(key) && !SPREAD.test(key));
   if (!rows.length) {
+    // What measures models draws by class, not after text.
+    if (max_prompt_tokens) return [element("p", "Its card has no scores.", "note")];
     const none = element("p", "Its card has no scores yet. Measure them with ", "note");
     const against = teacher ? `--against ${teacher}` : "--reference IMAGES";
     none.append(element("code", `understudy evaluate --model ${id} ${against}`), ".");

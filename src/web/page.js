@@ -138,7 +138,7 @@ function returned() {
 }
 
 /** Fills the form from a link, and says what of it cannot be had here. */
-function restore({ models, steps, samplers, label, seed, count, view }, linked) {
+function restore({ models, steps, samplers, label, prompt, seed, count, view }, linked) {
   const refused = models.filter((_, at) => !linked[at]).map((id) => `the model ${id}`);
   const set = (input, value, name) => {
     if (value === undefined) return;
@@ -152,6 +152,7 @@ function restore({ models, steps, samplers, label, seed, count, view }, linked) 
   set(byId("seed"), seed, "seed");
   set(byId("count"), count, "n");
   if (label !== undefined && !condition.choose(label)) refused.push(`class = ${label}`);
+  if (prompt !== undefined && !condition.write(prompt)) refused.push(`prompt = ${prompt}`);
   sides().forEach((side, at) => {
     set(side.steps, steps[at], "steps");
     set(side.sampler, samplers[at], "sampler");
@@ -179,7 +180,7 @@ function compared() {
     for (const option of side.model.options) option.disabled = !alone() && option.value === other.model.value;
     side.model.parentElement.hidden = side.model.options.length < 3;
   }
-  condition.offer(teacher.card);
+  condition.offer(sides().map(({ card }) => card));
   cards.show(sides().map(({ card }) => card));
   byId("history-first").textContent = teacher.title.textContent;
   byId("history-second").textContent = student.title.textContent;

@@ -20,6 +20,8 @@ let complain;
 let couple;
 /** Sizes of models' images: small ones are shown as the pixels they are. */
 let widths = new Map();
+/** Prompts that show what a model makes, of those that read any. */
+let examples = new Map();
 let experiments = [];
 /** The pair on the ballot: its id, the vote's key, and whether it waits for a choice. */
 let pair;
@@ -29,6 +31,7 @@ let goOn;
 /** Which models there are, and the two that a new experiment would be between. */
 export function offer(models, two) {
   widths = new Map(models.map(({ id, size }) => [id, parseInt(size)]));
+  examples = new Map(models.map(({ id, example_prompts }) => [id, example_prompts ?? []]));
   couple = two;
 }
 
@@ -83,7 +86,10 @@ async function draw() {
     caption(side, SIDES[side]);
   }
   enable(false);
-  const drawn = await ask(`/v1/experiments/${id}/pairs`, {}).then((reply) => reply.json()).catch((problem) => {
+  const { arms } = experiments.find((one) => one.id === id);
+  const prompts = arms.flatMap(({ model }) => examples.get(model) ?? []);
+  const prompt = prompts[Math.floor(Math.random() * prompts.length)];
+  const drawn = await ask(`/v1/experiments/${id}/pairs`, prompt ? { prompt } : {}).then((reply) => reply.json()).catch((problem) => {
     byId("question").textContent = "";
     offerToGoOn("Try again", begin);
     throw problem;
@@ -91,7 +97,7 @@ async function draw() {
   if (byId("poll").value !== id) return;
   const key = [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
   pair = { experiment: id, id: drawn.pair_id, key, waits: true };
-  const small = experiments.find((one) => one.id === id).arms.every(({ model }) => widths.get(model) < 128);
+  const small = arms.every(({ model }) => widths.get(model) < 128);
   drawn.images.forEach(({ b64_json }, side) => {
     const image = new Image();
     image.src = `data:image/png;base64,${b64_json}`;
@@ -99,8 +105,8 @@ async function draw() {
     image.classList.toggle("small", small);
     picks[side].querySelector(".frame").replaceChildren(image);
   });
-  const what = drawn.class_name ?? (drawn.class_label === undefined ? "picture" : `picture of class ${drawn.class_label}`);
-  byId("question").textContent = `Which is the better ${drawn.class_name ? `“${what}”` : what}?`;
+  const what = prompt ?? drawn.class_name ?? (drawn.class_label === undefined ? "picture" : `picture of class ${drawn.class_label}`);
+  byId("question").textContent = `Which is the better ${prompt ?? drawn.class_name ? `“${what}”` : what}?`;
   enable(true);
   byId("ballot").focus({ preventScroll: true });
 }

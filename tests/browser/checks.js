@@ -51,6 +51,32 @@ async function until(condition, what, seconds = 20) {
   }
 }
 
+export async function a_text_model_has_a_prompt_its_examples_and_a_link_that_restores_it(world) {
+  const { base } = await world.start("text");
+  const page = await world.open({ base });
+  const examples = await page.locator("#examples option").evaluateAll((all) => all.map(({ value }) => value));
+  assert(examples.length > 3, examples.join());
+  assert.equal(await page.inputValue("#prompt"), examples[0]);
+  const first = await sources(page, "teacher");
+  await page.fill("#prompt", "dog face, noto style");
+  await compared(page);
+  const drawn = await sources(page, "teacher");
+  assert.notDeepEqual(drawn, first);
+  const sizes = await images(page, "student").evaluateAll((all) => all.map(({ naturalWidth }) => naturalWidth));
+  assert(sizes.every((width) => width === 64), sizes.join());
+  await world.shot(page, "prompt");
+  const again = await world.open({ base, path: `/${new URL(page.url()).search}` });
+  assert.equal(await again.inputValue("#prompt"), "dog face, noto style");
+  assert.deepEqual(await sources(again, "teacher"), drawn);
+  assert.deepEqual(await world.faults(again), []);
+  // Longer than its text encoder takes: the reply says how many tokens there are.
+  world.expected = REFUSED;
+  await again.fill("#prompt", "a ".repeat(40));
+  await again.click("#run");
+  await said(again, /40 tokens/);
+  return examples.join("; ");
+}
+
 export async function all_files_together_stay_below_100_KB(world) {
   const page = await world.open({ ready: false });
   await page.waitForLoadState("networkidle").catch(() => {});

@@ -13,7 +13,7 @@ import { chromium } from "playwright-core";
 import * as arriving from "./arrival.js";
 import * as comparing from "./checks.js";
 import * as looking from "./looks.js";
-import { loneFolder, newestBinary, orphanFolder, pairFolder, start, trioFolder } from "./server.js";
+import { loneFolder, newestBinary, orphanFolder, pairFolder, start, textFolder, trioFolder } from "./server.js";
 import * as voting from "./votes.js";
 import { World } from "./world.js";
 
@@ -26,7 +26,7 @@ if (shots) fs.mkdirSync(shots, { recursive: true });
 const flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
   "--disable-background-networking", "--disable-component-update"];
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: flags });
-const folders = { pair: pairFolder(), lone: loneFolder(), orphan: orphanFolder(), trio: trioFolder() };
+const folders = { pair: pairFolder(), lone: loneFolder(), orphan: orphanFolder(), trio: trioFolder(), text: textFolder() };
 const server = await start(program, folders.pair);
 let passed = 0;
 let failed = 0;

@@ -50,12 +50,23 @@ export function loneFolder() {
   return folder;
 }
 
-function write(folder, id, card) {
+export const ARTIST = "emoji-teacher";
+/** A text-to-image model, and in the place of a student the same with fewer steps. */
+export function textFolder() {
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), "understudy-text-"));
+  const emoji = path.join(ZOO, "emoji-text-to-image");
+  write(folder, ARTIST, { role: "teacher" }, emoji);
+  write(folder, "emoji-student", { role: "student", teacher: ARTIST }, emoji);
+  return folder;
+}
+
+function write(folder, id, card, from = BUNDLED) {
   const model = path.join(folder, id);
-  fs.cpSync(BUNDLED, model, { recursive: true });
+  fs.cpSync(from, model, { recursive: true });
   const file = path.join(model, "understudy.json");
-  const defaults = { num_inference_steps: STEPS[id] ?? 4, scheduler: "ddim" };
-  fs.writeFileSync(file, JSON.stringify({ ...JSON.parse(fs.readFileSync(file)), ...card, defaults }));
+  const there = JSON.parse(fs.readFileSync(file));
+  const defaults = { ...there.defaults, num_inference_steps: STEPS[id] ?? 4, scheduler: "ddim" };
+  fs.writeFileSync(file, JSON.stringify({ ...there, ...card, defaults }));
 }
 
 /** Starts the program and waits until it serves; `stop` and `kill` end it. */

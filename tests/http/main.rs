@@ -19,4 +19,5 @@ mod refusals;
 mod server;
 mod shadow;
 mod streaming;
+mod text;
 mod votes;

@@ -17,7 +17,10 @@ async fn the_list_begins_with_the_default_model() {
     assert_eq!(model["object"], "model");
     assert_eq!((&model["role"], &model["ready"]), (&json!("teacher"), &json!(true)));
     assert_eq!(model["num_classes"], 4);
-    assert_eq!(model["defaults"], json!({"num_inference_steps": 2, "scheduler": "ddim"}));
+    assert_eq!(
+        model["defaults"],
+        json!({"num_inference_steps": 2, "scheduler": "ddim", "guidance_scale": 1.0})
+    );
     for id in ["nope", "..", "%2e%2e", "%ff", "auto"] {
         assert_eq!(server.get(&format!("/v1/models/{id}")).await.status, 404, "{id}");
     }

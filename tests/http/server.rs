@@ -43,6 +43,8 @@ pub(crate) const PLAIN: &str = "plain";
 /// As the default model, but its student; the same weights, so equal requests give equal images. Its
 /// card names no null class.
 pub(crate) const STUDENT: &str = "student";
+/// A text-to-image model.
+pub(crate) const TEXT: &str = "text";
 /// The first teacher by name, so the default of the servers that have it.
 pub(crate) const SLOW_TEACHER: &str = "a-slow-teacher";
 /// Steps of a request that must not finish before the test is done with it.
@@ -118,6 +120,24 @@ impl Server {
         Self::over_devices(tempfile::tempdir().unwrap(), 2, |_| {}).await
     }
 
+    /// A server with a text-to-image model and its student, whose network is the same.
+    pub(crate) async fn with_text() -> Self {
+        let models = tempfile::tempdir().unwrap();
+        write_text_pair(models.path());
+        let change = |settings: &mut Settings| {
+            settings.max_body_bytes = 65_536;
+            settings.max_pixels = 1024;
+        };
+        Self::over(models, change).await
+    }
+
+    /// The same, whose default model reads text.
+    pub(crate) async fn with_only_text() -> Self {
+        let models = tempfile::tempdir().unwrap();
+        write_text_pair(models.path());
+        Self::over_devices_by(models, 1, Some(TEXT), |_| {}).await
+    }
+
     pub(crate) async fn over(models: TempDir, change: impl FnOnce(&mut Settings)) -> Self {
         Self::over_devices(models, 1, change).await
     }
@@ -125,6 +145,15 @@ impl Server {
     async fn over_devices(
         models: TempDir,
         devices: usize,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
+        Self::over_devices_by(models, devices, None, change).await
+    }
+
+    async fn over_devices_by(
+        models: TempDir,
+        devices: usize,
+        default_model: Option<&str>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
         let card = json!({
@@ -135,13 +164,13 @@ impl Server {
         write_model(models.path(), CLASSES, 1, Some(4), card);
         write_model(models.path(), PLAIN, 3, None, json!({"role": "baseline"}));
         let folder = models.path().to_owned();
-        Self::of(models, folder, devices, change).await
+        Self::of(models, folder, devices, default_model, change).await
     }
 
     /// A server of the bundled pair.
     pub(crate) async fn bundled() -> Self {
         let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo");
-        Self::of(tempfile::tempdir().unwrap(), zoo, 1, |_| {}).await
+        Self::of(tempfile::tempdir().unwrap(), zoo, 1, None, |_| {}).await
     }
 
     /// A server of the models in `folder`, which keeps its experiments in `models`.
@@ -149,6 +178,7 @@ impl Server {
         models: TempDir,
         folder: PathBuf,
         devices: usize,
+        default_model: Option<&str>,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
         let mut settings = Settings {
@@ -164,7 +194,7 @@ impl Server {
         let engine = Engine::start(count, settings.max_rows, Arc::clone(&metrics)).unwrap();
         let where_and_how = registry::Settings {
             folders: ModelFolders::only(vec![folder]),
-            default_model: None,
+            default_model: default_model.map(str::to_owned),
             devices: vec![Device::Cpu; devices],
             dtype: DType::F32,
             max_rows: Some(4),
@@ -240,6 +270,31 @@ pub(crate) fn events(text: &str) -> Vec<(String, Value)> {
 
 pub(crate) fn post(path: &str, body: impl Into<Body>) -> Request<Body> {
     Request::post(path).header("content-type", "application/json").body(body.into()).unwrap()
+}
+
+/// diffusers' own small text-to-image pipeline, as a teacher and as its student.
+fn write_text_pair(folder: &Path) {
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline/stable_diffusion");
+    let defaults = |steps: usize| json!({"num_inference_steps": steps, "guidance_scale": 3.0});
+    let examples = json!(["red apple, noto style"]);
+    let teacher = json!({"defaults": defaults(4), "example_prompts": examples});
+    let student = json!({"role": "student", "teacher": TEXT, "defaults": defaults(2)});
+    for (id, card) in [(TEXT, teacher), (STUDENT, student)] {
+        copy(&golden, &folder.join(id));
+        std::fs::write(folder.join(id).join("understudy.json"), card.to_string()).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
+        match path.is_dir() {
+            true => copy(&path, &to.join(name)),
+            false => drop(std::fs::copy(&path, to.join(name)).unwrap()),
+        }
+    }
 }
 
 /// A model folder with random weights.

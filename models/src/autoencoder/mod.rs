@@ -6,6 +6,7 @@
 
 mod coder;
 mod kl;
+mod preview;
 mod tiny;
 mod vq;
 
@@ -26,6 +27,7 @@ use crate::weight::{Weight, here};
 use crate::{Error, Result, weights};
 
 pub use kl::AutoencoderKLConfig;
+pub use preview::Preview;
 pub use tiny::AutoencoderTinyConfig;
 pub use vq::VQModelConfig;
 

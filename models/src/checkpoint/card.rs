@@ -28,7 +28,7 @@ impl Role {
 }
 
 /// What a request gets when it does not say.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Defaults {
     /// Network steps; 1 to the schedule's training steps.
@@ -37,6 +37,9 @@ pub struct Defaults {
     /// A sampler's name as in the API.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<String>,
+    /// Scale of classifier-free guidance, finite; 1 is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_scale: Option<f64>,
 }
 
 /// A model card. Every field is optional in the file.
@@ -54,6 +57,9 @@ pub struct Card {
     /// The class that means "none", for classifier-free guidance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub null_class: Option<u32>,
+    /// Prompts that show what a text-to-image model makes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub example_prompts: Vec<String>,
     /// What a request gets when it does not say.
     pub defaults: Defaults,
     /// Numbers of evaluations in which a few-step student makes images, most first; other numbers are served, too.

@@ -5,6 +5,8 @@
 //! unet/config.json                 _class_name: UNet2DModel (transformer/: DiTTransformer2DModel)
 //! unet/diffusion_pytorch_model.safetensors
 //! scheduler/scheduler_config.json
+//! vae/ (vqvae/)                    of a latent model: config.json and weights of its autoencoder
+//! text_encoder/ tokenizer/         of a text-to-image model
 //! understudy.json                  the model card (optional)
 //! ```
 //!
@@ -12,24 +14,29 @@
 //! are read too.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Device, Tensor};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     Draft,
     card::{Card, normal_name},
     file::{read_json, read_text, write_atomically},
+    parts::{Part, Parts, shown},
     read,
     readme::{self, README},
-    tensors,
+    weight_files::{self, DIFFUSERS},
 };
 use crate::{
-    Conditioning, Denoiser, Error, NetworkConfig, Result, sampler::Kind, schedule::ScheduleConfig,
+    Conditioning, Denoiser, Error, NetworkConfig, Result,
+    autoencoder::{AutoencoderConfig, Decoder},
+    sampler::Kind,
+    schedule::ScheduleConfig,
+    text::{TextEncoder, TextEncoderConfig, Tokenizer},
     weight::Weight,
 };
 
@@ -47,17 +54,37 @@ pub struct ModelFolder {
     pub schedule: ScheduleConfig,
     /// The model card; a folder without one is a teacher with the defaults of its scheduler.
     pub card: Card,
-    weights: PathBuf,
+    /// A latent model's autoencoder.
+    pub autoencoder: Option<Part<AutoencoderConfig>>,
+    /// A text-to-image model's text encoder.
+    pub text_encoder: Option<Part<TextEncoderConfig>>,
+    tokenizer: PathBuf,
+    /// Where `config.json` and the weights of the network are.
+    folder: PathBuf,
+    /// Components that have no part in making images.
+    idle: Vec<String>,
 }
 
-/// A network on a device, and what belongs to it.
-pub struct Loaded {
+/// A model on a device: the network, what is around it, and what belongs to it.
+pub struct Pipeline {
     /// The network.
     pub network: Box<dyn Denoiser>,
+    /// Makes images of a latent model's samples.
+    pub decoder: Option<Decoder>,
+    /// Reads the prompts of a text-to-image model.
+    pub reader: Option<Reader>,
     /// The noise schedule.
     pub schedule: ScheduleConfig,
     /// The model card.
     pub card: Card,
+}
+
+/// What a text-to-image model reads prompts with.
+pub struct Reader {
+    /// From text to tokens.
+    pub tokenizer: Tokenizer,
+    /// From tokens to the hidden states that the network is told.
+    pub encoder: TextEncoder,
 }
 
 impl ModelFolder {
@@ -67,87 +94,205 @@ impl ModelFolder {
     /// [`Error::Io`] or [`Error::Format`] naming the file; [`Error::Value`] naming the field that cannot
     /// be honoured.
     pub fn open(path: &Path) -> Result<Self> {
-        let index_path = path.join("model_index.json");
-        let index = read_json(&index_path)?;
-        let names = |(component, class): &&(&str, &str)| index[component][1] == *class;
-        let Some((folder, _)) = NetworkConfig::FAMILIES.iter().find(names) else {
-            return Err(Error::Format { path: index_path, problem: unknown_family(&index) });
-        };
-        let network_path = component(path, folder, "config.json");
-        let network = NetworkConfig::from_json(&read_json(&network_path)?, &shown(&network_path))?;
+        let Parts { network: component_name, autoencoder, text, idle } = Parts::read(path)?;
+        let network_path = component(path, component_name, "config.json");
+        let file = shown(&network_path);
+        let network = NetworkConfig::from_json(&read_json(&network_path)?, &file)?;
+        let network = fitted(network, autoencoder.as_ref(), text.as_ref().map(|it| &it.0), &file)?;
         let schedule_path = component(path, "scheduler", "scheduler_config.json");
         let schedule =
             ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
         let card = read_card(&path.join(CARD), &network)?;
         check_card(&card, &network, &schedule, &path.join(CARD))?;
-        let weights = network_path.with_file_name(WEIGHTS);
-        Ok(Self { path: path.to_owned(), network, schedule, card, weights })
+        let folder = network_path.parent().unwrap_or(path).to_owned();
+        let (text_encoder, tokenizer) = text.unzip();
+        let tokenizer = tokenizer.unwrap_or_default();
+        let path = path.to_owned();
+        Ok(Self {
+            path,
+            network,
+            schedule,
+            card,
+            autoencoder,
+            text_encoder,
+            tokenizer,
+            folder,
+            idle,
+        })
     }
 
-    /// As [`ModelFolder::open`], of a network that makes images by itself: what every command that draws any opens.
+    /// As [`ModelFolder::open`], of a model that makes images: what every command that draws any opens.
     ///
     /// # Errors
     /// Those, and [`Error::Value`] naming the field of the network's configuration that tells of other things than
     /// images.
     pub fn open_for_images(path: &Path) -> Result<Self> {
         let folder = Self::open(path)?;
-        folder.network.geometry().check_images().map_err(|error| match error {
-            Error::Value { field, value, remedy } => {
-                let file = folder.weights.with_file_name("config.json");
-                Error::value(format!("{}: {field}", file.display()), value, remedy)
-            }
-            error => error,
-        })?;
+        folder.check_images().map_err(|error| folder.at_config(error))?;
         Ok(folder)
     }
 
-    /// The files that hold the weights: one, or the shards that an index beside it names. They need not
+    /// As [`ModelFolder::open_for_images`], of a network that makes them by itself: what training and evaluation take.
+    ///
+    /// # Errors
+    /// Those, and [`Error::Format`] naming the component that a network has around it.
+    pub fn open_pixels(path: &Path) -> Result<Self> {
+        let folder = Self::open_for_images(path)?;
+        let part = folder.autoencoder.as_ref().map(|it| &it.folder);
+        let part = part.or(folder.text_encoder.as_ref().map(|it| &it.folder));
+        match part {
+            None => Ok(folder),
+            Some(part) => Err(Error::Format {
+                path: part.clone(),
+                problem: "latent and text-to-image models are served, and neither distilled nor evaluated yet; use one \
+                          whose network makes pixels by itself"
+                    .into(),
+            }),
+        }
+    }
+
+    /// Refuses a model that does not make images: see [`crate::Geometry::check_images`].
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the field of the network's `config.json`.
+    pub fn check_images(&self) -> Result<()> {
+        let geometry = self.network.geometry();
+        geometry.check_images(self.autoencoder.is_some(), self.text_encoder.is_some())?;
+        match self.image_shape() {
+            [1 | 3, ..] => Ok(()),
+            [channels, ..] => {
+                let remedy = "the autoencoder must make 1 (gray) or 3 (RGB) channels";
+                Err(Error::value("out_channels", channels, remedy))
+            }
+        }
+    }
+
+    /// Channels, height and width of the images it makes.
+    pub fn image_shape(&self) -> [usize; 3] {
+        let geometry = self.network.geometry();
+        match &self.autoencoder {
+            None => [geometry.in_channels, geometry.height, geometry.width],
+            Some(Part { config, .. }) => {
+                let factor = config.factor();
+                [config.image_channels(), geometry.height * factor, geometry.width * factor]
+            }
+        }
+    }
+
+    /// What the sides of its images may be multiples of; nothing for a model of one size.
+    pub fn size_multiple(&self) -> Option<usize> {
+        let tokens = self.network.geometry().prompt.map_or(0, |prompt| prompt.tokens);
+        let factor = self.autoencoder.as_ref().map_or(1, |part| part.config.factor());
+        // Levels halve a sample, so its sides are multiples of a power of two.
+        let steps = (0..usize::BITS).map(|power| 1 << power).take_while(|step| *step <= 1 << 12);
+        let takes = |step: &usize| self.network.at([*step, *step], tokens).map(|at| at.is_ok());
+        let mut possible = steps.filter_map(|step| Some((step, takes(&step)?)));
+        possible.find(|(_, takes)| *takes).map(|(step, _)| factor * step)
+    }
+
+    /// The files that hold the network's weights: one, or the shards that an index beside it names. They need not
     /// exist.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Format`] naming the index.
     pub fn weight_files(&self) -> Result<Vec<PathBuf>> {
-        let index = index_of(&self.weights);
-        if self.weights.exists() || !index.exists() {
-            return Ok(vec![self.weights.clone()]);
-        }
-        shards(&index)
+        DIFFUSERS.files(&self.folder)
     }
 
-    /// Reads the weights and builds the network.
+    /// As [`ModelFolder::weight_files`], of all components.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn all_weight_files(&self) -> Result<Vec<PathBuf>> {
+        let mut files = self.weight_files()?;
+        if let Some(part) = &self.autoencoder {
+            files.extend(part.weight_files()?);
+        }
+        if let Some(part) = &self.text_encoder {
+            files.extend(part.weight_files()?);
+        }
+        Ok(files)
+    }
+
+    /// Reads the weights and builds the model. Components that have no part in making images are named in the log.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] for a corrupt file, [`Error::Weights`] naming what is missing, extra or of the
     /// wrong shape; [`Error::Value`] naming the field that asks for more memory than there is.
-    pub fn load(self, dtype: DType, device: &Device) -> Result<Loaded> {
+    pub fn load(self, dtype: DType, device: &Device) -> Result<Pipeline> {
+        if !self.idle.is_empty() {
+            let components = self.idle.join(", ");
+            tracing::info!(model = %self.path.display(), components, "components that are not run");
+        }
         let network = self.network.load_weights(self.weights()?, dtype, device);
         let network = network.map_err(|error| match error {
-            Error::Weights(problem) => Error::Format { path: self.weights.clone(), problem },
-            Error::Value { field, value, remedy }
+            Error::Weights(problem) => Error::Format { path: self.folder.join(WEIGHTS), problem },
+            Error::Value { ref field, .. }
                 if self.network.size_fields().contains(&field.as_str()) =>
             {
-                let file = self.weights.with_file_name("config.json");
-                Error::value(format!("{}: {field}", file.display()), value, remedy)
+                self.at_config(error)
             }
             error => error,
         })?;
-        Ok(Loaded { network, schedule: self.schedule, card: self.card })
+        let geometry = network.geometry();
+        let latent = [geometry.height, geometry.width];
+        let decoder = self.autoencoder.as_ref().map(|part| {
+            let names = || part.config.weight_shapes().into_keys().collect();
+            let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
+            let decoder = part.config.decoder(weights, latent, dtype, device);
+            decoder.map_err(|error| at_part(&part.folder, error))
+        });
+        let reader = self.text_encoder.as_ref().map(|part| self.reader(part, dtype, device));
+        Ok(Pipeline {
+            decoder: decoder.transpose()?,
+            reader: reader.transpose()?,
+            network,
+            schedule: self.schedule,
+            card: self.card,
+        })
     }
 
-    /// Reads the weights as they are in the files, on the CPU.
+    fn reader(
+        &self,
+        part: &Part<TextEncoderConfig>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Reader> {
+        let tokenizer = Tokenizer::open(&self.tokenizer)?;
+        let (known, most) = (tokenizer.vocabulary(), part.config.vocabulary());
+        if known > most {
+            return Err(Error::Format {
+                path: self.tokenizer.clone(),
+                problem: format!(
+                    "has {known} tokens, and the text encoder knows {most} (vocab_size); use the tokenizer that belongs \
+                     to it"
+                ),
+            });
+        }
+        let names = || part.config.weight_shapes().into_keys().collect();
+        let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
+        // A prompt is read once, an image is many evaluations: f32 is fast enough for it on a CPU.
+        let dtype = if device.is_cpu() { DType::F32 } else { dtype };
+        let encoder = part.config.load(weights, dtype, device);
+        Ok(Reader { tokenizer, encoder: encoder.map_err(|error| at_part(&part.folder, error))? })
+    }
+
+    /// An error about a field, as one of the network's `config.json`.
+    fn at_config(&self, error: Error) -> Error {
+        at_part(&self.folder, error)
+    }
+
+    /// Reads the network's weights as they are in the files, on the CPU.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] for a corrupt file.
     pub fn tensors(&self) -> Result<HashMap<String, Tensor>> {
-        self.weights()?.into_iter().map(|(name, weight)| Ok((name, weight.take()?))).collect()
+        taken(self.weights()?)
     }
 
     fn weights(&self) -> Result<HashMap<String, Weight>> {
-        let mut weights = HashMap::new();
-        for file in self.weight_files()? {
-            weights.extend(tensors::open(&file)?);
-        }
-        Ok(weights)
+        let names = || self.network.weight_shapes().into_keys().collect();
+        weight_files::open(&self.weight_files()?, names)
     }
 
     /// Reads back what [`ModelFolder::write`] would write, by the rules of [`ModelFolder::open`]: nothing is
@@ -235,17 +380,50 @@ fn component(path: &Path, folder: &str, file: &str) -> PathBuf {
     if !nested.exists() && flat.exists() { flat } else { nested }
 }
 
-fn shown(path: &Path) -> String {
-    path.display().to_string()
+fn taken(weights: HashMap<String, Weight>) -> Result<HashMap<String, Tensor>> {
+    weights.into_iter().map(|(name, weight)| Ok((name, weight.take()?))).collect()
 }
 
-/// What `model_index.json` names instead of a network that can be served.
-fn unknown_family(index: &Value) -> String {
-    let mut components = NetworkConfig::FAMILIES.iter().map(|(component, _)| *component);
-    let found = components.find(|component| !index[component].is_null()).unwrap_or("unet");
-    let known = NetworkConfig::FAMILIES
-        .map(|(component, class)| format!("[\"diffusers\", \"{class}\"] as `{component}`"));
-    format!("`{found}` is {}, only {} can be served", index[found], known.join(" or "))
+/// An error about a component, with the file that it is about.
+fn at_part(folder: &Path, error: Error) -> Error {
+    let file = folder.join("config.json");
+    match error {
+        Error::Weights(problem) => Error::Format { path: folder.to_owned(), problem },
+        Error::Value { field, value, remedy } => {
+            Error::value(format!("{}: {field}", file.display()), value, remedy)
+        }
+        error => error,
+    }
+}
+
+/// The network as its text encoder speaks to it, once what is around it fits.
+fn fitted(
+    network: NetworkConfig,
+    autoencoder: Option<&Part<AutoencoderConfig>>,
+    text: Option<&Part<TextEncoderConfig>>,
+    file: &str,
+) -> Result<NetworkConfig> {
+    let geometry = network.geometry();
+    let made = autoencoder.map(|part| part.config.latent_channels());
+    if let Some(made) = made.filter(|&made| made != geometry.in_channels) {
+        let remedy = format!(
+            "the autoencoder makes latents of {made} channels, which it must be; a network that is told an image \
+             beside them, as one for inpainting is, is not supported"
+        );
+        return Err(Error::value(format!("{file}: in_channels"), geometry.in_channels, remedy));
+    }
+    let (Some(prompt), Some(Part { config, .. })) = (geometry.prompt, text) else {
+        return Ok(network);
+    };
+    if prompt.width != config.width() {
+        let remedy = format!(
+            "must be {}, the hidden_size of the text encoder; use the text encoder that belongs to the network",
+            config.width()
+        );
+        return Err(Error::value(format!("{file}: cross_attention_dim"), prompt.width, remedy));
+    }
+    let resized = network.at([geometry.height, geometry.width], config.tokens());
+    resized.unwrap_or(Ok(network))
 }
 
 fn read_card(path: &Path, network: &NetworkConfig) -> Result<Card> {
@@ -313,32 +491,13 @@ fn check_card(
             card.evaluations
         ));
     }
+    if let Some(scale) = card.defaults.guidance_scale
+        && !scale.is_finite()
+    {
+        return refuse(format!("`defaults.guidance_scale` is {scale}: write a finite number"));
+    }
     if let Some(Err(error)) = card.defaults.scheduler.as_ref().map(|name| name.parse::<Kind>()) {
         return refuse(format!("`defaults`: {error}"));
     }
     Ok(())
-}
-
-/// The index of weights that are split into shards.
-fn index_of(weights: &Path) -> PathBuf {
-    let mut index = weights.as_os_str().to_owned();
-    index.push(".index.json");
-    index.into()
-}
-
-fn shards(index: &Path) -> Result<Vec<PathBuf>> {
-    let malformed = || Error::Format {
-        path: index.to_owned(),
-        problem: "`weight_map` must map tensor names to file names beside it".into(),
-    };
-    let value = read_json(index)?;
-    let map = value["weight_map"].as_object().ok_or_else(malformed)?;
-    let names: Option<BTreeSet<&str>> = map.values().map(Value::as_str).collect();
-    // A shard is a file beside its index, never elsewhere.
-    let beside = |name: &&str| Path::new(name).components().count() == 1 && *name != "..";
-    let names = names.ok_or_else(malformed)?;
-    if names.is_empty() || !names.iter().all(beside) {
-        return Err(malformed());
-    }
-    Ok(names.into_iter().map(|name| index.with_file_name(name)).collect())
 }

@@ -20,8 +20,10 @@ use client::{Client, Listed, Listing, Refusal};
 use places::Places;
 
 use super::{
-    folder::{CARD, ModelFolder, WEIGHTS, is_model},
+    folder::{CARD, ModelFolder, is_model},
+    parts::{self, Around},
     read,
+    weight_files::{DIFFUSERS, Stem},
 };
 use crate::{Error, NetworkConfig, Result};
 
@@ -169,7 +171,7 @@ impl Hub {
     /// The folder of `owner/name` if the cache holds it whole.
     fn cached(&self, id: &str) -> Option<PathBuf> {
         let folder = self.cache.main(id)?;
-        let weights = ModelFolder::open(&folder).ok()?.weight_files().ok()?;
+        let weights = ModelFolder::open(&folder).ok()?.all_weight_files().ok()?;
         weights.iter().all(|file| file.is_file()).then_some(folder)
     }
 
@@ -184,18 +186,27 @@ impl Hub {
         let prefix = listing.prefix();
         let scheduler = "scheduler/scheduler_config.json";
         let scheduler = if listing.has(scheduler) { scheduler } else { "scheduler_config.json" };
-        let weights = listing.weights(id, &prefix)?;
+        let mut weights = vec![listing.weights(id, &prefix, DIFFUSERS)?];
         for file in ["model_index.json", &format!("{prefix}config.json"), scheduler] {
             download.file(file)?;
         }
         if listing.has(CARD) {
             download.file(CARD)?;
         }
+        let Around { parts, described } = parts::around(&folder)?;
+        for file in described.iter().filter(|file| listing.has(file)) {
+            download.file(file)?;
+        }
         let opened = ModelFolder::open(&folder)?;
-        download.file(&weights)?;
-        for shard in opened.weight_files()?.iter().filter(|shard| !shard.is_file()) {
-            let name = shard.file_name().unwrap_or_default().to_string_lossy();
-            download.file(&format!("{prefix}{name}"))?;
+        for (part, stem) in parts {
+            weights.push(listing.weights(id, &format!("{part}/"), stem)?);
+        }
+        for file in &weights {
+            download.file(file)?;
+        }
+        for shard in opened.all_weight_files()?.iter().filter(|shard| !shard.is_file()) {
+            let name = shard.strip_prefix(&folder).unwrap_or(shard);
+            download.file(&name.to_string_lossy())?;
         }
         self.cache.set_main(id, &listing.sha)?;
         Ok(folder)
@@ -270,13 +281,13 @@ impl Listing {
         prefixes.find(|prefix| self.has(&format!("{prefix}config.json"))).unwrap_or_default()
     }
 
-    /// The weights, or the index of their shards.
-    fn weights(&self, id: &str, prefix: &str) -> Result<String> {
-        let whole = format!("{prefix}{WEIGHTS}");
-        let index = format!("{whole}.index.json");
-        if let Some(found) = [&whole, &index].into_iter().find(|name| self.has(name)) {
+    /// The weights of the component in a folder, or the index of their shards.
+    fn weights(&self, id: &str, prefix: &str, stem: Stem) -> Result<String> {
+        let candidates = stem.candidates().map(|name| format!("{prefix}{name}"));
+        if let Some(found) = candidates.iter().find(|name| self.has(name)) {
             return Ok(found.clone());
         }
+        let [whole, ..] = candidates;
         let pickled = |file: &&Listed| {
             let name = &file.rfilename;
             name.starts_with(prefix)
@@ -292,8 +303,7 @@ impl Listing {
                     file.rfilename
                 ),
                 None => format!(
-                    "no {whole}: only diffusers repositories of a UNet2DModel with safetensors weights \
-                 can be served"
+                    "no {whole}: only diffusers repositories with safetensors weights can be served"
                 ),
             },
         ))

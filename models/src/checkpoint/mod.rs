@@ -7,12 +7,15 @@ mod file;
 mod folder;
 pub mod hub;
 mod partial;
+mod parts;
 pub mod read;
 mod readme;
 mod state_dict;
 mod tensors;
+mod weight_files;
 
 pub use draft::Draft;
 pub use file::{check_target, reclaim, sync_folder, write_atomically, write_with};
-pub use folder::{Loaded, ModelFolder, is_finite, is_model};
+pub use folder::{ModelFolder, Pipeline, Reader, is_finite, is_model};
+pub use parts::Part;
 pub use state_dict::StateDict;

@@ -61,6 +61,14 @@ impl Candidate {
     }
 }
 
+/// The tensors of a file, as [`StateDict::open`] finds them.
+///
+/// # Errors
+/// As there.
+pub(super) fn weights(path: &Path, names: &BTreeSet<String>) -> Result<HashMap<String, Weight>> {
+    Ok(StateDict::open(path, names)?.weights)
+}
+
 /// A network's tensors in a file; each is read when it is taken.
 pub struct StateDict {
     path: PathBuf,

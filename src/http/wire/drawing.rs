@@ -10,13 +10,17 @@ macro_rules! drawing_request {
         struct $name:ident { $($(#[$own_about:meta])* $own:ident: $own_type:ty,)* }
     ) => {
         drawing_request! { @with {
-            /// A class-conditional model's class, by name or number. Empty or absent for an unconditional model.
+            /// What a text-to-image model is to draw, or a class-conditional model's class, by name or number. Empty or
+            /// absent for an unconditional model.
             #[schema(example = "Sneaker")]
             prompt: Option<String>,
+            /// What guidance leads a text-to-image model away from; the empty prompt when absent.
+            negative_prompt: Option<String>,
             /// The class by number or name; not together with a prompt. Without either, every image's class is
             /// drawn from its seed.
             class_label: Option<ClassLabel>,
-            /// `auto`, or exactly the size that every model of the request makes, as `WIDTHxHEIGHT`.
+            /// `auto` for the model's own size, or `WIDTHxHEIGHT`: multiples of the model's `size_multiple` with at most
+            /// `--max-pixels` pixels, or, of a model that makes one size, exactly that.
             #[schema(pattern = "^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$", default = "auto")]
             size: Option<String>,
             /// Image `i` of every model of the request uses `(seed + i) mod 2^53`; the same seed gives the same image
@@ -27,8 +31,8 @@ macro_rules! drawing_request {
             /// TCD when absent.
             #[schema(minimum = 0, maximum = 1, default = 0.0)]
             eta: Option<f64>,
-            /// Classifier-free guidance; other than 1 needs models with a null class and doubles the evaluations.
-            #[schema(default = 1.0)]
+            /// Classifier-free guidance, the model card's when absent; 1 is none. Other than 1 needs models that read
+            /// prompts or have a null class, and doubles the evaluations, unless the network is told the scale.
             guidance_scale: Option<f64>,
             /// The images' format; where the reply can be an image, an image type in `Accept` wins.
             output_format: Option<OutputFormat>,

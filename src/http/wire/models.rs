@@ -90,6 +90,12 @@ pub(in crate::http) struct ModelCard {
     /// The class that means "none", for guidance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) null_class: Option<u32>,
+    /// Most tokens of a prompt, of a text-to-image model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) max_prompt_tokens: Option<usize>,
+    /// Prompts that show what a text-to-image model makes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(in crate::http) example_prompts: Vec<String>,
     /// What a request gets when it does not say.
     pub(in crate::http) defaults: ModelDefaults,
     /// Numbers of steps that a student of few steps was made for, most first; others are served, too.
@@ -99,7 +105,10 @@ pub(in crate::http) struct ModelCard {
     pub(in crate::http) num_train_timesteps: usize,
     /// `WIDTHxHEIGHT`.
     pub(in crate::http) size: String,
-    /// Channels of its samples: 1 gray, 3 RGB.
+    /// What the sides of its images may be multiples of, of a model that makes several sizes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) size_multiple: Option<usize>,
+    /// Channels of its images: 1 gray, 3 RGB.
     pub(in crate::http) channels: usize,
     /// Number of weights.
     pub(in crate::http) parameters: usize,
@@ -122,4 +131,6 @@ pub(in crate::http) struct ModelDefaults {
     pub(in crate::http) num_inference_steps: usize,
     /// The sampler.
     pub(in crate::http) scheduler: String,
+    /// Classifier-free guidance; 1 is none.
+    pub(in crate::http) guidance_scale: f64,
 }

@@ -1,0 +1,220 @@
+//! What `model_index.json` says a folder holds: a network, and around it what makes images of latents and numbers of
+//! prompts.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::file::read_json;
+use super::weight_files::{DIFFUSERS, Stem, TRANSFORMERS};
+use crate::autoencoder::AutoencoderConfig;
+use crate::text::TextEncoderConfig;
+use crate::{Error, NetworkConfig, Result};
+
+/// A part of a folder beside its network: what its configuration tells, and where it is.
+#[derive(Debug)]
+pub struct Part<C> {
+    /// Its configuration.
+    pub config: C,
+    /// Its folder.
+    pub(super) folder: PathBuf,
+}
+
+/// What a folder has around its network.
+#[derive(Debug)]
+pub(super) struct Parts {
+    /// The component that is the network: its name.
+    pub(super) network: &'static str,
+    /// Between latents and images.
+    pub(super) autoencoder: Option<Part<AutoencoderConfig>>,
+    /// From prompts to hidden states; beside it the tokenizer's folder.
+    pub(super) text: Option<(Part<TextEncoderConfig>, PathBuf)>,
+    /// Components that are there and have no part in making images.
+    pub(super) idle: Vec<String>,
+}
+
+/// Components that judge images, or look at some that are given.
+const IDLE: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
+const AUTOENCODERS: [&str; 2] = ["vae", "vqvae"];
+/// Files of a tokenizer; which of them there are differs.
+const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+];
+const TOKENIZERS: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
+/// diffusers' name of a DiT in folders from before it had one of its own.
+const FORMER_DIT: (&str, &str) = ("transformer", "Transformer2DModel");
+
+impl Parts {
+    /// Reads `model_index.json` and the configurations of what it names, but for the network and the schedule.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] naming the file; [`Error::Value`] naming the field that cannot be honoured.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        let file = path.join("model_index.json");
+        let index = read_json(&file)?;
+        let refuse = |problem: String| Error::Format { path: file.clone(), problem };
+        let class = |component: &str| index[component][1].as_str();
+        let mut families = NetworkConfig::FAMILIES.iter();
+        let family = families.find(|(component, name)| class(component) == Some(name));
+        let former = || (class(FORMER_DIT.0) == Some(FORMER_DIT.1)).then_some(FORMER_DIT.0);
+        let Some(network) = family.map(|(component, _)| *component).or_else(former) else {
+            return Err(refuse(unknown_family(&index)));
+        };
+        let known = |name: &str| {
+            name == network
+                || name == "scheduler"
+                || ["text_encoder", "tokenizer"].contains(&name)
+                || AUTOENCODERS.contains(&name)
+        };
+        let mut idle = Vec::new();
+        for (name, value) in index.as_object().into_iter().flatten() {
+            // What is no pair is a setting of the pipeline, and a component of no class is not there.
+            let Some(class) = value[1].as_str().filter(|_| !name.starts_with('_')) else {
+                continue;
+            };
+            if IDLE.contains(&name.as_str()) {
+                idle.push(name.clone());
+            } else if !known(name) {
+                let problem = format!(
+                    "`{name}` is a {class}, which changes what the model makes and is not supported; use a model without it"
+                );
+                return Err(refuse(problem));
+            }
+        }
+        let mut autoencoders = AUTOENCODERS.iter().filter(|name| class(name).is_some());
+        let autoencoder = autoencoders.next().map(|name| {
+            let class = class(name).unwrap_or_default();
+            if !AutoencoderConfig::CLASSES.contains(&class) {
+                let known = AutoencoderConfig::CLASSES.join(", ");
+                return Err(refuse(format!("`{name}` is a {class}, only {known} are supported")));
+            }
+            let folder = path.join(name);
+            let file = folder.join("config.json");
+            let config = AutoencoderConfig::from_json(&needed(&file, name)?, &shown(&file))?;
+            Ok(Part { config, folder })
+        });
+        if let Some(other) = autoencoders.next() {
+            return Err(refuse(format!("`{other}` is a second autoencoder; leave one")));
+        }
+        let text = class("text_encoder").map(|name| text(path, &file, name, class("tokenizer")));
+        Ok(Self { network, autoencoder: autoencoder.transpose()?, text: text.transpose()?, idle })
+    }
+}
+
+/// What there is around the network that an index tells of.
+pub(super) struct Around {
+    /// The folders of components with weights, and what those files are called.
+    pub(super) parts: Vec<(&'static str, Stem)>,
+    /// The files that describe all components; of a tokenizer's not all need be there.
+    pub(super) described: Vec<String>,
+}
+
+/// Reads what a folder's index says of it; its files need not be there.
+///
+/// # Errors
+/// [`Error::Io`] or [`Error::Format`] naming the index.
+pub(super) fn around(path: &Path) -> Result<Around> {
+    let index = read_json(&path.join("model_index.json"))?;
+    let there = |name: &str| index[name][1].is_string();
+    let mut parts: Vec<(&str, Stem)> = Vec::new();
+    parts.extend(AUTOENCODERS.into_iter().filter(|name| there(name)).map(|name| (name, DIFFUSERS)));
+    parts.extend(there("text_encoder").then_some(("text_encoder", TRANSFORMERS)));
+    let mut described: Vec<String> =
+        parts.iter().map(|(name, _)| format!("{name}/config.json")).collect();
+    if there("tokenizer") {
+        described.extend(TOKENIZER_FILES.map(|name| format!("tokenizer/{name}")));
+    }
+    Ok(Around { parts, described })
+}
+
+/// The text encoder of a class, and the folder of its tokenizer.
+fn text(
+    path: &Path,
+    index: &Path,
+    class: &str,
+    tokenizer: Option<&str>,
+) -> Result<(Part<TextEncoderConfig>, PathBuf)> {
+    let refuse = |problem: String| Err(Error::Format { path: index.to_owned(), problem });
+    if !TextEncoderConfig::CLASSES.contains(&class) {
+        let known = TextEncoderConfig::CLASSES.join(" and ");
+        return refuse(format!("`text_encoder` is a {class}, only {known} are supported"));
+    }
+    match tokenizer {
+        Some(name) if TOKENIZERS.contains(&name) => {}
+        Some(other) => {
+            return refuse(format!("`tokenizer` is a {other}, only CLIPTokenizer is supported"));
+        }
+        None => {
+            return refuse(
+                "`text_encoder` needs a `tokenizer`, which is not there; write [\"transformers\", \"CLIPTokenizer\"], and \
+                 put its files into tokenizer/"
+                    .into(),
+            );
+        }
+    }
+    let folder = path.join("text_encoder");
+    let file = folder.join("config.json");
+    let config =
+        TextEncoderConfig::from_json(class, &needed(&file, "text_encoder")?, &shown(&file))?;
+    let tokens = path.join("tokenizer");
+    let complete = tokens.join("tokenizer.json").exists()
+        || (tokens.join("vocab.json").exists() && tokens.join("merges.txt").exists());
+    if !complete {
+        return Err(Error::Format {
+            path: tokens,
+            problem: "holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, must be there; fetch them again"
+                .into(),
+        });
+    }
+    Ok((Part { config, folder }, tokens))
+}
+
+/// A component's configuration, which the index says is there.
+fn needed(file: &Path, component: &str) -> Result<Value> {
+    if !file.exists() {
+        return Err(Error::Format {
+            path: file.to_owned(),
+            problem: format!(
+                "is not there, and model_index.json names `{component}`; fetch the model again"
+            ),
+        });
+    }
+    read_json(file)
+}
+
+impl Part<AutoencoderConfig> {
+    /// The files that hold its weights; they need not exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] naming an index or a folder that cannot be understood.
+    pub fn weight_files(&self) -> Result<Vec<PathBuf>> {
+        DIFFUSERS.files(&self.folder)
+    }
+}
+
+impl Part<TextEncoderConfig> {
+    /// The files that hold its weights; they need not exist.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] naming an index or a folder that cannot be understood.
+    pub fn weight_files(&self) -> Result<Vec<PathBuf>> {
+        TRANSFORMERS.files(&self.folder)
+    }
+}
+
+pub(super) fn shown(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// What `model_index.json` names instead of a network that can be served.
+fn unknown_family(index: &Value) -> String {
+    let mut components = NetworkConfig::FAMILIES.iter().map(|(component, _)| *component);
+    let found = components.find(|component| !index[component].is_null()).unwrap_or("unet");
+    let known = NetworkConfig::FAMILIES
+        .map(|(component, class)| format!("[\"diffusers\", \"{class}\"] as `{component}`"));
+    format!("`{found}` is {}, only {} can be served", index[found], known.join(" or "))
+}

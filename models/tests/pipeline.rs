@@ -1,0 +1,267 @@
+//! Whole pipelines against diffusers' own (`golden/make_pipelines.py`): what a folder holds, what comes of the same noise,
+//! the forms that weights come in, and folders that do not fit together.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use understudy_models::Conditions;
+use understudy_models::checkpoint::{ModelFolder, Pipeline};
+use understudy_models::rollout::{self, Row};
+use understudy_models::sampler::{Kind, trajectory};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline")
+}
+
+/// A pipeline, and what diffusers makes with it.
+struct Golden {
+    pipeline: Pipeline,
+    request: Value,
+    latents: Tensor,
+    denoised: Tensor,
+    images: Tensor,
+}
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let folder = ModelFolder::open_for_images(&golden().join(name)).unwrap();
+        let path = golden().join(format!("{name}.safetensors"));
+        let bytes = fs::read(&path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let request = &header.metadata().as_ref().unwrap()["request"];
+        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
+        let mut take = |name: &str| tensors.remove(name).unwrap();
+        Self {
+            pipeline: folder.load(DType::F32, &Device::Cpu).unwrap(),
+            request: serde_json::from_str(request).unwrap(),
+            latents: take("latents"),
+            denoised: take("denoised"),
+            images: take("images"),
+        }
+    }
+
+    /// What the network answers about `x` at a time, guided as the request says.
+    fn answer(&self, x: &Tensor, time: f64) -> Tensor {
+        let network = &self.pipeline.network;
+        let rows = x.dim(0).unwrap();
+        let times = |rows| Tensor::full(time as f32, rows, &Device::Cpu).unwrap();
+        let scale = self.request["guidance_scale"].as_f64();
+        let Some(scale) = scale else { return network.forward(x, &times(rows), None).unwrap() };
+        let both = Tensor::cat(&[x, x], 0).unwrap();
+        let prompt = self.pipeline.reader.as_ref().map(|reader| {
+            let length = reader.encoder.config().tokens();
+            let texts = ["prompt", "negative_prompt"].map(|it| self.request[it].as_str().unwrap());
+            let ids = texts.map(|text| reader.tokenizer.encode(text, length).unwrap());
+            let ids = Tensor::new(ids.to_vec(), &Device::Cpu).unwrap();
+            let states = reader.encoder.forward(&ids).unwrap().last;
+            let place = Tensor::new(&[0u32, 0, 1, 1], &Device::Cpu).unwrap();
+            states.index_select(&place, 0).unwrap()
+        });
+        let class = self.request["class_label"].as_u64().map(|class| {
+            let classes = [class as u32, class as u32, 10, 10];
+            Tensor::new(&classes, &Device::Cpu).unwrap()
+        });
+        let conditions = Conditions {
+            condition: class.as_ref(),
+            prompt: prompt.as_ref(),
+            ..Conditions::default()
+        };
+        let answers = network.evaluate(&both, &times(2 * rows), conditions).unwrap();
+        let channels = network.geometry().in_channels;
+        let answers = answers.narrow(1, 0, channels).unwrap();
+        let [wanted, unwanted] = [0, rows].map(|first| answers.narrow(0, first, rows).unwrap());
+        (&unwanted + ((wanted - &unwanted).unwrap() * scale).unwrap()).unwrap()
+    }
+
+    /// What comes of the same noise: latents before the decoder, and images.
+    fn made(&self) -> (Tensor, Tensor) {
+        let Pipeline { network, schedule, decoder, .. } = &self.pipeline;
+        let kind: Kind = self.request["scheduler"].as_str().unwrap().parse().unwrap();
+        let steps = self.request["steps"].as_u64().unwrap() as usize;
+        let mut x = self.latents.clone();
+        let mut memory = x.zeros_like().unwrap();
+        for (position, at) in
+            trajectory(schedule, kind, steps, 0.0, false).unwrap().iter().enumerate()
+        {
+            let answer = self.answer(&x, at.timestep);
+            let rows = [0, 1].map(|seed| Row { seed, position, step: at.step });
+            let next = rollout::advance(network.geometry(), &x, &memory, &answer, &rows).unwrap();
+            (x, memory) = (next.x, next.memory);
+        }
+        let images = decoder.as_ref().unwrap().forward(&x).unwrap();
+        (x, images)
+    }
+}
+
+/// In dB, of values that span `range`.
+fn psnr(found: &Tensor, expected: &Tensor, range: f64) -> f64 {
+    assert_eq!(found.dims(), expected.dims());
+    let error = (found - expected).unwrap().sqr().unwrap().mean_all().unwrap();
+    10.0 * (range * range / f64::from(error.to_scalar::<f32>().unwrap())).log10()
+}
+
+#[test]
+fn pipelines_make_what_diffusers_makes_of_the_same_noise() {
+    for name in ["stable_diffusion", "latent_diffusion", "dit"] {
+        let golden = Golden::read(name);
+        let (denoised, images) = golden.made();
+        let largest = golden.denoised.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let latents = psnr(&denoised, &golden.denoised, f64::from(largest));
+        let images = psnr(&images, &golden.images, 2.0);
+        assert!(latents >= 80.0, "{name}: latents {latents:.1} dB");
+        assert!(images >= 80.0, "{name}: images {images:.1} dB");
+    }
+}
+
+#[test]
+fn what_is_not_run_is_no_obstacle() {
+    let folder = ModelFolder::open(&golden().join("stable_diffusion")).unwrap();
+    assert_eq!(folder.image_shape(), [3, 16, 16]);
+    assert!(folder.text_encoder.is_some() && folder.autoencoder.is_some());
+    assert!(ModelFolder::open_pixels(&folder.path).unwrap_err().to_string().contains("vae"));
+}
+
+#[test]
+fn all_forms_of_weights_are_the_same_tensors() {
+    let read = |form: &str| {
+        let folder = ModelFolder::open(&golden().join("forms").join(form)).unwrap();
+        let tensors = folder.tensors().unwrap_or_else(|error| panic!("{form}: {error}"));
+        let mut all: Vec<_> = tensors.into_iter().collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        let numbers = |(name, tensor): (String, Tensor)| {
+            let values = tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap();
+            (name, tensor.dims().to_vec(), values.to_vec1::<f32>().unwrap())
+        };
+        all.into_iter().map(numbers).collect::<Vec<_>>()
+    };
+    let whole = read("whole");
+    assert!(whole.len() > 20);
+    for form in ["variant", "sharded", "bin", "bin_sharded"] {
+        assert!(read(form) == whole, "{form}");
+    }
+}
+
+/// A copy of a folder that may be broken.
+struct Copy(TempDir);
+
+impl Copy {
+    fn of(name: &str) -> Self {
+        let copy = Self(tempfile::tempdir().unwrap());
+        copy_all(&golden().join(name), copy.0.path());
+        copy
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.0.path().join(file)
+    }
+
+    fn edit(&self, file: &str, edit: impl FnOnce(&mut Value)) -> &Self {
+        let path = self.path(file);
+        let mut value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+        edit(&mut value);
+        fs::write(path, value.to_string()).unwrap();
+        self
+    }
+
+    /// The problem with it, at its opening or its loading.
+    fn problem(&self) -> String {
+        let folder = ModelFolder::open_for_images(self.0.path());
+        match folder.and_then(|folder| folder.load(DType::F32, &Device::Cpu)) {
+            Ok(_) => panic!("it loads"),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
+        match path.is_dir() {
+            true => copy_all(&path, &to.join(name)),
+            false => drop(fs::copy(&path, to.join(name)).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn parts_that_are_missing_or_do_not_fit_are_named_with_the_remedy() {
+    let sd = || Copy::of("stable_diffusion");
+    let holds = |copy: &Copy, parts: &[&str]| {
+        let problem = copy.problem();
+        assert!(
+            parts.iter().all(|part| problem.contains(part)),
+            "{problem} misses one of {parts:?}"
+        );
+    };
+    let copy = sd();
+    fs::remove_file(copy.path("tokenizer/tokenizer.json")).unwrap();
+    holds(&copy, &["tokenizer", "vocab.json and merges.txt", "fetch"]);
+    let copy = sd();
+    copy.edit("model_index.json", |index| index["tokenizer"] = json!([null, null]));
+    holds(&copy, &["model_index.json", "`text_encoder` needs a `tokenizer`"]);
+    let copy = sd();
+    fs::remove_dir_all(copy.path("vae")).unwrap();
+    holds(&copy, &["vae/config.json", "model_index.json names `vae`", "fetch"]);
+    let copy = sd();
+    copy.edit("model_index.json", |index| index["text_encoder"] = json!([null, null]));
+    holds(&copy, &["unet/config.json: cross_attention_dim", "text encoder"]);
+    let copy = sd();
+    copy.edit("unet/config.json", |config| config["cross_attention_dim"] = json!(24));
+    holds(&copy, &["unet/config.json: cross_attention_dim", "24", "must be 16"]);
+    let copy = sd();
+    copy.edit("unet/config.json", |config| config["in_channels"] = json!(9));
+    holds(&copy, &["unet/config.json: in_channels", "9", "inpainting"]);
+    let copy = sd();
+    copy.edit("text_encoder/config.json", |config| {
+        config["vocab_size"] = json!(100);
+        config["eos_token_id"] = json!(99);
+    });
+    holds(&copy, &["tokenizer", "knows 100", "vocab_size"]);
+    let copy = sd();
+    copy.edit("model_index.json", |index| {
+        index["text_encoder_2"] = json!(["transformers", "CLIPTextModelWithProjection"]);
+    });
+    holds(&copy, &["`text_encoder_2`", "not supported"]);
+    let copy = sd();
+    fs::remove_file(copy.path("vae/diffusion_pytorch_model.safetensors")).unwrap();
+    holds(&copy, &["vae/diffusion_pytorch_model.safetensors"]);
+    let copy = sd();
+    let weights = copy.path("text_encoder/model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    holds(&copy, &["text_encoder/model.safetensors", "fetch"]);
+
+    let copy = Copy::of("forms/variant");
+    let half = copy.path("unet/diffusion_pytorch_model.fp16.safetensors");
+    fs::copy(&half, copy.path("unet/diffusion_pytorch_model.non_ema.safetensors")).unwrap();
+    holds(&copy, &["unet", "fp16", "non_ema", "leave one"]);
+    let copy = Copy::of("forms/sharded");
+    let shard = copy.path("unet/diffusion_pytorch_model-00002-of-00005.safetensors");
+    fs::write(&shard, &fs::read(&shard).unwrap()[..100]).unwrap();
+    holds(&copy, &["00002-of-00005.safetensors", "fetch"]);
+
+    let copy = Copy::of("dit");
+    copy.edit("transformer/config.json", |config| config["norm_type"] = json!("ada_norm_single"));
+    holds(&copy, &["transformer/config.json", "Transformer2DModel"]);
+}
+
+#[test]
+fn a_merge_that_is_not_in_the_vocabulary_is_refused() {
+    let copy = Copy::of("stable_diffusion");
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizer");
+    fs::remove_file(copy.path("tokenizer/tokenizer.json")).unwrap();
+    for file in ["vocab.json", "merges.txt"] {
+        fs::copy(from.join(file), copy.path("tokenizer").join(file)).unwrap();
+    }
+    ModelFolder::open(copy.0.path()).unwrap().load(DType::F32, &Device::Cpu).unwrap();
+    let merges = copy.path("tokenizer/merges.txt");
+    fs::write(&merges, fs::read_to_string(&merges).unwrap() + "zq qz\n").unwrap();
+    let problem = copy.problem();
+    assert!(problem.contains("merges.txt"), "{problem}");
+}

@@ -1,0 +1,251 @@
+//! Text-to-image models: prompts, guidance, previews of latents, and what is refused.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde_json::{Value, json};
+
+use crate::server::{STUDENT, Server, TEXT, events};
+
+fn pixels(entry: &Value) -> Vec<u8> {
+    let bytes = BASE64_STANDARD.decode(entry["b64_json"].as_str().unwrap()).unwrap();
+    let image = image::load_from_memory(&bytes).unwrap();
+    assert_eq!((image.width(), image.height(), image.color()), (16, 16, image::ColorType::Rgb8));
+    image.into_bytes()
+}
+
+/// The only image of a request to the text model with these fields.
+async fn drawn(server: &Server, fields: Value) -> Vec<u8> {
+    let mut body = json!({"model": TEXT, "seed": 5});
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let reply = server.generate(body).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    pixels(&reply.json()["data"][0])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_and_guidance_change_the_image_and_defaults_are_the_cards() {
+    let server = Server::with_text().await;
+    let apple = drawn(&server, json!({"prompt": "red apple"})).await;
+    assert_eq!(apple, drawn(&server, json!({"prompt": "red apple"})).await);
+    assert_eq!(apple, drawn(&server, json!({"prompt": "Red  Apple", "guidance_scale": 3.0})).await);
+    let others = [
+        json!({"prompt": "green apple"}),
+        json!({"prompt": "red apple", "guidance_scale": 1.0}),
+        json!({"prompt": "red apple", "guidance_scale": 7.5}),
+        json!({"prompt": "red apple", "negative_prompt": "cat"}),
+        json!({}),
+    ];
+    for other in others {
+        assert_ne!(apple, drawn(&server, other.clone()).await, "{other}");
+    }
+    assert_eq!(drawn(&server, json!({})).await, drawn(&server, json!({"prompt": ""})).await);
+
+    let card = server.get(&format!("/v1/models/{TEXT}")).await.json();
+    assert_eq!((&card["size"], &card["channels"]), (&json!("16x16"), &json!(3)));
+    assert_eq!(card["max_prompt_tokens"], 22);
+    assert_eq!(card["defaults"]["guidance_scale"], 3.0);
+    assert_eq!(card["example_prompts"], json!(["red apple, noto style"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_sample_is_the_same_alone_and_among_others() {
+    let server = Server::with_text().await;
+    let ask = json!({"prompt": "red apple", "num_inference_steps": 7});
+    let alone = drawn(&server, ask.clone()).await;
+    let other = |i: u64| {
+        let kinds = ["ddim", "ddpm", "dpm++", "euler", "heun"];
+        json!({"model": TEXT, "seed": 100 + i, "prompt": format!("cat {i}"), "guidance_scale": 1.0 + i as f64,
+            "num_inference_steps": 3 + 2 * i, "scheduler": kinds[i as usize % 5]})
+    };
+    for _ in 0..3 {
+        let (among, _, _, _, _, _, _, _) = tokio::join!(
+            drawn(&server, ask.clone()),
+            server.generate(other(0)),
+            server.generate(other(1)),
+            server.generate(other(2)),
+            server.generate(other(3)),
+            server.generate(other(4)),
+            server.generate(other(5)),
+            server.generate(other(6)),
+        );
+        assert_eq!(alone, among);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn previews_of_latents_are_images_of_the_final_size() {
+    let server = Server::with_text().await;
+    let body = json!({"model": TEXT, "prompt": "house", "stream": true, "partial_images": 2,
+        "num_inference_steps": 6});
+    let reply = server.generate(body).await;
+    let told = events(&reply.text());
+    let names: Vec<&str> = told.iter().map(|(name, _)| name.as_str()).collect();
+    let partial = "image_generation.partial_image";
+    assert_eq!(names, [partial, partial, "image_generation.completed"]);
+    let images: Vec<Vec<u8>> = told.iter().map(|(_, event)| pixels(event)).collect();
+    assert_ne!(images[0], images[1]);
+    // A preview has one colour for each pixel of the latent.
+    assert!(images[0].chunks(6).all(|two| two[..3] == two[3..]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_there_is_takes_prompts() {
+    let server = Server::with_text().await;
+    let fields = json!({"prompt": "dog face", "seed": 3});
+    let with = |more: Value| {
+        let mut body = fields.clone();
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body
+    };
+    let compared = server.compare(with(json!({"models": [TEXT, STUDENT]}))).await;
+    assert_eq!(compared.status, 200, "{}", compared.text());
+    let compared = compared.json();
+    // Both are one network: what differs is the steps.
+    assert_eq!(compared["shared_noise"], true);
+    let teacher = drawn(&server, fields.clone()).await;
+    assert_eq!(pixels(&compared["pair"][0]["data"][0]), teacher);
+
+    let experiment = json!({"id": "text", "arms": [{"model": TEXT, "weight": 1}, {"model": STUDENT, "weight": 1}]});
+    assert_eq!(server.post("/v1/experiments", experiment.to_string()).await.status, 201);
+    let by_arm = server.generate(with(json!({"model": "experiment:text", "user": "u"}))).await;
+    assert_eq!(by_arm.status, 200, "{}", by_arm.text());
+    let pair = server.post("/v1/experiments/text/pairs", fields.to_string()).await;
+    assert_eq!(pair.status, 200, "{}", pair.text());
+    let vote = json!({"pair_id": pair.json()["pair_id"], "choice": 0, "idempotency_key": "k"});
+    assert_eq!(server.post("/v1/experiments/text/votes", vote.to_string()).await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draft_and_auto_take_prompts_where_the_default_model_reads_them() {
+    let server = Server::with_only_text().await;
+    let draft = server.generate(json!({"model": "draft", "prompt": "house", "seed": 1})).await;
+    assert_eq!(draft.status, 200, "{}", draft.text());
+    assert_eq!(draft.json()["draft"]["model"], STUDENT);
+    let auto = json!({"model": "auto", "prompt": "house", "seed": 1, "deadline_ms": 60_000});
+    let auto = server.generate(auto).await;
+    assert_eq!(auto.status, 200, "{}", auto.text());
+    assert_eq!(auto.json()["model"], TEXT);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn images_have_the_size_that_is_asked_for_and_are_the_same_among_other_sizes() {
+    let server = Server::with_text().await;
+    let ask = |size: &str| json!({"model": TEXT, "prompt": "house", "seed": 2, "size": size});
+    let card = server.get(&format!("/v1/models/{TEXT}")).await.json();
+    assert_eq!(card["size_multiple"], 4);
+    let mut alone = Vec::new();
+    let sizes = ["16x16", "24x16", "16x24", "8x8", "4x32", "32x32"];
+    for size in sizes {
+        let reply = server.generate(ask(size)).await;
+        assert_eq!(reply.status, 200, "{size}: {}", reply.text());
+        let body = reply.json();
+        assert_eq!(body["size"], size);
+        let bytes = BASE64_STANDARD.decode(body["data"][0]["b64_json"].as_str().unwrap()).unwrap();
+        let image = image::load_from_memory(&bytes).unwrap();
+        assert_eq!(format!("{}x{}", image.width(), image.height()), size);
+        alone.push(body["data"][0]["b64_json"].clone());
+    }
+    let among = futures_util::future::join_all(sizes.map(|size| server.generate(ask(size)))).await;
+    for ((size, reply), alone) in sizes.iter().zip(among).zip(alone) {
+        assert_eq!(reply.json()["data"][0]["b64_json"], alone, "{size}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hidden_states_are_kept_and_counted() {
+    let server = Server::with_text().await;
+    let count = |outcome: &str| server.metrics.prompts.with_label_values(&[TEXT, outcome]).get();
+    // The empty prompt is known since the warm-up.
+    drawn(&server, json!({})).await;
+    assert_eq!((count("hit"), count("miss")), (2, 0));
+    drawn(&server, json!({"prompt": "cat"})).await;
+    assert_eq!((count("hit"), count("miss")), (3, 1));
+    drawn(&server, json!({"prompt": "cat"})).await;
+    assert_eq!((count("hit"), count("miss")), (5, 1));
+    let metrics = server.get("/metrics").await.text();
+    let decoded = format!(
+        "understudy_transcoding_duration_seconds_count{{model=\"{TEXT}\",stage=\"decode\"}} 3"
+    );
+    assert!(metrics.contains(&decoded), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_drawn_is_refused_by_field_value_limit_and_remedy() {
+    let server = Server::with_text().await;
+    let words = |count: usize| vec!["a"; count].join(" ");
+    for (fields, param, parts) in [
+        (json!({"prompt": words(23)}), "prompt", ["23 tokens long", "at most 22"]),
+        (json!({"prompt": words(2000)}), "prompt", ["2000 tokens long", "shorten"]),
+        (json!({"prompt": "x".repeat(20_000)}), "prompt", ["20000 bytes", "at most 16384"]),
+        (json!({"prompt": "a\u{0}b"}), "prompt", ["U+0000", "take it out"]),
+        (json!({"prompt": 7}), "prompt", ["7", "a string"]),
+        (json!({"negative_prompt": words(30)}), "negative_prompt", ["30 tokens", "at most 22"]),
+        (
+            json!({"negative_prompt": "x", "guidance_scale": 1}),
+            "negative_prompt",
+            ["`guidance_scale` is 1", "larger"],
+        ),
+        (json!({"class_label": 1}), "class_label", ["draws after text", "leave `class_label` out"]),
+        (json!({"size": "0x0"}), "size", ["0x0", "multiples of 4"]),
+        (json!({"size": "511x511"}), "size", ["511x511", "16x16"]),
+        (json!({"size": "4096x4"}), "size", ["4096x4", "at most 1024"]),
+        (
+            json!({"size": "99999999999999999999x4"}),
+            "size",
+            ["99999999999999999999x4", "--max-pixels"],
+        ),
+        (
+            json!({"model": "plain", "prompt": "", "size": "16x16"}),
+            "size",
+            ["16x16", "makes 8x8 only"],
+        ),
+        (
+            json!({"model": "classes", "prompt": "", "negative_prompt": "x"}),
+            "negative_prompt",
+            ["reads no text", "leave"],
+        ),
+        (
+            json!({"model": "plain", "prompt": "", "guidance_scale": 2}),
+            "guidance_scale",
+            ["2", "null class"],
+        ),
+    ] {
+        let mut body = json!({"model": TEXT, "prompt": "x"});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let reply = server.generate(body).await;
+        assert_eq!(reply.status, 400, "{fields}: {}", reply.text());
+        let error = &reply.json()["error"];
+        assert_eq!(error["param"], param, "{fields}");
+        let message = error["message"].as_str().unwrap();
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    for body in [
+        format!(r#"{{"model": "{TEXT}", "prompt": "\ud800"}}"#),
+        format!(r#"{{"model": "{TEXT}", "guidance_scale": NaN}}"#),
+        format!(r#"{{"model": "{TEXT}", "guidance_scale": 1e999}}"#),
+    ] {
+        let reply = server.post("/v1/images/generations", body.clone()).await;
+        assert_eq!(reply.status, 400, "{body}: {}", reply.text());
+    }
+    // As many as fit are drawn, and nothing else has suffered.
+    drawn(&server, json!({"prompt": words(22)})).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_raw_evaluation_is_told_hidden_states() {
+    let server = Server::with_text().await;
+    let about = server.get(&format!("/v2/models/{TEXT}")).await.json();
+    assert_eq!(about["inputs"][2]["name"], "encoder_hidden_states");
+    assert_eq!(about["inputs"][2]["shape"], json!([-1, 24, 16]));
+    let input = |name: &str, shape: Value, count: usize| json!({"name": name, "datatype": "FP32", "shape": shape, "data": vec![0.25; count]});
+    let [sample, time] =
+        [input("sample", json!([1, 4, 8, 8]), 256), input("timestep", json!([1]), 1)];
+    let states = input("encoder_hidden_states", json!([1, 24, 16]), 24 * 16);
+    let path = format!("/v2/models/{TEXT}/infer");
+    let body = json!({"inputs": [sample, time, states]});
+    let reply = server.post(&path, body.to_string()).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    assert_eq!(reply.json()["outputs"][0]["shape"], json!([1, 4, 8, 8]));
+    let reply = server.post(&path, json!({"inputs": [sample, time]}).to_string()).await;
+    assert_eq!(reply.status, 400);
+    assert!(reply.text().contains("`encoder_hidden_states` is missing"), "{}", reply.text());
+}
