@@ -90,7 +90,8 @@ fn bundled_folders_have_the_readme_that_is_written_for_them() {
     let mut seen = 0;
     for entry in fs::read_dir(&zoo).unwrap() {
         let folder = entry.unwrap().path();
-        if !is_model(&folder) {
+        // Whoever trained a pipeline wrote its README: the written one tells of a network alone.
+        if !is_model(&folder) || ModelFolder::open_pixels(&folder).is_err() {
             continue;
         }
         seen += 1;
