@@ -51,6 +51,12 @@ async function look(page, name) {
   await world.shot(page, name);
 }
 
+/** The server ends well, after the pages that ask it. */
+async function end(server) {
+  for (const context of world.contexts.splice(0)) await context.close();
+  assert.equal(await server.stop(), 0, "the server's end");
+}
+
 async function bundled() {
   // Nothing is kept from an earlier start, so the models take as long as at the first.
   const server = await world.launch("bundled", { XDG_CACHE_HOME: scratch }, kept, "--max-images-per-request=4");
@@ -91,7 +97,7 @@ async function bundled() {
     await vote.locator("#standing").waitFor();
     await look(vote, `vote-cast-${colorScheme}`);
   }
-  assert.equal(await server.stop(), 0, "the server's end");
+  await end(server);
 }
 
 async function student() {
@@ -103,7 +109,7 @@ async function student() {
   assert.match(title, /fashion-mnist-teacher[^]*student/, "who is compared with whom");
   await look(page, "own-student");
   console.log(`${title.replaceAll(/\s+/g, " ")}: speed-up ${(await page.locator("#speedup").textContent()).trim()}`);
-  assert.equal(await server.stop(), 0, "the server's end");
+  await end(server);
 }
 
 async function report() {
