@@ -141,7 +141,7 @@ impl Page<'_> {
 
     fn scores(&mut self, comparison: &Comparison) {
         self.put(format_args!(
-            "<h2>Figures</h2>\n<table><tr><th></th><th>teacher</th><th>student</th><th>student ÷ teacher</th></tr>\n"
+            "<h2>Figures</h2>\n<table><tr><th>figure</th><th>teacher</th><th>student</th><th>student ÷ teacher</th></tr>\n"
         ));
         for row in rows(comparison) {
             self.put(format_args!(
