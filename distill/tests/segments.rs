@@ -295,8 +295,7 @@ fn settings_that_cannot_work_are_refused() {
         ((2, 10, 7), ["samples", "multiple of --batch 4"]),
         ((1, 10, 1 << 20), ["samples", "--rho"]),
     ] {
-        let settings =
-            Settings { evaluations, walk_steps, samples, batch: BATCH, seed: 0 };
+        let settings = Settings { evaluations, walk_steps, samples, batch: BATCH, seed: 0 };
         let problem = Segments::new(&teacher, settings).err().unwrap().to_string();
         assert!(words.iter().all(|word| problem.contains(word)), "{problem}");
     }
