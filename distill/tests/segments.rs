@@ -100,7 +100,7 @@ fn walk(teacher: &Teacher, seed: u64) -> Vec<(usize, Tensor)> {
     let table = sampler::trajectory(&schedule, Kind::Ddim, 10, 0.0, learned).unwrap();
     let label = teacher.label(seed).map(|label| Tensor::new(&[label], &Device::Cpu).unwrap());
     let mut x = rollout::start(teacher.geometry(), &[seed], &Device::Cpu).unwrap();
-    let memory = x.zeros_like().unwrap();
+    let memory = sampler::empty_memory(&x).unwrap();
     let mut places = Vec::new();
     for (position, next) in table.iter().enumerate() {
         places.push((next.timestep as usize, x.clone()));

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use understudy_models::Conditions;
 use understudy_models::checkpoint::{ModelFolder, Pipeline};
 use understudy_models::rollout::{self, Row};
-use understudy_models::sampler::{Kind, trajectory};
+use understudy_models::sampler::{Kind, empty_memory, trajectory};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline")
@@ -84,7 +84,7 @@ impl Golden {
         let kind: Kind = self.request["scheduler"].as_str().unwrap().parse().unwrap();
         let steps = self.request["steps"].as_u64().unwrap() as usize;
         let mut x = self.latents.clone();
-        let mut memory = x.zeros_like().unwrap();
+        let mut memory = empty_memory(&x).unwrap();
         for (position, at) in
             trajectory(schedule, kind, steps, 0.0, false).unwrap().iter().enumerate()
         {

@@ -32,7 +32,7 @@ impl<'a> Complaint<'a> {
     ///
     /// | serde's sentence | complaint |
     /// | --- | --- |
-    /// | "unknown field \`x\`, expected \`a\`", "… expected one of \`a\`, \`b\`", "… there are no fields" | [`Self::Unknown`] |
+    /// | "unknown field \`x\`, expected \`a\`", "… expected \`a\` or \`b\`", "… expected one of \`a\`, \`b\`", "… there are no fields" | [`Self::Unknown`] |
     /// | "duplicate field \`a\`" | [`Self::Duplicate`] |
     /// | "missing field \`a\`" | [`Self::Missing`] |
     ///
@@ -45,7 +45,8 @@ impl<'a> Complaint<'a> {
                 Some((field, fields)) => (field, fields.trim_start_matches("one of ")),
                 None => (rest.strip_suffix("`, there are no fields")?, "none"),
             };
-            return Some(Self::Unknown { field, fields: fields.replace('`', "") });
+            let fields = fields.replace("` or `", "`, `").replace('`', "");
+            return Some(Self::Unknown { field, fields });
         }
         let named = |start: &str| message.strip_prefix(start)?.strip_suffix('`');
         if let Some(field) = named("duplicate field `") {
