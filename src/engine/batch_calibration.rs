@@ -110,7 +110,7 @@ impl BatchCalibration {
     }
 
     /// Whether more rounds would not change much; all of them are complete.
-    pub(super) fn settled(&self) -> bool {
+    fn settled(&self) -> bool {
         if self.max_rows.is_some() {
             return self.rounds.len() >= ROUNDS;
         }

@@ -140,10 +140,8 @@ impl WarmUp {
         let Some(costs) = self.calibration.timed(seconds.as_secs_f64(), spent.as_secs_f64()) else {
             return false;
         };
-        // Rounds that do not agree are of a machine with other things to do.
-        let lasting = self.calibration.settled().then(|| costs.clone());
         self.measured = true;
-        self.ends(costs, lasting)
+        self.ends(costs.clone(), Some(costs))
     }
 
     /// That is what the stage costs, now or for longer; the next one is looked at, if there is one.
