@@ -47,20 +47,20 @@ pub enum State {
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
     /// What is being done.
-    pub stage: Stage,
+    pub stage: Loading,
     /// Since when.
     pub since: Instant,
 }
 
 impl Progress {
-    fn at(stage: Stage) -> Self {
+    fn at(stage: Loading) -> Self {
         Self { stage, since: Instant::now() }
     }
 }
 
 /// The stages of a load, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stage {
+pub enum Loading {
     /// Other models are loaded first.
     Waiting,
     /// Its files are fetched from the Hub, unless the cache has them.
@@ -173,7 +173,7 @@ impl Registry {
             servable
         });
         // Loading, until `load_all` has been through them: the server is not ready before.
-        let entry = Entry { loading: Some(Progress::at(Stage::Waiting)), ..Entry::default() };
+        let entry = Entry { loading: Some(Progress::at(Loading::Waiting)), ..Entry::default() };
         let named = settings.default_id();
         let from_hub = named.clone().filter(|id| settings.hub_id(id).is_some());
         let entries: BTreeMap<_, _> = ids.chain(from_hub).map(|id| (id, entry.clone())).collect();
@@ -297,7 +297,7 @@ impl Registry {
             if entry.loading.is_some() {
                 return Err(LoadError::Busy(id.to_owned()));
             }
-            entry.loading = Some(Progress::at(Stage::Waiting));
+            entry.loading = Some(Progress::at(Loading::Waiting));
         }
         // Whoever asked may go away. The load goes on to its end, and the mark with it: there is never more than one.
         let (registry, marked) = (Arc::clone(self), id.to_owned());
@@ -365,13 +365,13 @@ impl Registry {
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let from_hub = settings.hub_id(id).is_some();
-        self.enter(id, if from_hub { Stage::Downloading } else { Stage::Waiting });
+        self.enter(id, if from_hub { Loading::Downloading } else { Loading::Waiting });
         let found = move || settings.folder_of(&id_);
         let folder = blocking(found).await?;
-        self.enter(id, Stage::Waiting);
+        self.enter(id, Loading::Waiting);
         // One after the other, so that what loads take together is what the largest takes.
         let _turn = self.turn.lock().await;
-        self.enter(id, Stage::Reading);
+        self.enter(id, Loading::Reading);
         let (settings, id_) = (self.settings.clone(), id.to_owned());
         let read = move || {
             let circumstances = settings.kept_costs.circumstances(
@@ -388,7 +388,7 @@ impl Registry {
             Ok::<_, understudy_models::Error>((Arc::new(model), circumstances))
         };
         let (model, circumstances) = blocking(read).await?;
-        self.enter(id, Stage::Measuring);
+        self.enter(id, Loading::Measuring);
         let Settings { kept_costs, max_rows, .. } = &self.settings;
         let known = circumstances.as_ref().map(|it| kept_costs.recall(it)).unwrap_or_default();
         let measured = self.engine.warm_up(Arc::clone(&model), *max_rows, known).await?;
@@ -399,7 +399,7 @@ impl Registry {
     }
 
     /// The load of a model has come to a stage.
-    fn enter(&self, id: &str, stage: Stage) {
+    fn enter(&self, id: &str, stage: Loading) {
         if let Some(entry) = self.entries().get_mut(id) {
             entry.loading = Some(Progress::at(stage));
         }

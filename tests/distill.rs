@@ -171,6 +171,17 @@ fn understudy(arguments: &[String]) -> (bool, String) {
 
 /// From a DKDM student to 2 steps and from these to 1, and what each folder says.
 #[test]
+fn a_walk_that_cannot_be_leaves_no_folder() {
+    let home = Home::new();
+    let arguments = home.arguments("student.json", "out", 1);
+    let arguments: Vec<String> =
+        arguments.into_iter().map(|word| if word == "10" { "7".into() } else { word }).collect();
+    let (well, said) = understudy(&arguments);
+    assert!(!well && said.contains('7') && said.contains("20"), "{said}");
+    assert!(!home.path("out").exists());
+}
+
+#[test]
 fn students_of_few_steps_go_on_from_one_another() {
     let home = Home::new();
     let first = home.run("student.json", "first", 20);

@@ -95,6 +95,13 @@ impl<'a> Asked<'a> {
                 Walks::nearest_steps(teacher.schedule.train_timesteps(), defaults.walk_steps)
             }),
         };
+        if method == Method::Dkdm {
+            // Refused before anything is written.
+            let learned = teacher.learned_variance();
+            let sampler = args.walk_sampler.unwrap_or(Kind::Ddpm);
+            Walks::new(&teacher.schedule, sampler, walk_steps, learned)
+                .map_err(|error| error.to_string())?;
+        }
         let student = match (&args.student, evaluations) {
             (Some(student), _) if share(student).is_none() && !student.exists() => {
                 let named = student.to_str().and_then(|name| args.models.folders().find(name));

@@ -19,7 +19,7 @@ use super::{
 use crate::{
     engine::WARM_UP_SECONDS,
     metrics::UNKNOWN_MODEL,
-    registry::{Model, Stage, State as ModelState, Text},
+    registry::{Loading, Model, State as ModelState, Text},
 };
 
 impl App {
@@ -115,10 +115,10 @@ fn entry(id: String, state: &ModelState) -> ModelEntry {
 fn loading(state: &ModelState) -> Option<LoadProgress> {
     let ModelState::Loading(progress) = state else { return None };
     let (stage, budget_seconds) = match progress.stage {
-        Stage::Waiting => (LoadStage::Waiting, None),
-        Stage::Downloading => (LoadStage::Downloading, None),
-        Stage::Reading => (LoadStage::Reading, None),
-        Stage::Measuring => (LoadStage::Measuring, Some(WARM_UP_SECONDS)),
+        Loading::Waiting => (LoadStage::Waiting, None),
+        Loading::Downloading => (LoadStage::Downloading, None),
+        Loading::Reading => (LoadStage::Reading, None),
+        Loading::Measuring => (LoadStage::Measuring, Some(WARM_UP_SECONDS)),
     };
     let milliseconds = progress.since.elapsed().as_millis();
     Some(LoadProgress { stage, seconds: milliseconds as f64 / 1e3, budget_seconds })
