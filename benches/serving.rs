@@ -235,7 +235,8 @@ impl Server {
             let none = Arc::new(Experiments::unavailable("a benchmark".into()));
             let app = App::new(engine, Arc::clone(&registry), none, metrics, settings);
             let stopped = async move { drop(stopped.await) };
-            let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
+            let served =
+                tokio::spawn(http::serve(listener, app, stopped, http::Shutdown::default()));
             registry.load_all(|_, _| {}).await.unwrap();
             let Some(State::Ready(model)) = registry.get(MODEL) else { panic!("not ready") };
             (url, model.on(0).max_rows()[Stage::Denoise], served)

@@ -23,8 +23,8 @@ pub struct Config {
     pub data: DataFolder,
     /// The settings of HTTP.
     pub http: http::Settings,
-    /// How long requests in flight get at shutdown.
-    pub drain: Duration,
+    /// How long a shutdown may take.
+    pub shutdown: http::Shutdown,
     /// How log lines are written.
     pub log_format: LogFormat,
 }
@@ -56,7 +56,7 @@ impl Config {
             port: arguments.port,
             max_queue,
             registry: registry::Settings {
-                folders: arguments.models.folders(),
+                folders: arguments.models.folders_and(arguments.model),
                 default_model: arguments.default_model,
                 dtype: arguments.compute.dtype(&devices[0])?,
                 devices,
@@ -91,7 +91,10 @@ impl Config {
                 allowed_hosts: hosts.collect::<Result<_, _>>()?,
                 shadow_rate: shadow_rate(arguments.shadow_rate)?,
             },
-            drain: Duration::from_secs(arguments.drain_seconds),
+            shutdown: http::Shutdown {
+                delay: Duration::from_secs(arguments.shutdown_delay_seconds),
+                drain: Duration::from_secs(arguments.drain_seconds),
+            },
             log_format: arguments.log_format,
         })
     }
@@ -228,7 +231,8 @@ mod tests {
                 let Some(config) = ends(flag, number) else { continue };
                 // What was accepted can be added to a clock, and held.
                 for time in [
-                    config.drain,
+                    config.shutdown.delay,
+                    config.shutdown.drain,
                     config.http.request_timeout,
                     config.http.head_timeout,
                     config.http.body_timeout,

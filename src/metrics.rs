@@ -43,6 +43,8 @@ pub struct Metrics {
     pub samples_waiting: IntGaugeVec,
     /// Samples between their first and last evaluation, by `model`.
     pub samples_running: IntGaugeVec,
+    /// Seconds until all that is admitted will be done, as predicted at the last scrape; 0 when idle.
+    pub backlog: Gauge,
     /// Images that were not admitted, by `model` and `reason`.
     pub rejected: IntCounterVec,
     /// Images admitted but not finished, by `model` and `reason`.
@@ -139,6 +141,11 @@ impl Metrics {
                 "Samples between their first and their last evaluation.",
                 &["model"],
             )?,
+            backlog: plain_gauge(
+                &registry,
+                "understudy_backlog_seconds",
+                "Predicted time until everything admitted is done, on the busiest device; 0 when idle.",
+            )?,
             rejected: counter(
                 &registry,
                 "understudy_rejected_total",
@@ -160,14 +167,11 @@ impl Metrics {
                     5.0,
                 ],
             )?,
-            prediction_margin: {
-                let metric = Gauge::new(
-                    "understudy_prediction_margin_ratio",
-                    "Factor by which predictions are lengthened before a deadline is accepted.",
-                )?;
-                registry.register(Box::new(metric.clone()))?;
-                metric
-            },
+            prediction_margin: plain_gauge(
+                &registry,
+                "understudy_prediction_margin_ratio",
+                "Factor by which predictions are lengthened before a deadline is accepted.",
+            )?,
             shadows: counter(
                 &registry,
                 "understudy_shadow_requests_total",
@@ -296,6 +300,13 @@ fn gauge(
     labels: &[&str],
 ) -> prometheus::Result<IntGaugeVec> {
     let metric = IntGaugeVec::new(Opts::new(name, help), labels)?;
+    registry.register(Box::new(metric.clone()))?;
+    Ok(metric)
+}
+
+/// A gauge without labels.
+fn plain_gauge(registry: &Registry, name: &str, help: &str) -> prometheus::Result<Gauge> {
+    let metric = Gauge::new(name, help)?;
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
 }

@@ -15,23 +15,25 @@ pub(crate) const SEPARATOR: char = if cfg!(windows) { ';' } else { ':' };
 pub struct ModelFolders {
     /// Those whose models are all meant; none where none were named and none are bundled.
     asked: Vec<PathBuf>,
+    /// Single models: their names and folders.
+    named: Vec<(String, PathBuf)>,
     /// The bundled ones, of which those are meant that are named.
     bundled: Option<PathBuf>,
 }
 
 impl ModelFolders {
     /// The folders asked for, else the bundled models, wherever the binary runs.
-    pub(crate) fn new(asked: &[PathBuf]) -> Self {
+    pub(crate) fn new(asked: &[PathBuf], named: Vec<(String, PathBuf)>) -> Self {
         let bundled = bundled().ok();
-        if asked.is_empty() {
-            return Self { asked: bundled.into_iter().collect(), bundled: None };
+        if asked.is_empty() && named.is_empty() {
+            return Self { asked: bundled.into_iter().collect(), named, bundled: None };
         }
-        Self { asked: asked.to_vec(), bundled }
+        Self { asked: asked.to_vec(), named, bundled }
     }
 
     /// These folders alone.
     pub fn only(asked: Vec<PathBuf>) -> Self {
-        Self { asked, bundled: None }
+        Self { asked, named: Vec::new(), bundled: None }
     }
 
     /// All folders, in the order in which a name is looked for.
@@ -41,22 +43,38 @@ impl ModelFolders {
 
     /// The folder of the model with that name.
     pub(crate) fn find(&self, name: &str) -> Option<PathBuf> {
+        let named = self.named.iter().find(|(it, _)| it == name);
+        if let Some((_, folder)) = named {
+            return Some(folder.clone());
+        }
         self.all().into_iter().map(|folder| folder.join(name)).find(|model| is_model(model))
     }
 
-    /// The names of all models that are meant: those in the folders asked for, and those among the bundled ones whose
-    /// students are in them.
+    /// The names of all models that are meant: those named, those in the folders asked for, and those among the bundled
+    /// ones whose students are among these.
     ///
     /// # Errors
     /// A sentence for a folder that cannot be read, for a name that is in two, and where there is no folder at all.
     pub(crate) fn names(&self) -> Result<Vec<String>, String> {
-        if self.asked.is_empty() {
+        if self.asked.is_empty() && self.named.is_empty() {
             return Err(bundled().map_or_else(
                 |places| format!("{places}\nname a folder of models with --models"),
                 |_| "name a folder of models with --models".into(),
             ));
         }
         let mut found: Vec<(String, PathBuf)> = Vec::new();
+        for (name, folder) in &self.named {
+            if !is_model(folder) {
+                return Err(format!(
+                    "--model {name}={}: no model_index.json is in it; name the folder of one model",
+                    folder.display()
+                ));
+            }
+            if found.iter().any(|(other, _)| other == name) {
+                return Err(format!("--model {name}: given twice; give each model its own name"));
+            }
+            found.push((name.clone(), folder.clone()));
+        }
         let mut read = Vec::new();
         for folder in &self.asked {
             let shown = folder.display();
@@ -100,8 +118,9 @@ impl ModelFolders {
 
     /// The folders, for messages.
     pub(crate) fn shown(&self) -> String {
-        let asked: Vec<_> = self.asked.iter().map(|it| it.display().to_string()).collect();
-        asked.join(", ")
+        let named = self.named.iter().map(|(name, folder)| format!("{name}={}", folder.display()));
+        let asked = self.asked.iter().map(|it| it.display().to_string());
+        named.chain(asked).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -132,6 +151,24 @@ mod tests {
     use understudy_models::checkpoint::hub;
 
     use super::*;
+
+    #[test]
+    fn a_single_model_has_the_name_it_is_given() {
+        let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo");
+        let student = zoo.join("fashion-mnist-student");
+        let named = |names: &[&str], folder: &Path| {
+            let named = names.iter().map(|name| ((*name).to_owned(), folder.to_owned()));
+            ModelFolders::new(&[], named.collect())
+        };
+        let folders = named(&["sd"], &student);
+        assert_eq!(folders.find("sd"), Some(student.clone()));
+        // The student's teacher is served beside it, and nothing else of the bundled models.
+        assert_eq!(folders.names().unwrap(), ["fashion-mnist-teacher", "sd"]);
+        let no_model = named(&["sd"], &zoo).names().unwrap_err();
+        assert!(no_model.contains("--model sd=") && no_model.contains("model_index.json"));
+        let twice = named(&["sd", "sd"], &student).names().unwrap_err();
+        assert!(twice.contains("--model sd: given twice"), "{twice}");
+    }
 
     #[test]
     fn a_program_without_the_bundled_models_takes_folders_all_the_same() {

@@ -111,7 +111,7 @@ fn unsafe_stands_in_kernels_and_where_memory_is_mapped() {
                 path if path.ends_with("src/gpu.rs") => 1,
                 path if path.ends_with("gpu/convolution.rs") => 2,
                 path if path.ends_with("gpu/convolution/plan.rs") => 9,
-                path if path.ends_with("models/src/captured.rs") => 1,
+                path if path.ends_with("models/src/cuda_graphs.rs") => 1,
                 path if path.ends_with("gpu/cudnn.rs") => 13,
                 path if path.ends_with("gpu/launch.rs") => 2,
                 path if path.ends_with("gpu/lists.rs") => 1,

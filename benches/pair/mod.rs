@@ -73,7 +73,8 @@ impl Server {
             let none = Arc::new(Experiments::unavailable("a benchmark".into()));
             let app = App::new(engine, Arc::clone(&registry), none, shared, settings);
             let stopped = async move { drop(stopped.await) };
-            let served = tokio::spawn(http::serve(listener, app, stopped, Duration::from_secs(10)));
+            let served =
+                tokio::spawn(http::serve(listener, app, stopped, http::Shutdown::default()));
             registry.load_all(|_, _| {}).await.unwrap();
             let ready = |id| match registry.get(id) {
                 Some(State::Ready(model)) => model,

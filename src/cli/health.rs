@@ -6,13 +6,20 @@ use std::{
     time::Duration,
 };
 
+use super::port;
+
 /// Longer, and the server is not well.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct HealthArgs {
     /// The server's port on this machine.
-    #[arg(long, env = "UNDERSTUDY_PORT", default_value_t = 8080)]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_PORT",
+        default_value_t = port::DEFAULT,
+        value_parser = port::parse
+    )]
     port: u16,
     /// A key, where health asks for one.
     #[arg(

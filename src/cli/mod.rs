@@ -19,6 +19,7 @@ mod measure;
 mod models;
 mod models_arg;
 mod openapi;
+mod port;
 mod preset;
 mod profile;
 mod progress;

@@ -23,7 +23,12 @@ pub(crate) struct ModelsArg {
 impl ModelsArg {
     /// The folders asked for, with the bundled ones behind them.
     pub(crate) fn folders(&self) -> ModelFolders {
-        ModelFolders::new(&self.models)
+        self.folders_and(Vec::new())
+    }
+
+    /// The same, and single models by name.
+    pub(crate) fn folders_and(&self, named: Vec<(String, PathBuf)>) -> ModelFolders {
+        ModelFolders::new(&self.models, named)
     }
 
     /// The folder of the model that `flag` names: a folder, a name in one of these folders, or a Hub id.

@@ -21,7 +21,7 @@ use super::{
     faults,
     log::Log,
     models_arg::ModelsArg,
-    throughput,
+    port, throughput,
 };
 use crate::{
     config::{Config, DataFolder},
@@ -39,10 +39,20 @@ pub struct ServeArgs {
     #[arg(long, env = "UNDERSTUDY_HOST", default_value = "127.0.0.1", help_heading = "Address")]
     pub host: String,
     /// Port to listen on; 0 for any free one.
-    #[arg(long, env = "UNDERSTUDY_PORT", default_value_t = 8080, help_heading = "Address")]
+    #[arg(
+        long,
+        env = "UNDERSTUDY_PORT",
+        default_value_t = port::DEFAULT,
+        value_parser = port::parse,
+        help_heading = "Address"
+    )]
     pub port: u16,
     #[command(flatten)]
     pub(crate) models: ModelsArg,
+    /// A model and its folder, such as `sd=/mnt/models`; repeatable. The models of --models are served as well where
+    /// that is given, the bundled ones where it is not and this is not either.
+    #[arg(long, env = "UNDERSTUDY_MODEL", value_name = "NAME=DIR", value_delimiter = ',', value_parser = named_folder)]
+    pub model: Vec<(String, PathBuf)>,
     /// The model that serves requests which name none: an id, or a Hugging Face Hub id (owner/name),
     /// which is downloaded and serves as owner--name [default: the first teacher by name that has a student].
     #[arg(long, env = "UNDERSTUDY_DEFAULT_MODEL", value_name = "ID")]
@@ -92,7 +102,16 @@ pub struct ServeArgs {
         default_value = "300",
         value_parser = whole::<u64>(1, DAY), help_heading = "Limits")]
     pub request_timeout_seconds: u64,
-    /// Seconds that requests in flight get to finish at shutdown.
+    /// Seconds for which a server that was told to stop still takes requests, while its health says that it is not
+    /// ready: until then whoever routes requests to it may not have noticed.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_SHUTDOWN_DELAY_SECONDS",
+        value_name = "SECONDS",
+        default_value = "0",
+        value_parser = whole::<u64>(0, DAY), help_heading = "Limits")]
+    pub shutdown_delay_seconds: u64,
+    /// Seconds that requests in flight get to finish at shutdown, after that delay.
     #[arg(
         long,
         env = "UNDERSTUDY_DRAIN_SECONDS",
@@ -223,6 +242,16 @@ pub struct ServeArgs {
     pub log_format: LogFormat,
 }
 
+/// A model's name and its folder.
+fn named_folder(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
+            Ok((name.into(), folder.into()))
+        }
+        _ => Err("write the model's name and its folder, such as sd=/mnt/models".into()),
+    }
+}
+
 /// Seconds of a day: nobody waits longer.
 const DAY: u64 = 24 * 60 * 60;
 
@@ -299,7 +328,7 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
     let app = App::new(engine, Arc::clone(&registry), Arc::clone(&experiments), metrics, settings);
 
     // Health answers 503 while models load, instead of no answer at all.
-    let server = http::serve(listener, app, stop.cancelled_owned(), config.drain);
+    let server = http::serve(listener, app, stop.cancelled_owned(), config.shutdown);
     let load = async {
         let tried = |id: &str, state: &State| announced.line(&announcement::model(id, state));
         registry.load_all(tried).await?;

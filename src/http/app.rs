@@ -82,7 +82,9 @@ pub struct App {
     pub(super) experiments: Arc<Experiments>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) settings: Arc<Settings>,
-    /// Cancelled when the server begins to shut down.
+    /// Cancelled when the server is told to stop: it is not ready any more.
+    pub(super) stopping: CancellationToken,
+    /// Cancelled when it takes no new work any more.
     pub(super) draining: CancellationToken,
     /// Generations and inferences, each holding a token until its last byte is made.
     pub(super) in_flight: TaskTracker,
@@ -108,6 +110,7 @@ impl App {
             experiments,
             metrics,
             settings: Arc::new(settings),
+            stopping: CancellationToken::new(),
             draining: CancellationToken::new(),
             in_flight: TaskTracker::new(),
             shadow_turn: Arc::new(Semaphore::new(1)),

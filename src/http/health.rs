@@ -17,7 +17,7 @@ use crate::registry::State as ModelState;
 impl App {
     /// Whether the server takes requests: models loaded and warm, no shutdown under way, no device lost.
     pub(super) fn status(&self) -> HealthStatus {
-        if self.draining.is_cancelled() {
+        if self.stopping.is_cancelled() {
             HealthStatus::Draining
         } else if self.engine.has_lost_a_device() {
             HealthStatus::DeviceLost
@@ -61,6 +61,7 @@ pub(super) async fn health(State(app): State<App>) -> Response {
     (status = 200, description = "The metrics", body = String, content_type = "text/plain"),
 ))]
 pub(super) async fn metrics(State(app): State<App>) -> Result<Response, Problem> {
+    app.metrics.backlog.set(app.engine.predicted_drain().as_secs_f64());
     let text = app.metrics.encode().map_err(Problem::internal)?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use axum::{
-    Extension, Json,
+    Extension, Json, Router,
     body::Bytes,
     extract::{Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderName, StatusCode, header},
     response::{IntoResponse, Response},
+    routing::{get, post},
 };
 
 use super::{
@@ -45,12 +46,15 @@ pub(super) async fn server() -> Json<ServerMetadata> {
     })
 }
 
-/// Whether the process answers.
+/// Whether the process is alive: it answers, and no device is lost, which only a restart cures. Load, models on their way and a
+/// shutdown change nothing here.
 #[utoipa::path(get, path = "/v2/health/live", tag = "inference", responses(
-    (status = 200, description = "It does", body = Live),
+    (status = 200, description = "It is", body = Live),
+    (status = 503, description = "A device answers nothing any more until the server is started anew", body = Live),
 ))]
-pub(super) async fn live() -> Json<Live> {
-    Json(Live { live: true })
+pub(super) async fn live(State(app): State<App>) -> Response {
+    let live = !app.engine.has_lost_a_device();
+    (code(live), Json(Live { live })).into_response()
 }
 
 /// Whether the server takes requests.
@@ -76,11 +80,11 @@ pub(super) async fn model_ready(
     id: ModelPath,
 ) -> Result<Response, Problem> {
     let (name, state) = known(&app, id)?;
-    let ready = matches!(state, ModelState::Ready(_)) && !app.draining.is_cancelled();
+    let ready = matches!(state, ModelState::Ready(_)) && !app.stopping.is_cancelled();
     Ok((code(ready), Json(ModelReady { name, ready })).into_response())
 }
 
-/// A network's inputs and outputs.
+/// A network's inputs and outputs. This path and those below it also take `/versions/1` behind the model's id.
 #[utoipa::path(get, path = "/v2/models/{model}", tag = "inference",
     params(("model" = String, Path, description = "The model's id", example = "fashion-mnist-teacher")),
     responses(
@@ -100,6 +104,24 @@ pub(super) async fn metadata(
         inputs: infer_input::inputs(&model),
         outputs: infer_input::outputs(&model),
     }))
+}
+
+/// The protocol's paths with a version, of which there is one. They are what the paths without it are, and not documented
+/// again.
+pub(super) fn versions() -> Router<App> {
+    let version = "/v2/models/{model}/versions/{version}";
+    Router::new()
+        .route(version, get(async |app, path| metadata(app, of_version(path)?).await))
+        .route(
+            &format!("{version}/ready"),
+            get(async |app, path| model_ready(app, of_version(path)?).await),
+        )
+        .route(
+            &format!("{version}/infer"),
+            post(async |caller, received, path, request| {
+                infer(caller, received, of_version(path)?, request).await
+            }),
+        )
 }
 
 /// Evaluates a network once.
@@ -165,6 +187,20 @@ pub(super) async fn infer(
 
 /// A model's id from the path; one that is not UTF-8 names no model.
 type ModelPath = Result<Path<String>, PathRejection>;
+
+/// A model's id and its version.
+type VersionPath = Result<Path<(String, String)>, PathRejection>;
+
+/// The model, if its one version is meant.
+fn of_version(version: VersionPath) -> Result<ModelPath, Problem> {
+    let Ok(Path((id, version))) = version else { return Err(Problem::unknown_model("\u{fffd}")) };
+    if version != VERSION {
+        let message =
+            format!("{} has no version {}; it has one, {VERSION}", quoted(&id), quoted(&version));
+        return Err(Problem::new(StatusCode::NOT_FOUND, "version_not_found", message));
+    }
+    Ok(Ok(Path(id)))
+}
 
 fn known(app: &App, id: ModelPath) -> Result<(String, ModelState), Problem> {
     let Ok(Path(id)) = id else { return Err(Problem::unknown_model("\u{fffd}")) };

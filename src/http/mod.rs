@@ -48,7 +48,7 @@ pub use access::{Host, Origin};
 pub use app::{App, Settings};
 pub use connections::most_connections;
 pub use docs::openapi_json;
-pub use serve::serve;
+pub use serve::{Shutdown, serve};
 
 /// Every route, with its documentation.
 fn routes() -> OpenApiRouter<App> {
@@ -84,6 +84,7 @@ pub fn router(app: App) -> Router {
     router
         .merge(docs::swagger_ui())
         .merge(page::parts())
+        .merge(inference::versions())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(middleware::from_fn_with_state(app.clone(), observe::timeout))

@@ -4,24 +4,33 @@ use std::{future::Future, io, time::Duration};
 
 use tokio::{
     net::TcpListener,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{App, connections::Connections, socket::Patience};
 
-/// Serves until `shutdown` resolves, then drains.
+/// How long a shutdown may take.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shutdown {
+    /// While the server is not ready any more, and takes requests all the same: a load balancer learns of it late.
+    pub delay: Duration,
+    /// After that, for what is in flight.
+    pub drain: Duration,
+}
+
+/// Serves until `stop` resolves, then shuts down.
 ///
-/// Readiness goes first and new work is refused with 503, as are requests whose bodies are still on their way and
-/// whoever waits for a model to be loaded, while what is in flight finishes; then the listener closes. All of it takes
-/// at most `drain`; what is still running then is abandoned.
+/// Readiness goes first. After `shutdown.delay` new work is refused with 503, as are requests whose bodies are still on their way and
+/// whoever waits for a model to be loaded, while what is in flight finishes; then the listener closes. This takes
+/// at most `shutdown.drain`; what is still running then is abandoned.
 ///
 /// # Errors
 /// Never, so far: what the listener fails at passes.
 pub async fn serve(
     listener: TcpListener,
     app: App,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-    drain: Duration,
+    stop: impl Future<Output = ()> + Send + 'static,
+    shutdown: Shutdown,
 ) -> io::Result<()> {
     let settings = &app.settings;
     let patience = Patience { head: settings.head_timeout, idle: settings.idle_timeout };
@@ -31,10 +40,21 @@ pub async fn serve(
 
     tokio::select! {
         () = &mut accepting => return Ok(()),
-        () = shutdown => {}
+        () = stop => {}
+    }
+    app.stopping.cancel();
+    if !shutdown.delay.is_zero() {
+        tracing::info!(
+            seconds = shutdown.delay.as_secs(),
+            "told to stop; not ready any more, requests are taken for so long"
+        );
+        tokio::select! {
+            () = &mut accepting => return Ok(()),
+            () = sleep(shutdown.delay) => {}
+        }
     }
     let now = Instant::now();
-    let until = now.checked_add(drain).unwrap_or(now);
+    let until = now.checked_add(shutdown.drain).unwrap_or(now);
     app.draining.cancel();
     app.engine.drain();
     app.in_flight.close();

@@ -160,6 +160,8 @@ async fn whoever_has_said_all_gets_the_answer() {
         (request(GENERATE, "", streamed), "image_generation.completed"),
         (HEALTH.to_owned(), "models_ready"),
         ("GET /health HTTP/1.0\r\nhost: localhost\r\n\r\n".to_owned(), "models_ready"),
+        // HAProxy's health check, where nobody tells it more.
+        ("GET /health HTTP/1.0\r\n\r\n".to_owned(), "models_ready"),
         // Two requests at once, the second of which waits for the first.
         (format!("{}{HEALTH}", request(GENERATE, "", "{}")), "models_ready"),
     ];

@@ -35,6 +35,15 @@ async fn metadata_says_what_goes_in_and_out() {
     let plain = server.get(&format!("/v2/models/{PLAIN}")).await.json();
     assert_eq!(plain["inputs"].as_array().unwrap().len(), 2);
     assert_eq!(server.get("/v2/health/ready").await.json()["ready"], true);
+    assert_eq!(server.get("/v2/health/live").await.json()["live"], true);
+    // The protocol's paths with a version, of which there is one.
+    let versioned = server.get(&format!("/v2/models/{CLASSES}/versions/1")).await.json();
+    assert_eq!(versioned, metadata);
+    let ready = server.get(&format!("/v2/models/{PLAIN}/versions/1/ready")).await;
+    assert_eq!(ready.json()["ready"], true);
+    let unknown = server.get(&format!("/v2/models/{PLAIN}/versions/2/ready")).await;
+    assert_eq!(unknown.status, 404);
+    assert!(unknown.json()["error"].as_str().unwrap().contains("it has one, 1"));
     assert_eq!(server.get(&format!("/v2/models/{PLAIN}/ready")).await.json()["ready"], true);
 }
 

@@ -8,7 +8,7 @@ use tokio::{
     sync::oneshot,
     task::JoinHandle,
 };
-use understudy::http;
+use understudy::http::{self, Shutdown};
 
 use crate::server::{ENDLESS, Server};
 
@@ -19,13 +19,17 @@ pub(crate) struct Running {
 }
 
 pub(crate) async fn run(server: &Server, drain: Duration) -> Running {
+    run_until(server, Shutdown { drain, ..Shutdown::default() }).await
+}
+
+async fn run_until(server: &Server, shutdown: Shutdown) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
-    let shutdown = async {
+    let told = async {
         let _ = stopped.await;
     };
-    let ended = tokio::spawn(http::serve(listener, server.app.clone(), shutdown, drain));
+    let ended = tokio::spawn(http::serve(listener, server.app.clone(), told, shutdown));
     Running { address, stop, ended }
 }
 
@@ -67,6 +71,30 @@ async fn what_is_in_flight_finishes_and_nothing_new_begins() {
     assert!(finished.starts_with("HTTP/1.1 200"), "{finished}");
     ended.await.unwrap().unwrap();
     assert!(TcpStream::connect(address).await.is_err(), "the listener is closed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_are_taken_until_the_delay_is_over() {
+    let server = Server::start().await;
+    let shutdown = Shutdown { delay: Duration::from_secs(3600), drain: Duration::from_secs(60) };
+    let Running { address, stop, ended } = run_until(&server, shutdown).await;
+    let generate = |steps: &str| format!("{{\"num_inference_steps\": {steps}}}");
+    stop.send(()).unwrap();
+    let mut health = talk(address, "GET", "/health", "").await;
+    while health.starts_with("HTTP/1.1 200") {
+        health = talk(address, "GET", "/health", "").await;
+    }
+    assert!(health.contains("draining"), "{health}");
+    for probe in ["/v2/health/ready", "/v2/models/classes/ready"] {
+        let reply = talk(address, "GET", probe, "").await;
+        assert!(reply.starts_with("HTTP/1.1 503"), "{probe}: {reply}");
+    }
+    // Alive, and at work.
+    let live = talk(address, "GET", "/v2/health/live", "").await;
+    assert!(live.starts_with("HTTP/1.1 200"), "{live}");
+    let image = talk(address, "POST", "/v1/images/generations", &generate("2")).await;
+    assert!(image.starts_with("HTTP/1.1 200"), "{image}");
+    ended.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,7 +3,6 @@
 use std::{
     net::TcpListener as StdListener,
     process::{Child, Command, Output, Stdio},
-    time::Duration,
 };
 
 use serde_json::{Value, json};
@@ -19,7 +18,7 @@ async fn listen(server: &Server) -> (String, oneshot::Sender<()>) {
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (stop, stopped) = oneshot::channel::<()>();
     let stopped = async move { drop(stopped.await) };
-    tokio::spawn(http::serve(listener, server.app.clone(), stopped, Duration::ZERO));
+    tokio::spawn(http::serve(listener, server.app.clone(), stopped, http::Shutdown::default()));
     (url, stop)
 }
 
