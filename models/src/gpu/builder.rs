@@ -1,4 +1,4 @@
-//! Steps and maps in the making, and what a map is still owed.
+//! Steps and maps in the making, and the epilogue a map is still to get.
 
 use std::mem;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Result, Tensor};
 
-use super::kernels::Ending;
-use super::machine::Machine;
+use super::context::Context;
+use super::kernels::Finish;
 use super::parameters::{Form, Parameter, Trained};
 use super::program::{Place, Program, Run, Step};
 use super::tape::Saved;
@@ -21,7 +21,7 @@ pub(super) const ALIGNED: usize = 128;
 /// A program in the making.
 pub(crate) struct Builder<'a> {
     pub(super) graph: &'a Graph,
-    pub(super) machine: Machine,
+    pub(super) context: Context,
     pub(super) maps: Vec<Entry>,
     pub(super) memory: Layout,
     pub(super) projections: Projections,
@@ -39,7 +39,7 @@ pub(super) struct Entry {
     /// Where it is, once something writes it.
     pub(super) place: Option<Place>,
     pub(super) uses: usize,
-    pub(super) debt: Debt,
+    pub(super) pending: Pending,
     /// Where among all projections it begins, if it is one.
     pub(super) projection: Option<Projection>,
     /// What the scores of an attention are multiplied with that reads queries there, where the network is trained.
@@ -52,7 +52,7 @@ impl Entry {
     /// A map that so many steps will read.
     pub(super) fn new(uses: usize) -> Self {
         let (place, projection, gradient) = (None, None, None);
-        Self { place, uses, debt: Debt::None, projection, scale: 1.0, gradient }
+        Self { place, uses, pending: Pending::None, projection, scale: 1.0, gradient }
     }
 }
 
@@ -61,17 +61,17 @@ impl Entry {
 pub(crate) struct Projection(pub(crate) usize);
 
 /// What the numbers of a map still lack.
-pub(super) enum Debt {
+pub(super) enum Pending {
     None,
     /// Whoever reads them adds it, or has it added.
-    Owed(Owed),
+    Epilogue(PendingEpilogue),
     /// A norm has added it as it read them. It leaves it there if it is told to, which is when others read them.
-    OnTheWay(Arc<AtomicBool>),
+    ByNorm(Arc<AtomicBool>),
 }
 
 /// What is to be added to a map, and what it is to be multiplied with then.
 #[derive(Clone)]
-pub(super) struct Owed {
+pub(super) struct PendingEpilogue {
     /// f32 `[channels]`.
     pub(super) bias: Parameter,
     pub(super) offset: Option<Projection>,
@@ -114,7 +114,7 @@ impl<'a> Builder<'a> {
     fn empty(graph: &'a Graph, weights: &Weights, trained: Option<Trained>) -> Result<Self> {
         Ok(Self {
             graph,
-            machine: Machine::new(weights.device(), weights.dtype())?,
+            context: Context::new(weights.device(), weights.dtype())?,
             maps: graph.uses().into_iter().map(Entry::new).collect(),
             memory: Layout::default(),
             projections: Projections::default(),
@@ -133,7 +133,7 @@ impl<'a> Builder<'a> {
     /// Adds a step.
     pub(super) fn push(
         &mut self,
-        step: impl Fn(&Machine, &mut Run) -> Result<()> + Send + Sync + 'static,
+        step: impl Fn(&Context, &mut Run) -> Result<()> + Send + Sync + 'static,
     ) {
         self.steps.push(Box::new(step));
     }
@@ -158,7 +158,7 @@ impl<'a> Builder<'a> {
         Map(self.maps.len() - 1)
     }
 
-    /// Where a map is, whatever it is owed.
+    /// Where a map is, whether or not its epilogue is still pending.
     pub(super) fn place(&self, map: Map) -> Place {
         self.maps[map.0].place.expect("a map is written before it is read")
     }
@@ -179,13 +179,13 @@ impl<'a> Builder<'a> {
         entry.uses -= 1;
         if entry.uses == 0 {
             // Nobody reads it, so nobody adds it.
-            let debt = mem::replace(&mut entry.debt, Debt::None);
+            let pending = mem::replace(&mut entry.pending, Pending::None);
             // A projection has no memory of its own.
             if let Some(place) = entry.place {
                 self.memory.give(place.buffer);
             }
-            if let Debt::Owed(owed) = debt {
-                self.added(owed.residual);
+            if let Pending::Epilogue(pending) = pending {
+                self.added(pending.residual);
             }
         }
     }
@@ -196,26 +196,26 @@ impl<'a> Builder<'a> {
         self.place(map)
     }
 
-    /// Has what a map is owed added to it.
+    /// Applies the pending epilogue of a map.
     pub(super) fn settle(&mut self, map: Map) {
-        match mem::replace(&mut self.maps[map.0].debt, Debt::None) {
-            Debt::None => {}
-            Debt::OnTheWay(keep) => keep.store(true, Ordering::Relaxed),
-            Debt::Owed(owed) => {
-                let (place, residual) = (self.place(map), owed.residual);
-                self.push(move |machine, run| {
+        match mem::replace(&mut self.maps[map.0].pending, Pending::None) {
+            Pending::None => {}
+            Pending::ByNorm(keep) => keep.store(true, Ordering::Relaxed),
+            Pending::Epilogue(pending) => {
+                let (place, residual) = (self.place(map), pending.residual);
+                self.push(move |context, run| {
                     let x = run.at(place)?;
-                    machine.finish(&x, &run.ending(&owed)?, Function::Identity, &x)
+                    context.finish(&x, &run.finish_of(&pending)?, Function::Identity, &x)
                 });
                 self.added(residual);
             }
         }
     }
 
-    /// What a map is owed, for one who adds it as it reads the map; it stays owed to others.
-    pub(super) fn owed(&mut self, map: Map) -> Option<Owed> {
-        if let Debt::Owed(owed) = &self.maps[map.0].debt {
-            return Some(owed.clone());
+    /// The pending epilogue of a map, for a reader that applies it; it stays pending for others.
+    pub(super) fn pending(&mut self, map: Map) -> Option<PendingEpilogue> {
+        if let Pending::Epilogue(pending) = &self.maps[map.0].pending {
+            return Some(pending.clone());
         }
         self.settle(map);
         None
@@ -223,9 +223,13 @@ impl<'a> Builder<'a> {
 
     /// The same for one who can add nothing but a bias that does not change.
     pub(super) fn bias(&mut self, map: Map) -> Option<Tensor> {
-        if let Debt::Owed(owed) = &self.maps[map.0].debt
-            && let Owed { bias: Parameter::Own(bias), offset: None, residual: None, factor: 1.0 } =
-                owed
+        if let Pending::Epilogue(pending) = &self.maps[map.0].pending
+            && let PendingEpilogue {
+                bias: Parameter::Own(bias),
+                offset: None,
+                residual: None,
+                factor: 1.0,
+            } = pending
         {
             return Some(bias.clone());
         }
@@ -234,17 +238,17 @@ impl<'a> Builder<'a> {
     }
 
     /// The same for a norm, which leaves it there if it is told to.
-    pub(super) fn take_owed(&mut self, map: Map) -> (Option<Owed>, Arc<AtomicBool>) {
+    pub(super) fn take_pending(&mut self, map: Map) -> (Option<PendingEpilogue>, Arc<AtomicBool>) {
         let keep = Arc::default();
-        let owed = self.owed(map);
-        if owed.is_some() {
-            self.maps[map.0].debt = Debt::OnTheWay(Arc::clone(&keep));
+        let pending = self.pending(map);
+        if pending.is_some() {
+            self.maps[map.0].pending = Pending::ByNorm(Arc::clone(&keep));
             if self.trained.is_some() {
                 // Its gradient will read the map.
                 self.settle(map);
             }
         }
-        (owed, keep)
+        (pending, keep)
     }
 
     /// A residual is not needed any more.
@@ -254,8 +258,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// Where an operation's sums go, to which a bias and all that `epilogue` says is owed then.
-    pub(super) fn owe(
+    /// Where an operation's sums go, whose bias and `epilogue` are pending from then on.
+    pub(super) fn defer(
         &mut self,
         target: Map,
         mut bias: Parameter,
@@ -264,7 +268,7 @@ impl<'a> Builder<'a> {
         let Epilogue { offset, residual, factor } = epilogue;
         let offset = offset.and_then(|map| self.maps[map.0].projection);
         if let Some(map) = residual {
-            // What nobody else reads may be owed its bias until both are added.
+            // What nobody else reads may keep its bias pending until both are added.
             let alone = self.graph.uses().get(map.0) == Some(&1);
             match (alone, &bias) {
                 (true, Parameter::Own(own)) => {
@@ -279,7 +283,8 @@ impl<'a> Builder<'a> {
         }
         let place = self.map(target);
         let residual = residual.map(|map| (map, self.place(map)));
-        self.maps[target.0].debt = Debt::Owed(Owed { bias, offset, residual, factor });
+        self.maps[target.0].pending =
+            Pending::Epilogue(PendingEpilogue { bias, offset, residual, factor });
         Ok(place)
     }
 
@@ -303,11 +308,11 @@ impl<'a> Builder<'a> {
         };
         self.projections.joined = Some([weight.clone(), bias.clone()]);
         let time = self.place(time);
-        let step: Step = Box::new(move |machine, run| {
-            let y = machine.empty((run.batch, 1, 1, total), DType::F32)?;
-            machine.linear(&[run.at(time)?], &run.value(&weight)?, &y)?;
-            let end = Ending { bias: Some(run.value(&bias)?), ..Ending::NONE };
-            machine.finish(&y, &end, Function::Identity, &y)?;
+        let step: Step = Box::new(move |context, run| {
+            let y = context.empty((run.batch, 1, 1, total), DType::F32)?;
+            context.linear(&[run.at(time)?], &run.value(&weight)?, &y)?;
+            let end = Finish { bias: Some(run.value(&bias)?), ..Finish::NONE };
+            context.finish(&y, &end, Function::Identity, &y)?;
             run.projected = Some(y);
             Ok(())
         });
@@ -322,7 +327,7 @@ impl<'a> Builder<'a> {
     pub(crate) fn finish(mut self) -> Result<Program> {
         self.insert_projections()?;
         Ok(Program {
-            machine: self.machine,
+            context: self.context,
             steps: self.steps,
             memory: self.memory.len(),
             searches: true,

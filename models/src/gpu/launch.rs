@@ -9,7 +9,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::{CompileOptions, compile_ptx_with_
 use candle_core::cuda_backend::{CudaDType, CudaStorageSlice, WrapErr};
 use candle_core::{CudaStorage, DType, Layout, Result, Storage, Tensor, bail};
 
-use super::machine::Machine;
+use super::context::Context;
 
 /// Threads of a block, as the kernels have them.
 pub(crate) const THREADS: usize = 256;
@@ -57,7 +57,7 @@ impl Kernels {
         }
     }
 
-    /// Has a machine do one, `name` for numbers of its type.
+    /// Runs one, `name` for numbers of its type.
     ///
     /// # Safety
     /// The arguments are the kernel's, in order and type, and the tensors as large as it takes them to be.
@@ -66,13 +66,13 @@ impl Kernels {
     /// Whatever the driver says.
     pub(super) unsafe fn launch(
         &self,
-        machine: &Machine,
+        context: &Context,
         name: &str,
         config: LaunchConfig,
         arguments: &[Argument],
     ) -> Result<()> {
-        let name = format!("{name}_{}", machine.dtype.as_str());
-        let function = machine.cuda.get_or_load_custom_func(&name, self.name, self.ptx()?)?;
+        let name = format!("{name}_{}", context.dtype.as_str());
+        let function = context.cuda.get_or_load_custom_func(&name, self.name, self.ptx()?)?;
         let mut builder = function.builder();
         for argument in arguments {
             match argument {

@@ -4,8 +4,8 @@
 use candle_core::cuda_backend::WrapErr;
 use candle_core::{DType, Result, Tensor, bail};
 
+use super::context::Context;
 use super::launch::{Argument, Kernels, address, over, pointer};
-use super::machine::Machine;
 
 static LISTS: Kernels = Kernels::new(
     "lists",
@@ -26,9 +26,9 @@ pub(crate) fn join(tensors: &[Tensor]) -> Result<Tensor> {
 /// # Errors
 /// As [`join`], and places that overlap.
 pub(super) fn join_at(tensors: &[Tensor], starts: &[usize]) -> Result<Tensor> {
-    let machine = check(tensors, starts)?;
-    let flat = machine.empty(starts[tensors.len()], DType::F32)?;
-    copy(&machine, "join", tensors, starts, &flat)?;
+    let context = check(tensors, starts)?;
+    let flat = context.empty(starts[tensors.len()], DType::F32)?;
+    copy(&context, "join", tensors, starts, &flat)?;
     Ok(flat)
 }
 
@@ -38,12 +38,12 @@ pub(super) fn join_at(tensors: &[Tensor], starts: &[usize]) -> Result<Tensor> {
 /// As [`join`], and a vector of another length.
 pub(crate) fn part(flat: &Tensor, tensors: &[Tensor]) -> Result<()> {
     let starts = starts(tensors);
-    let machine = check(tensors, &starts)?;
+    let context = check(tensors, &starts)?;
     let size = starts[tensors.len()];
     if flat.dims() != [size] || flat.dtype() != DType::F32 {
         bail!("{:?} of {:?} is not f32 [{size}]", flat.dtype(), flat.dims())
     }
-    copy(&machine, "part", tensors, &starts, flat)
+    copy(&context, "part", tensors, &starts, flat)
 }
 
 /// Where tensors begin that follow one another, and where the last one ends.
@@ -55,7 +55,7 @@ fn starts(tensors: &[Tensor]) -> Vec<usize> {
     std::iter::once(0).chain(ends).collect()
 }
 
-fn check(tensors: &[Tensor], starts: &[usize]) -> Result<Machine> {
+fn check(tensors: &[Tensor], starts: &[usize]) -> Result<Context> {
     let Some(first) = tensors.first() else { bail!("there are no tensors to join") };
     if starts.len() != tensors.len() + 1 || starts[0] != 0 {
         bail!("{} tensors do not begin at {} places", tensors.len(), starts.len())
@@ -67,11 +67,11 @@ fn check(tensors: &[Tensor], starts: &[usize]) -> Result<Machine> {
             bail!("{:?} of {:?} does not fit", tensor.dtype(), tensor.dims())
         }
     }
-    Machine::new(first.device(), DType::F32)
+    Context::new(first.device(), DType::F32)
 }
 
 fn copy(
-    machine: &Machine,
+    context: &Context,
     name: &str,
     tensors: &[Tensor],
     starts: &[usize],
@@ -81,7 +81,7 @@ fn copy(
         tensors.iter().map(|tensor| pointer(tensor, 0)).collect::<Result<_>>()?;
     table.extend(starts[..tensors.len()].iter().map(|&start| start as u64));
     table.extend(tensors.iter().map(|tensor| tensor.elem_count() as u64));
-    let stream = machine.cuda.cuda_stream();
+    let stream = context.cuda.cuda_stream();
     let table = stream.clone_htod(&table).w()?;
     let arguments = [
         Argument::Pointer(address(&table, &stream)),
@@ -90,5 +90,5 @@ fn copy(
         Argument::int(flat.elem_count())?,
     ];
     // SAFETY: the tensors, all of f32, are as long as the table says, and lie in `flat` as it says.
-    unsafe { LISTS.launch(machine, name, over(flat.elem_count()), &arguments) }
+    unsafe { LISTS.launch(context, name, over(flat.elem_count()), &arguments) }
 }

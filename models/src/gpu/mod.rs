@@ -5,12 +5,12 @@
 
 mod attention;
 mod builder;
+mod context;
 mod convolution;
 mod cudnn;
 mod kernels;
 mod launch;
 mod lists;
-mod machine;
 mod ops;
 mod parameters;
 mod product;

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use candle_core::{DType, Result, Tensor};
 
 use super::builder::{Builder, Projection};
+use super::context::Context;
 use super::convolution::{Part, convolve};
-use super::kernels::{Ending, Norm, Waves};
-use super::machine::Machine;
+use super::kernels::{Finish, Norm, Waves};
 use super::parameters::{Form, Parameter};
 use super::program::Place;
 use super::tape::Saved;
@@ -37,8 +37,8 @@ impl Backend for Builder<'_> {
             &Op::Sinusoid { of, wave, to } => self.waves(graph, of, wave, to, weights)?,
             &Op::Row { of, table, to } => {
                 let (table, y) = (weights.get(graph.weight(table))?, self.map(to));
-                self.push(move |machine, run| {
-                    machine.rows_of(&table, run.inputs[input(of)], &run.at(y)?)
+                self.push(move |context, run| {
+                    context.rows_of(&table, run.inputs[input(of)], &run.at(y)?)
                 });
             }
             &Op::Condition { to } => {
@@ -66,38 +66,38 @@ impl Backend for Builder<'_> {
             }
             &Op::Downsample { source, to } => {
                 let (x, y) = (self.read(source), self.map(to));
-                self.push(move |machine, run| machine.halve(&run.at(x)?, &run.at(y)?));
+                self.push(move |context, run| context.halve(&run.at(x)?, &run.at(y)?));
             }
             &Op::Upsample { source, to } => {
                 let (x, y) = (self.read(source), self.map(to));
-                self.push(move |machine, run| machine.enlarge(&run.at(x)?, 2, &run.at(y)?));
+                self.push(move |context, run| context.enlarge(&run.at(x)?, 2, &run.at(y)?));
             }
             &Op::Modulate { source, eps, vector, scale, shift, to, .. } => {
                 let (x, vector) = (self.read(source), self.read(vector));
                 let y = self.map(to);
-                self.push(move |machine, run| {
+                self.push(move |context, run| {
                     let (x, vector) = (run.at(x)?, run.at(vector)?);
-                    machine.modulate(&x, eps, &vector, [scale, shift], &run.at(y)?)
+                    context.modulate(&x, eps, &vector, [scale, shift], &run.at(y)?)
                 });
             }
             &Op::Gate { source, residual, vector, gate, to } => {
                 let (bias, x) = (self.bias(source), self.place(source));
                 let (residual, vector) = (self.read(residual), self.read(vector));
                 let y = self.map(to);
-                self.push(move |machine, run| {
+                self.push(move |context, run| {
                     let (residual, vector) = (run.at(residual)?, run.at(vector)?);
                     let gate = (&vector, gate);
-                    machine.gate(&run.at(x)?, bias.as_ref(), &residual, gate, &run.at(y)?)
+                    context.gate(&run.at(x)?, bias.as_ref(), &residual, gate, &run.at(y)?)
                 });
             }
             &Op::Activate { source, function, to } => self.activate(source, function, to),
             &Op::Answer { source, divided, .. } => {
                 let (bias, source) = (self.bias(source), self.place(source));
-                self.push(move |machine, run| {
+                self.push(move |context, run| {
                     let time = run.inputs[TIME];
                     let divisor = divided.then(|| time.to_dtype(DType::F32)).transpose()?;
                     let x = run.at(source)?;
-                    run.answer = Some(machine.export(&x, bias.as_ref(), divisor.as_ref())?);
+                    run.answer = Some(context.export(&x, bias.as_ref(), divisor.as_ref())?);
                     Ok(())
                 });
             }
@@ -123,9 +123,9 @@ impl Builder<'_> {
     /// Numbers of an input, `layout` being where a sample's begin and how many there are of each.
     fn import(&mut self, input: usize, layout: [usize; 2], affine: (f32, f32), to: Map) {
         let target = self.map(to);
-        self.push(move |machine, run| {
-            let x = run.inputs[input].to_dtype(machine.dtype)?.contiguous()?;
-            machine.import(&x, layout, affine, &run.at(target)?)
+        self.push(move |context, run| {
+            let x = run.inputs[input].to_dtype(context.dtype)?.contiguous()?;
+            context.import(&x, layout, affine, &run.at(target)?)
         });
     }
 
@@ -152,21 +152,21 @@ impl Builder<'_> {
             },
         };
         let y = self.map(to);
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let numbers = run.inputs[input(of)].to_dtype(DType::F32)?;
-            machine.waves(&numbers, &waves, &run.at(y)?)
+            context.waves(&numbers, &waves, &run.at(y)?)
         });
         Ok(())
     }
 
     fn positions(&mut self, graph: &Graph, to: Map) -> crate::Result<()> {
         let size = graph.size(to);
-        let Machine { device, dtype, .. } = &self.machine;
+        let Context { device, dtype, .. } = &self.context;
         let shape = (size.height * size.width, size.channels);
         let pixels = Tensor::from_vec(positions(size), shape, device)?;
         let constant = pixels.t()?.to_dtype(*dtype)?.contiguous()?;
         let y = self.map(to);
-        self.push(move |machine, run| machine.import(&constant, [0, 0], (1.0, 0.0), &run.at(y)?));
+        self.push(move |context, run| context.import(&constant, [0, 0], (1.0, 0.0), &run.at(y)?));
         Ok(())
     }
 
@@ -204,24 +204,26 @@ impl Builder<'_> {
         let modulation = modulation.and_then(|map| self.maps[map.0].projection);
         let more = second.map(|second| self.read(second));
         let x = self.place(first);
-        let (owed, keep) = self.take_owed(first);
-        let residual = owed.as_ref().and_then(|owed| owed.residual);
+        let (pending, keep) = self.take_pending(first);
+        let residual = pending.as_ref().and_then(|pending| pending.residual);
         let target = self.map(*to);
         self.save(*to, || Saved::GroupNorm { weight: weight.clone(), bias: bias.clone() });
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let (weight, bias) = (run.value(&weight)?, run.value(&bias)?);
             let norm = Norm {
                 weight: &weight,
                 bias: &bias,
                 groups,
                 eps,
-                before: owed.as_ref().map_or(Ok(Ending::NONE), |owed| run.ending(owed))?,
+                before: pending
+                    .as_ref()
+                    .map_or(Ok(Finish::NONE), |pending| run.finish_of(pending))?,
                 keep: keep.load(Ordering::Relaxed),
-                modulation: run.told(modulation)?,
+                modulation: run.per_sample(modulation)?,
                 function,
             };
             let more = more.map(|place| run.at(place)).transpose()?;
-            machine.group_norm(&run.at(x)?, more.as_ref(), norm, &run.at(target)?)
+            context.group_norm(&run.at(x)?, more.as_ref(), norm, &run.at(target)?)
         });
         self.added(residual);
         Ok(())
@@ -262,10 +264,10 @@ impl Builder<'_> {
             let x = self.read(source);
             let seen = self.another(Size { height, width, ..from });
             let y = self.place(seen);
-            self.push(move |machine, run| machine.enlarge(&run.at(x)?, times, &run.at(y)?));
+            self.push(move |context, run| context.enlarge(&run.at(x)?, times, &run.at(y)?));
             seen
         };
-        let (x, y) = (self.place(seen), self.owe(to, bias.clone(), epilogue)?);
+        let (x, y) = (self.place(seen), self.defer(to, bias.clone(), epilogue)?);
         self.save(to, || Saved::Convolve { weight: weight.clone(), bias, seen, times });
         self.push(move |_, run| {
             let (x, weight, y) = (run.at(x)?, run.value(&weight)?, run.at(y)?);
@@ -289,11 +291,11 @@ impl Builder<'_> {
             self.maps[to.0].scale = products[0].factor as f32;
         }
         let places: Vec<Place> = sources.iter().map(|&source| self.read(source)).collect();
-        let y = self.owe(to, bias.clone(), epilogue)?;
+        let y = self.defer(to, bias.clone(), epilogue)?;
         self.save(to, || Saved::Linear { weight: weight.clone(), bias });
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let maps: Result<Vec<Tensor>> = places.iter().map(|&place| run.at(place)).collect();
-            machine.linear(&maps?, &run.value(&weight)?, &run.at(y)?)
+            context.linear(&maps?, &run.value(&weight)?, &run.at(y)?)
         });
         Ok(())
     }
@@ -303,7 +305,7 @@ impl Builder<'_> {
         let [second, third] = [1, 2].map(|part| (queries.map, part * queries.width));
         assert_eq!(parts, [(queries.map, 0), second, third], "an attention of one map");
         let (map, scale) = (queries.map, self.maps[queries.map.0].scale);
-        let fused = self.machine.attends(queries.width / heads);
+        let fused = self.context.attends(queries.width / heads);
         let bias = if fused {
             self.bias(map)
         } else {
@@ -311,11 +313,11 @@ impl Builder<'_> {
             None
         };
         let (x, y) = (self.place(map), self.map(to));
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let (x, y) = (run.at(x)?, run.at(y)?);
             match fused {
-                true => machine.attend(&x, bias.as_ref(), (heads, scale), &y),
-                false => machine.attend_with_scores(&x, (heads, scale), &y),
+                true => context.attend(&x, bias.as_ref(), (heads, scale), &y),
+                false => context.attend_with_scores(&x, (heads, scale), &y),
             }
         });
     }
@@ -325,11 +327,12 @@ impl Builder<'_> {
             // Its gradient will read the map.
             self.settle(source);
         }
-        let (owed, x) = (self.owed(source), self.place(source));
+        let (pending, x) = (self.pending(source), self.place(source));
         let y = self.map(to);
-        self.push(move |machine, run| {
-            let end = owed.as_ref().map_or(Ok(Ending::NONE), |owed| run.ending(owed))?;
-            machine.finish(&run.at(x)?, &end, function, &run.at(y)?)
+        self.push(move |context, run| {
+            let end =
+                pending.as_ref().map_or(Ok(Finish::NONE), |pending| run.finish_of(pending))?;
+            context.finish(&run.at(x)?, &end, function, &run.at(y)?)
         });
     }
 
@@ -343,7 +346,7 @@ impl Builder<'_> {
     fn bias_of(&self, product: &Product, width: usize, weights: &Weights) -> crate::Result<Tensor> {
         match product.bias {
             Some(bias) => weights.get_as(self.graph.weight(bias), DType::F32),
-            None => Ok(Tensor::zeros(width, DType::F32, &self.machine.device)?),
+            None => Ok(Tensor::zeros(width, DType::F32, &self.context.device)?),
         }
     }
 

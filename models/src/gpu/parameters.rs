@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use candle_core::{Result, Shape, Tensor};
 
 use super::builder::ALIGNED;
+use super::context::Context;
 use super::lists::join_at;
-use super::machine::Machine;
 
 /// A weight or a vector of a layer, or several that are one to it.
 #[derive(Clone)]
@@ -82,20 +82,20 @@ impl Current {
     /// # Errors
     /// Whatever the device says.
     pub(super) fn new(
-        machine: &Machine,
+        context: &Context,
         tensors: &[Tensor],
         filters: &[Parameter],
         starts: &[usize],
     ) -> Result<Self> {
         let flat = join_at(tensors, starts)?;
-        let typed = flat.to_dtype(machine.dtype)?;
-        let turned = machine.empty(flat.shape(), machine.dtype)?;
+        let typed = flat.to_dtype(context.dtype)?;
+        let turned = context.empty(flat.shape(), context.dtype)?;
         let current = Self { flat, typed, turned };
         for filter in filters {
             let Parameter::Trained { first, shape, .. } = filter else { continue };
             let (_, tall, wide, inputs) = shape.dims4()?;
             let layout = [starts[*first], inputs * tall * wide];
-            machine.import(&current.typed, layout, (1.0, 0.0), &current.get(filter, starts)?)?;
+            context.import(&current.typed, layout, (1.0, 0.0), &current.get(filter, starts)?)?;
         }
         Ok(current)
     }

@@ -3,21 +3,21 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::SAMPLE;
-use super::builder::{Builder, Owed, Projection};
+use super::builder::{Builder, PendingEpilogue, Projection};
+use super::context::Context;
 use super::convolution::Scratch;
-use super::kernels::{Ending, Told};
-use super::machine::Machine;
+use super::kernels::{Finish, PerSample};
 use super::parameters::{Current, Parameter, part};
 use crate::graph::{Graph, Size, lower};
 use crate::kernels::Buffer;
 use crate::weights::Weights;
 
 /// Does something with the maps that there are.
-pub(super) type Step = Box<dyn Fn(&Machine, &mut Run) -> Result<()> + Send + Sync>;
+pub(super) type Step = Box<dyn Fn(&Context, &mut Run) -> Result<()> + Send + Sync>;
 
 /// A compiled network.
 pub(crate) struct Program {
-    pub(super) machine: Machine,
+    pub(super) context: Context,
     pub(super) steps: Vec<Step>,
     /// Numbers of each sample that all maps need.
     pub(super) memory: usize,
@@ -62,12 +62,12 @@ impl Program {
         };
         let inputs = [x, condition, timesteps];
         let batch = inputs[SAMPLE].dim(0)?;
-        let memory = self.machine.empty(batch * self.memory, self.machine.dtype)?;
+        let memory = self.context.empty(batch * self.memory, self.context.dtype)?;
         // That takes seconds, so it is done for the sizes that a server warms up, and not while it serves.
         let search = self.searches && batch.is_power_of_two();
         let mut run = Run::new(inputs, batch, memory, search);
         for step in &self.steps {
-            step(&self.machine, &mut run)?;
+            step(&self.context, &mut run)?;
         }
         match run.answer {
             Some(answer) => Ok(answer),
@@ -165,29 +165,32 @@ impl<'a> Run<'a> {
         there.reshape((self.batch, height, width, channels))
     }
 
-    /// What is owed to a map, as the kernels take it.
-    pub(super) fn ending(&self, owed: &Owed) -> Result<Ending> {
-        Ok(Ending {
-            residual: owed.residual.map(|(_, place)| self.at(place)).transpose()?,
-            bias: Some(self.value(&owed.bias)?),
-            offset: self.told(owed.offset)?,
-            factor: owed.factor,
+    /// What is still to be added to a map, as the kernels take it.
+    pub(super) fn finish_of(&self, pending: &PendingEpilogue) -> Result<Finish> {
+        Ok(Finish {
+            residual: pending.residual.map(|(_, place)| self.at(place)).transpose()?,
+            bias: Some(self.value(&pending.bias)?),
+            offset: self.per_sample(pending.offset)?,
+            factor: pending.factor,
         })
     }
 
     /// A projection of the time embedding, if there is to be one.
-    pub(super) fn told(&self, projection: Option<Projection>) -> Result<Option<Told>> {
+    pub(super) fn per_sample(&self, projection: Option<Projection>) -> Result<Option<PerSample>> {
         match (projection, &self.projected) {
             (None, _) => Ok(None),
-            (Some(Projection(start)), Some(all)) => Ok(Some(Told { all: all.clone(), start })),
+            (Some(Projection(start)), Some(all)) => Ok(Some(PerSample { all: all.clone(), start })),
             (Some(_), None) => bail!("the time embedding is not projected yet"),
         }
     }
 
     /// Where the gradient of such a projection goes.
-    pub(super) fn of_told(&self, projection: Option<Projection>) -> Result<Option<Told>> {
+    pub(super) fn gradient_per_sample(
+        &self,
+        projection: Option<Projection>,
+    ) -> Result<Option<PerSample>> {
         let Some(Projection(start)) = projection else { return Ok(None) };
         let all = &self.back()?.of_projected;
-        Ok(Some(Told { all: all.reshape((self.batch, 1, 1, ()))?, start }))
+        Ok(Some(PerSample { all: all.reshape((self.batch, 1, 1, ()))?, start }))
     }
 }

@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::builder::{Builder, Projection};
 use super::convolution::{Part, convolve};
-use super::kernels::{Ending, Normed};
+use super::kernels::{Finish, Normed};
 use super::parameters::Parameter;
 use super::product::{Extent, Matrices, Order, multiply};
 use super::program::Place;
@@ -64,10 +64,10 @@ impl Builder<'_> {
         let forward = self.len();
         if let Some(Op::Answer { source, .. }) = graph.ops.last() {
             let (gradient, _) = self.gradient(*source);
-            self.push(move |machine, run| {
+            self.push(move |context, run| {
                 let of_answer = &run.back()?.of_answer;
                 let apart = of_answer.elem_count() / of_answer.dim(0)?;
-                machine.import(of_answer, [0, apart], (1.0, 0.0), &run.at(gradient)?)
+                context.import(of_answer, [0, apart], (1.0, 0.0), &run.at(gradient)?)
             });
         }
         let first = backward(graph, self);
@@ -79,8 +79,8 @@ impl Builder<'_> {
         }
         let (sample, factor) = graph.sample();
         let (of_x, _) = self.gradient(sample);
-        self.push(move |machine, run| {
-            let of_x = machine.export(&run.at(of_x)?, None, None)?;
+        self.push(move |context, run| {
+            let of_x = context.export(&run.at(of_x)?, None, None)?;
             run.back_mut()?.of_x = Some((of_x * f64::from(factor))?);
             Ok(())
         });
@@ -94,10 +94,10 @@ impl Builder<'_> {
             .into_iter()
             .map(|(map, _)| (self.maps[map.0].gradient, self.graph.size(map).channels))
             .collect();
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let of_one = |&(gradient, width): &(Option<Place>, usize)| match gradient {
-                Some(place) => machine.export(&run.at(place)?, None, None)?.flatten_from(1),
-                None => Tensor::zeros((run.batch, width), machine.dtype, &machine.device),
+                Some(place) => context.export(&run.at(place)?, None, None)?.flatten_from(1),
+                None => Tensor::zeros((run.batch, width), context.dtype, &context.device),
             };
             let all: Result<Vec<Tensor>> = of_each.iter().map(of_one).collect();
             run.back_mut()?.of_features = Some(Tensor::cat(&all?, 1)?);
@@ -135,26 +135,26 @@ impl Builder<'_> {
         let sources: Vec<Place> = sources.iter().map(|&map| self.place(map)).collect();
         let total = self.projections.total;
         self.widest = self.widest.max(own.size.channels);
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let of_y = run.at(own)?;
             if factor != 1.0 {
-                let end = Ending { factor, ..Ending::NONE };
-                machine.finish(&of_y, &end, Function::Identity, &of_y)?;
+                let end = Finish { factor, ..Finish::NONE };
+                context.finish(&of_y, &end, Function::Identity, &of_y)?;
             }
             let back = run.back()?;
             let (sums, layout) = match offset {
                 Some(Projection(start)) => (&back.of_projected, [start, total]),
                 None => (&back.sums, [0, own.size.channels]),
             };
-            machine.sums(&of_y, sums, layout)?;
-            machine.totals(sums, layout, run.batch, &run.of(&bias)?)?;
+            context.sums(&of_y, sums, layout)?;
+            context.totals(sums, layout, run.batch, &run.of(&bias)?)?;
             let of_weight = run.of(&weight)?;
             if let Some(taps) = taps {
                 let x = run.at(sources[0])?;
                 let shape = (own.size.channels, 3, 3, sources[0].size.channels);
-                let given = machine.empty(shape, machine.dtype)?;
+                let given = context.empty(shape, context.dtype)?;
                 convolve(Part::OfWeight, [&x, &given, &of_y], taps, &mut run.scratch)?;
-                return machine.weights_back(&given, &of_weight);
+                return context.weights_back(&given, &of_weight);
             }
             let (rows, outputs) = (of_y.elem_count() / own.size.channels, own.size.channels);
             let inputs = of_weight.elem_count() / outputs;
@@ -166,7 +166,7 @@ impl Builder<'_> {
                 let into = Matrices { start, ..Matrices::whole(&of_weight, inputs) };
                 let of_y = (Matrices::whole(&of_y, outputs), Order::Transposed);
                 let x = (Matrices::whole(&x, columns), Order::Plain);
-                multiply(&machine.cuda, extent, of_y, x, into, (1.0, false))?;
+                multiply(&context.cuda, extent, of_y, x, into, (1.0, false))?;
                 start += columns;
             }
             Ok(())
@@ -177,7 +177,7 @@ impl Builder<'_> {
     fn linear_sources(&mut self, sources: &[Map], weight: Parameter, to: Map) {
         let own = self.own(to);
         let targets: Vec<_> = sources.iter().map(|&map| self.gradient(map)).collect();
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let (of_y, weight) = (run.at(own)?, run.value(&weight)?);
             let (outputs, inputs) = weight.dims2()?;
             let (rows, mut start) = (of_y.elem_count() / outputs, 0);
@@ -187,7 +187,7 @@ impl Builder<'_> {
                 let (to, of_y) = (run.at(to)?, (Matrices::whole(&of_y, outputs), Order::Plain));
                 let part = Matrices { start, ..Matrices::whole(&weight, inputs) };
                 let into = Matrices::whole(&to, columns);
-                multiply(&machine.cuda, extent, of_y, (part, Order::Plain), into, (1.0, add))?;
+                multiply(&context.cuda, extent, of_y, (part, Order::Plain), into, (1.0, add))?;
                 start += columns;
             }
             Ok(())
@@ -199,20 +199,20 @@ impl Builder<'_> {
         let own = self.own(to);
         let Saved::Convolve { weight, seen, times, .. } = self.saved(to) else { return };
         let (of_seen, add) = self.gradient(seen);
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let (of_y, to, weight) = (run.at(own)?, run.at(of_seen)?, run.value(&weight)?);
-            let given = if add { machine.empty(to.shape(), machine.dtype)? } else { to.clone() };
+            let given = if add { context.empty(to.shape(), context.dtype)? } else { to.clone() };
             convolve(Part::OfInput, [&given, &weight, &of_y], taps, &mut run.scratch)?;
             if !add {
                 return Ok(());
             }
-            let end = Ending { residual: Some(given), ..Ending::NONE };
-            machine.finish(&to, &end, Function::Identity, &to)
+            let end = Finish { residual: Some(given), ..Finish::NONE };
+            context.finish(&to, &end, Function::Identity, &to)
         });
         if seen != source {
             let (to, add) = self.gradient(source);
-            self.push(move |machine, run| {
-                machine.enlarge_gradient(&run.at(of_seen)?, times, (&run.at(to)?, add))
+            self.push(move |context, run| {
+                context.enlarge_gradient(&run.at(of_seen)?, times, (&run.at(to)?, add))
             });
             self.forget(seen);
         }
@@ -231,7 +231,7 @@ impl Builder<'_> {
             sources.iter().map(|&source| (self.place(source), self.gradient(source))).collect();
         let channels = own.size.channels;
         self.widest = self.widest.max(2 * channels);
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let tensors: Result<Vec<_>> =
                 places.iter().map(|&(x, (to, add))| Ok((run.at(x)?, run.at(to)?, add))).collect();
             let tensors = tensors?;
@@ -243,17 +243,17 @@ impl Builder<'_> {
                 bias: &bias_now,
                 groups,
                 eps,
-                modulation: run.told(modulation)?,
+                modulation: run.per_sample(modulation)?,
                 function,
             };
             let mut to = tensors.iter().map(|(_, to, add)| (to, *add));
             let Some(of_x) = to.next() else { bail!("a norm of nothing") };
             let back = run.back()?;
             let shares = back.sums.narrow(0, 0, run.batch * 2 * channels)?;
-            machine.norm_gradient(&normed, &run.at(own)?, of_x, to.next(), &shares)?;
-            let of_modulation = run.of_told(modulation)?;
+            context.norm_gradient(&normed, &run.at(own)?, of_x, to.next(), &shares)?;
+            let of_modulation = run.gradient_per_sample(modulation)?;
             let of = [&run.of(&weight)?, &run.of(&bias)?];
-            machine.norm_shares(&normed, &shares, of_modulation, of)
+            context.norm_shares(&normed, &shares, of_modulation, of)
         });
     }
 
@@ -262,22 +262,22 @@ impl Builder<'_> {
         let Some([weight, bias]) = self.projections.joined.clone() else { return };
         let Some((map, _)) = self.projections.time else { return };
         let (time, (to, add)) = (self.place(map), self.gradient(map));
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let (batch, back) = (run.batch, run.back()?);
             let (weight_now, of_projected) = (run.value(&weight)?, &back.of_projected);
             let (outputs, inputs) = weight_now.dims2()?;
-            machine.totals(of_projected, [0, outputs], batch, &run.of(&bias)?)?;
-            let of_y = of_projected.to_dtype(machine.dtype)?;
+            context.totals(of_projected, [0, outputs], batch, &run.of(&bias)?)?;
+            let of_y = of_projected.to_dtype(context.dtype)?;
             let (x, of_weight, to) = (run.at(time)?, run.of(&weight)?, run.at(to)?);
             let extent = Extent { count: 1, rows: outputs, columns: inputs, depth: batch };
             let turned = (Matrices::whole(&of_y, outputs), Order::Transposed);
             let source = (Matrices::whole(&x, inputs), Order::Plain);
             let into = Matrices::whole(&of_weight, inputs);
-            multiply(&machine.cuda, extent, turned, source, into, (1.0, false))?;
+            multiply(&context.cuda, extent, turned, source, into, (1.0, false))?;
             let extent = Extent { count: 1, rows: batch, columns: inputs, depth: outputs };
             let of_y = (Matrices::whole(&of_y, outputs), Order::Plain);
             let part = (Matrices::whole(&weight_now, inputs), Order::Plain);
-            multiply(&machine.cuda, extent, of_y, part, Matrices::whole(&to, inputs), (1.0, add))
+            multiply(&context.cuda, extent, of_y, part, Matrices::whole(&to, inputs), (1.0, add))
         });
     }
 
@@ -285,13 +285,13 @@ impl Builder<'_> {
     fn activation(&mut self, source: Map, function: Function, to: Map) {
         let (own, x) = (self.own(to), self.place(source));
         let (of_x, add) = self.gradient(source);
-        self.push(move |machine, run| {
+        self.push(move |context, run| {
             let (own, to) = (run.at(own)?, run.at(of_x)?);
             let slope = slope(function, &run.at(x)?.to_dtype(DType::F32)?)?;
-            let given = (own.to_dtype(DType::F32)? * slope)?.to_dtype(machine.dtype)?;
+            let given = (own.to_dtype(DType::F32)? * slope)?.to_dtype(context.dtype)?;
             let residual = add.then(|| to.clone());
-            let end = Ending { residual, ..Ending::NONE };
-            machine.finish(&given, &end, Function::Identity, &to)
+            let end = Finish { residual, ..Finish::NONE };
+            context.finish(&given, &end, Function::Identity, &to)
         });
     }
 }
@@ -358,23 +358,23 @@ impl Differentiate for Builder<'_> {
                 let (own, x) = (self.own(to), self.place(queries.map));
                 let (of_x, _) = self.gradient(queries.map);
                 let scale = self.maps[queries.map.0].scale;
-                self.push(move |machine, run| {
+                self.push(move |context, run| {
                     let (x, own, to) = (run.at(x)?, run.at(own)?, run.at(of_x)?);
-                    machine.attend_gradient(&x, &own, (heads, scale), &to)
+                    context.attend_gradient(&x, &own, (heads, scale), &to)
                 });
             }
             Op::Downsample { source, to } => {
                 let own = self.own(to);
                 let (to, add) = self.gradient(source);
-                self.push(move |machine, run| {
-                    machine.halve_gradient(&run.at(own)?, (&run.at(to)?, add))
+                self.push(move |context, run| {
+                    context.halve_gradient(&run.at(own)?, (&run.at(to)?, add))
                 });
             }
             Op::Upsample { source, to } => {
                 let own = self.own(to);
                 let (to, add) = self.gradient(source);
-                self.push(move |machine, run| {
-                    machine.enlarge_gradient(&run.at(own)?, 2, (&run.at(to)?, add))
+                self.push(move |context, run| {
+                    context.enlarge_gradient(&run.at(own)?, 2, (&run.at(to)?, add))
                 });
             }
             Op::Activate { source, function, to } => self.activation(source, function, to),
@@ -400,10 +400,10 @@ impl Differentiate for Builder<'_> {
             None => self.maps[residual.0].gradient = self.maps[sum.0].gradient.take(),
             Some(to) => {
                 let own = self.own(sum);
-                self.push(move |machine, run| {
+                self.push(move |context, run| {
                     let (to, own) = (run.at(to)?, run.at(own)?);
-                    let end = Ending { residual: Some(own), ..Ending::NONE };
-                    machine.finish(&to, &end, Function::Identity, &to)
+                    let end = Finish { residual: Some(own), ..Finish::NONE };
+                    context.finish(&to, &end, Function::Identity, &to)
                 });
             }
         }

@@ -12,7 +12,7 @@ use candle_core::{
 };
 
 use super::builder::Builder;
-use super::machine::Machine;
+use super::context::Context;
 use super::parameters::{Current, Parameter, part};
 use super::program::{Back, Run, Step};
 use super::tape::Parts;
@@ -23,7 +23,7 @@ use crate::weights::Weights;
 pub(crate) struct Training(Arc<Network>);
 
 struct Network {
-    machine: Machine,
+    context: Context,
     steps: Vec<Step>,
     parts: Parts,
     /// Numbers of each sample that all maps and their gradients need.
@@ -57,7 +57,7 @@ impl Training {
             memory: builder.memory.len(),
             projected: builder.projections.total,
             widest: builder.widest,
-            machine: builder.machine.clone(),
+            context: builder.context.clone(),
             steps: builder.steps,
             divided: graph.answer().1,
         })))
@@ -69,14 +69,14 @@ impl Training {
         let network = &self.0;
         let inputs = [x, features, time].map(|input| input.detach());
         let batch = x.dim(0)?;
-        let machine = &network.machine;
-        let weights = Current::new(machine, &network.tensors, &network.filters, &network.starts)?;
-        let memory = machine.empty(batch * network.memory, machine.dtype)?;
+        let context = &network.context;
+        let weights = Current::new(context, &network.tensors, &network.filters, &network.starts)?;
+        let memory = context.empty(batch * network.memory, context.dtype)?;
         let mut state = State { inputs, batch, weights, memory, projected: None };
         let answer = network.evaluate(&mut state)?;
 
         let gradients = Gradients::default();
-        let mut link = Tensor::zeros(1, DType::F32, &machine.device)?;
+        let mut link = Tensor::zeros(1, DType::F32, &context.device)?;
         let mut tensors = network.tensors.iter().enumerate();
         while let Some((first, one)) = tensors.next() {
             // The last may have to be alone.
@@ -104,7 +104,7 @@ impl Network {
         let mut run = Run::new(state.inputs.each_ref(), state.batch, state.memory.clone(), false);
         run.trained = Some((&state.weights, &self.starts));
         for step in &self.steps[self.parts.forward.clone()] {
-            step(&self.machine, &mut run)?;
+            step(&self.context, &mut run)?;
         }
         state.projected = run.projected;
         match run.answer {
@@ -117,7 +117,7 @@ impl Network {
     /// for.
     fn gradients(&self, state: &State, of_answer: &Tensor, input: bool) -> Result<Back> {
         let State { inputs, batch, weights, memory, projected } = state;
-        let (machine, total) = (&self.machine, self.starts[self.starts.len() - 1]);
+        let (context, total) = (&self.context, self.starts[self.starts.len() - 1]);
         let of_answer = of_answer.to_dtype(DType::F32)?;
         let of_answer = if self.divided {
             let [.., time] = inputs;
@@ -126,10 +126,10 @@ impl Network {
             of_answer
         };
         let back = Back {
-            of_answer: of_answer.to_dtype(machine.dtype)?.contiguous()?,
-            of_projected: machine.empty(batch * self.projected.max(1), DType::F32)?,
-            sums: machine.empty(batch * self.widest, DType::F32)?,
-            of_weights: machine.empty(total, DType::F32)?,
+            of_answer: of_answer.to_dtype(context.dtype)?.contiguous()?,
+            of_projected: context.empty(batch * self.projected.max(1), DType::F32)?,
+            sums: context.empty(batch * self.widest, DType::F32)?,
+            of_weights: context.empty(total, DType::F32)?,
             of_features: None,
             of_x: None,
         };
@@ -139,7 +139,7 @@ impl Network {
         run.back = Some(back);
         let end = if input { self.parts.input.end } else { self.parts.backward.end };
         for step in &self.steps[self.parts.backward.start..end] {
-            step(machine, &mut run)?;
+            step(context, &mut run)?;
         }
         match run.back {
             Some(back) => Ok(back),

@@ -2,9 +2,9 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::{Told, fit, number};
+use super::{PerSample, fit, number};
+use crate::gpu::context::Context;
 use crate::gpu::launch::{Argument, Kernels, THREADS, blocks, over};
-use crate::gpu::machine::Machine;
 use crate::kernels::Function;
 
 static GRADIENTS: Kernels = Kernels::new(
@@ -22,15 +22,15 @@ pub(crate) struct Normed<'a> {
     pub(crate) bias: &'a Tensor,
     pub(crate) groups: usize,
     pub(crate) eps: f64,
-    pub(crate) modulation: Option<Told>,
+    pub(crate) modulation: Option<PerSample>,
     pub(crate) function: Function,
 }
 
 /// Where a gradient goes, and whether it is added there.
 pub(crate) type Into<'a> = (&'a Tensor, bool);
 
-impl Machine {
-    /// The gradients of `x` and `more`, of that of what [`Machine::group_norm`] gave, and in `shares` f32 `[B, 2,
+impl Context {
+    /// The gradients of `x` and `more`, of that of what [`Context::group_norm`] gave, and in `shares` f32 `[B, 2,
     /// channels]` what each sample adds to those of scale and shift.
     pub(crate) fn norm_gradient(
         &self,
@@ -60,13 +60,13 @@ impl Machine {
             fit("a norm's vector", vector, DType::F32, vector.dims() == [channels])?;
         }
         fit("a norm's shares", shares, DType::F32, shares.elem_count() == batch * 2 * channels)?;
-        let [modulation, told] = Told::check(modulation.as_ref(), batch, 2 * channels)?;
+        let [modulation, stride] = PerSample::check(modulation.as_ref(), batch, 2 * channels)?;
         let arguments = [
             Argument::from(x, 0)?,
             Argument::maybe(more)?,
             Argument::int(own)?,
             modulation,
-            told,
+            stride,
             Argument::from(weight, 0)?,
             Argument::from(bias, 0)?,
             Argument::from(of_y, 0)?,
@@ -91,7 +91,7 @@ impl Machine {
         &self,
         norm: &Normed,
         shares: &Tensor,
-        of_modulation: Option<Told>,
+        of_modulation: Option<PerSample>,
         [of_weight, of_bias]: [&Tensor; 2],
     ) -> Result<()> {
         let (batch, channels) = (norm.x.dim(0)?, norm.weight.elem_count());
@@ -99,10 +99,11 @@ impl Machine {
         for gradient in [of_weight, of_bias] {
             fit("a norm's gradient", gradient, DType::F32, gradient.dims() == [channels])?;
         }
-        let [modulation, told] = Told::check(norm.modulation.as_ref(), batch, 2 * channels)?;
-        let [of_modulation, of_told] = Told::check(of_modulation.as_ref(), batch, 2 * channels)?;
-        let same = match (&told, &of_told) {
-            (Argument::Int(told), Argument::Int(of_told)) => told == of_told,
+        let [modulation, stride] = PerSample::check(norm.modulation.as_ref(), batch, 2 * channels)?;
+        let [of_modulation, of_stride] =
+            PerSample::check(of_modulation.as_ref(), batch, 2 * channels)?;
+        let same = match (&stride, &of_stride) {
+            (Argument::Int(stride), Argument::Int(of_stride)) => stride == of_stride,
             _ => false,
         };
         if !same {
@@ -114,7 +115,7 @@ impl Machine {
             Argument::from(norm.bias, 0)?,
             modulation,
             of_modulation,
-            told,
+            stride,
             Argument::from(of_weight, 0)?,
             Argument::from(of_bias, 0)?,
             Argument::int(channels)?,
@@ -144,7 +145,7 @@ impl Machine {
         unsafe { GRADIENTS.launch(self, "sums", config, &arguments) }
     }
 
-    /// The sums over all samples of what [`Machine::sums`] wrote, in `y` `[channels]`.
+    /// The sums over all samples of what [`Context::sums`] wrote, in `y` `[channels]`.
     pub(crate) fn totals(
         &self,
         x: &Tensor,
@@ -168,7 +169,7 @@ impl Machine {
         unsafe { GRADIENTS.launch(&self.in_f32(), "totals", config, &arguments) }
     }
 
-    /// The gradient of what [`Machine::enlarge`] made larger.
+    /// The gradient of what [`Context::enlarge`] made larger.
     pub(crate) fn enlarge_gradient(
         &self,
         of_y: &Tensor,
@@ -197,7 +198,7 @@ impl Machine {
         unsafe { GRADIENTS.launch(self, "enlarge_gradient", config, &arguments) }
     }
 
-    /// The gradient of what [`Machine::halve`] took the means of.
+    /// The gradient of what [`Context::halve`] took the means of.
     pub(crate) fn halve_gradient(&self, of_y: &Tensor, (of_x, add): Into) -> Result<()> {
         let (batch, height, width, channels) = of_x.dims4()?;
         let fits = of_y.dims() == [batch, height / 2, width / 2, channels];
@@ -216,7 +217,7 @@ impl Machine {
         unsafe { GRADIENTS.launch(self, "halve_gradient", config, &arguments) }
     }
 
-    /// The gradient of the scores, of that of what [`Machine::softmax`] gave, `y`; f32 becomes the machine's type.
+    /// The gradient of the scores, of that of what [`Context::softmax`] gave, `y`; f32 becomes the context's type.
     pub(crate) fn softmax_gradient(&self, y: &Tensor, of_y: &Tensor) -> Result<Tensor> {
         self.check("what softmax gave", y, true)?;
         fit("a gradient", of_y, DType::F32, of_y.dims() == y.dims())?;

@@ -10,8 +10,8 @@ use candle_core::{DType, Result, Shape, Tensor, bail};
 
 pub(crate) use gradients::Normed;
 
+use super::context::Context;
 use super::launch::{Argument, Kernels, THREADS, blocks, over};
-use super::machine::Machine;
 use crate::kernels::Function;
 
 static LAYERS: Kernels = Kernels::new(
@@ -32,34 +32,34 @@ const QUERIES: usize = 16;
 
 /// What differs from sample to sample and is the same at every pixel: part of the projections of the time embedding.
 #[derive(Clone)]
-pub(crate) struct Told {
+pub(crate) struct PerSample {
     /// f32 `[B, 1, 1, …]`.
     pub(crate) all: Tensor,
     pub(crate) start: usize,
 }
 
-impl Told {
-    fn check(told: Option<&Self>, batch: usize, width: usize) -> Result<[Argument; 2]> {
-        let Some(Self { all, start }) = told else {
+impl PerSample {
+    fn check(per_sample: Option<&Self>, batch: usize, width: usize) -> Result<[Argument; 2]> {
+        let Some(Self { all, start }) = per_sample else {
             return Ok([Argument::NONE, Argument::int(0)?]);
         };
         let (samples, _, _, total) = all.dims4()?;
-        fit("what is told", all, DType::F32, start + width <= total && samples == batch)?;
+        fit("what differs by sample", all, DType::F32, start + width <= total && samples == batch)?;
         Ok([Argument::from(all, *start)?, Argument::int(total)?])
     }
 }
 
 /// What is added to a map, and what it is multiplied with then.
 #[derive(Clone)]
-pub(crate) struct Ending {
+pub(crate) struct Finish {
     pub(crate) residual: Option<Tensor>,
     /// f32 `[channels]`.
     pub(crate) bias: Option<Tensor>,
-    pub(crate) offset: Option<Told>,
+    pub(crate) offset: Option<PerSample>,
     pub(crate) factor: f32,
 }
 
-impl Ending {
+impl Finish {
     /// Nothing.
     pub(crate) const NONE: Self = Self { residual: None, bias: None, offset: None, factor: 1.0 };
 
@@ -73,9 +73,9 @@ impl Ending {
         if let Some(bias) = bias {
             fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
         }
-        let [offset, told] = Told::check(offset.as_ref(), batch, channels)?;
+        let [offset, stride] = PerSample::check(offset.as_ref(), batch, channels)?;
         let [residual, bias] = [residual, bias].map(|tensor| Argument::maybe(tensor.as_ref()));
-        Ok([residual?, bias?, offset, told, Argument::Float(*factor)])
+        Ok([residual?, bias?, offset, stride, Argument::Float(*factor)])
     }
 }
 
@@ -87,11 +87,11 @@ pub(crate) struct Norm<'a> {
     pub(crate) groups: usize,
     pub(crate) eps: f64,
     /// What is added to the first operand before.
-    pub(crate) before: Ending,
+    pub(crate) before: Finish,
     /// Whether it stays there.
     pub(crate) keep: bool,
     /// Scale, which is added to one, and shift of each sample, after.
-    pub(crate) modulation: Option<Told>,
+    pub(crate) modulation: Option<PerSample>,
     pub(crate) function: Function,
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct Waves {
     pub(crate) logarithm: bool,
 }
 
-impl Machine {
+impl Context {
     /// Memory that a kernel will write.
     pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         // SAFETY: whoever asks for it has a kernel write all of it before anything reads it.
@@ -136,12 +136,12 @@ impl Machine {
             bail!("{channels} channels do not make {groups} groups");
         }
         self.check("what is normed", y, y.dims() == [batch, height, width, channels])?;
-        let [modulation, told] = Told::check(modulation.as_ref(), batch, 2 * channels)?;
-        let [residual, owed, offset, of_offset, factor] = before.check(x)?;
+        let [modulation, stride] = PerSample::check(modulation.as_ref(), batch, 2 * channels)?;
+        let [residual, pending, offset, of_offset, factor] = before.check(x)?;
         let arguments = [
             Argument::from(x, 0)?,
             residual,
-            owed,
+            pending,
             offset,
             of_offset,
             factor,
@@ -149,7 +149,7 @@ impl Machine {
             Argument::maybe(more)?,
             Argument::int(own)?,
             modulation,
-            told,
+            stride,
             Argument::from(weight, 0)?,
             Argument::from(bias, 0)?,
             Argument::from(y, 0)?,
@@ -167,19 +167,19 @@ impl Machine {
     pub(crate) fn finish(
         &self,
         x: &Tensor,
-        end: &Ending,
+        end: &Finish,
         function: Function,
         y: &Tensor,
     ) -> Result<()> {
         let (_, height, width, channels) = x.dims4()?;
         fit("what is finished", y, x.dtype(), y.dims() == x.dims())?;
-        let [residual, bias, offset, told, factor] = end.check(x)?;
+        let [residual, bias, offset, stride, factor] = end.check(x)?;
         let arguments = [
             Argument::from(x, 0)?,
             residual,
             bias,
             offset,
-            told,
+            stride,
             factor,
             Argument::Int(number(function)),
             Argument::from(y, 0)?,
@@ -187,9 +187,9 @@ impl Machine {
             Argument::int(height * width)?,
             Argument::int(x.elem_count())?,
         ];
-        let machine = Self { dtype: x.dtype(), ..self.clone() };
+        let context = Self { dtype: x.dtype(), ..self.clone() };
         // SAFETY: the checks above.
-        unsafe { LAYERS.launch(&machine, "finish", over(x.elem_count()), &arguments) }
+        unsafe { LAYERS.launch(&context, "finish", over(x.elem_count()), &arguments) }
     }
 
     /// The map `y`, of what lies in `x` as `[B, channels, height, width]` from number `start` on, with samples so many
@@ -334,12 +334,12 @@ impl Machine {
         unsafe { LAYERS.launch(self, "halve", over(y.elem_count()), &arguments) }
     }
 
-    /// Tokens normalised, times one plus part `scale` of what is told, a map of one pixel, plus part `shift`.
+    /// Tokens normalised, times one plus part `scale` of the vectors of each sample, a map of one pixel, plus part `shift`.
     pub(crate) fn modulate(
         &self,
         x: &Tensor,
         eps: f64,
-        told: &Tensor,
+        per_sample: &Tensor,
         parts: [usize; 2],
         y: &Tensor,
     ) -> Result<()> {
@@ -347,8 +347,8 @@ impl Machine {
         let last = parts.into_iter().max().unwrap_or(0);
         self.check("a norm's operand", x, true)?;
         self.check("what is normed", y, y.dims() == x.dims())?;
-        let total = self.parts(told, x, last)?;
-        let [scale, shift] = parts.map(|part| Argument::from(told, part * channels));
+        let total = self.parts(per_sample, x, last)?;
+        let [scale, shift] = parts.map(|part| Argument::from(per_sample, part * channels));
         let arguments = [
             Argument::from(x, 0)?,
             scale?,
@@ -364,13 +364,13 @@ impl Machine {
         unsafe { LAYERS.launch(self, "modulate", config, &arguments) }
     }
 
-    /// `y = residual + gate·(x + bias)`, with part `gate` of what is told, a map of one pixel, and a bias `[channels]`.
+    /// `y = residual + gate·(x + bias)`, with part `gate` of the vectors of each sample, a map of one pixel, and a bias `[channels]`.
     pub(crate) fn gate(
         &self,
         x: &Tensor,
         bias: Option<&Tensor>,
         residual: &Tensor,
-        (told, gate): (&Tensor, usize),
+        (per_sample, gate): (&Tensor, usize),
         y: &Tensor,
     ) -> Result<()> {
         let (_, height, width, channels) = x.dims4()?;
@@ -380,12 +380,12 @@ impl Machine {
         if let Some(bias) = bias {
             fit("a bias", bias, DType::F32, bias.dims() == [channels])?;
         }
-        let total = self.parts(told, x, gate)?;
+        let total = self.parts(per_sample, x, gate)?;
         let arguments = [
             Argument::from(x, 0)?,
             Argument::maybe(bias)?,
             Argument::from(residual, 0)?,
-            Argument::from(told, gate * channels)?,
+            Argument::from(per_sample, gate * channels)?,
             total,
             Argument::from(y, 0)?,
             Argument::int(height * width)?,
@@ -414,7 +414,7 @@ impl Machine {
         Ok(y)
     }
 
-    /// Whether [`Machine::attend`] knows heads of so many channels; it needs tensor cores, so it knows them in 16 bits.
+    /// Whether [`Context::attend`] knows heads of so many channels; it needs tensor cores, so it knows them in 16 bits.
     pub(crate) fn attends(&self, depth: usize) -> bool {
         attention(depth).is_some() && self.dtype != DType::F32 && self.generation >= 8
     }
@@ -455,11 +455,11 @@ impl Machine {
         unsafe { ATTENTION.launch(self, name, config, &arguments) }
     }
 
-    /// Numbers of what is told, which has part `last`, of as many numbers as a token of `x`.
-    fn parts(&self, told: &Tensor, x: &Tensor, last: usize) -> Result<Argument> {
-        let (samples, _, _, total) = told.dims4()?;
+    /// Numbers of the vectors of each sample, which have part `last`, of as many numbers as a token of `x`.
+    fn parts(&self, per_sample: &Tensor, x: &Tensor, last: usize) -> Result<Argument> {
+        let (samples, _, _, total) = per_sample.dims4()?;
         let fits = samples == x.dim(0)? && (last + 1) * x.dim(3)? <= total;
-        self.check("what is told", told, fits)?;
+        self.check("what differs by sample", per_sample, fits)?;
         Argument::int(total)
     }
 

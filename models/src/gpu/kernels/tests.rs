@@ -5,9 +5,9 @@ use candle_core::cuda_backend::cudarc::driver::sys::{
 };
 use candle_core::{DType, Device, Error, Result, Tensor, Var};
 
-use super::{Ending, Norm, Normed, Told, Waves};
+use super::{Finish, Norm, Normed, PerSample, Waves};
+use crate::gpu::context::Context;
 use crate::gpu::convolution::{Part, Scratch, convolve};
-use crate::gpu::machine::Machine;
 use crate::graph::Size;
 use crate::kernels::Function;
 use crate::noise;
@@ -24,37 +24,37 @@ const FUNCTIONS: [Function; 6] = [
     Function::Relu,
 ];
 
-/// The machine for each type. Memory that is taken next holds NaN.
-fn machines() -> Vec<(Machine, f64)> {
+/// The context for each type. Memory that is taken next holds NaN.
+fn contexts() -> Vec<(Context, f64)> {
     let device = Device::new_cuda(0).expect("a GPU");
-    let machine = |(dtype, limit)| {
+    let context = |(dtype, limit)| {
         for _ in 0..8 {
             Tensor::full(f32::NAN, 1 << 16, &device).unwrap();
         }
-        (Machine::new(&device, dtype).unwrap(), limit)
+        (Context::new(&device, dtype).unwrap(), limit)
     };
-    TYPES.into_iter().map(machine).collect()
+    TYPES.into_iter().map(context).collect()
 }
 
-/// Normal numbers as the machine has them, and the same as plain loops take them.
-fn random(machine: &Machine, seed: u64, shape: &[usize]) -> (Tensor, Vec<f64>) {
+/// Normal numbers as the context has them, and the same as plain loops take them.
+fn random(context: &Context, seed: u64, shape: &[usize]) -> (Tensor, Vec<f64>) {
     let mut values = vec![0.0f32; shape.iter().product()];
     noise::normal(seed, 0, &mut values);
-    let there = Tensor::from_vec(values, shape, &machine.device).unwrap();
-    let there = there.to_dtype(machine.dtype).unwrap();
+    let there = Tensor::from_vec(values, shape, &context.device).unwrap();
+    let there = there.to_dtype(context.dtype).unwrap();
     let values = numbers(&there);
     (there, values)
 }
 
 /// What a kernel is to write, so far NaN.
-fn blank(machine: &Machine, shape: &[usize]) -> Tensor {
-    let nan = Tensor::full(f32::NAN, shape, &machine.device).unwrap();
-    nan.to_dtype(machine.dtype).unwrap()
+fn blank(context: &Context, shape: &[usize]) -> Tensor {
+    let nan = Tensor::full(f32::NAN, shape, &context.device).unwrap();
+    nan.to_dtype(context.dtype).unwrap()
 }
 
-/// The same in f32, whatever the machine's type.
-fn vector(machine: &Machine, seed: u64, shape: &[usize]) -> (Tensor, Vec<f64>) {
-    random(&Machine { dtype: DType::F32, ..machine.clone() }, seed, shape)
+/// The same in f32, whatever the context's type.
+fn vector(context: &Context, seed: u64, shape: &[usize]) -> (Tensor, Vec<f64>) {
+    random(&Context { dtype: DType::F32, ..context.clone() }, seed, shape)
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {
@@ -104,7 +104,7 @@ fn moments(values: &[f64], eps: f64) -> (f64, f64) {
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn group_norm_is_that_of_plain_loops() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         // Batch, pixels, channels of both operands, groups: with groups that lie in both, and single channels.
         for (batch, [height, width], own, others, groups) in [
             (1, [1, 1], 4, 0, 2),
@@ -117,16 +117,16 @@ fn group_norm_is_that_of_plain_loops() -> Result<()> {
             (1, [53, 29], 12, 4, 1),
         ] {
             let (channels, pixels) = (own + others, height * width);
-            let (x, xs) = random(&machine, 1, &[batch, height, width, own]);
-            let (more, mores) = random(&machine, 2, &[batch, height, width, others.max(1)]);
+            let (x, xs) = random(&context, 1, &[batch, height, width, own]);
+            let (more, mores) = random(&context, 2, &[batch, height, width, others.max(1)]);
             let more = (others > 0).then_some(&more);
-            let (weight, weights) = vector(&machine, 3, &[channels]);
-            let (bias, biases) = vector(&machine, 4, &[channels]);
-            let (residual, residuals) = random(&machine, 7, &[batch, height, width, own]);
-            let (owed, oweds) = vector(&machine, 5, &[own]);
+            let (weight, weights) = vector(&context, 3, &[channels]);
+            let (bias, biases) = vector(&context, 4, &[channels]);
+            let (residual, residuals) = random(&context, 7, &[batch, height, width, own]);
+            let (pending, biases_added) = vector(&context, 5, &[own]);
             let total = 3 * channels + 5;
-            let (all, alls) = vector(&machine, 6, &[batch, 1, 1, total]);
-            let told = |start| Some(Told { all: all.clone(), start });
+            let (all, alls) = vector(&context, 6, &[batch, 1, 1, total]);
+            let per_sample = |start| Some(PerSample { all: all.clone(), start });
             for (index, (beside, keep, after)) in [
                 (false, false, false),
                 (true, false, false),
@@ -139,10 +139,10 @@ fn group_norm_is_that_of_plain_loops() -> Result<()> {
             .enumerate()
             {
                 let activation = FUNCTIONS[index];
-                let before = Ending {
+                let before = Finish {
                     residual: Some(residual.clone()),
-                    bias: Some(owed.clone()),
-                    offset: told(2),
+                    bias: Some(pending.clone()),
+                    offset: per_sample(2),
                     factor: 0.5,
                 };
                 let norm = Norm {
@@ -150,21 +150,21 @@ fn group_norm_is_that_of_plain_loops() -> Result<()> {
                     bias: &bias,
                     groups,
                     eps: 1e-5,
-                    before: if beside { before } else { Ending::NONE },
+                    before: if beside { before } else { Finish::NONE },
                     keep,
-                    modulation: if after { told(channels + 3) } else { None },
+                    modulation: if after { per_sample(channels + 3) } else { None },
                     function: activation,
                 };
                 let x = x.copy()?;
-                let y = blank(&machine, &[batch, height, width, channels]);
-                machine.group_norm(&x, more, norm, &y)?;
+                let y = blank(&context, &[batch, height, width, channels]);
+                context.group_norm(&x, more, norm, &y)?;
                 let value = |sample: usize, pixel: usize, channel: usize| {
                     let place = sample * pixels + pixel;
                     if let Some(channel) = channel.checked_sub(own) {
                         return mores[place * others + channel];
                     }
                     let i = place * own + channel;
-                    let offset = oweds[channel] + alls[sample * total + 2 + channel];
+                    let offset = biases_added[channel] + alls[sample * total + 2 + channel];
                     if beside { (xs[i] + residuals[i] + offset) * 0.5 } else { xs[i] }
                 };
                 let left = |i: usize| {
@@ -195,24 +195,24 @@ fn group_norm_is_that_of_plain_loops() -> Result<()> {
                         }
                     }
                 }
-                let what = format!("{:?} {batch} {own} {others} {groups}", machine.dtype);
+                let what = format!("{:?} {batch} {own} {others} {groups}", context.dtype);
                 // What is near zero was the difference of numbers that are not.
                 close(&what, &y, &expected, 2.0 * limit);
             }
         }
-        let (x, _) = random(&machine, 1, &[1, 2, 2, 6]);
-        let (vector, _) = vector(&machine, 2, &[8]);
+        let (x, _) = random(&context, 1, &[1, 2, 2, 6]);
+        let (vector, _) = vector(&context, 2, &[8]);
         let norm = Norm {
             weight: &vector,
             bias: &vector,
             groups: 2,
             eps: 0.0,
-            before: Ending::NONE,
+            before: Finish::NONE,
             keep: false,
             modulation: None,
             function: Function::Identity,
         };
-        assert!(machine.group_norm(&x, None, norm, &x.copy()?).is_err());
+        assert!(context.group_norm(&x, None, norm, &x.copy()?).is_err());
     }
     Ok(())
 }
@@ -220,30 +220,30 @@ fn group_norm_is_that_of_plain_loops() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn what_goes_value_by_value_is_that_of_plain_loops() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         for (batch, [height, width], channels) in
             [(1, [1, 1], 1), (2, [6, 4], 8), (3, [2, 10], 7), (2, [32, 32], 48)]
         {
             let (pixels, count) = (height * width, batch * height * width * channels);
-            let what = format!("{:?} {batch} {height} {width} {channels}", machine.dtype);
-            let (x, xs) = random(&machine, 1, &[batch, height, width, channels]);
-            let (residual, residuals) = random(&machine, 2, &[batch, height, width, channels]);
-            let (bias, biases) = vector(&machine, 3, &[channels]);
+            let what = format!("{:?} {batch} {height} {width} {channels}", context.dtype);
+            let (x, xs) = random(&context, 1, &[batch, height, width, channels]);
+            let (residual, residuals) = random(&context, 2, &[batch, height, width, channels]);
+            let (bias, biases) = vector(&context, 3, &[channels]);
             let total = channels + 9;
-            let (all, alls) = vector(&machine, 4, &[batch, 1, 1, total]);
+            let (all, alls) = vector(&context, 4, &[batch, 1, 1, total]);
             for which in 0..16 {
                 let [with_residual, with_bias, with_offset, in_place] =
                     [1, 2, 4, 8].map(|bit| which & bit != 0);
-                let end = Ending {
+                let end = Finish {
                     residual: with_residual.then(|| residual.clone()),
                     bias: with_bias.then(|| bias.clone()),
-                    offset: with_offset.then(|| Told { all: all.clone(), start: 9 }),
+                    offset: with_offset.then(|| PerSample { all: all.clone(), start: 9 }),
                     factor: 0.7,
                 };
                 let x = x.copy()?;
-                let y = if in_place { x.clone() } else { blank(&machine, x.dims()) };
+                let y = if in_place { x.clone() } else { blank(&context, x.dims()) };
                 let activation = FUNCTIONS[which % FUNCTIONS.len()];
-                machine.finish(&x, &end, activation, &y)?;
+                context.finish(&x, &end, activation, &y)?;
                 let expected = |i: usize| {
                     let (sample, channel) = (i / channels / pixels, i % channels);
                     let mut sum = xs[i];
@@ -257,8 +257,8 @@ fn what_goes_value_by_value_is_that_of_plain_loops() -> Result<()> {
             }
             // As rows, and back again.
             let numbers: Vec<f64> = (1..=batch).map(|i| i as f64).collect();
-            let divisor = Tensor::arange(1f32, batch as f32 + 0.5, &machine.device)?;
-            let rows = machine.export(&x, Some(&bias), Some(&divisor))?;
+            let divisor = Tensor::arange(1f32, batch as f32 + 0.5, &context.device)?;
+            let rows = context.export(&x, Some(&bias), Some(&divisor))?;
             let expected = |i: usize| {
                 let (sample, channel, pixel) =
                     (i / pixels / channels, i / pixels % channels, i % pixels);
@@ -266,20 +266,20 @@ fn what_goes_value_by_value_is_that_of_plain_loops() -> Result<()> {
                 (x + biases[channel]) / numbers[sample]
             };
             close(&what, &rows, &(0..count).map(expected).collect::<Vec<_>>(), limit);
-            let (rows, y) = (machine.export(&x, None, None)?, blank(&machine, x.dims()));
-            machine.import(&rows, [0, channels * pixels], (2.0, -1.0), &y)?;
+            let (rows, y) = (context.export(&x, None, None)?, blank(&context, x.dims()));
+            context.import(&rows, [0, channels * pixels], (2.0, -1.0), &y)?;
             let expected: Vec<f64> = xs.iter().map(|x| 2.0 * x - 1.0).collect();
             close(&what, &y, &expected, limit);
             // The same of all samples, from the second pixel on.
             if pixels > 1 {
-                let y = blank(&machine, &[batch, 1, 1, channels]);
-                machine.import(&x, [channels, 0], (1.0, 0.0), &y)?;
+                let y = blank(&context, &[batch, 1, 1, channels]);
+                context.import(&x, [channels, 0], (1.0, 0.0), &y)?;
                 let expected: Vec<f64> =
                     (0..batch * channels).map(|i| xs[channels + i % channels]).collect();
                 close(&what, &y, &expected, 1e-12);
-                assert!(machine.import(&x, [channels, channels * pixels], (1.0, 0.0), &y).is_ok());
+                assert!(context.import(&x, [channels, channels * pixels], (1.0, 0.0), &y).is_ok());
                 assert!(
-                    machine.import(&x, [channels, count], (1.0, 0.0), &y).is_err() || batch == 1
+                    context.import(&x, [channels, count], (1.0, 0.0), &y).is_err() || batch == 1
                 );
             }
             let at = |sample: usize, row: usize, column: usize, channel: usize| {
@@ -289,8 +289,8 @@ fn what_goes_value_by_value_is_that_of_plain_loops() -> Result<()> {
                 [(1, [height + 1, width + 1]), (2, [2 * height, 2 * width]), (1, [height, width])]
             {
                 let [tall, wide] = seen;
-                let y = blank(&machine, &[batch, tall, wide, channels]);
-                machine.enlarge(&x, times, &y)?;
+                let y = blank(&context, &[batch, tall, wide, channels]);
+                context.enlarge(&x, times, &y)?;
                 let expected = |i: usize| {
                     let (channel, pixel) = (i % channels, i / channels);
                     let (row, column) = (pixel / wide % tall / times, pixel % wide / times);
@@ -302,11 +302,11 @@ fn what_goes_value_by_value_is_that_of_plain_loops() -> Result<()> {
             }
             let (tall, wide) = (height / 2, width / 2);
             if pixels == 1 {
-                assert!(machine.halve(&x, &x.copy()?).is_err());
+                assert!(context.halve(&x, &x.copy()?).is_err());
                 continue;
             }
-            let y = blank(&machine, &[batch, tall, wide, channels]);
-            machine.halve(&x, &y)?;
+            let y = blank(&context, &[batch, tall, wide, channels]);
+            context.halve(&x, &y)?;
             let expected = |i: usize| {
                 let (channel, pixel) = (i % channels, i / channels);
                 let (sample, row, column) =
@@ -326,16 +326,16 @@ fn what_goes_value_by_value_is_that_of_plain_loops() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn what_tells_a_sample_its_time_and_class_is_that_of_plain_loops() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         let times = [0.5f32, 1.0, 137.25, 999.0];
-        let numbers = Tensor::new(&times, &machine.device)?;
-        let (frequencies, values) = vector(&machine, 1, &[5]);
+        let numbers = Tensor::new(&times, &context.device)?;
+        let (frequencies, values) = vector(&context, 1, &[5]);
         for (cosines_first, logarithm, width) in
             [(false, false, 10), (true, false, 11), (false, true, 10)]
         {
             let waves = Waves { frequencies: frequencies.clone(), cosines_first, logarithm };
-            let y = blank(&machine, &[4, 1, 1, width]);
-            machine.waves(&numbers, &waves, &y)?;
+            let y = blank(&context, &[4, 1, 1, width]);
+            context.waves(&numbers, &waves, &y)?;
             let mut expected = Vec::new();
             for time in times.map(f64::from) {
                 let turns = std::f64::consts::TAU * time.ln();
@@ -346,18 +346,18 @@ fn what_tells_a_sample_its_time_and_class_is_that_of_plain_loops() -> Result<()>
                 expected.extend(vec![0.0; width - 10]);
             }
             // Phases are rounded to f32.
-            close(&format!("{:?} {width}", machine.dtype), &y, &expected, limit + 1e-4);
-            assert!(machine.waves(&numbers, &waves, &blank(&machine, &[4, 1, 1, 12])).is_err());
+            close(&format!("{:?} {width}", context.dtype), &y, &expected, limit + 1e-4);
+            assert!(context.waves(&numbers, &waves, &blank(&context, &[4, 1, 1, 12])).is_err());
         }
-        let (table, values) = random(&machine, 2, &[3, 7]);
-        let y = blank(&machine, &[4, 1, 1, 7]);
-        machine.rows_of(&table, &Tensor::new(&[2u32, 0, 1, 2], &machine.device)?, &y)?;
+        let (table, values) = random(&context, 2, &[3, 7]);
+        let y = blank(&context, &[4, 1, 1, 7]);
+        context.rows_of(&table, &Tensor::new(&[2u32, 0, 1, 2], &context.device)?, &y)?;
         let row = |row: usize| &values[row * 7..(row + 1) * 7];
         let expected = [2, 0, 1, 2].map(row).concat();
         close("rows", &y, &expected, 1e-12);
-        machine.rows_of(&table, &Tensor::new(&[2f32, 0.0, 1.0, 2.0], &machine.device)?, &y)?;
+        context.rows_of(&table, &Tensor::new(&[2f32, 0.0, 1.0, 2.0], &context.device)?, &y)?;
         close("rows", &y, &expected, 1e-12);
-        machine.rows_of(&table, &Tensor::new(&[3f32, -1.0, 0.5, 1.0], &machine.device)?, &y)?;
+        context.rows_of(&table, &Tensor::new(&[3f32, -1.0, 0.5, 1.0], &context.device)?, &y)?;
         let y = self::numbers(&y);
         assert!(y[..21].iter().all(|x| x.is_nan()));
         assert_eq!(&y[21..], row(1));
@@ -368,41 +368,41 @@ fn what_tells_a_sample_its_time_and_class_is_that_of_plain_loops() -> Result<()>
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn what_transformers_have_is_that_of_plain_loops() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         for (batch, [height, width], channels) in
             [(1, [1, 1], 2), (2, [3, 5], 40), (3, [2, 2], 300)]
         {
             let tokens = height * width;
-            let (x, xs) = random(&machine, 1, &[batch, height, width, channels]);
-            let (residual, residuals) = random(&machine, 2, &[batch, height, width, channels]);
-            let (told, tolds) = random(&machine, 3, &[batch, 1, 1, 6 * channels]);
+            let (x, xs) = random(&context, 1, &[batch, height, width, channels]);
+            let (residual, residuals) = random(&context, 2, &[batch, height, width, channels]);
+            let (per_sample, values) = random(&context, 3, &[batch, 1, 1, 6 * channels]);
             let part = |i: usize, part: usize| {
                 let (sample, channel) = (i / channels / tokens, i % channels);
-                tolds[(sample * 6 + part) * channels + channel]
+                values[(sample * 6 + part) * channels + channel]
             };
-            let y = blank(&machine, x.dims());
-            machine.modulate(&x, 1e-6, &told, [4, 3], &y)?;
+            let y = blank(&context, x.dims());
+            context.modulate(&x, 1e-6, &per_sample, [4, 3], &y)?;
             let normed = |i: usize| {
                 let token = i / channels * channels;
                 let (mean, deviation) = moments(&xs[token..token + channels], 1e-6);
                 (xs[i] - mean) / deviation * (1.0 + part(i, 4)) + part(i, 3)
             };
-            let what = format!("{:?} {batch} {tokens} {channels}", machine.dtype);
+            let what = format!("{:?} {batch} {tokens} {channels}", context.dtype);
             close(&what, &y, &(0..xs.len()).map(normed).collect::<Vec<_>>(), 2.0 * limit);
-            let (bias, biases) = vector(&machine, 5, &[channels]);
+            let (bias, biases) = vector(&context, 5, &[channels]);
             for biased in [false, true] {
-                let y = blank(&machine, x.dims());
-                machine.gate(&x, biased.then_some(&bias), &residual, (&told, 5), &y)?;
+                let y = blank(&context, x.dims());
+                context.gate(&x, biased.then_some(&bias), &residual, (&per_sample, 5), &y)?;
                 let x = |i| if biased { xs[i] + biases[i % channels] } else { xs[i] };
                 let gated = |i: usize| residuals[i] + part(i, 5) * x(i);
                 close(&what, &y, &(0..xs.len()).map(gated).collect::<Vec<_>>(), limit);
             }
-            assert!(machine.gate(&x, None, &residual, (&told, 6), &y).is_err());
+            assert!(context.gate(&x, None, &residual, (&per_sample, 6), &y).is_err());
         }
         for (rows, length) in [(1, 1), (9, 31), (20, 49), (3, 1000)] {
-            let (scores, values) = vector(&machine, 4, &[rows, length]);
+            let (scores, values) = vector(&context, 4, &[rows, length]);
             let (scores, scale) = ((scores * 20.0)?, 20.0);
-            let y = machine.softmax(&scores)?;
+            let y = context.softmax(&scores)?;
             let mut expected = Vec::new();
             for row in values.chunks_exact(length) {
                 let most = row.iter().fold(f64::MIN, |a, &b| a.max(b));
@@ -410,7 +410,7 @@ fn what_transformers_have_is_that_of_plain_loops() -> Result<()> {
                 let total: f64 = powers.iter().sum();
                 expected.extend(powers.iter().map(|power| power / total));
             }
-            close(&format!("{:?} {rows} {length}", machine.dtype), &y, &expected, 3.0 * limit);
+            close(&format!("{:?} {rows} {length}", context.dtype), &y, &expected, 3.0 * limit);
         }
     }
     Ok(())
@@ -419,7 +419,7 @@ fn what_transformers_have_is_that_of_plain_loops() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn attention_is_that_of_plain_loops() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         for (batch, Size { height, width, channels }, heads) in [
             (1, Size { height: 1, width: 1, channels: 2 }, 1),
             (2, Size { height: 7, width: 7, channels: 48 }, 3),
@@ -431,11 +431,11 @@ fn attention_is_that_of_plain_loops() -> Result<()> {
             (1, Size { height: 4, width: 4, channels: 160 }, 1),
         ] {
             let (tokens, depth, row) = (height * width, channels / heads, 3 * channels);
-            let (qkv, _) = random(&machine, 1, &[batch, height, width, row]);
+            let (qkv, _) = random(&context, 1, &[batch, height, width, row]);
             // Scores that differ by much and little.
             let qkv = (qkv * (2.0 / (depth as f64).powf(0.25)))?;
             let mut values = numbers(&qkv);
-            let (bias, biases) = vector(&machine, 2, &[row]);
+            let (bias, biases) = vector(&context, 2, &[row]);
             values.iter_mut().enumerate().for_each(|(i, value)| *value += biases[i % row]);
             let mut expected = vec![0.0; batch * tokens * channels];
             for (sample, head) in (0..batch).flat_map(|i| (0..heads).map(move |j| (i, j))) {
@@ -459,28 +459,28 @@ fn attention_is_that_of_plain_loops() -> Result<()> {
                     }
                 }
             }
-            let what = format!("{:?} {batch} {tokens} {channels} {heads}", machine.dtype);
-            let known = machine.dtype != DType::F32 && depth <= 128 && depth % 2 == 0;
-            assert_eq!(machine.attends(depth), known, "{what}");
+            let what = format!("{:?} {batch} {tokens} {channels} {heads}", context.dtype);
+            let known = context.dtype != DType::F32 && depth <= 128 && depth % 2 == 0;
+            assert_eq!(context.attends(depth), known, "{what}");
             let shape = [batch, height, width, channels];
-            let y = blank(&machine, &shape);
-            let given = machine.attend(&qkv, Some(&bias), (heads, 0.5), &y);
+            let y = blank(&context, &shape);
+            let given = context.attend(&qkv, Some(&bias), (heads, 0.5), &y);
             assert_eq!(given.is_ok(), known, "{what}");
             if known {
                 close(&what, &y, &expected, 4.0 * limit);
             }
-            let (end, y) = (Ending { bias: Some(bias), ..Ending::NONE }, blank(&machine, &shape));
-            machine.finish(&qkv, &end, Function::Identity, &qkv)?;
-            machine.attend_with_scores(&qkv, (heads, 0.5), &y)?;
+            let (end, y) = (Finish { bias: Some(bias), ..Finish::NONE }, blank(&context, &shape));
+            context.finish(&qkv, &end, Function::Identity, &qkv)?;
+            context.attend_with_scores(&qkv, (heads, 0.5), &y)?;
             close(&what, &y, &expected, 4.0 * limit);
             if known {
-                let y = blank(&machine, &shape);
-                machine.attend(&qkv, None, (heads, 0.5), &y)?;
+                let y = blank(&context, &shape);
+                context.attend(&qkv, None, (heads, 0.5), &y)?;
                 close(&what, &y, &expected, 4.0 * limit);
             }
-            let (of_y, of_ys) = random(&machine, 3, &shape);
-            let of_qkv = blank(&machine, qkv.dims());
-            machine.attend_gradient(&qkv, &of_y, (heads, 0.5), &of_qkv)?;
+            let (of_y, of_ys) = random(&context, 3, &shape);
+            let of_qkv = blank(&context, qkv.dims());
+            context.attend_gradient(&qkv, &of_y, (heads, 0.5), &of_qkv)?;
             let values = numbers(&qkv);
             let mut gradient = vec![0.0; values.len()];
             for (sample, head) in (0..batch).flat_map(|i| (0..heads).map(move |j| (i, j))) {
@@ -523,32 +523,32 @@ fn attention_is_that_of_plain_loops() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn linear_maps_and_convolutions_are_those_of_the_cpu() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         let plain = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32);
-        let (x, _) = random(&machine, 1, &[3, 2, 5, 6]);
-        let (more, _) = random(&machine, 2, &[3, 2, 5, 11]);
-        let (weight, _) = random(&machine, 3, &[7, 17]);
+        let (x, _) = random(&context, 1, &[3, 2, 5, 6]);
+        let (more, _) = random(&context, 2, &[3, 2, 5, 11]);
+        let (weight, _) = random(&context, 3, &[7, 17]);
         let both = Tensor::cat(&[plain(&x)?, plain(&more)?], 3)?.reshape((30, 17))?;
         let expected = numbers(&both.matmul(&plain(&weight)?.t()?)?);
-        let wide = blank(&machine, &[3, 2, 5, 7]).to_dtype(DType::F32)?;
-        machine.linear(&[x.clone(), more.clone()], &weight, &wide)?;
+        let wide = blank(&context, &[3, 2, 5, 7]).to_dtype(DType::F32)?;
+        context.linear(&[x.clone(), more.clone()], &weight, &wide)?;
         close("linear", &wide, &expected, 2e-6);
-        let y = blank(&machine, &[3, 2, 5, 7]);
-        machine.linear(&[x, more.clone()], &weight, &y)?;
+        let y = blank(&context, &[3, 2, 5, 7]);
+        context.linear(&[x, more.clone()], &weight, &y)?;
         close("linear", &y, &expected, 2.0 * limit);
-        assert!(machine.linear(&[more.clone(), more], &weight, &y).is_err());
+        assert!(context.linear(&[more.clone(), more], &weight, &y).is_err());
 
         for (stride, padding, [height, width], size) in
             [(1, 1, [4, 5], 3), (2, 1, [8, 8], 3), (2, 0, [9, 5], 3), (1, 0, [3, 4], 1)]
         {
-            let (x, _) = random(&machine, 4, &[2, height, width, 3]);
-            let (weight, _) = random(&machine, 5, &[5, size, size, 3]);
+            let (x, _) = random(&context, 4, &[2, height, width, 3]);
+            let (weight, _) = random(&context, 5, &[5, size, size, 3]);
             let rows = |tensor: &Tensor| plain(tensor)?.permute((0, 3, 1, 2))?.contiguous();
             let (of_x, of_weight) =
                 (Var::from_tensor(&rows(&x)?)?, Var::from_tensor(&rows(&weight)?)?);
             let expected = of_x.conv2d(&of_weight, padding, stride, 1, 1)?;
             let (batch, outputs, tall, wide) = expected.dims4()?;
-            let (of_y, _) = random(&machine, 6, &[batch, tall, wide, outputs]);
+            let (of_y, _) = random(&context, 6, &[batch, tall, wide, outputs]);
             let of = (&expected * rows(&of_y)?)?.sum_all()?.backward()?;
             let maps = |tensor: &Tensor| Ok::<_, Error>(numbers(&tensor.permute((0, 2, 3, 1))?));
             let gradient = |var: &Var| maps(of.get(var).unwrap());
@@ -557,17 +557,17 @@ fn linear_maps_and_convolutions_are_those_of_the_cpu() -> Result<()> {
                 let scratch = &mut Scratch::new(search);
                 // Number 1 of them is where no more than a number's bytes are aligned.
                 let count = expected.elem_count();
-                let room = blank(&machine, &[count + 2]);
+                let room = blank(&context, &[count + 2]);
                 for start in [0, 1] {
                     let y = room.narrow(0, start, count)?.reshape(of_y.shape())?;
                     convolve(Part::Answer, [&x, &weight, &y], taps, scratch)?;
                     close("convolution", &y, &maps(&expected)?, limit);
                 }
                 assert!(numbers(&room)[count + 1].is_nan());
-                let given = blank(&machine, x.dims());
+                let given = blank(&context, x.dims());
                 convolve(Part::OfInput, [&given, &weight, &of_y], taps, scratch)?;
                 close("gradient", &given, &gradient(&of_x)?, limit);
-                let given = blank(&machine, weight.dims());
+                let given = blank(&context, weight.dims());
                 convolve(Part::OfWeight, [&x, &given, &of_y], taps, scratch)?;
                 close("gradient", &given, &gradient(&of_weight)?, 2.0 * limit);
                 for y in [&of_y.flatten_all()?, &of_y.to_dtype(DType::F64)?, &x] {
@@ -582,14 +582,14 @@ fn linear_maps_and_convolutions_are_those_of_the_cpu() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn convolutions_are_captured_without_a_search() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         let plain = |tensor: &Tensor| tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32);
         let rows = |tensor: &Tensor| plain(tensor)?.permute((0, 3, 1, 2))?.contiguous();
-        let (x, _) = random(&machine, 1, &[2, 7, 6, 4]);
-        let (weight, _) = random(&machine, 2, &[8, 3, 3, 4]);
+        let (x, _) = random(&context, 1, &[2, 7, 6, 4]);
+        let (weight, _) = random(&context, 2, &[8, 3, 3, 4]);
         let expected = rows(&x)?.conv2d(&rows(&weight)?, 1, 1, 1, 1)?.permute((0, 2, 3, 1))?;
-        let y = blank(&machine, expected.dims());
-        let stream = machine.cuda.cuda_stream();
+        let y = blank(&context, expected.dims());
+        let stream = context.cuda.cuda_stream();
         stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)?;
         let asked = convolve(Part::Answer, [&x, &weight, &y], [1, 1], &mut Scratch::new(true));
         let graph = stream.end_capture(CUgraphInstantiate_flags(0));
@@ -603,7 +603,7 @@ fn convolutions_are_captured_without_a_search() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn gradients_of_norms_are_those_of_plain_loops() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         for (batch, [height, width], own, others, groups) in [
             (1, [1, 1], 4, 0, 2),
             (2, [5, 7], 6, 10, 4),
@@ -612,18 +612,19 @@ fn gradients_of_norms_are_those_of_plain_loops() -> Result<()> {
             (2, [3, 3], 600, 0, 2),
         ] {
             let (channels, pixels) = (own + others, height * width);
-            let (x, xs) = random(&machine, 1, &[batch, height, width, own]);
-            let (more, mores) = random(&machine, 2, &[batch, height, width, others.max(1)]);
-            let (weight, weights) = vector(&machine, 3, &[channels]);
-            let (bias, biases) = vector(&machine, 4, &[channels]);
-            let (of_y, of_ys) = random(&machine, 5, &[batch, height, width, channels]);
+            let (x, xs) = random(&context, 1, &[batch, height, width, own]);
+            let (more, mores) = random(&context, 2, &[batch, height, width, others.max(1)]);
+            let (weight, weights) = vector(&context, 3, &[channels]);
+            let (bias, biases) = vector(&context, 4, &[channels]);
+            let (of_y, of_ys) = random(&context, 5, &[batch, height, width, channels]);
             let total = 2 * channels + 3;
-            let (all, alls) = vector(&machine, 6, &[batch, 1, 1, total]);
+            let (all, alls) = vector(&context, 6, &[batch, 1, 1, total]);
             for (index, (modulated, add)) in
                 [(false, false), (true, false), (false, true), (true, true)].into_iter().enumerate()
             {
                 let activation = FUNCTIONS[(index + 1) % FUNCTIONS.len()];
-                let told = |all: &Tensor| modulated.then(|| Told { all: all.clone(), start: 3 });
+                let per_sample =
+                    |all: &Tensor| modulated.then(|| PerSample { all: all.clone(), start: 3 });
                 let normed = Normed {
                     x: &x,
                     more: (others > 0).then_some(&more),
@@ -631,21 +632,26 @@ fn gradients_of_norms_are_those_of_plain_loops() -> Result<()> {
                     bias: &bias,
                     groups,
                     eps: 1e-5,
-                    modulation: told(&all),
+                    modulation: per_sample(&all),
                     function: activation,
                 };
                 let to = |like: &Tensor| {
-                    if add { like.copy() } else { Ok(blank(&machine, like.dims())) }
+                    if add { like.copy() } else { Ok(blank(&context, like.dims())) }
                 };
                 let (of_x, of_more) = (to(&x)?, to(&more)?);
-                let shares = Tensor::full(f32::NAN, batch * 2 * channels, &machine.device)?;
+                let shares = Tensor::full(f32::NAN, batch * 2 * channels, &context.device)?;
                 let into_more = (others > 0).then_some((&of_more, add));
-                machine.norm_gradient(&normed, &of_y, (&of_x, add), into_more, &shares)?;
-                let of_all = Tensor::zeros((batch, 1, 1, total), DType::F32, &machine.device)?;
-                let of = [0, 1].map(|_| Tensor::full(f32::NAN, channels, &machine.device));
+                context.norm_gradient(&normed, &of_y, (&of_x, add), into_more, &shares)?;
+                let of_all = Tensor::zeros((batch, 1, 1, total), DType::F32, &context.device)?;
+                let of = [0, 1].map(|_| Tensor::full(f32::NAN, channels, &context.device));
                 let [of_weight, of_bias] = of;
                 let (of_weight, of_bias) = (of_weight?, of_bias?);
-                machine.norm_shares(&normed, &shares, told(&of_all), [&of_weight, &of_bias])?;
+                context.norm_shares(
+                    &normed,
+                    &shares,
+                    per_sample(&of_all),
+                    [&of_weight, &of_bias],
+                )?;
 
                 let (mut expected_x, mut expected_more) = (vec![0.0; xs.len()], mores.clone());
                 let (mut expected_weight, mut expected_bias) =
@@ -726,7 +732,7 @@ fn gradients_of_norms_are_those_of_plain_loops() -> Result<()> {
                         }
                     }
                 }
-                let what = format!("{:?} {batch} {own} {others} {groups} {index}", machine.dtype);
+                let what = format!("{:?} {batch} {own} {others} {groups} {index}", context.dtype);
                 let limit = 4.0 * limit + 1e-5;
                 close_to(&what, &of_x, &expected_x, limit, 1e-3);
                 if others > 0 {
@@ -744,12 +750,12 @@ fn gradients_of_norms_are_those_of_plain_loops() -> Result<()> {
 #[test]
 #[ignore = "needs a GPU, or one in software"]
 fn gradients_of_what_goes_value_by_value_are_those_of_plain_loops() -> Result<()> {
-    for (machine, limit) in machines() {
+    for (context, limit) in contexts() {
         for (batch, [height, width], channels) in
             [(1, [2, 2], 1), (2, [6, 4], 8), (3, [2, 10], 7), (2, [16, 16], 48)]
         {
-            let what = format!("{:?} {batch} {height} {width} {channels}", machine.dtype);
-            let (there, theres) = random(&machine, 1, &[batch, height, width, channels]);
+            let what = format!("{:?} {batch} {height} {width} {channels}", context.dtype);
+            let (there, theres) = random(&context, 1, &[batch, height, width, channels]);
             let place = |sample: usize, row: usize, column: usize, wide: usize, tall: usize| {
                 ((sample * tall + row) * wide + column) * channels
             };
@@ -759,13 +765,13 @@ fn gradients_of_what_goes_value_by_value_are_those_of_plain_loops() -> Result<()
             };
             for add in [false, true] {
                 let before = |i: usize| if add { theres[i] } else { 0.0 };
-                let to = || if add { there.copy() } else { Ok(blank(&machine, there.dims())) };
+                let to = || if add { there.copy() } else { Ok(blank(&context, there.dims())) };
                 for (times, [tall, wide]) in
                     [(1, [height + 1, width + 1]), (2, [2 * height, 2 * width])]
                 {
-                    let (of_y, of_ys) = random(&machine, 2, &[batch, tall, wide, channels]);
+                    let (of_y, of_ys) = random(&context, 2, &[batch, tall, wide, channels]);
                     let of_x = to()?;
-                    machine.enlarge_gradient(&of_y, times, (&of_x, add))?;
+                    context.enlarge_gradient(&of_y, times, (&of_x, add))?;
                     let expected = |i: usize| {
                         let (sample, row, column, channel) = visit(i);
                         let copies = (0..times).flat_map(|i| (0..times).map(move |j| (i, j)));
@@ -778,9 +784,9 @@ fn gradients_of_what_goes_value_by_value_are_those_of_plain_loops() -> Result<()
                     let expected: Vec<f64> = (0..theres.len()).map(expected).collect();
                     close(&what, &of_x, &expected, 2.0 * limit);
                 }
-                let (of_y, of_ys) = random(&machine, 3, &[batch, height / 2, width / 2, channels]);
+                let (of_y, of_ys) = random(&context, 3, &[batch, height / 2, width / 2, channels]);
                 let of_x = to()?;
-                machine.halve_gradient(&of_y, (&of_x, add))?;
+                context.halve_gradient(&of_y, (&of_x, add))?;
                 let expected = |i: usize| {
                     let (sample, row, column, channel) = visit(i);
                     let half = place(sample, row / 2, column / 2, width / 2, height / 2);
@@ -790,10 +796,10 @@ fn gradients_of_what_goes_value_by_value_are_those_of_plain_loops() -> Result<()
                 close(&what, &of_x, &expected, 2.0 * limit);
             }
             let apart = channels + 5;
-            let sums = Tensor::zeros(batch * apart, DType::F32, &machine.device)?;
-            machine.sums(&there, &sums, [2, apart])?;
-            let totals = Tensor::full(f32::NAN, channels, &machine.device)?;
-            machine.totals(&sums, [2, apart], batch, &totals)?;
+            let sums = Tensor::zeros(batch * apart, DType::F32, &context.device)?;
+            context.sums(&there, &sums, [2, apart])?;
+            let totals = Tensor::full(f32::NAN, channels, &context.device)?;
+            context.totals(&sums, [2, apart], batch, &totals)?;
             let (mut expected, mut together) = (vec![0.0; batch * apart], vec![0.0; channels]);
             for (i, x) in theres.iter().enumerate() {
                 let (sample, .., channel) = visit(i);
@@ -802,11 +808,11 @@ fn gradients_of_what_goes_value_by_value_are_those_of_plain_loops() -> Result<()
             }
             close(&what, &sums, &expected, 1e-5);
             close(&what, &totals, &together, 1e-5);
-            assert!(machine.sums(&there, &sums, [6, apart]).is_err());
+            assert!(context.sums(&there, &sums, [6, apart]).is_err());
         }
-        let (filter, filters) = random(&machine, 4, &[5, 3, 3, 7]);
-        let back = Tensor::full(f32::NAN, (5, 7, 3, 3), &machine.device)?;
-        machine.weights_back(&filter, &back)?;
+        let (filter, filters) = random(&context, 4, &[5, 3, 3, 7]);
+        let back = Tensor::full(f32::NAN, (5, 7, 3, 3), &context.device)?;
+        context.weights_back(&filter, &back)?;
         let expected = (0..filters.len()).map(|i| {
             let (tap, input, output) = (i % 9, i / 9 % 7, i / 63);
             filters[(output * 9 + tap) * 7 + input]

@@ -19,7 +19,7 @@ const MOST_ROWS: usize = 64;
 ///
 /// A network that cannot be written down, because it reads numbers back on the way, is asked every time; the
 /// log says why.
-pub(crate) struct Captured {
+pub(crate) struct CudaGraphs {
     network: Box<dyn Denoiser>,
     device: CudaDevice,
     /// By rows; nothing where it could not be written down.
@@ -41,7 +41,7 @@ struct Graph(CudaGraph);
 // around the evaluations sees to that.
 unsafe impl Send for Graph {}
 
-impl Captured {
+impl CudaGraphs {
     /// Around a network without gradients on a GPU, whose weights do not change and whose tensors are used on
     /// that device's one stream.
     pub(crate) fn new(network: Box<dyn Denoiser>, device: &CudaDevice) -> Self {
@@ -97,7 +97,7 @@ fn copied(tensor: &Tensor) -> Result<Tensor> {
     Ok(there)
 }
 
-impl Denoiser for Captured {
+impl Denoiser for CudaGraphs {
     fn pin(&mut self) {
         self.network.pin();
     }

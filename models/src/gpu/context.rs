@@ -7,7 +7,7 @@ use super::product::{Extent, Matrices, Order, multiply};
 
 /// A GPU, and the type of the maps on it.
 #[derive(Clone)]
-pub(crate) struct Machine {
+pub(crate) struct Context {
     pub(crate) dtype: DType,
     pub(crate) device: Device,
     pub(crate) cuda: CudaDevice,
@@ -15,7 +15,7 @@ pub(crate) struct Machine {
     pub(super) generation: i32,
 }
 
-impl Machine {
+impl Context {
     /// # Errors
     /// A device that is no GPU.
     pub(crate) fn new(device: &Device, dtype: DType) -> Result<Self> {
