@@ -98,7 +98,7 @@ FEW = {
 }
 FEW_TRAINING = {"batch": 32, "rho": 0.02, "sample-every": 0}
 FEW_LENGTH = {
-    "few-4": {"steps": 8_000, "learning-rate": "1e-3"},
+    "few-4": {"steps": 6_000, "learning-rate": "1e-3"},
     "few-2": {"steps": 4_000, "learning-rate": "1e-3"},
     "few-1": {"steps": 4_000, "learning-rate": "1e-3"},
 }
@@ -111,6 +111,15 @@ SAMPLED = {
     **{f"student-dpm++-{steps}": (STUDENT, "dpm++", steps) for steps in (1, 2, 4, 10)},
     **{f"student-ddim-{steps}": (STUDENT, "ddim", steps) for steps in (4, 20)},
 }
+# What `speed` times: model and steps.
+TIMED = {
+    "teacher, 50 steps": (TEACHER, 50),
+    "teacher, 20 steps": (TEACHER, 20),
+    "student, 20 steps": (STUDENT, 20),
+    "student of 4 steps": (f"{STUDENT}-4", 4),
+    "student of 4 steps, in 1": (f"{STUDENT}-4", 1),
+}
+ROUNDS = 9
 # The teacher's own images: as its card says, of other seeds than any row's.
 TEACHERS_OWN = {"steps": 50, "scheduler": "ddim", "seed": 1_000_000}
 
@@ -190,7 +199,9 @@ def run_few(row, options):
     if row in FEW:
         model, sampler, steps = options.work / name, "ddim", FEW[row][0]
         command = few(row, options, model)
-        subprocess.run([options.understudy, *map(str, command)], env=environment, check=True)
+        # One that is finished is not trained again.
+        if not (model / "model_index.json").exists():
+            subprocess.run([options.understudy, *map(str, command)], env=environment, check=True)
         result["commands"].append(shown(command, options))
     else:
         model, sampler, steps = SAMPLED[row]
@@ -282,30 +293,31 @@ def write(name, result):
 
 
 def speed(options):
-    """Images per second through the server, by images in a request: teacher and student in turns."""
+    """Images per second through the server, by images in a request: each of TIMED in turns."""
     command = [options.understudy, "serve", "--port=0", f"--models={ROOT / 'models/zoo'}", f"--threads={options.threads}"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RUST_LOG": "warn"})
     try:
         url = next(found.group() for line in server.stdout if (found := re.search(r"http://[0-9.:]+", line)))
         while not ready(url):
             time.sleep(0.1)
-        result = {"machine": {"processor": processor(), "threads": options.threads}, "steps": SAMPLING_STEPS, "rounds": 9}
+        result = {"machine": {"processor": processor(), "threads": options.threads}, "rounds": ROUNDS}
         for count in (1, 8, 16):
-            rates = {TEACHER: [], STUDENT: []}
-            for _ in range(9):
-                for model, seconds in rates.items():
-                    # About as long for every count.
+            rates = {name: [] for name in TIMED}
+            for _ in range(ROUNDS):
+                for name, (model, steps) in TIMED.items():
+                    # About as long for every count and every model.
+                    requests = max(1, 1600 // steps // count)
                     began = time.monotonic()
-                    for _ in range(64 // count):
-                        generate(url, model, count)
-                    seconds.append(64 // count * count / (time.monotonic() - began))
-            ratios = [student / teacher for teacher, student in zip(*rates.values())]
-            result[f"{count} images a request"] = {
-                "teacher_images_per_second": round(statistics.median(rates[TEACHER]), 1),
-                "student_images_per_second": round(statistics.median(rates[STUDENT]), 1),
-                "median_of_ratios": round(statistics.median(ratios), 3),
-                "ratios": [round(ratio, 3) for ratio in ratios],
-            }
+                    for _ in range(requests):
+                        generate(url, model, count, steps)
+                    rates[name].append(requests * count / (time.monotonic() - began))
+            of_all = {}
+            for name, each in rates.items():
+                of_all[name] = {"images_per_second": round(statistics.median(each), 1)}
+                for teacher in ("teacher, 20 steps", "teacher, 50 steps"):
+                    ratios = [rate / base for rate, base in zip(each, rates[teacher])]
+                    of_all[name][f"times {teacher}"] = round(statistics.median(ratios), 2)
+            result[f"{count} images a request"] = of_all
         write("speed", result)
     finally:
         server.terminate()
@@ -319,8 +331,8 @@ def ready(url):
         return False
 
 
-def generate(url, model, count):
-    body = {"model": model, "n": count, "seed": 0, "num_inference_steps": SAMPLING_STEPS, "scheduler": "ddim"}
+def generate(url, model, count, steps):
+    body = {"model": model, "n": count, "seed": 0, "num_inference_steps": steps, "scheduler": "ddim"}
     request = urllib.request.Request(
         url + "/v1/images/generations", json.dumps(body).encode(), {"content-type": "application/json"}
     )
