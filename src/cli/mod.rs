@@ -22,6 +22,7 @@ mod openapi;
 mod preset;
 mod profile;
 mod progress;
+mod prompting;
 mod report;
 mod sample;
 mod serve;
