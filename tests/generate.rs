@@ -23,6 +23,7 @@ fn batches_hold_the_images_the_server_makes() {
     let sampling = Sampling {
         trajectory: Arc::clone(&trajectory),
         classes: Classes::FromSeed(10),
+        captions: None,
         first_seed: 7,
         batch: 2,
     };

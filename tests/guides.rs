@@ -239,6 +239,11 @@ fn the_guide_to_distillation() {
 }
 
 #[test]
+fn the_guide_to_distilling_text_to_image() {
+    run("docs/distilling-text-to-image.md", |_| ());
+}
+
+#[test]
 fn the_guide_to_evaluation() {
     run("docs/evaluation.md", |home| {
         copy("fashion-mnist-student", &home.join("my-models/student"));

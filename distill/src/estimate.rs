@@ -3,9 +3,9 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use understudy_models::{Conditioning, Denoiser, Result, memory, rollout};
+use understudy_models::{Conditioning, Denoiser, Geometry, Result, memory, rollout};
 
-use crate::training_batch::TrainingBatch;
+use crate::training_batch::{TextConditions, TrainingBatch};
 
 /// What is left of a run.
 #[derive(Debug, Clone)]
@@ -52,15 +52,29 @@ pub fn timed_evaluation(network: &dyn Denoiser, rows: usize) -> Result<(Training
         }
         _ => None,
     };
-    let mut batch = TrainingBatch { answer: x.clone(), x, timesteps: vec![0; rows], labels, seeds };
-    let (times, condition) = (batch.times(device)?, batch.condition(device)?);
-    let input = batch.x.to_dtype(network.dtype())?;
+    let text = blank(geometry, rows, device)?;
+    let timesteps = vec![0; rows];
+    let mut batch = TrainingBatch { answer: x.clone(), x, timesteps, labels, text, seeds };
     let began = Instant::now();
-    let answer = network.forward(&input, &times, condition.as_ref())?;
+    let answer = batch.ask(network)?;
     wait(&answer)?;
     let seconds = began.elapsed().as_secs_f64();
     batch.answer = answer.to_dtype(DType::F32)?;
     Ok((batch, seconds))
+}
+
+/// Prompts and scales of zeros, for a network that takes some.
+///
+/// # Errors
+/// Whatever the device says.
+pub(crate) fn blank(
+    geometry: &Geometry,
+    rows: usize,
+    device: &Device,
+) -> Result<Option<TextConditions>> {
+    let Some(prompt) = geometry.prompt else { return Ok(None) };
+    let prompts = Tensor::zeros((rows, prompt.tokens, prompt.width), DType::F32, device)?;
+    Ok(Some(TextConditions { prompts, guidance: geometry.guidance.then(|| vec![0.0; rows]) }))
 }
 
 /// Waits for an answer: other devices than the CPU are done only when it is asked for.

@@ -2,12 +2,14 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use understudy_models::{
-    Conditioning, Denoiser, Image, noise,
+    Conditioning, Conditions, Denoiser, Image, noise,
     rollout::{self, FiniteCheck, Row},
     sampler::{self, Trajectory},
 };
+
+use crate::guidance::guided;
 
 /// Which class each sample is of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +58,17 @@ impl Classes {
     }
 }
 
+/// What a text-to-image network is told. Sample `i` is drawn after caption `i mod n`.
+#[derive(Debug, Clone)]
+pub struct Captions {
+    /// The states of the captions, f32 `[n, tokens, width]`.
+    pub prompts: Tensor,
+    /// Those of the empty prompt, f32 `[1, tokens, width]`.
+    pub empty: Tensor,
+    /// How far samples are guided; 1 is not at all.
+    pub scale: f64,
+}
+
 /// What is to be sampled. Sample `i` has the seed `first_seed + i`, and is the same to the bit on the
 /// CPU as the server's for that seed, class and trajectory, whatever the batch.
 #[derive(Debug, Clone)]
@@ -64,6 +77,8 @@ pub struct Sampling {
     pub trajectory: Trajectory,
     /// Classes.
     pub classes: Classes,
+    /// Prompts, of a text-to-image network.
+    pub captions: Option<Captions>,
     /// The seed of sample 0; seeds stay below 2⁵³ and wrap there.
     pub first_seed: u64,
     /// Samples per network evaluation, at least 1.
@@ -114,6 +129,8 @@ impl Sampling {
         let geometry = network.geometry();
         let rows = range.len();
         let seeds: Vec<u64> = range.clone().map(|index| self.seed(index)).collect();
+        let told = self.captions.as_ref().map(|it| Told::new(it, range.clone(), network));
+        let told = told.transpose()?;
         let labels: Option<Vec<u32>> =
             range.zip(&seeds).map(|(index, &seed)| self.classes.label(index, seed)).collect();
         let condition = match &labels {
@@ -124,8 +141,11 @@ impl Sampling {
         let mut memory = sampler::empty_memory(&x)?;
         for (position, evaluation) in self.trajectory.iter().enumerate() {
             let timesteps = Tensor::full(evaluation.timestep as f32, rows, network.device())?;
-            let answer =
-                network.forward(&x.to_dtype(network.dtype())?, &timesteps, condition.as_ref())?;
+            let input = x.to_dtype(network.dtype())?;
+            let answer = match &told {
+                None => network.forward(&input, &timesteps, condition.as_ref())?,
+                Some(told) => told.answer(network, &input, &timesteps, condition.as_ref())?,
+            };
             let row = |&seed: &u64| Row { seed, position, step: evaluation.step };
             let rows: Vec<Row> = seeds.iter().map(row).collect();
             let next = rollout::advance(geometry, &x, &memory, &answer, &rows)?;
@@ -135,5 +155,61 @@ impl Sampling {
             bail!("the sample with seed {} came out as NaN or infinity", seeds[row])
         }
         Ok(Batch { x, seeds, labels })
+    }
+}
+
+/// What the samples of a batch are told, for all their steps.
+struct Told {
+    /// Of each row; of a guided network that takes no scale those of the empty prompt follow.
+    prompts: Tensor,
+    scale: f64,
+    /// Whether evaluations have two rows a sample.
+    twice: bool,
+}
+
+impl Told {
+    fn new(captions: &Captions, range: Range<usize>, network: &dyn Denoiser) -> Result<Self> {
+        let (all, rows) = (captions.prompts.dim(0)?, range.len());
+        let places: Vec<u32> = range.map(|index| (index % all) as u32).collect();
+        let places = Tensor::new(places, captions.prompts.device())?;
+        let mut prompts = captions.prompts.index_select(&places, 0)?;
+        let twice = captions.scale != 1.0 && !network.geometry().guidance;
+        if twice {
+            prompts = Tensor::cat(&[&prompts, &captions.empty.repeat((rows, 1, 1))?], 0)?;
+        }
+        let prompts = prompts.to_device(network.device())?;
+        Ok(Self { prompts, scale: captions.scale, twice })
+    }
+
+    /// The guided answer.
+    fn answer(
+        &self,
+        network: &dyn Denoiser,
+        x: &Tensor,
+        timesteps: &Tensor,
+        condition: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let rows = x.dim(0)?;
+        let double = |tensor: &Tensor| match self.twice {
+            true => Tensor::cat(&[tensor, tensor], 0),
+            false => Ok(tensor.clone()),
+        };
+        let (x, timesteps) = (double(x)?, double(timesteps)?);
+        let condition = condition.map(double).transpose()?;
+        let guidance = match network.geometry().guidance {
+            true => Some(Tensor::full((self.scale - 1.0) as f32, rows, network.device())?),
+            false => None,
+        };
+        let conditions = Conditions {
+            condition: condition.as_ref(),
+            prompt: Some(&self.prompts),
+            guidance: guidance.as_ref(),
+        };
+        let answer = network.evaluate(&x, &timesteps, conditions)?.to_dtype(DType::F32)?;
+        if !self.twice {
+            return Ok(answer);
+        }
+        let (with, without) = (answer.narrow(0, 0, rows)?, answer.narrow(0, rows, rows)?);
+        guided(&with, &without, &vec![self.scale; rows])
     }
 }

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use understudy_models::checkpoint::is_finite;
 use understudy_models::{Conditioning, Error, Result, noise};
 
+use crate::estimate::blank;
 use crate::student::Student;
 use crate::training_batch::TrainingBatch;
 
@@ -79,12 +80,18 @@ pub(crate) fn check_answers(
     noise::normal(step, 0, &mut x);
     let shape = (times.len(), geometry.in_channels, geometry.height, geometry.width);
     let x = Tensor::from_vec(x, shape, &Device::Cpu)?;
-    let timesteps = Tensor::new(times.map(|t| t as f32).as_slice(), &Device::Cpu)?;
-    let condition = match geometry.conditioning {
-        Conditioning::Classes(_) => Some(Tensor::zeros(times.len(), DType::U32, &Device::Cpu)?),
-        _ => None,
+    let batch = TrainingBatch {
+        answer: x.clone(),
+        x,
+        timesteps: times.to_vec(),
+        labels: match geometry.conditioning {
+            Conditioning::Classes(_) => Some(vec![0; times.len()]),
+            _ => None,
+        },
+        text: blank(geometry, times.len(), &Device::Cpu)?,
+        seeds: vec![step; times.len()],
     };
-    let answers = network.forward(&x, &timesteps, condition.as_ref())?;
+    let answers = batch.ask(network.as_ref())?;
     for (row, t) in times.iter().enumerate() {
         if !is_finite(&answers.get(row)?)? {
             let found = format!("not finite at timestep {t} after step {step}");

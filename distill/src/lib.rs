@@ -4,12 +4,14 @@
 //! Architecture*, CVPR 2025). The crate knows nothing of HTTP, of the server's engine or of the command
 //! line: it stands beside the server on `understudy-models`.
 
+pub mod blocks;
 pub mod checkpoint;
 pub mod data;
 pub mod estimate;
 pub mod evaluate;
 pub mod generate;
 pub mod generated;
+pub mod guidance;
 mod guard;
 mod identity;
 pub mod noised;
@@ -19,6 +21,8 @@ pub mod optimizer;
 pub mod parameters;
 pub mod picture;
 pub mod pool;
+pub mod prompting;
+pub mod prompts;
 pub mod prune;
 mod publish;
 mod random;

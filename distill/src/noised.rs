@@ -142,6 +142,7 @@ impl BatchSource for Noised {
             x: Tensor::from_vec(x, geometry, &Device::Cpu)?,
             timesteps,
             labels,
+            text: None,
             answer: Tensor::from_vec(answer, geometry, &Device::Cpu)?,
             seeds,
         })

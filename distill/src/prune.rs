@@ -20,7 +20,8 @@ use crate::training_batch::BatchSource;
 /// Directions that are tried, each on samples of its own.
 const PROBES: u64 = 24;
 
-/// Weights for `student` out of `teacher`'s, chosen by what matters on the samples of `training batches`.
+/// Weights for `student` out of `teacher`'s, chosen by what matters on the samples of `training batches`. What a student
+/// does with a guidance scale that its teacher does not take begins as nothing.
 ///
 /// # Errors
 /// [`Error::Value`] for a student of another topology, or wider than its teacher anywhere.
@@ -33,7 +34,10 @@ pub fn weights(
     let refuse = |problem: String| Err(Error::value("init", "pruned", problem));
     let alike = "give the student the teacher's blocks and layers, only narrower (such as --student \
                  0.5x), or begin from random weights";
-    let (Some(from), Some(to)) = (teacher.config.channels(), student.channels()) else {
+    // The input for a guidance scale is the student's own.
+    let plain = student.with_guidance(teacher.geometry().guidance);
+    let plain = plain.as_ref().unwrap_or(student);
+    let (Some(from), Some(to)) = (teacher.config.channels(), plain.channels()) else {
         let [theirs, ours] = [&teacher.config, student].map(NetworkConfig::class_name);
         return refuse(format!(
             "no channels can be left out from a {theirs} to a {ours}; begin from random weights \
@@ -72,7 +76,14 @@ pub fn weights(
         }
         Ok((name, narrow))
     };
-    weights.into_iter().map(narrow).collect()
+    let mut narrowed: BTreeMap<String, Tensor> =
+        weights.into_iter().map(narrow).collect::<Result<_>>()?;
+    for (name, shape) in student.weight_shapes() {
+        if !narrowed.contains_key(&name) {
+            narrowed.insert(name, Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+        }
+    }
+    Ok(narrowed)
 }
 
 /// `E ⟨r, J_c·w_c⟩²` of every channel of every set, up to a factor.
@@ -90,9 +101,7 @@ fn importance(
     while batches.prepare()?.is_some() {}
     for probe in 0..PROBES {
         let training_batch = batches.training_batch(probe)?.to_device(network.device())?;
-        let times = training_batch.times(network.device())?;
-        let condition = training_batch.condition(network.device())?;
-        let answer = network.forward(&training_batch.x, &times, condition.as_ref())?;
+        let answer = training_batch.ask(network.as_ref())?;
         let mut direction = vec![0.0; answer.elem_count()];
         noise::normal(seed, probe, &mut direction);
         let direction = Tensor::from_vec(direction, answer.dims(), answer.device())?;

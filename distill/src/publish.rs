@@ -15,6 +15,9 @@ use crate::student::Student;
 /// By which a model folder is known.
 const INDEX: &str = "model_index.json";
 
+/// What there may be around a network.
+const AROUND: [&str; 4] = ["text_encoder", "tokenizer", "vae", "vqvae"];
+
 /// Whether `out` holds the model of that many steps.
 pub(crate) fn is_published(out: &Path, steps: u64) -> bool {
     let model = ModelFolder::open(out);
@@ -34,10 +37,15 @@ pub(crate) fn publish(
 ) -> Result<()> {
     let (out, draft) = (run.out(), run.path().join("model"));
     remove(&draft)?;
-    ModelFolder::write(Draft::new(&draft)?, &student.config, weights, &student.schedule, card)?;
+    let around = student.around.as_deref().map(ModelFolder::open).transpose()?;
+    let (config, schedule) = (&student.config, &student.schedule);
+    let new = Draft::new(&draft)?;
+    ModelFolder::write_around(new, config, weights, schedule, card, around.as_ref())?;
     remove(&out.join(INDEX))?;
     sync_folder(out)?;
-    for name in [student.config.component(), "scheduler", "understudy.json", "README.md"] {
+    let own = [student.config.component(), "scheduler", "understudy.json", "README.md"];
+    let around = AROUND.into_iter().filter(|name| draft.join(name).exists());
+    for name in own.into_iter().chain(around) {
         replace(&draft.join(name), &out.join(name))?;
     }
     sync_folder(out)?;

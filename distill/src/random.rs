@@ -21,6 +21,10 @@ pub(crate) enum Purpose {
     Noise,
     /// In which order the samples of a round of segments are shown.
     Row,
+    /// Which prompt a trajectory of the teacher is after.
+    Prompt,
+    /// How far that trajectory is guided.
+    Guidance,
 }
 
 /// A uniform 64-bit number: draw `minor` (below 2²⁰) of round `major` (below 2³⁶).

@@ -1,13 +1,14 @@
 //! The network that learns: where it comes from, and whether it fits its teacher.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use understudy_models::checkpoint::{ModelFolder, read};
 use understudy_models::schedule::{Class, PredictionType, ScheduleConfig, TimestepSpacing};
 use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result};
 
+use crate::blocks;
 use crate::prune;
 use crate::teacher::{self, Teacher};
 use crate::training_batch::BatchSource;
@@ -24,6 +25,8 @@ pub struct Student {
     pub initialisation: String,
     /// SHA-256 of the weights of the folder that it goes on from.
     pub source: Option<String>,
+    /// The folder whose text encoder, tokenizer and autoencoder are its own, too: its teacher's, where there are some.
+    pub around: Option<PathBuf>,
 }
 
 /// An architecture, with weights where it came with some.
@@ -67,6 +70,7 @@ impl Student {
         seed: u64,
     ) -> Result<Self> {
         let Candidate { config, trained } = candidate;
+        let config = for_prompts_of(teacher, config)?;
         check(teacher, &config)?;
         let mut schedule = teacher.schedule.clone();
         let own = trained.as_ref().map(|folder| folder.schedule.prediction_type());
@@ -101,7 +105,8 @@ impl Student {
             }
             None => (config.initial_weights(seed)?, "random".into(), None),
         };
-        Ok(Self { config, schedule, weights, initialisation, source })
+        let around = (!teacher.makes_pixels()).then(|| teacher.folder().to_owned());
+        Ok(Self { config, schedule, weights, initialisation, source, around })
     }
 
     /// The same student, to be sampled in few steps of DDIM: at the last timesteps of equal parts (`trailing`), the last
@@ -140,6 +145,26 @@ impl Student {
         Ok(self)
     }
 
+    /// Begins with the blocks that it has in common with its teacher instead ([`blocks::weights`]).
+    ///
+    /// # Errors
+    /// As [`blocks::weights`]; [`Error::Value`] for a student that comes with weights.
+    pub fn of_blocks(mut self, teacher: &Teacher) -> Result<Self> {
+        self.check_random("blocks")?;
+        self.weights = blocks::weights(teacher, &self.config)?;
+        self.initialisation = "the teacher's blocks".into();
+        Ok(self)
+    }
+
+    /// Refuses to begin otherwise with a student that comes with weights.
+    fn check_random(&self, init: &str) -> Result<()> {
+        if self.initialisation == "random" {
+            return Ok(());
+        }
+        let remedy = "the student's folder has weights; give its config.json, or leave out --init";
+        Err(Error::value("init", init, remedy))
+    }
+
     /// Begins with the teacher's most important channels instead ([`prune::weights`]), as they matter on
     /// the samples of `training batches`. They serve a student that predicts something else as well: only what its
     /// last layer does with them is another thing.
@@ -152,11 +177,7 @@ impl Student {
         batches: &mut dyn BatchSource,
         seed: u64,
     ) -> Result<Self> {
-        if self.initialisation != "random" {
-            let remedy =
-                "the student's folder has weights; give its config.json, or leave out --init";
-            return Err(Error::value("init", "pruned", remedy));
-        }
+        self.check_random("pruned")?;
         self.weights = prune::weights(teacher, &self.config, batches, seed)?;
         self.initialisation = "the teacher's most important channels".into();
         Ok(self)
@@ -171,7 +192,7 @@ impl Student {
         refuse_dropout(&config)?;
         let weights = config.initial_weights(seed)?;
         let initialisation = "random".into();
-        Ok(Self { config, schedule, weights, initialisation, source: None })
+        Ok(Self { config, schedule, weights, initialisation, source: None, around: None })
     }
 
     /// A trained network that goes on learning, on its own schedule.
@@ -193,7 +214,7 @@ impl Student {
         let weights = config.fit(folder.tensors()?)?;
         let source = Some(teacher::hash(&config, &weights)?);
         let (schedule, weights) = (folder.schedule, weights.into_iter().collect());
-        Ok(Self { config, schedule, weights, initialisation, source })
+        Ok(Self { config, schedule, weights, initialisation, source, around: None })
     }
 
     /// The same student with its weights on a device, where it will learn.
@@ -210,6 +231,16 @@ impl Student {
     /// Its number of weights.
     pub fn parameters(&self) -> usize {
         self.weights.values().map(Tensor::elem_count).sum()
+    }
+}
+
+/// The network for prompts as long as the teacher's, of which a `config.json` says nothing.
+fn for_prompts_of(teacher: &Teacher, config: NetworkConfig) -> Result<NetworkConfig> {
+    let Some(prompt) = teacher.geometry().prompt else { return Ok(config) };
+    let geometry = config.geometry();
+    match config.at([geometry.height, geometry.width], prompt.tokens) {
+        Some(resized) => resized,
+        None => Ok(config),
     }
 }
 
@@ -237,6 +268,17 @@ pub fn check(teacher: &Teacher, student: &NetworkConfig) -> Result<()> {
         true => format!("{} (it learns its variance)", geometry.out_channels),
         false => format!("{} (its variance is fixed)", geometry.out_channels),
     };
+    let width = |geometry: &Geometry| match geometry.prompt {
+        Some(prompt) => prompt.width.to_string(),
+        None => "none (it sees no prompt)".into(),
+    };
+    if theirs.prompt != ours.prompt {
+        return refuse("cross_attention_dim", width(&ours), width(&theirs));
+    }
+    let [own, other] = [&teacher.config, student].map(NetworkConfig::class_name);
+    if !teacher.makes_pixels() && own != other {
+        return refuse("_class_name", other.into(), format!("{own}, in a pipeline that takes no other"));
+    }
     if theirs.out_channels != ours.out_channels {
         return refuse("out_channels", variance(&ours), variance(&theirs));
     }

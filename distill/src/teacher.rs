@@ -1,7 +1,7 @@
 //! The network that is learned from.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use sha2::{Digest, Sha256};
@@ -22,8 +22,8 @@ pub struct Teacher {
     pub schedule: ScheduleConfig,
     /// Its model card.
     pub card: Card,
-    /// Where it was read from.
-    folder: PathBuf,
+    /// What it was read from.
+    model: ModelFolder,
     /// SHA-256 of its architecture and weights, in hexadecimal.
     pub hash: String,
     network: Box<dyn Denoiser>,
@@ -33,21 +33,30 @@ impl Teacher {
     /// Reads a model folder onto a device, to be evaluated in `dtype`; `name` is what the student's card will call it.
     ///
     /// # Errors
-    /// As [`ModelFolder::open_pixels`] and [`ModelFolder::load`], and whatever the device says.
+    /// As [`ModelFolder::open_for_images`] and [`ModelFolder::load`], and whatever the device says.
     pub fn open(folder: &Path, name: String, dtype: DType, device: &Device) -> Result<Self> {
-        let path = folder.to_owned();
-        let folder = ModelFolder::open_pixels(folder)?;
-        let config = folder.network.clone();
-        let weights = config.fit(folder.tensors()?)?;
+        let model = ModelFolder::open_for_images(folder)?;
+        let config = model.network.clone();
+        let weights = config.fit(model.tensors()?)?;
         let hash = hash(&config, &weights)?;
         let network = config.load(weights, dtype, device)?;
-        let (schedule, card) = (folder.schedule, folder.card);
-        Ok(Self { name, config, schedule, card, folder: path, hash, network })
+        let (schedule, card) = (model.schedule.clone(), model.card.clone());
+        Ok(Self { name, config, schedule, card, model, hash, network })
     }
 
     /// Where it was read from.
     pub fn folder(&self) -> &Path {
-        &self.folder
+        &self.model.path
+    }
+
+    /// The folder's description: what there is around the network.
+    pub fn model(&self) -> &ModelFolder {
+        &self.model
+    }
+
+    /// Whether its samples are images as they are: it has no autoencoder and reads no text.
+    pub fn makes_pixels(&self) -> bool {
+        self.model.autoencoder.is_none() && self.model.text_encoder.is_none()
     }
 
     /// The shapes.
@@ -70,7 +79,7 @@ impl Teacher {
     /// # Errors
     /// As [`Teacher::open`].
     pub fn weights(&self) -> Result<BTreeMap<String, Tensor>> {
-        let weights = self.config.fit(ModelFolder::open(&self.folder)?.tensors()?)?;
+        let weights = self.config.fit(self.model.tensors()?)?;
         let single = |(name, weight): (String, Tensor)| Ok((name, weight.to_dtype(DType::F32)?));
         weights.into_iter().map(single).collect()
     }

@@ -17,7 +17,7 @@ use crate::parameters::{Average, Parameters};
 use crate::publish::{is_published, publish};
 pub use crate::task::{Settings, Task};
 use crate::training_batch::TrainingBatch;
-use crate::watch::{Event, Journal, Record, Watch, grid};
+use crate::watch::{Event, GRID_CAPTIONS, Journal, Record, Watch, grid};
 
 /// Between checkpoints while the first training batch is prepared.
 const PREPARING: Duration = Duration::from_secs(60);
@@ -120,7 +120,8 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
         if settings.sample_every > 0 && step.is_multiple_of(settings.sample_every) {
             let picture = task.run.path().join(format!("samples-{step:07}.png"));
             let weights = state.average.tensors(&state.parameters)?;
-            grid(&task.student, weights, &task.card, &device, &picture)?;
+            let captions = task.source.captions(GRID_CAPTIONS)?;
+            grid(&task.student, weights, &task.card, captions, &device, &picture)?;
         }
         let stops = watch.stops() && step < settings.steps;
         if step.is_multiple_of(settings.checkpoint_every) || step == settings.steps || stops {
@@ -197,10 +198,7 @@ fn learn(
     let mut sum: Option<Learned> = None;
     for index in 0..parts {
         let training_batch = training_batch.part(index, parts)?;
-        let times = training_batch.times(student.device())?;
-        let condition = training_batch.condition(student.device())?;
-        let x = training_batch.x.to_dtype(student.dtype())?;
-        let answer = student.forward(&x, &times, condition.as_ref())?.to_dtype(DType::F32)?;
+        let answer = training_batch.ask(student)?.to_dtype(DType::F32)?;
         let losses = objective.losses(&training_batch, &answer)?;
         let mut gradients = (&losses.total * (1.0 / parts as f64))?.backward()?;
         let gradients = Gradients::take(&state.parameters, &mut gradients)?;

@@ -2,8 +2,10 @@
 
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Map, Value};
+use understudy_models::{Conditions, Denoiser};
 
 use crate::checkpoint::Snapshot;
+use crate::generate::Captions;
 
 /// Noisy samples, each at its own time, and the answers that are to be learned.
 #[derive(Debug, Clone)]
@@ -14,10 +16,21 @@ pub struct TrainingBatch {
     pub timesteps: Vec<usize>,
     /// The class of each row, for class-conditional networks.
     pub labels: Option<Vec<u32>>,
+    /// What text-to-image networks are told.
+    pub text: Option<TextConditions>,
     /// The teacher's raw answer, `[B, C, H, W]`, or `[B, 2C, H, W]` with the variance half second.
     pub answer: Tensor,
     /// The seed each row came from, for messages.
     pub seeds: Vec<u64>,
+}
+
+/// What text-to-image networks are told beside the noisy sample and its time.
+#[derive(Debug, Clone)]
+pub struct TextConditions {
+    /// The states of each row's prompt, f32 `[B, tokens, width]`.
+    pub prompts: Tensor,
+    /// How far each row is guided, for networks that take a scale: the scale less one.
+    pub guidance: Option<Vec<f32>>,
 }
 
 impl TrainingBatch {
@@ -37,13 +50,35 @@ impl TrainingBatch {
         self.labels.as_ref().map(|labels| Tensor::new(&labels[..], device)).transpose()
     }
 
+    /// A network's raw answer, in its own type; the batch is on its device.
+    ///
+    /// # Errors
+    /// Conditions that the network does not take; whatever the device says.
+    pub fn ask(&self, network: &dyn Denoiser) -> Result<Tensor> {
+        let device = network.device();
+        let (times, condition) = (self.times(device)?, self.condition(device)?);
+        let text = self.text.as_ref();
+        let guidance = text.and_then(|text| text.guidance.as_ref());
+        let guidance = guidance.map(|scales| Tensor::new(&scales[..], device)).transpose()?;
+        let conditions = Conditions {
+            condition: condition.as_ref(),
+            prompt: text.map(|text| &text.prompts),
+            guidance: guidance.as_ref(),
+        };
+        network.evaluate(&self.x.to_dtype(network.dtype())?, &times, conditions)
+    }
+
     /// The same training batch on a device.
     ///
     /// # Errors
     /// Whatever the device says.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         let (x, answer) = (self.x.to_device(device)?, self.answer.to_device(device)?);
-        Ok(Self { x, answer, ..self.clone() })
+        let mut text = self.text.clone();
+        if let Some(text) = &mut text {
+            text.prompts = text.prompts.to_device(device)?;
+        }
+        Ok(Self { x, answer, text, ..self.clone() })
     }
 
     /// Part `index` of `parts` of equal size.
@@ -53,7 +88,12 @@ impl TrainingBatch {
     pub fn part(&self, index: usize, parts: usize) -> Result<Self> {
         let rows = self.rows() / parts;
         let range = index * rows..(index + 1) * rows;
+        let of_text = |text: &TextConditions| -> Result<TextConditions> {
+            let guidance = text.guidance.as_ref().map(|scales| scales[range.clone()].to_vec());
+            Ok(TextConditions { prompts: text.prompts.narrow(0, range.start, rows)?, guidance })
+        };
         Ok(Self {
+            text: self.text.as_ref().map(of_text).transpose()?,
             x: self.x.narrow(0, range.start, rows)?,
             timesteps: self.timesteps[range.clone()].to_vec(),
             labels: self.labels.as_ref().map(|labels| labels[range.clone()].to_vec()),
@@ -105,6 +145,15 @@ pub trait BatchSource {
     /// # Errors
     /// What the teacher's evaluation says; a teacher's answer that is not finite, with its seed.
     fn training_batch(&mut self, step: u64) -> understudy_models::Result<TrainingBatch>;
+
+    /// What samples that are looked at are told, once everything is prepared: `count` captions at most; nothing of a source
+    /// without text.
+    ///
+    /// # Errors
+    /// As [`BatchSource::training_batch`].
+    fn captions(&self, _count: usize) -> understudy_models::Result<Option<Captions>> {
+        Ok(None)
+    }
 
     /// Network evaluations of the teacher so far, counted in rows.
     fn teacher_evaluations(&self) -> u64;

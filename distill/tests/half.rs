@@ -21,6 +21,7 @@ fn images_after_fifty_steps_in_half_precision_are_those_of_single() {
         let sampling = Sampling {
             trajectory: sampler::trajectory(&loaded.schedule, Kind::Ddim, 50, 0.0, false).unwrap(),
             classes: Classes::all(conditioning, loaded.card.null_class).unwrap(),
+            captions: None,
             first_seed: 0,
             batch: 2,
         };

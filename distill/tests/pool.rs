@@ -56,6 +56,7 @@ fn finished_samples_are_those_of_their_seeds() {
                 trajectory: sampler::trajectory(&teacher.schedule, Kind::Ddpm, 20, 0.0, learned)
                     .unwrap(),
                 classes: Classes::FromSeed(3),
+                captions: None,
                 first_seed: seed,
                 batch: 1,
             };

@@ -50,3 +50,4 @@ pub use error::{Error, Result};
 pub use fixed_batch::FixedBatch;
 pub use image::Image;
 pub use network::NetworkConfig;
+pub use unet::FewerBlocks;

@@ -13,7 +13,7 @@ use crate::compiled::{Network, Sizes};
 use crate::dit::DiTConfig;
 use crate::graph::Graph;
 use crate::initial::{self, Distribution};
-use crate::unet::{UNet2DConditionConfig, UNet2DConfig};
+use crate::unet::{FewerBlocks, UNet2DConditionConfig, UNet2DConfig};
 use crate::weight::{Weight, here};
 use crate::{Denoiser, Error, Geometry, Result, weights};
 
@@ -44,6 +44,21 @@ pub(crate) trait Architecture {
 
     /// See [`NetworkConfig::scaled`].
     fn scaled(&self, factor: f64) -> Option<NetworkConfig>;
+
+    /// See [`NetworkConfig::fewer_blocks`].
+    fn fewer_blocks(&self, _how: FewerBlocks) -> Option<Result<NetworkConfig>> {
+        None
+    }
+
+    /// See [`NetworkConfig::larger_name`].
+    fn larger_name(&self, _student: &NetworkConfig, _name: &str) -> Option<String> {
+        None
+    }
+
+    /// See [`NetworkConfig::with_guidance`].
+    fn with_guidance(&self, _takes: bool) -> Option<NetworkConfig> {
+        None
+    }
 
     /// How `name` is drawn where that is not what its shape says.
     fn unusual(&self, name: &str) -> Option<Distribution>;
@@ -217,6 +232,29 @@ impl NetworkConfig {
         let scaled = self.architecture().scaled(factor);
         let layers = |network: &Self| network.channels().map(|channels| channels.weights);
         scaled.filter(|scaled| scaled != self && layers(scaled) == layers(self))
+    }
+
+    /// The same network without some of its blocks; nothing where no such network is known.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the field that does not fit.
+    pub fn fewer_blocks(&self, how: FewerBlocks) -> Option<Result<Self>> {
+        self.architecture().fewer_blocks(how)
+    }
+
+    /// Where the weight `name` of a network that has fewer blocks stands in this one, whose weights it may begin with;
+    /// nothing for networks whose blocks are not each other's.
+    pub fn larger_name(&self, student: &Self, name: &str) -> Option<String> {
+        self.architecture().larger_name(student, name)
+    }
+
+    /// The same network with or without an input for a guidance scale (`time_cond_proj_dim`, 256 wide as those of latent
+    /// consistency models are); nothing where no such network is known.
+    pub fn with_guidance(&self, takes: bool) -> Option<Self> {
+        match self.geometry().guidance == takes {
+            true => Some(self.clone()),
+            false => self.architecture().with_guidance(takes),
+        }
     }
 
     /// Builds the network from its weights, in `dtype` on `device`. Where a weight is a

@@ -178,7 +178,8 @@ fn side(model: &Pipeline, args: &MeasureArgs) -> Result<Sampling, String> {
         .map_err(|error| format!("--steps, --scheduler: {error}"))?;
     let classes = Classes::all(geometry.conditioning, model.card.null_class)
         .map_err(|error| error.to_string())?;
-    Ok(Sampling { trajectory, classes, first_seed: args.seed, batch: args.batch as usize })
+    let (first_seed, batch) = (args.seed, args.batch as usize);
+    Ok(Sampling { trajectory, classes, captions: None, first_seed, batch })
 }
 
 /// As many images as `seconds` are enough for: the teacher makes them twice, once to compare with.

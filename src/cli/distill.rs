@@ -22,7 +22,7 @@ use understudy_distill::{
     walk::Walks,
 };
 use understudy_models::{
-    Conditioning, NetworkConfig,
+    Conditioning, FewerBlocks, NetworkConfig,
     checkpoint::{
         card::{Card, Defaults, Role},
         hub, write_atomically,
@@ -39,6 +39,7 @@ use super::{
     measure::MeasureArgs,
     preset::DistillDefaults,
     progress::TrainingProgress,
+    prompting::{self, Asking},
     report,
     training::TrainingIdentity,
 };
@@ -76,6 +77,10 @@ struct Asked<'a> {
     init: Init,
     walk_steps: usize,
     batch: usize,
+    /// What a text-to-image teacher is asked.
+    asking: Option<Asking>,
+    /// Samples of a batch.
+    samples: usize,
 }
 
 impl<'a> Asked<'a> {
@@ -85,6 +90,13 @@ impl<'a> Asked<'a> {
         let defaults = defaults(args);
         let evaluations = args.evaluations.map(NonZeroUsize::get);
         let method = method(args)?;
+        prompting::check_latent(args, teacher, method)?;
+        let asking = Asking::new(args, teacher)?;
+        let batch = args.training.batch(&defaults.training) as usize;
+        let samples = asking.as_ref().map_or(Ok(batch), |asking| asking.samples(batch))?;
+        if let Some(asking) = &asking {
+            asking.check(teacher)?;
+        }
         let walk_steps = match evaluations {
             Some(evaluations) => {
                 let steps = few_steps::walk_steps(args, teacher, evaluations);
@@ -103,7 +115,9 @@ impl<'a> Asked<'a> {
                 .map_err(|error| error.to_string())?;
         }
         let student = match (&args.student, evaluations) {
-            (Some(student), _) if share(student).is_none() && !student.exists() => {
+            (Some(student), _)
+                if share(student).is_none() && blocks(student).is_none() && !student.exists() =>
+            {
                 let named = student.to_str().and_then(|name| args.models.folders().find(name));
                 named.unwrap_or_else(|| student.clone())
             }
@@ -114,6 +128,7 @@ impl<'a> Asked<'a> {
         let share = share(&student);
         let default_init = match share {
             Some(_) if defaults.pruned => Init::Pruned,
+            None if blocks(&student).is_some() => Init::Blocks,
             _ => Init::Random,
         };
         Ok(Self {
@@ -125,7 +140,9 @@ impl<'a> Asked<'a> {
             share,
             init: args.init.unwrap_or(default_init),
             walk_steps,
-            batch: args.training.batch(&defaults.training) as usize,
+            batch,
+            asking,
+            samples,
             defaults,
         })
     }
@@ -156,6 +173,14 @@ impl<'a> Asked<'a> {
 
     fn rho(&self) -> f64 {
         self.args.rho.unwrap_or(self.defaults.rho)
+    }
+
+    /// The network, with an input for a guidance scale where the student is to have one.
+    fn of_guidance(&self, config: NetworkConfig) -> NetworkConfig {
+        match &self.asking {
+            Some(asking) => asking.student(config),
+            None => config,
+        }
     }
 
     /// A student of this architecture, with the weights that came with it or random ones.
@@ -257,14 +282,16 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     let task = Task { run, identity, source, objective, student, settings, card };
     let mut progress =
         TrainingProgress::new("Filling the sample pool", args.training.dry_run, interrupt);
-    if !args.no_report {
+    // Latent and text-to-image models are not evaluated yet.
+    let reports = !args.no_report && teacher.makes_pixels();
+    if reports {
         progress = progress.before_report(report_seconds);
     }
     let outcome = train::train(task, &mut progress).map_err(shown)?;
     super::write_command(&args.out)?;
     match outcome {
         Outcome::Stopped { step } => progress.stopped(step, &args.out),
-        Outcome::Finished => finished(args, &teacher, weights, &progress),
+        Outcome::Finished => finished(args, &teacher, weights, reports, &progress),
     }
 }
 
@@ -273,6 +300,7 @@ fn finished(
     args: &DistillArgs,
     teacher: &Teacher,
     weights: usize,
+    reports: bool,
     progress: &TrainingProgress,
 ) -> Result<(), String> {
     let mut lines = vec![format!(
@@ -281,7 +309,7 @@ fn finished(
         super::grouped(weights),
         progress.took()
     )];
-    if !args.no_report {
+    if reports {
         let seconds = report_seconds(progress.seconds());
         let measure = MeasureArgs::default();
         let report =
@@ -305,9 +333,23 @@ fn report_seconds(run: f64) -> f64 {
 /// The student that `--student` names.
 fn given(asked: &Asked<'_>) -> Result<Student, String> {
     let path = &asked.student;
-    Candidate::open(path)
-        .and_then(|candidate| asked.student(candidate))
-        .map_err(|error| format!("--student {}: {error}", path.display()))
+    let explain = |problem: String| format!("--student {}: {problem}", path.display());
+    let candidate = match blocks(path).map(|how| asked.teacher.config.fewer_blocks(how)) {
+        Some(Some(config)) => config.map(|config| Candidate {
+            config: asked.of_guidance(config),
+            trained: None,
+        }),
+        Some(None) => {
+            let problem = "leaves out blocks of a text-to-image teacher of Stable Diffusion's shape; take 0.5x";
+            return Err(explain(problem.into()));
+        }
+        None => Candidate::open(path),
+    };
+    let candidate = candidate.map_err(|error| explain(error.to_string()))?;
+    if let Some(asking) = &asked.asking {
+        asking.check_student(&candidate.config)?;
+    }
+    asked.student(candidate).map_err(|error| explain(error.to_string()))
 }
 
 /// The student before its first training batch.
@@ -316,6 +358,10 @@ fn begun(asked: &Asked<'_>, student: Student, run: &RunDir) -> Result<Student, S
     // A resumed run has its weights in the checkpoint.
     if asked.init == Init::Random || run.checkpoint().exists() {
         return Ok(student);
+    }
+    let shown = |error: understudy_models::Error| error.to_string();
+    if asked.init == Init::Blocks {
+        return student.of_blocks(teacher).map_err(shown);
     }
     // Samples of the teacher's walk, at times of their own; as the training batches will be, but other ones.
     eprintln!("Finding the teacher's most important channels.");
@@ -328,17 +374,22 @@ fn begun(asked: &Asked<'_>, student: Student, run: &RunDir) -> Result<Student, S
         file: None,
         finished: None,
     };
-    let shown = |error: understudy_models::Error| error.to_string();
     let steps =
         asked.walk_steps.min(Walks::nearest_steps(teacher.schedule.train_timesteps(), PROBE_STEPS));
     let learned = teacher.learned_variance();
     let walks = Walks::new(&teacher.schedule, Kind::Ddpm, steps, learned).map_err(shown)?;
-    let mut pool = Pool::new(teacher, walks, settings).map_err(shown)?;
+    let prompting = asked.asking.as_ref().map(|asking| asking.of_probe(teacher)).transpose()?;
+    let mut pool = Pool::new(teacher, walks, settings).map_err(shown)?.prompted(prompting);
     student.pruned(teacher, &mut pool, seed).map_err(shown)
 }
 
 /// Steps of the walk on which importance is measured: every timestep is visited whatever their number.
 const PROBE_STEPS: usize = 50;
+
+/// `base`, `small` or `tiny`.
+fn blocks(student: &Path) -> Option<FewerBlocks> {
+    FewerBlocks::ALL.into_iter().find(|how| student.to_str() == Some(how.name()))
+}
 
 /// `0.5x` as a number.
 fn share(student: &Path) -> Option<f64> {
@@ -356,10 +407,11 @@ fn shrunk(asked: &Asked<'_>, run: &RunDir) -> Result<Student, String> {
     eprintln!("Measuring narrower networks.");
     let shrunk = shrink::shrink(asked.teacher, asked.share.unwrap_or_default()).map_err(shown)?;
     eprintln!("Found one that takes {:.2} of the teacher's time per evaluation.", shrunk.share);
+    let config = asked.of_guidance(shrunk.config);
     if !asked.args.training.dry_run {
-        write_config(&found, &shrunk.config)?;
+        write_config(&found, &config)?;
     }
-    asked.student(Candidate { config: shrunk.config, trained: None }).map_err(shown)
+    asked.student(Candidate { config, trained: None }).map_err(shown)
 }
 
 fn write_config(path: &Path, config: &NetworkConfig) -> Result<(), String> {
@@ -387,7 +439,7 @@ fn dkdm<'a>(asked: &Asked<'a>, student: &Student, run: &RunDir) -> Result<Source
             Schedule::Shuffled => Order::Shuffled,
             Schedule::Dynamic => Order::Dynamic { rho: asked.rho() },
         },
-        batch: asked.batch,
+        batch: asked.samples,
         seed: args.training.seed,
         run: run.id().to_owned(),
         earlier: (run.checkpoint().exists())
@@ -395,7 +447,9 @@ fn dkdm<'a>(asked: &Asked<'a>, student: &Student, run: &RunDir) -> Result<Source
         file: args.pool_file.clone(),
         finished: args.keep_samples.clone(),
     };
-    let source = Box::new(Pool::new(teacher, walks, settings).map_err(shown)?);
+    let prompting = asked.asking.as_ref().map(|asking| asking.of_run(teacher, run)).transpose()?;
+    let pool = Pool::new(teacher, walks, settings).map_err(shown)?;
+    let source = Box::new(pool.prompted(prompting));
     let objective = in_eps(asked, teacher.schedule.prediction_type(), student, learned)?;
     Ok(Source { source, objective, role: Role::Student })
 }
@@ -448,6 +502,7 @@ fn data_free_baseline<'a>(
             _ => Classes::None,
         },
         // Runs of different seeds are to see different images.
+        captions: None,
         first_seed: seed.wrapping_mul(1 << 32),
         batch: 64,
     };
@@ -477,7 +532,7 @@ fn open_teacher(
 /// What a student's card takes over from its teacher's.
 fn card(asked: &Asked<'_>) -> Card {
     let teacher = asked.teacher;
-    let defaults = match asked.evaluations {
+    let mut defaults = match asked.evaluations {
         None => teacher.card.defaults.clone(),
         Some(evaluations) => Defaults {
             num_inference_steps: Some(evaluations),
@@ -485,7 +540,14 @@ fn card(asked: &Asked<'_>) -> Card {
             ..teacher.card.defaults.clone()
         },
     };
+    let range = asked.asking.as_ref().and_then(Asking::range);
+    if let Some([least, most]) = range {
+        let scale = defaults.guidance_scale.unwrap_or(1.0).clamp(least, most);
+        defaults.guidance_scale = Some(scale);
+    }
     Card {
+        guidance_range: range,
+        example_prompts: teacher.card.example_prompts.clone(),
         teacher: Some(teacher.name.clone()),
         class_names: teacher.card.class_names.clone(),
         null_class: teacher.card.null_class,

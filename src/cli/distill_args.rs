@@ -20,9 +20,15 @@ pub(super) struct DistillArgs {
     /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).
     #[arg(long, value_name = "MODEL")]
     pub(super) teacher: String,
+    /// What a text-to-image teacher is asked to draw: a file with one prompt a line, or a template such as "{red|blue}
+    /// {apple|house}, flat style", which stands for every combination of its lists. May be given several times. The empty
+    /// prompt is always among them.
+    #[arg(long, value_name = "FILE-OR-TEMPLATE")]
+    pub(super) prompts: Vec<String>,
     /// The student: a target cost such as 0.5x, half the teacher's time per evaluation, for which channel widths are
-    /// found by measuring; a config.json of its architecture (configs/ has some); or a model to go on from [default:
-    /// 0.5x; with --evaluations a student of the teacher among --models].
+    /// found by measuring; of Stable Diffusion's shape base, small or tiny, which leave out blocks as BK-SDM does; a
+    /// config.json of its architecture (configs/ has some); or a model to go on from [default: 0.5x; with --evaluations a
+    /// student of the teacher among --models].
     #[arg(long, value_name = "MODEL-OR-CONFIG")]
     pub(super) student: Option<PathBuf>,
     /// Make a student that needs so many evaluations an image, such as 4. Go on from it for 2, and from that for 1.
@@ -36,8 +42,9 @@ pub(super) struct DistillArgs {
     pub(super) preset: Preset,
     #[command(flatten)]
     pub(super) models: ModelsArg,
-    /// Weights that a student without any begins with: random ones, or its teacher's most important channels (pruned;
-    /// for students of the teacher's shape, only narrower) [default: pruned where --student is a target cost].
+    /// Weights that a student without any begins with: random ones, its teacher's most important channels (pruned; for
+    /// students of the teacher's shape, only narrower), or those of its teacher's blocks that it has (blocks) [default:
+    /// pruned where --student is a target cost, blocks where it is base, small or tiny].
     #[arg(long, value_enum, help_heading = "Method")]
     pub(super) init: Option<Init>,
     /// What the student predicts [default: v_prediction; in preset paper what its teacher does].
@@ -76,6 +83,15 @@ pub(super) struct DistillArgs {
         help_heading = "Method"
     )]
     pub(super) walk_sampler: Option<Kind>,
+    /// What the student of a text-to-image teacher learns of guidance: to be guided as its teacher is (keep), or the
+    /// guided answer for any scale in a range (distil 1..8): it takes the scale as an input, and an image needs half the
+    /// evaluations [default: keep].
+    #[arg(long, num_args = 1..=2, value_names = ["keep|distil", "LEAST..MOST"], help_heading = "Method")]
+    pub(super) guidance: Vec<String>,
+    /// Classifier-free guidance of the teacher's walks, where the student keeps it; 1 is none [default: the teacher's
+    /// card's, else 1].
+    #[arg(long, value_name = "SCALE", help_heading = "Method")]
+    pub(super) guidance_scale: Option<f64>,
     /// Keep the pool in this memory-mapped file instead of in memory.
     #[arg(long, value_name = "FILE", help_heading = "Method")]
     pub(super) pool_file: Option<PathBuf>,
@@ -104,6 +120,7 @@ pub(super) enum Method {
 pub(super) enum Init {
     Random,
     Pruned,
+    Blocks,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

@@ -195,6 +195,7 @@ impl Source {
         let sampling = Sampling {
             trajectory,
             classes,
+            captions: None,
             first_seed: args.measure.seed,
             batch: args.measure.batch as usize,
         };

@@ -23,6 +23,7 @@ mod port;
 mod preset;
 mod profile;
 mod progress;
+mod prompting;
 mod report;
 mod sample;
 mod serve;

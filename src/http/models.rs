@@ -142,6 +142,7 @@ fn card(model: &Model) -> ModelCard {
             scheduler: model.default_scheduler().to_string(),
             guidance_scale: model.default_guidance(),
         },
+        guidance_range: card.guidance_range,
         evaluations: card.evaluations.clone(),
         num_train_timesteps: model.schedule.train_timesteps(),
         size: size(model),

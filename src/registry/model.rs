@@ -259,19 +259,47 @@ impl Model {
     /// two rows, one and what is guided away from.
     ///
     /// # Errors
-    /// [`Error::Value`] naming `prompt` or `negative_prompt`, and telling how many tokens it has where that is too many.
+    /// [`Error::Value`] naming `prompt` or `negative_prompt`, and telling how many tokens it has where that is too many; those
+    /// of a scale that the network has not learned, or of a negative prompt that it does not take.
     pub fn prompts(
         &self,
         prompt: &str,
         negative_prompt: &str,
         guidance_scale: f64,
     ) -> understudy_models::Result<Vec<Tokens>> {
+        self.check_guidance(negative_prompt, guidance_scale)?;
         let Some(text) = &self.text else { return Ok(Vec::new()) };
         let mut prompts = vec![text.tokens("prompt", prompt)?];
         if guidance_scale != 1.0 && !self.geometry.guidance {
             prompts.push(text.tokens("negative_prompt", negative_prompt)?);
         }
         Ok(prompts)
+    }
+
+    /// What a request must leave alone of guidance, for a network that takes the scale as an input: scales that it has not
+    /// learned, and what to be guided away from.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming `guidance_scale` or `negative_prompt`.
+    fn check_guidance(
+        &self,
+        negative_prompt: &str,
+        guidance_scale: f64,
+    ) -> understudy_models::Result<()> {
+        if let Some([least, most]) = self.card.guidance_range
+            && !(least..=most).contains(&guidance_scale)
+        {
+            let remedy = format!("{} has learned scales from {least} to {most}", self.id);
+            return Err(Error::value("guidance_scale", guidance_scale, remedy));
+        }
+        if self.geometry.guidance && !negative_prompt.is_empty() {
+            let remedy = format!(
+                "{} takes the guidance scale as an input and is guided away from nothing; leave it out",
+                self.id
+            );
+            return Err(Error::value("negative_prompt", format!("{negative_prompt:.60?}"), remedy));
+        }
+        Ok(())
     }
 
     /// Whether guidance has something to be guided away from.

@@ -76,6 +76,7 @@ mod tests {
             x: answer.clone(),
             timesteps: vec![3, 7],
             labels: None,
+            text: None,
             answer,
             seeds: vec![0, 1],
         };

@@ -4,7 +4,7 @@ use understudy_models::rollout::Row;
 use understudy_models::{Error, Image, Result};
 
 use super::step::{Walked, step};
-use super::{Pool, Slot};
+use super::{Pool, Slot, guided};
 use crate::picture;
 use crate::training_batch::TrainingBatch;
 
@@ -12,7 +12,7 @@ impl Pool<'_> {
     /// One evaluation of the teacher for `slots`, none of which is at its end: every sample advances.
     pub(super) fn advance(&mut self, slots: &[usize]) -> Result<TrainingBatch> {
         let walked = self.walk(slots)?;
-        self.evaluations += slots.len() as u64;
+        self.evaluations += (slots.len() * self.rows_each()) as u64;
         self.rows.scatter(slots, &walked.next.flatten_from(1)?)?;
         for &slot in slots {
             self.slots[slot].position += 1;
@@ -37,7 +37,10 @@ impl Pool<'_> {
             timesteps.push(at.timestep as usize);
         }
         let x = self.rows.gather(slots, device)?.reshape(shape)?;
-        step(self.teacher, x, timesteps, &moves)
+        match &self.prompting {
+            None => step(self.teacher, x, timesteps, &moves),
+            Some(prompting) => guided::step(self.teacher, prompting, x, timesteps, &moves),
+        }
     }
 
     /// Counts the samples that reached their end, and keeps them where that is wanted. Their names follow

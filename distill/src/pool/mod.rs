@@ -7,9 +7,11 @@
 //! ```
 //!
 //! A slot's trajectory is that of a request with its seed, its class and the walk's sampler: noise is
-//! keyed by (seed, step) as everywhere, so nothing depends on which slots share an evaluation.
+//! keyed by (seed, step) as everywhere, so nothing depends on which slots share an evaluation. Of a text-to-image teacher
+//! it is that of a guided request; its prompt and its scale follow from its seed, as a class does.
 
 mod advance;
+mod guided;
 mod rows;
 pub mod segments;
 mod step;
@@ -22,6 +24,9 @@ use understudy_models::{Error, Result, memory, noise};
 
 use crate::checkpoint::Snapshot;
 use crate::estimate::timed_evaluation;
+use crate::generate::Captions;
+use crate::guidance::Guidance;
+use crate::prompting::Prompting;
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
 use crate::training_batch::{BatchSource, Cost, TrainingBatch};
@@ -59,7 +64,7 @@ impl Order {
 pub struct Settings {
     /// The order of the training batches.
     pub order: Order,
-    /// Rows of a training batch.
+    /// Samples of a training batch: its rows, or half of them where guidance is kept.
     pub batch: usize,
     /// The run's seed.
     pub seed: u64,
@@ -81,6 +86,8 @@ pub struct Pool<'a> {
     teacher: &'a Teacher,
     walks: Walks,
     settings: Settings,
+    /// What a text-to-image teacher is told.
+    prompting: Option<Prompting>,
     rows: Rows,
     /// Values of each.
     length: usize,
@@ -146,6 +153,7 @@ impl<'a> Pool<'a> {
             teacher,
             walks,
             settings,
+            prompting: None,
             rows,
             length,
             slots: vec![Slot { seed: 0, offset: 0, position: 0 }; count],
@@ -155,6 +163,17 @@ impl<'a> Pool<'a> {
             filling: 0,
             active: Vec::new(),
         })
+    }
+
+    /// The same pool of a text-to-image teacher, whose samples are walked after prompts.
+    #[must_use]
+    pub fn prompted(self, prompting: Option<Prompting>) -> Self {
+        Self { prompting, ..self }
+    }
+
+    /// Rows of the teacher's evaluation for each sample.
+    fn rows_each(&self) -> usize {
+        1 + usize::from(self.prompting.is_some())
     }
 
     /// Number of samples.
@@ -227,25 +246,33 @@ const FILL_ROWS: usize = 64;
 impl BatchSource for Pool<'_> {
     fn identity(&self) -> Map<String, Value> {
         let place = if matches!(self.rows, Rows::Mapped(_)) { "file" } else { "memory" };
-        [
+        let own = [
             ("teacher_sha256".into(), self.teacher.hash.clone().into()),
             ("teacher_noise_schedule".into(), self.teacher.schedule.to_json()),
             ("pool".into(), place.into()),
-        ]
-        .into_iter()
-        .collect()
+        ];
+        own.into_iter().chain(self.prompting.iter().flat_map(Prompting::identity)).collect()
     }
 
     fn cost(&mut self) -> Result<Cost> {
         let network = self.teacher.network();
-        let fill_rows = FILL_ROWS.max(self.settings.batch).min(self.len());
+        let each = self.rows_each();
+        let fill_rows = each * FILL_ROWS.max(self.settings.batch).min(self.len());
         // The first evaluation of a size is slower than those after it.
         timed_evaluation(network, fill_rows)?;
         let (_, fill_seconds) = timed_evaluation(network, fill_rows)?;
-        timed_evaluation(network, self.settings.batch)?;
-        let (sample, batch_seconds) = timed_evaluation(network, self.settings.batch)?;
+        timed_evaluation(network, each * self.settings.batch)?;
+        let (mut sample, batch_seconds) = timed_evaluation(network, each * self.settings.batch)?;
+        if let Some(Guidance::Distil { .. }) = self.prompting.as_ref().map(Prompting::guidance) {
+            sample = sample.part(0, each)?;
+            let rows = sample.rows();
+            sample.text.iter_mut().for_each(|text| text.guidance = Some(vec![0.0; rows]));
+        }
         let left = |slot: usize| self.target(slot).saturating_sub(self.slots[slot].position);
-        let prepare_rows = (self.filling..self.len()).map(|slot| u64::from(left(slot))).sum();
+        let steps: u64 = (self.filling..self.len()).map(|slot| u64::from(left(slot))).sum();
+        let prepare_rows = each as u64 * steps;
+        let encoding = self.prompting.as_ref().map_or(Ok(0.0), Prompting::seconds)?;
+        let table = self.prompting.as_ref().map_or(0, Prompting::bytes);
         let values = (self.len() * self.length * size_of::<f32>()) as u64;
         let (in_memory, in_file) = match &self.rows {
             Rows::Memory(_) => (values, 0),
@@ -253,17 +280,20 @@ impl BatchSource for Pool<'_> {
         };
         Ok(Cost {
             prepare_rows,
-            prepare_seconds: prepare_rows as f64 * fill_seconds / fill_rows as f64,
+            prepare_seconds: encoding + prepare_rows as f64 * fill_seconds / fill_rows as f64,
             batch_seconds,
             // Zeros take none before they are written to.
             memory_bytes: if self.begun == 0 && network.device().is_cpu() { in_memory } else { 0 },
             checkpoint_bytes: in_memory + (self.len() * size_of::<Slot>()) as u64,
-            disk_bytes: in_file,
+            disk_bytes: in_file + table,
             sample,
         })
     }
 
     fn prepare(&mut self) -> Result<Option<f64>> {
+        if let Some(prompting) = &mut self.prompting {
+            prompting.prepare()?;
+        }
         // Not when the pool is made: a resumed run must find the rows of its checkpoint in the file.
         if self.begun == 0 {
             (0..self.len()).try_for_each(|slot| self.begin(slot))?;
@@ -296,6 +326,11 @@ impl BatchSource for Pool<'_> {
             }
         }
         self.advance(&slots)
+    }
+
+    fn captions(&self, count: usize) -> Result<Option<Captions>> {
+        let device = self.teacher.network().device();
+        self.prompting.as_ref().map(|prompting| prompting.captions(count, device)).transpose()
     }
 
     fn teacher_evaluations(&self) -> u64 {

@@ -357,6 +357,7 @@ impl BatchSource for Segments<'_> {
             answer: apply(&targets, &x, &ends)?,
             timesteps: positions.iter().map(timestep).collect(),
             labels: seeds.iter().map(|&seed| self.teacher.label(seed)).collect(),
+            text: None,
             seeds,
             x,
         })

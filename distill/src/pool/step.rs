@@ -26,16 +26,11 @@ pub(super) fn step(
     moves: &[Row],
 ) -> Result<Walked> {
     let (network, geometry) = (teacher.network(), teacher.geometry());
-    let device = network.device();
     let seeds: Vec<u64> = moves.iter().map(|row| row.seed).collect();
     let labels: Option<Vec<u32>> = seeds.iter().map(|&seed| teacher.label(seed)).collect();
-    let mut training_batch = TrainingBatch { answer: x.clone(), x, timesteps, labels, seeds };
-
-    let times = training_batch.times(device)?;
-    let condition = training_batch.condition(device)?;
-    let input = training_batch.x.to_dtype(network.dtype())?;
-    let answer = network.forward(&input, &times, condition.as_ref())?;
-    training_batch.answer = answer.to_dtype(DType::F32)?;
+    let mut training_batch =
+        TrainingBatch { answer: x.clone(), x, timesteps, labels, text: None, seeds };
+    training_batch.answer = training_batch.ask(network)?.to_dtype(DType::F32)?;
     check_finite(&training_batch)?;
 
     // Neither DDPM nor DDIM remembers anything.
@@ -45,7 +40,11 @@ pub(super) fn step(
     Ok(Walked { training_batch, next: advanced.x })
 }
 
-fn check_finite(training_batch: &TrainingBatch) -> Result<()> {
+/// Refuses an answer that is not made of numbers.
+///
+/// # Errors
+/// [`Error::Value`] naming the seed and the timestep.
+pub(super) fn check_finite(training_batch: &TrainingBatch) -> Result<()> {
     match FiniteCheck::new(&training_batch.answer)?.first_bad()? {
         None => Ok(()),
         Some(row) => Err(Error::value(

@@ -6,7 +6,7 @@ mod tensorboard;
 
 use crate::estimate::Estimate;
 pub use journal::{Journal, Record};
-pub(crate) use samples::grid;
+pub(crate) use samples::{GRID_CAPTIONS, grid};
 pub use samples::sample_grid;
 
 /// What happens in a run.

@@ -4,18 +4,22 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use understudy_models::checkpoint::card::Card;
+use understudy_models::autoencoder::Decoder;
+use understudy_models::checkpoint::{ModelFolder, card::Card};
 use understudy_models::sampler::{self, Kind};
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::{Conditioning, Denoiser, Image, Result};
 
-use crate::generate::{Classes, Sampling};
+use crate::generate::{Captions, Classes, Sampling};
 use crate::picture;
 use crate::student::Student;
 
 /// DDIM steps of a sample, of a model that is not made for fewer.
 const STEPS: usize = 20;
 const ROWS: usize = 2;
+
+/// Most columns of samples after prompts.
+pub(crate) const GRID_CAPTIONS: usize = 8;
 
 /// Two rows of samples, a column per class (at most ten); nothing of a network whose answers are no pictures. With the
 /// same classes every network gets the same noise.
@@ -32,14 +36,7 @@ pub fn sample_grid(
         Conditioning::Classes(classes) => classes.clamp(1, 10),
         _ => 8,
     };
-    let steps = card.evaluations.first().copied().unwrap_or(STEPS).min(schedule.train_timesteps());
-    let learned = geometry.learned_variance();
-    let sampling = Sampling {
-        trajectory: sampler::trajectory(schedule, Kind::Ddim, steps, 0.0, learned)?,
-        classes: Classes::all(geometry.conditioning, card.null_class)?,
-        first_seed: 0,
-        batch: columns,
-    };
+    let sampling = sampling(network, schedule, card, columns)?;
     let mut images = Vec::new();
     for batch in sampling.batches(network, 0..ROWS * columns) {
         images.extend(batch?.images()?);
@@ -48,17 +45,67 @@ pub fn sample_grid(
     Ok(picture::grid(&images, columns).filter(|grid| matches!(grid.channels, 1 | 3)))
 }
 
-/// Writes the samples of a student with these weights to `path`.
+/// How samples that are looked at are made, `columns` together.
+fn sampling(
+    network: &dyn Denoiser,
+    schedule: &ScheduleConfig,
+    card: &Card,
+    columns: usize,
+) -> Result<Sampling> {
+    let geometry = network.geometry();
+    let steps = card.evaluations.first().copied().unwrap_or(STEPS).min(schedule.train_timesteps());
+    let learned = geometry.learned_variance();
+    Ok(Sampling {
+        trajectory: sampler::trajectory(schedule, Kind::Ddim, steps, 0.0, learned)?,
+        classes: Classes::all(geometry.conditioning, card.null_class)?,
+        captions: None,
+        first_seed: 0,
+        batch: columns,
+    })
+}
+
+/// As [`sample_grid`], of latents, which `decoder` makes images of: a column per class, or per caption.
+fn decoded_grid(
+    network: &dyn Denoiser,
+    (schedule, card): (&ScheduleConfig, &Card),
+    captions: Option<Captions>,
+    decoder: &Decoder,
+) -> Result<Option<Image>> {
+    let columns = match (&captions, network.geometry().conditioning) {
+        (Some(captions), _) => captions.prompts.dim(0)?,
+        (None, Conditioning::Classes(classes)) => classes.clamp(1, 10),
+        (None, _) => GRID_CAPTIONS,
+    };
+    let sampling = Sampling { captions, ..sampling(network, schedule, card, columns)? };
+    let mut images = Vec::new();
+    for batch in sampling.batches(network, 0..ROWS * columns) {
+        let pixels = decoder.forward(&batch?.x.to_dtype(decoder.dtype())?)?;
+        images.extend(Image::from_batch(&pixels.to_dtype(DType::F32)?)?);
+    }
+    Ok(picture::grid(&images, columns))
+}
+
+/// Writes the samples of a student with these weights to `path`: after `captions`, where it draws after text.
 pub(crate) fn grid(
     student: &Student,
     weights: HashMap<String, Tensor>,
     card: &Card,
+    captions: Option<Captions>,
     device: &Device,
     path: &Path,
 ) -> Result<()> {
     // Weights without gradients: the network is compiled.
     let network = student.config.load(weights, DType::F32, device)?;
-    match sample_grid(network.as_ref(), &student.schedule, card)? {
+    let network = network.as_ref();
+    let decoder = match &student.around {
+        Some(around) => ModelFolder::open(around)?.decoder(DType::F32, device)?,
+        None => None,
+    };
+    let grid = match &decoder {
+        Some(decoder) => decoded_grid(network, (&student.schedule, card), captions, decoder),
+        None => sample_grid(network, &student.schedule, card),
+    };
+    match grid? {
         Some(grid) => picture::write(path, &grid),
         None => Ok(()),
     }

@@ -62,6 +62,9 @@ pub struct Card {
     pub example_prompts: Vec<String>,
     /// What a request gets when it does not say.
     pub defaults: Defaults,
+    /// The least and the largest guidance scale that a network which takes one has learned, from 1 up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_range: Option<[f64; 2]>,
     /// Numbers of evaluations in which a few-step student makes images, most first; other numbers are served, too.
     /// Empty for models that take any.
     #[serde(skip_serializing_if = "Vec::is_empty")]

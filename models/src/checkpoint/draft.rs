@@ -80,6 +80,23 @@ impl Draft {
         partial::sync(folder).map_err(at(folder))
     }
 
+    /// Puts a file that is there already at `name` inside the folder: as a link to the same bytes where the file system
+    /// can, else as a copy.
+    ///
+    /// # Errors
+    /// [`Error::Io`] naming the file.
+    pub(super) fn link(&self, name: &str, file: &Path) -> Result<()> {
+        // Of a symbolic link the file that it names: the link itself may lead nowhere from elsewhere.
+        let file = fs::canonicalize(file).map_err(at(file))?;
+        let path = self.draft.path.join(name);
+        let folder = partial::folder_of(&path);
+        fs::create_dir_all(folder).map_err(at(folder))?;
+        if fs::hard_link(&file, &path).is_err() {
+            fs::copy(&file, &path).and_then(|_| File::open(&path)?.sync_all()).map_err(at(&path))?;
+        }
+        partial::sync(folder).map_err(at(folder))
+    }
+
     /// Gives the folder its name.
     ///
     /// # Errors

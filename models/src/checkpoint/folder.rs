@@ -23,7 +23,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::json;
 
 use super::{
-    Draft,
+    Draft, around,
     card::{Card, normal_name},
     file::{read_json, read_text, write_atomically},
     parts::{Part, Parts, shown},
@@ -132,7 +132,7 @@ impl ModelFolder {
         Ok(folder)
     }
 
-    /// As [`ModelFolder::open_for_images`], of a network that makes them by itself: what training and evaluation take.
+    /// As [`ModelFolder::open_for_images`], of a network that makes them by itself: what evaluation takes.
     ///
     /// # Errors
     /// Those, and [`Error::Format`] naming the component that a network has around it.
@@ -144,7 +144,7 @@ impl ModelFolder {
             None => Ok(folder),
             Some(part) => Err(Error::Format {
                 path: part.clone(),
-                problem: "latent and text-to-image models are served, and neither distilled nor evaluated yet; use one \
+                problem: "latent and text-to-image models are served and distilled, and not evaluated yet; use one \
                           whose network makes pixels by itself"
                     .into(),
             }),
@@ -234,30 +234,35 @@ impl ModelFolder {
             }
             error => error,
         })?;
-        let geometry = network.geometry();
-        let latent = [geometry.height, geometry.width];
-        let decoder = self.autoencoder.as_ref().map(|part| {
-            let names = || part.config.weight_shapes().into_keys().collect();
-            let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
-            let decoder = part.config.decoder(weights, latent, dtype, device);
-            decoder.map_err(|error| at_part(&part.folder, error))
-        });
-        let reader = self.text_encoder.as_ref().map(|part| self.reader(part, dtype, device));
         Ok(Pipeline {
-            decoder: decoder.transpose()?,
-            reader: reader.transpose()?,
+            decoder: self.decoder(dtype, device)?,
+            reader: self.reader(dtype, device)?,
             network,
             schedule: self.schedule,
             card: self.card,
         })
     }
 
-    fn reader(
-        &self,
-        part: &Part<TextEncoderConfig>,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Reader> {
+    /// What makes images of a latent model's samples.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::load`].
+    pub fn decoder(&self, dtype: DType, device: &Device) -> Result<Option<Decoder>> {
+        let Some(part) = &self.autoencoder else { return Ok(None) };
+        let geometry = self.network.geometry();
+        let names = || part.config.weight_shapes().into_keys().collect();
+        let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
+        let latent = [geometry.height, geometry.width];
+        let decoder = part.config.decoder(weights, latent, dtype, device);
+        decoder.map(Some).map_err(|error| at_part(&part.folder, error))
+    }
+
+    /// What a text-to-image model reads prompts with.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::load`].
+    pub fn reader(&self, dtype: DType, device: &Device) -> Result<Option<Reader>> {
+        let Some(part) = &self.text_encoder else { return Ok(None) };
         let tokenizer = Tokenizer::open(&self.tokenizer)?;
         let (known, most) = (tokenizer.vocabulary(), part.config.vocabulary());
         if known > most {
@@ -274,7 +279,21 @@ impl ModelFolder {
         // A prompt is read once, an image is many evaluations: f32 is fast enough for it on a CPU.
         let dtype = if device.is_cpu() { DType::F32 } else { dtype };
         let encoder = part.config.load(weights, dtype, device);
-        Ok(Reader { tokenizer, encoder: encoder.map_err(|error| at_part(&part.folder, error))? })
+        let encoder = encoder.map_err(|error| at_part(&part.folder, error))?;
+        Ok(Some(Reader { tokenizer, encoder }))
+    }
+
+    /// The files that decide what a prompt comes to: tokenizer, text encoder and its weights. None of a model that reads
+    /// no text.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::weight_files`].
+    pub fn reader_files(&self) -> Result<Vec<PathBuf>> {
+        let Some(part) = &self.text_encoder else { return Ok(Vec::new()) };
+        let mut files = around::tokenizer_files(&self.tokenizer);
+        files.push(part.folder.join("config.json"));
+        files.extend(part.weight_files()?);
+        Ok(files)
     }
 
     /// An error about a field, as one of the network's `config.json`.
@@ -320,6 +339,23 @@ impl ModelFolder {
         schedule: &ScheduleConfig,
         card: &Card,
     ) -> Result<()> {
+        Self::write_around(draft, network, weights, schedule, card, None)
+    }
+
+    /// As [`ModelFolder::write`], with what `around` has around its network: its text encoder, tokenizer and autoencoder,
+    /// as links to the same files where the file system can, else as copies, and the settings of its pipeline.
+    /// Components that have no part in making images (a safety checker) stay behind.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::write`]; [`Error::Value`] for a network of another kind than that of `around`.
+    pub fn write_around(
+        draft: Draft,
+        network: &NetworkConfig,
+        weights: &HashMap<String, Tensor>,
+        schedule: &ScheduleConfig,
+        card: &Card,
+        around: Option<&Self>,
+    ) -> Result<()> {
         Self::check(network, schedule, card)?;
         for (name, weight) in weights {
             if !is_finite(weight)? {
@@ -331,12 +367,17 @@ impl ModelFolder {
         let readme = readme::text(network, schedule, card);
         let schedule = schedule.to_json();
         let component = network.component();
-        let index = json!({
-            "_class_name": network.pipeline(),
-            "scheduler": ["diffusers", schedule["_class_name"]],
-            component: ["diffusers", network.class_name()],
-        });
+        let mut index = match around {
+            Some(around) => around::index(&around.path, &around.network, network)?,
+            None => json!({"_class_name": network.pipeline()}),
+        };
+        index["scheduler"] = json!(["diffusers", schedule["_class_name"]]);
+        index[component] = json!(["diffusers", network.class_name()]);
         draft.write_json("model_index.json", &index)?;
+        let files = around.map(|around| around::files(&around.path)).transpose()?;
+        for (name, file) in files.unwrap_or_default() {
+            draft.link(&name, &file)?;
+        }
         draft.write_json(&format!("{component}/config.json"), &network.to_json())?;
         draft.write_json("scheduler/scheduler_config.json", &schedule)?;
         draft.write_json(CARD, &json!(card))?;
@@ -490,6 +531,26 @@ fn check_card(
             "`evaluations` is {:?}: list numbers from {most} down to 1, each once, such as [4, 2, 1]",
             card.evaluations
         ));
+    }
+    if let Some([least, most]) = card.guidance_range {
+        if !network.geometry().guidance {
+            return refuse(
+                "`guidance_range` is of networks that take a guidance scale (time_cond_proj_dim), which this one does not; \
+                 leave it out"
+                    .into(),
+            );
+        }
+        if !(1.0 <= least && least <= most && most.is_finite()) {
+            return refuse(format!(
+                "`guidance_range` is [{least}, {most}]: write the least and the largest scale, from 1 up"
+            ));
+        }
+        let usual = card.defaults.guidance_scale.unwrap_or(1.0);
+        if !(least..=most).contains(&usual) {
+            return refuse(format!(
+                "`defaults.guidance_scale` is {usual}, and `guidance_range` from {least} to {most}; write one of these"
+            ));
+        }
     }
     if let Some(scale) = card.defaults.guidance_scale
         && !scale.is_finite()

@@ -1,6 +1,7 @@
 //! Model folders on disk: the diffusers layout plus a model card.
 
 pub mod adm;
+mod around;
 pub mod card;
 mod draft;
 mod file;

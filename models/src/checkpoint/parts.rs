@@ -34,10 +34,10 @@ pub(super) struct Parts {
 }
 
 /// Components that judge images, or look at some that are given.
-const IDLE: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
+pub(super) const IDLE: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
 const AUTOENCODERS: [&str; 2] = ["vae", "vqvae"];
 /// Files of a tokenizer; which of them there are differs.
-const TOKENIZER_FILES: [&str; 5] = [
+pub(super) const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer.json",
     "vocab.json",
     "merges.txt",

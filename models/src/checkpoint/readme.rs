@@ -12,11 +12,15 @@ pub(super) const README: &str = "README.md";
 const STEPS: usize = 50;
 
 /// The text: the Hub's YAML, what the model is, and Python that samples it in diffusers. The example writes out the
-/// sampling loop, which every network here fits; diffusers' own pipelines are for unconditional ones.
+/// sampling loop, which every network over pixels fits; diffusers' own pipelines are for unconditional ones, and for those
+/// that draw after text.
 pub(super) fn text(network: &NetworkConfig, schedule: &ScheduleConfig, card: &Card) -> String {
-    let mut text = String::from(
-        "---\nlibrary_name: diffusers\npipeline_tag: unconditional-image-generation\ntags:\n- diffusion\n",
-    );
+    let task = match network.geometry().prompt {
+        Some(_) => "text-to-image",
+        None => "unconditional-image-generation",
+    };
+    let mut text =
+        format!("---\nlibrary_name: diffusers\npipeline_tag: {task}\ntags:\n- diffusion\n");
     if card.role == Role::Student {
         text += "- distillation\n- dkdm\n";
     }
@@ -60,6 +64,20 @@ fn title(card: &Card) -> String {
 
 fn about(network: &NetworkConfig, card: &Card) -> String {
     let geometry = network.geometry();
+    if let Some(prompt) = geometry.prompt {
+        let how = match geometry.guidance {
+            true => " It takes the guidance scale as an input, so that an image needs one row of an evaluation instead of two.",
+            false => "",
+        };
+        return format!(
+            "A {} that draws latents of {}×{} after prompts of up to {} tokens.{}{how}",
+            network.class_name(),
+            geometry.width,
+            geometry.height,
+            prompt.tokens,
+            made(card)
+        );
+    }
     let colour = match geometry.in_channels {
         1 => "gray".into(),
         3 => "RGB".into(),
@@ -70,13 +88,7 @@ fn about(network: &NetworkConfig, card: &Card) -> String {
         Conditioning::Classes(classes) => format!(", of {classes} classes"),
         _ => String::new(),
     };
-    let how = match card.role {
-        Role::Student => {
-            " It was distilled without training data (DKDM, arXiv:2409.03550) by Understudy."
-        }
-        Role::Baseline => " It was trained by Understudy, to compare with.",
-        Role::Teacher => "",
-    };
+    let how = made(card);
     let few = card.evaluations.first().map_or_else(String::new, |steps| {
         let plural = if *steps == 1 { "" } else { "s" };
         format!(" It is made for images in {steps} evaluation{plural} of DDIM; more or fewer are possible.")
@@ -84,8 +96,31 @@ fn about(network: &NetworkConfig, card: &Card) -> String {
     format!("A {} that makes {images}{classes}.{how}{few}", network.class_name())
 }
 
+fn made(card: &Card) -> &'static str {
+    match card.role {
+        Role::Student => {
+            " It was distilled without training data (DKDM, arXiv:2409.03550) by Understudy."
+        }
+        Role::Baseline => " It was trained by Understudy, to compare with.",
+        Role::Teacher => "",
+    }
+}
+
+/// Python that draws images after a prompt, by the pipeline that the folder is.
+fn text_example(card: &Card) -> String {
+    let prompt = card.example_prompts.first().map_or("a red apple", String::as_str);
+    let steps = card.defaults.num_inference_steps.unwrap_or(STEPS);
+    let scale = card.defaults.guidance_scale.unwrap_or(1.0);
+    format!(
+        "from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained(\".\")\nimages = pipeline({prompt:?}, num_inference_steps={steps}, guidance_scale={scale:?}).images\nimages[0].save(\"image.png\")\n"
+    )
+}
+
 fn example(network: &NetworkConfig, schedule: &ScheduleConfig, card: &Card) -> String {
     let geometry = network.geometry();
+    if geometry.prompt.is_some() {
+        return text_example(card);
+    }
     let (class, component) = (network.class_name(), network.component());
     let steps = card.defaults.num_inference_steps.unwrap_or(STEPS).min(schedule.train_timesteps());
     let channels = geometry.in_channels;

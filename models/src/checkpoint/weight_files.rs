@@ -31,6 +31,21 @@ impl Stem {
         format!("{}.safetensors", self.safetensors)
     }
 
+    /// The same of what `torch.save` wrote.
+    pub(super) fn usual_pickle(self) -> String {
+        format!("{}.bin", self.pickle)
+    }
+
+    /// The indices of shards in a folder.
+    pub(super) fn indices(self, folder: &Path) -> Vec<PathBuf> {
+        let whole = [(self.safetensors, "safetensors"), (self.pickle, "bin")]
+            .map(|(stem, suffix)| folder.join(format!("{stem}.{suffix}.index.json")));
+        let variants = self.variants(folder).into_iter().map(|(_, file)| file);
+        let index = |file: &PathBuf| file.extension().is_some_and(|it| it == "json");
+        let there = whole.into_iter().filter(|file| file.exists());
+        there.chain(variants.filter(index)).collect()
+    }
+
     /// Files that hold weights or name those that do, the best first; safetensors alone.
     pub(super) fn candidates(self) -> [String; 4] {
         let stem = self.safetensors;

@@ -9,24 +9,29 @@ use crate::channels::{ChannelSet, Channels, Choice};
 impl Graph {
     /// The channel sets, and which weights have them along which dimension; nothing for a network that has no narrower
     /// twin: one whose time is told by random frequencies, which takes a vector as wide as it is, or whose channels are
-    /// told apart by the sines of a token's place.
+    /// told apart by the sines of a token's place. A prompt's channels are its encoder's, and belong to no set.
     pub(crate) fn channels(&self) -> Option<Channels> {
         let mut sets = Sets::default();
         let mut of: Vec<Vec<usize>> = vec![Vec::new(); self.maps.len()];
         for op in &self.ops {
             match op {
                 Op::Condition { .. }
-                | Op::Prompt { .. }
                 | Op::Embed { .. }
                 | Op::Nearest { .. }
                 | Op::Positions { .. }
-                | Op::Modulate { .. }
-                | Op::Learned { .. }
-                | Op::Geglu { .. }
+                | Op::Modulate { plus_one: true, .. }
                 | Op::Gate { .. }
                 | Op::Sinusoid { wave: Wave::Fourier { .. }, .. } => return None,
-                // Channels of an image belong to no set; those of a projection are its readers'.
-                Op::Sample { .. } | Op::Project { .. } | Op::Answer { .. } => {}
+                Op::Learned { to, .. } if self.normed_by(*to).is_none() => return None,
+                // Channels of an image or a prompt belong to no set; those of a projection, and a norm's, are its readers'.
+                Op::Sample { .. }
+                | Op::Prompt { .. }
+                | Op::Project { .. }
+                | Op::Learned { .. }
+                | Op::Answer { .. } => {}
+                Op::Modulate { source, to, .. } => of[to.0] = of[source.0].clone(),
+                // Both halves have the same channels.
+                Op::Geglu { source, to } => of[to.0] = of[source.0].iter().copied().take(1).collect(),
                 Op::Sinusoid { wave, to, .. } => {
                     let width = self.size(*to).channels;
                     let known = self.same(op, |one| {
@@ -49,7 +54,12 @@ impl Graph {
                 Op::Linear { products, epilogue, to, .. } => {
                     let width = |product: &Product| self.weight(product.weight).shape[0];
                     let widths: Vec<usize> = products.iter().map(width).collect();
-                    of[to.0] = self.sums(&mut sets, &of, *to, &widths, epilogue.residual);
+                    of[to.0] = if self.is_gated(*to) {
+                        let half = sets.set(widths[0] / 2, Choice::Any);
+                        vec![half, half]
+                    } else {
+                        self.sums(&mut sets, &of, *to, &widths, epilogue.residual)
+                    };
                 }
                 Op::Convolve { epilogue, to, .. } => {
                     let widths = [self.size(*to).channels];
@@ -86,6 +96,21 @@ impl Graph {
             }
         }
         Some(self.along(sets, &of))
+    }
+
+    /// The map that a layer norm with the weights in `vector` is of.
+    fn normed_by(&self, vector: Map) -> Option<Map> {
+        self.ops.iter().find_map(|op| match op {
+            Op::Modulate { source, vector: own, plus_one: false, .. } if *own == vector => {
+                Some(*source)
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether one half of a map's channels becomes the gate of the other.
+    fn is_gated(&self, map: Map) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Geglu { source, .. } if *source == map))
     }
 
     /// What an earlier operation that is the same wrote.
@@ -157,6 +182,10 @@ impl Graph {
                     put(*bias, [&all, &[]]);
                 }
                 Op::Row { table, to, .. } => put(*table, [&[], &of[to.0]]),
+                Op::Learned { weights, to } => {
+                    let normed = self.normed_by(*to).map(|source| &of[source.0][..]);
+                    weights.iter().for_each(|id| put(*id, [normed.unwrap_or_default(), &[]]));
+                }
                 _ => {}
             }
         }

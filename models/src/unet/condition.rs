@@ -3,6 +3,7 @@
 
 mod check;
 mod description;
+mod fewer_blocks;
 
 use std::collections::HashMap;
 
@@ -20,8 +21,13 @@ use crate::network::Architecture;
 use crate::weight::Weight;
 use crate::{Conditioning, Geometry, NetworkConfig, Prompt, Result};
 
+pub use fewer_blocks::FewerBlocks;
+
 /// Tokens of a prompt, as CLIP's text encoders have them, where nobody asks for others.
 const TOKENS: usize = 77;
+
+/// Width of what a guidance scale becomes: that of latent consistency models (Luo et al. 2023).
+const GUIDANCE_WIDTH: usize = 256;
 
 /// A level on the way down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -359,6 +365,22 @@ impl Architecture for UNet2DConditionConfig {
         // Whatever is not a network after all is refused where every configuration is.
         let scaled = Self::from_json(&json, "a scaled config.json").ok()?;
         Some(Self { tokens: self.tokens, ..scaled }.into())
+    }
+
+    fn fewer_blocks(&self, how: FewerBlocks) -> Option<Result<NetworkConfig>> {
+        Some(Self::fewer_blocks(self, how))
+    }
+
+    fn larger_name(&self, student: &NetworkConfig, name: &str) -> Option<String> {
+        match student {
+            NetworkConfig::UNetCondition(student) => Some(Self::larger_name(self, student, name)),
+            _ => None,
+        }
+    }
+
+    fn with_guidance(&self, takes: bool) -> Option<NetworkConfig> {
+        let time_cond_proj_dim = takes.then_some(GUIDANCE_WIDTH);
+        Some(Self { time_cond_proj_dim, ..self.clone() }.into())
     }
 
     fn unusual(&self, name: &str) -> Option<Distribution> {

@@ -222,9 +222,56 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use serde_json::json;
 
-    use super::super::UNet2DConfig;
+    use super::super::{UNet2DConditionConfig, UNet2DConfig};
+    use crate::graph::Graph;
 
     /// Sets lie along every dimension of every weight, as wide as it is.
+    fn check(what: &str, graph: &Graph) {
+        let (channels, shapes) = (graph.channels().unwrap(), graph.shapes());
+        let names: Vec<_> = shapes.keys().collect();
+        assert_eq!(channels.weights.keys().collect::<Vec<_>>(), names, "{what}");
+        for (name, shape) in shapes {
+            let dimensions = &channels.weights[&name];
+            assert_eq!(dimensions.len(), shape.len(), "{name}");
+            for (sets, side) in dimensions.iter().zip(shape) {
+                let width: usize = sets.iter().map(|&set| channels.sets[set].width).sum();
+                assert!(sets.is_empty() || width == side, "{name}: {width}, not {side}");
+            }
+        }
+    }
+
+    /// Of a network that sees a prompt, whose channels alone are in no set.
+    #[test]
+    fn sets_account_for_every_weight_of_a_text_to_image_network() {
+        for more in [
+            json!({}),
+            json!({"use_linear_projection": true, "only_cross_attention": [false, true]}),
+            json!({"time_cond_proj_dim": 16, "mid_block_type": null}),
+        ] {
+            let mut config = json!({
+                "_class_name": "UNet2DConditionModel", "sample_size": 8, "norm_num_groups": 4,
+                "block_out_channels": [16, 32], "layers_per_block": 1, "attention_head_dim": 4,
+                "cross_attention_dim": 24,
+                "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+                "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+            });
+            for (name, value) in more.as_object().unwrap() {
+                config[name] = value.clone();
+            }
+            let config = UNet2DConditionConfig::from_json(&config, "config.json").unwrap();
+            check(&more.to_string(), &config.graph());
+            let channels = config.graph().channels().unwrap();
+            let along = |name: &str| {
+                let block = "down_blocks.1.attentions.0.transformer_blocks.0";
+                &channels.weights[&format!("{block}.{name}")]
+            };
+            assert!(along("attn2.to_k.weight")[1].is_empty());
+            let gated = &along("ff.net.0.proj.weight")[0];
+            assert!(gated.len() == 2 && gated[0] == gated[1]);
+            assert_eq!(along("ff.net.2.weight")[1], gated[..1]);
+        }
+    }
+
     #[test]
     fn sets_account_for_every_weight() {
         let configs = [
@@ -249,18 +296,7 @@ mod tests {
                 config[name] = value.clone();
             }
             let config = UNet2DConfig::from_json(&config, "config.json").unwrap();
-            let channels = config.graph().channels().unwrap();
-            let shapes = config.graph().shapes();
-            let names: Vec<_> = shapes.keys().collect();
-            assert_eq!(channels.weights.keys().collect::<Vec<_>>(), names, "{more}");
-            for (name, shape) in shapes {
-                let dimensions = &channels.weights[&name];
-                assert_eq!(dimensions.len(), shape.len(), "{name}");
-                for (sets, side) in dimensions.iter().zip(shape) {
-                    let width: usize = sets.iter().map(|&set| channels.sets[set].width).sum();
-                    assert!(sets.is_empty() || width == side, "{name}: {width}, not {side}");
-                }
-            }
+            check(&more.to_string(), &config.graph());
         }
     }
 }

@@ -10,6 +10,6 @@ mod graph;
 mod legacy;
 mod plan;
 
-pub use condition::UNet2DConditionConfig;
+pub use condition::{FewerBlocks, UNet2DConditionConfig};
 pub use config::UNet2DConfig;
 pub(crate) use legacy::rename_attention;

@@ -98,6 +98,9 @@ pub(in crate::http) struct ModelCard {
     pub(in crate::http) example_prompts: Vec<String>,
     /// What a request gets when it does not say.
     pub(in crate::http) defaults: ModelDefaults,
+    /// The least and the largest guidance scale of a model that takes the scale as an input; others are refused.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) guidance_range: Option<[f64; 2]>,
     /// Numbers of steps that a student of few steps was made for, most first; others are served, too.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(in crate::http) evaluations: Vec<usize>,

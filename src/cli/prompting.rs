@@ -1,0 +1,205 @@
+//! What `distill` asks a text-to-image teacher: prompts, and how far they guide it.
+
+use std::path::PathBuf;
+
+use understudy_distill::{
+    guidance::Guidance, prompting::Prompting, prompts::Prompts, run_dir::RunDir, teacher::Teacher,
+};
+use understudy_models::NetworkConfig;
+
+use super::distill_args::{DistillArgs, Method};
+
+/// Prompts, and the guidance of walks after them.
+#[derive(Debug, Clone)]
+pub(super) struct Asking {
+    prompts: Prompts,
+    pub(super) guidance: Guidance,
+}
+
+/// Where a run keeps the states of its prompts.
+const TABLE: &str = "prompts.safetensors";
+/// Prompts that channels are judged on.
+const PROBE_PROMPTS: usize = 256;
+
+impl Asking {
+    /// What the flags say; nothing for a teacher that draws after no text.
+    ///
+    /// # Errors
+    /// A sentence naming the flag, its value and the remedy.
+    pub(super) fn new(args: &DistillArgs, teacher: &Teacher) -> Result<Option<Self>, String> {
+        if teacher.geometry().prompt.is_none() {
+            let given = [
+                ("--prompts", !args.prompts.is_empty()),
+                ("--guidance", !args.guidance.is_empty()),
+                ("--guidance-scale", args.guidance_scale.is_some()),
+            ];
+            return match given.into_iter().find(|(_, given)| *given) {
+                Some((flag, _)) => {
+                    Err(format!("{flag}: {} draws after no text; leave it out", teacher.name))
+                }
+                None => Ok(None),
+            };
+        }
+        if args.prompts.is_empty() {
+            return Err(format!(
+                "--prompts: {} draws after text; give a file with one prompt a line, or a template such as \
+                 --prompts \"{{red|blue}} {{apple|house}}\"",
+                teacher.name
+            ));
+        }
+        let guidance = guidance(args, teacher)?.check().map_err(|error| error.to_string())?;
+        let prompts = Prompts::read(&args.prompts).map_err(|error| error.to_string())?;
+        Ok(Some(Self { prompts, guidance }))
+    }
+
+    /// Samples of a batch of so many rows.
+    ///
+    /// # Errors
+    /// A sentence naming the flag where there is no such number.
+    pub(super) fn samples(&self, batch: usize) -> Result<usize, String> {
+        match self.guidance {
+            Guidance::Distil { .. } => Ok(batch),
+            Guidance::Keep { .. } if batch.is_multiple_of(2) => Ok(batch / 2),
+            Guidance::Keep { .. } => Err(format!(
+                "--batch {batch}: must be even, since a sample has two rows with --guidance keep"
+            )),
+        }
+    }
+
+    /// What the teacher is told on the walks of a run.
+    ///
+    /// # Errors
+    /// A sentence naming a prompt that is too long, or a file that is another run's.
+    pub(super) fn of_run(&self, teacher: &Teacher, run: &RunDir) -> Result<Prompting, String> {
+        self.prompting(teacher, self.prompts.clone(), self.guidance, Some(run.path().join(TABLE)))
+    }
+
+    /// The same of walks that show which channels matter: both answers count, and some of the prompts are enough.
+    ///
+    /// # Errors
+    /// As [`Asking::of_run`].
+    pub(super) fn of_probe(&self, teacher: &Teacher) -> Result<Prompting, String> {
+        let scale = match self.guidance {
+            Guidance::Keep { scale } => scale,
+            Guidance::Distil { least, most } => f64::midpoint(least, most),
+        };
+        let prompts = self.prompts.thinned(PROBE_PROMPTS);
+        self.prompting(teacher, prompts, Guidance::Keep { scale }, None)
+    }
+
+    /// Refuses prompts that the teacher's text encoder does not take, before anything is written.
+    ///
+    /// # Errors
+    /// A sentence naming the prompt.
+    pub(super) fn check(&self, teacher: &Teacher) -> Result<(), String> {
+        self.prompting(teacher, self.prompts.clone(), self.guidance, None).map(drop)
+    }
+
+    fn prompting(
+        &self,
+        teacher: &Teacher,
+        prompts: Prompts,
+        guidance: Guidance,
+        file: Option<PathBuf>,
+    ) -> Result<Prompting, String> {
+        Prompting::new(teacher, prompts, guidance, file).map_err(|error| error.to_string())
+    }
+
+    /// The student's network as it was measured, with an input for the scale where it is to have one.
+    pub(super) fn student(&self, config: NetworkConfig) -> NetworkConfig {
+        let takes = matches!(self.guidance, Guidance::Distil { .. });
+        config.with_guidance(takes).unwrap_or(config)
+    }
+
+    /// Refuses a student that cannot be told what it is to learn.
+    ///
+    /// # Errors
+    /// A sentence naming the flag and the field.
+    pub(super) fn check_student(&self, config: &NetworkConfig) -> Result<(), String> {
+        match (self.guidance, config.geometry().guidance) {
+            (Guidance::Distil { .. }, false) => Err(
+                "--guidance distil: the student has no input for the scale; set time_cond_proj_dim in its config.json to \
+                 256, or use --guidance keep"
+                    .into(),
+            ),
+            (Guidance::Keep { .. }, true) => Err(
+                "--guidance keep: the student takes the scale as an input (time_cond_proj_dim); use --guidance distil, or \
+                 set it to null in its config.json"
+                    .into(),
+            ),
+            _ => Ok(()),
+        }
+    }
+
+    /// The range of scales that the student's card tells.
+    pub(super) fn range(&self) -> Option<[f64; 2]> {
+        match self.guidance {
+            Guidance::Keep { .. } => None,
+            Guidance::Distil { least, most } => Some([least, most]),
+        }
+    }
+}
+
+/// Refuses what is not made of latents yet.
+///
+/// # Errors
+/// A sentence naming the flag.
+pub(super) fn check_latent(
+    args: &DistillArgs,
+    teacher: &Teacher,
+    method: Method,
+) -> Result<(), String> {
+    if teacher.makes_pixels() {
+        return Ok(());
+    }
+    let name = &teacher.name;
+    if method != Method::Dkdm {
+        let flag = match method {
+            Method::SegmentRegression => "--evaluations",
+            _ => "--method data-free-baseline",
+        };
+        return Err(format!(
+            "{flag}: {name} makes latents, which only --method dkdm is for; leave the flag out"
+        ));
+    }
+    match &args.keep_samples {
+        Some(folder) => Err(format!(
+            "--keep-samples {}: {name} makes latents, which are no images; leave the flag out",
+            folder.display()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// What the flags say of guidance.
+fn guidance(args: &DistillArgs, teacher: &Teacher) -> Result<Guidance, String> {
+    let words: Vec<&str> = args.guidance.iter().map(String::as_str).collect();
+    match words[..] {
+        [] | ["keep"] => {
+            let usual = teacher.card.defaults.guidance_scale.unwrap_or(1.0);
+            Ok(Guidance::Keep { scale: args.guidance_scale.unwrap_or(usual) })
+        }
+        ["distil", range] => {
+            if let Some(scale) = args.guidance_scale {
+                return Err(format!(
+                    "--guidance-scale {scale}: the scales of --guidance distil are its range's; leave the flag out"
+                ));
+            }
+            let ends = range.split_once("..");
+            let ends = ends.and_then(|(least, most)| Some((least.parse().ok()?, most.parse().ok()?)));
+            let Some((least, most)) = ends else {
+                return Err(format!(
+                    "--guidance distil {range}: write the least and the largest scale, such as 1..8"
+                ));
+            };
+            Ok(Guidance::Distil { least, most })
+        }
+        ["distil"] => {
+            Err("--guidance distil: say for which scales, such as --guidance distil 1..8".into())
+        }
+        _ => Err(format!(
+            "--guidance {}: use keep, or distil with a range such as distil 1..8",
+            words.join(" ")
+        )),
+    }
+}

@@ -1,0 +1,218 @@
+//! `understudy distill` of a text-to-image teacher, as a process: what it makes, resumed, and what it refuses.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use understudy_models::NetworkConfig;
+use understudy_models::checkpoint::card::{Card, Defaults};
+use understudy_models::checkpoint::{Draft, ModelFolder};
+use understudy_models::schedule::ScheduleConfig;
+
+struct Home(TempDir);
+
+/// A small network over the bundled autoencoder's latents, after the bundled text encoder's prompts.
+fn network(channels: usize, more: &Value) -> Value {
+    let mut config = json!({
+        "_class_name": "UNet2DConditionModel", "sample_size": 16, "in_channels": 4, "out_channels": 4,
+        "block_out_channels": [channels, channels], "norm_num_groups": 4, "layers_per_block": 1,
+        "attention_head_dim": 2, "cross_attention_dim": 128,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    });
+    for (name, value) in more.as_object().unwrap() {
+        config[name] = value.clone();
+    }
+    config
+}
+
+impl Home {
+    fn new() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/emoji-text-to-image");
+        let bundled = ModelFolder::open(&bundled).unwrap();
+        let schedule = json!({
+            "_class_name": "DDIMScheduler", "num_train_timesteps": 20, "beta_start": 0.001,
+            "beta_end": 0.2, "beta_schedule": "scaled_linear", "clip_sample": false,
+        });
+        let schedule = ScheduleConfig::from_json(&schedule, "scheduler_config.json").unwrap();
+        let teacher = NetworkConfig::from_json(&network(16, &json!({})), "config.json").unwrap();
+        let weights = teacher.initial_weights(1).unwrap().into_iter().collect();
+        let card = Card {
+            defaults: Defaults { guidance_scale: Some(3.0), ..Defaults::default() },
+            ..Card::default()
+        };
+        let draft = Draft::new(&home.path().join("teacher")).unwrap();
+        ModelFolder::write_around(draft, &teacher, &weights, &schedule, &card, Some(&bundled))
+            .unwrap();
+        for (name, more) in [
+            ("student.json", json!({})),
+            ("guided.json", json!({"time_cond_proj_dim": 16})),
+            ("context.json", json!({"cross_attention_dim": 64})),
+            ("latent.json", json!({"in_channels": 3, "out_channels": 3})),
+        ] {
+            fs::write(home.path().join(name), network(8, &more).to_string()).unwrap();
+        }
+        fs::write(home.path().join("prompts.txt"), "red apple\nhouse, flat style\ndog\n").unwrap();
+        Self(home)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn run(&self, student: &str, out: &str, steps: usize, more: &[&str]) -> Output {
+        let batch: &[&str] = if more.contains(&"--batch") { &[] } else { &["--batch", "4"] };
+        let usual = "--rho 0.2 --walk-steps 10 --checkpoint-every 3 --sample-every 4 --threads 1 \
+                     --learning-rate-schedule constant --warmup-steps 1";
+        Command::new(env!("CARGO_BIN_EXE_understudy"))
+            .current_dir(self.0.path())
+            .args(["distill", "--teacher", "teacher", "--student", student, "--out", out])
+            .args(["--steps", &steps.to_string()])
+            .args(batch)
+            .args(usual.split_whitespace())
+            .args(more)
+            .output()
+            .unwrap()
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The losses.
+fn curve(out: &Path) -> Vec<Value> {
+    let log = fs::read_to_string(out.join("training/log.jsonl")).unwrap();
+    let line = |line: &str| serde_json::from_str::<Value>(line).unwrap()["loss"].clone();
+    log.lines().map(line).collect()
+}
+
+fn weights(out: &Path) -> Vec<u8> {
+    fs::read(out.join("unet/diffusion_pytorch_model.safetensors")).unwrap()
+}
+
+/// A run in two sessions is one in one, to the bit, and what it makes is a whole pipeline.
+#[test]
+fn a_student_that_keeps_guidance_is_a_pipeline_of_its_own() {
+    let home = Home::new();
+    let prompts = ["--prompts", "prompts.txt", "--guidance", "keep"];
+    for (out, sessions) in [("whole", &[8][..]), ("parts", &[4, 8])] {
+        for &steps in sessions {
+            let output = home.run("student.json", out, steps, &prompts);
+            assert!(output.status.success(), "{}", said(&output));
+        }
+    }
+    let (whole, parts) = (home.path("whole"), home.path("parts"));
+    assert_eq!(curve(&whole), curve(&parts));
+    assert_eq!(weights(&whole), weights(&parts));
+
+    let model = ModelFolder::open_for_images(&whole).unwrap();
+    assert!(model.autoencoder.is_some() && model.text_encoder.is_some());
+    assert_eq!(model.card.teacher.as_deref(), Some("teacher"));
+    assert_eq!(model.card.defaults.guidance_scale, Some(3.0));
+    assert_eq!(model.card.recipe["guidance"], "keep");
+    assert_eq!(model.card.recipe["prompts"], 3);
+    let index: Value =
+        serde_json::from_slice(&fs::read(whole.join("model_index.json")).unwrap()).unwrap();
+    assert_eq!(index["_class_name"], "StableDiffusionPipeline");
+    assert_eq!(index["safety_checker"], json!([null, null]));
+    for part in ["text_encoder/model.safetensors", "vae/config.json", "tokenizer/tokenizer.json"] {
+        assert_eq!(
+            fs::read(whole.join(part)).unwrap(),
+            fs::read(home.path("teacher").join(part)).unwrap()
+        );
+    }
+    assert!(fs::read_to_string(whole.join("README.md")).unwrap().contains("text-to-image"));
+    // A grid of samples: three prompts, two seeds, 64 pixels each and the lines between them.
+    let grid = image::open(whole.join("training/samples-0000004.png")).unwrap();
+    assert!(grid.width() >= 3 * 64 && grid.height() >= 2 * 64, "{}", grid.width());
+
+    let other = home.run("student.json", "whole", 9, &["--prompts", "{red|blue} apple"]);
+    assert!(!other.status.success() && said(&other).contains("from other prompts"), "{}", said(&other));
+    let drawn = Command::new(env!("CARGO_BIN_EXE_understudy"))
+        .current_dir(home.0.path())
+        .args(["sample", "--model", "whole", "--prompt", "dog", "--n", "1", "--steps", "2"])
+        .args(["--out", "dog.png", "--threads", "1"])
+        .output()
+        .unwrap();
+    assert!(drawn.status.success(), "{}", said(&drawn));
+}
+
+/// A student that takes the scale is found for a share of its teacher's time, and begins with its channels.
+#[test]
+fn a_student_of_distilled_guidance_takes_the_scale() {
+    let home = Home::new();
+    let more = ["--prompts", "{red|blue} {apple|house}", "--guidance", "distil", "1..2"];
+    let output = home.run("guided.json", "out", 4, &[&more[..], &["--init", "pruned"]].concat());
+    assert!(output.status.success(), "{}", said(&output));
+    let model = ModelFolder::open_for_images(&home.path("out")).unwrap();
+    assert!(model.network.geometry().guidance);
+    assert_eq!(model.card.guidance_range, Some([1.0, 2.0]));
+    // The teacher's 3 is not among what it has learned.
+    assert_eq!(model.card.defaults.guidance_scale, Some(2.0));
+    assert_eq!(model.card.recipe["guidance_scale"], json!([1.0, 2.0]));
+    // A row of the student for two of its teacher.
+    assert_eq!(model.card.recipe["teacher_evaluations"].as_u64().unwrap() % 2, 0);
+}
+
+#[test]
+fn what_cannot_work_is_refused_before_anything_is_made() {
+    let home = Home::new();
+    for (name, bytes) in [
+        ("blank.txt", &b"apple\n\ndog\n"[..]),
+        ("twice.txt", b"apple\ndog\napple\n"),
+        ("bytes.txt", b"apple\nd\xffg\n"),
+        ("long.txt", format!("apple\n{}\n", "apple house ".repeat(20)).as_bytes()),
+    ] {
+        fs::write(home.path(name), bytes).unwrap();
+    }
+    let usual = ["--prompts", "prompts.txt"];
+    let with = |more: &[&'static str]| [&usual[..], more].concat();
+    for (student, more, words) in [
+        ("student.json", vec![], &["--prompts", "one prompt a line"][..]),
+        ("student.json", vec!["--prompts", "blank.txt"], &["blank.txt, line 2", "blank"]),
+        ("student.json", vec!["--prompts", "twice.txt"], &["twice.txt, line 3", "line 1"]),
+        ("student.json", vec!["--prompts", "bytes.txt"], &["bytes.txt, line 2", "UTF-8"]),
+        ("student.json", vec!["--prompts", "long.txt"], &["long.txt, line 2", "tokens", "at most 22"]),
+        ("student.json", vec!["--prompts", "nowhere.txt"], &["nowhere.txt"]),
+        ("student.json", with(&["--guidance", "distil", "1..8"]), &["time_cond_proj_dim"]),
+        ("guided.json", with(&["--guidance", "distil", "8..1"]), &["8..1"]),
+        ("guided.json", with(&["--guidance", "distil", "0..4"]), &["0..4"]),
+        ("guided.json", with(&["--guidance", "distil"]), &["1..8"]),
+        ("guided.json", with(&["--guidance", "keep"]), &["time_cond_proj_dim"]),
+        ("student.json", with(&["--guidance", "lose"]), &["lose", "keep"]),
+        ("student.json", with(&["--guidance-scale", "0"]), &["--guidance-scale", "from 1"]),
+        ("student.json", with(&["--batch", "5"]), &["--batch 5", "even"]),
+        ("context.json", with(&[]), &["cross_attention_dim", "64", "128"]),
+        ("latent.json", with(&[]), &["in_channels", "3", "4"]),
+        ("student.json", with(&["--method", "data-free-baseline"]), &["latents"]),
+        ("student.json", with(&["--evaluations", "4"]), &["--evaluations", "latents"]),
+    ] {
+        let output = home.run(student, "refused", 4, &more);
+        let said = said(&output);
+        assert!(!output.status.success(), "{more:?}");
+        assert!(words.iter().all(|word| said.contains(word)), "{more:?}: {said}");
+        assert!(!home.path("refused").exists(), "{more:?}");
+    }
+}
+
+/// States that another text encoder made are not taken for this one's.
+#[test]
+fn a_table_of_another_text_encoder_is_refused() {
+    let home = Home::new();
+    let prompts = ["--prompts", "prompts.txt"];
+    assert!(home.run("student.json", "out", 3, &prompts).status.success());
+    let config = home.path("teacher/text_encoder/config.json");
+    let mut text: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    text["hidden_act"] = "gelu".into();
+    // Not into the file, which others may share.
+    fs::remove_file(&config).unwrap();
+    fs::write(&config, text.to_string()).unwrap();
+    let output = home.run("student.json", "out", 6, &prompts);
+    let said = said(&output);
+    assert!(!output.status.success() && said.contains("another text encoder"), "{said}");
+}
