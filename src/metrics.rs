@@ -112,7 +112,7 @@ impl Metrics {
             transcoding_duration: labelled_histogram(
                 &registry,
                 "understudy_transcoding_duration_seconds",
-                "One batched evaluation of a model's text encoder (encode) or decoder (decode).",
+                "One batched evaluation of a model's text encoder (encode) or decoder (decode), or a part of that.",
                 buckets(1e-4, 10.0),
                 &["model", "stage"],
             )?,

@@ -1,7 +1,9 @@
 //! Model folders become loaded, warmed, ready models.
 
+mod forms;
 mod kept_costs;
 mod model;
+mod text;
 
 use std::{
     collections::BTreeMap,
@@ -27,8 +29,10 @@ use crate::{
     names::{UNUSABLE_NAME, is_id},
 };
 
+pub use forms::Form;
 pub use kept_costs::KeptCosts;
-pub use model::{Model, Replica, Text};
+pub use model::{Model, Replica};
+pub use text::Text;
 
 /// What the registry knows of one id.
 #[derive(Debug, Clone)]

@@ -58,25 +58,40 @@ fn batches_hold_the_images_the_server_makes() {
     assert_eq!(served.into_iter().map(Option::unwrap).collect::<Vec<_>>(), ours);
 }
 
-/// diffusers' own small Stable Diffusion (`models/tests/golden/make_pipelines.py`) through the engine: its prompt, guidance,
+/// diffusers' own small Stable Diffusion (`models/tests/golden/make_pipelines.py`) through the engine: prompt, guidance,
 /// steps and decoder, from the same noise.
-#[test]
-fn the_engine_draws_what_diffusers_draws_after_a_prompt() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_draws_what_diffusers_draws_after_a_prompt() {
+    check_drawn("stable_diffusion", "red apple, noto style", 1).await;
+}
+
+/// Of three parts, which compel read.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_draws_what_diffusers_draws_after_a_long_prompt() {
+    let prompt = "red apple and green apple on a table, noto style ".repeat(2);
+    check_drawn("long_prompt", &prompt, 3).await;
+}
+
+async fn check_drawn(name: &str, prompt: &str, parts: usize) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
     let device = Device::Cpu;
     let model =
         Model::load(&golden.join("stable_diffusion"), "sd".into(), 0, DType::F32, &[device]);
     let model = Arc::new(model.unwrap());
-    let tensors =
-        candle_core::safetensors::load(golden.join("stable_diffusion.safetensors"), &Device::Cpu);
-    let tensors = tensors.unwrap();
+    let tensors = golden.join(format!("{name}.safetensors"));
+    let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
+    let prompts = model.prompts(prompt, "a cat", 4.0).unwrap();
+    let form = model.form_for(None, &prompts);
+    assert_eq!((form.parts, form.size), (parts, [16, 16]));
+    let model = model.in_form(form).await.unwrap();
     let latents = &tensors["latents"];
+    let rows = latents.dim(0).unwrap();
     let request = GenerateRequest {
-        samples: vec![SampleSpec { seed: 0, class_label: None }; 2],
+        samples: vec![SampleSpec { seed: 0, class_label: None }; rows],
         trajectory: sampler::trajectory(&model.schedule, sampler::Kind::Ddim, 6, 0.0, false)
             .unwrap(),
-        prompts: model.prompts("red apple, noto style", "a cat", 4.0).unwrap(),
-        latents: (0..2).map(|row| latents.narrow(0, row, 1).unwrap()).collect(),
+        prompts,
+        latents: (0..rows).map(|row| latents.narrow(0, row, 1).unwrap()).collect(),
         guidance_scale: 4.0,
         partial_images: 0,
         deadline: None,
@@ -84,8 +99,8 @@ fn the_engine_draws_what_diffusers_draws_after_a_prompt() {
     };
     let engine = Engine::start(NonZeroUsize::MIN, 2, Metrics::new().unwrap()).unwrap();
     let mut submission = engine.generate(request).unwrap();
-    let mut drawn = vec![Vec::new(); 2];
-    while let Some(event) = submission.blocking_next() {
+    let mut drawn = vec![Vec::new(); rows];
+    while let Some(event) = submission.next().await {
         if let Event::Completed { index, image, .. } = event {
             drawn[index] = image.pixels;
         }

@@ -132,7 +132,11 @@ fn a_student_that_keeps_guidance_is_a_pipeline_of_its_own() {
     assert!(grid.width() >= 3 * 64 && grid.height() >= 2 * 64, "{}", grid.width());
 
     let other = home.run("student.json", "whole", 9, &["--prompts", "{red|blue} apple"]);
-    assert!(!other.status.success() && said(&other).contains("from other prompts"), "{}", said(&other));
+    assert!(
+        !other.status.success() && said(&other).contains("from other prompts"),
+        "{}",
+        said(&other)
+    );
     let drawn = Command::new(env!("CARGO_BIN_EXE_understudy"))
         .current_dir(home.0.path())
         .args(["sample", "--model", "whole", "--prompt", "dog", "--n", "1", "--steps", "2"])
@@ -177,7 +181,11 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
         ("student.json", vec!["--prompts", "blank.txt"], &["blank.txt, line 2", "blank"]),
         ("student.json", vec!["--prompts", "twice.txt"], &["twice.txt, line 3", "line 1"]),
         ("student.json", vec!["--prompts", "bytes.txt"], &["bytes.txt, line 2", "UTF-8"]),
-        ("student.json", vec!["--prompts", "long.txt"], &["long.txt, line 2", "tokens", "at most 22"]),
+        (
+            "student.json",
+            vec!["--prompts", "long.txt"],
+            &["long.txt, line 2", "tokens", "at most 22"],
+        ),
         ("student.json", vec!["--prompts", "nowhere.txt"], &["nowhere.txt"]),
         ("student.json", with(&["--guidance", "distil", "1..8"]), &["time_cond_proj_dim"]),
         ("guided.json", with(&["--guidance", "distil", "8..1"]), &["8..1"]),

@@ -36,8 +36,11 @@ impl Guidance {
                 let remedy = "must be a number from 1 (none) up, such as 7.5";
                 Err(Error::value("--guidance-scale", scale, remedy))
             }
-            Self::Distil { least, most } if !(1.0 <= least && least <= most && most.is_finite()) => {
-                let remedy = "must be a least scale from 1 (none) up and a largest one, such as 1..8";
+            Self::Distil { least, most }
+                if !(1.0 <= least && least <= most && most.is_finite()) =>
+            {
+                let remedy =
+                    "must be a least scale from 1 (none) up and a largest one, such as 1..8";
                 Err(Error::value("--guidance distil", format!("{least}..{most}"), remedy))
             }
             guidance => Ok(guidance),

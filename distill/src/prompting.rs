@@ -71,7 +71,8 @@ impl Prompting {
         // On a CPU the text encoder works in f32 whatever the network does.
         let reader = teacher.model().reader(network.dtype(), network.device())?;
         let (Some(shape), Some(reader)) = (geometry.prompt, reader) else {
-            let remedy = "draws after no text; leave out --prompts, or name a text-to-image teacher";
+            let remedy =
+                "draws after no text; leave out --prompts, or name a text-to-image teacher";
             return Err(Error::value("--teacher", &teacher.name, remedy));
         };
         if geometry.guidance || geometry.learned_variance() {
@@ -148,7 +149,8 @@ impl Prompting {
                 let written = write_with(path, |file| {
                     file.write_all(&header)?;
                     for states in encoded {
-                        let values = states.and_then(|states| Ok(states.flatten_all()?.to_vec1::<f32>()?));
+                        let values =
+                            states.and_then(|states| Ok(states.flatten_all()?.to_vec1::<f32>()?));
                         match values {
                             Ok(values) => file.write_all(bytemuck::cast_slice(&values))?,
                             Err(error) => {
@@ -175,7 +177,8 @@ impl Prompting {
     /// Whatever the device says.
     pub(crate) fn seconds(&self) -> Result<f64> {
         let Some(reader) = &self.reader else { return Ok(0.0) };
-        let texts: Vec<&str> = self.prompts.texts().iter().take(TOGETHER).map(String::as_str).collect();
+        let texts: Vec<&str> =
+            self.prompts.texts().iter().take(TOGETHER).map(String::as_str).collect();
         // The first of a size is slower than those after it.
         encode(reader, &texts, self.shape)?;
         let began = Instant::now();
@@ -225,7 +228,11 @@ impl Prompting {
             Guidance::Keep { scale } => scale,
             Guidance::Distil { least, most } => f64::midpoint(least, most),
         };
-        Ok(Captions { prompts: self.states(&rows, device)?, empty: self.states(&[0], device)?, scale })
+        Ok(Captions {
+            prompts: self.states(&rows, device)?,
+            empty: self.states(&[0], device)?,
+            scale,
+        })
     }
 
     /// Rows of the table, f32 `[rows, tokens, width]`.

@@ -150,7 +150,8 @@ fn combinations(template: &str) -> Result<Vec<String>> {
         if texts.len().saturating_mul(choices.len()) > MOST {
             return refuse(&format!("it stands for more than {MOST} prompts"));
         }
-        let with = |text: String| choices.iter().map(move |choice| format!("{text}{before}{choice}"));
+        let with =
+            |text: String| choices.iter().map(move |choice| format!("{text}{before}{choice}"));
         let longer: Vec<String> = texts.iter().cloned().flat_map(with).collect();
         (texts, rest) = (longer, after);
     }

@@ -277,7 +277,11 @@ pub fn check(teacher: &Teacher, student: &NetworkConfig) -> Result<()> {
     }
     let [own, other] = [&teacher.config, student].map(NetworkConfig::class_name);
     if !teacher.makes_pixels() && own != other {
-        return refuse("_class_name", other.into(), format!("{own}, in a pipeline that takes no other"));
+        return refuse(
+            "_class_name",
+            other.into(),
+            format!("{own}, in a pipeline that takes no other"),
+        );
     }
     if theirs.out_channels != ours.out_channels {
         return refuse("out_channels", variance(&ours), variance(&theirs));

@@ -93,7 +93,7 @@ fn networks_that_predict_different_things_agree_on_the_same_sample() {
                 x: x.clone(),
                 timesteps: timesteps.clone(),
                 labels: None,
-        text: None,
+                text: None,
                 answer: answer(teacher),
                 seeds: vec![0; 4],
             };
@@ -122,7 +122,7 @@ fn errors_weighted_as_in_v_count_by_the_signal_that_is_left() {
             x: zeros.clone(),
             timesteps: vec![t],
             labels: None,
-        text: None,
+            text: None,
             answer: zeros.clone(),
             seeds: vec![0],
         };

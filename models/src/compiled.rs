@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::cpu::{Inference, Training};
+use crate::cpu::{Inference, Training, Unfinished};
 use crate::denoiser::Conditions;
 use crate::eager::Eager;
 use crate::features::Features;
@@ -163,6 +163,37 @@ impl Compiled {
             }
         };
         answers.iter().map(|answer| patches::join(answer, self.patch)).collect()
+    }
+
+    /// Whether an evaluation can be done a stretch at a time.
+    pub(crate) fn stretches(&self) -> bool {
+        matches!(self.body, Body::Inference(..))
+    }
+
+    /// As [`Compiled::forward`] of a network that takes neither time nor conditions, to be done in so many stretches.
+    ///
+    /// # Errors
+    /// Those of [`Compiled::forward`], and where a network has no stretches.
+    pub(crate) fn begin(&self, x: &Tensor, stretches: usize) -> Result<Unfinished> {
+        let Body::Inference(network, features) = &self.body else {
+            bail!("the network is evaluated as a whole")
+        };
+        let x = patches::cut(x, self.patch)?.to_dtype(DType::F32)?;
+        let nothing = Tensor::zeros((x.dim(0)?, 0), DType::F32, &self.device)?;
+        let features = features.forward(&nothing, Conditions::default())?;
+        network.begin([&x, &features, &nothing, &nothing], stretches)
+    }
+
+    /// Does the next stretch; the answer after the last one.
+    ///
+    /// # Errors
+    /// As [`Compiled::begin`].
+    pub(crate) fn go_on(&self, unfinished: &mut Unfinished) -> Result<Option<Tensor>> {
+        let Body::Inference(network, _) = &self.body else {
+            bail!("the network is evaluated as a whole")
+        };
+        let answers = network.go_on(unfinished)?.and_then(|mut answers| answers.pop());
+        answers.map(|answer| patches::join(&answer, self.patch)).transpose()
     }
 
     /// The inputs of a compiled network beside samples and features: times, where it divides by them, and prompts with

@@ -214,6 +214,37 @@ fn a_row_does_not_depend_on_its_batch() {
     }
 }
 
+/// However many they are, and whatever is decoded between them.
+#[test]
+fn an_image_does_not_depend_on_the_stretches_that_it_is_decoded_in() {
+    for case in Case::all() {
+        let decoder = case.decoder(DType::F32);
+        let latents = case.latents();
+        let whole = bits(&decoder.forward(&latents).unwrap());
+        for stretches in [1, 2, 3, 7, 1000] {
+            let mut decodings = [&latents, &(&latents * 0.5).unwrap(), &latents]
+                .map(|latents| decoder.begin(latents, stretches).unwrap());
+            for done in 1..=stretches {
+                let images = decodings.each_mut().map(|it| decoder.go_on(it).unwrap());
+                if stretches < 10 {
+                    assert!(bits(&decoder.forward(&latents).unwrap()) == whole);
+                }
+                match images {
+                    [Some(one), Some(half), Some(two)] => {
+                        assert_eq!(done, stretches);
+                        assert!(bits(&one) == whole && bits(&two) == whole, "{}", case.golden.name);
+                        assert!(bits(&half) != whole);
+                    }
+                    [None, None, None] => assert!(done < stretches),
+                    _ => panic!("all end at once"),
+                }
+            }
+            let message = decoder.go_on(&mut decodings[0]).unwrap_err().to_string();
+            assert!(message.contains("has ended"), "{message}");
+        }
+    }
+}
+
 #[test]
 fn a_configuration_survives_a_round_trip() {
     for case in Case::all() {

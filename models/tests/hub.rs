@@ -177,13 +177,79 @@ fn private_repository_opens_with_its_token() {
     Hub::new(&server.endpoint, home.path(), Some("secret".into()), PATIENCE).fetch(ID).unwrap();
 }
 
+/// The files of a golden folder, by their names in a repository.
+fn golden(folder: &str) -> Vec<(String, Vec<u8>)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline").join(folder);
+    let mut files = Vec::new();
+    for place in ["", "unet/", "scheduler/"] {
+        for entry in fs::read_dir(root.join(place)).unwrap() {
+            let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
+            if path.is_file() {
+                files.push((format!("{place}{}", name.to_str().unwrap()), fs::read(path).unwrap()));
+            }
+        }
+    }
+    files
+}
+
+/// What `torch.save` wrote, whole or in shards, is fetched where there is nothing better.
 #[test]
-fn pickled_weights_are_refused_by_name() {
-    let bin = "unet/diffusion_pytorch_model.bin";
-    let server = HubServer::new(ID, renamed(teacher(), WEIGHTS, bin));
+fn weights_of_torch_save_are_fetched_where_there_are_no_others() {
+    let tensors = |folder: &Path| ModelFolder::open(folder).unwrap().tensors().unwrap();
+    let [whole, bin, sharded] = ["forms/whole", "forms/bin", "forms/bin_sharded"].map(|form| {
+        let (server, home) = (HubServer::new(ID, golden(form)), TempDir::new().unwrap());
+        let folder = hub(&server, &home).fetch(ID).unwrap();
+        for (name, bytes) in golden(form) {
+            assert_eq!(fs::read(folder.join(&name)).unwrap(), bytes, "{name}");
+        }
+        let again = hub(&server, &home).fetch(ID).unwrap();
+        assert_eq!(again, folder);
+        tensors(&folder)
+    });
+    assert!(whole.len() > 10);
+    for other in [bin, sharded] {
+        assert_eq!(other.len(), whole.len());
+        for (name, tensor) in &whole {
+            let values = |it: &candle_core::Tensor| it.flatten_all().unwrap().to_vec1::<f32>();
+            assert_eq!(values(tensor).unwrap(), values(&other[name]).unwrap(), "{name}");
+        }
+    }
+}
+
+/// Of a text encoder, whose file is called otherwise; a variant of safetensors is better than that.
+#[test]
+fn each_part_is_fetched_in_the_best_form_that_it_has() {
+    let text = "text_encoder/pytorch_model.bin";
+    let variant = "unet/diffusion_pytorch_model.fp16.safetensors";
+    let mut files = vec![(text.to_owned(), b"weights".to_vec())];
+    files.push((variant.to_owned(), b"weights".to_vec()));
+    files.push(("unet/diffusion_pytorch_model.bin".into(), b"not asked for".to_vec()));
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline/stable_diffusion");
+    for name in [
+        "model_index.json",
+        "unet/config.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "tokenizer/tokenizer.json",
+        "scheduler/scheduler_config.json",
+    ] {
+        files.push((name.to_owned(), fs::read(root.join(name)).unwrap()));
+    }
+    let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    assert!(folder.join(text).is_file() && folder.join(variant).is_file());
+    assert!(!folder.join("unet/diffusion_pytorch_model.bin").exists());
+}
+
+#[test]
+fn weights_of_other_forms_are_refused_by_name() {
+    let ckpt = "unet/model.ckpt";
+    let server = HubServer::new(ID, renamed(teacher(), WEIGHTS, ckpt));
     let home = TempDir::new().unwrap();
     let problem = problem(&server, &home);
-    assert!(problem.contains(bin) && problem.contains("safe_serialization"), "{problem}");
+    assert!(problem.contains(ckpt) && problem.contains("save_pretrained"), "{problem}");
+    assert!(problem.contains("no unet/diffusion_pytorch_model.bin"), "{problem}");
 }
 
 #[test]

@@ -259,10 +259,13 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
         None => shrunk(&asked, &run)?,
     };
     let student = begun(&asked, student, &run)?;
-    let Source { source, objective, role } = match asked.method {
-        Method::Dkdm => dkdm(&asked, &student, &run),
-        Method::DataFreeBaseline => data_free_baseline(&asked, &student, &run),
-        Method::SegmentRegression => segment_regression(&asked),
+    // Evaluations are named for the one method that is told them.
+    let Source { source, objective, role } = match asked.evaluations {
+        Some(evaluations) => segment_regression(&asked, evaluations),
+        None if asked.method == Method::DataFreeBaseline => {
+            data_free_baseline(&asked, &student, &run)
+        }
+        None => dkdm(&asked, &student, &run),
     }?;
 
     let mut identity = super::object(&asked.identity())?;
@@ -335,10 +338,9 @@ fn given(asked: &Asked<'_>) -> Result<Student, String> {
     let path = &asked.student;
     let explain = |problem: String| format!("--student {}: {problem}", path.display());
     let candidate = match blocks(path).map(|how| asked.teacher.config.fewer_blocks(how)) {
-        Some(Some(config)) => config.map(|config| Candidate {
-            config: asked.of_guidance(config),
-            trained: None,
-        }),
+        Some(Some(config)) => {
+            config.map(|config| Candidate { config: asked.of_guidance(config), trained: None })
+        }
         Some(None) => {
             let problem = "leaves out blocks of a text-to-image teacher of Stable Diffusion's shape; take 0.5x";
             return Err(explain(problem.into()));
@@ -468,8 +470,7 @@ fn in_eps(
 }
 
 /// The pool on which the teacher walks a segment at a time.
-fn segment_regression<'a>(asked: &Asked<'a>) -> Result<Source<'a>, String> {
-    let evaluations = asked.evaluations.unwrap_or(1);
+fn segment_regression<'a>(asked: &Asked<'a>, evaluations: usize) -> Result<Source<'a>, String> {
     let walk = (evaluations, asked.walk_steps, asked.batch);
     let settings = few_steps::pool(asked.args, asked.teacher, &asked.defaults, walk);
     let pool = Segments::new(asked.teacher, settings).map_err(|error| error.to_string())?;

@@ -10,7 +10,10 @@ use std::{
 use axum::body::Bytes;
 use serde_json::{Map, Value};
 use tokio_util::sync::CancellationToken;
-use understudy_models::{checkpoint::write_atomically, sampler::Kind};
+use understudy_models::{
+    checkpoint::{read, write_atomically},
+    sampler::Kind,
+};
 
 use super::{print, progress::Progress};
 use crate::load::{
@@ -19,6 +22,8 @@ use crate::load::{
 
 /// Requests of a run: a number is kept for each of them.
 const MOST_REQUESTS: f64 = 1e6;
+/// Bytes of the largest file of prompts that is read.
+const PROMPTS_LIMIT: u64 = 64 << 20;
 
 /// Load-test a running server; report latency percentiles and rejections.
 ///
@@ -58,6 +63,9 @@ pub(super) struct LoadArgs {
     /// What text-to-image models are to draw; given several times, the requests take turns.
     #[arg(long, value_name = "TEXT")]
     prompt: Vec<String>,
+    /// A file with a prompt on each line, which take turns after those of --prompt.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
     /// Images per request.
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     n: Option<u16>,
@@ -113,7 +121,8 @@ async fn load(args: &LoadArgs) -> Result<(), String> {
         .iter()
         .map(|mix| Ok((mix, mix.resolve(&served)?)))
         .collect::<Result<_, String>>()?;
-    let mut report = Report { asked: asked(args), runs: Vec::new() };
+    let prompts = prompts(args)?;
+    let mut report = Report { asked: asked(args, &prompts), runs: Vec::new() };
     let fields = report.asked.request.clone();
     let models: BTreeSet<&String> = mixes.iter().flat_map(|(_, models)| models).collect();
     for model in models {
@@ -132,7 +141,8 @@ async fn load(args: &LoadArgs) -> Result<(), String> {
             if stop.is_cancelled() {
                 break;
             }
-            let run = measure(args, &client, (mix, models), rate, &fields, &stop).await;
+            let asked = (&fields, prompts.as_slice());
+            let run = measure(args, &client, (mix, models), rate, asked, &stop).await;
             if !args.json {
                 print(run.table())?;
             }
@@ -162,14 +172,14 @@ async fn measure(
     client: &Client,
     (mix, models): (&Mix, &[String]),
     rate: f64,
-    fields: &Map<String, Value>,
+    (fields, prompts): (&Map<String, Value>, &[String]),
     stop: &CancellationToken,
 ) -> Run {
     let plan = || arrivals(args.seed, rate, args.duration, mix);
     let images = args.n.map_or(1, u64::from);
     let send = |arrival: Arrival| {
         let mut fields = fields.clone();
-        if let Some(prompt) = args.prompt.get(arrival.number as usize % args.prompt.len().max(1)) {
+        if let Some(prompt) = prompts.get(arrival.number as usize % prompts.len().max(1)) {
             fields.insert("prompt".into(), prompt.as_str().into());
         }
         let body = body(&models[arrival.entry], args.seed + arrival.number * images, &fields);
@@ -195,12 +205,27 @@ fn body(model: &str, seed: u64, fields: &Map<String, Value>) -> Bytes {
     Value::Object(body).to_string().into()
 }
 
-fn asked(args: &LoadArgs) -> Asked {
+/// All prompts, in the order of their turns.
+fn prompts(args: &LoadArgs) -> Result<Vec<String>, String> {
+    let mut all = args.prompt.clone();
+    if let Some(path) = &args.prompts {
+        let text = read::text(path, PROMPTS_LIMIT).map_err(|error| format!("--prompts {error}"))?;
+        let before = all.len();
+        all.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+        if all.len() == before {
+            let path = path.display();
+            return Err(format!("--prompts {path}: holds no prompt; write one on each line"));
+        }
+    }
+    Ok(all)
+}
+
+fn asked(args: &LoadArgs, prompts: &[String]) -> Asked {
     let mut request = Map::new();
     let fields = [
         ("num_inference_steps", args.steps.map(|steps| Value::from(steps.get()))),
         ("scheduler", args.scheduler.map(Kind::name).map(Value::from)),
-        ("prompt", args.prompt.first().map(|prompt| Value::from(prompt.as_str()))),
+        ("prompt", prompts.first().map(|prompt| Value::from(prompt.as_str()))),
         ("n", args.n.map(Value::from)),
         ("deadline_ms", args.deadline_ms.map(|deadline| Value::from(deadline.get()))),
     ];

@@ -186,7 +186,8 @@ fn guidance(args: &DistillArgs, teacher: &Teacher) -> Result<Guidance, String> {
                 ));
             }
             let ends = range.split_once("..");
-            let ends = ends.and_then(|(least, most)| Some((least.parse().ok()?, most.parse().ok()?)));
+            let ends =
+                ends.and_then(|(least, most)| Some((least.parse().ok()?, most.parse().ok()?)));
             let Some((least, most)) = ends else {
                 return Err(format!(
                     "--guidance distil {range}: write the least and the largest scale, such as 1..8"

@@ -3,6 +3,7 @@
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use candle_core::{DType, Device, Tensor};
@@ -94,14 +95,17 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         check_target(&args.out).map_err(|error| format!("--out {error}"))?;
     }
     let model = args.model.load(&args.compute, args.batch as usize)?;
-    let model = match args.size {
-        Some(size) => model.sized(size).map_err(|error| format!("--size: {error}"))?,
-        None => model,
-    };
     let kind = args.scheduler.unwrap_or_else(|| model.default_scheduler());
     let steps = args.steps.unwrap_or_else(|| model.default_steps());
     let guidance_scale = args.guidance_scale.unwrap_or_else(|| model.default_guidance());
     let prompts = prompts(args, &model, guidance_scale)?;
+    let model = match model.form_for(args.size, &prompts) {
+        form if form == model.form() => model,
+        form => {
+            let flag = if args.size.is_some() { "--size" } else { "--prompt" };
+            Arc::new(model.compiled(form).map_err(|error| format!("{flag}: {error}"))?)
+        }
+    };
     let latents = latents(args, &model)?;
     let geometry = &model.geometry;
     let learned = geometry.learned_variance();

@@ -6,7 +6,8 @@
 //! *Within a model, oldest first.* The batch is the longest prefix of the model's samples at one stage, in order
 //! of arrival, that fits the stage's row limit. What is to be decoded goes before what is to be denoised, since it ends a
 //! sample, and so do prompts that are to be read, since newcomers join the next evaluation then. A sample thus takes part
-//! in every evaluation from its first to its last, and nothing overtakes it.
+//! in every evaluation from its first to its last, and nothing overtakes it. A decode may be in parts, of one sample each,
+//! between which other models and deadlines have their turns; one that has begun goes on before another begins.
 //!
 //! *Between models, by device time.* Every model has a virtual time, the seconds of device it has
 //! used; the one that has used least goes next (start-time fair queueing). A model that was idle
@@ -395,7 +396,15 @@ impl Waiting {
         let most = max_rows[stage];
         let mut samples = Vec::with_capacity(most.min(self.standing[stage]));
         let mut total = 0;
-        for (&sample, work) in self.works.iter().filter(|(_, work)| work.stage() == stage) {
+        let standing = || self.works.iter().filter(|(_, work)| work.stage() == stage);
+        // Of decodes in parts the one that has begun has the least to do.
+        let least = match stage {
+            Stage::Decode => standing().map(|(_, work)| work.parts[stage].evaluations).min(),
+            Stage::Encode | Stage::Denoise => None,
+        };
+        let next =
+            |work: &ScheduledWork| least.is_none_or(|least| work.parts[stage].evaluations == least);
+        for (&sample, work) in standing().filter(|(_, work)| next(work)) {
             let rows = work.parts[stage].rows;
             if !samples.is_empty() && total + rows > most {
                 break;

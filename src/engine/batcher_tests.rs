@@ -316,3 +316,96 @@ fn a_deadline_counts_what_is_to_be_decoded() {
         assert_eq!(batcher.next(0.0, &Slow).unwrap().samples, [first], "{seconds}");
     }
 }
+
+/// An image that is decoded in so many parts.
+fn decoded_in(parts: usize, steps: usize) -> ScheduledWork {
+    let mut work = prompted(1, steps);
+    work.parts[Stage::Decode] = Part { rows: 1, evaluations: parts };
+    work
+}
+
+proptest! {
+    /// Whatever is decoded, another model that has something to do waits for no more than one evaluation, or part, beside
+    /// what it owes for its own last one; and no more than one decode of a model is ever half done.
+    #[test]
+    fn a_decode_in_parts_holds_the_device_for_one_of_them_at_a_time(
+        arrivals in prop::collection::vec((0usize..40, 1usize..6), 1..8),
+        parts in 2usize..12,
+        part in 0.1f64..1.0,
+        step in 0.1f64..1.0,
+        other in 0.01f64..1.0,
+    ) {
+        let mut limits = PerStage::new(|_| 4);
+        limits[Stage::Decode] = 1;
+        let (model, neighbour) = (ModelKey(0), ModelKey(1));
+        let mut batcher = Batcher::default();
+        let endless = ScheduledWork::denoising(1, usize::MAX, Urgency::Ordinary(0.0));
+        batcher.join(neighbour, SampleKey(1000), endless, limits);
+        let mut waiting: Vec<_> = arrivals.iter().enumerate().collect();
+        let mut begun: BTreeMap<SampleKey, usize> = BTreeMap::new();
+        let (mut waited, mut left) = (0.0, arrivals.len());
+        for evaluation in 0.. {
+            waiting.retain(|(key, (at, steps))| {
+                let comes = *at <= evaluation;
+                if comes {
+                    batcher.join(model, SampleKey(*key as u64), decoded_in(parts, *steps), limits);
+                }
+                !comes
+            });
+            if left == 0 && waiting.is_empty() {
+                break;
+            }
+            prop_assert!(evaluation < 100_000, "nothing is starved");
+            let batch = batcher.next(0.0, &Free).unwrap();
+            if batch.model == neighbour {
+                batcher.ran(&batch, other);
+                waited = 0.0;
+                continue;
+            }
+            let seconds = if batch.stage == Stage::Decode { part } else { step };
+            waited += seconds;
+            prop_assert!(waited <= other + part.max(step) + 1e-9, "{waited}");
+            batcher.ran(&batch, seconds);
+            for sample in &batch.samples {
+                if batch.stage == Stage::Decode {
+                    prop_assert_eq!(batch.samples.len(), 1);
+                    *begun.entry(*sample).or_default() += 1;
+                }
+                if batcher.scheduled(model, *sample).unwrap().is_done() {
+                    prop_assert_eq!(begun.remove(sample), Some(parts));
+                    batcher.leave(model, *sample);
+                    left -= 1;
+                }
+            }
+            prop_assert!(begun.len() <= 1, "{begun:?}");
+        }
+    }
+}
+
+#[test]
+fn a_deadline_of_the_same_model_passes_between_the_parts_of_a_decode() {
+    let model = ModelKey(1);
+    let mut limits = PerStage::new(|_| 4);
+    limits[Stage::Decode] = 1;
+    let mut batcher = Batcher::default();
+    batcher.join(model, SampleKey(0), decoded_in(10, 1), limits);
+    let mut now = 0.0;
+    let mut run = |batcher: &mut Batcher| {
+        let batch = batcher.next(now, &Second).unwrap();
+        now += 1.0;
+        batcher.ran(&batch, 1.0);
+        (batch.samples[0].0, batch.stage)
+    };
+    let stages: Vec<_> = (0..5).map(|_| run(&mut batcher)).collect();
+    let decode = (0, Stage::Decode);
+    assert_eq!(stages, [(0, Stage::Encode), (0, Stage::Denoise), decode, decode, decode]);
+    // Two seconds of work, due in three: the decode has seven parts left.
+    let urgency = Urgency::Deadline { due: 8.0, from: f64::INFINITY };
+    batcher.join(model, SampleKey(1), ScheduledWork::denoising(1, 2, urgency), limits);
+    assert_eq!(run(&mut batcher), decode);
+    assert_eq!(run(&mut batcher), (1, Stage::Denoise));
+    assert_eq!(run(&mut batcher), (1, Stage::Denoise));
+    batcher.leave(model, SampleKey(1));
+    assert!((0..6).all(|_| run(&mut batcher) == decode));
+    assert!(batcher.scheduled(model, SampleKey(0)).unwrap().is_done());
+}

@@ -73,6 +73,13 @@ impl CostModel {
         self.max_rows = (rows.min(self.max_rows) / 2).max(1);
     }
 
+    /// From now on at most as many rows share an evaluation as take so long, at least one.
+    pub fn shorten(&mut self, seconds: f64) {
+        while self.max_rows > 1 && self.seconds(self.max_rows) > seconds {
+            self.max_rows -= 1;
+        }
+    }
+
     /// Predicted seconds of one evaluation: linear between what was measured, proportional beyond.
     pub fn seconds(&self, rows: usize) -> f64 {
         let upper = self.points.partition_point(|&(measured, _)| measured < rows);

@@ -76,6 +76,8 @@ pub struct InferRequest {
     pub timesteps: Vec<f32>,
     /// Of a network that is told a prompt: `[rows, tokens, width]`, flat; empty for others.
     pub prompts: Vec<f32>,
+    /// `[rows]`, for a network that is told its guidance scale: 1 is none.
+    pub guidance_scales: Vec<f32>,
     /// As the model's `Conditioning` says, flat, `rows` entries (or `rows × width`); class numbers as floats.
     pub condition: Option<Vec<f32>>,
     /// When the answer is worthless.

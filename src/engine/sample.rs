@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Instant};
 
 use candle_core::Tensor;
-use understudy_models::sampler::{Evaluation, Trajectory};
+use understudy_models::{
+    autoencoder::Decoding,
+    sampler::{Evaluation, Trajectory},
+};
 
 use super::{
     Event, GenerateRequest, InferRequest, SampleSpec, SampleTimings,
@@ -51,6 +54,8 @@ pub(super) enum Task {
         timestep: f32,
         /// `[tokens, width]`, flat; empty for a network that is told no prompt.
         states: Vec<f32>,
+        /// For a network that is told it.
+        guidance_scale: f32,
     },
 }
 
@@ -67,6 +72,8 @@ pub(super) struct Walk {
     pub(super) start: Option<Tensor>,
     /// Made when the first evaluation begins.
     pub(super) latent: Option<Latent>,
+    /// What its latent becomes, where that is done in parts.
+    pub(super) decoding: Option<Decoding>,
 }
 
 /// The state a sampler carries: a row of the batch in which it took its last step.
@@ -149,11 +156,18 @@ impl Sample {
         mut key: impl FnMut() -> SampleKey,
     ) -> Vec<Self> {
         let once = |rows: usize| Part { rows, evaluations: usize::from(rows > 0) };
-        let unknown = prompts.iter().filter(|prompt| prompt.states.is_none()).count();
+        let unknown = prompts.iter().filter(|prompt| prompt.states.is_none());
+        let parts_of = |prompt: &Prompt| {
+            request.model.text().map_or(0, |text| text.parts(prompt.tokens.len()))
+        };
+        let unknown = unknown.map(parts_of).sum();
         let parts = PerStage::new(|stage| match stage {
             Stage::Encode => once(unknown),
             Stage::Denoise => Part { rows: request.rows(), evaluations: request.trajectory.len() },
-            Stage::Decode => once(usize::from(request.model.decodes())),
+            Stage::Decode if request.model.decodes() => {
+                Part { rows: 1, evaluations: request.model.decode_parts() }
+            }
+            Stage::Decode => Part::default(),
         });
         let sample = |(index, spec): (usize, &SampleSpec)| {
             let admission = Admission {
@@ -171,6 +185,7 @@ impl Sample {
                 partial_images: request.partial_images,
                 start: request.latents.get(index).cloned(),
                 latent: None,
+                decoding: None,
             };
             let class = spec.class_label.map(|label| label as f32);
             let condition = class.into_iter().collect();
@@ -203,6 +218,7 @@ impl Sample {
                 x: request.sample[index * elements..(index + 1) * elements].to_vec(),
                 timestep: request.timesteps[index],
                 states: request.prompts[index * told..(index + 1) * told].to_vec(),
+                guidance_scale: request.guidance_scales.get(index).copied().unwrap_or(1.0),
             };
             let condition = condition[index * width..(index + 1) * width].to_vec();
             Self::new(admission, task, condition, index, reply)

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 use candle_core::{DType, Device, Result, Tensor};
 use understudy_models::{
     Conditioning, Conditions, Denoiser, Prompt,
+    autoencoder::Decoder,
     rollout::{self, FiniteCheck, Row},
     sampler::{self, Advanced},
 };
@@ -14,6 +15,7 @@ use super::{
     batcher::SampleKey,
     embeddings::{Embeddings, Tokens},
     sample::{Latent, Sample, Task, Walk},
+    stage::Stage,
 };
 use crate::registry::Replica;
 
@@ -92,18 +94,40 @@ pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<Tensor>>
     prompts.iter().map(of).collect()
 }
 
-/// The images of samples whose walks are done.
+/// The images of samples whose walks are done; of one that is decoded in parts the next of these.
 ///
 /// # Errors
 /// When a tensor operation fails.
-pub(super) fn decode(replica: &Replica, samples: &[Sample]) -> Result<Vec<Outcome>> {
+pub(super) fn decode(replica: &Replica, samples: &mut [Sample]) -> Result<Vec<Outcome>> {
     let Some(decoder) = replica.decoder() else { candle_core::bail!("no decoder") };
+    if let [sample] = samples
+        && sample.admission.parts[Stage::Decode].evaluations > 1
+    {
+        return Ok(vec![decode_part(decoder, sample)?]);
+    }
     let latent = |sample: &Sample| match &sample.task {
         Task::Generate(Walk { latent: Some(latent), .. }) => Ok((latent.x.clone(), latent.row)),
         _ => candle_core::bail!("no latent"),
     };
     let latents = stack(&samples.iter().map(latent).collect::<Result<Vec<_>>>()?)?;
-    let images = decoder.forward(&latents.to_dtype(decoder.dtype())?)?.to_dtype(DType::F32)?;
+    decoded(&decoder.forward(&latents.to_dtype(decoder.dtype())?)?)
+}
+
+fn decode_part(decoder: &Decoder, sample: &mut Sample) -> Result<Outcome> {
+    let parts = sample.admission.parts[Stage::Decode].evaluations;
+    let Task::Generate(walk) = &mut sample.task else { candle_core::bail!("no latent") };
+    if let Some(Latent { x, row, .. }) = walk.latent.take() {
+        let latent = x.narrow(0, row, 1)?.to_dtype(decoder.dtype())?;
+        walk.decoding = Some(decoder.begin(&latent, parts)?);
+    }
+    let Some(decoding) = &mut walk.decoding else { candle_core::bail!("no latent") };
+    let Some(image) = decoder.go_on(decoding)? else { return Ok(Outcome::Going(None)) };
+    decoded(&image)?.pop().ok_or_else(|| candle_core::Error::Msg("an empty batch".into()))
+}
+
+/// What comes of images as a decoder makes them.
+fn decoded(images: &Tensor) -> Result<Vec<Outcome>> {
+    let images = images.to_dtype(DType::F32)?;
     let finite = FiniteCheck::new(&images)?.rows()?;
     let pictures = Image::from_batch(&images)?;
     let outcome =
@@ -267,11 +291,11 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
     let mut scales = Vec::new();
     for sample in samples {
         match &sample.task {
-            Task::Infer { x, timestep, states } => {
+            Task::Infer { x, timestep, states, guidance_scale } => {
                 if let Some(Prompt { tokens, width }) = network.geometry().prompt {
                     prompts.push(Tensor::from_slice(states, (tokens, width), device)?);
                 }
-                scales.push(0.0);
+                scales.push(guidance_scale - 1.0);
                 xs.push((Tensor::from_slice(x, &latent_shape(network, 1)[..], device)?, 0));
                 timesteps.push(*timestep);
                 conditions.extend_from_slice(&sample.condition);

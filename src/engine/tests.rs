@@ -410,6 +410,7 @@ fn rows_of_a_raw_evaluation_come_back_by_number() {
     let request = InferRequest {
         model: Arc::clone(&f.model),
         sample: (0..8).map(|i| i as f32).collect(),
+        guidance_scales: Vec::new(),
         prompts: Vec::new(),
         timesteps: vec![999.0, 3.0],
         condition: Some(vec![1.0, 2.0]),
@@ -632,4 +633,92 @@ fn warming_up_ends_where_memory_does_on_every_device() {
     let tiny = toy_model(vec![Box::new(Toy::new(None, 0)), Box::new(Toy::new(None, 1))], 1, 1.0);
     let problem = runtime.block_on(engine.warm_up(tiny, None, StageCosts::default())).unwrap_err();
     assert!(problem.contains("no memory for one row"), "{problem}");
+}
+
+/// A [`Toy`] that notes how many evaluations of a decoder there have been at each of its own.
+struct Watching {
+    toy: Toy,
+    metrics: Arc<Metrics>,
+    seen: Arc<Mutex<Vec<u64>>>,
+}
+
+fn decodes(metrics: &Metrics) -> u64 {
+    metrics.transcoding_duration.with_label_values(&["model", "decode"]).get_sample_count()
+}
+
+impl Denoiser for Watching {
+    fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        labels: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        self.seen.lock().unwrap().push(decodes(&self.metrics));
+        self.toy.forward(x, timesteps, labels)
+    }
+    fn geometry(&self) -> &Geometry {
+        self.toy.geometry()
+    }
+    fn dtype(&self) -> DType {
+        self.toy.dtype()
+    }
+    fn device(&self) -> &Device {
+        self.toy.device()
+    }
+    fn parameters(&self) -> usize {
+        0
+    }
+}
+
+/// diffusers' small Stable Diffusion, decoded whole and in parts; another model is evaluated meanwhile.
+#[test]
+fn others_are_evaluated_between_the_parts_of_a_decode_whose_images_stay_the_same() {
+    const PARTS: usize = 16;
+    const IMAGES: usize = 6;
+    let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let golden = golden.join("models/tests/golden/pipeline/stable_diffusion");
+    let model = Model::from_folder_for_test(&golden);
+    let metrics = Metrics::new().unwrap();
+    let engine = Engine::start(NonZeroUsize::MIN, 64, Arc::clone(&metrics)).unwrap();
+    let ask = || GenerateRequest {
+        model: Arc::clone(&model),
+        samples: (0..IMAGES as u64).map(|seed| SampleSpec { seed, class_label: None }).collect(),
+        trajectory: sampler::trajectory(&model.schedule, Kind::Ddim, 2, 0.0, false).unwrap(),
+        prompts: model.prompts("red apple", "", 1.0).unwrap(),
+        latents: Vec::new(),
+        guidance_scale: 1.0,
+        partial_images: 0,
+        deadline: None,
+    };
+    let images = |submission| {
+        let mut images = vec![None; IMAGES];
+        for event in all(submission) {
+            let Event::Completed { index, image, .. } = event else { panic!("{event:?}") };
+            images[index] = Some(image.pixels);
+        }
+        images
+    };
+    let whole = images(engine.generate(ask()).unwrap());
+    let before = decodes(&metrics);
+    assert_eq!(before, IMAGES as u64, "one row at a time, since it has not been warmed up");
+
+    let seen = Arc::default();
+    let toy = Toy::new(None, usize::MAX);
+    let watching = Watching { toy, metrics: Arc::clone(&metrics), seen: Arc::clone(&seen) };
+    let watching = toy_model(vec![Box::new(watching)], 1, 1e-4);
+    // More than end before the others do, one after the other.
+    let endless = GenerateRequest {
+        trajectory: sampler::trajectory(&watching.schedule, Kind::Ddim, 1000, 0.0, false).unwrap(),
+        samples: vec![SampleSpec { seed: 1, class_label: Some(1) }; 50],
+        prompts: Vec::new(),
+        model: watching,
+        ..ask()
+    };
+    model.on(0).decode_in(PARTS);
+    let [split, other] = engine.generate_both([ask(), endless]).unwrap();
+    assert_eq!(images(split), whole);
+    drop(other);
+    assert_eq!(decodes(&metrics) - before, (PARTS * IMAGES) as u64);
+    let between = |count: &u64| !(count - before).is_multiple_of(PARTS as u64);
+    assert!(seen.lock().unwrap().iter().any(between), "{seen:?}");
 }

@@ -150,6 +150,7 @@ impl WarmUp {
         replica.set_cost(self.stage, costs);
         self.lasting[self.stage] = lasting;
         let Some(next) = self.next.pop() else {
+            replica.split_decode();
             let stages = Stage::ALL.into_iter().filter(|&stage| self.model.has(stage));
             let all = stages.into_iter().all(|stage| self.lasting[stage].is_some());
             let lasting = std::mem::take(&mut self.lasting);

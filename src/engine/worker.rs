@@ -186,7 +186,7 @@ impl Worker {
         }
     }
 
-    /// One evaluation of a text encoder or a decoder.
+    /// One evaluation of a text encoder or a decoder, or a part of one.
     fn transcode(&mut self, batch: Batch, model: &Arc<Model>, mut samples: Vec<Sample>) {
         let failures = self.settle(&mut samples);
         let began = Instant::now();
@@ -199,7 +199,7 @@ impl Worker {
         let replica = model.on(self.device);
         let result = self.caught(|| match batch.stage {
             Stage::Encode => step::encode(replica, model.embeddings(), &mut samples),
-            _ => step::decode(replica, &samples),
+            _ => step::decode(replica, &mut samples),
         });
         let seconds = self.ended(&batch, model, began, result.is_ok());
         self.queue.ran(&batch, seconds);

@@ -58,7 +58,7 @@ pub(super) async fn compare(
         ] => [app.model(Some(teacher))?, app.model(Some(student))?],
         _ => app.pair("models", "absent")?,
     };
-    let plans = ParsedRequest::pair(&app.settings, models, wires, Wanted::Json, received)?;
+    let plans = ParsedRequest::pair(&app.settings, models, wires, Wanted::Json, received).await?;
     let shape = plans[0].shape;
     let pair = Pair::new(&app, plans, received)?;
     if shape == Shape::Events {

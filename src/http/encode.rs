@@ -2,7 +2,7 @@
 
 use image::{
     ExtendedColorType, ImageEncoder,
-    codecs::{jpeg::JpegEncoder, png::PngEncoder, webp::WebPEncoder},
+    codecs::{jpeg::JpegEncoder, webp::WebPEncoder},
 };
 
 use super::{error::Problem, wire::OutputFormat};
@@ -16,22 +16,31 @@ pub(super) struct Encoding {
     pub(super) quality: Option<u8>,
 }
 
-/// Encodes on the blocking pool.
-pub(super) async fn encode(image: Image, encoding: Encoding) -> Result<Vec<u8>, Problem> {
-    tokio::task::spawn_blocking(move || encode_now(&image, encoding))
+/// The name of a PNG's text that says what it was made with.
+const PARAMETERS: &str = "parameters";
+
+/// Encodes on the blocking pool; a PNG holds `parameters` as well.
+pub(super) async fn encode(
+    image: Image,
+    encoding: Encoding,
+    parameters: Option<String>,
+) -> Result<Vec<u8>, Problem> {
+    tokio::task::spawn_blocking(move || encode_now(&image, encoding, parameters))
         .await
         .map_err(Problem::internal)?
         .map_err(|error| Problem::internal(format!("encoding: {error}")))
 }
 
-fn encode_now(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
+fn encode_now(
+    image: &Image,
+    encoding: Encoding,
+    parameters: Option<String>,
+) -> Result<Vec<u8>, String> {
     let (width, height) = (image.width as u32, image.height as u32);
     let color = if image.channels == 1 { ExtendedColorType::L8 } else { ExtendedColorType::Rgb8 };
     let mut bytes = Vec::new();
     let written = match (encoding.format, encoding.quality) {
-        (OutputFormat::Png, _) => {
-            PngEncoder::new(&mut bytes).write_image(&image.pixels, width, height, color)
-        }
+        (OutputFormat::Png, _) => return png(image, parameters).map_err(|error| error.to_string()),
         (OutputFormat::Jpeg, quality) => {
             // The encoder's lowest quality is 1.
             JpegEncoder::new_with_quality(&mut bytes, quality.unwrap_or(100).max(1)).write_image(
@@ -47,6 +56,28 @@ fn encode_now(image: &Image, encoding: Encoding) -> Result<Vec<u8>, String> {
         (OutputFormat::Webp, Some(quality)) => return lossy_webp(image, quality),
     };
     written.map_err(|error| error.to_string())?;
+    Ok(bytes)
+}
+
+fn png(image: &Image, parameters: Option<String>) -> Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, image.width as u32, image.height as u32);
+    encoder.set_color(match image.channels {
+        1 => png::ColorType::Grayscale,
+        _ => png::ColorType::Rgb,
+    });
+    encoder.set_compression(png::Compression::Fast);
+    encoder.set_filter(png::Filter::Adaptive);
+    if let Some(text) = parameters {
+        // As Pillow does: simple readers know Latin-1 alone.
+        match text.chars().all(|letter| letter <= '\u{ff}') {
+            true => encoder.add_text_chunk(PARAMETERS.into(), text)?,
+            false => encoder.add_itxt_chunk(PARAMETERS.into(), text)?,
+        }
+    }
+    let mut writer = encoder.write_header()?;
+    writer.write_image_data(&image.pixels)?;
+    writer.finish()?;
     Ok(bytes)
 }
 
@@ -84,7 +115,7 @@ mod tests {
                 (OutputFormat::Webp, Some(0), 255),
             ] {
                 let image = gradient(channels);
-                let bytes = encode_now(&image, Encoding { format, quality }).unwrap();
+                let bytes = encode_now(&image, Encoding { format, quality }, None).unwrap();
                 let decoded = image::load_from_memory(&bytes).unwrap();
                 assert_eq!((decoded.width(), decoded.height()), (16, 8));
                 let decoded = if channels == 1 {
@@ -98,6 +129,29 @@ mod tests {
                     "{format:?} {quality:?} {channels}: {worst:?}"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_png_says_what_it_was_made_with() {
+        let image = gradient(3);
+        let encoding = Encoding { format: OutputFormat::Png, quality: None };
+        let plain = encode_now(&image, encoding, None).unwrap();
+        for text in ["Apfel, grün\nSteps: 4, Seed: 7", "りんご 🍎\nSteps: 4"] {
+            let bytes = encode_now(&image, encoding, Some(text.to_owned())).unwrap();
+            let decoder = png::Decoder::new(std::io::Cursor::new(&bytes));
+            let mut reader = decoder.read_info().unwrap();
+            let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+            reader.next_frame(&mut pixels).unwrap();
+            assert_eq!(pixels, image.pixels);
+            let info = reader.info();
+            let latin =
+                info.uncompressed_latin1_text.iter().map(|it| (&it.keyword, it.text.clone()));
+            let utf8 = info.utf8_text.iter().map(|it| (&it.keyword, it.get_text().unwrap()));
+            let found: Vec<_> = latin.chain(utf8).collect();
+            assert_eq!(found, [(&PARAMETERS.to_owned(), text.to_owned())]);
+            // Nothing but the text has come in.
+            assert!(bytes.ends_with(&plain[33..]));
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use axum::http::StatusCode;
 use understudy_models::{
-    Conditioning, noise,
+    Conditioning, Error, noise,
     sampler::{self, Kind},
 };
 
@@ -16,11 +16,12 @@ use super::{
     accept::Wanted,
     encode::Encoding,
     error::{Problem, quoted},
+    parameters::Recipe,
     wire::{ClassLabel, GeneratedImage, GenerationRequest, OutputFormat},
 };
 use crate::{
-    engine::{GenerateRequest, SampleSpec, Tokens},
-    registry::Model,
+    engine::{Failure, GenerateRequest, SampleSpec, Tokens},
+    registry::{Form, Model},
 };
 
 /// Most class names that a message lists.
@@ -43,11 +44,12 @@ pub(super) struct ParsedRequest {
     pub(super) request: GenerateRequest,
     pub(super) shape: Shape,
     pub(super) encoding: Encoding,
+    recipe: Recipe,
 }
 
 impl ParsedRequest {
     /// Reads a request to `model`; `received` is when its deadline began to run.
-    pub(super) fn new(
+    pub(super) async fn new(
         settings: &Settings,
         model: Arc<Model>,
         wire: &GenerationRequest,
@@ -55,7 +57,7 @@ impl ParsedRequest {
         received: Instant,
     ) -> Result<Self, Problem> {
         makes_images(&model)?;
-        let model = sized(settings, model, wire.size.as_deref())?;
+        let size = sides(settings, &model, wire.size.as_deref())?;
         let shape = shape(wire, wanted)?;
         let encoding = encoding(wire, wanted)?;
         let n = count(wire, settings)?;
@@ -66,22 +68,27 @@ impl ParsedRequest {
             return Err(Problem::conflict("n", message));
         }
         let guidance_scale = guidance(&model, wire)?;
+        let prompts = prompts(&model, wire, guidance_scale)?;
+        let form = model.form_for(size, &prompts);
+        let recipe = recipe(&model, wire)?;
         let request = GenerateRequest {
             samples: samples(&model, wire, n)?,
-            trajectory: trajectory(&model, wire)?,
-            prompts: prompts(&model, wire, guidance_scale)?,
+            trajectory: trajectory(&model, &recipe)?,
+            prompts,
             latents: Vec::new(),
             guidance_scale,
             partial_images: partial_images(wire, shape)?,
             deadline: deadline(wire, received)?,
             model,
         };
-        Ok(Self { request, shape, encoding })
+        // What is refused is refused before anything is compiled for it.
+        let request = in_form(request, form).await?;
+        Ok(Self { request, shape, encoding, recipe })
     }
 
     /// Reads the two requests of a pair that runs together, so both count against the queue; otherwise as
     /// [`ParsedRequest::alike`].
-    pub(super) fn pair(
+    pub(super) async fn pair(
         settings: &Settings,
         models: [Arc<Model>; 2],
         wires: [GenerationRequest; 2],
@@ -96,12 +103,12 @@ impl ParsedRequest {
             let message = "the queue has no room for a pair of images; start the server with --max-queue 2 or more";
             return Err(Problem::new(StatusCode::BAD_REQUEST, "queue_too_small", message));
         }
-        Self::alike(&settings, models, wires, wanted, received)
+        Self::alike(&settings, models, wires, wanted, received).await
     }
 
     /// Reads requests for the same images of a teacher and its student: the same seeds, and the same
     /// classes where both models have them.
-    pub(super) fn alike(
+    pub(super) async fn alike(
         settings: &Settings,
         models: [Arc<Model>; 2],
         mut wires: [GenerationRequest; 2],
@@ -113,8 +120,8 @@ impl ParsedRequest {
             wires.iter_mut().for_each(|wire| wire.seed = drawn);
         }
         let [teacher, student] = models;
-        let teacher = Self::new(settings, teacher, &wires[0], wanted, received)?;
-        let mut student = Self::new(settings, student, &wires[1], wanted, received)?;
+        let teacher = Self::new(settings, teacher, &wires[0], wanted, received).await?;
+        let mut student = Self::new(settings, student, &wires[1], wanted, received).await?;
         // Where the request names a class each has found it among its own.
         if !wires[0].names_class()
             && let Conditioning::Classes(count) = student.request.model.geometry.conditioning
@@ -131,13 +138,20 @@ impl ParsedRequest {
     /// The same request in so many steps.
     pub(super) fn in_steps(&self, wire: &GenerationRequest, steps: usize) -> Result<Self, Problem> {
         let wire = GenerationRequest { num_inference_steps: Some(steps as i64), ..wire.clone() };
-        let trajectory = trajectory(&self.request.model, &wire)?;
-        Ok(Self { request: GenerateRequest { trajectory, ..self.request.clone() }, ..self.clone() })
+        let recipe = recipe(&self.request.model, &wire)?;
+        let trajectory = trajectory(&self.request.model, &recipe)?;
+        let request = GenerateRequest { trajectory, ..self.request.clone() };
+        Ok(Self { request, recipe, ..self.clone() })
     }
 
     /// `WIDTHxHEIGHT`.
     pub(super) fn size(&self) -> String {
         size(&self.request.model)
+    }
+
+    /// What an image was made with, as text that goes into it.
+    pub(super) fn parameters(&self, index: usize) -> String {
+        self.recipe.text(&self.request, index)
     }
 
     /// What a reply says of an image beside its pixels.
@@ -162,15 +176,15 @@ pub(super) fn makes_images(model: &Model) -> Result<(), Problem> {
     Err(Problem::value("model", quoted(&model.id), remedy))
 }
 
-/// The model at the size that is asked for.
-fn sized(
+/// Height and width of what is asked for; nothing for the model's own.
+fn sides(
     settings: &Settings,
-    model: Arc<Model>,
+    model: &Model,
     asked: Option<&str>,
-) -> Result<Arc<Model>, Problem> {
-    let made = size(&model);
+) -> Result<Option<[usize; 2]>, Problem> {
+    let made = size(model);
     let Some(asked) = asked.filter(|asked| *asked != "auto" && *asked != made) else {
-        return Ok(model);
+        return Ok(None);
     };
     let Some(multiple) = model.size_multiple else {
         let remedy = format!("{} makes {made} only; send that, or `auto`", model.id);
@@ -194,9 +208,31 @@ fn sized(
         );
         return Err(Problem::value("size", quoted(asked), remedy));
     };
-    // Compiling another size takes a moment, in which this thread serves nobody.
-    let sized = tokio::task::block_in_place(|| model.sized(sides));
-    sized.map_err(|error| Problem::value("size", quoted(asked), error))
+    Ok(Some(sides))
+}
+
+/// The request to its model in a form, which is compiled first if it has to be, while there is time.
+async fn in_form(request: GenerateRequest, form: Form) -> Result<GenerateRequest, Problem> {
+    let model = request.model.in_form(form);
+    let late = || Failure::Deadline { done: 0, total: request.trajectory.len() };
+    let model = match request.deadline {
+        Some(at) => tokio::time::timeout_at(at.into(), model).await.map_err(|_| late())?,
+        None => model.await,
+    };
+    let model = model.map_err(|error| {
+        let [height, width] = form.size;
+        let parts = form.parts;
+        match *error {
+            Error::Value { .. } if form.size != request.model.form().size => {
+                Problem::value("size", format!("{width}x{height}"), error)
+            }
+            Error::Value { .. } => {
+                Problem::value("prompt", format!("{parts} times as long as is read at once"), error)
+            }
+            _ => Problem::internal(error),
+        }
+    });
+    Ok(GenerateRequest { model: model?, ..request })
 }
 
 fn count(wire: &GenerationRequest, settings: &Settings) -> Result<u64, Problem> {
@@ -313,16 +349,28 @@ fn class(model: &Model, wire: &GenerationRequest) -> Result<Option<u32>, Problem
     })
 }
 
-fn trajectory(model: &Model, wire: &GenerationRequest) -> Result<sampler::Trajectory, Problem> {
+fn recipe(model: &Model, wire: &GenerationRequest) -> Result<Recipe, Problem> {
     let limit = model.schedule.train_timesteps();
     let steps = whole(wire.num_inference_steps, "num_inference_steps", 1..=limit as u64)?;
-    let steps = steps.map_or_else(|| model.default_steps(), |steps| steps as usize);
-    let kind = match &wire.scheduler {
+    let sampler = match &wire.scheduler {
         Some(name) => name.parse::<Kind>()?,
         None => model.default_scheduler(),
     };
-    let eta = wire.eta.unwrap_or(kind.default_eta());
-    Ok(sampler::trajectory(&model.schedule, kind, steps, eta, model.geometry.learned_variance())?)
+    let [prompt, negative_prompt] = [&wire.prompt, &wire.negative_prompt]
+        .map(|text| text.clone().filter(|text| !text.is_empty() && model.text().is_some()));
+    Ok(Recipe {
+        prompt,
+        negative_prompt,
+        sampler,
+        steps: steps.map_or_else(|| model.default_steps(), |steps| steps as usize),
+        eta: wire.eta.unwrap_or(sampler.default_eta()),
+    })
+}
+
+fn trajectory(model: &Model, recipe: &Recipe) -> Result<sampler::Trajectory, Problem> {
+    let Recipe { sampler, steps, eta, .. } = *recipe;
+    let learned = model.geometry.learned_variance();
+    Ok(sampler::trajectory(&model.schedule, sampler, steps, eta, learned)?)
 }
 
 fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {

@@ -58,7 +58,7 @@ pub(super) async fn generate(
     let key = route::key(request.headers());
     let wire: GenerationRequest = body::json(&app, request).await?;
     let in_flight = app.in_flight.token();
-    match route::admit(&app, &wire, wanted, key, received)? {
+    match route::admit(&app, &wire, wanted, key, received).await? {
         Admitted::Single(single) => one(app, single, received, in_flight).await,
         Admitted::Draft(pair) => draft(app, pair, received, in_flight).await,
     }
@@ -88,7 +88,8 @@ async fn one(
             let Finished { images, plan, .. } = &served.finished;
             let image = images.first().ok_or_else(|| Problem::internal("no image"))?;
             let kind = [(header::CONTENT_TYPE, plan.encoding.format.media_type())];
-            let bytes = encode(image.clone(), plan.encoding).await?;
+            let parameters = Some(plan.parameters(0));
+            let bytes = encode(image.clone(), plan.encoding, parameters).await?;
             let timings = ready(&app, &mut served, received);
             shadow::repeat(&app, served);
             timed((kind, bytes).into_response(), &timings)

@@ -16,7 +16,10 @@ const CLASS_LABELS: &str = "class_labels";
 /// The hidden states of a text encoder.
 const HIDDEN_STATES: &str = "encoder_hidden_states";
 
-/// The inputs of a network. One that is told a guidance scale is asked without guidance.
+/// How far a network that is told so leads away from the empty prompt.
+const GUIDANCE_SCALE: &str = "guidance_scale";
+
+/// The inputs of a network.
 pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
     let geometry = &model.geometry;
     let sample =
@@ -40,6 +43,11 @@ pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
         name: HIDDEN_STATES,
         datatype: "FP32",
         shape: vec![-1, prompt.tokens as i64, prompt.width as i64],
+    }));
+    inputs.extend(geometry.guidance.then(|| ArrayMetadata {
+        name: GUIDANCE_SCALE,
+        datatype: "FP32",
+        shape: vec![-1],
     }));
     inputs
 }
@@ -83,6 +91,11 @@ pub(super) fn request(
         let count = format!("{} bytes too long", binary.rest.len());
         return Err(Problem::value("body", count, remedy));
     }
+    // As for images, it need not be told.
+    let guidance_scales = values.remove(GUIDANCE_SCALE).unwrap_or_else(|| {
+        let scale = if model.geometry.guidance { model.default_guidance() } else { 1.0 };
+        vec![scale as f32; rows.unwrap_or(0) as usize]
+    });
     let mut take = |name: &str| {
         values.remove(name).ok_or_else(|| {
             let remedy = format!("{} takes {names}; `{name}` is missing", model.id);
@@ -106,7 +119,8 @@ pub(super) fn request(
         }
     }
     let model = Arc::clone(model);
-    Ok(InferRequest { model, sample, timesteps, prompts, condition, deadline: None })
+    let deadline = None;
+    Ok(InferRequest { model, sample, timesteps, prompts, guidance_scales, condition, deadline })
 }
 
 /// The shape must be the expected one, with the same number of rows for all inputs.

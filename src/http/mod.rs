@@ -24,6 +24,7 @@ mod observe;
 mod operation;
 mod page;
 mod pair;
+mod parameters;
 mod repetition;
 mod repository;
 mod route;

@@ -35,7 +35,7 @@ pub(super) enum Admitted {
 }
 
 /// Admits a request by what its `model` says.
-pub(super) fn admit(
+pub(super) async fn admit(
     app: &App,
     wire: &GenerationRequest,
     wanted: Wanted,
@@ -56,7 +56,7 @@ pub(super) fn admit(
             let arm = experiment.arm_of(&sticky(key, wire)?);
             let wire = &in_steps(wire, &experiment, arm)?;
             let model = app.arm(&experiment, arm)?;
-            let plan = ParsedRequest::new(&app.settings, model, wire, wanted, received)?;
+            let plan = ParsedRequest::new(&app.settings, model, wire, wanted, received).await?;
             let mut single = single(Run::new(app, plan, received)?);
             single.beside.arm = Some((experiment, arm));
             single
@@ -68,7 +68,7 @@ pub(super) fn admit(
             }
             let models = app.pair("model", "\"draft\"")?;
             let wires = [wire.clone(), wire.clone()];
-            let plans = ParsedRequest::pair(&app.settings, models, wires, wanted, received)?;
+            let plans = ParsedRequest::pair(&app.settings, models, wires, wanted, received).await?;
             return Ok(Admitted::Draft(Pair::new(app, plans, received)?));
         }
         Some(AUTO) => {
@@ -77,9 +77,14 @@ pub(super) fn admit(
                 Some(student) => {
                     let wires = [wire.clone(), wire.clone()];
                     let models = [teacher, student];
-                    Vec::from(ParsedRequest::alike(&app.settings, models, wires, wanted, received)?)
+                    Vec::from(
+                        ParsedRequest::alike(&app.settings, models, wires, wanted, received)
+                            .await?,
+                    )
                 }
-                None => vec![ParsedRequest::new(&app.settings, teacher, wire, wanted, received)?],
+                None => {
+                    vec![ParsedRequest::new(&app.settings, teacher, wire, wanted, received).await?]
+                }
             };
             let candidates = candidates(plans, wire)?;
             let plans = candidates.iter().map(|candidate| candidate.plan.clone()).collect();
@@ -89,7 +94,8 @@ pub(super) fn admit(
             single
         }
         id => {
-            let plan = ParsedRequest::new(&app.settings, app.model(id)?, wire, wanted, received)?;
+            let plan =
+                ParsedRequest::new(&app.settings, app.model(id)?, wire, wanted, received).await?;
             single(Run::new(app, plan, received)?)
         }
     }))

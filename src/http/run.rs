@@ -136,9 +136,24 @@ impl Finished {
 
     /// The images as a reply carries them.
     pub(super) async fn data(&self) -> Result<Vec<GeneratedImage>, Problem> {
-        let encoded = self.images.iter().enumerate().map(async |(index, image)| {
-            let bytes = encode(image.clone(), self.plan.encoding).await?;
-            Ok::<_, Problem>(self.plan.describe(index, BASE64_STANDARD.encode(bytes)))
+        self.encoded(|index| Some(self.plan.parameters(index))).await
+    }
+
+    /// The same without a word of what made them.
+    pub(super) async fn blind_data(&self) -> Result<Vec<GeneratedImage>, Problem> {
+        self.encoded(|_| None).await
+    }
+
+    async fn encoded(
+        &self,
+        parameters: impl Fn(usize) -> Option<String>,
+    ) -> Result<Vec<GeneratedImage>, Problem> {
+        let encoded = self.images.iter().enumerate().map(|(index, image)| {
+            let bytes = encode(image.clone(), self.plan.encoding, parameters(index));
+            async move {
+                let bytes = BASE64_STANDARD.encode(bytes.await?);
+                Ok::<_, Problem>(self.plan.describe(index, bytes))
+            }
         });
         try_join_all(encoded).await
     }

@@ -11,20 +11,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Repeats a finished request with its teacher if it was drawn, nobody waits for the device and no other
 /// repetition is under way. What is found goes into the metrics of pairs.
 pub(super) fn repeat(app: &App, Served { finished: student, beside }: Served) {
-    let Some(plan) = beside.shadow else { return };
+    let Some(repetition) = beside.shadow else { return };
     let id = student.model().to_owned();
     let metrics = app.metrics.clone();
     let count = move |outcome| metrics.shadows.with_label_values(&[id.as_str(), outcome]).inc();
     let turn = app.shadow_turn.clone().try_acquire_owned().ok().filter(|_| app.engine.is_idle());
     let Some(turn) = turn else { return count("busy") };
-    let Ok(run) = Run::in_background(app, *plan) else { return count("busy") };
-    let metrics = app.metrics.clone();
+    let app = app.clone();
     tokio::spawn(async move {
         let _turn = turn;
+        let Some(plan) = repetition.plan(&app).await else { return };
+        let Ok(run) = Run::in_background(&app, plan) else { return count("busy") };
         count(match tokio::time::timeout(PATIENCE, run.finish()).await {
             Err(_) => "late",
             Ok(Err(_)) => "failed",
-            Ok(Ok(teacher)) => match compared(&metrics, [teacher, student]).await {
+            Ok(Ok(teacher)) => match compared(&app.metrics, [teacher, student]).await {
                 Ok(_) => "compared",
                 Err(_) => "failed",
             },

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use super::{
     App,
     error::Problem,
-    generate::ParsedRequest,
-    repetition,
+    repetition::{self, Repetition},
     run::{Finished, Run},
     wire::{GenerationRequest, Routing},
 };
@@ -26,7 +25,7 @@ pub(super) struct Beside {
     /// The experiment that it is for, and which of its arms serves it.
     pub(super) arm: Option<(Arc<Experiment>, usize)>,
     /// The teacher's repetition of a student's request.
-    pub(super) shadow: Option<Box<ParsedRequest>>,
+    pub(super) shadow: Option<Box<Repetition>>,
 }
 
 impl Single {

@@ -133,7 +133,7 @@ impl Events for SingleEvents {
                 preview(run, index, partial_index, image, None).await?
             }
             Event::Completed { index, image, timings } => StreamEvent::Completed {
-                image: streamed(run, index, image).await?,
+                image: finished(run, index, image).await?,
                 model: run.model().to_owned(),
                 side: None,
                 timings: Timings::of(&[timings], self.received.elapsed()),
@@ -185,7 +185,7 @@ impl PairEvents {
             }
             (Side::Teacher, Event::Completed { index, image, timings }) => {
                 let event = StreamEvent::Completed {
-                    image: streamed(run, index, image).await?,
+                    image: finished(run, index, image).await?,
                     model: run.model().to_owned(),
                     side: place,
                     timings: Timings::of(&[timings], self.received.elapsed()),
@@ -200,7 +200,7 @@ impl PairEvents {
             }
             (Side::Student, Event::Completed { index, image, timings }) => {
                 self.due.push_back(StreamEvent::PartialImage {
-                    image: streamed(run, index, image).await?,
+                    image: finished(run, index, image).await?,
                     partial_image_index: run.plan().request.partial_images,
                     model: run.model().to_owned(),
                     side: place,
@@ -257,7 +257,7 @@ async fn preview(
     side: Option<usize>,
 ) -> Result<StreamEvent, Problem> {
     Ok(StreamEvent::PartialImage {
-        image: streamed(run, index, image).await?,
+        image: streamed(run, index, image, None).await?,
         partial_image_index,
         model: run.model().to_owned(),
         side,
@@ -266,9 +266,18 @@ async fn preview(
     })
 }
 
-async fn streamed(run: &Run, index: usize, image: Image) -> Result<StreamedImage, Problem> {
+async fn finished(run: &Run, index: usize, image: Image) -> Result<StreamedImage, Problem> {
+    streamed(run, index, image, Some(run.plan().parameters(index))).await
+}
+
+async fn streamed(
+    run: &Run,
+    index: usize,
+    image: Image,
+    parameters: Option<String>,
+) -> Result<StreamedImage, Problem> {
     let plan = run.plan();
-    let bytes = encode(image, plan.encoding).await?;
+    let bytes = encode(image, plan.encoding, parameters).await?;
     Ok(StreamedImage {
         image: plan.describe(index, BASE64_STANDARD.encode(bytes)),
         created_at: unix_seconds(),

@@ -56,7 +56,7 @@ pub(super) async fn pair(
     let (swapped, [one, other]) = (drawn & 1 == 1, experiment.two_arms(drawn >> 1));
     let models = [app.arm(&experiment, one)?, app.arm(&experiment, other)?];
     let wires = [in_steps(&wire, &experiment, one)?, in_steps(&wire, &experiment, other)?];
-    let plans = ParsedRequest::pair(&app.settings, models, wires, Wanted::Json, received)?;
+    let plans = ParsedRequest::pair(&app.settings, models, wires, Wanted::Json, received).await?;
     if !plans[0].request.shares_noise_with(&plans[1].request) {
         let [one, other] = [&plans[0], &plans[1]].map(|plan| quoted(&plan.request.model.id));
         let message = format!(
@@ -72,7 +72,7 @@ pub(super) async fn pair(
         names.swap(0, 1);
     }
     let [first, second] = sides;
-    let (firsts, seconds) = try_join(first.data(), second.data()).await?;
+    let (firsts, seconds) = try_join(first.blind_data(), second.blind_data()).await?;
     let (Some(left), Some(right)) = (firsts.into_iter().next(), seconds.into_iter().next()) else {
         return Err(Problem::internal("no image"));
     };

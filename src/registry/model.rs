@@ -2,24 +2,27 @@
 
 use std::{
     fmt,
-    num::NonZeroUsize,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use candle_core::{DType, Device};
-use lru::LruCache;
 use understudy_models::{
     Denoiser, Error, FixedBatch, Geometry,
     autoencoder::{Decoder, Preview},
     checkpoint::{ModelFolder, Reader, card::Card},
     sampler::Kind,
     schedule::ScheduleConfig,
-    text::{TextEncoder, Tokenizer},
+    text::TextEncoder,
+};
+
+use super::{
+    forms::{Form, Forms},
+    text::Text,
 };
 
 use crate::engine::{
@@ -28,12 +31,10 @@ use crate::engine::{
     stage::{PerStage, Stage},
 };
 
-/// Sizes of a model, beside its own, that are kept compiled: their plans take memory, their weights are shared.
-const SIZES_KEPT: NonZeroUsize = NonZeroUsize::new(4).unwrap();
-/// The key of the next model at another size.
-static NEXT_SIZED: AtomicU64 = AtomicU64::new(u64::MAX);
-/// Bytes of the longest prompt that is looked at: more than any text encoder takes tokens of.
-const MOST_BYTES: usize = 16 << 10;
+/// The key of the next model in another form.
+static NEXT_FORM: AtomicU64 = AtomicU64::new(u64::MAX);
+/// A decode that takes no longer than that is never done in parts.
+const SHORT_DECODE_SECONDS: f64 = 0.02;
 /// Steps of a model whose card does not say.
 const DEFAULT_STEPS: usize = 50;
 
@@ -65,64 +66,22 @@ pub struct Model {
     replicas: Vec<Replica>,
     text: Option<Arc<Text>>,
     embeddings: Arc<Embeddings>,
-    /// The same model at other sizes, the least recently used forgotten.
-    sizes: Mutex<LruCache<[usize; 2], Arc<Self>>>,
+    /// The same model in other forms.
+    forms: Forms<Self>,
 }
 
 /// The networks on one device.
 pub struct Replica {
     network: Box<dyn Denoiser>,
-    decoder: Option<Decoder>,
+    decoder: Option<Arc<Decoder>>,
     encoder: Option<Arc<TextEncoder>>,
     preview: Option<Preview>,
     /// Whether all evaluations of the network have as many rows.
     padded: bool,
     /// What evaluations cost; replaced by the warm-up.
     costs: PerStage<Mutex<CostModel>>,
-}
-
-/// How a text-to-image model reads prompts.
-pub struct Text {
-    tokenizer: Tokenizer,
-    /// Tokens of a prompt, its beginning and its end among them.
-    length: usize,
-    empty: Tokens,
-}
-
-impl Text {
-    fn new(tokenizer: Tokenizer, length: usize) -> understudy_models::Result<Self> {
-        let empty = tokenizer.encode("", length)?.into();
-        Ok(Self { tokenizer, length, empty })
-    }
-
-    /// The tokens of a prompt, which `field` says.
-    fn tokens(&self, field: &str, prompt: &str) -> understudy_models::Result<Tokens> {
-        let refuse = |value: String, remedy: String| Err(Error::value(field, value, remedy));
-        if prompt.len() > MOST_BYTES {
-            let value = format!("{} bytes long", prompt.len());
-            return refuse(value, format!("at most {MOST_BYTES} are read; shorten it"));
-        }
-        if prompt.contains('\0') {
-            let place = prompt.find('\0').unwrap_or_default();
-            let value = format!("text with U+0000 at byte {place}");
-            return refuse(value, "no text encoder knows it; take it out".into());
-        }
-        let tokens = self.tokenizer.encode(prompt, self.length).map_err(|error| match error {
-            Error::Value { value, remedy, .. } => Error::value(field, value, remedy),
-            error => error,
-        });
-        Ok(tokens?.into())
-    }
-
-    /// Those of the empty prompt.
-    pub fn empty(&self) -> Tokens {
-        Tokens::clone(&self.empty)
-    }
-
-    /// Most tokens of a prompt, without its beginning and its end.
-    pub fn max_tokens(&self) -> usize {
-        self.length.saturating_sub(2)
-    }
+    /// In how many evaluations a latent is decoded.
+    decode_parts: AtomicUsize,
 }
 
 impl Model {
@@ -177,24 +136,46 @@ impl Model {
             replicas,
             text,
             embeddings: Arc::default(),
-            sizes: Mutex::new(LruCache::new(SIZES_KEPT)),
+            forms: Forms::default(),
         })
     }
 
-    /// The same model at another size, height and width in pixels. It shares weights, prompts and name; until evaluations
-    /// are observed they are taken to cost what they do at its own size, for each pixel.
+    /// What its networks are compiled for.
+    pub fn form(&self) -> Form {
+        let [_, height, width] = self.image;
+        let tokens = self.geometry.prompt.map_or(0, |prompt| prompt.tokens);
+        let parts = self.text.as_ref().map_or(1, |text| text.parts(tokens).max(1));
+        Form { size: [height, width], parts }
+    }
+
+    /// The form that draws after prompts, at a size or its own.
+    pub fn form_for(&self, size: Option<[usize; 2]>, prompts: &[Tokens]) -> Form {
+        let own = self.form();
+        let told = self.text.as_ref().zip(prompts.first());
+        let parts = told.map_or(own.parts, |(text, prompt)| text.parts(prompt.len()));
+        Form { size: size.unwrap_or(own.size), parts }
+    }
+
+    /// The same model in a form, which is compiled on the blocking pool if it is not kept.
     ///
     /// # Errors
-    /// [`Error::Value`] for a size that it cannot make, or that no memory holds.
-    pub fn sized(&self, size: [usize; 2]) -> understudy_models::Result<Arc<Self>> {
-        let mut sizes = self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(sized) = sizes.get(&size) {
-            return Ok(Arc::clone(sized));
+    /// As [`Model::compiled`].
+    pub async fn in_form(self: &Arc<Self>, form: Form) -> Result<Arc<Self>, Arc<Error>> {
+        if form == self.form() {
+            return Ok(Arc::clone(self));
         }
+        let model = Arc::clone(self);
+        self.forms.get(form, move || model.compiled(form)).await
+    }
+
+    /// The same model, compiled for another form. It shares weights, prompts and name; until evaluations are observed they
+    /// are taken to cost what they do at its own size, for each pixel.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a form that it cannot have, or that no memory holds.
+    pub fn compiled(&self, form: Form) -> understudy_models::Result<Self> {
+        let Form { size, parts } = form;
         let [channels, height, width] = self.image;
-        if size == [height, width] {
-            return Err(Error::value("size", format!("{width}x{height}"), "is the model's own"));
-        }
         if let Some(multiple) = self.size_multiple
             && !size.iter().all(|side| side.is_multiple_of(multiple))
         {
@@ -205,13 +186,14 @@ impl Model {
         let factor = pixels(size) / pixels([height, width]);
         let scale = height / self.geometry.height;
         let tokens = self.geometry.prompt.map_or(0, |prompt| prompt.tokens);
+        let tokens = tokens / self.form().parts * parts;
         let latent = size.map(|side| side / scale);
-        let replicas = self.replicas.iter().map(|replica| replica.sized(latent, tokens, factor));
+        let replicas = self.replicas.iter().map(|replica| replica.at(latent, tokens, factor));
         let replicas: Vec<Replica> = replicas.collect::<understudy_models::Result<_>>()?;
-        let sized = Arc::new(Self {
+        Ok(Self {
             id: self.id.clone(),
             // Other than those that the registry counts, from 0.
-            key: ModelKey(NEXT_SIZED.fetch_sub(1, Ordering::Relaxed)),
+            key: ModelKey(NEXT_FORM.fetch_sub(1, Ordering::Relaxed)),
             card: self.card.clone(),
             geometry: replicas[0].network().geometry().clone(),
             image: [channels, size[0], size[1]],
@@ -224,10 +206,8 @@ impl Model {
             replicas,
             text: self.text.clone(),
             embeddings: Arc::clone(&self.embeddings),
-            sizes: Mutex::new(LruCache::new(NonZeroUsize::MIN)),
-        });
-        sizes.put(size, Arc::clone(&sized));
-        Ok(sized)
+            forms: Forms::default(),
+        })
     }
 
     /// The same model, whose evaluations on GPUs all have `rows` rows, so that the bits of an answer do not
@@ -256,7 +236,8 @@ impl Model {
     }
 
     /// The prompts of the rows of a request's evaluations: none for a model without text; one, or, where evaluations have
-    /// two rows, one and what is guided away from.
+    /// two rows, one and what is guided away from. All have as many parts as the longest: the model that draws after
+    /// them is the one in that form.
     ///
     /// # Errors
     /// [`Error::Value`] naming `prompt` or `negative_prompt`, and telling how many tokens it has where that is too many; those
@@ -269,11 +250,11 @@ impl Model {
     ) -> understudy_models::Result<Vec<Tokens>> {
         self.check_guidance(negative_prompt, guidance_scale)?;
         let Some(text) = &self.text else { return Ok(Vec::new()) };
-        let mut prompts = vec![text.tokens("prompt", prompt)?];
+        let mut texts = vec![("prompt", prompt)];
         if guidance_scale != 1.0 && !self.geometry.guidance {
-            prompts.push(text.tokens("negative_prompt", negative_prompt)?);
+            texts.push(("negative_prompt", negative_prompt));
         }
-        Ok(prompts)
+        text.prompts(&texts)
     }
 
     /// What a request must leave alone of guidance, for a network that takes the scale as an input: scales that it has not
@@ -310,6 +291,11 @@ impl Model {
     /// Whether what its network makes is decoded.
     pub fn decodes(&self) -> bool {
         self.replicas[0].decoder.is_some()
+    }
+
+    /// In how many evaluations its latents are decoded.
+    pub fn decode_parts(&self) -> usize {
+        self.replicas[0].decode_parts()
     }
 
     /// Whether its images go through a stage.
@@ -353,11 +339,13 @@ impl Replica {
     ) -> understudy_models::Result<Self> {
         let preview = decoder.as_ref().map(Preview::fit).transpose()?;
         let costs = PerStage::new(|_| Mutex::new(CostModel::new(vec![(1, 0.0)], None)));
-        Ok(Self { network, decoder, encoder: encoder.map(Arc::new), preview, padded: false, costs })
+        let (decoder, encoder) = (decoder.map(Arc::new), encoder.map(Arc::new));
+        let decode_parts = AtomicUsize::new(1);
+        Ok(Self { network, decoder, encoder, preview, padded: false, costs, decode_parts })
     }
 
-    /// The same at another size of latents, whose evaluations cost so many times as much.
-    fn sized(
+    /// The same at another size of latents, whose evaluations cost so many times as much, and for prompts of so many tokens.
+    fn at(
         &self,
         latent: [usize; 2],
         tokens: usize,
@@ -368,29 +356,64 @@ impl Replica {
             let cost = self.cost(stage).clone();
             Mutex::new(if stage == Stage::Encode { cost } else { cost.enlarged(factor) })
         });
-        Ok(Self {
+        let decoder = self.decoder.as_ref().map(|decoder| match decoder.latent_shape() {
+            [_, height, width] if [height, width] == latent => Ok(Arc::clone(decoder)),
+            _ => decoder.at(latent).map(Arc::new),
+        });
+        let replica = Self {
             network: self.network.at(latent, tokens).ok_or_else(one)??,
-            decoder: self.decoder.as_ref().map(|decoder| decoder.at(latent)).transpose()?,
+            decoder: decoder.transpose()?,
             encoder: self.encoder.clone(),
             preview: self.preview.clone(),
             padded: self.padded,
             costs,
-        })
+            decode_parts: AtomicUsize::new(1),
+        };
+        replica.split_decode();
+        Ok(replica)
+    }
+
+    /// Has decodes hold the device no longer than the longest evaluation of the network does, by what both cost now: fewer
+    /// samples share one, and what one takes too long for is done in parts, where it can be.
+    pub(crate) fn split_decode(&self) {
+        let Some(decoder) = &self.decoder else { return };
+        let longest = {
+            let denoise = self.cost(Stage::Denoise);
+            denoise.seconds(denoise.max_rows()).max(SHORT_DECODE_SECONDS)
+        };
+        let mut decode = self.cost(Stage::Decode);
+        decode.shorten(longest);
+        if decoder.stretches() {
+            let parts = (decode.seconds(1) / longest).ceil().max(1.0);
+            self.decode_parts.store(parts as usize, Ordering::Relaxed);
+        }
+    }
+
+    /// In how many evaluations a latent is decoded; where there are several each is of one sample.
+    pub fn decode_parts(&self) -> usize {
+        self.decode_parts.load(Ordering::Relaxed)
     }
 
     /// Most rows an evaluation has, by stage.
     pub fn max_rows(&self) -> PerStage<usize> {
-        PerStage::new(|stage| self.cost(stage).max_rows())
+        PerStage::new(|stage| match stage {
+            Stage::Decode if self.decode_parts() > 1 => 1,
+            _ => self.cost(stage).max_rows(),
+        })
     }
 
-    /// Predicted seconds of one evaluation of so many rows.
+    /// Predicted seconds of one evaluation of so many rows; of a decode in parts, of one of these.
     pub fn evaluation_seconds(&self, stage: Stage, rows: usize) -> f64 {
-        self.cost(stage).seconds(rows)
+        self.cost(stage).seconds(rows) / self.parts(stage)
+    }
+
+    fn parts(&self, stage: Stage) -> f64 {
+        if stage == Stage::Decode { self.decode_parts() as f64 } else { 1.0 }
     }
 
     /// Number of weights of all its networks.
     fn parameters(&self) -> usize {
-        let decoder = self.decoder.as_ref().map_or(0, Decoder::parameters);
+        let decoder = self.decoder.as_ref().map_or(0, |decoder| decoder.parameters());
         let encoder = self.encoder.as_ref().map_or(0, |encoder| encoder.parameters());
         self.network.parameters() + decoder + encoder
     }
@@ -402,7 +425,7 @@ impl Replica {
 
     /// Makes images of what the network makes; for the thread of its device alone.
     pub(crate) fn decoder(&self) -> Option<&Decoder> {
-        self.decoder.as_ref()
+        self.decoder.as_deref()
     }
 
     /// Reads prompts; for the thread of its device alone.
@@ -421,7 +444,7 @@ impl Replica {
     }
 
     pub(crate) fn observe(&self, stage: Stage, rows: usize, seconds: f64) {
-        self.cost(stage).observe(rows, seconds);
+        self.cost(stage).observe(rows, seconds * self.parts(stage));
     }
 
     pub(crate) fn set_cost(&self, stage: Stage, cost: CostModel) {
@@ -446,6 +469,13 @@ impl fmt::Debug for Model {
             .field("id", &self.id)
             .field("key", &self.key)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+impl Replica {
+    pub(crate) fn decode_in(&self, parts: usize) {
+        self.decode_parts.store(parts, Ordering::Relaxed);
     }
 }
 
@@ -482,7 +512,7 @@ impl Model {
             replicas,
             text: None,
             embeddings: Arc::default(),
-            sizes: Mutex::new(LruCache::new(SIZES_KEPT)),
+            forms: Forms::default(),
         })
     }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::server::{CLASSES, ENDLESS, PLAIN, STUDENT, Server, events, post};
+use crate::server::{CLASSES, ENDLESS, PLAIN, STUDENT, Server, events, png, post};
 
 const PARTIAL: &str = "image_generation.partial_image";
 const COMPLETED: &str = "image_generation.completed";
@@ -64,7 +64,7 @@ async fn noise_is_shared_at_the_start_and_at_every_step() {
         let reply = reply.json();
         assert_eq!(reply["psnr_db"], json!([100.0, 100.0]), "{body}");
         assert_eq!(reply["ssim"], json!([1.0, 1.0]), "{body}");
-        let images = |side: usize| &reply["pair"][side]["data"];
+        let images = |side: usize| [0, 1].map(|i| png(&reply["pair"][side]["data"][i]).0);
         assert_eq!(images(0), images(1));
     }
     let other = json!({"scheduler": ["ddim", "euler"], "num_inference_steps": [6, 2], "seed": 1});

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{CLASSES, ENDLESS, SLOW_TEACHER, STUDENT, Server, write_model};
+use crate::server::{CLASSES, ENDLESS, SLOW_TEACHER, STUDENT, Server, png, write_model};
 
 impl Server {
     /// A slow teacher and a student whose usual steps are slow as well, but whose card lists 2 and 1.
@@ -175,10 +175,11 @@ async fn arms_may_be_one_model_in_different_steps() {
             json!({"pair_id": pair["pair_id"], "choice": 0, "idempotency_key": number.to_string()});
         let vote = server.post("/v1/experiments/e/votes", vote.to_string()).await.json();
         for side in 0..2 {
-            let image = &pair["images"][side]["b64_json"];
+            let pixels = |image: &Value| png(&json!({"b64_json": image})).0;
+            let image = pixels(&pair["images"][side]["b64_json"]);
             match vote["models"][side].as_str().unwrap() {
-                "student@4" => assert_eq!(*image, four),
-                "student@1" => assert_eq!(*image, one),
+                "student@4" => assert_eq!(image, pixels(&four)),
+                "student@1" => assert_eq!(image, pixels(&one)),
                 other => assert_eq!(other, CLASSES),
             }
         }

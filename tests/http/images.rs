@@ -3,7 +3,7 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use crate::server::{PLAIN, Server, post};
+use crate::server::{PLAIN, Server, png, post};
 
 fn image(entry: &Value) -> Vec<u8> {
     BASE64_STANDARD.decode(entry["b64_json"].as_str().unwrap()).unwrap()
@@ -34,6 +34,29 @@ async fn a_reply_tells_how_it_came_about() {
         assert_eq!((decoded.width(), decoded.height()), (8, 8));
         assert_eq!(decoded.color(), image::ColorType::L8);
     }
+}
+
+/// In the form that A1111's `parse_generation_parameters` reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_says_what_it_was_made_with() {
+    let server = Server::start().await;
+    let version = concat!("understudy ", env!("CARGO_PKG_VERSION"));
+    let body =
+        json!({"n": 2, "seed": 7, "prompt": "ankle-boot", "guidance_scale": 2.5, "eta": 0.5});
+    let reply = server.generate(body).await.json();
+    for (index, entry) in reply["data"].as_array().unwrap().iter().enumerate() {
+        let seed = 7 + index;
+        let text = format!(
+            "Steps: 2, Sampler: ddim, CFG scale: 2.5, Seed: {seed}, Size: 8x8, Model: classes, Class: Ankle boot, Eta: 0.5, Version: {version}"
+        );
+        assert_eq!(png(entry).1, [("parameters".to_owned(), text)]);
+    }
+    let body = json!({"model": "plain", "seed": 1, "num_inference_steps": 3, "scheduler": "dpm++"});
+    let reply = server.generate(body).await.json();
+    let text = format!(
+        "Steps: 3, Sampler: dpm++, CFG scale: 1, Seed: 1, Size: 8x8, Model: plain, Version: {version}"
+    );
+    assert_eq!(png(&reply["data"][0]).1, [("parameters".to_owned(), text)]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

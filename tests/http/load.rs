@@ -10,7 +10,7 @@ use tokio::{net::TcpListener, sync::oneshot};
 use tower::ServiceExt;
 use understudy::http;
 
-use crate::server::{CLASSES, ENDLESS, STUDENT, Server, post};
+use crate::server::{CLASSES, ENDLESS, STUDENT, Server, TEXT, post};
 
 /// The address of `server`, which serves until the sender is dropped.
 async fn listen(server: &Server) -> (String, oneshot::Sender<()>) {
@@ -95,6 +95,38 @@ async fn latencies_counts_table_and_picture_of_a_real_server() {
     for name in ["teacher of teacher=1,student=3 p99", "plain p50"] {
         assert!(svg.lines().any(|line| line == name), "{svg}");
     }
+}
+
+/// Each prompt has its turn: all of them, and no other, come to hidden states that are kept.
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_take_turns() {
+    let server = Server::with_text().await;
+    let (url, _stop) = listen(&server).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompts.txt");
+    std::fs::write(&file, "a house\n\n  a dog \n").unwrap();
+    let flags = ["--mix", TEXT, "--rate", "10", "--duration", "2", "--steps", "1", "--json"];
+    let prompts =
+        ["--prompt", "red apple", "--prompt", "a cat", "--prompts", file.to_str().unwrap()];
+    let output = output(load(&url, &[&flags[..], &prompts].concat())).await;
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = &report["runs"][0]["models"][0];
+    assert_eq!((&text["refused_other"], &text["failed"]), (&json!(0), &json!(0)), "{report}");
+    let accepted = text["accepted"].as_u64().unwrap();
+    let count = |outcome: &str| server.metrics.prompts.with_label_values(&[TEXT, outcome]).get();
+    // A guided image is told two prompts, and one image was tried before.
+    assert_eq!(count("hit") + count("miss"), 2 * (accepted + 1), "{report}");
+    for prompt in ["red apple", "a cat", "a house", "a dog"] {
+        let before = count("miss");
+        let body = json!({"model": TEXT, "prompt": prompt, "num_inference_steps": 1});
+        assert_eq!(server.generate(body).await.status, 200);
+        assert_eq!(count("miss"), before, "{prompt} is known: {report}");
+    }
+    std::fs::write(&file, "\n").unwrap();
+    let prompts = ["--prompts", file.to_str().unwrap()];
+    let said = failure(&self::output(load(&url, &prompts)).await);
+    assert!(said.contains("holds no prompt; write one on each line"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

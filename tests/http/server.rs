@@ -14,6 +14,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, Request, StatusCode, header},
     middleware::map_request,
 };
+use base64::{Engine as _, prelude::BASE64_STANDARD};
 use candle_core::{DType, Device, Tensor};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -122,11 +123,17 @@ impl Server {
 
     /// A server with a text-to-image model and its student, whose network is the same.
     pub(crate) async fn with_text() -> Self {
+        Self::with_text_and(|_| {}).await
+    }
+
+    /// The same, whose operator decided otherwise.
+    pub(crate) async fn with_text_and(change: impl FnOnce(&mut Settings)) -> Self {
         let models = tempfile::tempdir().unwrap();
         write_text_pair(models.path());
         let change = |settings: &mut Settings| {
             settings.max_body_bytes = 65_536;
             settings.max_pixels = 1024;
+            change(settings);
         };
         Self::over(models, change).await
     }
@@ -259,6 +266,20 @@ impl Server {
     }
 }
 
+/// The PNG of an entry: its pixels, and its texts by name.
+pub(crate) fn png(entry: &Value) -> (Vec<u8>, Vec<(String, String)>) {
+    let bytes = BASE64_STANDARD.decode(entry["b64_json"].as_str().unwrap()).unwrap();
+    let mut reader = png::Decoder::new(std::io::Cursor::new(bytes)).read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    reader.next_frame(&mut pixels).unwrap();
+    let info = reader.info();
+    let latin =
+        info.uncompressed_latin1_text.iter().map(|it| (it.keyword.clone(), it.text.clone()));
+    let utf8 = info.utf8_text.iter().map(|it| (it.keyword.clone(), it.get_text().unwrap()));
+    let texts = latin.chain(utf8).collect();
+    (pixels, texts)
+}
+
 /// Names and bodies of the events of a stream.
 pub(crate) fn events(text: &str) -> Vec<(String, Value)> {
     let event = |block: &str| {
@@ -284,6 +305,26 @@ fn write_text_pair(folder: &Path) {
         copy(&golden, &folder.join(id));
         std::fs::write(folder.join(id).join("understudy.json"), card.to_string()).unwrap();
     }
+}
+
+/// The same, whose network is told the guidance scale, as a latent consistency model's is.
+pub(crate) fn write_told_guidance(folder: &Path, card: &Value) {
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline/stable_diffusion");
+    copy(&golden, folder);
+    std::fs::write(folder.join("understudy.json"), card.to_string()).unwrap();
+    let [config, weights] = ["config.json", "diffusion_pytorch_model.safetensors"]
+        .map(|name| folder.join("unet").join(name));
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut fields: Value = serde_json::from_str(&text).unwrap();
+    fields["time_cond_proj_dim"] = json!(8);
+    std::fs::write(&config, fields.to_string()).unwrap();
+    let mut tensors = candle_core::safetensors::load(&weights, &Device::Cpu).unwrap();
+    let mut values = vec![0.0; 8 * 8];
+    noise::normal(1, 0, &mut values);
+    let projection = Tensor::from_vec(values, (8, 8), &Device::Cpu).unwrap();
+    tensors.insert("time_embedding.cond_proj.weight".into(), projection);
+    candle_core::safetensors::save(&tensors, &weights).unwrap();
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tower::ServiceExt;
 
-use crate::server::{CLASSES, ENDLESS, PLAIN, STUDENT, Server, post};
+use crate::server::{CLASSES, ENDLESS, PLAIN, STUDENT, Server, TEXT, post};
 
 fn outcomes(server: &Server, outcome: &str) -> u64 {
     server.metrics.shadows.with_label_values(&[STUDENT, outcome]).get()
@@ -30,6 +30,29 @@ async fn a_students_request_is_repeated_by_its_teacher() {
     assert_eq!(server.metrics.queue_duration.with_label_values(&[CLASSES]).get_sample_count(), 0);
     assert_eq!(server.metrics.samples_waiting.with_label_values(&[CLASSES]).get(), 0);
     assert_eq!(server.metrics.samples_running.with_label_values(&[CLASSES]).get(), 0);
+}
+
+/// After the same prompts, long ones too, and at the same size.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_teacher_repeats_what_was_drawn_after_a_text() {
+    let server = Server::with_text_and(|settings| settings.shadow_rate = 1.0).await;
+    let long = ["a"; 40].join(" ");
+    let asks = [
+        json!({"prompt": "red apple"}),
+        json!({"prompt": "red apple", "negative_prompt": "cat", "guidance_scale": 5.0}),
+        json!({"prompt": long, "size": "24x16"}),
+        json!({"prompt": long, "size": "24x16", "stream": true}),
+    ];
+    for (count, ask) in asks.iter().enumerate() {
+        let mut body = json!({"model": STUDENT, "num_inference_steps": 3});
+        body.as_object_mut().unwrap().extend(ask.as_object().unwrap().clone());
+        let reply = server.generate(body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        server.until("compared", |server| outcomes(server, "compared") == count as u64 + 1).await;
+    }
+    // The networks are equal: only equal noise, prompts, guidance and size give equal images.
+    let psnr = server.metrics.pair_psnr_db.with_label_values(&[TEXT, STUDENT]);
+    assert_eq!((psnr.get_sample_count(), psnr.get_sample_sum()), (4, 400.0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

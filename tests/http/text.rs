@@ -1,9 +1,11 @@
 //! Text-to-image models: prompts, guidance, previews of latents, and what is refused.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
+use understudy_models::{Conditions, checkpoint::ModelFolder};
 
-use crate::server::{STUDENT, Server, TEXT, events};
+use crate::server::{STUDENT, Server, TEXT, events, png, write_told_guidance};
 
 fn pixels(entry: &Value) -> Vec<u8> {
     let bytes = BASE64_STANDARD.decode(entry["b64_json"].as_str().unwrap()).unwrap();
@@ -41,7 +43,7 @@ async fn prompts_and_guidance_change_the_image_and_defaults_are_the_cards() {
 
     let card = server.get(&format!("/v1/models/{TEXT}")).await.json();
     assert_eq!((&card["size"], &card["channels"]), (&json!("16x16"), &json!(3)));
-    assert_eq!(card["max_prompt_tokens"], 22);
+    assert_eq!(card["max_prompt_tokens"], 88);
     assert_eq!(card["defaults"]["guidance_scale"], 3.0);
     assert_eq!(card["example_prompts"], json!(["red apple, noto style"]));
 }
@@ -69,6 +71,21 @@ async fn a_text_sample_is_the_same_alone_and_among_others() {
         );
         assert_eq!(alone, among);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_says_after_which_prompts_it_was_made() {
+    let server = Server::with_text().await;
+    let body = json!({"model": TEXT, "prompt": "red apple,\nりんご", "negative_prompt": "cat", "seed": 5, "size": "24x16",
+        "stream": true, "partial_images": 1});
+    let events = events(&server.generate(body).await.text());
+    let version = env!("CARGO_PKG_VERSION");
+    let text = format!(
+        "red apple,\nりんご\nNegative prompt: cat\nSteps: 4, Sampler: ddim, CFG scale: 3, Seed: 5, Size: 24x16, Model: text, Version: \
+         understudy {version}"
+    );
+    let texts: Vec<_> = events.iter().map(|(_, event)| png(event).1).collect();
+    assert_eq!(texts, [vec![], vec![("parameters".to_owned(), text)]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -151,6 +168,45 @@ async fn images_have_the_size_that_is_asked_for_and_are_the_same_among_other_siz
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn long_prompts_are_read_in_parts_and_their_images_are_the_same_among_others() {
+    let server = Server::with_text().await;
+    let words = |count: usize| vec!["a"; count].join(" ");
+    let count = |outcome: &str| server.metrics.prompts.with_label_values(&[TEXT, outcome]).get();
+    let asks = [
+        json!({"prompt": "red apple"}),
+        json!({"prompt": words(22)}),
+        json!({"prompt": words(23)}),
+        json!({"prompt": format!("{} 0", words(22))}),
+        json!({"prompt": "red apple", "negative_prompt": words(50)}),
+        json!({"prompt": words(88), "negative_prompt": "cat"}),
+        json!({"prompt": words(60), "guidance_scale": 1.0}),
+    ];
+    let mut alone = Vec::new();
+    for ask in &asks {
+        alone.push(drawn(&server, ask.clone()).await);
+    }
+    for (i, one) in alone.iter().enumerate() {
+        assert!(!alone[..i].contains(one), "{}", asks[i]);
+    }
+    let misses = count("miss");
+    let among = asks.iter().map(|ask| drawn(&server, ask.clone()));
+    assert_eq!(futures_util::future::join_all(among).await, alone);
+    assert_eq!(count("miss"), misses);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_size_that_is_still_being_compiled_counts_against_the_deadline() {
+    let server = Server::with_text().await;
+    // Nothing is compiled in no time.
+    let body = json!({"model": TEXT, "prompt": "house", "size": "24x24", "deadline_ms": 1});
+    let reply = server.generate(body).await;
+    assert_eq!(reply.status, 504, "{}", reply.text());
+    assert_eq!(reply.json()["error"]["param"], "deadline_ms");
+    let body = json!({"model": TEXT, "prompt": "house", "size": "24x24", "deadline_ms": 60_000});
+    assert_eq!(server.generate(body).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hidden_states_are_kept_and_counted() {
     let server = Server::with_text().await;
     let count = |outcome: &str| server.metrics.prompts.with_label_values(&[TEXT, outcome]).get();
@@ -173,12 +229,12 @@ async fn what_cannot_be_drawn_is_refused_by_field_value_limit_and_remedy() {
     let server = Server::with_text().await;
     let words = |count: usize| vec!["a"; count].join(" ");
     for (fields, param, parts) in [
-        (json!({"prompt": words(23)}), "prompt", ["23 tokens long", "at most 22"]),
+        (json!({"prompt": words(89)}), "prompt", ["89 tokens long", "at most 88"]),
         (json!({"prompt": words(2000)}), "prompt", ["2000 tokens long", "shorten"]),
         (json!({"prompt": "x".repeat(20_000)}), "prompt", ["20000 bytes", "at most 16384"]),
         (json!({"prompt": "a\u{0}b"}), "prompt", ["U+0000", "take it out"]),
         (json!({"prompt": 7}), "prompt", ["7", "a string"]),
-        (json!({"negative_prompt": words(30)}), "negative_prompt", ["30 tokens", "at most 22"]),
+        (json!({"negative_prompt": words(90)}), "negative_prompt", ["90 tokens", "at most 88"]),
         (
             json!({"negative_prompt": "x", "guidance_scale": 1}),
             "negative_prompt",
@@ -226,8 +282,8 @@ async fn what_cannot_be_drawn_is_refused_by_field_value_limit_and_remedy() {
         let reply = server.post("/v1/images/generations", body.clone()).await;
         assert_eq!(reply.status, 400, "{body}: {}", reply.text());
     }
-    // As many as fit are drawn, and nothing else has suffered.
-    drawn(&server, json!({"prompt": words(22)})).await;
+    // As many as are read are drawn after, and nothing else has suffered.
+    drawn(&server, json!({"prompt": words(88)})).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -248,4 +304,61 @@ async fn a_raw_evaluation_is_told_hidden_states() {
     let reply = server.post(&path, json!({"inputs": [sample, time]}).to_string()).await;
     assert_eq!(reply.status, 400);
     assert!(reply.text().contains("`encoder_hidden_states` is missing"), "{}", reply.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_is_told_its_guidance_is_told_it_in_raw_evaluations_too() {
+    let models = tempfile::tempdir().unwrap();
+    let folder = models.path().join("told");
+    let defaults = json!({"num_inference_steps": 2, "guidance_scale": 4.0});
+    write_told_guidance(&folder, &json!({"defaults": defaults}));
+    let network =
+        ModelFolder::open(&folder).unwrap().load(DType::F32, &Device::Cpu).unwrap().network;
+    let server = Server::over(models, |settings| settings.max_body_bytes = 65_536).await;
+    let about = server.get("/v2/models/told").await.json();
+    let told = json!({"name": "guidance_scale", "datatype": "FP32", "shape": [-1]});
+    assert_eq!(about["inputs"][3], told);
+
+    let scales = [1.0f32, 4.0, 7.5];
+    let filled = |count: usize| vec![0.25f32; count];
+    let (x, states) = (filled(3 * 256), filled(3 * 24 * 16));
+    let tensor = |values: &[f32], shape: &[usize]| Tensor::from_slice(values, shape, &Device::Cpu);
+    let conditions = Conditions {
+        prompt: Some(&tensor(&states, &[3, 24, 16]).unwrap()),
+        guidance: Some(&tensor(&scales.map(|scale| scale - 1.0), &[3]).unwrap()),
+        ..Conditions::default()
+    };
+    let times = tensor(&[7.0; 3], &[3]).unwrap();
+    let expected = network.evaluate(&tensor(&x, &[3, 4, 8, 8]).unwrap(), &times, conditions);
+    let expected: Vec<f32> = expected.unwrap().flatten_all().unwrap().to_vec1().unwrap();
+
+    let input = |name: &str, shape: Value, data: Value| json!({"name": name, "datatype": "FP32", "shape": shape, "data": data});
+    let inputs = [
+        input("sample", json!([3, 4, 8, 8]), json!(x)),
+        input("timestep", json!([3]), json!([7.0, 7.0, 7.0])),
+        input("encoder_hidden_states", json!([3, 24, 16]), json!(states)),
+    ];
+    let asked = async |more: &[Value]| -> Vec<f32> {
+        let all = [&inputs[..], more].concat();
+        let body = json!({"inputs": all}).to_string();
+        let reply = server.post("/v2/models/told/infer", body).await;
+        assert_eq!(reply.status, 200, "{}", reply.text());
+        serde_json::from_value(reply.json()["outputs"][0]["data"].clone()).unwrap()
+    };
+    let found = asked(&[input("guidance_scale", json!([3]), json!(scales))]).await;
+    assert_eq!(found, expected);
+    assert_ne!(found[..256], found[256..512]);
+    // As for images, the card's where nobody says.
+    let found = asked(&[]).await;
+    assert!((0..3).all(|row| found[256 * row..][..256] == expected[256..512]));
+    // One row of an evaluation, whatever the scale.
+    let mut images = Vec::new();
+    for scale in [json!(1.0), json!(4.0), Value::Null] {
+        let body = json!({"model": "told", "prompt": "cat", "seed": 1, "guidance_scale": scale});
+        let reply = server.generate(body).await.json();
+        assert_eq!(reply["timings"]["network_evaluations"], 2, "{reply}");
+        images.push(pixels(&reply["data"][0]));
+    }
+    assert_ne!(images[0], images[1]);
+    assert_eq!(images[1], images[2]);
 }

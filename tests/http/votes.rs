@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::server::{CLASSES, PLAIN, Reply, STUDENT, Server};
+use crate::server::{CLASSES, PLAIN, Reply, STUDENT, Server, png};
 
 impl Server {
     async fn pair_of(&self, experiment: &str, body: Value) -> Reply {
@@ -20,8 +20,7 @@ impl Server {
         let pair = self.pair_of("e", json!({"seed": seed, "class_label": 1})).await.json();
         let student =
             self.generate(json!({"model": STUDENT, "seed": seed, "class_label": 1})).await.json();
-        let of_student =
-            |side: usize| pair["images"][side]["b64_json"] == student["data"][0]["b64_json"];
+        let of_student = |side: usize| png(&pair["images"][side]).0 == png(&student["data"][0]).0;
         assert_ne!(of_student(0), of_student(1));
         let choice = match winner {
             Some(model) => json!(usize::from(of_student(0) != (model == STUDENT))),
@@ -46,6 +45,9 @@ async fn a_pair_tells_nothing_but_its_images_and_a_vote_tells_the_rest() {
         let mut body = reply.json();
         let pair_id = body["pair_id"].as_str().unwrap().to_owned();
         let images = body["images"].take();
+        for image in images.as_array().unwrap() {
+            assert_eq!(png(image).1, [], "no word of what made it");
+        }
         assert_eq!(
             body,
             json!({"pair_id": pair_id, "images": null, "class_label": 2, "class_name": "Bag"})
@@ -64,8 +66,7 @@ async fn a_pair_tells_nothing_but_its_images_and_a_vote_tells_the_rest() {
         for (side, model) in models.into_iter().enumerate() {
             let alone = json!({"model": model, "seed": vote["seed"], "prompt": "bag"});
             let alone = server.generate(alone).await.json();
-            let shown = json!({"b64_json": alone["data"][0]["b64_json"]});
-            assert_eq!(images[side], shown);
+            assert_eq!(png(&images[side]).0, png(&alone["data"][0]).0);
         }
     }
     assert_eq!(orders.len(), 2, "the order is drawn");

@@ -33,10 +33,7 @@ pub(super) fn step(
         x: twice,
         timesteps: [&timesteps[..], &timesteps].concat(),
         labels: None,
-        text: Some(TextConditions {
-            prompts: Tensor::cat(&[&told, &nothing], 0)?,
-            guidance: None,
-        }),
+        text: Some(TextConditions { prompts: Tensor::cat(&[&told, &nothing], 0)?, guidance: None }),
         seeds: [&seeds[..], &seeds].concat(),
     };
     both.answer = both.ask(network)?.to_dtype(DType::F32)?;

@@ -6,8 +6,8 @@ mod tensorboard;
 
 use crate::estimate::Estimate;
 pub use journal::{Journal, Record};
-pub(crate) use samples::{GRID_CAPTIONS, grid};
 pub use samples::sample_grid;
+pub(crate) use samples::{GRID_CAPTIONS, grid};
 
 /// What happens in a run.
 #[derive(Debug, Clone, Copy)]

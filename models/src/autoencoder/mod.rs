@@ -11,12 +11,14 @@ mod tiny;
 mod vq;
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 
 use candle_core::{DType, Device, Result as TensorResult, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::compiled::Compiled;
+use crate::cpu::Unfinished;
 use crate::demand::Demand;
 use crate::denoiser::Conditions;
 use crate::fields::Fields;
@@ -280,6 +282,29 @@ impl Decoder {
         self.compiled.forward(latents, None, Conditions::default())
     }
 
+    /// Whether [`Decoder::begin`] is for it: on a CPU it is.
+    pub fn stretches(&self) -> bool {
+        self.compiled.stretches()
+    }
+
+    /// As [`Decoder::forward`], to be done in so many stretches of layers, about as long as each other, between which the
+    /// device may do something else. The images are the same to the bit.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`]; a decoder that has no stretches.
+    pub fn begin(&self, latents: &Tensor, stretches: usize) -> TensorResult<Decoding> {
+        check("latents", latents, self.latent, self.dtype())?;
+        self.compiled.begin(latents, stretches).map(Decoding)
+    }
+
+    /// Does the next stretch of what [`Decoder::begin`] began; the images after the last one.
+    ///
+    /// # Errors
+    /// As [`Decoder::forward`]; what has ended.
+    pub fn go_on(&self, decoding: &mut Decoding) -> TensorResult<Option<Tensor>> {
+        self.compiled.go_on(&mut decoding.0)
+    }
+
     /// The same evaluation, kernel by kernel; nothing where it is not compiled into kernels.
     ///
     /// # Errors
@@ -330,6 +355,15 @@ impl Decoder {
     /// What it keeps in memory; nothing where it is not compiled into kernels.
     pub fn footprint(&self) -> Option<Footprint> {
         self.compiled.footprint()
+    }
+}
+
+/// Latents half way to images. It holds what their decoder works on until it ends.
+pub struct Decoding(Unfinished);
+
+impl fmt::Debug for Decoding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decoding").finish_non_exhaustive()
     }
 }
 

@@ -1,7 +1,14 @@
 //! The model card, `understudy.json`: what a network is for and how it was made.
 
+use std::{collections::HashMap, path::Path};
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+
+use crate::{Conditioning, Error, NetworkConfig, Result, sampler::Kind, schedule::ScheduleConfig};
+
+/// Its file in a model folder.
+pub(super) const CARD: &str = "understudy.json";
 
 /// What part a model plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -93,11 +100,97 @@ impl Card {
             false => number(&text),
         }
     }
+
+    /// Refuses a card, read from `path`, that speaks of classes, steps or samplers that are not there: it would mislead
+    /// every request.
+    pub(super) fn check(
+        &self,
+        network: &NetworkConfig,
+        schedule: &ScheduleConfig,
+        path: &Path,
+    ) -> Result<()> {
+        let refuse = |problem: String| Err(Error::Format { path: path.to_owned(), problem });
+        let classes = match network.geometry().conditioning {
+            Conditioning::Classes(classes) => classes,
+            _ => 0,
+        };
+        let names = self.class_names.len();
+        // The class that means "none" needs no name.
+        if names > 0
+            && names != classes
+            && names + usize::from(self.null_class.is_some()) != classes
+        {
+            return refuse(format!(
+                "`class_names` has {names} names, the network has {classes} classes; name each one"
+            ));
+        }
+        let mut seen = HashMap::new();
+        for name in &self.class_names {
+            if let Some(other) = seen.insert(normal_name(name), name) {
+                return refuse(format!(
+                    "`class_names` has two names that read the same, \"{other}\" and \"{name}\" (case, spaces, - \
+                     and _ make no difference); rename one of the classes"
+                ));
+            }
+        }
+        if let Some(null_class) = self.null_class
+            && null_class as usize >= classes
+        {
+            return refuse(format!(
+                "`null_class` is {null_class}, the network has {classes} classes"
+            ));
+        }
+        let most = schedule.train_timesteps();
+        if let Some(steps) = self.defaults.num_inference_steps
+            && !(1..=most).contains(&steps)
+        {
+            return refuse(format!(
+                "`defaults.num_inference_steps` is {steps}: the schedule allows 1 to {most}"
+            ));
+        }
+        let falling = self.evaluations.is_sorted_by(|more, fewer| more > fewer);
+        if !falling || self.evaluations.iter().any(|steps| !(1..=most).contains(steps)) {
+            return refuse(format!(
+                "`evaluations` is {:?}: list numbers from {most} down to 1, each once, such as [4, 2, 1]",
+                self.evaluations
+            ));
+        }
+        if let Some([least, most]) = self.guidance_range {
+            if !network.geometry().guidance {
+                return refuse(
+                    "`guidance_range` is of networks that take a guidance scale (time_cond_proj_dim), which this one does \
+                     not; leave it out"
+                        .into(),
+                );
+            }
+            if !(1.0 <= least && least <= most && most.is_finite()) {
+                return refuse(format!(
+                    "`guidance_range` is [{least}, {most}]: write the least and the largest scale, from 1 up"
+                ));
+            }
+            let usual = self.defaults.guidance_scale.unwrap_or(1.0);
+            if !(least..=most).contains(&usual) {
+                return refuse(format!(
+                    "`defaults.guidance_scale` is {usual}, and `guidance_range` from {least} to {most}; write one of these"
+                ));
+            }
+        }
+        if let Some(scale) = self.defaults.guidance_scale
+            && !scale.is_finite()
+        {
+            return refuse(format!("`defaults.guidance_scale` is {scale}: write a finite number"));
+        }
+        if let Some(Err(error)) = self.defaults.scheduler.as_ref().map(|name| name.parse::<Kind>())
+        {
+            return refuse(format!("`defaults`: {error}"));
+        }
+        Ok(())
+    }
 }
 
 /// The form in which class names are compared: case, and whether words are joined by a space, `-` or
 /// `_`, do not matter.
-pub(super) fn normal_name(name: &str) -> String {
+fn normal_name(name: &str) -> String {
     name.trim().to_lowercase().replace(['-', '_'], " ")
 }
 

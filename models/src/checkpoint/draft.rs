@@ -92,7 +92,9 @@ impl Draft {
         let folder = partial::folder_of(&path);
         fs::create_dir_all(folder).map_err(at(folder))?;
         if fs::hard_link(&file, &path).is_err() {
-            fs::copy(&file, &path).and_then(|_| File::open(&path)?.sync_all()).map_err(at(&path))?;
+            fs::copy(&file, &path)
+                .and_then(|_| File::open(&path)?.sync_all())
+                .map_err(at(&path))?;
         }
         partial::sync(folder).map_err(at(folder))
     }

@@ -15,33 +15,28 @@
 
 use std::{
     collections::HashMap,
-    fs,
     path::{Path, PathBuf},
 };
 
 use candle_core::{DType, Device, Tensor};
-use serde_json::json;
 
 use super::{
-    Draft, around,
-    card::{Card, normal_name},
-    file::{read_json, read_text, write_atomically},
+    around,
+    card::{CARD, Card},
+    file::{read_json, read_text},
     parts::{Part, Parts, shown},
     read,
-    readme::{self, README},
     weight_files::{self, DIFFUSERS},
 };
 use crate::{
-    Conditioning, Denoiser, Error, NetworkConfig, Result,
+    Denoiser, Error, NetworkConfig, Result,
     autoencoder::{AutoencoderConfig, Decoder},
-    sampler::Kind,
     schedule::ScheduleConfig,
     text::{TextEncoder, TextEncoderConfig, Tokenizer},
     weight::Weight,
 };
 
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
-pub(super) const CARD: &str = "understudy.json";
 
 /// A folder whose descriptions have been read and understood; its weights have not.
 #[derive(Debug)]
@@ -103,7 +98,7 @@ impl ModelFolder {
         let schedule =
             ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
         let card = read_card(&path.join(CARD), &network)?;
-        check_card(&card, &network, &schedule, &path.join(CARD))?;
+        card.check(&network, &schedule, &path.join(CARD))?;
         let folder = network_path.parent().unwrap_or(path).to_owned();
         let (text_encoder, tokenizer) = text.unzip();
         let tokenizer = tokenizer.unwrap_or_default();
@@ -313,100 +308,6 @@ impl ModelFolder {
         let names = || self.network.weight_shapes().into_keys().collect();
         weight_files::open(&self.weight_files()?, names)
     }
-
-    /// Reads back what [`ModelFolder::write`] would write, by the rules of [`ModelFolder::open`]: nothing is
-    /// written that could not be loaded.
-    ///
-    /// # Errors
-    /// As [`ModelFolder::open`]; files are named by their places in the folder.
-    pub fn check(network: &NetworkConfig, schedule: &ScheduleConfig, card: &Card) -> Result<()> {
-        let file = format!("{}/config.json", network.component());
-        let network = NetworkConfig::from_json(&network.to_json(), &file)?;
-        let file = "scheduler/scheduler_config.json";
-        let schedule = ScheduleConfig::from_text(&schedule.to_json().to_string(), file)?;
-        check_card(card, &network, &schedule, Path::new(CARD))
-    }
-
-    /// Writes a folder that this crate and diffusers read, at the place the draft was begun for.
-    ///
-    /// # Errors
-    /// As [`ModelFolder::check`]; [`Error::Weights`] for weights that are not finite; [`Error::Io`] or
-    /// [`Error::Format`] naming the file. Nothing is left behind then.
-    pub fn write(
-        draft: Draft,
-        network: &NetworkConfig,
-        weights: &HashMap<String, Tensor>,
-        schedule: &ScheduleConfig,
-        card: &Card,
-    ) -> Result<()> {
-        Self::write_around(draft, network, weights, schedule, card, None)
-    }
-
-    /// As [`ModelFolder::write`], with what `around` has around its network: its text encoder, tokenizer and autoencoder,
-    /// as links to the same files where the file system can, else as copies, and the settings of its pipeline.
-    /// Components that have no part in making images (a safety checker) stay behind.
-    ///
-    /// # Errors
-    /// As [`ModelFolder::write`]; [`Error::Value`] for a network of another kind than that of `around`.
-    pub fn write_around(
-        draft: Draft,
-        network: &NetworkConfig,
-        weights: &HashMap<String, Tensor>,
-        schedule: &ScheduleConfig,
-        card: &Card,
-        around: Option<&Self>,
-    ) -> Result<()> {
-        Self::check(network, schedule, card)?;
-        for (name, weight) in weights {
-            if !is_finite(weight)? {
-                let problem =
-                    format!("`{name}` holds NaN or infinity, which no model can be served with");
-                return Err(Error::Weights(problem));
-            }
-        }
-        let readme = readme::text(network, schedule, card);
-        let schedule = schedule.to_json();
-        let component = network.component();
-        let mut index = match around {
-            Some(around) => around::index(&around.path, &around.network, network)?,
-            None => json!({"_class_name": network.pipeline()}),
-        };
-        index["scheduler"] = json!(["diffusers", schedule["_class_name"]]);
-        index[component] = json!(["diffusers", network.class_name()]);
-        draft.write_json("model_index.json", &index)?;
-        let files = around.map(|around| around::files(&around.path)).transpose()?;
-        for (name, file) in files.unwrap_or_default() {
-            draft.link(&name, &file)?;
-        }
-        draft.write_json(&format!("{component}/config.json"), &network.to_json())?;
-        draft.write_json("scheduler/scheduler_config.json", &schedule)?;
-        draft.write_json(CARD, &json!(card))?;
-        draft.write(README, readme.as_bytes())?;
-        draft.write_tensors(&format!("{component}/{WEIGHTS}"), weights)?;
-        draft.finish()
-    }
-
-    /// Writes another card into the folder. Its `README.md` follows, where it is as [`ModelFolder::write`] left it.
-    ///
-    /// # Errors
-    /// [`Error::Value`] for a card that does not fit the network; [`Error::Io`] naming the file.
-    pub fn write_card(&self, card: &Card) -> Result<()> {
-        let path = self.path.join(CARD);
-        check_card(card, &self.network, &self.schedule, &path)?;
-        let readme = self.path.join(README);
-        let untouched = fs::read_to_string(&readme).is_ok_and(|there| there == self.readme());
-        write_atomically(&path, format!("{:#}\n", json!(card)).as_bytes())?;
-        if untouched {
-            let text = readme::text(&self.network, &self.schedule, card);
-            write_atomically(&readme, text.as_bytes())?;
-        }
-        Ok(())
-    }
-
-    /// The `README.md` that belongs to the folder: a model card as the Hugging Face Hub reads it.
-    pub fn readme(&self) -> String {
-        readme::text(&self.network, &self.schedule, &self.card)
-    }
 }
 
 /// Whether a folder is a model's: it has a `model_index.json`, which may still be one that nobody understands.
@@ -473,92 +374,4 @@ fn read_card(path: &Path, network: &NetworkConfig) -> Result<Card> {
         return Ok(Card { null_class: network.null_class(), ..Card::default() });
     }
     read::json(path)
-}
-
-/// Whether all of a tensor's elements are numbers, neither NaN nor infinite.
-///
-/// # Errors
-/// Whatever the device says.
-pub fn is_finite(tensor: &Tensor) -> Result<bool> {
-    let values: Vec<f64> = tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?;
-    Ok(values.iter().all(|value| value.is_finite()))
-}
-
-/// A card that speaks of classes, steps or samplers that are not there would mislead every request.
-fn check_card(
-    card: &Card,
-    network: &NetworkConfig,
-    schedule: &ScheduleConfig,
-    path: &Path,
-) -> Result<()> {
-    let refuse = |problem: String| Err(Error::Format { path: path.to_owned(), problem });
-    let classes = match network.geometry().conditioning {
-        Conditioning::Classes(classes) => classes,
-        _ => 0,
-    };
-    let names = card.class_names.len();
-    // The class that means "none" needs no name.
-    if names > 0 && names != classes && names + usize::from(card.null_class.is_some()) != classes {
-        return refuse(format!(
-            "`class_names` has {names} names, the network has {classes} classes; name each one"
-        ));
-    }
-    let mut seen = HashMap::new();
-    for name in &card.class_names {
-        if let Some(other) = seen.insert(normal_name(name), name) {
-            return refuse(format!(
-                "`class_names` has two names that read the same, \"{other}\" and \"{name}\" (case, spaces, - \
-                 and _ make no difference); rename one of the classes"
-            ));
-        }
-    }
-    if let Some(null_class) = card.null_class
-        && null_class as usize >= classes
-    {
-        return refuse(format!("`null_class` is {null_class}, the network has {classes} classes"));
-    }
-    let most = schedule.train_timesteps();
-    if let Some(steps) = card.defaults.num_inference_steps
-        && !(1..=most).contains(&steps)
-    {
-        return refuse(format!(
-            "`defaults.num_inference_steps` is {steps}: the schedule allows 1 to {most}"
-        ));
-    }
-    let falling = card.evaluations.is_sorted_by(|more, fewer| more > fewer);
-    if !falling || card.evaluations.iter().any(|steps| !(1..=most).contains(steps)) {
-        return refuse(format!(
-            "`evaluations` is {:?}: list numbers from {most} down to 1, each once, such as [4, 2, 1]",
-            card.evaluations
-        ));
-    }
-    if let Some([least, most]) = card.guidance_range {
-        if !network.geometry().guidance {
-            return refuse(
-                "`guidance_range` is of networks that take a guidance scale (time_cond_proj_dim), which this one does not; \
-                 leave it out"
-                    .into(),
-            );
-        }
-        if !(1.0 <= least && least <= most && most.is_finite()) {
-            return refuse(format!(
-                "`guidance_range` is [{least}, {most}]: write the least and the largest scale, from 1 up"
-            ));
-        }
-        let usual = card.defaults.guidance_scale.unwrap_or(1.0);
-        if !(least..=most).contains(&usual) {
-            return refuse(format!(
-                "`defaults.guidance_scale` is {usual}, and `guidance_range` from {least} to {most}; write one of these"
-            ));
-        }
-    }
-    if let Some(scale) = card.defaults.guidance_scale
-        && !scale.is_finite()
-    {
-        return refuse(format!("`defaults.guidance_scale` is {scale}: write a finite number"));
-    }
-    if let Some(Err(error)) = card.defaults.scheduler.as_ref().map(|name| name.parse::<Kind>()) {
-        return refuse(format!("`defaults`: {error}"));
-    }
-    Ok(())
 }

@@ -20,7 +20,8 @@ use client::{Client, Listed, Listing, Refusal};
 use places::Places;
 
 use super::{
-    folder::{CARD, ModelFolder, is_model},
+    card::CARD,
+    folder::{ModelFolder, is_model},
     parts::{self, Around},
     read,
     weight_files::{DIFFUSERS, Stem},
@@ -287,26 +288,23 @@ impl Listing {
         if let Some(found) = candidates.iter().find(|name| self.has(name)) {
             return Ok(found.clone());
         }
-        let [whole, ..] = candidates;
-        let pickled = |file: &&Listed| {
+        let [whole, _, _, _, pickle, ..] = candidates;
+        let other = |file: &&Listed| {
             let name = &file.rfilename;
-            name.starts_with(prefix)
-                && [".bin", ".pt", ".ckpt"].iter().any(|end| name.ends_with(end))
+            let ends = [".safetensors", ".bin", ".pt", ".ckpt", ".msgpack", ".h5", ".onnx"];
+            name.starts_with(prefix) && ends.iter().any(|end| name.ends_with(end))
         };
-        Err(refuse(
-            id,
-            match self.siblings.iter().find(pickled) {
-                Some(file) => format!(
-                    "no {whole}, only {}: pickled weights are not read, since reading them can run \
-                 code; load it in diffusers and write it with save_pretrained(…, \
-                 safe_serialization=True), then pass that folder",
-                    file.rfilename
-                ),
-                None => format!(
-                    "no {whole}: only diffusers repositories with safetensors weights can be served"
-                ),
-            },
-        ))
+        let problem = match self.siblings.iter().find(other) {
+            Some(file) => format!(
+                "no {whole} and no {pickle}, only {}; load it in diffusers and write it with save_pretrained, then pass that \
+                 folder",
+                file.rfilename
+            ),
+            None => {
+                format!("no {whole} and no {pickle}: only diffusers repositories can be served")
+            }
+        };
+        Err(refuse(id, problem))
     }
 }
 

@@ -14,9 +14,11 @@ mod readme;
 mod state_dict;
 mod tensors;
 mod weight_files;
+mod write;
 
 pub use draft::Draft;
 pub use file::{check_target, reclaim, sync_folder, write_atomically, write_with};
-pub use folder::{ModelFolder, Pipeline, Reader, is_finite, is_model};
+pub use folder::{ModelFolder, Pipeline, Reader, is_model};
 pub use parts::Part;
 pub use state_dict::StateDict;
+pub use write::is_finite;

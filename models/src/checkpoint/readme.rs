@@ -66,7 +66,9 @@ fn about(network: &NetworkConfig, card: &Card) -> String {
     let geometry = network.geometry();
     if let Some(prompt) = geometry.prompt {
         let how = match geometry.guidance {
-            true => " It takes the guidance scale as an input, so that an image needs one row of an evaluation instead of two.",
+            true => {
+                " It takes the guidance scale as an input, so that an image needs one row of an evaluation instead of two."
+            }
             false => "",
         };
         return format!(

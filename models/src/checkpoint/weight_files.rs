@@ -46,11 +46,20 @@ impl Stem {
         there.chain(variants.filter(index)).collect()
     }
 
-    /// Files that hold weights or name those that do, the best first; safetensors alone.
-    pub(super) fn candidates(self) -> [String; 4] {
-        let stem = self.safetensors;
-        ["safetensors", "safetensors.index.json", "fp16.safetensors", "safetensors.index.fp16.json"]
-            .map(|suffix| format!("{stem}.{suffix}"))
+    /// Files that hold weights or name those that do, the best first: what `torch.save` wrote comes last.
+    pub(super) fn candidates(self) -> [String; 8] {
+        let (stem, pickle) = (self.safetensors, self.pickle);
+        [
+            (stem, "safetensors"),
+            (stem, "safetensors.index.json"),
+            (stem, "fp16.safetensors"),
+            (stem, "safetensors.index.fp16.json"),
+            (pickle, "bin"),
+            (pickle, "bin.index.json"),
+            (pickle, "fp16.bin"),
+            (pickle, "bin.index.fp16.json"),
+        ]
+        .map(|(stem, suffix)| format!("{stem}.{suffix}"))
     }
 
     /// The files of `folder`: those of full precision, or else of its only variant; safetensors, or else of

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
 
 use crate::graph::{Graph, Size, lower};
-use crate::kernels::{ElementType, Footprint, Isa, Program, Timing};
+use crate::kernels::{Call, ElementType, Footprint, Isa, Program, Timing, Workspace};
 use crate::weights::Weights;
 use builder::Builder;
 use packed::Packed;
@@ -93,37 +93,63 @@ impl Inference {
 
     /// Of f32 tensors that begin with the batch, one evaluation: all answers, `[B, channels, height, width]`.
     pub(crate) fn forward(&self, inputs: Inputs) -> Result<Vec<Tensor>> {
-        self.with_inputs(inputs, |program, batch, inputs, output| {
-            Ok(program.run(batch, inputs, output)?)
-        })
+        let batch = inputs[SAMPLE].dim(0)?;
+        let mut output = vec![0.0; batch * self.floats()];
+        with_floats(&contiguous(inputs)?, |inputs| {
+            Ok(self.program.run(batch, inputs, &mut output)?)
+        })?;
+        self.split(output, batch)
     }
 
     /// What each kernel does in one evaluation.
     pub(crate) fn profile(&self, inputs: Inputs) -> Result<Vec<Timing>> {
-        let mut lines = Vec::new();
-        self.with_inputs(inputs, |program, batch, inputs, output| {
-            lines = program.profile(batch, inputs, output)?;
-            Ok(())
-        })?;
-        Ok(lines)
+        let batch = inputs[SAMPLE].dim(0)?;
+        let mut output = vec![0.0; batch * self.floats()];
+        with_floats(&contiguous(inputs)?, |inputs| {
+            Ok(self.program.profile(batch, inputs, &mut output)?)
+        })
     }
 
-    fn with_inputs(
-        &self,
-        inputs: Inputs,
-        run: impl FnOnce(&Program, usize, &[&[f32]], &mut [f32]) -> Result<()>,
-    ) -> Result<Vec<Tensor>> {
+    /// As [`Inference::forward`], to be done in so many stretches, at least one.
+    pub(crate) fn begin(&self, inputs: Inputs, stretches: usize) -> Result<Unfinished> {
         let batch = inputs[SAMPLE].dim(0)?;
-        let tensors = contiguous(inputs)?;
-        let storages = tensors.each_ref().map(Tensor::storage_and_layout);
-        let mut inputs: [&[f32]; 4] = [&[]; 4];
-        for (input, (storage, layout)) in inputs.iter_mut().zip(&storages) {
-            *input = floats(storage, layout)?;
+        let mut ends = self.program.stretches(stretches.max(1));
+        ends.reverse();
+        Ok(Unfinished {
+            inputs: contiguous(inputs)?,
+            batch,
+            workspace: self.program.begin(),
+            output: vec![0.0; batch * self.floats()],
+            done: 0,
+            ends,
+        })
+    }
+
+    /// Does the next stretch; all answers after the last one.
+    pub(crate) fn go_on(&self, unfinished: &mut Unfinished) -> Result<Option<Vec<Tensor>>> {
+        let Unfinished { inputs, batch, workspace, output, done, ends } = unfinished;
+        let Some(end) = ends.pop() else { bail!("the evaluation has ended") };
+        with_floats(inputs, |inputs| {
+            let (batch, operations) = (*batch, *done..end);
+            let call = Call { batch, inputs, parameters: &[], output, gradients: &mut [] };
+            Ok(self.program.run_stretch(operations, workspace, call)?)
+        })?;
+        *done = end;
+        if !ends.is_empty() {
+            return Ok(None);
         }
-        let all: usize = self.answers.iter().copied().map(floats_of).sum();
-        let mut output = vec![0.0; batch * all];
-        run(&self.program, batch, &inputs, &mut output)?;
-        let output = Tensor::from_vec(output, (batch, all), &Device::Cpu)?;
+        self.program.end(std::mem::take(workspace));
+        self.split(std::mem::take(output), *batch).map(Some)
+    }
+
+    /// Floats of all answers to one sample.
+    fn floats(&self) -> usize {
+        self.answers.iter().copied().map(floats_of).sum()
+    }
+
+    /// The answers to a batch, one by one.
+    fn split(&self, output: Vec<f32>, batch: usize) -> Result<Vec<Tensor>> {
+        let output = Tensor::from_vec(output, (batch, self.floats()), &Device::Cpu)?;
         let mut start = 0;
         let answer = |&size: &Size| {
             let (Size { height, width, channels }, floats) = (size, floats_of(size));
@@ -137,6 +163,29 @@ impl Inference {
     pub(crate) fn footprint(&self) -> Footprint {
         self.program.footprint()
     }
+}
+
+/// An evaluation that is done a stretch at a time. Its intermediate results have a memory of their own until it ends, so
+/// others of the same network may come between.
+pub(crate) struct Unfinished {
+    inputs: [Tensor; 4],
+    batch: usize,
+    workspace: Workspace,
+    output: Vec<f32>,
+    /// Operations done.
+    done: usize,
+    /// Where the stretches end that are still to be done, the next one last.
+    ends: Vec<usize>,
+}
+
+/// Tells `ask` the floats of contiguous tensors.
+fn with_floats<T>(tensors: &[Tensor; 4], ask: impl FnOnce(&[&[f32]]) -> Result<T>) -> Result<T> {
+    let storages = tensors.each_ref().map(Tensor::storage_and_layout);
+    let mut all: [&[f32]; 4] = [&[]; 4];
+    for (input, (storage, layout)) in all.iter_mut().zip(&storages) {
+        *input = floats(storage, layout)?;
+    }
+    ask(&all)
 }
 
 fn contiguous(inputs: Inputs) -> Result<[Tensor; 4]> {

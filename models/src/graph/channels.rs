@@ -31,7 +31,9 @@ impl Graph {
                 | Op::Answer { .. } => {}
                 Op::Modulate { source, to, .. } => of[to.0] = of[source.0].clone(),
                 // Both halves have the same channels.
-                Op::Geglu { source, to } => of[to.0] = of[source.0].iter().copied().take(1).collect(),
+                Op::Geglu { source, to } => {
+                    of[to.0] = of[source.0].iter().copied().take(1).collect()
+                }
                 Op::Sinusoid { wave, to, .. } => {
                     let width = self.size(*to).channels;
                     let known = self.same(op, |one| {

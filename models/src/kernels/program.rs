@@ -336,6 +336,53 @@ impl Program {
         profile: Option<&mut Vec<Timing>>,
     ) -> Result<(), NoMemory> {
         let part = &self.parts[part];
+        self.run_operations(part, part.operations.clone(), workspace, call, profile)
+    }
+
+    /// Runs a stretch of the operations of a program of one part, on the threads of the current rayon pool; those before
+    /// have run in this workspace, for the same inputs and into the same output.
+    ///
+    /// # Errors
+    /// [`NoMemory`] for so many samples.
+    ///
+    /// # Panics
+    /// As [`Program::run_part`].
+    pub(crate) fn run_stretch(
+        &self,
+        operations: Range<usize>,
+        workspace: &mut Workspace,
+        call: Call,
+    ) -> Result<(), NoMemory> {
+        self.run_operations(&self.parts[0], operations, workspace, call, None)
+    }
+
+    /// The ends of so many stretches of all operations, of about as many floating-point operations each. Where there are
+    /// fewer operations some are empty.
+    pub(crate) fn stretches(&self, count: usize) -> Vec<usize> {
+        let flop: Vec<f64> = self.operations.iter().map(|operation| operation.flop()).collect();
+        let total: f64 = flop.iter().sum();
+        let (mut ends, mut done) = (Vec::with_capacity(count), 0.0);
+        for (i, flop) in flop.iter().enumerate() {
+            // The operation belongs to the stretch that its middle is in.
+            while ends.len() + 1 < count
+                && done + flop / 2.0 > total * (ends.len() + 1) as f64 / count as f64
+            {
+                ends.push(i);
+            }
+            done += flop;
+        }
+        ends.resize(count, self.operations.len());
+        ends
+    }
+
+    fn run_operations(
+        &self,
+        part: &Part,
+        operations: Range<usize>,
+        workspace: &mut Workspace,
+        call: Call,
+        profile: Option<&mut Vec<Timing>>,
+    ) -> Result<(), NoMemory> {
         let Call { batch, inputs, parameters, output, gradients } = call;
         assert!(inputs.iter().map(|input| input.len()).eq(part.inputs.iter().map(|n| batch * n)));
         assert!(parameters.iter().map(|one| one.len()).eq(self.parameters.iter().copied()));
@@ -344,7 +391,7 @@ impl Program {
         assert!(workspace.batch == 0 || workspace.batch == batch);
         workspace.batch = batch;
         let threads = rayon::current_num_threads().max(1);
-        let needs = self.schedule(part, batch, threads, workspace);
+        let needs = self.schedule(operations.clone(), batch, threads, workspace);
         let scratch_len = needs.scratch.next_multiple_of(LINE) + SLACK;
         let memory = Memory {
             isa: self.isa,
@@ -370,7 +417,7 @@ impl Program {
             team::run(threads, &workspace.phases, &work);
             return Ok(());
         };
-        for operation in &self.operations[part.operations.clone()] {
+        for operation in &self.operations[operations] {
             let start = std::time::Instant::now();
             // SAFETY: as above, with one operation at a time.
             let work = |phase: usize, item: usize, worker: usize| unsafe {
@@ -390,10 +437,10 @@ impl Program {
         Ok(())
     }
 
-    /// Notes all phases of a part with work in them, and gives the largest needs.
+    /// Notes all phases of operations with work in them, and gives the largest needs.
     fn schedule(
         &self,
-        part: &Part,
+        operations: Range<usize>,
         batch: usize,
         threads: usize,
         workspace: &mut Workspace,
@@ -401,7 +448,7 @@ impl Program {
         workspace.phases.clear();
         workspace.places.clear();
         let mut needs = Needs::default();
-        for i in part.operations.clone() {
+        for i in operations {
             let split = self.operations[i].split(batch, threads);
             for (phase, items) in
                 split.items.into_iter().enumerate().filter(|(_, items)| *items > 0)

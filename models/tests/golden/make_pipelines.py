@@ -1,7 +1,7 @@
 """Writes the golden files of models/tests/pipeline.rs and tests/pipelines.rs: whole pipelines of diffusers, small and with
 random weights, and what they make.
 
-    pip install torch diffusers transformers safetensors
+    pip install torch diffusers transformers safetensors compel
     OMP_NUM_THREADS=1 python models/tests/golden/make_pipelines.py
 
 `pipeline/NAME/` is a folder as diffusers saves it: `stable_diffusion` (UNet2DConditionModel, AutoencoderKL, CLIPTextModel,
@@ -9,6 +9,9 @@ with the entries of a safety checker), `latent_diffusion` (UNet2DModel and VQMod
 ldm-celebahq-256) and `dit` (a Transformer2DModel with AutoencoderKL). `pipeline/NAME.safetensors` holds `latents` (standard
 normal, where each begins), `denoised` (as the pipeline hands them to its decoder, before scaling) and `images` (in [-1, 1],
 not clamped), all f32; the metadata holds `request` and the versions.
+
+`pipeline/long_prompt.safetensors` is of `stable_diffusion` after a prompt of three parts, and an
+ordinary one to be guided away from, both as compel hands them to diffusers.
 
 `pipeline/forms/` holds one U-Net in the forms that weights come in: `whole`, `variant` (fp16), `sharded`, `bin`,
 `bin_sharded`, all of the same numbers, which f16 holds.
@@ -18,6 +21,7 @@ import json
 import shutil
 from pathlib import Path
 
+import compel
 import diffusers
 import torch
 import transformers
@@ -91,6 +95,27 @@ def stable_diffusion():
     ).images
     images = pipe.vae.decode(denoised / pipe.vae.config.scaling_factor).sample
     write("stable_diffusion", request, latents, denoised, images)
+
+
+@torch.no_grad()
+def long_prompt():
+    pipe = StableDiffusionPipeline.from_pretrained(OUT / "stable_diffusion", safety_checker=None, feature_extractor=None)
+    reader = compel.Compel(
+        pipe.tokenizer, pipe.text_encoder, truncate_long_prompts=False, split_long_text_mode=compel.SplitLongTextMode.BRUTAL)
+    prompt = "red apple and green apple on a table, noto style " * 2
+    request = dict(prompt=prompt, negative_prompt="a cat", guidance_scale=4.0, steps=6, scheduler="ddim")
+    states = [reader(request["prompt"]), reader(request["negative_prompt"])]
+    wanted, unwanted = reader.pad_conditioning_tensors_to_same_length(states)
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(12))
+    pipe.set_progress_bar_config(disable=True)
+    denoised = pipe(
+        prompt_embeds=wanted, negative_prompt_embeds=unwanted, guidance_scale=4.0, num_inference_steps=6, latents=latents,
+        output_type="latent",
+    ).images
+    images = pipe.vae.decode(denoised / pipe.vae.config.scaling_factor).sample
+    tokens = len(pipe.tokenizer(prompt, add_special_tokens=False).input_ids)
+    print(tokens, "tokens,", tuple(wanted.shape), tuple(unwanted.shape))
+    write("long_prompt", request, latents, denoised, images)
 
 
 def index(folder: Path, pipeline: str, **components):
@@ -177,6 +202,7 @@ if __name__ == "__main__":
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir()
     stable_diffusion()
+    long_prompt()
     latent_diffusion()
     dit()
     forms()

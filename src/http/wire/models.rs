@@ -90,7 +90,7 @@ pub(in crate::http) struct ModelCard {
     /// The class that means "none", for guidance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) null_class: Option<u32>,
-    /// Most tokens of a prompt, of a text-to-image model.
+    /// Most tokens of a prompt, of a text-to-image model. One longer than its text encoder takes is read in parts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(in crate::http) max_prompt_tokens: Option<usize>,
     /// Prompts that show what a text-to-image model makes.

@@ -90,10 +90,9 @@ impl UNet2DConditionConfig {
         let (Some("up_blocks"), Some(block)) = (parts.first().map(String::as_str), block) else {
             return name.to_owned();
         };
-        let (Some(deeper), Some(level)) = (
-            self.levels().checked_sub(student.levels()),
-            student.levels().checked_sub(block + 1),
-        ) else {
+        let (Some(deeper), Some(level)) =
+            (self.levels().checked_sub(student.levels()), student.levels().checked_sub(block + 1))
+        else {
             return name.to_owned();
         };
         parts[1] = (block + deeper).to_string();
@@ -135,7 +134,10 @@ mod tests {
             let student = teacher.fewer_blocks(how).unwrap();
             let json = student.to_json();
             assert_eq!(json["layers_per_block"], 1);
-            assert_eq!((&json["mid_block_type"], &json["block_out_channels"]), (&middle, &channels));
+            assert_eq!(
+                (&json["mid_block_type"], &json["block_out_channels"]),
+                (&middle, &channels)
+            );
             let NetworkConfig::UNetCondition(own) = &student else { panic!() };
             // Every weight that stays has the shape that it has in the teacher.
             for (name, shape) in student.weight_shapes() {
