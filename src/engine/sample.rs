@@ -73,7 +73,7 @@ pub(super) struct Walk {
     /// Made when the first evaluation begins.
     pub(super) latent: Option<Latent>,
     /// What its latent becomes, where that is done in parts.
-    pub(super) decoding: Option<Decoding>,
+    pub(super) decoding: Option<Box<Decoding>>,
 }
 
 /// The state a sampler carries: a row of the batch in which it took its last step.

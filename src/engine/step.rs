@@ -118,7 +118,7 @@ fn decode_part(decoder: &Decoder, sample: &mut Sample) -> Result<Outcome> {
     let Task::Generate(walk) = &mut sample.task else { candle_core::bail!("no latent") };
     if let Some(Latent { x, row, .. }) = walk.latent.take() {
         let latent = x.narrow(0, row, 1)?.to_dtype(decoder.dtype())?;
-        walk.decoding = Some(decoder.begin(&latent, parts)?);
+        walk.decoding = Some(Box::new(decoder.begin(&latent, parts)?));
     }
     let Some(decoding) = &mut walk.decoding else { candle_core::bail!("no latent") };
     let Some(image) = decoder.go_on(decoding)? else { return Ok(Outcome::Going(None)) };
