@@ -192,7 +192,7 @@ mod tests {
             ("{|a}", "combination 1` is blank"),
         ] {
             let problem = read(template).unwrap_err().to_string();
-            assert!(problem.contains(&words), "{template}: {problem}");
+            assert!(problem.contains(words), "{template}: {problem}");
         }
     }
 

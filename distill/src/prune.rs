@@ -7,6 +7,7 @@
 //! pass each, and no data.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use candle_core::{DType, Device, Tensor};
 use understudy_models::channels::{ChannelSet, Channels, Choice};
@@ -79,8 +80,8 @@ pub fn weights(
     let mut narrowed: BTreeMap<String, Tensor> =
         weights.into_iter().map(narrow).collect::<Result<_>>()?;
     for (name, shape) in student.weight_shapes() {
-        if !narrowed.contains_key(&name) {
-            narrowed.insert(name, Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
+        if let Entry::Vacant(entry) = narrowed.entry(name) {
+            entry.insert(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
         }
     }
     Ok(narrowed)

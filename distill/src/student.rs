@@ -238,10 +238,11 @@ impl Student {
 fn for_prompts_of(teacher: &Teacher, config: NetworkConfig) -> Result<NetworkConfig> {
     let Some(prompt) = teacher.geometry().prompt else { return Ok(config) };
     let geometry = config.geometry();
-    match config.at([geometry.height, geometry.width], prompt.tokens) {
-        Some(resized) => resized,
-        None => Ok(config),
+    // One without a size is refused for that.
+    if geometry.height == 0 {
+        return Ok(config);
     }
+    config.at([geometry.height, geometry.width], prompt.tokens).unwrap_or(Ok(config))
 }
 
 /// Refuses what cannot learn from that teacher.

@@ -46,7 +46,8 @@ impl Teacher {
 
     /// Where it was read from.
     pub fn folder(&self) -> &Path {
-        &self.model.path
+        let ModelFolder { path, .. } = &self.model;
+        path
     }
 
     /// The folder's description: what there is around the network.

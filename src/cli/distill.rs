@@ -502,8 +502,8 @@ fn data_free_baseline<'a>(
             Conditioning::Classes(classes) => Classes::FromSeed(classes),
             _ => Classes::None,
         },
-        // Runs of different seeds are to see different images.
         captions: None,
+        // Runs of different seeds are to see different images.
         first_seed: seed.wrapping_mul(1 << 32),
         batch: 64,
     };

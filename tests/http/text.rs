@@ -1,9 +1,14 @@
 //! Text-to-image models: prompts, guidance, previews of latents, and what is refused.
 
+use std::path::Path;
+
 use base64::{Engine, prelude::BASE64_STANDARD};
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
-use understudy_models::{Conditions, checkpoint::ModelFolder};
+use understudy_models::{
+    Conditions,
+    checkpoint::{Draft, ModelFolder, card::Card},
+};
 
 use crate::server::{STUDENT, Server, TEXT, events, png, write_told_guidance};
 
@@ -284,6 +289,42 @@ async fn what_cannot_be_drawn_is_refused_by_field_value_limit_and_remedy() {
     }
     // As many as are read are drawn after, and nothing else has suffered.
     drawn(&server, json!({"prompt": words(88)})).await;
+}
+
+/// A network that takes the guidance scale as an input: any of its range, and nothing to be guided away from.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_takes_the_scale_is_asked_within_its_range() {
+    let models = tempfile::tempdir().unwrap();
+    let golden =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline/stable_diffusion");
+    let plain = ModelFolder::open(&golden).unwrap();
+    let network = plain.network.with_guidance(true).unwrap();
+    let weights = network.initial_weights(1).unwrap().into_iter().collect();
+    let card = json!({"guidance_range": [1.5, 4.0], "defaults": {"num_inference_steps": 3, "guidance_scale": 2.0}});
+    let card: Card = serde_json::from_value(card).unwrap();
+    let draft = Draft::new(&models.path().join(TEXT)).unwrap();
+    let around = Some(&plain);
+    ModelFolder::write_around(draft, &network, &weights, &plain.schedule, &card, around).unwrap();
+
+    let server = Server::over(models, |_| {}).await;
+    let usual = drawn(&server, json!({"prompt": "x"})).await;
+    assert!(usual == drawn(&server, json!({"prompt": "x", "guidance_scale": 2})).await);
+    assert!(usual != drawn(&server, json!({"prompt": "x", "guidance_scale": 4})).await);
+    let told = server.get(&format!("/v1/models/{TEXT}")).await.json();
+    assert_eq!(told["guidance_range"], json!([1.5, 4.0]));
+    for (fields, param, word) in [
+        (json!({"guidance_scale": 1}), "guidance_scale", "from 1.5 to 4"),
+        (json!({"guidance_scale": 4.5}), "guidance_scale", "from 1.5 to 4"),
+        (json!({"negative_prompt": "cat"}), "negative_prompt", "leave it out"),
+    ] {
+        let mut body = json!({"model": TEXT, "prompt": "x"});
+        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let reply = server.generate(body).await;
+        assert_eq!(reply.status, 400, "{fields}: {}", reply.text());
+        let error = &reply.json()["error"];
+        assert_eq!(error["param"], param, "{fields}");
+        assert!(error["message"].as_str().unwrap().contains(word), "{error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,266 @@
+//! The pool of a text-to-image teacher: it walks as guided samples are drawn, and shows what is to be learned of guidance.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Value, json};
+use understudy_distill::generate::{Captions, Classes, Sampling};
+use understudy_distill::guidance::Guidance;
+use understudy_distill::pool::{Order, Pool, Settings};
+use understudy_distill::prompting::Prompting;
+use understudy_distill::prompts::Prompts;
+use understudy_distill::student::{Candidate, Student};
+use understudy_distill::teacher::Teacher;
+use understudy_distill::training_batch::{BatchSource, TrainingBatch};
+use understudy_distill::walk::Walks;
+use understudy_models::checkpoint::{Draft, ModelFolder, card::Card};
+use understudy_models::sampler::{self, Kind};
+use understudy_models::{FewerBlocks, NetworkConfig};
+
+/// A small network over the bundled autoencoder's latents, after the bundled text encoder's prompts.
+fn network(more: &Value) -> NetworkConfig {
+    let mut config = json!({
+        "_class_name": "UNet2DConditionModel", "sample_size": 16, "in_channels": 4, "out_channels": 4,
+        "block_out_channels": [16, 16], "norm_num_groups": 4, "layers_per_block": 1,
+        "attention_head_dim": 2, "cross_attention_dim": 128,
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    });
+    for (name, value) in more.as_object().unwrap() {
+        config[name] = value.clone();
+    }
+    NetworkConfig::from_json(&config, "config.json").unwrap()
+}
+
+fn teacher(home: &Path, more: &Value) -> Teacher {
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/zoo/emoji-text-to-image");
+    let bundled = ModelFolder::open(&bundled).unwrap();
+    let schedule = common::schedule(&json!({"clip_sample": false}));
+    let (path, network) = (home.join("teacher"), network(more));
+    let weights = network.initial_weights(1).unwrap().into_iter().collect();
+    let (draft, card) = (Draft::new(&path).unwrap(), Card::default());
+    ModelFolder::write_around(draft, &network, &weights, &schedule, &card, Some(&bundled)).unwrap();
+    Teacher::open(&path, "teacher".into(), DType::F32, &Device::Cpu).unwrap()
+}
+
+fn prompting(teacher: &Teacher, guidance: Guidance, file: Option<&Path>) -> Prompting {
+    let prompts = Prompts::read(&["{red|blue} {apple|house|dog}".to_owned()]).unwrap();
+    Prompting::new(teacher, prompts, guidance, file.map(Path::to_owned)).unwrap()
+}
+
+/// A pool of two samples, filled.
+fn pool<'a>(teacher: &'a Teacher, order: Order, prompting: Prompting) -> Pool<'a> {
+    let walks = Walks::new(&teacher.schedule, Kind::Ddpm, 20, false).unwrap();
+    let settings = Settings {
+        order,
+        batch: 2,
+        seed: 3,
+        run: "test".into(),
+        earlier: None,
+        file: None,
+        finished: None,
+    };
+    let mut pool = Pool::new(teacher, walks, settings).unwrap().prompted(Some(prompting));
+    while pool.prepare().unwrap().is_some() {}
+    pool
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn prompts(batch: &TrainingBatch) -> &Tensor {
+    &batch.text.as_ref().unwrap().prompts
+}
+
+/// A sample on its way is where a guided request with its seed, prompt and scale is, to the bit.
+#[test]
+fn samples_are_walked_as_guided_ones_are_drawn() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path(), &json!({}));
+    let keep = Guidance::Keep { scale: 3.0 };
+    let mut pool = pool(&teacher, Order::Iterative, prompting(&teacher, keep, None));
+    let mut batches = (0..20).map(|step| pool.training_batch(step).unwrap());
+    let last = batches.nth(19).unwrap();
+    assert_eq!(pool.teacher_evaluations(), 20 * 2 * 2);
+    let trajectory = sampler::trajectory(&teacher.schedule, Kind::Ddpm, 20, 0.0, false).unwrap();
+    for row in 0..2 {
+        let narrow = |row: usize| prompts(&last).narrow(0, row, 1).unwrap();
+        let sampling = Sampling {
+            trajectory: trajectory[..19].to_vec().into(),
+            classes: Classes::None,
+            captions: Some(Captions { prompts: narrow(row), empty: narrow(2 + row), scale: 3.0 }),
+            first_seed: last.seeds[row],
+            batch: 1,
+        };
+        let drawn = sampling.batches(teacher.network(), 0..1).next().unwrap().unwrap().x;
+        assert!(values(&drawn) == values(&last.x.get(row).unwrap()), "row {row}");
+    }
+}
+
+#[test]
+fn both_answers_are_shown_where_guidance_is_kept_and_the_guided_one_where_it_is_distilled() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path(), &json!({}));
+    let table = home.path().join("prompts.safetensors");
+    let batch = |guidance, file: Option<&Path>| {
+        let prompting = prompting(&teacher, guidance, file);
+        pool(&teacher, Order::Dynamic { rho: 0.2 }, prompting).training_batch(1).unwrap()
+    };
+    let kept = batch(Guidance::Keep { scale: 3.0 }, Some(&table));
+    assert_eq!((kept.rows(), kept.x.dims()), (4, &[4, 4, 16, 16][..]));
+    assert!(values(&kept.ask(teacher.network()).unwrap()) == values(&kept.answer));
+    let half = |tensor: &Tensor, part: usize| tensor.narrow(0, 2 * part, 2).unwrap();
+    assert!(values(&half(&kept.x, 0)) == values(&half(&kept.x, 1)));
+    assert!(values(&half(prompts(&kept), 0)) != values(&half(prompts(&kept), 1)));
+    let empty = values(&prompts(&kept).get(2).unwrap());
+    assert!(empty == values(&prompts(&kept).get(3).unwrap()));
+
+    // From the file that is there, the same.
+    let again = batch(Guidance::Keep { scale: 3.0 }, Some(&table));
+    assert!(values(&again.answer) == values(&kept.answer));
+    assert!(values(prompts(&again)) == values(prompts(&kept)));
+
+    let distilled = batch(Guidance::Distil { least: 3.0, most: 3.0 }, None);
+    assert_eq!(distilled.rows(), 2);
+    assert!(values(&distilled.x) == values(&half(&kept.x, 0)));
+    assert_eq!(distilled.text.as_ref().unwrap().guidance, Some(vec![2.0; 2]));
+    let [with, without] = [0, 1].map(|part| half(&kept.answer, part));
+    let guided = (&without + ((with - &without).unwrap() * 3.0).unwrap()).unwrap();
+    assert!(values(&guided) == values(&distilled.answer));
+
+    // A part of a batch is told its own prompts.
+    let part = kept.part(1, 2).unwrap();
+    assert!(values(prompts(&part)) == values(&half(prompts(&kept), 1)));
+}
+
+#[test]
+fn trajectories_have_prompts_and_scales_of_their_own() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path(), &json!({}));
+    let guidance = Guidance::Distil { least: 1.0, most: 8.0 };
+    let mut pool = pool(&teacher, Order::Dynamic { rho: 1.0 }, prompting(&teacher, guidance, None));
+    let (mut seen, mut scales) = (Vec::new(), Vec::new());
+    for step in 0..20 {
+        let batch = pool.training_batch(step).unwrap();
+        scales.extend(batch.text.as_ref().unwrap().guidance.clone().unwrap());
+        for row in 0..2 {
+            let states = values(&prompts(&batch).get(row).unwrap());
+            if !seen.contains(&states) {
+                seen.push(states);
+            }
+        }
+    }
+    assert_eq!(seen.len(), 6);
+    assert!(scales.iter().all(|scale| (0.0..7.0).contains(scale)));
+    let spread = |pick: fn(f32, f32) -> f32| scales.iter().copied().reduce(pick).unwrap();
+    assert!(spread(f32::min) < 2.0 && spread(f32::max) > 5.0);
+}
+
+/// A narrower student with an input for the scale begins with its teacher's channels, and that input as nothing.
+#[test]
+fn channels_are_left_out_of_a_network_that_sees_prompts() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path(), &json!({"block_out_channels": [32, 32]}));
+    let config = network(&json!({"time_cond_proj_dim": 16}));
+    let student = |config: NetworkConfig| {
+        Student::new(Candidate { config, trained: None }, &teacher, None, 5).unwrap()
+    };
+    let keep = Guidance::Keep { scale: 3.0 };
+    let mut walked = pool(&teacher, Order::Shuffled, prompting(&teacher, keep, None));
+    let pruned = student(config).pruned(&teacher, &mut walked, 5).unwrap();
+    let theirs = teacher.weights().unwrap();
+    let block = "down_blocks.0.attentions.0.transformer_blocks.0";
+    let gate = &pruned.weights[&format!("{block}.ff.net.0.proj.bias")];
+    // Both halves keep the same channels.
+    let whole = values(&theirs[&format!("{block}.ff.net.0.proj.bias")]);
+    let place = |value: &f32| whole.iter().position(|one| one == value).unwrap();
+    let kept: Vec<usize> = values(gate).iter().map(place).collect();
+    let (first, second) = kept.split_at(64);
+    assert_eq!(first.iter().map(|one| one + 128).collect::<Vec<_>>(), second);
+    assert_eq!(pruned.weights[&format!("{block}.attn2.to_k.weight")].dims(), [16, 128]);
+    let told = values(&pruned.weights["time_embedding.cond_proj.weight"]);
+    assert!(told.len() == 256 && told.iter().all(|value| *value == 0.0));
+
+    // All channels of a teacher are the teacher.
+    let whole = network(&json!({"block_out_channels": [32, 32]}));
+    let mut walked = pool(&teacher, Order::Shuffled, prompting(&teacher, keep, None));
+    let all = student(whole).pruned(&teacher, &mut walked, 5).unwrap();
+    for (name, weight) in &all.weights {
+        assert!(values(weight) == values(&theirs[name]), "{name}");
+    }
+}
+
+/// Of Stable Diffusion's shape: a student without the deepest level has the weights of the blocks that stay.
+#[test]
+fn a_student_of_fewer_blocks_begins_with_its_teachers() {
+    let home = tempfile::tempdir().unwrap();
+    let shape = json!({
+        "block_out_channels": [8, 16, 16, 16], "layers_per_block": 2,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+    });
+    let teacher = teacher(home.path(), &shape);
+    let theirs = teacher.weights().unwrap();
+    for (how, name, source) in [
+        (
+            FewerBlocks::Base,
+            "up_blocks.3.attentions.1.norm.weight",
+            "up_blocks.3.attentions.2.norm.weight",
+        ),
+        (
+            FewerBlocks::Small,
+            "up_blocks.0.resnets.0.conv1.weight",
+            "up_blocks.0.resnets.0.conv1.weight",
+        ),
+        (
+            FewerBlocks::Tiny,
+            "up_blocks.0.resnets.1.conv1.weight",
+            "up_blocks.1.resnets.2.conv1.weight",
+        ),
+    ] {
+        let config = teacher.config.fewer_blocks(how).unwrap().unwrap();
+        let candidate = Candidate { config, trained: None };
+        let student = Student::new(candidate, &teacher, None, 5).unwrap();
+        let student = student.of_blocks(&teacher).unwrap();
+        assert!(values(&student.weights[name]) == values(&theirs[source]), "{how:?}");
+        assert!(student.parameters() < teacher.network().parameters());
+    }
+    let narrow = network(&json!({"block_out_channels": [8, 8]}));
+    let narrow = Student::new(Candidate { config: narrow, trained: None }, &teacher, None, 5);
+    let problem = narrow.unwrap().of_blocks(&teacher).err().unwrap().to_string();
+    assert!(problem.contains("base, small or tiny"), "{problem}");
+}
+
+#[test]
+fn what_is_no_whole_table_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path(), &json!({}));
+    let table = home.path().join("prompts.safetensors");
+    let keep = Guidance::Keep { scale: 3.0 };
+    drop(pool(&teacher, Order::Iterative, prompting(&teacher, keep, Some(&table))));
+    let whole = fs::read(&table).unwrap();
+    let open = || {
+        let prompts = Prompts::read(&["{red|blue} {apple|house|dog}".to_owned()]).unwrap();
+        Prompting::new(&teacher, prompts, keep, Some(table.clone()))
+    };
+    assert!(open().is_ok());
+    for broken in
+        [&whole[..whole.len() - 4], &whole[..4], b"something else entirely, and long enough"]
+    {
+        fs::write(&table, broken).unwrap();
+        let problem = open().err().unwrap().to_string();
+        assert!(
+            problem.contains("prompts.safetensors") && problem.contains("remove it"),
+            "{problem}"
+        );
+    }
+    let prompts = Prompts::read(&["{red|blue} cat".to_owned()]).unwrap();
+    fs::write(&table, whole).unwrap();
+    let problem = Prompting::new(&teacher, prompts, keep, Some(table)).err().unwrap().to_string();
+    assert!(problem.contains("from other prompts"), "{problem}");
+}
