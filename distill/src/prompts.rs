@@ -205,7 +205,8 @@ mod tests {
             (&b"apple\n\nhouse\n"[..], vec!["line 2` is blank"]),
             (b"apple\nhouse\n  apple\n", vec!["line 3", "\"apple\"", "line 1 has it already"]),
             (b"apple\nh\xffouse", vec!["line 2` is not UTF-8"]),
-            (b"", vec!["no prompts"]),
+            (b"\n", vec!["no prompts"]),
+            (b"", vec!["is empty"]),
         ] {
             let problem = read(&file(&home, bytes)).unwrap_err().to_string();
             assert!(words.iter().all(|word| problem.contains(word)), "{problem}");
