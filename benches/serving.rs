@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Arc, Barrier},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use candle_core::{DType, Device, Tensor};

@@ -7,7 +7,6 @@ use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
 };
 
 use candle_core::{DType, Device, Tensor};

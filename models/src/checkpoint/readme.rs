@@ -114,7 +114,7 @@ fn text_example(card: &Card) -> String {
     let steps = card.defaults.num_inference_steps.unwrap_or(STEPS);
     let scale = card.defaults.guidance_scale.unwrap_or(1.0);
     format!(
-        "from diffusers import DiffusionPipeline\n\npipeline = DiffusionPipeline.from_pretrained(\".\")\nimages = pipeline({prompt:?}, num_inference_steps={steps}, guidance_scale={scale:?}).images\nimages[0].save(\"image.png\")\n"
+        "import torch\nfrom diffusers import DiffusionPipeline\n\n# What is around the network may be stored in another type.\npipeline = DiffusionPipeline.from_pretrained(\".\", torch_dtype=torch.float32)\nimages = pipeline({prompt:?}, num_inference_steps={steps}, guidance_scale={scale:?}).images\nimages[0].save(\"image.png\")\n"
     )
 }
 
