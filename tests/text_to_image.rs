@@ -153,6 +153,8 @@ fn a_student_of_distilled_guidance_takes_the_scale() {
     let more = ["--prompts", "{red|blue} {apple|house}", "--guidance", "distil", "1..2"];
     let output = home.run("guided.json", "out", 4, &[&more[..], &["--init", "pruned"]].concat());
     assert!(output.status.success(), "{}", said(&output));
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(told.contains("No report: models of latents have none yet"), "{told}");
     let model = ModelFolder::open_for_images(&home.path("out")).unwrap();
     assert!(model.network.geometry().guidance);
     assert_eq!(model.card.guidance_range, Some([1.0, 2.0]));

@@ -322,6 +322,12 @@ fn finished(
             Ok((verdict, page)) => lines.extend([verdict, format!("Report: {}", page.display())]),
             Err(problem) => lines.push(format!("No report: {problem}")),
         }
+    } else if !args.no_report {
+        let grids = args.out.join("training");
+        lines.push(format!(
+            "No report: models of latents have none yet. Look at the grids of samples in {}.",
+            grids.display()
+        ));
     }
     let command = super::serve_command(&args.out, Some(teacher.folder()));
     lines.push(format!("Compare it with its teacher:\n  {command}"));
