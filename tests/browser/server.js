@@ -24,7 +24,8 @@ export const STEPS = { [TEACHER]: 50, [STUDENT]: 10 };
     a fifth of the steps. */
 export function pairFolder() {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), "understudy-pair-"));
-  write(folder, TEACHER, { role: "teacher" });
+  // Nobody has scored it.
+  write(folder, TEACHER, { role: "teacher", scores: undefined });
   write(folder, STUDENT, { role: "student", teacher: TEACHER, scores: SCORES });
   return folder;
 }
@@ -46,7 +47,8 @@ export function trioFolder() {
 
 export function loneFolder() {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), "understudy-lone-"));
-  write(folder, TEACHER, { role: "teacher" });
+  // Nobody has scored it.
+  write(folder, TEACHER, { role: "teacher", scores: undefined });
   return folder;
 }
 
