@@ -4,8 +4,8 @@
 #     distill/experiments/bundled-student.sh FOLDER
 #
 # FOLDER/fashion-mnist-student has half the teacher's cost (20,000 steps), FOLDER/fashion-mnist-student-4 goes on from it and needs
-# 4 evaluations an image (6,000 steps). On two idle cores they take about two hours together. Interrupted, the same command goes on
-# where it was.
+# 4 evaluations an image (6,000 steps). Each run says first how long it will take. Interrupted, the same command goes on where it
+# was.
 #
 # The bundled student did not begin with the teacher's channels but with the weights of an earlier one, which had learned for
 # 47,000 steps from an earlier teacher, and took 6,000 steps with --rho 0.04. The rest is as here, in one thread.

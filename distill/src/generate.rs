@@ -129,8 +129,8 @@ impl Sampling {
         let geometry = network.geometry();
         let rows = range.len();
         let seeds: Vec<u64> = range.clone().map(|index| self.seed(index)).collect();
-        let told = self.captions.as_ref().map(|it| Told::new(it, range.clone(), network));
-        let told = told.transpose()?;
+        let text = self.captions.as_ref().map(|it| BatchText::new(it, range.clone(), network));
+        let text = text.transpose()?;
         let labels: Option<Vec<u32>> =
             range.zip(&seeds).map(|(index, &seed)| self.classes.label(index, seed)).collect();
         let condition = match &labels {
@@ -142,9 +142,9 @@ impl Sampling {
         for (position, evaluation) in self.trajectory.iter().enumerate() {
             let timesteps = Tensor::full(evaluation.timestep as f32, rows, network.device())?;
             let input = x.to_dtype(network.dtype())?;
-            let answer = match &told {
+            let answer = match &text {
                 None => network.forward(&input, &timesteps, condition.as_ref())?,
-                Some(told) => told.answer(network, &input, &timesteps, condition.as_ref())?,
+                Some(text) => text.answer(network, &input, &timesteps, condition.as_ref())?,
             };
             let row = |&seed: &u64| Row { seed, position, step: evaluation.step };
             let rows: Vec<Row> = seeds.iter().map(row).collect();
@@ -158,8 +158,8 @@ impl Sampling {
     }
 }
 
-/// What the samples of a batch are told, for all their steps.
-struct Told {
+/// The prompts of a batch's samples, and how far these are guided, for all their steps.
+struct BatchText {
     /// Of each row; of a guided network that takes no scale those of the empty prompt follow.
     prompts: Tensor,
     scale: f64,
@@ -167,7 +167,7 @@ struct Told {
     twice: bool,
 }
 
-impl Told {
+impl BatchText {
     fn new(captions: &Captions, range: Range<usize>, network: &dyn Denoiser) -> Result<Self> {
         let (all, rows) = (captions.prompts.dim(0)?, range.len());
         let places: Vec<u32> = range.map(|index| (index % all) as u32).collect();

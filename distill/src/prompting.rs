@@ -19,7 +19,6 @@ use crate::guidance::Guidance;
 use crate::prompts::Prompts;
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
-use crate::training_batch::TextConditions;
 
 /// Prompts as a network is told them, and the guidance of the walks.
 pub struct Prompting {
@@ -53,24 +52,16 @@ const ENCODER: &str = "text_encoder_sha256";
 const HEADER_LIMIT: u64 = 1 << 16;
 
 impl Prompting {
-    /// Of a teacher that reads prompts. Their states are kept in `file`, or taken from there where they are there already.
+    /// Refuses what [`Prompting::new`] would refuse, without its text encoder; gives the shape of a prompt's states.
     ///
     /// # Errors
-    /// [`Error::Value`] naming a prompt that is longer than the text encoder takes, a scale that means nothing, a teacher
-    /// that reads no prompts, and a file with states of other prompts or of another text encoder; [`Error::Io`] and
-    /// [`Error::Format`] naming a file that cannot be read.
-    pub fn new(
-        teacher: &Teacher,
-        prompts: Prompts,
-        guidance: Guidance,
-        file: Option<PathBuf>,
-    ) -> Result<Self> {
-        let guidance = guidance.check()?;
+    /// [`Error::Value`] naming a prompt that is longer than the text encoder takes, a scale that means nothing, and a
+    /// teacher that reads no prompts; [`Error::Io`] and [`Error::Format`] naming a tokenizer that cannot be read.
+    pub fn check(teacher: &Teacher, prompts: &Prompts, guidance: Guidance) -> Result<Prompt> {
+        guidance.check()?;
         let geometry = teacher.geometry();
-        let network = teacher.network();
-        // On a CPU the text encoder works in f32 whatever the network does.
-        let reader = teacher.model().reader(network.dtype(), network.device())?;
-        let (Some(shape), Some(reader)) = (geometry.prompt, reader) else {
+        let tokenizer = teacher.model().tokenizer()?;
+        let (Some(shape), Some(tokenizer)) = (geometry.prompt, tokenizer) else {
             let remedy =
                 "draws after no text; leave out --prompts, or name a text-to-image teacher";
             return Err(Error::value("--teacher", &teacher.name, remedy));
@@ -86,25 +77,37 @@ impl Prompting {
             return Err(Error::value(format!("teacher's {field}"), &teacher.name, remedy));
         }
         for (index, text) in prompts.texts().iter().enumerate() {
-            reader.tokenizer.encode(text, shape.tokens).map_err(|error| match error {
+            tokenizer.encode(text, shape.tokens).map_err(|error| match error {
                 Error::Value { value, remedy, .. } => {
                     Error::value(prompts.place(index), value, remedy)
                 }
                 error => error,
             })?;
         }
-        let mut prompting = Self {
-            guidance,
-            shape,
-            encoder: hash_of(&teacher.model().reader_files()?)?,
-            prompts,
-            file,
-            reader: Some(reader),
-            table: None,
-        };
-        if let Some(file) = prompting.file.clone().filter(|file| file.exists()) {
-            prompting.table = Some(prompting.open(&file)?);
-            prompting.reader = None;
+        Ok(shape)
+    }
+
+    /// Of a teacher that reads prompts. Their states are kept in `file`, or taken from there where they are there already.
+    ///
+    /// # Errors
+    /// As [`Prompting::check`]; [`Error::Value`] naming a file with states of other prompts or of another text encoder;
+    /// [`Error::Io`] and [`Error::Format`] naming a file that cannot be read.
+    pub fn new(
+        teacher: &Teacher,
+        prompts: Prompts,
+        guidance: Guidance,
+        file: Option<PathBuf>,
+    ) -> Result<Self> {
+        let shape = Self::check(teacher, &prompts, guidance)?;
+        let encoder = hash_of(&teacher.model().reader_files()?)?;
+        let mut prompting =
+            Self { guidance, prompts, shape, encoder, file, reader: None, table: None };
+        match prompting.file.clone().filter(|file| file.exists()) {
+            Some(file) => prompting.table = Some(prompting.open(&file)?),
+            None => {
+                let network = teacher.network();
+                prompting.reader = teacher.model().reader(network.dtype(), network.device())?;
+            }
         }
         Ok(prompting)
     }
@@ -197,23 +200,21 @@ impl Prompting {
         random::below(seed, Purpose::Prompt, 0, 0, self.prompts.texts().len())
     }
 
-    /// What the trajectories with these seeds are told, each by its prompt.
+    /// The states of the prompts of the trajectories with these seeds, f32 `[seeds, tokens, width]`.
     ///
     /// # Errors
     /// As [`Prompting::states`].
-    pub(crate) fn told(&self, seeds: &[u64], device: &Device) -> Result<TextConditions> {
+    pub(crate) fn of_trajectories(&self, seeds: &[u64], device: &Device) -> Result<Tensor> {
         let rows: Vec<usize> = seeds.iter().map(|&seed| self.prompt(seed) + 1).collect();
-        Ok(TextConditions { prompts: self.states(&rows, device)?, guidance: None })
+        self.states(&rows, device)
     }
 
-    /// As many times the empty prompt.
+    /// Those of the empty prompt, so many times, f32 `[rows, tokens, width]`.
     ///
     /// # Errors
     /// As [`Prompting::states`].
-    pub(crate) fn nothing(&self, rows: usize, device: &Device) -> Result<TextConditions> {
-        let empty = self.states(&[0], device)?;
-        let prompts = empty.repeat((rows, 1, 1))?;
-        Ok(TextConditions { prompts, guidance: None })
+    pub(crate) fn empty(&self, rows: usize, device: &Device) -> Result<Tensor> {
+        Ok(self.states(&[0], device)?.repeat((rows, 1, 1))?)
     }
 
     /// Some of the prompts, evenly spaced, for samples that are looked at.

@@ -1,12 +1,8 @@
 //! `understudy distill`: a faster network learns from a model, without any training data.
 
-use std::{
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
-};
+use std::{num::NonZeroUsize, path::Path};
 
 use candle_core::DType;
-use serde::Serialize;
 use serde_json::Map;
 use understudy_distill::{
     generate::{Classes, Sampling},
@@ -22,7 +18,7 @@ use understudy_distill::{
     walk::Walks,
 };
 use understudy_models::{
-    Conditioning, FewerBlocks, NetworkConfig,
+    Conditioning, NetworkConfig,
     checkpoint::{
         card::{Card, Defaults, Role},
         hub, write_atomically,
@@ -34,199 +30,14 @@ use understudy_models::{
 use super::{
     compute::Compute,
     distill_args::{DistillArgs, Init, Method, Schedule},
+    distill_plan::{Plan, blocks, defaults},
     few_steps,
     interrupt::Interrupt,
     measure::MeasureArgs,
-    preset::DistillDefaults,
     progress::TrainingProgress,
-    prompting::{self, Asking},
+    prompting::PromptArgs,
     report,
-    training::TrainingIdentity,
 };
-
-/// What makes the run another one than its neighbour, beside what the parts of the task say of themselves. A resumed
-/// run must find the same.
-#[derive(Debug, Serialize)]
-struct RunIdentity {
-    #[serde(flatten)]
-    training: TrainingIdentity,
-    method: Method,
-    init: Init,
-    walk_steps: usize,
-    walk_sampler: &'static str,
-    student_share: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    schedule: Option<Schedule>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rho: Option<f64>,
-    /// The student may be evaluated in another type.
-    teacher_dtype: &'static str,
-}
-
-/// What the flags come to, with the preset's settings where they say nothing.
-struct Asked<'a> {
-    args: &'a DistillArgs,
-    defaults: DistillDefaults,
-    teacher: &'a Teacher,
-    method: Method,
-    /// Evaluations of a student that learns the ends of segments.
-    evaluations: Option<usize>,
-    /// A target cost, a config.json or a model folder.
-    student: PathBuf,
-    share: Option<f64>,
-    init: Init,
-    walk_steps: usize,
-    batch: usize,
-    /// What a text-to-image teacher is asked.
-    asking: Option<Asking>,
-    /// Samples of a batch.
-    samples: usize,
-}
-
-impl<'a> Asked<'a> {
-    /// # Errors
-    /// A sentence for flags that contradict each other.
-    fn new(args: &'a DistillArgs, teacher: &'a Teacher) -> Result<Self, String> {
-        let defaults = defaults(args);
-        let evaluations = args.evaluations.map(NonZeroUsize::get);
-        let method = method(args)?;
-        prompting::check_latent(args, teacher, method)?;
-        let asking = Asking::new(args, teacher)?;
-        let batch = args.training.batch(&defaults.training) as usize;
-        let samples = asking.as_ref().map_or(Ok(batch), |asking| asking.samples(batch))?;
-        if let Some(asking) = &asking {
-            asking.check(teacher)?;
-        }
-        let walk_steps = match evaluations {
-            Some(evaluations) => {
-                let steps = few_steps::walk_steps(args, teacher, evaluations);
-                few_steps::check(args, teacher, evaluations, steps)?;
-                steps
-            }
-            None => args.walk_steps.unwrap_or_else(|| {
-                Walks::nearest_steps(teacher.schedule.train_timesteps(), defaults.walk_steps)
-            }),
-        };
-        if method == Method::Dkdm {
-            // Refused before anything is written.
-            let learned = teacher.learned_variance();
-            let sampler = args.walk_sampler.unwrap_or(Kind::Ddpm);
-            Walks::new(&teacher.schedule, sampler, walk_steps, learned)
-                .map_err(|error| error.to_string())?;
-        }
-        let student = match (&args.student, evaluations) {
-            (Some(student), _)
-                if share(student).is_none() && blocks(student).is_none() && !student.exists() =>
-            {
-                let named = student.to_str().and_then(|name| args.models.folders().find(name));
-                named.unwrap_or_else(|| student.clone())
-            }
-            (Some(student), _) => student.clone(),
-            (None, Some(_)) => few_steps::usual_student(args, teacher)?,
-            (None, None) => PathBuf::from(USUAL_SHARE),
-        };
-        let share = share(&student);
-        let default_init = match share {
-            Some(_) if defaults.pruned => Init::Pruned,
-            None if blocks(&student).is_some() => Init::Blocks,
-            _ => Init::Random,
-        };
-        Ok(Self {
-            args,
-            teacher,
-            method,
-            evaluations,
-            student,
-            share,
-            init: args.init.unwrap_or(default_init),
-            walk_steps,
-            batch,
-            asking,
-            samples,
-            defaults,
-        })
-    }
-
-    fn identity(&self) -> RunIdentity {
-        let schedule = (self.method == Method::Dkdm).then(|| self.schedule());
-        RunIdentity {
-            training: self.args.training.identity(&self.defaults.training),
-            method: self.method,
-            init: self.init,
-            walk_steps: self.walk_steps,
-            walk_sampler: self.walk_sampler().name(),
-            student_share: self.share,
-            schedule,
-            rho: (schedule == Some(Schedule::Dynamic)).then(|| self.rho()),
-            teacher_dtype: self.teacher.network().dtype().as_str(),
-        }
-    }
-
-    fn schedule(&self) -> Schedule {
-        self.args.schedule.unwrap_or(Schedule::Dynamic)
-    }
-
-    fn walk_sampler(&self) -> Kind {
-        let usual = if self.evaluations.is_some() { Kind::Ddim } else { Kind::Ddpm };
-        self.args.walk_sampler.unwrap_or(usual)
-    }
-
-    fn rho(&self) -> f64 {
-        self.args.rho.unwrap_or(self.defaults.rho)
-    }
-
-    /// The network, with an input for a guidance scale where the student is to have one.
-    fn of_guidance(&self, config: NetworkConfig) -> NetworkConfig {
-        match &self.asking {
-            Some(asking) => asking.student(config),
-            None => config,
-        }
-    }
-
-    /// A student of this architecture, with the weights that came with it or random ones.
-    fn student(&self, candidate: Candidate) -> Result<Student, understudy_models::Error> {
-        let default = match candidate.trained {
-            Some(_) => None,
-            None if self.evaluations.is_some() => Some(PredictionType::Velocity),
-            None => self.defaults.prediction,
-        };
-        let prediction = self.args.prediction.or(default);
-        let student = Student::new(candidate, self.teacher, prediction, self.args.training.seed)?;
-        match self.evaluations {
-            Some(_) => student.of_few_steps(),
-            None => Ok(student),
-        }
-    }
-}
-
-/// The student where nobody says.
-const USUAL_SHARE: &str = "0.5x";
-
-/// What the preset says. A student of few steps goes on from one that has learned before: half the learning rate.
-fn defaults(args: &DistillArgs) -> DistillDefaults {
-    let mut defaults = args.preset.defaults();
-    if args.evaluations.is_some() {
-        defaults.training.learning_rate *= 0.5;
-    }
-    defaults
-}
-
-/// The method that the flags mean.
-fn method(args: &DistillArgs) -> Result<Method, String> {
-    match (args.method, args.evaluations) {
-        (None, None) => Ok(Method::Dkdm),
-        (None | Some(Method::SegmentRegression), Some(_)) => Ok(Method::SegmentRegression),
-        (Some(Method::SegmentRegression), None) => {
-            Err("--method segment-regression: say how many steps the student is to need, such as --evaluations 4".into())
-        }
-        (Some(method), None) => Ok(method),
-        (Some(method), Some(evaluations)) => Err(format!(
-            "--method {}: does not reduce the number of steps; leave out --evaluations {evaluations}, or use --method \
-             segment-regression",
-            super::word(method)
-        )),
-    }
-}
 
 /// Runs the command.
 ///
@@ -247,33 +58,33 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     let settings =
         args.training.settings(&defaults(args).training, Compute::trained(&device, dtype))?;
     let teacher = open_teacher(args, &device, dtype)?;
-    let asked = Asked::new(args, &teacher)?;
+    let plan = Plan::new(args, &teacher)?;
     // Whatever no measuring is needed for is refused before anything is written.
-    let given = match asked.share {
-        None => Some(given(&asked)?),
+    let given = match plan.share {
+        None => Some(given(&plan)?),
         Some(_) => None,
     };
     let run = RunDir::open(&args.out).map_err(shown)?;
     let student = match given {
         Some(student) => student,
-        None => shrunk(&asked, &run)?,
+        None => shrunk(&plan, &run)?,
     };
-    let student = begun(&asked, student, &run)?;
+    let student = begun(&plan, student, &run)?;
     // Evaluations are named for the one method that is told them.
-    let Source { source, objective, role } = match asked.evaluations {
-        Some(evaluations) => segment_regression(&asked, evaluations),
-        None if asked.method == Method::DataFreeBaseline => {
-            data_free_baseline(&asked, &student, &run)
+    let Source { source, objective, role } = match plan.evaluations {
+        Some(evaluations) => segment_regression(&plan, evaluations),
+        None if plan.method == Method::DataFreeBaseline => {
+            data_free_baseline(&plan, &student, &run)
         }
-        None => dkdm(&asked, &student, &run),
+        None => dkdm(&plan, &student, &run),
     }?;
 
-    let mut identity = super::object(&asked.identity())?;
+    let mut identity = super::object(&plan.identity())?;
     identity.extend(Compute::identity(&device, dtype));
     let mut recipe = Map::new();
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
-    let card = Card { role, recipe, ..card(&asked) };
+    let card = Card { role, recipe, ..card(&plan) };
     let weights = student.parameters();
     eprintln!(
         "Teacher {}: {} parameters. Student: {} parameters.",
@@ -340,12 +151,12 @@ fn report_seconds(run: f64) -> f64 {
 }
 
 /// The student that `--student` names.
-fn given(asked: &Asked<'_>) -> Result<Student, String> {
-    let path = &asked.student;
+fn given(plan: &Plan<'_>) -> Result<Student, String> {
+    let path = &plan.student;
     let explain = |problem: String| format!("--student {}: {problem}", path.display());
-    let candidate = match blocks(path).map(|how| asked.teacher.config.fewer_blocks(how)) {
+    let candidate = match blocks(path).map(|how| plan.teacher.config.fewer_blocks(how)) {
         Some(Some(config)) => {
-            config.map(|config| Candidate { config: asked.of_guidance(config), trained: None })
+            config.map(|config| Candidate { config: plan.of_guidance(config), trained: None })
         }
         Some(None) => {
             let problem = "leaves out blocks of a text-to-image teacher of Stable Diffusion's shape; take 0.5x";
@@ -354,21 +165,21 @@ fn given(asked: &Asked<'_>) -> Result<Student, String> {
         None => Candidate::open(path),
     };
     let candidate = candidate.map_err(|error| explain(error.to_string()))?;
-    if let Some(asking) = &asked.asking {
-        asking.check_student(&candidate.config)?;
+    if let Some(prompted) = &plan.prompted {
+        prompted.check_student(&candidate.config)?;
     }
-    asked.student(candidate).map_err(|error| explain(error.to_string()))
+    plan.student(candidate).map_err(|error| explain(error.to_string()))
 }
 
 /// The student before its first training batch.
-fn begun(asked: &Asked<'_>, student: Student, run: &RunDir) -> Result<Student, String> {
-    let (teacher, seed) = (asked.teacher, asked.args.training.seed);
+fn begun(plan: &Plan<'_>, student: Student, run: &RunDir) -> Result<Student, String> {
+    let (teacher, seed) = (plan.teacher, plan.args.training.seed);
     // A resumed run has its weights in the checkpoint.
-    if asked.init == Init::Random || run.checkpoint().exists() {
+    if plan.init == Init::Random || run.checkpoint().exists() {
         return Ok(student);
     }
     let shown = |error: understudy_models::Error| error.to_string();
-    if asked.init == Init::Blocks {
+    if plan.init == Init::Blocks {
         return student.of_blocks(teacher).map_err(shown);
     }
     // Samples of the teacher's walk, at times of their own; as the training batches will be, but other ones.
@@ -383,10 +194,11 @@ fn begun(asked: &Asked<'_>, student: Student, run: &RunDir) -> Result<Student, S
         finished: None,
     };
     let steps =
-        asked.walk_steps.min(Walks::nearest_steps(teacher.schedule.train_timesteps(), PROBE_STEPS));
+        plan.walk_steps.min(Walks::nearest_steps(teacher.schedule.train_timesteps(), PROBE_STEPS));
     let learned = teacher.learned_variance();
     let walks = Walks::new(&teacher.schedule, Kind::Ddpm, steps, learned).map_err(shown)?;
-    let prompting = asked.asking.as_ref().map(|asking| asking.of_probe(teacher)).transpose()?;
+    let prompting =
+        plan.prompted.as_ref().map(|prompted| prompted.of_probe(teacher)).transpose()?;
     let mut pool = Pool::new(teacher, walks, settings).map_err(shown)?.prompted(prompting);
     student.pruned(teacher, &mut pool, seed).map_err(shown)
 }
@@ -394,32 +206,22 @@ fn begun(asked: &Asked<'_>, student: Student, run: &RunDir) -> Result<Student, S
 /// Steps of the walk on which importance is measured: every timestep is visited whatever their number.
 const PROBE_STEPS: usize = 50;
 
-/// `base`, `small` or `tiny`.
-fn blocks(student: &Path) -> Option<FewerBlocks> {
-    FewerBlocks::ALL.into_iter().find(|how| student.to_str() == Some(how.name()))
-}
-
-/// `0.5x` as a number.
-fn share(student: &Path) -> Option<f64> {
-    student.to_str()?.strip_suffix('x')?.parse().ok()
-}
-
 /// The network found for a share of the teacher's time; a resumed run has the one of its checkpoint.
-fn shrunk(asked: &Asked<'_>, run: &RunDir) -> Result<Student, String> {
+fn shrunk(plan: &Plan<'_>, run: &RunDir) -> Result<Student, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let found = run.path().join("student.json");
     if run.checkpoint().exists() && found.exists() {
-        let student = Candidate::open(&found).and_then(|candidate| asked.student(candidate));
+        let student = Candidate::open(&found).and_then(|candidate| plan.student(candidate));
         return student.map_err(shown);
     }
     eprintln!("Measuring narrower networks.");
-    let shrunk = shrink::shrink(asked.teacher, asked.share.unwrap_or_default()).map_err(shown)?;
+    let shrunk = shrink::shrink(plan.teacher, plan.share.unwrap_or_default()).map_err(shown)?;
     eprintln!("Found one that takes {:.2} of the teacher's time per evaluation.", shrunk.share);
-    let config = asked.of_guidance(shrunk.config);
-    if !asked.args.training.dry_run {
+    let config = plan.of_guidance(shrunk.config);
+    if !plan.args.training.dry_run {
         write_config(&found, &config)?;
     }
-    asked.student(Candidate { config, trained: None }).map_err(shown)
+    plan.student(Candidate { config, trained: None }).map_err(shown)
 }
 
 fn write_config(path: &Path, config: &NetworkConfig) -> Result<(), String> {
@@ -435,19 +237,19 @@ struct Source<'a> {
 }
 
 /// The pool on which the teacher walks.
-fn dkdm<'a>(asked: &Asked<'a>, student: &Student, run: &RunDir) -> Result<Source<'a>, String> {
+fn dkdm<'a>(plan: &Plan<'a>, student: &Student, run: &RunDir) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    let (args, teacher) = (asked.args, asked.teacher);
+    let (args, teacher) = (plan.args, plan.teacher);
     let learned = teacher.learned_variance();
-    let walks = Walks::new(&teacher.schedule, asked.walk_sampler(), asked.walk_steps, learned);
+    let walks = Walks::new(&teacher.schedule, plan.walk_sampler(), plan.walk_steps, learned);
     let walks = walks.map_err(shown)?;
     let settings = pool::Settings {
-        order: match asked.schedule() {
+        order: match plan.schedule() {
             Schedule::Iterative => Order::Iterative,
             Schedule::Shuffled => Order::Shuffled,
-            Schedule::Dynamic => Order::Dynamic { rho: asked.rho() },
+            Schedule::Dynamic => Order::Dynamic { rho: plan.rho() },
         },
-        batch: asked.samples,
+        batch: plan.samples,
         seed: args.training.seed,
         run: run.id().to_owned(),
         earlier: (run.checkpoint().exists())
@@ -455,43 +257,44 @@ fn dkdm<'a>(asked: &Asked<'a>, student: &Student, run: &RunDir) -> Result<Source
         file: args.pool_file.clone(),
         finished: args.keep_samples.clone(),
     };
-    let prompting = asked.asking.as_ref().map(|asking| asking.of_run(teacher, run)).transpose()?;
+    let prompting =
+        plan.prompted.as_ref().map(|prompted| prompted.of_run(teacher, run)).transpose()?;
     let pool = Pool::new(teacher, walks, settings).map_err(shown)?;
     let source = Box::new(pool.prompted(prompting));
-    let objective = in_eps(asked, teacher.schedule.prediction_type(), student, learned)?;
+    let objective = in_eps(plan, teacher.schedule.prediction_type(), student, learned)?;
     Ok(Source { source, objective, role: Role::Student })
 }
 
 /// The loss in eps, of answers that are `answers`.
 fn in_eps(
-    asked: &Asked<'_>,
+    plan: &Plan<'_>,
     answers: PredictionType,
     student: &Student,
     learned: bool,
 ) -> Result<Objective, String> {
     let predicted = student.schedule.prediction_type();
-    let objective = Dkdm::new(&asked.teacher.schedule, answers, predicted, learned);
+    let objective = Dkdm::new(&plan.teacher.schedule, answers, predicted, learned);
     let objective = objective.map_err(|error| error.to_string())?;
-    Ok(Objective::Dkdm(objective.weighted(asked.args.training.weighting())))
+    Ok(Objective::Dkdm(objective.weighted(plan.args.training.weighting())))
 }
 
 /// The pool on which the teacher walks a segment at a time.
-fn segment_regression<'a>(asked: &Asked<'a>, evaluations: usize) -> Result<Source<'a>, String> {
-    let walk = (evaluations, asked.walk_steps, asked.batch);
-    let settings = few_steps::pool(asked.args, asked.teacher, &asked.defaults, walk);
-    let pool = Segments::new(asked.teacher, settings).map_err(|error| error.to_string())?;
+fn segment_regression<'a>(plan: &Plan<'a>, evaluations: usize) -> Result<Source<'a>, String> {
+    let walk = (evaluations, plan.walk_steps, plan.batch);
+    let settings = few_steps::pool(plan.args, plan.teacher, &plan.defaults, walk);
+    let pool = Segments::new(plan.teacher, settings).map_err(|error| error.to_string())?;
     let objective = Objective::SegmentEnd(SegmentEnd);
     Ok(Source { source: Box::new(pool), objective, role: Role::Student })
 }
 
 /// The teacher's images as data.
 fn data_free_baseline<'a>(
-    asked: &Asked<'a>,
+    plan: &Plan<'a>,
     student: &Student,
     run: &RunDir,
 ) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
-    let (args, teacher) = (asked.args, asked.teacher);
+    let (args, teacher) = (plan.args, plan.teacher);
     if teacher.learned_variance() {
         return Err(
             "--method data-free-baseline: the teacher learns its variance, which images do \
@@ -499,7 +302,7 @@ fn data_free_baseline<'a>(
                 .into(),
         );
     }
-    let (kind, steps) = (asked.walk_sampler(), asked.walk_steps);
+    let (kind, steps) = (plan.walk_sampler(), plan.walk_steps);
     let trajectory = sampler::trajectory(&teacher.schedule, kind, steps, 0.0, false);
     let seed = args.training.seed;
     let sampling = Sampling {
@@ -515,9 +318,9 @@ fn data_free_baseline<'a>(
     };
     let folder = run.path().join("teacher-samples");
     let network = (student.config.clone(), student.schedule.clone());
-    let (count, batch) = (args.samples.get(), asked.batch);
+    let (count, batch) = (args.samples.get(), plan.batch);
     let source = Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed));
-    let objective = in_eps(asked, PredictionType::Epsilon, student, false)?;
+    let objective = in_eps(plan, PredictionType::Epsilon, student, false)?;
     Ok(Source { source, objective, role: Role::Baseline })
 }
 
@@ -537,9 +340,9 @@ fn open_teacher(
 }
 
 /// What a student's card takes over from its teacher's.
-fn card(asked: &Asked<'_>) -> Card {
-    let teacher = asked.teacher;
-    let mut defaults = match asked.evaluations {
+fn card(plan: &Plan<'_>) -> Card {
+    let teacher = plan.teacher;
+    let mut defaults = match plan.evaluations {
         None => teacher.card.defaults.clone(),
         Some(evaluations) => Defaults {
             num_inference_steps: Some(evaluations),
@@ -547,7 +350,7 @@ fn card(asked: &Asked<'_>) -> Card {
             ..teacher.card.defaults.clone()
         },
     };
-    let range = asked.asking.as_ref().and_then(Asking::range);
+    let range = plan.prompted.as_ref().and_then(PromptArgs::range);
     if let Some([least, most]) = range {
         let scale = defaults.guidance_scale.unwrap_or(1.0).clamp(least, most);
         defaults.guidance_scale = Some(scale);
@@ -559,7 +362,7 @@ fn card(asked: &Asked<'_>) -> Card {
         class_names: teacher.card.class_names.clone(),
         null_class: teacher.card.null_class,
         defaults,
-        evaluations: asked.evaluations.map(few_steps::evaluations).unwrap_or_default(),
+        evaluations: plan.evaluations.map(few_steps::evaluations).unwrap_or_default(),
         ..Card::default()
     }
 }

@@ -7,6 +7,7 @@ mod completions;
 mod compute;
 mod distill;
 mod distill_args;
+mod distill_plan;
 mod evaluate;
 mod faults;
 mod few_steps;

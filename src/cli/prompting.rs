@@ -11,7 +11,7 @@ use super::distill_args::{DistillArgs, Method};
 
 /// Prompts, and the guidance of walks after them.
 #[derive(Debug, Clone)]
-pub(super) struct Asking {
+pub(super) struct PromptArgs {
     prompts: Prompts,
     pub(super) guidance: Guidance,
 }
@@ -21,7 +21,7 @@ const TABLE: &str = "prompts.safetensors";
 /// Prompts that channels are judged on.
 const PROBE_PROMPTS: usize = 256;
 
-impl Asking {
+impl PromptArgs {
     /// What the flags say; nothing for a teacher that draws after no text.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Asking {
                 teacher.name
             ));
         }
-        let guidance = guidance(args, teacher)?.check().map_err(|error| error.to_string())?;
+        let guidance = guidance(args, teacher)?;
         let prompts = Prompts::read(&args.prompts).map_err(|error| error.to_string())?;
         Ok(Some(Self { prompts, guidance }))
     }
@@ -77,7 +77,7 @@ impl Asking {
     /// The same of walks that show which channels matter: both answers count, and some of the prompts are enough.
     ///
     /// # Errors
-    /// As [`Asking::of_run`].
+    /// As [`PromptArgs::of_run`].
     pub(super) fn of_probe(&self, teacher: &Teacher) -> Result<Prompting, String> {
         let scale = match self.guidance {
             Guidance::Keep { scale } => scale,
@@ -92,7 +92,8 @@ impl Asking {
     /// # Errors
     /// A sentence naming the prompt.
     pub(super) fn check(&self, teacher: &Teacher) -> Result<(), String> {
-        self.prompting(teacher, self.prompts.clone(), self.guidance, None).map(drop)
+        let checked = Prompting::check(teacher, &self.prompts, self.guidance);
+        checked.map(drop).map_err(|error| error.to_string())
     }
 
     fn prompting(

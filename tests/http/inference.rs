@@ -20,6 +20,17 @@ fn body(rows: usize) -> Value {
     })
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_one_version_of_a_model_is_the_model() {
+    let server = Server::start().await;
+    let ask = async |path: &str| server.post(path, body(2).to_string()).await;
+    let plain = ask(&format!("/v2/models/{CLASSES}/infer")).await;
+    let versioned = ask(&format!("/v2/models/{CLASSES}/versions/1/infer")).await;
+    assert!(plain.status == 200 && versioned.status == 200);
+    assert_eq!(plain.json(), versioned.json());
+    assert_eq!(ask(&format!("/v2/models/{CLASSES}/versions/2/infer")).await.status, 404);
+}
+
 async fn infer(server: &Server, body: &Value) -> crate::server::Reply {
     server.post(&format!("/v2/models/{CLASSES}/infer"), body.to_string()).await
 }

@@ -25,15 +25,18 @@ pub(super) fn step(
     let (network, geometry) = (teacher.network(), teacher.geometry());
     let (rows, device) = (moves.len(), network.device());
     let seeds: Vec<u64> = moves.iter().map(|row| row.seed).collect();
-    let told = prompting.told(&seeds, device)?.prompts;
-    let nothing = prompting.nothing(rows, device)?.prompts;
+    let prompts = prompting.of_trajectories(&seeds, device)?;
+    let empty = prompting.empty(rows, device)?;
     let twice = Tensor::cat(&[&x, &x], 0)?;
     let mut both = TrainingBatch {
         answer: twice.clone(),
         x: twice,
         timesteps: [&timesteps[..], &timesteps].concat(),
         labels: None,
-        text: Some(TextConditions { prompts: Tensor::cat(&[&told, &nothing], 0)?, guidance: None }),
+        text: Some(TextConditions {
+            prompts: Tensor::cat(&[&prompts, &empty], 0)?,
+            guidance: None,
+        }),
         seeds: [&seeds[..], &seeds].concat(),
     };
     both.answer = both.ask(network)?.to_dtype(DType::F32)?;
@@ -49,7 +52,7 @@ pub(super) fn step(
         Guidance::Keep { .. } => both,
         Guidance::Distil { .. } => {
             let guidance = Some(scales.iter().map(|scale| (scale - 1.0) as f32).collect());
-            let text = Some(TextConditions { prompts: told, guidance });
+            let text = Some(TextConditions { prompts, guidance });
             TrainingBatch { x, timesteps, labels: None, text, answer, seeds }
         }
     };

@@ -257,6 +257,23 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::load`].
     pub fn reader(&self, dtype: DType, device: &Device) -> Result<Option<Reader>> {
+        let (Some(part), Some(tokenizer)) = (&self.text_encoder, self.tokenizer()?) else {
+            return Ok(None);
+        };
+        let names = || part.config.weight_shapes().into_keys().collect();
+        let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
+        // A prompt is read once, an image is many evaluations: f32 is fast enough for it on a CPU.
+        let dtype = if device.is_cpu() { DType::F32 } else { dtype };
+        let encoder = part.config.load(weights, dtype, device);
+        let encoder = encoder.map_err(|error| at_part(&part.folder, error))?;
+        Ok(Some(Reader { tokenizer, encoder }))
+    }
+
+    /// What turns a text-to-image model's prompts into tokens.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] naming the file, also where it knows more tokens than the text encoder.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         let Some(part) = &self.text_encoder else { return Ok(None) };
         let tokenizer = Tokenizer::open(&self.tokenizer)?;
         let (known, most) = (tokenizer.vocabulary(), part.config.vocabulary());
@@ -269,13 +286,7 @@ impl ModelFolder {
                 ),
             });
         }
-        let names = || part.config.weight_shapes().into_keys().collect();
-        let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
-        // A prompt is read once, an image is many evaluations: f32 is fast enough for it on a CPU.
-        let dtype = if device.is_cpu() { DType::F32 } else { dtype };
-        let encoder = part.config.load(weights, dtype, device);
-        let encoder = encoder.map_err(|error| at_part(&part.folder, error))?;
-        Ok(Some(Reader { tokenizer, encoder }))
+        Ok(Some(tokenizer))
     }
 
     /// The files that decide what a prompt comes to: tokenizer, text encoder and its weights. None of a model that reads

@@ -1,0 +1,219 @@
+//! What the flags of `understudy distill` come to.
+
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+use understudy_distill::{
+    student::{Candidate, Student},
+    teacher::Teacher,
+    walk::Walks,
+};
+use understudy_models::{FewerBlocks, NetworkConfig, sampler::Kind, schedule::PredictionType};
+
+use super::{
+    distill_args::{DistillArgs, Init, Method, Schedule},
+    few_steps,
+    preset::DistillDefaults,
+    prompting::{self, PromptArgs},
+    training::TrainingIdentity,
+};
+
+/// What makes the run another one than its neighbour, beside what the parts of the task say of themselves. A resumed
+/// run must find the same.
+#[derive(Debug, Serialize)]
+pub(super) struct RunIdentity {
+    #[serde(flatten)]
+    training: TrainingIdentity,
+    method: Method,
+    init: Init,
+    walk_steps: usize,
+    walk_sampler: &'static str,
+    student_share: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule: Option<Schedule>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rho: Option<f64>,
+    /// The student may be evaluated in another type.
+    teacher_dtype: &'static str,
+}
+
+/// What the flags come to, with the preset's settings where they say nothing.
+pub(super) struct Plan<'a> {
+    pub(super) args: &'a DistillArgs,
+    pub(super) defaults: DistillDefaults,
+    pub(super) teacher: &'a Teacher,
+    pub(super) method: Method,
+    /// Evaluations of a student that learns the ends of segments.
+    pub(super) evaluations: Option<usize>,
+    /// A target cost, a config.json or a model folder.
+    pub(super) student: PathBuf,
+    pub(super) share: Option<f64>,
+    pub(super) init: Init,
+    pub(super) walk_steps: usize,
+    pub(super) batch: usize,
+    /// The prompts of a text-to-image teacher, and how far they guide it.
+    pub(super) prompted: Option<PromptArgs>,
+    /// Samples of a batch.
+    pub(super) samples: usize,
+}
+
+impl<'a> Plan<'a> {
+    /// # Errors
+    /// A sentence for flags that contradict each other.
+    pub(super) fn new(args: &'a DistillArgs, teacher: &'a Teacher) -> Result<Self, String> {
+        let defaults = defaults(args);
+        let evaluations = args.evaluations.map(NonZeroUsize::get);
+        let method = method(args)?;
+        prompting::check_latent(args, teacher, method)?;
+        let prompted = PromptArgs::new(args, teacher)?;
+        let batch = args.training.batch(&defaults.training) as usize;
+        let samples = prompted.as_ref().map_or(Ok(batch), |prompted| prompted.samples(batch))?;
+        if let Some(prompted) = &prompted {
+            prompted.check(teacher)?;
+        }
+        let walk_steps = match evaluations {
+            Some(evaluations) => {
+                let steps = few_steps::walk_steps(args, teacher, evaluations);
+                few_steps::check(args, teacher, evaluations, steps)?;
+                steps
+            }
+            None => args.walk_steps.unwrap_or_else(|| {
+                Walks::nearest_steps(teacher.schedule.train_timesteps(), defaults.walk_steps)
+            }),
+        };
+        if method == Method::Dkdm {
+            // Refused before anything is written.
+            let learned = teacher.learned_variance();
+            let sampler = args.walk_sampler.unwrap_or(Kind::Ddpm);
+            Walks::new(&teacher.schedule, sampler, walk_steps, learned)
+                .map_err(|error| error.to_string())?;
+        }
+        let student = match (&args.student, evaluations) {
+            (Some(student), _)
+                if share(student).is_none() && blocks(student).is_none() && !student.exists() =>
+            {
+                let named = student.to_str().and_then(|name| args.models.folders().find(name));
+                named.unwrap_or_else(|| student.clone())
+            }
+            (Some(student), _) => student.clone(),
+            (None, Some(_)) => few_steps::usual_student(args, teacher)?,
+            (None, None) => PathBuf::from(USUAL_SHARE),
+        };
+        let share = share(&student);
+        let default_init = match share {
+            Some(_) if defaults.pruned => Init::Pruned,
+            None if blocks(&student).is_some() => Init::Blocks,
+            _ => Init::Random,
+        };
+        Ok(Self {
+            args,
+            teacher,
+            method,
+            evaluations,
+            student,
+            share,
+            init: args.init.unwrap_or(default_init),
+            walk_steps,
+            batch,
+            prompted,
+            samples,
+            defaults,
+        })
+    }
+
+    pub(super) fn identity(&self) -> RunIdentity {
+        let schedule = (self.method == Method::Dkdm).then(|| self.schedule());
+        RunIdentity {
+            training: self.args.training.identity(&self.defaults.training),
+            method: self.method,
+            init: self.init,
+            walk_steps: self.walk_steps,
+            walk_sampler: self.walk_sampler().name(),
+            student_share: self.share,
+            schedule,
+            rho: (schedule == Some(Schedule::Dynamic)).then(|| self.rho()),
+            teacher_dtype: self.teacher.network().dtype().as_str(),
+        }
+    }
+
+    pub(super) fn schedule(&self) -> Schedule {
+        self.args.schedule.unwrap_or(Schedule::Dynamic)
+    }
+
+    pub(super) fn walk_sampler(&self) -> Kind {
+        let usual = if self.evaluations.is_some() { Kind::Ddim } else { Kind::Ddpm };
+        self.args.walk_sampler.unwrap_or(usual)
+    }
+
+    pub(super) fn rho(&self) -> f64 {
+        self.args.rho.unwrap_or(self.defaults.rho)
+    }
+
+    /// The network, with an input for a guidance scale where the student is to have one.
+    pub(super) fn of_guidance(&self, config: NetworkConfig) -> NetworkConfig {
+        match &self.prompted {
+            Some(prompted) => prompted.student(config),
+            None => config,
+        }
+    }
+
+    /// A student of this architecture, with the weights that came with it or random ones.
+    pub(super) fn student(
+        &self,
+        candidate: Candidate,
+    ) -> Result<Student, understudy_models::Error> {
+        let default = match candidate.trained {
+            Some(_) => None,
+            None if self.evaluations.is_some() => Some(PredictionType::Velocity),
+            None => self.defaults.prediction,
+        };
+        let prediction = self.args.prediction.or(default);
+        let student = Student::new(candidate, self.teacher, prediction, self.args.training.seed)?;
+        match self.evaluations {
+            Some(_) => student.of_few_steps(),
+            None => Ok(student),
+        }
+    }
+}
+
+/// The student where nobody says.
+const USUAL_SHARE: &str = "0.5x";
+
+/// What the preset says. A student of few steps goes on from one that has learned before: half the learning rate.
+pub(super) fn defaults(args: &DistillArgs) -> DistillDefaults {
+    let mut defaults = args.preset.defaults();
+    if args.evaluations.is_some() {
+        defaults.training.learning_rate *= 0.5;
+    }
+    defaults
+}
+
+/// The method that the flags mean.
+fn method(args: &DistillArgs) -> Result<Method, String> {
+    match (args.method, args.evaluations) {
+        (None, None) => Ok(Method::Dkdm),
+        (None | Some(Method::SegmentRegression), Some(_)) => Ok(Method::SegmentRegression),
+        (Some(Method::SegmentRegression), None) => {
+            Err("--method segment-regression: say how many steps the student is to need, such as --evaluations 4".into())
+        }
+        (Some(method), None) => Ok(method),
+        (Some(method), Some(evaluations)) => Err(format!(
+            "--method {}: does not reduce the number of steps; leave out --evaluations {evaluations}, or use --method \
+             segment-regression",
+            super::word(method)
+        )),
+    }
+}
+
+/// `base`, `small` or `tiny`.
+pub(super) fn blocks(student: &Path) -> Option<FewerBlocks> {
+    FewerBlocks::ALL.into_iter().find(|how| student.to_str() == Some(how.name()))
+}
+
+/// `0.5x` as a number.
+fn share(student: &Path) -> Option<f64> {
+    student.to_str()?.strip_suffix('x')?.parse().ok()
+}
