@@ -142,11 +142,7 @@ fn check(
             assert!(bits(&alone) == bits(together), "{isa}: sample {s} of {batch}");
             let plain = inputs_of.iter().zip(inputs).map(|(data, &size)| Plain::new(size, data));
             let expected = expected(&plain.collect::<Vec<_>>());
-            // ElementType go in from −1 to 1: what comes out below a tenth is what larger terms left over, and
-            // is held against these.
-            let rms = (expected.values.iter().map(|x| x * x).sum::<f64>() / len as f64).sqrt();
-            let error =
-                reference::relative_error(together, &expected.values) * (rms / 0.1).min(1.0);
+            let error = reference::relative_error(together, &expected.values);
             if s == 0 {
                 println!("{isa} {numbers:?}: {inputs:?} → {output:?}: {error:.1e}");
             }
