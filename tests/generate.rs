@@ -29,7 +29,7 @@ fn batches_hold_the_images_the_server_makes() {
     };
     let batches = sampling.batches(loaded.network.as_ref(), 0..3);
     let batches: Vec<_> = batches.collect::<candle_core::Result<_>>().unwrap();
-    let ours: Vec<Image> = batches.iter().flat_map(|batch| batch.images().unwrap()).collect();
+    let ours: Vec<Image> = batches.iter().flat_map(|batch| batch.images(None).unwrap()).collect();
     let labels: Vec<u32> = batches.iter().flat_map(|batch| batch.labels.clone().unwrap()).collect();
     assert_eq!(batches[1].seeds, [9]);
 

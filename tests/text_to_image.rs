@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use understudy_distill::evaluate::judge::{self, JudgeConfig};
 use understudy_models::NetworkConfig;
 use understudy_models::checkpoint::card::{Card, Defaults};
 use understudy_models::checkpoint::{Draft, ModelFolder};
@@ -67,13 +69,25 @@ impl Home {
     fn run(&self, student: &str, out: &str, steps: usize, more: &[&str]) -> Output {
         let batch: &[&str] = if more.contains(&"--batch") { &[] } else { &["--batch", "4"] };
         let usual = "--rho 0.2 --walk-steps 10 --checkpoint-every 3 --sample-every 4 --threads 1 \
-                     --learning-rate-schedule constant --warmup-steps 1";
+                     --learning-rate-schedule constant --warmup-steps 1 --no-report";
         Command::new(env!("CARGO_BIN_EXE_understudy"))
             .current_dir(self.0.path())
             .args(["distill", "--teacher", "teacher", "--student", student, "--out", out])
             .args(["--steps", &steps.to_string()])
             .args(batch)
             .args(usual.split_whitespace())
+            .args(more)
+            .output()
+            .unwrap()
+    }
+}
+
+impl Home {
+    /// Runs a line and more.
+    fn call(&self, line: &str, more: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_understudy"))
+            .current_dir(self.0.path())
+            .args(line.split_whitespace())
             .args(more)
             .output()
             .unwrap()
@@ -153,8 +167,6 @@ fn a_student_of_distilled_guidance_takes_the_scale() {
     let more = ["--prompts", "{red|blue} {apple|house}", "--guidance", "distil", "1..2"];
     let output = home.run("guided.json", "out", 4, &[&more[..], &["--init", "pruned"]].concat());
     assert!(output.status.success(), "{}", said(&output));
-    let told = String::from_utf8_lossy(&output.stdout);
-    assert!(told.contains("No report: models of latents have none yet"), "{told}");
     let model = ModelFolder::open_for_images(&home.path("out")).unwrap();
     assert!(model.network.geometry().guidance);
     assert_eq!(model.card.guidance_range, Some([1.0, 2.0]));
@@ -163,6 +175,78 @@ fn a_student_of_distilled_guidance_takes_the_scale() {
     assert_eq!(model.card.recipe["guidance_scale"], json!([1.0, 2.0]));
     // A row of the student for two of its teacher.
     assert_eq!(model.card.recipe["teacher_evaluations"].as_u64().unwrap() % 2, 0);
+
+    let output =
+        home.call("evaluate --model out --against teacher --prompts prompts.txt --json", &SMALL);
+    assert!(output.status.success(), "{}", said(&output));
+    let compared = &serde_json::from_slice::<Value>(&output.stdout).unwrap()["comparison"];
+    assert_eq!(compared["images"], 6);
+    assert!(compared["psnr_db"][0].as_f64().unwrap() > 0.0, "{compared}");
+    assert!(compared["speed"][0]["decode_ms"].as_f64().unwrap() > 0.0, "{compared}");
+    let output = home.call("report out --prompts prompts.txt", &SMALL);
+    assert!(output.status.success(), "{}", said(&output));
+    let page = fs::read_to_string(home.path("out/report/index.html")).unwrap();
+    assert!(page.contains("house, flat style"));
+    for (more, words) in [
+        ("", "--prompts: out draws after text; give a file"),
+        ("--prompts prompts.txt --guidance-scale 3", "has learned scales from 1 to 2"),
+    ] {
+        let output = home.call(&format!("evaluate --model out --against teacher {more}"), &SMALL);
+        assert!(!output.status.success() && said(&output).contains(words), "{}", said(&output));
+    }
+}
+
+/// What is measured, and how little.
+const SMALL: [&str; 8] = ["--n", "6", "--steps", "2", "--seeds", "1", "--threads", "1"];
+
+/// Pictures of a folder, their captions, and a small judge for them.
+fn pictures(home: &Home) {
+    let folder = home.path("pictures");
+    fs::create_dir(&folder).unwrap();
+    let mut lines = String::new();
+    for (number, text) in ["red apple", "house, flat style", "dog", "cat", "sun"].iter().enumerate()
+    {
+        let gray = image::Rgb([50 * number as u8; 3]);
+        image::RgbImage::from_pixel(64, 64, gray)
+            .save(folder.join(format!("{number}.png")))
+            .unwrap();
+        lines += &format!("{}\n", json!({"file_name": format!("{number}.png"), "text": text}));
+    }
+    fs::write(folder.join("metadata.jsonl"), lines).unwrap();
+    let config: JudgeConfig = serde_json::from_value(json!({
+        "name": "small", "channels": 3, "height": 64, "width": 64, "classes": 2, "test_accuracy": 1.0, "recipe": {},
+        "layers": [{"channels": 3, "kernel": 3, "stride": 4}],
+    }))
+    .unwrap();
+    let tensor = |len: usize, shape: &[usize]| {
+        let values: Vec<f32> = (0..len).map(|i| (i as f32).sin()).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    };
+    let tensors = [
+        ("conv.0.weight", tensor(81, &[3, 3, 3, 3])),
+        ("conv.0.bias", tensor(3, &[3])),
+        ("head.weight", tensor(6, &[2, 3])),
+        ("head.bias", tensor(2, &[2])),
+    ];
+    let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor)).into_iter().collect();
+    judge::write(Draft::new(&home.path("judge")).unwrap(), &config, &tensors).unwrap();
+}
+
+#[test]
+fn a_text_to_image_model_is_scored_against_captioned_pictures() {
+    let home = Home::new();
+    pictures(&home);
+    let command = "evaluate --model teacher --prompts prompts.txt --reference pictures --features judge --json";
+    let output = home.call(command, &SMALL);
+    assert!(output.status.success(), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["samples"], &report["guidance_scale"]), (&json!(6), &json!(3.0)));
+    let adherence = report["scores"]["prompt_adherence"].as_f64().unwrap();
+    // Two images of each of three prompts.
+    assert!((adherence * 6.0).fract() == 0.0 && (0.0..=1.0).contains(&adherence), "{report}");
+    let output = home.call(&command.replace("prompts.txt", "{fish|pizza}"), &SMALL);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["scores"]["prompt_adherence"], Value::Null, "no picture has these captions");
 }
 
 #[test]

@@ -4,11 +4,14 @@ use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor, bail};
 use understudy_models::{
-    Conditioning, Conditions, Denoiser, Image, noise,
+    Conditioning, Conditions, Denoiser, Image,
+    autoencoder::Decoder,
+    noise,
     rollout::{self, FiniteCheck, Row},
     sampler::{self, Trajectory},
 };
 
+use crate::data::Images;
 use crate::guidance::guided;
 
 /// Which class each sample is of.
@@ -61,6 +64,8 @@ impl Classes {
 /// What a text-to-image network is told. Sample `i` is drawn after caption `i mod n`.
 #[derive(Debug, Clone)]
 pub struct Captions {
+    /// The captions, `n` of them.
+    pub texts: Vec<String>,
     /// The states of the captions, f32 `[n, tokens, width]`.
     pub prompts: Tensor,
     /// Those of the empty prompt, f32 `[1, tokens, width]`.
@@ -94,19 +99,45 @@ pub struct Batch {
     pub seeds: Vec<u64>,
     /// Each one's class, for a network that has classes.
     pub labels: Option<Vec<u32>>,
+    /// Each one's caption, for a network that draws after text.
+    pub captions: Option<Vec<String>>,
 }
 
+/// Latents that are decoded together.
+const DECODED_TOGETHER: usize = 8;
+
 impl Batch {
-    /// The samples as 8-bit pictures.
+    /// The samples as 8-bit pictures; those of a latent model by its decoder.
     ///
     /// # Errors
     /// Whatever the device says.
-    pub fn images(&self) -> Result<Vec<Image>> {
-        Image::from_batch(&self.x)
+    pub fn images(&self, decoder: Option<&Decoder>) -> Result<Vec<Image>> {
+        let Some(decoder) = decoder else { return Image::from_batch(&self.x) };
+        let (rows, mut images) = (self.x.dim(0)?, Vec::new());
+        for begin in (0..rows).step_by(DECODED_TOGETHER) {
+            let latents = self.x.narrow(0, begin, DECODED_TOGETHER.min(rows - begin))?;
+            let pixels = decoder.forward(&latents.to_dtype(decoder.dtype())?)?;
+            images.extend(Image::from_batch(&pixels.to_dtype(DType::F32)?)?);
+        }
+        Ok(images)
+    }
+
+    /// Such pictures of the samples as a set.
+    pub fn set(&self, images: &[Image]) -> Images {
+        let (labels, captions) = (self.labels.clone(), self.captions.clone());
+        Images { labels, captions, ..Images::of_pictures(images) }
     }
 }
 
 impl Sampling {
+    /// Rows of an evaluation that a sample takes: two where it is guided by a network that takes no scale.
+    pub fn rows(&self, network: &dyn Denoiser) -> usize {
+        match &self.captions {
+            Some(captions) if captions.scale != 1.0 && !network.geometry().guidance => 2,
+            _ => 1,
+        }
+    }
+
     /// The seed of sample number `index`.
     pub fn seed(&self, index: usize) -> u64 {
         (self.first_seed + index as u64) % noise::SEEDS
@@ -129,8 +160,16 @@ impl Sampling {
         let geometry = network.geometry();
         let rows = range.len();
         let seeds: Vec<u64> = range.clone().map(|index| self.seed(index)).collect();
-        let text = self.captions.as_ref().map(|it| BatchText::new(it, range.clone(), network));
+        let text = self
+            .captions
+            .as_ref()
+            .map(|it| BatchText::new(it, range.clone(), self.rows(network) == 2));
         let text = text.transpose()?;
+        let caption = |captions: &Captions| {
+            let texts = captions.texts.iter().cycle().skip(range.start % captions.texts.len());
+            texts.take(rows).cloned().collect()
+        };
+        let captions = self.captions.as_ref().map(caption);
         let labels: Option<Vec<u32>> =
             range.zip(&seeds).map(|(index, &seed)| self.classes.label(index, seed)).collect();
         let condition = match &labels {
@@ -154,7 +193,7 @@ impl Sampling {
         if let Some(row) = FiniteCheck::new(&x)?.first_bad()? {
             bail!("the sample with seed {} came out as NaN or infinity", seeds[row])
         }
-        Ok(Batch { x, seeds, labels })
+        Ok(Batch { x, seeds, labels, captions })
     }
 }
 
@@ -168,16 +207,14 @@ struct BatchText {
 }
 
 impl BatchText {
-    fn new(captions: &Captions, range: Range<usize>, network: &dyn Denoiser) -> Result<Self> {
+    fn new(captions: &Captions, range: Range<usize>, twice: bool) -> Result<Self> {
         let (all, rows) = (captions.prompts.dim(0)?, range.len());
         let places: Vec<u32> = range.map(|index| (index % all) as u32).collect();
         let places = Tensor::new(places, captions.prompts.device())?;
         let mut prompts = captions.prompts.index_select(&places, 0)?;
-        let twice = captions.scale != 1.0 && !network.geometry().guidance;
         if twice {
             prompts = Tensor::cat(&[&prompts, &captions.empty.repeat((rows, 1, 1))?], 0)?;
         }
-        let prompts = prompts.to_device(network.device())?;
         Ok(Self { prompts, scale: captions.scale, twice })
     }
 
@@ -202,7 +239,7 @@ impl BatchText {
         };
         let conditions = Conditions {
             condition: condition.as_ref(),
-            prompt: Some(&self.prompts),
+            prompt: Some(&self.prompts.to_device(network.device())?),
             guidance: guidance.as_ref(),
         };
         let answer = network.evaluate(&x, &timesteps, conditions)?.to_dtype(DType::F32)?;

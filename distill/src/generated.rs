@@ -75,7 +75,7 @@ impl<'a> Generated<'a> {
             return Ok(());
         }
         for batch in self.sampling.batches(self.teacher.network(), range.clone()) {
-            let images = batch?.images()?;
+            let images = batch?.images(None)?;
             for (index, image) in range.clone().zip(&images) {
                 picture::write_new(&self.place(index), image)?;
             }

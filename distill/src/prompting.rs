@@ -11,6 +11,7 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use understudy_models::checkpoint::{Reader, read, write_with};
+use understudy_models::text::Tokenizer;
 use understudy_models::{Error, Prompt, Result};
 
 use crate::data::hex;
@@ -76,14 +77,7 @@ impl Prompting {
             );
             return Err(Error::value(format!("teacher's {field}"), &teacher.name, remedy));
         }
-        for (index, text) in prompts.texts().iter().enumerate() {
-            tokenizer.encode(text, shape.tokens).map_err(|error| match error {
-                Error::Value { value, remedy, .. } => {
-                    Error::value(prompts.place(index), value, remedy)
-                }
-                error => error,
-            })?;
-        }
+        check_lengths(&tokenizer, prompts, shape)?;
         Ok(shape)
     }
 
@@ -229,7 +223,9 @@ impl Prompting {
             Guidance::Keep { scale } => scale,
             Guidance::Distil { least, most } => f64::midpoint(least, most),
         };
+        let texts = rows.iter().map(|row| self.prompts.texts()[row - 1].clone()).collect();
         Ok(Captions {
+            texts,
             prompts: self.states(&rows, device)?,
             empty: self.states(&[0], device)?,
             scale,
@@ -322,6 +318,36 @@ impl Prompting {
             false => Err(broken()),
         }
     }
+}
+
+impl Captions {
+    /// Prompts as a pipeline's network is told them; `shape` is that of one.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming a prompt that is longer than the text encoder takes; whatever the device says.
+    pub fn new(reader: &Reader, prompts: &Prompts, shape: Prompt, scale: f64) -> Result<Self> {
+        check_lengths(&reader.tokenizer, prompts, shape)?;
+        let states = |texts: &[&str]| -> Result<Tensor> {
+            let states = encode(reader, texts, shape)?;
+            Ok(states.reshape((texts.len(), shape.tokens, shape.width))?)
+        };
+        let texts: Vec<&str> = prompts.texts().iter().map(String::as_str).collect();
+        let parts = texts.chunks(TOGETHER).map(states).collect::<Result<Vec<_>>>()?;
+        let prompts = Tensor::cat(&parts, 0)?;
+        let texts = texts.into_iter().map(str::to_owned).collect();
+        Ok(Self { texts, prompts, empty: states(&[""])?, scale })
+    }
+}
+
+/// Refuses prompts of more tokens than fit.
+fn check_lengths(tokenizer: &Tokenizer, prompts: &Prompts, shape: Prompt) -> Result<()> {
+    for (index, text) in prompts.texts().iter().enumerate() {
+        tokenizer.encode(text, shape.tokens).map_err(|error| match error {
+            Error::Value { value, remedy, .. } => Error::value(prompts.place(index), value, remedy),
+            error => error,
+        })?;
+    }
+    Ok(())
 }
 
 /// The states of some prompts, f32 `[prompts, tokens · width]` on the CPU.

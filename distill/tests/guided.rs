@@ -93,7 +93,12 @@ fn samples_are_walked_as_guided_ones_are_drawn() {
         let sampling = Sampling {
             trajectory: trajectory[..19].to_vec().into(),
             classes: Classes::None,
-            captions: Some(Captions { prompts: narrow(row), empty: narrow(2 + row), scale: 3.0 }),
+            captions: Some(Captions {
+                texts: vec![String::new()],
+                prompts: narrow(row),
+                empty: narrow(2 + row),
+                scale: 3.0,
+            }),
             first_seed: last.seeds[row],
             batch: 1,
         };

@@ -123,7 +123,6 @@ fn what_is_not_run_is_no_obstacle() {
     let folder = ModelFolder::open(&golden().join("stable_diffusion")).unwrap();
     assert_eq!(folder.image_shape(), [3, 16, 16]);
     assert!(folder.text_encoder.is_some() && folder.autoencoder.is_some());
-    assert!(ModelFolder::open_pixels(&folder.path).unwrap_err().to_string().contains("vae"));
 }
 
 #[test]

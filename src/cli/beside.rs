@@ -3,22 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use understudy_distill::{
-    estimate::timed_evaluation,
-    evaluate::FeatureNetwork,
-    generate::{Classes, Sampling},
-};
-use understudy_models::{
-    Geometry,
-    checkpoint::{ModelFolder, Pipeline, card::Card},
-    sampler,
-};
+use understudy_distill::evaluate::FeatureNetwork;
+use understudy_models::checkpoint::{ModelFolder, Pipeline, card::Card};
 
 use super::{
     compute::Compute,
     folder_name,
     measure::{MeasureArgs, feature_network, reference},
     progress::Progress,
+    sampled::Sampled,
     table,
 };
 use crate::{
@@ -50,23 +43,23 @@ pub(super) fn measure(
     seconds: Option<f64>,
 ) -> Result<Measured, String> {
     let (student_name, teacher_name) = (folder_name(student), folder_name(teacher));
-    let (student, teacher) = (load(student, compute)?, load(teacher, compute)?);
-    let geometry = teacher.network.geometry();
-    if shape(geometry) != shape(student.network.geometry()) {
+    // Both are guided alike, as the student's card says: it may have learned a part of the scales.
+    let student = Sampled::open(student, args, compute, args.guidance_scale)?;
+    let scale = student.sampling.captions.as_ref().map(|captions| captions.scale);
+    let teacher = Sampled::open(teacher, args, compute, scale)?;
+    if teacher.shape != student.shape {
         return Err(format!(
             "{student_name} makes images of {:?} (channels, height, width), {teacher_name} of {:?}; compare models of one size",
-            shape(student.network.geometry()),
-            shape(geometry)
+            student.shape, teacher.shape
         ));
     }
-    let sides = [side(&teacher, args)?, side(&student, args)?];
     let runs = usize::from(args.seeds.unwrap_or(if seconds.is_some() { 1 } else { 2 }));
     let images = match (args.n, seconds) {
         (Some(n), _) => n as usize,
         (None, None) => USUAL_IMAGES,
-        (None, Some(seconds)) => affordable(&sides, [&teacher, &student], runs, seconds)?,
+        (None, Some(seconds)) => affordable([&teacher, &student], runs, seconds)?,
     };
-    let network = network(args, geometry)?;
+    let network = network(args, teacher.shape)?;
     let reference = match (&args.reference, network.as_deref()) {
         (None, _) => None,
         (Some(path), Some(network)) => Some(reference(path, network, images)?),
@@ -74,20 +67,19 @@ pub(super) fn measure(
             return Err("--reference: needs a feature network for images of this size; name one with --features".into());
         }
     };
-    let [of_teacher, of_student] = sides;
     let settings =
         Settings { images, runs, features: network.as_deref(), reference: reference.as_ref() };
     let mut progress = Progress::new("Comparing", 0, 100);
     let comparison = report::compare(
-        &Side { id: &teacher_name, network: teacher.network.as_ref(), sampling: of_teacher },
-        &Side { id: &student_name, network: student.network.as_ref(), sampling: of_student },
+        &side(&teacher_name, &teacher),
+        &side(&student_name, &student),
         &settings,
         &mut |share| progress.at((100.0 * share) as usize, ""),
     );
     drop(progress);
     let comparison = comparison.map_err(|error| error.to_string())?;
     let verdict = Verdict::of(&comparison);
-    Ok(Measured { comparison, verdict, teacher })
+    Ok(Measured { comparison, verdict, teacher: teacher.model })
 }
 
 /// The table of a comparison, as lines.
@@ -158,44 +150,20 @@ fn scores(comparison: &Comparison, args: &MeasureArgs) -> Map<String, Value> {
     scores
 }
 
-fn load(folder: &Path, compute: &Compute) -> Result<Pipeline, String> {
-    let device = compute.device()?;
-    let dtype = compute.dtype(&device)?;
-    ModelFolder::open_pixels(folder)
-        .and_then(|folder| folder.load(dtype, &device))
-        .map_err(|error| format!("{}: {error}", folder.display()))
-}
-
-fn shape(geometry: &Geometry) -> (usize, usize, usize) {
-    (geometry.in_channels, geometry.height, geometry.width)
-}
-
-fn side(model: &Pipeline, args: &MeasureArgs) -> Result<Sampling, String> {
-    let geometry = model.network.geometry();
-    let (steps, learned) = (args.steps(&model.card), geometry.learned_variance());
-    let eta = args.scheduler.default_eta();
-    let trajectory = sampler::trajectory(&model.schedule, args.scheduler, steps, eta, learned)
-        .map_err(|error| format!("--steps, --scheduler: {error}"))?;
-    let classes = Classes::all(geometry.conditioning, model.card.null_class)
-        .map_err(|error| error.to_string())?;
-    let (first_seed, batch) = (args.seed, args.batch as usize);
-    Ok(Sampling { trajectory, classes, captions: None, first_seed, batch })
+fn side<'a>(id: &'a str, sampled: &'a Sampled) -> Side<'a> {
+    let Pipeline { network, decoder, .. } = &sampled.model;
+    Side { id, network: network.as_ref(), decoder: decoder.as_ref(), sampling: &sampled.sampling }
 }
 
 /// As many images as `seconds` are enough for: the teacher makes them twice, once to compare with.
-fn affordable(
-    sides: &[Sampling; 2],
-    models: [&Pipeline; 2],
-    runs: usize,
-    seconds: f64,
-) -> Result<usize, String> {
+fn affordable(models: [&Sampled; 2], runs: usize, seconds: f64) -> Result<usize, String> {
     const ROWS: usize = 8;
     let mut image = 0.0;
-    for ((sampling, model), sets) in sides.iter().zip(models).zip([runs + 1, runs]) {
-        let time = || timed_evaluation(model.network.as_ref(), ROWS);
+    for (Sampled { model, sampling, .. }, sets) in models.into_iter().zip([runs + 1, runs]) {
+        let network = model.network.as_ref();
+        let time = || report::timed_image(network, model.decoder.as_ref(), sampling, ROWS);
         time().map_err(|error| error.to_string())?;
-        let (_, evaluation) = time().map_err(|error| error.to_string())?;
-        image += (sampling.trajectory.len() * sets) as f64 * evaluation / ROWS as f64;
+        image += sets as f64 * time().map_err(|error| error.to_string())?;
     }
     Ok(((seconds / image) as usize).clamp(LEAST_IMAGES, USUAL_IMAGES))
 }
@@ -203,17 +171,17 @@ fn affordable(
 /// The feature network asked for, else the bundled judge for images of this size, where there is one.
 fn network(
     args: &MeasureArgs,
-    geometry: &Geometry,
+    [channels, height, width]: [usize; 3],
 ) -> Result<Option<Box<dyn FeatureNetwork>>, String> {
-    let fits =
-        |network: &dyn FeatureNetwork| network.input().is_none_or(|input| input == shape(geometry));
+    let shape = (channels, height, width);
+    let fits = |network: &dyn FeatureNetwork| network.input().is_none_or(|input| input == shape);
     if let Some(features) = &args.features {
         let network = feature_network(features, args.weights.as_deref())?;
         if !fits(network.as_ref()) {
             return Err(format!(
                 "--features {features}: looks at {:?} (channels, height, width), the models make {:?}; use another",
                 network.input().unwrap_or_default(),
-                shape(geometry)
+                shape
             ));
         }
         return Ok(Some(network));

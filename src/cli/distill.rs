@@ -96,16 +96,14 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     let task = Task { run, identity, source, objective, student, settings, card };
     let mut progress =
         TrainingProgress::new("Filling the sample pool", args.training.dry_run, interrupt);
-    // Latent and text-to-image models are not evaluated yet.
-    let reports = !args.no_report && teacher.makes_pixels();
-    if reports {
+    if !args.no_report {
         progress = progress.before_report(report_seconds);
     }
     let outcome = train::train(task, &mut progress).map_err(shown)?;
     super::write_command(&args.out)?;
     match outcome {
         Outcome::Stopped { step } => progress.stopped(step, &args.out),
-        Outcome::Finished => finished(args, &teacher, weights, reports, &progress),
+        Outcome::Finished => finished(args, &teacher, weights, &progress),
     }
 }
 
@@ -114,7 +112,6 @@ fn finished(
     args: &DistillArgs,
     teacher: &Teacher,
     weights: usize,
-    reports: bool,
     progress: &TrainingProgress,
 ) -> Result<(), String> {
     let mut lines = vec![format!(
@@ -123,9 +120,9 @@ fn finished(
         super::grouped(weights),
         progress.took()
     )];
-    if reports {
+    if !args.no_report {
         let seconds = report_seconds(progress.seconds());
-        let measure = MeasureArgs::default();
+        let measure = MeasureArgs { prompts: args.prompts.clone(), ..MeasureArgs::default() };
         let report =
             report::after_training(&args.out, teacher.folder(), &measure, &args.compute, seconds);
         // The student is there all the same.
@@ -133,12 +130,6 @@ fn finished(
             Ok((verdict, page)) => lines.extend([verdict, format!("Report: {}", page.display())]),
             Err(problem) => lines.push(format!("No report: {problem}")),
         }
-    } else if !args.no_report {
-        let grids = args.out.join("training");
-        lines.push(format!(
-            "No report: models of latents have none yet. Look at the grids of samples in {}.",
-            grids.display()
-        ));
     }
     let command = super::serve_command(&args.out, Some(teacher.folder()));
     lines.push(format!("Compare it with its teacher:\n  {command}"));

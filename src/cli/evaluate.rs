@@ -5,16 +5,15 @@ use std::{
     time::Instant,
 };
 
-use candle_core::DType;
 use serde_json::{Map, Value, json};
 use understudy_distill::{
     data::Images,
     evaluate::{FeatureNetwork, Observer, Scores, compare},
-    generate::{Classes, Sampling},
+    generate::Sampling,
 };
 use understudy_models::{
-    checkpoint::{ModelFolder, Pipeline, check_target, hub, write_atomically},
-    noise, sampler,
+    checkpoint::{check_target, hub, write_atomically},
+    noise,
 };
 
 use super::{
@@ -24,6 +23,7 @@ use super::{
     models_arg::ModelsArg,
     open_images, print,
     progress::Progress,
+    sampled::Sampled,
     table,
 };
 use crate::report::{deviation, mean};
@@ -153,7 +153,7 @@ fn against(args: &EvaluateArgs, model: &str, teacher: &str) -> Result<(), String
 /// Where the samples come from.
 enum Source {
     Images(Images),
-    Model { loaded: Box<Pipeline>, dtype: DType, id: String, sampling: Sampling, n: usize },
+    Model { sampled: Box<Sampled>, id: String, n: usize },
 }
 
 impl Source {
@@ -163,44 +163,21 @@ impl Source {
             return Ok(Self::Images(fitted("--samples", images, network)?));
         }
         let model = args.model.as_deref().ok_or("--model or --samples: name one of them")?;
-        let explain = |error| format!("--model {model}: {error}");
         let folder = args.models.resolve("--model", model)?;
+        let scale = args.measure.guidance_scale;
         // Features are taken on the CPU, wherever the samples are made.
-        let device = args.compute.device()?;
-        let dtype = args.compute.dtype(&device)?;
-        let loaded = ModelFolder::open_pixels(&folder)
-            .and_then(|folder| folder.load(dtype, &device))
-            .map_err(explain)?;
-        let geometry = loaded.network.geometry();
-        let shape = (geometry.in_channels, geometry.height, geometry.width);
-        if network.input().is_some_and(|input| input != shape) {
+        let sampled = Sampled::open(&folder, &args.measure, &args.compute, scale)?;
+        let [channels, height, width] = sampled.shape;
+        if network.input().is_some_and(|input| input != (channels, height, width)) {
             return Err(format!(
-                "--model {model}: makes {}×{} images of {} channels, {} looks at {:?} \
+                "--model {model}: makes {width}×{height} images of {channels} channels, {} looks at {:?} \
                  (channels, height, width); use another feature network",
-                shape.2,
-                shape.1,
-                shape.0,
                 network.name(),
                 network.input().unwrap_or_default()
             ));
         }
-        let learned = geometry.learned_variance();
-        let steps = args.measure.steps(&loaded.card);
-        let kind = args.measure.scheduler;
-        let trajectory =
-            sampler::trajectory(&loaded.schedule, kind, steps, kind.default_eta(), learned)
-                .map_err(|error| format!("--steps, --scheduler: {error}"))?;
-        let classes =
-            Classes::all(geometry.conditioning, loaded.card.null_class).map_err(explain)?;
-        let sampling = Sampling {
-            trajectory,
-            classes,
-            captions: None,
-            first_seed: args.measure.seed,
-            batch: args.measure.batch as usize,
-        };
-        let (loaded, n) = (Box::new(loaded), args.measure.n.unwrap_or(10_000) as usize);
-        Ok(Self::Model { loaded, dtype, id: hub::id_of(model), sampling, n })
+        let n = args.measure.n.unwrap_or(10_000) as usize;
+        Ok(Self::Model { sampled: Box::new(sampled), id: hub::id_of(model), n })
     }
 
     fn len(&self) -> usize {
@@ -228,11 +205,12 @@ impl Source {
     fn describe(&self, args: &EvaluateArgs) -> Map<String, Value> {
         let description = match self {
             Self::Images(_) => json!({ "images": args.samples.as_deref().map(file_name) }),
-            Self::Model { id, dtype, sampling, .. } => json!({
+            Self::Model { id, sampled, .. } => json!({
                 "model": id,
-                "dtype": dtype.as_str(),
+                "dtype": sampled.model.network.dtype().as_str(),
                 "scheduler": args.measure.scheduler.name(),
-                "num_inference_steps": sampling.trajectory.len(),
+                "num_inference_steps": sampled.sampling.trajectory.len(),
+                "guidance_scale": sampled.sampling.captions.as_ref().map(|it| it.scale),
                 "seed": args.measure.seed,
                 "seeds": args.measure.seeds.unwrap_or(1),
             }),
@@ -250,17 +228,18 @@ impl Source {
         let mut progress = Progress::new("Sampling", 0, self.len());
         match self {
             Self::Images(images) => watch(images, observer, &mut progress),
-            Self::Model { loaded, sampling, n, .. } => {
+            Self::Model { sampled, n, .. } => {
                 let sampling = Sampling {
                     first_seed: (args.measure.seed + (run * n) as u64) % noise::SEEDS,
-                    ..sampling.clone()
+                    ..sampled.sampling.clone()
                 };
+                let (network, decoder) = (&sampled.model.network, &sampled.model.decoder);
                 let mut done = 0;
-                for batch in sampling.batches(loaded.network.as_ref(), 0..*n) {
+                for batch in sampling.batches(network.as_ref(), 0..*n) {
                     let batch = batch.map_err(|error| error.to_string())?;
-                    let pictures = batch.images().map_err(|error| error.to_string())?;
-                    done += pictures.len();
-                    let images = Images::of_pictures(&pictures, batch.labels);
+                    let images = batch.images(decoder.as_ref());
+                    let images = batch.set(&images.map_err(|error| error.to_string())?);
+                    done += images.len();
                     observer.add(&images).map_err(|error| error.to_string())?;
                     progress.at(done, "");
                 }
@@ -274,7 +253,7 @@ impl Source {
 fn summary(network: &dyn FeatureNetwork, runs: &[Scores]) -> Value {
     type Score = fn(&Scores) -> Option<f64>;
     let distance = network.distance();
-    let scores: [(&str, Score); 8] = [
+    let scores: [(&str, Score); 9] = [
         (&distance, |scores| Some(scores.distance)),
         ("inception_score", |scores| scores.inception_score.map(|score| score.0)),
         ("inception_score_deviation", |scores| scores.inception_score.map(|score| score.1)),
@@ -283,6 +262,7 @@ fn summary(network: &dyn FeatureNetwork, runs: &[Scores]) -> Value {
         ("precision", |scores| scores.precision_and_recall.map(|score| score.0)),
         ("recall", |scores| scores.precision_and_recall.map(|score| score.1)),
         ("class_agreement", |scores| scores.class_agreement),
+        ("prompt_adherence", |scores| scores.prompt_adherence),
     ];
     let mut summary = Map::new();
     for (name, score) in scores {

@@ -29,6 +29,14 @@ pub(super) struct MeasureArgs {
     /// Images to sample [default: 10000; beside a teacher 2000].
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
     pub(super) n: Option<u32>,
+    /// What text-to-image models draw after: a file with a prompt a line, or a template such as
+    /// "{red|blue} {apple|house}"; image i is drawn after prompt i, and they take turns.
+    #[arg(long, value_name = "FILE|TEMPLATE")]
+    pub(super) prompts: Vec<String>,
+    /// How far text-to-image models are guided; 1 is not at all [default: the model card's; beside a teacher the
+    /// student's].
+    #[arg(long, value_name = "SCALE")]
+    pub(super) guidance_scale: Option<f64>,
     /// Network evaluations per image [default: the model card's, at most 20].
     #[arg(long)]
     pub(super) steps: Option<usize>,
@@ -54,6 +62,8 @@ impl Default for MeasureArgs {
             features: None,
             weights: None,
             n: None,
+            prompts: Vec::new(),
+            guidance_scale: None,
             steps: None,
             scheduler: Kind::Ddim,
             seed: 0,
@@ -155,5 +165,5 @@ pub(super) fn reference(
         .map_err(|error| error.to_string())?;
     let mut progress = Progress::new("Reading the reference", 0, images.len());
     watch(&images, &mut observer, &mut progress)?;
-    Reference::from_images(&observer).map_err(|error| error.to_string())
+    Reference::from_images(observer).map_err(|error| error.to_string())
 }

@@ -27,6 +27,7 @@ mod progress;
 mod prompting;
 mod report;
 mod sample;
+mod sampled;
 mod serve;
 mod table;
 mod throughput;

@@ -112,7 +112,12 @@ fn samples(training: &Training, measured: &Measured) -> Result<Vec<(f64, f64)>, 
         return Ok(Vec::new());
     }
     let teacher = &measured.teacher;
-    let grid = sample_grid(teacher.network.as_ref(), &teacher.schedule, &teacher.card);
+    // Its prompts and scale are the run's.
+    if teacher.reader.is_some() {
+        return Ok(Vec::new());
+    }
+    let (network, decoder) = (teacher.network.as_ref(), teacher.decoder.as_ref());
+    let grid = sample_grid(network, decoder, None, (&teacher.schedule, &teacher.card));
     let Some(grid) = grid.map_err(|error| error.to_string())? else { return Ok(Vec::new()) };
     let mut points = Vec::new();
     for (step, path) in &training.grids {

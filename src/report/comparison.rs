@@ -2,15 +2,14 @@
 
 use std::time::Instant;
 
-use candle_core::{Error, Result};
+use candle_core::{Device, Error, Result, Tensor};
 use serde::Serialize;
 use understudy_distill::{
-    data::Images,
     estimate::timed_evaluation,
     evaluate::{FeatureNetwork, Observer, Reference, Scores, compare as score},
     generate::{Batch, Sampling},
 };
-use understudy_models::{Denoiser, Image, noise};
+use understudy_models::{Denoiser, Image, autoencoder::Decoder, noise};
 
 use crate::{percentiles::sorted, similarity::Similarity};
 
@@ -20,8 +19,10 @@ pub(crate) struct Side<'a> {
     pub(crate) id: &'a str,
     /// Its network.
     pub(crate) network: &'a dyn Denoiser,
-    /// Its sampler and steps; both sides have the same seeds, classes and batches.
-    pub(crate) sampling: Sampling,
+    /// What makes images of a latent model's samples.
+    pub(crate) decoder: Option<&'a Decoder>,
+    /// Its sampler and steps; both sides have the same seeds, classes, captions and batches.
+    pub(crate) sampling: &'a Sampling,
 }
 
 /// How much is measured.
@@ -58,11 +59,14 @@ impl Compared {
     }
 }
 
-/// Time of an evaluation, by image.
+/// Time of an evaluation, by image. A guided image of a text-to-image model whose network takes no scale has two rows of
+/// an evaluation.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Speed {
     /// Images evaluated together.
     pub(crate) batch: usize,
+    /// Milliseconds by image that the teacher's decoder takes; 0 without one.
+    pub(crate) decode_ms: f64,
     /// Milliseconds by image, the median of rounds in turns.
     pub(crate) teacher_ms: f64,
     /// Milliseconds by image, the median of rounds in turns.
@@ -78,6 +82,8 @@ pub(crate) struct Pair {
     pub(crate) seed: u64,
     /// Their class.
     pub(crate) class: Option<u32>,
+    /// What they were drawn after.
+    pub(crate) caption: Option<String>,
     /// How alike they are.
     pub(crate) similarity: Similarity,
     /// The teacher's.
@@ -123,10 +129,13 @@ pub(crate) struct Comparison {
 
 impl Comparison {
     /// The quotient of the models' times for whole images: of evaluations in batches of 8, or the largest measured, by
-    /// the steps of each.
+    /// the steps of each, and of decoding.
     pub(crate) fn speed_up(&self) -> Option<f64> {
         let at = self.speed.iter().find(|speed| speed.batch == 8).or(self.speed.last())?;
-        Some(at.ratio[0] * self.steps[0] as f64 / self.steps[1] as f64)
+        let evaluations = [at.ratio[0] * at.student_ms, at.student_ms];
+        let [teacher, student] =
+            [0, 1].map(|i| evaluations[i] * self.steps[i] as f64 + at.decode_ms);
+        Some(teacher / student)
     }
 }
 
@@ -174,20 +183,20 @@ pub(crate) fn compare(
         scores: Vec::new(),
         psnr_db: Vec::new(),
         ssim: Vec::new(),
-        speed: speed(teacher.network, student.network)?,
+        speed: speed(teacher, student)?,
         first: Vec::new(),
         least_alike: Vec::new(),
     };
     for run in 0..runs {
         let mut seen = Seen::new(settings)?;
-        let [teacher, student] =
-            [teacher, student].map(|side| (side.network, of_run(side, run, images)));
-        let teachers = teacher.1.batches(teacher.0, 0..images);
-        let students = student.1.batches(student.0, 0..images);
+        let sampling = [teacher, student].map(|side| of_run(side, run, images));
+        let teachers = sampling[0].batches(teacher.network, 0..images);
+        let students = sampling[1].batches(student.network, 0..images);
         for (teachers, students) in teachers.zip(students) {
             let (teachers, students) = (teachers?, students?);
             made(2 * teachers.seeds.len());
-            seen.add(&teachers, &students, &mut comparison)?;
+            let pictures = [teachers.images(teacher.decoder)?, students.images(student.decoder)?];
+            seen.add([&teachers, &students], pictures, &mut comparison)?;
         }
         seen.finish(reference, &mut comparison)?;
     }
@@ -212,14 +221,13 @@ impl<'a> Seen<'a> {
     /// Looks at a batch of both, of the same seeds.
     fn add(
         &mut self,
-        teachers: &Batch,
-        students: &Batch,
+        [teachers, students]: [&Batch; 2],
+        [theirs, ours]: [Vec<Image>; 2],
         comparison: &mut Comparison,
     ) -> Result<()> {
-        let [ours, theirs] = [students.images()?, teachers.images()?];
         if let Some([of_teacher, of_student]) = &mut self.observers {
-            of_teacher.add(&Images::of_pictures(&theirs, teachers.labels.clone()))?;
-            of_student.add(&Images::of_pictures(&ours, students.labels.clone()))?;
+            of_teacher.add(&teachers.set(&theirs))?;
+            of_student.add(&students.set(&ours))?;
         }
         for (row, (teacher, student)) in theirs.into_iter().zip(ours).enumerate() {
             let Some(similarity) = Similarity::of(&teacher, &student) else {
@@ -228,8 +236,9 @@ impl<'a> Seen<'a> {
             self.psnr_db.push(similarity.psnr_db);
             self.ssim.extend(similarity.ssim);
             let class = teachers.labels.as_ref().map(|labels| labels[row]);
+            let caption = teachers.captions.as_ref().map(|captions| captions[row].clone());
             let seed = teachers.seeds[row];
-            comparison.keep(Pair { seed, class, similarity, teacher, student });
+            comparison.keep(Pair { seed, class, caption, similarity, teacher, student });
         }
         Ok(())
     }
@@ -271,12 +280,13 @@ impl Comparison {
             "to the reference"
         };
         let distance = format!("Fréchet distance {of}");
-        let scores: [(&str, bool, Score); 6] = [
+        let scores: [(&str, bool, Score); 7] = [
             (&distance, false, |scores| Some(scores.distance)),
             ("Kernel distance (KID)", false, |scores| Some(scores.kernel_distance?.0)),
             ("Precision", true, |scores| Some(scores.precision_and_recall?.0)),
             ("Recall", true, |scores| Some(scores.precision_and_recall?.1)),
             ("Class agreement", true, |scores| scores.class_agreement),
+            ("Prompt adherence", true, |scores| scores.prompt_adherence),
             ("Inception score", true, |scores| Some(scores.inception_score?.0)),
         ];
         for (name, more_is_better, score) in scores {
@@ -306,9 +316,9 @@ fn own_reference(
     for batch in sampling.batches(teacher.network, 0..settings.images) {
         let batch = batch?;
         made(batch.seeds.len());
-        observer.add(&Images::of_pictures(&batch.images()?, batch.labels.clone()))?;
+        observer.add(&batch.set(&batch.images(teacher.decoder)?))?;
     }
-    Reference::from_images(&observer).map(Some)
+    Reference::from_images(observer).map(Some)
 }
 
 fn observer(network: &dyn FeatureNetwork, images: usize) -> Result<Observer<'_>> {
@@ -321,26 +331,56 @@ fn of_run(side: &Side<'_>, run: usize, images: usize) -> Sampling {
     Sampling { first_seed, ..side.sampling.clone() }
 }
 
+/// Seconds of an image of a model, of `rows` that are made together. The first of a size is slower than those after it.
+///
+/// # Errors
+/// Whatever the device says.
+pub(crate) fn timed_image(
+    network: &dyn Denoiser,
+    decoder: Option<&Decoder>,
+    sampling: &Sampling,
+    rows: usize,
+) -> Result<f64> {
+    let evaluation =
+        timed_evaluation(network, rows * sampling.rows(network)).map_err(Error::wrap)?.1;
+    let decoding = timed_decoding(decoder, rows)?;
+    Ok((evaluation * sampling.trajectory.len() as f64 + decoding) / rows as f64)
+}
+
+/// Seconds that a decoder takes for so many latents.
+fn timed_decoding(decoder: Option<&Decoder>, rows: usize) -> Result<f64> {
+    let Some(decoder) = decoder else { return Ok(0.0) };
+    let [channels, height, width] = decoder.latent_shape();
+    let shape = (rows, channels, height, width);
+    let latents = Tensor::zeros(shape, decoder.dtype(), decoder.device())?;
+    let began = Instant::now();
+    decoder.forward(&latents)?.narrow(0, 0, 1)?.to_device(&Device::Cpu)?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
 /// Times evaluations of both in turns.
-fn speed(teacher: &dyn Denoiser, student: &dyn Denoiser) -> Result<Vec<Speed>> {
+fn speed(teacher: &Side<'_>, student: &Side<'_>) -> Result<Vec<Speed>> {
     let mut all = Vec::new();
     for batch in BATCHES {
         let began = Instant::now();
         let mut rounds = Vec::with_capacity(ROUNDS);
         for round in 0..=ROUNDS {
-            let time =
-                |network| Ok::<_, Error>(timed_evaluation(network, batch).map_err(Error::wrap)?.1);
-            let times = [time(teacher)?, time(student)?];
+            let time = |side: &Side| {
+                let rows = batch * side.sampling.rows(side.network);
+                Ok::<_, Error>(timed_evaluation(side.network, rows).map_err(Error::wrap)?.1)
+            };
+            let times = [time(teacher)?, time(student)?, timed_decoding(teacher.decoder, batch)?];
             // The first builds what the others have.
             if round > 0 {
                 rounds.push(times);
             }
         }
-        let sorted = |value: fn(&[f64; 2]) -> f64| sorted(rounds.iter().map(value));
+        let sorted = |value: fn(&[f64; 3]) -> f64| sorted(rounds.iter().map(value));
         let by_image = 1e3 / batch as f64;
         let ratios = sorted(|times| times[0] / times[1]);
         all.push(Speed {
             batch,
+            decode_ms: sorted(|times| times[2])[ROUNDS / 2] * by_image,
             teacher_ms: sorted(|times| times[0])[ROUNDS / 2] * by_image,
             student_ms: sorted(|times| times[1])[ROUNDS / 2] * by_image,
             ratio: [ratios[ROUNDS / 2], ratios[0], ratios[ROUNDS - 1]],

@@ -13,7 +13,7 @@ mod plots;
 mod training;
 mod verdict;
 
-pub(crate) use comparison::{Comparison, Settings, Side, compare, deviation, mean};
+pub(crate) use comparison::{Comparison, Settings, Side, compare, deviation, mean, timed_image};
 pub(crate) use number::shown;
 pub(crate) use page::{how, rows, write};
 pub(crate) use training::{COMMAND, Training};

@@ -117,6 +117,13 @@ impl Page<'_> {
                 self.put(format_args!("<td>{}</td>", pair.class.unwrap_or_default()));
             }
         }
+        if comparison.least_alike.iter().any(|pair| pair.caption.is_some()) {
+            self.put(format_args!("</tr><tr><th>prompt</th>"));
+            for pair in &comparison.least_alike {
+                let caption = pair.caption.as_deref().unwrap_or_default();
+                self.put(format_args!("<td>{}</td>", escaped(caption)));
+            }
+        }
         self.put(format_args!("</tr></table>\n"));
         Ok(())
     }
@@ -237,6 +244,11 @@ pub(crate) fn rows(comparison: &Comparison) -> Vec<[String; 4]> {
             shown(speed.student_ms, None),
             shown(1.0 / speed.ratio[0], None),
         ]);
+        if speed.decode_ms > 0.0 {
+            let decoding = shown(speed.decode_ms, None);
+            let what = format!("ms by image to decode, batch {} ↓", speed.batch);
+            rows.push([what, decoding.clone(), decoding, "1".into()]);
+        }
     }
     rows
 }

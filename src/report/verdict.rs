@@ -168,6 +168,7 @@ mod tests {
             ssim: vec![0.9],
             speed: vec![Speed {
                 batch: 8,
+                decode_ms: 0.0,
                 teacher_ms: speed_up,
                 student_ms: 1.0,
                 ratio: [speed_up; 3],

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | an `idx` file (MNIST, Fashion-MNIST), gzipped or not | its sibling `…-labels-idx1-…` |
 //! | a folder of PNG, JPEG or WebP files | subfolders are classes, by name: numbers in their order, else as text |
+//! | the same with a `metadata.jsonl` | its `label`; its `text` is the caption |
 //! | a tar archive of such files, plain, gzip or zstd | as in a folder |
 //! | an `.npz` with `arr_0`, uint8 `[N, H, W, C]` | `arr_1` |
 //!
@@ -13,6 +14,7 @@
 mod arrays;
 mod content;
 mod idx;
+mod metadata;
 mod pictures;
 
 use std::{ops::Range, path::Path};
@@ -38,17 +40,19 @@ pub struct Images {
     pub labels: Option<Vec<u32>>,
     /// The classes' names, in the order of their numbers, where the set tells.
     pub class_names: Vec<String>,
+    /// What is to be seen in each image, where the set tells.
+    pub captions: Option<Vec<String>>,
     /// Files and folders that are no images and were passed over.
     pub skipped: usize,
 }
 
 impl Images {
     /// Pictures of one size as a set.
-    pub fn of_pictures(pictures: &[Image], labels: Option<Vec<u32>>) -> Self {
+    pub fn of_pictures(pictures: &[Image]) -> Self {
         let shape = pictures.first().map(|first| (first.channels, first.height, first.width));
         let (channels, height, width) = shape.unwrap_or_default();
         let pixels = pictures.iter().flat_map(|picture| picture.pixels.iter().copied()).collect();
-        Self { channels, height, width, pixels, labels, ..Self::default() }
+        Self { channels, height, width, pixels, ..Self::default() }
     }
 
     /// Reads the set at `path`; the module says which kinds there are.
@@ -97,7 +101,8 @@ impl Images {
         let bytes = self.image_bytes();
         Self {
             pixels: self.pixels[range.start * bytes..range.end * bytes].to_vec(),
-            labels: self.labels.as_ref().map(|labels| labels[range].to_vec()),
+            labels: self.labels.as_ref().map(|labels| labels[range.clone()].to_vec()),
+            captions: self.captions.as_ref().map(|captions| captions[range].to_vec()),
             class_names: self.class_names.clone(),
             ..*self
         }
@@ -106,7 +111,8 @@ impl Images {
     /// SHA-256 of all that training can see of the set (sizes, pixels, labels, names), in hexadecimal.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
-        let Self { channels, height, width, pixels, labels, class_names, skipped: _ } = self;
+        let Self { channels, height, width, pixels, labels, class_names, captions: _, skipped: _ } =
+            self;
         for size in [*channels, *height, *width, pixels.len(), class_names.len()] {
             hash.update((size as u64).to_le_bytes());
         }

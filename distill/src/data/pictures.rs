@@ -11,16 +11,20 @@ use image::DynamicImage;
 use tar::EntryType;
 use understudy_models::{Error, Result, checkpoint::read};
 
-use super::{Images, malformed};
+use super::{
+    Images, malformed,
+    metadata::{METADATA, Metadata},
+};
 
 /// The largest file that is taken for a picture.
 const MOST_BYTES: u64 = 64 << 20;
 
 /// Reads a folder; images are in the order of their names.
 pub(super) fn folder(path: &Path) -> Result<Images> {
+    let metadata = Metadata::read(path)?;
     let mut collected = Collected::default();
     for entry in sorted(path)? {
-        if collected.is_litter(&entry) {
+        if name(&entry) == METADATA || collected.is_litter(&entry) {
             continue;
         }
         if !entry.is_dir() {
@@ -43,7 +47,12 @@ pub(super) fn folder(path: &Path) -> Result<Images> {
             collected.push(&file, Some(&entry), &read::whole(&file, MOST_BYTES)?)?;
         }
     }
-    collected.finish(path)
+    let files = std::mem::take(&mut collected.files);
+    let mut images = collected.finish(path)?;
+    if let Some(metadata) = metadata {
+        metadata.add_to(&mut images, &files)?;
+    }
+    Ok(images)
 }
 
 /// Reads a tar archive; images are in its order. Names in errors are `archive/entry`.
@@ -108,6 +117,8 @@ struct Collected {
     size: Option<(u32, u32)>,
     /// Each picture, and its class's folder.
     pictures: Vec<(Picture, Option<PathBuf>)>,
+    /// Each one's file.
+    files: Vec<PathBuf>,
     /// Folders that were seen, with images or without.
     folders: BTreeSet<PathBuf>,
     /// Files and folders that were passed over.
@@ -160,6 +171,7 @@ impl Collected {
             malformed(name, "is not 8-bit gray or RGB, or is transparent; convert it first")
         })?;
         self.pictures.push((picture, class.map(Path::to_owned)));
+        self.files.push(name.to_owned());
         Ok(())
     }
 
@@ -193,6 +205,7 @@ impl Collected {
             pixels,
             labels,
             class_names,
+            captions: None,
             skipped: self.skipped,
         })
     }

@@ -325,3 +325,45 @@ fn pipes_and_devices_are_refused() {
     std::os::unix::fs::symlink("/dev/zero", folder.path().join("set/1.png")).expect("a link");
     assert!(refusal(&folder.path().join("set")).contains("1.png: is a device"));
 }
+
+#[test]
+fn captions_and_classes_stand_in_metadata() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["a.png", "b.png"] {
+        file(&folder, name, &png(name.len() as u8));
+    }
+    let told = |lines: &str| {
+        file(&folder, "metadata.jsonl", lines.as_bytes());
+        folder.path()
+    };
+    let a = r#"{"file_name": "a.png", "text": "dog", "label": "noto", "more": 1}"#;
+    let b = r#"{"file_name": "b.png", "text": "cat", "label": "flat"}"#;
+    let images = Images::open(told(&format!("{b}\n{a}\n\n"))).unwrap();
+    assert_eq!(images.captions, Some(vec!["dog".to_owned(), "cat".to_owned()]));
+    assert_eq!(
+        (images.labels, images.class_names.join(" ")),
+        (Some(vec![1, 0]), "flat noto".into())
+    );
+    let numbers =
+        "{\"file_name\": \"a.png\", \"label\": 7}\n{\"file_name\": \"b.png\", \"label\": 2}";
+    let images = Images::open(told(numbers)).unwrap();
+    assert_eq!((images.captions, images.labels), (None, Some(vec![7, 2])));
+    for (lines, words) in [
+        (a.to_owned(), "b.png: metadata.jsonl does not tell of it"),
+        (format!("{a}\n{b}\n{a}"), "line 3: line 1 tells of the same file"),
+        (
+            format!("{a}\n{b}\n{{\"file_name\": \"c.png\"}}"),
+            "line 3: c.png is no image in this folder",
+        ),
+        (format!("{a}\n{{\"file_name\": \"b.png\", \"label\": \"x\"}}"), "line 2: has no `text`"),
+        (
+            format!("{a}\n{{\"file_name\": \"b.png\", \"text\": \"x\", \"label\": 3}}"),
+            "some labels are numbers",
+        ),
+        (format!("{a}\n{{\"text\": \"x\"}}"), "line 2: missing field `file_name`"),
+        (format!("{a}\n[]"), "line 2: "),
+    ] {
+        let refused = refusal(told(&lines));
+        assert!(refused.contains(words), "{lines}: {refused}");
+    }
+}

@@ -10,6 +10,7 @@
 //! for the Fréchet distance and the Inception score does not grow with the number of images; features are
 //! kept only where the kernel distance, precision and recall are wanted.
 
+mod captioned;
 mod frechet;
 mod gaussian;
 mod inception;
@@ -26,6 +27,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 use understudy_models::Error;
 
 use crate::data::Images;
+use captioned::Captioned;
 pub use frechet::frechet_distance;
 pub use gaussian::{Gaussian, Moments};
 pub use inception::Inception;
@@ -50,6 +52,8 @@ pub struct Observer<'a> {
     score: InceptionScore,
     /// `[kept, width]`, flat.
     kept: Vec<f32>,
+    /// Features and captions of all images that have one.
+    captioned: Captioned,
     agreed: usize,
     asked: usize,
 }
@@ -84,13 +88,14 @@ impl<'a> Observer<'a> {
             moments: Moments::new(width),
             score: InceptionScore::new(total),
             kept: Vec::new(),
+            captioned: Captioned::new(width),
             agreed: 0,
             asked: 0,
         })
     }
 
     /// Looks at images, which must have the network's shape; their labels, where they have some, are compared
-    /// with its answers.
+    /// with its answers, and their captions are kept.
     ///
     /// # Errors
     /// More images than announced, and whatever the device says.
@@ -106,6 +111,10 @@ impl<'a> Observer<'a> {
                 if next * self.keep / self.total > kept * self.keep / self.total {
                     self.kept.extend(observed.features.get(row)?.to_vec1::<f32>()?);
                 }
+            }
+            if let Some(captions) = &images.captions {
+                let captions = indices.iter().map(|&index| captions[index].clone());
+                self.captioned.add(&observed.features, captions)?;
             }
             if let (Some(labels), Some(_)) = (&images.labels, self.network.classes()) {
                 let answers: Vec<u32> = observed.logits.argmax(D::Minus1)?.to_vec1()?;
@@ -137,23 +146,25 @@ pub struct Reference {
     gaussian: Gaussian,
     /// f64 `[kept, width]`; nothing where only statistics are known.
     features: Option<Tensor>,
+    captioned: Captioned,
 }
 
 impl Reference {
     /// From statistics alone: the Fréchet distance can be taken, and nothing else.
     pub fn from_statistics(gaussian: Gaussian) -> Self {
-        Self { gaussian, features: None }
+        Self { gaussian, features: None, captioned: Captioned::new(0) }
     }
 
     /// From images that were looked at.
     ///
     /// # Errors
     /// Fewer than two images, and whatever the device says.
-    pub fn from_images(observer: &Observer<'_>) -> Result<Self> {
+    pub fn from_images(observer: Observer<'_>) -> Result<Self> {
         let Some(gaussian) = observer.gaussian() else {
             candle_core::bail!("a reference takes at least two images")
         };
-        Ok(Self { gaussian, features: observer.features()? })
+        let features = observer.features()?;
+        Ok(Self { gaussian, features, captioned: observer.captioned })
     }
 }
 
@@ -173,6 +184,9 @@ pub struct Scores {
     pub precision_and_recall: Option<(f64, f64)>,
     /// The share of samples that the judge takes for the class they were made as.
     pub class_agreement: Option<f64>,
+    /// The share of samples whose nearest picture of the reference has the caption that they were drawn after, among
+    /// samples of captions that the reference has.
+    pub prompt_adherence: Option<f64>,
 }
 
 /// Compares what was seen of samples with a reference.
@@ -200,5 +214,6 @@ pub fn compare(samples: &Observer<'_>, reference: &Reference) -> Result<Scores> 
         kernel_distance,
         precision_and_recall,
         class_agreement: (samples.asked > 0).then(|| samples.agreed as f64 / samples.asked as f64),
+        prompt_adherence: samples.captioned.adherence(&reference.captioned)?,
     })
 }

@@ -224,7 +224,7 @@ fn judge_learns_and_is_read_back_and_scores() {
 
     let mut reference = Observer::new(&judge, "--reference", 640, 200).expect("enough");
     reference.add(&set).expect("seen");
-    let reference = Reference::from_images(&reference).expect("a reference");
+    let reference = Reference::from_images(reference).expect("a reference");
     let mut samples = Observer::new(&judge, "--samples", 200, 200).expect("enough");
     samples.add(&test).expect("seen");
     let scores = compare(&samples, &reference).expect("scores");
@@ -391,4 +391,33 @@ fn a_label_beyond_all_images_is_refused() {
     set.labels = Some(vec![0, 1, u32::MAX, 1]);
     let problem = super::judge::check_classes(&set).expect_err("refused");
     assert!(problem.contains("4 images") && problem.contains("4294967295"), "{problem}");
+}
+
+/// Gray 2×2 images of these brightnesses, each with a caption.
+fn captioned(images: &[(u8, &str)]) -> Images {
+    Images {
+        channels: 1,
+        height: 2,
+        width: 2,
+        pixels: images.iter().flat_map(|(gray, _)| [*gray; 4]).collect(),
+        captions: Some(images.iter().map(|(_, caption)| (*caption).to_owned()).collect()),
+        ..Images::default()
+    }
+}
+
+#[test]
+fn the_nearest_captioned_picture_tells_what_a_sample_shows() {
+    let seen = |images: &[(u8, &str)]| {
+        let mut observer = Observer::new(&Pixels, "--n", images.len(), 0).expect("enough");
+        observer.add(&captioned(images)).expect("seen");
+        observer
+    };
+    let pictures = [(0, "night"), (60, "dusk"), (120, "fog"), (180, "cloud"), (255, "snow")];
+    let reference = || Reference::from_images(seen(&pictures)).expect("a reference");
+    // Two of three show what was asked for; nobody knows what the fourth should look like.
+    let samples = seen(&[(10, "night"), (170, "cloud"), (65, "snow"), (255, "a flash")]);
+    let scores = compare(&samples, &reference()).expect("scores");
+    assert_eq!(scores.prompt_adherence, Some(2.0 / 3.0));
+    let samples = seen(&[(10, "a"), (170, "b"), (65, "c"), (255, "d")]);
+    assert_eq!(compare(&samples, &reference()).expect("scores").prompt_adherence, None);
 }

@@ -21,25 +21,26 @@ const ROWS: usize = 2;
 /// Most columns of samples after prompts.
 pub(crate) const GRID_CAPTIONS: usize = 8;
 
-/// Two rows of samples, a column per class (at most ten); nothing of a network whose answers are no pictures. With the
-/// same classes every network gets the same noise.
+/// Two rows of samples, a column per class (at most ten) or per caption; nothing of a network whose answers are no
+/// pictures. With the same classes and captions every network gets the same noise. Latents are made pictures of by `decoder`.
 ///
 /// # Errors
 /// Samples that are not finite, and whatever the device says.
 pub fn sample_grid(
     network: &dyn Denoiser,
-    schedule: &ScheduleConfig,
-    card: &Card,
+    decoder: Option<&Decoder>,
+    captions: Option<Captions>,
+    (schedule, card): (&ScheduleConfig, &Card),
 ) -> Result<Option<Image>> {
-    let geometry = network.geometry();
-    let columns = match geometry.conditioning {
-        Conditioning::Classes(classes) => classes.clamp(1, 10),
-        _ => 8,
+    let columns = match (&captions, network.geometry().conditioning) {
+        (Some(captions), _) => captions.texts.len(),
+        (None, Conditioning::Classes(classes)) => classes.clamp(1, 10),
+        (None, _) => GRID_CAPTIONS,
     };
-    let sampling = sampling(network, schedule, card, columns)?;
+    let sampling = Sampling { captions, ..sampling(network, schedule, card, columns)? };
     let mut images = Vec::new();
     for batch in sampling.batches(network, 0..ROWS * columns) {
-        images.extend(batch?.images()?);
+        images.extend(batch?.images(decoder)?);
     }
     // Latents of more channels are no pictures.
     Ok(picture::grid(&images, columns).filter(|grid| matches!(grid.channels, 1 | 3)))
@@ -64,27 +65,6 @@ fn sampling(
     })
 }
 
-/// As [`sample_grid`], of latents, which `decoder` makes images of: a column per class, or per caption.
-fn decoded_grid(
-    network: &dyn Denoiser,
-    (schedule, card): (&ScheduleConfig, &Card),
-    captions: Option<Captions>,
-    decoder: &Decoder,
-) -> Result<Option<Image>> {
-    let columns = match (&captions, network.geometry().conditioning) {
-        (Some(captions), _) => captions.prompts.dim(0)?,
-        (None, Conditioning::Classes(classes)) => classes.clamp(1, 10),
-        (None, _) => GRID_CAPTIONS,
-    };
-    let sampling = Sampling { captions, ..sampling(network, schedule, card, columns)? };
-    let mut images = Vec::new();
-    for batch in sampling.batches(network, 0..ROWS * columns) {
-        let pixels = decoder.forward(&batch?.x.to_dtype(decoder.dtype())?)?;
-        images.extend(Image::from_batch(&pixels.to_dtype(DType::F32)?)?);
-    }
-    Ok(picture::grid(&images, columns))
-}
-
 /// Writes the samples of a student with these weights to `path`: after `captions`, where it draws after text.
 pub(crate) fn grid(
     student: &Student,
@@ -101,10 +81,7 @@ pub(crate) fn grid(
         Some(around) => ModelFolder::open(around)?.decoder(DType::F32, device)?,
         None => None,
     };
-    let grid = match &decoder {
-        Some(decoder) => decoded_grid(network, (&student.schedule, card), captions, decoder),
-        None => sample_grid(network, &student.schedule, card),
-    };
+    let grid = sample_grid(network, decoder.as_ref(), captions, (&student.schedule, card));
     match grid? {
         Some(grid) => picture::write(path, &grid),
         None => Ok(()),

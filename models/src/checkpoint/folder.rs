@@ -127,25 +127,6 @@ impl ModelFolder {
         Ok(folder)
     }
 
-    /// As [`ModelFolder::open_for_images`], of a network that makes them by itself: what evaluation takes.
-    ///
-    /// # Errors
-    /// Those, and [`Error::Format`] naming the component that a network has around it.
-    pub fn open_pixels(path: &Path) -> Result<Self> {
-        let folder = Self::open_for_images(path)?;
-        let part = folder.autoencoder.as_ref().map(|it| &it.folder);
-        let part = part.or(folder.text_encoder.as_ref().map(|it| &it.folder));
-        match part {
-            None => Ok(folder),
-            Some(part) => Err(Error::Format {
-                path: part.clone(),
-                problem: "latent and text-to-image models are served and distilled, and not evaluated yet; use one \
-                          whose network makes pixels by itself"
-                    .into(),
-            }),
-        }
-    }
-
     /// Refuses a model that does not make images: see [`crate::Geometry::check_images`].
     ///
     /// # Errors
