@@ -196,6 +196,28 @@ fn a_student_of_distilled_guidance_takes_the_scale() {
     }
 }
 
+/// Few steps: a student that goes on from one of distilled guidance, in two sessions.
+#[test]
+fn a_student_of_few_steps_has_the_guidance_in_it() {
+    let home = Home::new();
+    let guided = ["--prompts", "prompts.txt", "--guidance", "distil", "1..2"];
+    let few = [&guided[..], &["--evaluations", "2"]].concat();
+    let run = |out: &str, steps: usize| {
+        let output = home.run("guided.json", out, steps, &few);
+        assert!(output.status.success(), "{}", said(&output));
+    };
+    run("whole", 8);
+    run("parts", 4);
+    run("parts", 8);
+    let (whole, parts) = (home.path("whole"), home.path("parts"));
+    assert_eq!(curve(&whole), curve(&parts));
+    assert_eq!(weights(&whole), weights(&parts));
+    let model = ModelFolder::open_for_images(&whole).unwrap();
+    assert_eq!((model.card.evaluations, model.card.guidance_range), (vec![2, 1], Some([1.0, 2.0])));
+    assert_eq!(model.card.defaults.num_inference_steps, Some(2));
+    assert!(whole.join("training/samples-0000004.png").exists());
+}
+
 /// What is measured, and how little.
 const SMALL: [&str; 8] = ["--n", "6", "--steps", "2", "--seeds", "1", "--threads", "1"];
 
@@ -284,7 +306,7 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
         ("context.json", with(&[]), &["cross_attention_dim", "64", "128"]),
         ("latent.json", with(&[]), &["in_channels", "3", "4"]),
         ("student.json", with(&["--method", "data-free-baseline"]), &["latents"]),
-        ("student.json", with(&["--evaluations", "4"]), &["--evaluations", "latents"]),
+        ("student.json", with(&["--evaluations", "4"]), &["--evaluations 4", "add --guidance distil"]),
     ] {
         let output = home.run(student, "refused", 4, &more);
         let said = said(&output);

@@ -20,6 +20,7 @@ use crate::guidance::Guidance;
 use crate::prompts::Prompts;
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
+use crate::training_batch::TextConditions;
 
 /// Prompts as a network is told them, and the guidance of the walks.
 pub struct Prompting {
@@ -201,6 +202,16 @@ impl Prompting {
     pub(crate) fn of_trajectories(&self, seeds: &[u64], device: &Device) -> Result<Tensor> {
         let rows: Vec<usize> = seeds.iter().map(|&seed| self.prompt(seed) + 1).collect();
         self.states(&rows, device)
+    }
+
+    /// What a student that takes the scale as an input is told of the trajectories with these seeds.
+    ///
+    /// # Errors
+    /// As [`Prompting::states`].
+    pub(crate) fn conditions(&self, seeds: &[u64], device: &Device) -> Result<TextConditions> {
+        let scale = |&seed: &u64| (self.guidance.scale(seed) - 1.0) as f32;
+        let guidance = Some(seeds.iter().map(scale).collect());
+        Ok(TextConditions { prompts: self.of_trajectories(seeds, device)?, guidance })
     }
 
     /// Those of the empty prompt, so many times, f32 `[rows, tokens, width]`.

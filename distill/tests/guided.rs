@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use understudy_distill::generate::{Captions, Classes, Sampling};
 use understudy_distill::guidance::Guidance;
+use understudy_distill::pool::segments::{self, Segments};
 use understudy_distill::pool::{Order, Pool, Settings};
 use understudy_distill::prompting::Prompting;
 use understudy_distill::prompts::Prompts;
@@ -19,6 +20,7 @@ use understudy_distill::training_batch::{BatchSource, TrainingBatch};
 use understudy_distill::walk::Walks;
 use understudy_models::checkpoint::{Draft, ModelFolder, card::Card};
 use understudy_models::sampler::{self, Kind};
+use understudy_models::schedule::{PredictionType, ScheduleConfig, TimestepSpacing};
 use understudy_models::{FewerBlocks, NetworkConfig};
 
 /// A small network over the bundled autoencoder's latents, after the bundled text encoder's prompts.
@@ -141,6 +143,64 @@ fn both_answers_are_shown_where_guidance_is_kept_and_the_guided_one_where_it_is_
     // A part of a batch is told its own prompts.
     let part = kept.part(1, 2).unwrap();
     assert!(values(prompts(&part)) == values(&half(prompts(&kept), 1)));
+}
+
+/// A student of one step that answers what it is told lands where the guided walk of its prompt and scale ends.
+#[test]
+fn segments_end_where_guided_walks_do() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path(), &json!({}));
+    let guidance = Guidance::Distil { least: 2.0, most: 6.0 };
+    let settings =
+        segments::Settings { evaluations: 1, walk_steps: 10, samples: 4, batch: 2, seed: 3 };
+    let mut pool = Segments::new(&teacher, settings).unwrap();
+    pool = pool.prompted(Some(prompting(&teacher, guidance, None)));
+    while pool.prepare().unwrap().is_some() {}
+    let trailing = |prediction: Option<PredictionType>| ScheduleConfig {
+        timestep_spacing: Some(TimestepSpacing::Trailing),
+        set_alpha_to_one: Some(true),
+        prediction_type: prediction.or(teacher.schedule.prediction_type),
+        ..teacher.schedule.clone()
+    };
+    let student = trailing(Some(PredictionType::Velocity));
+    let step = sampler::trajectory(&student, Kind::Ddim, 1, 0.0, false).unwrap()[0].step;
+    let mut starts = 0;
+    for number in 1..=20 {
+        let batch = pool.training_batch(number).unwrap();
+        let scales = batch.text.as_ref().unwrap().guidance.clone().unwrap();
+        for row in (0..2).filter(|&row| batch.timesteps[row] == 19) {
+            starts += 1;
+            let sampling = Sampling {
+                trajectory: sampler::trajectory(&trailing(None), Kind::Ddim, 10, 0.0, false)
+                    .unwrap(),
+                classes: Classes::None,
+                captions: Some(Captions {
+                    texts: vec![String::new()],
+                    prompts: prompts(&batch).narrow(0, row, 1).unwrap(),
+                    empty: empty(&teacher),
+                    scale: f64::from(scales[row]) + 1.0,
+                }),
+                first_seed: batch.seeds[row],
+                batch: 1,
+            };
+            let drawn = sampling.batches(teacher.network(), 0..1).next().unwrap().unwrap().x;
+            let [x, answer] = [&batch.x, &batch.answer].map(|all| values(&all.get(row).unwrap()));
+            for ((x, answer), end) in x.into_iter().zip(answer).zip(values(&drawn)) {
+                let (x, model) = (f64::from(x), f64::from(answer));
+                let landed = step.evaluate(sampler::Element { x, model, ..Default::default() }).x;
+                assert!((landed - f64::from(end)).abs() < 1e-3, "{landed} {end}");
+            }
+        }
+    }
+    assert!(starts > 4);
+    assert_eq!(pool.teacher_evaluations() % 80, 0, "4 samples, 10 steps, 2 rows");
+}
+
+/// The states of the empty prompt.
+fn empty(teacher: &Teacher) -> Tensor {
+    let reader = teacher.model().reader(DType::F32, &Device::Cpu).unwrap().unwrap();
+    let prompts = Prompts::read(&["apple".to_owned()]).unwrap();
+    Captions::new(&reader, &prompts, teacher.geometry().prompt.unwrap(), 1.0).unwrap().empty
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     let student = begun(&plan, student, &run)?;
     // Evaluations are named for the one method that is told them.
     let Source { source, objective, role } = match plan.evaluations {
-        Some(evaluations) => segment_regression(&plan, evaluations),
+        Some(evaluations) => segment_regression(&plan, &run, evaluations),
         None if plan.method == Method::DataFreeBaseline => {
             data_free_baseline(&plan, &student, &run)
         }
@@ -270,12 +270,18 @@ fn in_eps(
 }
 
 /// The pool on which the teacher walks a segment at a time.
-fn segment_regression<'a>(plan: &Plan<'a>, evaluations: usize) -> Result<Source<'a>, String> {
+fn segment_regression<'a>(
+    plan: &Plan<'a>,
+    run: &RunDir,
+    evaluations: usize,
+) -> Result<Source<'a>, String> {
     let walk = (evaluations, plan.walk_steps, plan.batch);
     let settings = few_steps::pool(plan.args, plan.teacher, &plan.defaults, walk);
+    let prompting =
+        plan.prompted.as_ref().map(|prompted| prompted.of_run(plan.teacher, run)).transpose()?;
     let pool = Segments::new(plan.teacher, settings).map_err(|error| error.to_string())?;
     let objective = Objective::SegmentEnd(SegmentEnd);
-    Ok(Source { source: Box::new(pool), objective, role: Role::Student })
+    Ok(Source { source: Box::new(pool.prompted(prompting)), objective, role: Role::Student })
 }
 
 /// The teacher's images as data.

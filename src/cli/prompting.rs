@@ -48,6 +48,12 @@ impl PromptArgs {
             ));
         }
         let guidance = guidance(args, teacher)?;
+        if let (Some(evaluations), Guidance::Keep { .. }) = (args.evaluations, guidance) {
+            return Err(format!(
+                "--evaluations {evaluations}: a step of a student of few steps is many guided ones of its teacher, so the \
+                 scale is its input; add --guidance distil, such as --guidance distil 1..8"
+            ));
+        }
         let prompts = Prompts::read(&args.prompts).map_err(|error| error.to_string())?;
         Ok(Some(Self { prompts, guidance }))
     }
@@ -154,13 +160,9 @@ pub(super) fn check_latent(
         return Ok(());
     }
     let name = &teacher.name;
-    if method != Method::Dkdm {
-        let flag = match method {
-            Method::SegmentRegression => "--evaluations",
-            _ => "--method data-free-baseline",
-        };
+    if method == Method::DataFreeBaseline {
         return Err(format!(
-            "{flag}: {name} makes latents, which only --method dkdm is for; leave the flag out"
+            "--method data-free-baseline: {name} makes latents, which are not kept as images; use --method dkdm"
         ));
     }
     match &args.keep_samples {

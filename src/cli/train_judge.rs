@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use serde_json::json;
-use understudy_distill::evaluate::judge::{self, Training};
+use understudy_distill::{
+    data::Images,
+    evaluate::judge::{self, Training},
+};
 use understudy_models::checkpoint::Draft;
 
 use super::{open_images, progress::Progress};
@@ -11,7 +14,7 @@ use super::{open_images, progress::Progress};
 /// Train a judge: a small classifier in whose features `understudy evaluate` measures distances when Inception weights
 /// are unavailable.
 ///
-/// Images are padded with background to 32×32. Only an accuracy on the test images of at least
+/// Images of less than 32×32 pixels are padded with background to that. Only an accuracy on the test images of at least
 /// --least-accuracy makes a judge.
 #[derive(Debug, clap::Args)]
 pub(super) struct TrainJudgeArgs {
@@ -35,9 +38,6 @@ pub(super) struct TrainJudgeArgs {
     least_accuracy: f64,
 }
 
-/// Pixels of a side; what the judge's strides are made for.
-const SIZE: usize = 32;
-
 /// Runs the command.
 ///
 /// # Errors
@@ -59,17 +59,24 @@ pub(super) fn run(args: &TrainJudgeArgs) -> Result<(), String> {
         }
         judge::check_classes(&images)
             .map_err(|problem| format!("{flag} {}: {problem}", path.display()))?;
+        // Smaller images are padded.
+        let [height, width] = match (images.height, images.width) {
+            (..=judge::SIDE, ..=judge::SIDE) => [judge::SIDE; 2],
+            (height, width) => [height, width],
+        };
         let channels = images.channels;
-        images.fit(flag, channels, SIZE, SIZE).map_err(|error| error.to_string())
+        images.fit(flag, channels, height, width).map_err(|error| error.to_string())
     };
     let (images, test) = (read("--data", &args.data)?, read("--test-data", &args.test_data)?);
-    if test.channels != images.channels || test.classes() > images.classes() {
+    let kind = |images: &Images| [images.channels, images.height, images.width];
+    if kind(&test) != kind(&images) || test.classes() > images.classes() {
         return Err(format!(
-            "--test-data {}: {} channels and {} classes, --data has {} and {}; use sets of one kind",
+            "--test-data {}: images of {:?} (channels, height, width) and {} classes, --data has {:?} and {}; use sets of one \
+             kind",
             args.test_data.display(),
-            test.channels,
+            kind(&test),
             test.classes(),
-            images.channels,
+            kind(&images),
             images.classes()
         ));
     }

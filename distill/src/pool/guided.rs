@@ -51,8 +51,7 @@ pub(super) fn step(
     let training_batch = match prompting.guidance() {
         Guidance::Keep { .. } => both,
         Guidance::Distil { .. } => {
-            let guidance = Some(scales.iter().map(|scale| (scale - 1.0) as f32).collect());
-            let text = Some(TextConditions { prompts, guidance });
+            let text = Some(prompting.conditions(&seeds, device)?);
             TrainingBatch { x, timesteps, labels: None, text, answer, seeds }
         }
     };

@@ -7,7 +7,8 @@
 //!
 //! The walk is DDIM's, which adds no noise, so x_t alone decides where it ends: what is to be learned does not move, and
 //! costs no evaluation beside those of the walk (Berthelot et al. 2023, arXiv 2303.04248, and Heek et al. 2024, arXiv
-//! 2403.06807, have a moving student say it instead).
+//! 2403.06807, have a moving student say it instead). A text-to-image teacher walks by its guided answer, and the student
+//! is told the scale.
 
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
@@ -15,11 +16,14 @@ use understudy_models::rollout::{self, Row};
 use understudy_models::schedule::{Class, ScheduleConfig};
 use understudy_models::{Error, Result, memory};
 
+use super::guided;
 use super::rows::{Rows, Saved};
 use super::step::step;
 use crate::checkpoint::Snapshot;
 use crate::estimate::timed_evaluation;
+use crate::generate::Captions;
 use crate::objective::{Linear, apply, secant};
+use crate::prompting::Prompting;
 use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
 use crate::training_batch::{BatchSource, Cost, TrainingBatch};
@@ -44,6 +48,8 @@ pub struct Settings {
 pub struct Segments<'a> {
     teacher: &'a Teacher,
     settings: Settings,
+    /// What a text-to-image teacher is told.
+    prompting: Option<Prompting>,
     walk: Walks,
     /// Of each step of the walk: what turns x_t and the end of its segment into v.
     targets: Vec<Linear>,
@@ -140,6 +146,7 @@ impl<'a> Segments<'a> {
         Ok(Self {
             teacher,
             settings,
+            prompting: None,
             walk,
             targets,
             starts,
@@ -149,6 +156,17 @@ impl<'a> Segments<'a> {
             rounds: 0,
             round: None,
         })
+    }
+
+    /// The same pool of a text-to-image teacher, whose samples are walked after prompts.
+    #[must_use]
+    pub fn prompted(self, prompting: Option<Prompting>) -> Self {
+        Self { prompting, ..self }
+    }
+
+    /// Rows of the teacher's evaluation for each sample.
+    fn rows_each(&self) -> usize {
+        1 + usize::from(self.prompting.is_some())
     }
 
     /// Steps of a segment.
@@ -197,7 +215,11 @@ impl<'a> Segments<'a> {
                 moves.push(Row { seed, position, step: next.step });
                 timesteps.push(next.timestep as usize);
             }
-            x = step(self.teacher, x, timesteps, &moves)?.next;
+            let walked = match &self.prompting {
+                None => step(self.teacher, x, timesteps, &moves),
+                Some(prompting) => guided::step(self.teacher, prompting, x, timesteps, &moves),
+            };
+            x = walked?.next;
             visited.push(x.flatten_from(1)?);
         }
         Ok(Tensor::stack(&visited, 1)?)
@@ -268,38 +290,46 @@ impl BatchSource for Segments<'_> {
             ("pool_samples".into(), self.settings.samples.into()),
         ]
         .into_iter()
+        .chain(self.prompting.iter().flat_map(Prompting::identity))
         .collect()
     }
 
     fn cost(&mut self) -> Result<Cost> {
         let network = self.teacher.network();
-        let rows = WALK_ROWS.min(self.slots.len());
+        let each = self.rows_each();
+        let rows = each * WALK_ROWS.min(self.slots.len());
         // The first evaluation of a size is slower than those after it.
         timed_evaluation(network, rows)?;
         let (_, seconds) = timed_evaluation(network, rows)?;
-        let (sample, _) = timed_evaluation(network, self.settings.batch)?;
+        let (mut sample, _) = timed_evaluation(network, self.settings.batch)?;
+        let batch = self.settings.batch;
+        sample.text.iter_mut().for_each(|text| text.guidance = Some(vec![0.0; batch]));
         let segments: usize = self.unfilled().map(|(_, segments)| segments).sum();
-        let prepare_rows = (segments * self.length()) as u64;
-        let round_rows = self.slots.len() * self.length();
+        let prepare_rows = (each * segments * self.length()) as u64;
+        let round_rows = each * self.slots.len() * self.length();
         let geometry = self.teacher.geometry();
         let sample_bytes =
             (geometry.in_channels * geometry.height * geometry.width * size_of::<f32>()) as u64;
+        let encoding = self.prompting.as_ref().map_or(Ok(0.0), Prompting::seconds)?;
         let samples = self.slots.len() as u64;
         // Visited samples, and a copy while they are put together.
         let held = 2 * (self.length() as u64 + 1) + 1;
         let on_cpu = self.round.is_none() && network.device().is_cpu();
         Ok(Cost {
             prepare_rows,
-            prepare_seconds: prepare_rows as f64 * seconds / rows as f64,
+            prepare_seconds: encoding + prepare_rows as f64 * seconds / rows as f64,
             batch_seconds: round_rows as f64 * seconds / rows as f64 / self.batches() as f64,
             memory_bytes: if on_cpu { samples * sample_bytes * held } else { 0 },
             checkpoint_bytes: samples * (sample_bytes + 16),
-            disk_bytes: 0,
+            disk_bytes: self.prompting.as_ref().map_or(0, Prompting::bytes),
             sample,
         })
     }
 
     fn prepare(&mut self) -> Result<Option<f64>> {
+        if let Some(prompting) = &mut self.prompting {
+            prompting.prepare()?;
+        }
         if self.begun == 0 {
             self.begin(&(0..self.slots.len()).collect::<Vec<_>>())?;
         }
@@ -310,7 +340,7 @@ impl BatchSource for Segments<'_> {
         let ends = self.walk(&slots)?.narrow(1, self.length(), 1)?.squeeze(1)?;
         self.starts.scatter(&slots, &ends)?;
         slots.iter().for_each(|&slot| self.slots[slot].segment += 1);
-        self.evaluations += (slots.len() * self.length()) as u64;
+        self.evaluations += (self.rows_each() * slots.len() * self.length()) as u64;
         let left: usize = self.unfilled().map(|(_, segments)| segments).sum();
         let all: usize = (0..self.slots.len()).map(|slot| slot % self.settings.evaluations).sum();
         Ok(Some(1.0 - left as f64 / all as f64))
@@ -326,7 +356,7 @@ impl BatchSource for Segments<'_> {
         while self.rounds < round {
             self.turn()?;
             self.rounds += 1;
-            self.evaluations += (self.slots.len() * self.length()) as u64;
+            self.evaluations += (self.rows_each() * self.slots.len() * self.length()) as u64;
             self.walk_round()?;
         }
         let Some(walked) = &self.round else {
@@ -353,14 +383,20 @@ impl BatchSource for Segments<'_> {
             self.walk.evaluation(0, *position).map_or(0, |next| next.timestep as usize)
         };
         let seeds: Vec<u64> = rows.iter().map(|(slot, _)| self.slots[*slot].seed).collect();
+        let text = self.prompting.as_ref().map(|it| it.conditions(&seeds, x.device()));
         Ok(TrainingBatch {
             answer: apply(&targets, &x, &ends)?,
             timesteps: positions.iter().map(timestep).collect(),
             labels: seeds.iter().map(|&seed| self.teacher.label(seed)).collect(),
-            text: None,
+            text: text.transpose()?,
             seeds,
             x,
         })
+    }
+
+    fn captions(&self, count: usize) -> Result<Option<Captions>> {
+        let device = self.teacher.network().device();
+        self.prompting.as_ref().map(|prompting| prompting.captions(count, device)).transpose()
     }
 
     fn teacher_evaluations(&self) -> u64 {

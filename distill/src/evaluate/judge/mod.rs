@@ -29,7 +29,7 @@ use super::{
     network::{FeatureNetwork, Observed},
 };
 use crate::data::Images;
-pub use train::{Training, train};
+pub use train::{SIDE, Training, train};
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";

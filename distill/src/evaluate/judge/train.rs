@@ -49,6 +49,8 @@ const RGB: Design = Design {
     shift: 2,
     mirrored: true,
 };
+/// Pixels of a side that the designs are made for.
+pub const SIDE: usize = 32;
 /// Images per step.
 const BATCH: usize = 128;
 const LEARNING_RATE: f64 = 4e-3;
@@ -86,7 +88,8 @@ pub fn train(
     let Some(labels) = &images.labels else { bail!("the training images have no labels") };
     let classes = images.classes();
     let design = if images.channels == 1 { &GRAY } else { &RGB };
-    let mut student = Student::new(design.layers, images.channels, classes, training.seed)?;
+    let layers = design.layers(images.height.max(images.width));
+    let mut student = Student::new(&layers, images.channels, classes, training.seed)?;
     let vars = student.vars();
     let parameters =
         ParamsAdamW { lr: LEARNING_RATE, weight_decay: WEIGHT_DECAY, ..ParamsAdamW::default() };
@@ -117,7 +120,7 @@ pub fn train(
         channels: images.channels,
         height: images.height,
         width: images.width,
-        layers: design.layers.to_vec(),
+        layers,
         classes,
         test_accuracy: 0.0,
         recipe: Map::new(),
@@ -272,6 +275,14 @@ fn shuffled(count: usize, seed: u64, epoch: u64) -> Vec<usize> {
 }
 
 impl Design {
+    /// The convolutions for images with such a longer side: one more that halves the map for every doubling of 32 pixels.
+    fn layers(&self, side: usize) -> Vec<Layer> {
+        let halved = Layer { kernel: 3, stride: 2, ..self.layers[0] };
+        let more = side.div_ceil(SIDE).next_power_of_two().ilog2() as usize;
+        let (first, rest) = self.layers.split_at(1);
+        [first, &vec![halved; more], rest].concat()
+    }
+
     /// A batch `[B, H, W, C]`, every image moved and perhaps mirrored, background coming in.
     fn varied(&self, images: &Images, indices: &[usize], seed: u64, step: usize) -> Result<Tensor> {
         let (height, width, channels) = (images.height, images.width, images.channels);
@@ -302,6 +313,13 @@ impl Design {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn larger_images_take_more_layers() {
+        let maps =
+            |side: usize| RGB.layers(side).iter().fold(side, |map, it| map.div_ceil(it.stride));
+        assert_eq!([17, 32, 33, 64, 100, 256].map(maps), [3, 4, 3, 4, 4, 4]);
+    }
 
     #[test]
     fn photographs_are_moved_and_one_in_two_is_mirrored() -> Result<()> {
