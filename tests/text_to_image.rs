@@ -306,7 +306,11 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
         ("context.json", with(&[]), &["cross_attention_dim", "64", "128"]),
         ("latent.json", with(&[]), &["in_channels", "3", "4"]),
         ("student.json", with(&["--method", "data-free-baseline"]), &["latents"]),
-        ("student.json", with(&["--evaluations", "4"]), &["--evaluations 4", "add --guidance distil"]),
+        (
+            "student.json",
+            with(&["--evaluations", "4"]),
+            &["--evaluations 4", "add --guidance distil"],
+        ),
     ] {
         let output = home.run(student, "refused", 4, &more);
         let said = said(&output);

@@ -15,7 +15,7 @@ use super::{
     single::Single,
     wire::{GenerationRequest, Routing, RoutingReason},
 };
-use crate::{experiments, metrics::UNKNOWN_MODEL};
+use crate::{experiments, metrics::UNKNOWN_MODEL, registry::Model};
 
 /// The `model` that gives the student's image first and the teacher's then.
 const DRAFT: &str = "draft";
@@ -73,7 +73,8 @@ pub(super) async fn admit(
         }
         Some(AUTO) => {
             let teacher = app.model(None)?;
-            let plans = match app.registry.default_pair().1 {
+            let student = app.registry.default_pair().1.filter(|student| takes(student, wire));
+            let plans = match student {
                 Some(student) => {
                     let wires = [wire.clone(), wire.clone()];
                     let models = [teacher, student];
@@ -113,6 +114,13 @@ fn sticky(key: Option<Vec<u8>>, wire: &GenerationRequest) -> Result<Vec<u8>, Pro
         Some(key) => Ok(key),
         None => Ok(getrandom::u64().map_err(Problem::internal)?.to_le_bytes().into()),
     }
+}
+
+/// Whether the request's guidance is among what a student has learned; its teacher takes any.
+fn takes(student: &Model, wire: &GenerationRequest) -> bool {
+    let scale = wire.guidance_scale.unwrap_or_else(|| student.default_guidance());
+    let negative = wire.negative_prompt.as_deref().unwrap_or_default();
+    student.check_guidance(negative, scale).is_ok()
 }
 
 /// Who may serve a request to `auto`.

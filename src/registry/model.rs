@@ -262,7 +262,7 @@ impl Model {
     ///
     /// # Errors
     /// [`Error::Value`] naming `guidance_scale` or `negative_prompt`.
-    fn check_guidance(
+    pub(crate) fn check_guidance(
         &self,
         negative_prompt: &str,
         guidance_scale: f64,

@@ -300,13 +300,29 @@ async fn a_network_that_takes_the_scale_is_asked_within_its_range() {
     let plain = ModelFolder::open(&golden).unwrap();
     let network = plain.network.with_guidance(true).unwrap();
     let weights = network.initial_weights(1).unwrap().into_iter().collect();
-    let card = json!({"guidance_range": [1.5, 4.0], "defaults": {"num_inference_steps": 3, "guidance_scale": 2.0}});
+    let card = json!({"role": "student", "teacher": "any-scale", "guidance_range": [1.5, 4.0],
+        "defaults": {"num_inference_steps": 3, "guidance_scale": 2.0}});
     let card: Card = serde_json::from_value(card).unwrap();
     let draft = Draft::new(&models.path().join(TEXT)).unwrap();
     let around = Some(&plain);
     ModelFolder::write_around(draft, &network, &weights, &plain.schedule, &card, around).unwrap();
+    let draft = Draft::new(&models.path().join("any-scale")).unwrap();
+    let weights = plain.tensors().unwrap();
+    let card = Card::default();
+    ModelFolder::write_around(draft, &plain.network, &weights, &plain.schedule, &card, around)
+        .unwrap();
 
     let server = Server::over(models, |_| {}).await;
+    // The teacher takes any scale, so `auto` does.
+    for more in
+        [json!({"guidance_scale": 7}), json!({"guidance_scale": 2, "negative_prompt": "cat"})]
+    {
+        let mut body = json!({"model": "auto", "prompt": "x", "num_inference_steps": 2});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let reply = server.generate(body).await;
+        assert_eq!(reply.status, 200, "{more}: {}", reply.text());
+        assert_eq!(reply.json()["model"], "any-scale");
+    }
     let usual = drawn(&server, json!({"prompt": "x"})).await;
     assert!(usual == drawn(&server, json!({"prompt": "x", "guidance_scale": 2})).await);
     assert!(usual != drawn(&server, json!({"prompt": "x", "guidance_scale": 4})).await);
