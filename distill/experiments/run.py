@@ -15,6 +15,7 @@ The budget, the same for all: STEPS steps of the student, and at most EVALUATION
 """
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -292,14 +293,24 @@ def write(name, result):
     print(text)
 
 
-def speed(options):
-    """Images per second through the server, by images in a request: each of TIMED in turns."""
+@contextlib.contextmanager
+def serving(options):
+    """The address of a server of the bundled models."""
     command = [options.understudy, "serve", "--port=0", f"--models={ROOT / 'models/zoo'}", f"--threads={options.threads}"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RUST_LOG": "warn"})
     try:
         url = next(found.group() for line in server.stdout if (found := re.search(r"http://[0-9.:]+", line)))
         while not ready(url):
             time.sleep(0.1)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def speed(options):
+    """Images per second through the server, by images in a request: each of TIMED in turns."""
+    with serving(options) as url:
         result = {"machine": {"processor": processor(), "threads": options.threads}, "rounds": ROUNDS}
         for count in (1, 8, 16):
             rates = {name: [] for name in TIMED}
@@ -319,9 +330,6 @@ def speed(options):
                     of_all[name][f"times {teacher}"] = round(statistics.median(ratios), 2)
             result[f"{count} images a request"] = of_all
         write("speed", result)
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def ready(url):
