@@ -41,10 +41,15 @@ def openai_client(base):
     return openai.OpenAI(base_url=f"{base}/v1", api_key="any", max_retries=0)
 
 
+def model_with_classes(client):
+    """The first model that draws classes: all its images are of one size."""
+    return next(model.id for model in client.models.list().data if model.model_extra["class_names"])
+
+
 def check_openai(base):
     """images.generate, models.list, and errors as the package's own exceptions."""
     client = openai_client(base)
-    model = client.models.list().data[0].id
+    model = model_with_classes(client)
     reply = client.images.generate(
         model=model, prompt="Sneaker", n=2, size="auto",
         extra_body={"seed": 7, "num_inference_steps": STEPS},
@@ -83,7 +88,7 @@ def check_readme(base):
 def check_openai_stream(base):
     """Partial images arrive in order; the completed one is the image of a plain request."""
     client = openai_client(base)
-    model = client.models.list().data[0].id
+    model = model_with_classes(client)
     fields = dict(
         model=model, prompt="Coat", n=1, extra_body={"seed": 3, "num_inference_steps": 8}
     )
@@ -256,6 +261,14 @@ def wait_for(attempt, problem, seconds=60):
     raise AssertionError(f"{problem} after {seconds} s")
 
 
+def is_healthy(base):
+    """Whether all models are ready."""
+    try:
+        return urllib.request.urlopen(f"{base}/health").status == 200
+    except OSError:
+        return False
+
+
 @contextlib.contextmanager
 def server(where):
     """The address of the server at `where`, started if that is a program."""
@@ -270,7 +283,7 @@ def server(where):
     # it comes before schemathesis' own limit of 10 s. It loads models by the hundred, and few sizes of
     # batches to warm up with make that quick.
     kept = tempfile.TemporaryDirectory(prefix="understudy-clients-")
-    command = [program, "serve", "--port=0", f"--data-dir={kept.name}", "--max-images-per-request=2",
+    command = [program, "serve", "--port=0", f"--data-dir={kept.name}", "--max-images-per-request=4",
                "--request-timeout-seconds=5", "--max-batch=4"]
     log_path = pathlib.Path(tempfile.gettempdir(), "understudy-clients.log")
     with log_path.open("w") as log:
@@ -278,6 +291,7 @@ def server(where):
     try:
         for line in process.stdout:
             if address := re.search(r"http://[^\s/]+", line):
+                wait_for(lambda: is_healthy(address.group(0)), "not healthy")
                 yield address.group(0)
                 break
         else:
