@@ -78,6 +78,11 @@ def scoring(part, model, sampler, steps, options, out):
     return ["evaluate", *(f"--{name}={value}" for name, value in flags.items())]
 
 
+def told(command, options):
+    """A command without the places of this machine."""
+    return shown([str(word).replace(str(options.judge), "JUDGE") for word in command], options)
+
+
 def score(row, options):
     name = f"{row}-{options.seed}"
     options.work.mkdir(parents=True, exist_ok=True)
@@ -89,7 +94,7 @@ def score(row, options):
         # One that is finished is not trained again.
         if not (model / "model_index.json").exists():
             subprocess.run([options.understudy, *map(str, command)], env=environment, check=True)
-        result["commands"].append(shown(command, options))
+        result["commands"].append(told(command, options))
         result |= told_of(model)
     else:
         model, sampler, steps = SAMPLED[row]
@@ -99,7 +104,7 @@ def score(row, options):
         command = scoring(part, model, sampler, steps, options, out)
         if not out.exists():
             subprocess.run([options.understudy, *map(str, command)], env=environment, check=True)
-        result["commands"].append(shown(command, options))
+        result["commands"].append(told(command, options))
         result[part] = {"samples": SAMPLES[part], **json.loads(out.read_text())["scores"]}
     write(name, result)
 

@@ -13,6 +13,11 @@ use crate::prune;
 use crate::teacher::{self, Teacher};
 use crate::training_batch::BatchSource;
 
+/// [`Student::initialisation`] of one that begins with its teacher's channels, and with its teacher's blocks.
+pub const CHANNELS: &str = "the teacher's most important channels";
+/// See [`CHANNELS`].
+pub const BLOCKS: &str = "the teacher's blocks";
+
 /// A student before its first training batch.
 pub struct Student {
     /// Its architecture.
@@ -152,7 +157,7 @@ impl Student {
     pub fn of_blocks(mut self, teacher: &Teacher) -> Result<Self> {
         self.check_random("blocks")?;
         self.weights = blocks::weights(teacher, &self.config)?;
-        self.initialisation = "the teacher's blocks".into();
+        self.initialisation = BLOCKS.into();
         Ok(self)
     }
 
@@ -179,7 +184,7 @@ impl Student {
     ) -> Result<Self> {
         self.check_random("pruned")?;
         self.weights = prune::weights(teacher, &self.config, batches, seed)?;
-        self.initialisation = "the teacher's most important channels".into();
+        self.initialisation = CHANNELS.into();
         Ok(self)
     }
 

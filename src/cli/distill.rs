@@ -11,7 +11,7 @@ use understudy_distill::{
     pool::{self, Order, Pool, segments::Segments},
     run_dir::{self, RunDir},
     shrink,
-    student::{Candidate, Student},
+    student::{self, Candidate, Student},
     teacher::Teacher,
     train::{self, Outcome, Task},
     training_batch::BatchSource,
@@ -163,10 +163,15 @@ fn given(plan: &Plan<'_>) -> Result<Student, String> {
 }
 
 /// The student before its first training batch.
-fn begun(plan: &Plan<'_>, student: Student, run: &RunDir) -> Result<Student, String> {
+fn begun(plan: &Plan<'_>, mut student: Student, run: &RunDir) -> Result<Student, String> {
     let (teacher, seed) = (plan.teacher, plan.args.training.seed);
+    if plan.init == Init::Random {
+        return Ok(student);
+    }
     // A resumed run has its weights in the checkpoint.
-    if plan.init == Init::Random || run.checkpoint().exists() {
+    if run.checkpoint().exists() {
+        let began = if plan.init == Init::Blocks { student::BLOCKS } else { student::CHANNELS };
+        student.initialisation = began.into();
         return Ok(student);
     }
     let shown = |error: understudy_models::Error| error.to_string();
