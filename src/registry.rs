@@ -215,8 +215,10 @@ impl Registry {
                 tried(id, &state);
             }
         }
-        let ready: Vec<Arc<Model>> =
+        let mut ready: Vec<Arc<Model>> =
             self.entries().values().filter_map(|entry| entry.current.clone()).collect();
+        // Who names no model may say nothing to draw either.
+        ready.sort_by_key(|model| model.text().is_some());
         let is_teacher = |model: &&Arc<Model>| model.card.role == Role::Teacher;
         // Who opens the page wants to see a pair.
         let has_student = |model: &&Arc<Model>| {

@@ -54,7 +54,8 @@ pub struct ServeArgs {
     #[arg(long, env = "UNDERSTUDY_MODEL", value_name = "NAME=DIR", value_delimiter = ',', value_parser = named_folder)]
     pub model: Vec<(String, PathBuf)>,
     /// The model that serves requests which name none: an id, or a Hugging Face Hub id (owner/name),
-    /// which is downloaded and serves as owner--name [default: the first teacher by name that has a student].
+    /// which is downloaded and serves as owner--name [default: the first teacher by name that has a student,
+    /// those that read no text first].
     #[arg(long, env = "UNDERSTUDY_DEFAULT_MODEL", value_name = "ID")]
     pub default_model: Option<String>,
     #[command(flatten)]
