@@ -128,6 +128,14 @@ impl Settings {
             None => Ok(self.folders.find(id).unwrap_or_else(|| id.into())),
         }
     }
+
+    /// Bytes of the weights of a model that is on disk; of any other more than any has.
+    fn bytes(&self, id: &str) -> u64 {
+        let folder = self.folders.find(id).and_then(|folder| ModelFolder::open(&folder).ok());
+        let files = folder.and_then(|folder| folder.all_weight_files().ok());
+        let sizes = files.into_iter().flatten().map(|file| file.metadata().map(|it| it.len()));
+        sizes.sum::<std::io::Result<u64>>().ok().filter(|bytes| *bytes > 0).unwrap_or(u64::MAX)
+    }
 }
 
 /// All models of the server.
@@ -206,7 +214,9 @@ impl Registry {
     /// # Errors
     /// A sentence when not one of them can be served.
     pub async fn load_all(&self, mut tried: impl FnMut(&str, &State)) -> Result<(), String> {
-        let ids: Vec<String> = self.entries().keys().cloned().collect();
+        let mut ids: Vec<String> = self.entries().keys().cloned().collect();
+        // The smallest first: something serves soon.
+        ids.sort_by_cached_key(|id| self.settings.bytes(id));
         for id in &ids {
             if let Err(error) = self.load_marked(id).await {
                 tracing::error!(model = %id, %error, "model not ready");

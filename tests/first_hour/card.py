@@ -24,13 +24,14 @@ with tempfile.TemporaryDirectory() as scratch:
     copy = shutil.copytree(folder, Path(scratch) / "model", ignore=shutil.ignore_patterns("training", "report"))
     os.chdir(copy)
     exec(code, {})
-    grid = Image.open("images.png")
-    pixels = np.asarray(grid.convert("L"), dtype=np.float64)
+    # A row of images, or one after a prompt.
+    made = Path("images.png" if Path("images.png").exists() else "image.png")
+    pixels = np.asarray(Image.open(made).convert("L"), dtype=np.float64)
     for picture in kept:
-        shutil.copy("images.png", picture)
+        shutil.copy(made, picture)
     os.chdir("/")
 height, width = pixels.shape
-assert width % height == 0 and width > height, f"{width}x{height} is no row of images"
+assert width % height == 0 and (width > height) == (made.name == "images.png"), f"{width}x{height} is no row of images"
 images = pixels.reshape(height, -1, height).transpose(1, 0, 2)
 # Neither flat, nor noise, nor one image again and again: neighbouring pixels of a picture are alike.
 spread = images.std(axis=(1, 2))
