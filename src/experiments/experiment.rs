@@ -10,9 +10,13 @@ use serde::{Deserialize, Serialize};
 use super::{
     Error,
     arms::{self, Arm},
+    compared::Compared,
+    guardrails::{Evidence, Guardrails, Verdict},
+    ramp::Ramp,
+    rollout::{CONTROL, Change, Rollout},
     split,
     tally::Outcome,
-    traffic::{BOUNDS, Traffic},
+    traffic::Traffic,
     votes::Votes,
 };
 
@@ -27,7 +31,12 @@ pub struct Experiment {
     pub arms: Vec<Arm>,
     /// What was voted.
     pub votes: Votes,
+    /// What stops an arm or gives it more traffic; `None` where nothing does.
+    pub rollout: Option<Rollout>,
     served: Arc<Served>,
+    /// Every arm's last images beside its teacher's. An arm that is watched anew has another, so that what was drawn
+    /// before does not count.
+    compared: Vec<Arc<Mutex<Compared>>>,
 }
 
 #[derive(Debug)]
@@ -35,6 +44,17 @@ struct Served {
     arms: Vec<Mutex<Traffic>>,
     /// Whether something was counted that is not in the database.
     unsaved: AtomicBool,
+    /// Whether the thread that owns the database was asked to decide and has not yet.
+    to_review: AtomicBool,
+}
+
+/// What is to be watched of a new experiment.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// What stops an arm.
+    pub guardrails: Option<Guardrails>,
+    /// How the second arm gets more traffic; then the arms' weights are the ramp's.
+    pub ramp: Option<Ramp>,
 }
 
 impl Experiment {
@@ -42,10 +62,20 @@ impl Experiment {
     ///
     /// # Errors
     /// [`Error::Value`].
-    pub(super) fn new(id: String, created: u64, arms: Vec<Arm>) -> Result<Self, Error> {
+    pub(super) fn new(
+        id: String,
+        created: u64,
+        mut arms: Vec<Arm>,
+        Plan { guardrails, ramp }: Plan,
+    ) -> Result<Self, Error> {
+        let rollout = Rollout::new(guardrails, ramp, arms.len())?;
+        if let Some(Rollout { ramp: Some(ramp), .. }) = &rollout {
+            arms.iter_mut().zip(ramp.weights()).for_each(|(arm, weight)| arm.weight = weight);
+        }
         arms::check(&arms)?;
-        let (votes, served) = (Votes::none(arms.len()), vec![Traffic::default(); arms.len()]);
-        Ok(Self { id, created, arms, votes, served: Arc::new(Served::new(served)) })
+        let served = Arc::new(Served::new(vec![Traffic::default(); arms.len()]));
+        let compared = arms.iter().map(|_| Arc::default()).collect();
+        Ok(Self { id, created, votes: Votes::none(arms.len()), arms, rollout, served, compared })
     }
 
     /// The same with other weights.
@@ -53,7 +83,58 @@ impl Experiment {
     /// # Errors
     /// [`Error::Value`].
     pub(super) fn reweighted(&self, changes: &[Arm]) -> Result<Self, Error> {
-        Ok(Self { arms: arms::reweighted(&self.arms, changes)?, ..self.clone() })
+        let mut changed = Self { arms: arms::reweighted(&self.arms, changes)?, ..self.clone() };
+        if let Some(rollout) = &mut changed.rollout {
+            for arm in rollout.overridden(&changed.arms, &self.all_traffic()) {
+                changed.compared[arm] = Arc::default();
+            }
+        }
+        Ok(changed)
+    }
+
+    /// What was observed of an arm beside the control; nothing where nothing is watched.
+    pub fn evidence(&self, arm: usize) -> Evidence {
+        let Some(rollout) = &self.rollout else { return Evidence::default() };
+        let compared = self.compared_of(arm);
+        Evidence {
+            psnr_db: compared.psnr_db(),
+            ssim: compared.ssim(),
+            latency_ratio: rollout.latency_ratio(arm, &self.all_traffic()),
+            votes: rollout.votes(arm),
+        }
+    }
+
+    /// The second arm's images and the votes in the ramp's stage.
+    pub fn of_stage(&self) -> Option<[u64; 2]> {
+        self.rollout.as_ref().map(|rollout| rollout.of_stage(&self.all_traffic()))
+    }
+
+    /// The experiment after what its guardrails and its ramp say now, at `now` Unix seconds, and what that was; `None` where
+    /// they say nothing new.
+    pub(super) fn reviewed(&self, now: u64) -> Option<(Self, Vec<Change>)> {
+        let watched = self.rollout.as_ref()?;
+        let guarded = |arm: &usize| self.arms[*arm].weight > 0.0 && watched.stopped(*arm).is_none();
+        let arms = (0..self.arms.len()).filter(|arm| *arm != CONTROL).filter(guarded);
+        let judge = |arm| match &watched.guardrails {
+            Some(guardrails) => guardrails.judge(&self.evidence(arm)),
+            None => Verdict::Fine,
+        };
+        let verdicts: Vec<_> = arms.map(|arm| (arm, judge(arm))).collect();
+
+        let (mut next, served) = (self.clone(), self.all_traffic());
+        let Self { arms, rollout: Some(rollout), .. } = &mut next else { return None };
+        let mut changes = Vec::new();
+        for (arm, verdict) in &verdicts {
+            if let Verdict::Stop(reason) = verdict {
+                rollout.stop(arms, *arm, *reason, now, &served);
+                changes.push(Change::Stopped(*arm, *reason));
+            }
+        }
+        // A stage is not over before everything that bounds the arm could be judged.
+        if verdicts.iter().all(|(_, verdict)| *verdict == Verdict::Fine) {
+            changes.extend(rollout.advance(arms, &served).map(Change::Advanced));
+        }
+        (!changes.is_empty()).then_some((next, changes))
     }
 
     /// The arm of that name.
@@ -86,13 +167,34 @@ impl Experiment {
             return false;
         };
         self.votes.count([one, other], outcome);
+        if let Some(rollout) = &mut self.rollout {
+            rollout.count([one, other], outcome);
+        }
         true
     }
 
     /// Counts an answered request that an arm served.
-    pub fn serve(&self, arm: usize, images: usize, seconds: f64) {
+    pub(super) fn serve(&self, arm: usize, images: usize, seconds: f64) {
         self.traffic_of(arm).count(images as u64, seconds);
         self.mark_unsaved();
+    }
+
+    /// Counts an image that an arm drew and its teacher repeated.
+    pub(super) fn compare(&self, arm: usize, psnr_db: f64, ssim: Option<f64>) {
+        let guardrails = self.rollout.as_ref().and_then(|rollout| rollout.guardrails.as_ref());
+        let Some(guardrails) = guardrails else { return };
+        self.compared_of(arm).add(psnr_db, ssim, guardrails.comparisons());
+        self.mark_unsaved();
+    }
+
+    /// Whether something is to be decided that nobody was asked to decide yet; whoever is told so asks.
+    pub(super) fn take_review(&self) -> bool {
+        self.rollout.is_some() && !self.served.to_review.swap(true, Ordering::AcqRel)
+    }
+
+    /// What is observed from now on is to be decided on again.
+    pub(super) fn end_review(&self) {
+        self.served.to_review.store(false, Ordering::Release);
     }
 
     /// What an arm served.
@@ -112,27 +214,46 @@ impl Experiment {
     /// Goes on counting where another state of the same experiment counts.
     pub(super) fn continuing(self, other: &Self) -> Self {
         if self.created == other.created && self.arms.len() == other.arms.len() {
-            return Self { served: Arc::clone(&other.served), ..self };
+            let (served, compared) = (Arc::clone(&other.served), other.compared.clone());
+            return Self { served, compared, ..self };
         }
         self
     }
 
     /// As the database keeps it.
     pub(super) fn record(&self) -> Record {
-        let served = (0..self.arms.len()).map(|arm| self.traffic(arm)).collect();
+        let (served, votes, rollout) =
+            (self.all_traffic(), self.votes.clone(), self.rollout.clone());
+        let compared = match rollout {
+            Some(_) => (0..self.arms.len()).map(|arm| self.compared_of(arm).clone()).collect(),
+            None => Vec::new(),
+        };
         let arms = self.arms.iter().map(|arm| (arm.name(), arm.weight)).collect();
-        Record { created: self.created, arms, votes: self.votes.clone(), served }
+        Record { created: self.created, arms, votes, served, rollout, compared }
     }
 
     /// From what the database keeps; `None` where its parts do not fit each other.
     pub(super) fn from_record(id: String, record: Record) -> Option<Self> {
-        let Record { created, arms, votes, served } = record;
+        let Record { created, arms, votes, served, rollout, mut compared } = record;
         let arms: Vec<Arm> =
             arms.into_iter().map(|(name, weight)| Arm::of_name(name, weight)).collect();
         let fits = arms::check(&arms).is_ok()
             && [votes.arms(), served.len()] == [arms.len(); 2]
-            && served.iter().all(|traffic| traffic.buckets.len() == BOUNDS.len() + 1);
-        fits.then(|| Self { id, created, arms, votes, served: Arc::new(Served::new(served)) })
+            && served.iter().all(Traffic::is_whole)
+            && rollout.as_ref().is_none_or(|rollout| rollout.is_whole(arms.len()));
+        compared.resize_with(arms.len(), Compared::default);
+        let compared =
+            compared.into_iter().map(|compared| Arc::new(Mutex::new(compared))).collect();
+        let served = Arc::new(Served::new(served));
+        fits.then_some(Self { id, created, arms, votes, rollout, served, compared })
+    }
+
+    fn all_traffic(&self) -> Vec<Traffic> {
+        (0..self.arms.len()).map(|arm| self.traffic(arm)).collect()
+    }
+
+    fn compared_of(&self, arm: usize) -> MutexGuard<'_, Compared> {
+        self.compared[arm].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn traffic_of(&self, arm: usize) -> MutexGuard<'_, Traffic> {
@@ -143,7 +264,7 @@ impl Experiment {
 impl Served {
     fn new(arms: Vec<Traffic>) -> Self {
         let arms = arms.into_iter().map(Mutex::new).collect();
-        Self { arms, unsaved: AtomicBool::new(false) }
+        Self { arms, unsaved: AtomicBool::new(false), to_review: AtomicBool::new(false) }
     }
 }
 
@@ -154,4 +275,8 @@ pub(super) struct Record {
     arms: Vec<(String, f64)>,
     votes: Votes,
     served: Vec<Traffic>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rollout: Option<Rollout>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    compared: Vec<Compared>,
 }

@@ -1,16 +1,21 @@
 //! Experiments: traffic split between models by weight, and people's votes on blind pairs of their images.
 //!
 //! Statistics are pure and each in a file of its own: [`split`] (which arm a key belongs to), [`wilson`],
-//! [`sequential`], and [`tally`] that puts them together. [`Experiments`] is what the rest of the server
+//! [`sequential`], and [`tally`] that puts them together. So is what stops an arm ([`Guardrails`]) and what gives it more
+//! traffic ([`Ramp`]). [`Experiments`] is what the rest of the server
 //! uses: what is asked while a request is served comes from memory; what changes goes through one thread that
 //! owns the database, so that no thread that serves requests waits for a disk.
 
 mod arms;
 mod ballot;
+mod compared;
 mod condition;
 mod experiment;
 #[cfg(test)]
 mod golden;
+mod guardrails;
+mod ramp;
+mod rollout;
 pub mod sequential;
 mod series;
 pub mod split;
@@ -39,7 +44,10 @@ use tokio::sync::oneshot;
 pub use arms::{ARMS, Arm, MAX_WEIGHT};
 pub use ballot::{Choice, Pair, Vote};
 pub use condition::Trouble;
-pub use experiment::Experiment;
+pub use experiment::{Experiment, Plan};
+pub use guardrails::{Evidence, Guardrail, Guardrails, Measured, Reason};
+pub use ramp::{Phase, Ramp};
+pub use rollout::{CONTROL, Rollout, Stopped};
 pub use store::{MAX_EXPERIMENTS, MAX_OPEN_PAIRS, PAIR_MILLISECONDS};
 pub use traffic::Traffic;
 pub use votes::Votes;
@@ -185,12 +193,51 @@ impl Experiments {
     ///
     /// # Errors
     /// [`Error`].
-    pub async fn create(&self, id: String, arms: Vec<Arm>) -> Result<Arc<Experiment>, Error> {
+    pub async fn create(
+        &self,
+        id: String,
+        arms: Vec<Arm>,
+        plan: Plan,
+    ) -> Result<Arc<Experiment>, Error> {
         check_id(&id)?;
-        self.run(move |store| store.create(&id, arms)).await
+        self.run(move |store| store.create(&id, arms, plan)).await
     }
 
-    /// Changes the weights of the arms in `changes`; the others keep theirs.
+    /// Counts an answered request that an arm served.
+    pub fn served(&self, experiment: &Experiment, arm: usize, images: usize, seconds: f64) {
+        experiment.serve(arm, images, seconds);
+        self.review(experiment);
+    }
+
+    /// Counts images that an arm drew and its teacher repeated: their PSNR in dB, and their SSIM where they have one.
+    pub fn compared(
+        &self,
+        experiment: &Experiment,
+        arm: usize,
+        images: impl IntoIterator<Item = (f64, Option<f64>)>,
+    ) {
+        for (psnr_db, ssim) in images {
+            experiment.compare(arm, psnr_db, ssim);
+        }
+        self.review(experiment);
+    }
+
+    /// Has what was observed decided on, without waiting for it.
+    fn review(&self, experiment: &Experiment) {
+        let Ok(jobs) = self.jobs() else { return };
+        if !experiment.take_review() {
+            return;
+        }
+        let (id, condition) = (experiment.id.clone(), Arc::clone(&self.condition));
+        let job = move |store: &mut Store| {
+            // What failed is logged where it did.
+            let _ = caught(store, &condition, |store| store.review(&id));
+        };
+        let _ = jobs.send(Box::new(job));
+    }
+
+    /// Changes the weights of the arms in `changes`; the others keep theirs. A ramp is over then, and a stopped arm that
+    /// gets a weight is watched anew.
     ///
     /// # Errors
     /// [`Error`].

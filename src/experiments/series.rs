@@ -11,6 +11,8 @@ use prometheus::{
 use super::{
     condition::Condition,
     experiment::Experiment,
+    guardrails::Guardrails,
+    rollout::CONTROL,
     store::Live,
     traffic::{BOUNDS, Traffic},
 };
@@ -112,6 +114,25 @@ impl Series {
                 &[],
                 |experiment, arm| alone(gauge(experiment.votes.of(arm).p_value())),
             )?,
+            family(
+                "understudy_experiment_arm_stopped",
+                "1 where a guardrail has stopped an arm, else 0; for every guardrail that is set.",
+                gauge_kind,
+                &["guardrail"],
+                stopped,
+            )?,
+            family(
+                "understudy_experiment_ramp_stage",
+                "The stage of a ramp, from 1; of the arm that it gives more traffic.",
+                gauge_kind,
+                &[],
+                |experiment, arm| {
+                    let ramp =
+                        experiment.rollout.as_ref().and_then(|rollout| rollout.ramp.as_ref());
+                    let ramp = ramp.filter(|_| arm != CONTROL);
+                    ramp.map(|ramp| (None, gauge((ramp.stage + 1) as f64))).into_iter().collect()
+                },
+            )?,
         ];
         Ok(Self { live, condition, families })
     }
@@ -151,6 +172,19 @@ impl Collector for Series {
         let Condition { failing, panics, .. } = self.condition.as_ref();
         of_experiments.chain(failing.collect()).chain(panics.collect()).collect()
     }
+}
+
+fn stopped(experiment: &Experiment, arm: usize) -> Vec<(Option<&'static str>, Metric)> {
+    let Some(rollout) = experiment.rollout.as_ref().filter(|_| arm != CONTROL) else {
+        return Vec::new();
+    };
+    let by = rollout.stopped(arm).map(|stopped| stopped.reason.guardrail);
+    let set = rollout.guardrails.iter().flat_map(Guardrails::set);
+    set.map(|(guardrail, ..)| {
+        let stopped = by == Some(guardrail);
+        (Some(guardrail.name()), gauge(f64::from(u8::from(stopped))))
+    })
+    .collect()
 }
 
 fn alone(metric: Metric) -> Vec<(Option<&'static str>, Metric)> {

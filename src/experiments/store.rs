@@ -22,8 +22,9 @@ use super::{
     arms::Arm,
     ballot::{Choice, Pair, Vote},
     condition::Condition,
-    experiment::Experiment,
+    experiment::{Experiment, Plan},
     panic_text,
+    rollout::Change,
 };
 
 /// Experiments by id, as of the last commit.
@@ -88,8 +89,13 @@ impl Store {
         Arc::clone(&self.live)
     }
 
-    pub(super) fn create(&mut self, id: &str, arms: Vec<Arm>) -> Result<Arc<Experiment>, Error> {
-        let experiment = Experiment::new(id.to_owned(), unix_milliseconds() / 1000, arms)?;
+    pub(super) fn create(
+        &mut self,
+        id: &str,
+        arms: Vec<Arm>,
+        plan: Plan,
+    ) -> Result<Arc<Experiment>, Error> {
+        let experiment = Experiment::new(id.to_owned(), unix_milliseconds() / 1000, arms, plan)?;
         self.ready()?;
         let count = {
             let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +115,28 @@ impl Store {
         let experiment = self.experiment(id)?.reweighted(changes)?;
         self.write(|transaction| put(transaction, &experiment))?;
         Ok(self.publish(experiment))
+    }
+
+    /// Does what an experiment's guardrails and ramp say by now. A stop that could not be kept is none: it is decided anew
+    /// with what is observed later.
+    pub(super) fn review(&mut self, id: &str) -> Result<(), Error> {
+        let experiment = match self.experiment(id) {
+            // It has been deleted meanwhile.
+            Err(Error::Unknown(_)) => return Ok(()),
+            experiment => experiment?,
+        };
+        // Observations from here on may ask for the next review.
+        experiment.end_review();
+        if let Some((reviewed, changes)) = experiment.reviewed(unix_milliseconds() / 1000) {
+            let kept = self.write(|transaction| put(transaction, &reviewed));
+            if let Err(error) = kept {
+                // Not asked again at every request while the disk is full, but when traffic is saved.
+                experiment.take_review();
+                return Err(error);
+            }
+            tell(&self.publish(reviewed), &changes);
+        }
+        Ok(())
     }
 
     /// Removes an experiment and all that was voted in it.
@@ -167,6 +195,7 @@ impl Store {
     ) -> Result<(Vote, bool), Error> {
         let mut experiment = (*self.experiment(id)?).clone();
         let now = unix_milliseconds();
+        let mut changes = Vec::new();
         let (vote, counted) = self.write(|transaction| {
             let mut keys = transaction.open_table(KEYS).map_err(failed)?;
             let mut votes = transaction.open_table(VOTES).map_err(failed)?;
@@ -200,11 +229,14 @@ impl Store {
             pairs.remove(pair_id).map_err(failed)?;
             votes.insert((id, pair_id), json.as_slice()).map_err(failed)?;
             keys.insert((id, key), pair_id).map_err(failed)?;
+            if let Some((reviewed, decided)) = experiment.reviewed(now / 1000) {
+                (experiment, changes) = (reviewed, decided);
+            }
             put(transaction, &experiment)?;
             Ok((vote, true))
         })?;
         if counted {
-            self.publish(experiment);
+            tell(&self.publish(experiment), &changes);
         }
         Ok((vote, counted))
     }
@@ -218,6 +250,7 @@ impl Store {
         if all.is_empty() {
             return Ok(());
         }
+        all.iter().for_each(|experiment| experiment.end_review());
         let saved = self.write(|transaction| {
             all.iter().try_for_each(|experiment| put(transaction, experiment))
         });
@@ -444,6 +477,23 @@ fn open(file: &Path) -> Result<(Database, Vec<Experiment>), Unopened> {
         })
     });
     Ok((database, experiments.collect::<Result<_, _>>()?))
+}
+
+/// Logs what was decided, once it is kept.
+fn tell(experiment: &Experiment, changes: &[Change]) {
+    for change in changes {
+        let id = &experiment.id;
+        match change {
+            Change::Stopped(arm, reason) => {
+                let (arm, guardrail) = (experiment.arms[*arm].name(), reason.guardrail.name());
+                tracing::warn!(experiment = id, arm, guardrail, %reason, "arm stopped by a guardrail");
+            }
+            Change::Advanced(share) => {
+                let arm = experiment.arms[1].name();
+                tracing::info!(experiment = id, arm, share, "arm advanced by its ramp");
+            }
+        }
+    }
 }
 
 fn put(transaction: &WriteTransaction, experiment: &Experiment) -> Result<(), Error> {

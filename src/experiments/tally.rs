@@ -52,6 +52,11 @@ impl Tally {
         self.largest_ln_likelihood_ratio = self.largest_ln_likelihood_ratio.max(now);
     }
 
+    /// All of them.
+    pub fn votes(&self) -> u64 {
+        self.wins + self.losses + self.ties
+    }
+
     /// Wins ÷ decisive votes, 0 to 1; `None` without any.
     pub fn win_rate(&self) -> Option<f64> {
         let decisive = self.wins + self.losses;

@@ -34,6 +34,21 @@ impl Traffic {
         self.buckets[BOUNDS.partition_point(|bound| *bound < seconds)] += 1;
     }
 
+    /// What was served since it stood at `before`.
+    pub(super) fn since(&self, before: &Self) -> Self {
+        let buckets = self.buckets.iter().zip(&before.buckets);
+        Self {
+            images: self.images.saturating_sub(before.images),
+            seconds: self.seconds - before.seconds,
+            buckets: buckets.map(|(now, before)| now.saturating_sub(*before)).collect(),
+        }
+    }
+
+    /// Whether a database may say so.
+    pub(super) fn is_whole(&self) -> bool {
+        self.buckets.len() == BOUNDS.len() + 1
+    }
+
     /// Answered requests.
     pub fn requests(&self) -> u64 {
         self.buckets.iter().sum()
@@ -66,6 +81,18 @@ impl Traffic {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_came_since_is_told_apart() {
+        let mut before = Traffic::default();
+        before.count(1, 0.001);
+        before.count(3, 9.0);
+        let mut now = before.clone();
+        now.count(4, 0.25);
+        let mut alone = Traffic::default();
+        alone.count(4, 0.25);
+        assert_eq!(now.since(&before), alone);
+    }
 
     #[test]
     fn times_are_told_from_their_buckets() {

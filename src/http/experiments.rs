@@ -9,17 +9,19 @@ use axum::{
 };
 
 use super::{
-    App, body,
+    App,
+    body::{self, JsonRequest},
     error::{Problem, quoted},
     generate,
     models::reason,
+    rollout,
     wire::{
         ArmReply, ArmRequest, ArmsCompared, ChangeExperiment, CreateExperiment, ErrorReply,
         ExperimentList, ExperimentReply, GenerationRequest, LatencyReply, VotesReply,
     },
 };
 use crate::{
-    experiments::{Arm, Experiment, Traffic, tally::Tally},
+    experiments::{Arm, Experiment, Plan, Traffic, tally::Tally},
     registry::{Model, State as ModelState},
 };
 
@@ -49,6 +51,7 @@ pub(super) async fn create(
     let wire: CreateExperiment = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
     let mut arms = Vec::with_capacity(wire.arms.len());
+    let mut models = Vec::with_capacity(wire.arms.len());
     for (at, ArmRequest { model, num_inference_steps, weight }) in wire.arms.into_iter().enumerate()
     {
         let model = match model {
@@ -62,9 +65,27 @@ pub(super) async fn create(
             let remedy = format!("{} takes 1 to {most}", quoted(&model.id));
             return Err(Problem::value(&steps_field(at), steps, remedy));
         }
+        let weight = match (&wire.ramp, weight) {
+            (None, weight) => given(weight, at)?,
+            // Its first stage sets it.
+            (Some(_), None) => 0.0,
+            (Some(_), Some(weight)) => {
+                let message = format!(
+                    "`arms[{at}].weight` is {weight}, and a `ramp` sets the weights; leave one of them out"
+                );
+                return Err(Problem::conflict(&format!("arms[{at}].weight"), message));
+            }
+        };
         arms.push(Arm { model: model.id.clone(), steps, weight });
+        models.push(model);
     }
-    let experiment = app.experiments.create(wire.id, arms).await?;
+    let guardrails = wire.guardrails.map(rollout::guardrails).transpose()?;
+    if let Some(guardrails) = &guardrails {
+        rollout::can_be_watched(&app, guardrails, &models)?;
+    }
+    let ramp = wire.ramp.map(rollout::ramp).transpose()?;
+    let plan = Plan { guardrails, ramp };
+    let experiment = app.experiments.create(wire.id, arms, plan).await?;
     Ok((StatusCode::CREATED, Json(reply(&experiment))))
 }
 
@@ -95,6 +116,8 @@ pub(super) async fn show(State(app): State<App>, id: Id) -> Result<Json<Experime
 }
 
 /// Changes weights while it runs.
+///
+/// A ramp is over then, and an arm that a guardrail stopped is watched anew once it has a weight.
 #[utoipa::path(patch, path = "/v1/experiments/{id}", tag = "experiments",
     operation_id = "change_experiment",
     params(("id" = String, Path, description = "The experiment's id", example = "first")),
@@ -127,7 +150,7 @@ pub(super) async fn change(
             );
             Problem::value(&format!("arms[{at}].model"), "absent", remedy)
         })?;
-        Ok(Arm { model, steps, weight })
+        Ok(Arm { model, steps, weight: given(weight, at)? })
     };
     let changes = wire.arms.into_iter().enumerate().map(change).collect::<Result<_, Problem>>()?;
     let experiment = app.experiments.reweight(id, changes).await?;
@@ -213,6 +236,16 @@ fn steps(named: Option<i64>, arm: usize) -> Result<Option<usize>, Problem> {
     named.map(number).transpose()
 }
 
+/// The weight of an arm that has to have one.
+fn given(weight: Option<f64>, arm: usize) -> Result<f64, Problem> {
+    weight.ok_or_else(|| {
+        let field = format!("arms[{arm}].weight");
+        let message =
+            format!("`{field}` is missing: it takes {}", CreateExperiment::takes("weight"));
+        Problem::new(StatusCode::BAD_REQUEST, "missing_field", message).at(&field)
+    })
+}
+
 fn steps_field(arm: usize) -> String {
     format!("arms[{arm}].num_inference_steps")
 }
@@ -236,6 +269,8 @@ fn reply(experiment: &Experiment) -> ExperimentReply {
             images: traffic.images,
             latency_ms: latency(&traffic),
             votes: votes(experiment.votes.of(at)),
+            watched: rollout::watched(experiment, at),
+            stopped: rollout::stopped(experiment, at),
         }
     };
     let compared = |(arms, tally): ([usize; 2], &Tally)| ArmsCompared {
@@ -247,6 +282,8 @@ fn reply(experiment: &Experiment) -> ExperimentReply {
         created: experiment.created,
         arms: experiment.arms.iter().enumerate().map(arm).collect(),
         comparisons: experiment.votes.pairs().map(compared).collect(),
+        guardrails: rollout::guardrails_of(experiment),
+        ramp: rollout::ramp_of(experiment),
     }
 }
 

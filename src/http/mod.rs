@@ -27,6 +27,7 @@ mod pair;
 mod parameters;
 mod repetition;
 mod repository;
+mod rollout;
 mod route;
 mod run;
 mod serve;

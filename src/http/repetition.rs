@@ -54,7 +54,8 @@ impl Repetition {
     }
 }
 
-fn teacher(app: &App, student: &Model) -> Option<Arc<Model>> {
+/// The teacher of a student, where it is ready.
+pub(super) fn teacher(app: &App, student: &Model) -> Option<Arc<Model>> {
     match app.registry.get(student.card.teacher.as_deref()?)? {
         State::Ready(teacher) => Some(teacher),
         _ => None,

@@ -9,7 +9,7 @@ use super::{App, comparison::compared, run::Run, single::Served};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Repeats a finished request with its teacher if it was drawn, nobody waits for the device and no other
-/// repetition is under way. What is found goes into the metrics of pairs.
+/// repetition is under way. What is found goes into the metrics of pairs, and to the experiment that the request was for.
 pub(super) fn repeat(app: &App, Served { finished: student, beside }: Served) {
     let Some(repetition) = beside.shadow else { return };
     let id = student.model().to_owned();
@@ -26,7 +26,16 @@ pub(super) fn repeat(app: &App, Served { finished: student, beside }: Served) {
             Err(_) => "late",
             Ok(Err(_)) => "failed",
             Ok(Ok(teacher)) => match compared(&app.metrics, [teacher, student]).await {
-                Ok(_) => "compared",
+                Ok((_, comparison)) => {
+                    if let Some((experiment, arm)) = beside.arm
+                        && comparison.shared_noise
+                    {
+                        let alike = comparison.psnr_db.into_iter().zip(comparison.ssim);
+                        let alike = alike.filter_map(|(psnr_db, ssim)| Some((psnr_db?, ssim)));
+                        app.experiments.compared(&experiment, arm, alike);
+                    }
+                    "compared"
+                }
                 Err(_) => "failed",
             },
         });

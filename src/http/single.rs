@@ -58,7 +58,8 @@ impl Served {
         self.finished.observe(app);
         if let Some((experiment, arm)) = &self.beside.arm {
             let seconds = self.finished.timings.total_ms / 1e3;
-            experiment.serve(*arm, self.finished.images.len(), seconds);
+            let images = self.finished.images.len();
+            app.experiments.served(experiment, *arm, images, seconds);
         }
     }
 }

@@ -156,7 +156,7 @@ function caption(side, text) {
 /** How the votes of the chosen experiment stand. */
 function standing() {
   const experiment = experiments.find(({ id }) => id === byId("poll").value);
-  byId("arms").textContent = experiment ? `Experiment ${experiment.id}: ${experiment.arms.map(called).join(" against ")}.` : "";
+  byId("arms").textContent = experiment ? [`Experiment ${experiment.id}: ${experiment.arms.map(called).join(" against ")}.`, ...rollout(experiment)].join(" ") : "";
   const votes = experiment?.comparisons.reduce((sum, { wins, losses, ties }) => sum + wins + losses + ties, 0);
   byId("standing").hidden = !votes;
   if (!votes) return;
@@ -168,6 +168,15 @@ function standing() {
 function called({ model, num_inference_steps: steps }) {
   return steps ? `${model}@${steps}` : model;
 }
+
+/** What guardrails and a ramp did of themselves. */
+function rollout({ arms, ramp }) {
+  const said = arms.filter(({ stopped }) => stopped).map((arm) => `${called(arm)} was stopped: ${arm.stopped.reason.replaceAll("`", "")}.`);
+  if (ramp?.phase === "running") said.push(`${called(arms[1])} has ${percent(arms[1].share)} of the traffic, stage ${ramp.stage} of ${ramp.shares.length}.`);
+  return said;
+}
+
+const percent = (share) => `${Number((100 * share).toPrecision(3))} %`;
 
 function finding(arms, votes) {
   const counted = `${votes} ${votes === 1 ? "vote" : "votes"}`;

@@ -169,6 +169,29 @@ export async function the_vote_is_readable_named_and_fits_a_phone(world) {
   }
 }
 
+export async function an_arm_that_a_guardrail_stopped_is_told_with_the_reason(world) {
+  const { base } = await world.start("pair");
+  const post = async (path, body) => {
+    const headers = { "content-type": "application/json" };
+    const reply = await fetch(`${base}/v1/${path}`, { method: "POST", headers, body: JSON.stringify(body) });
+    assert(reply.ok, await reply.clone().text());
+  };
+  const arms = [{ model: TEACHER }, { model: STUDENT }];
+  await post("experiments", { id: "guarded", arms, guardrails: { max_latency_ratio: 0.001, min_requests: 1 }, ramp: { shares: [0.25, 1] } });
+  const page = await world.open({ base, path: "/#vote" });
+  await shown(page);
+  const told = () => text(page, "#arms");
+  assert.match(await told(), new RegExp(`${STUDENT} has 25 % of the traffic, stage 1 of 2\\.$`));
+  for (let user = 0; !(await experiments(base))[0].arms[1].stopped; user += 1) {
+    assert(user < 100, "both arms serve sooner or later");
+    await post("images/generations", { model: "experiment:guarded", user: `${user}`, num_inference_steps: 1 });
+  }
+  await page.reload();
+  await shown(page);
+  assert.match(await told(), new RegExp(`${STUDENT} was stopped: its median time is .* times the control's.* max_latency_ratio 0.001\\.$`));
+  await world.shot(page, "vote-stopped");
+}
+
 export async function without_a_student_there_is_nothing_to_vote_on(world) {
   const { base } = await world.start("lone");
   const page = await world.open({ base, path: "/#vote" });

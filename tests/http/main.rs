@@ -16,6 +16,7 @@ mod models;
 mod openapi;
 mod page;
 mod refusals;
+mod rollout;
 mod server;
 mod shadow;
 mod streaming;

@@ -55,6 +55,7 @@ pub(crate) struct Server {
     pub(crate) app: App,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) models: TempDir,
+    pub(crate) experiments: Arc<Experiments>,
 }
 
 pub(crate) struct Reply {
@@ -181,7 +182,7 @@ impl Server {
     }
 
     /// A server of the models in `folder`, which keeps its experiments in `models`.
-    async fn of(
+    pub(crate) async fn of(
         models: TempDir,
         folder: PathBuf,
         devices: usize,
@@ -213,8 +214,9 @@ impl Server {
         registry.load_all(|_, _| {}).await.unwrap();
         let experiments = Arc::new(Experiments::open(&models.path().join("data"), false).unwrap());
         metrics.add(experiments.series().unwrap()).unwrap();
-        let app = App::new(engine, registry, experiments, Arc::clone(&metrics), settings);
-        Self { app, metrics, models }
+        let kept = Arc::clone(&experiments);
+        let app = App::new(engine, registry, kept, Arc::clone(&metrics), settings);
+        Self { app, metrics, models, experiments }
     }
 
     /// The application; requests that name no host ask for this machine, as clients do.

@@ -20,6 +20,52 @@ pub(in crate::http) struct CreateExperiment {
     /// The models it is between, each once, or with other steps.
     #[schema(min_items = 2, max_items = 6)]
     pub(in crate::http) arms: Vec<ArmRequest>,
+    /// Bounds that every arm but the first, the control, has to keep. The weight of one that does not becomes 0.
+    pub(in crate::http) guardrails: Option<GuardrailsRequest>,
+    /// Gives the second of two arms more traffic stage by stage. Arms then have no weights of their own.
+    pub(in crate::http) ramp: Option<RampRequest>,
+}
+
+/// Bounds on an arm; at least one. Unknown fields are refused.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct GuardrailsRequest {
+    /// Least median PSNR in dB between the arm's images and its teacher's, by shadow traffic.
+    #[schema(minimum = 0, maximum = 100, example = 18)]
+    pub(in crate::http) min_psnr_db: Option<f64>,
+    /// Least median SSIM of the same.
+    #[schema(minimum = -1, maximum = 1)]
+    pub(in crate::http) min_ssim: Option<f64>,
+    /// The medians are of the last so many images, and say nothing before; 50 when absent.
+    #[schema(minimum = 1, maximum = 500)]
+    pub(in crate::http) min_comparisons: Option<i64>,
+    /// Greatest median time of the arm's requests ÷ the control's, since the weights last changed.
+    #[schema(exclusive_minimum = 0, maximum = 1000)]
+    pub(in crate::http) max_latency_ratio: Option<f64>,
+    /// Requests of the arm, and of the control, before their times say anything; 100 when absent.
+    #[schema(minimum = 1, maximum = 1000000)]
+    pub(in crate::http) min_requests: Option<i64>,
+    /// The arm is stopped where votes prefer the control to it with an always-valid p-value of at most this.
+    #[schema(exclusive_minimum = 0, maximum = 0.5)]
+    pub(in crate::http) votes_p_value: Option<f64>,
+    /// Votes that preferred one of the two before they say anything; 20 when absent.
+    #[schema(minimum = 1, maximum = 1000000)]
+    pub(in crate::http) min_votes: Option<i64>,
+}
+
+/// Stages of the second arm's traffic. Unknown fields are refused.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct RampRequest {
+    /// The second arm's shares of the traffic, rising to at most 1; 0.01, 0.1, 0.5 and 1 when absent.
+    #[schema(min_items = 1, max_items = 16)]
+    pub(in crate::http) shares: Option<Vec<f64>>,
+    /// The second arm's images in a stage before the next; 100 when absent.
+    #[schema(minimum = 0, maximum = 1000000000)]
+    pub(in crate::http) images: Option<i64>,
+    /// Votes on the two arms in a stage before the next; 0 when absent.
+    #[schema(minimum = 0, maximum = 1000000000)]
+    pub(in crate::http) votes: Option<i64>,
 }
 
 /// Other weights for an experiment's arms. Unknown fields are refused.
@@ -43,15 +89,17 @@ pub(in crate::http) struct ArmRequest {
     /// experiment then name none. Without it those of the request, or the model card's.
     #[schema(minimum = 1)]
     pub(in crate::http) num_inference_steps: Option<i64>,
-    /// Its part of the sum of all weights; not all may be 0.
+    /// Its part of the sum of all weights; not all may be 0. Absent where there is a ramp, and only there.
     #[schema(minimum = 0, maximum = 1000000)]
-    pub(in crate::http) weight: f64,
+    pub(in crate::http) weight: Option<f64>,
 }
 
 impl JsonRequest for CreateExperiment {
     fn takes(field: &str) -> &'static str {
         match field {
             "arms" => "a list of {\"model\", \"weight\"}",
+            "guardrails" => "an object of bounds: {\"min_psnr_db\": 18}",
+            "ramp" => "an object: {\"shares\": [0.01, 0.1, 0.5, 1], \"images\": 100, \"votes\": 0}",
             "weight" => "a number from 0 to 1000000",
             "num_inference_steps" => "a whole number from 1 to the schedule's training steps",
             _ => "a string",
@@ -85,6 +133,111 @@ pub(in crate::http) struct ExperimentReply {
     pub(in crate::http) arms: Vec<ArmReply>,
     /// The same votes for every two arms; where there are two, what their own results say.
     pub(in crate::http) comparisons: Vec<ArmsCompared>,
+    /// The bounds on every arm but the first, where there are any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) guardrails: Option<GuardrailsReply>,
+    /// The ramp and where it is, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) ramp: Option<RampReply>,
+}
+
+/// Bounds and the observations that they take; those that are not set are absent.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct GuardrailsReply {
+    /// Least median PSNR in dB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) min_psnr_db: Option<f64>,
+    /// Least median SSIM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) min_ssim: Option<f64>,
+    /// Images that the medians are of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) min_comparisons: Option<u64>,
+    /// Greatest median time ÷ the control's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) max_latency_ratio: Option<f64>,
+    /// Requests of either before the times are compared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) min_requests: Option<u64>,
+    /// p-value of votes for the control.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) votes_p_value: Option<f64>,
+    /// Decisive votes before they are tested.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) min_votes: Option<u64>,
+}
+
+/// A ramp and where it is.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct RampReply {
+    /// The second arm's shares of the traffic.
+    pub(in crate::http) shares: Vec<f64>,
+    /// Its images in a stage before the next.
+    pub(in crate::http) images: u64,
+    /// Votes in a stage before the next.
+    pub(in crate::http) votes: u64,
+    /// The stage, from 1.
+    pub(in crate::http) stage: usize,
+    /// `running`, `finished` at the last stage, `stopped` by a guardrail, or `overridden` by weights set by hand.
+    pub(in crate::http) phase: RampPhase,
+    /// The second arm's images in this stage.
+    pub(in crate::http) stage_images: u64,
+    /// Votes in this stage.
+    pub(in crate::http) stage_votes: u64,
+}
+
+/// Where a ramp is.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::http) enum RampPhase {
+    /// On its way.
+    Running,
+    /// At its last stage.
+    Finished,
+    /// A guardrail stopped the arm.
+    Stopped,
+    /// Weights were set by hand.
+    Overridden,
+}
+
+/// What guardrails see of an arm.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct WatchedReply {
+    /// Images of the arm that were compared with its teacher's, as many as a median takes at most.
+    pub(in crate::http) comparisons: u64,
+    /// Their median PSNR in dB; null without any.
+    pub(in crate::http) psnr_db: Option<f64>,
+    /// Their median SSIM; null without any.
+    pub(in crate::http) ssim: Option<f64>,
+    /// Requests since the weights last changed, of the arm or of the control: whichever answered fewer.
+    pub(in crate::http) requests: u64,
+    /// Their median time ÷ the control's; null without any.
+    pub(in crate::http) latency_ratio: Option<f64>,
+    /// Votes on the arm and the control, seen from the arm.
+    pub(in crate::http) wins: u64,
+    /// Votes for the control.
+    pub(in crate::http) losses: u64,
+    /// Their always-valid p-value.
+    pub(in crate::http) p_value: f64,
+}
+
+/// Why the weight of an arm is 0.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct StoppedReply {
+    /// The field of `guardrails` that it broke.
+    pub(in crate::http) guardrail: &'static str,
+    /// A sentence.
+    pub(in crate::http) reason: String,
+    /// What was observed.
+    pub(in crate::http) observed: f64,
+    /// The bound.
+    pub(in crate::http) bound: f64,
+    /// Of how many observations.
+    pub(in crate::http) count: u64,
+    /// Unix seconds when it was decided.
+    pub(in crate::http) at: u64,
+    /// The weight before.
+    pub(in crate::http) weight: f64,
 }
 
 /// An arm: what it served, and how often it was preferred to whatever other arm it was shown with. Where there
@@ -109,6 +262,12 @@ pub(in crate::http) struct ArmReply {
     /// What people preferred.
     #[serde(flatten)]
     pub(in crate::http) votes: VotesReply,
+    /// What guardrails see of it, where there are any and it is not the control.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) watched: Option<WatchedReply>,
+    /// Why a guardrail stopped it, where one did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(in crate::http) stopped: Option<StoppedReply>,
 }
 
 /// Times from receipt to answer in milliseconds.
