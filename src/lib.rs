@@ -14,6 +14,7 @@ mod gpu;
 pub mod http;
 pub mod load;
 pub mod metrics;
+mod mlflow;
 pub mod model_folders;
 mod names;
 pub mod percentiles;

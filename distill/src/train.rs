@@ -62,6 +62,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
         seconds: 0.0,
         identity,
     };
+    watch.event(Event::Begun { identity: &state.identity });
     if let Some(snapshot) = Snapshot::read(&task.run.checkpoint())? {
         let unsaid = identity::check(&snapshot, &state.identity, task.run.out())?;
         state.restore(&snapshot, &mut task)?;

@@ -1,6 +1,9 @@
 //! `understudy distill`: a faster network learns from a model, without any training data.
 
-use std::{num::NonZeroUsize, path::Path};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
 use candle_core::DType;
 use serde_json::Map;
@@ -34,19 +37,75 @@ use super::{
     few_steps,
     interrupt::Interrupt,
     measure::MeasureArgs,
-    progress::TrainingProgress,
+    progress::{DRY, TrainingProgress},
     prompting::PromptArgs,
     report,
 };
+use crate::mlflow::Status;
 
 /// Runs the command.
 ///
 /// # Errors
 /// A sentence naming the flag, file or field to mend.
 pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
-    let shown = |error: understudy_models::Error| error.to_string();
-    let interrupt = Interrupt::listen()?;
+    stage(args, threads, Interrupt::listen()?, Before::default())?;
+    if args.training.dry_run { super::print(DRY) } else { Ok(()) }
+}
+
+/// What was there before a run.
+#[derive(Default)]
+pub(super) struct Before {
+    /// It is a stage of a recipe: one that had ended is passed over.
+    pub(super) stage: bool,
+    /// The network of the stage that the student goes on from, which a dry run has not made.
+    pub(super) network: Option<NetworkConfig>,
+}
+
+/// What a run leaves.
+pub(super) struct Ran {
+    /// The student's.
+    pub(super) network: NetworkConfig,
+    /// What was left of it when it began.
+    pub(super) estimated_seconds: f64,
+}
+
+/// Refuses what can be refused before the run begins; `goes_on` where its student is not there yet. A teacher that was opened
+/// for the run before is taken again.
+///
+/// # Errors
+/// A sentence naming the flag, file or field to mend.
+pub(super) fn check(
+    args: &DistillArgs,
+    goes_on: bool,
+    teacher: &mut Option<(String, Teacher)>,
+) -> Result<(), String> {
     let (device, dtype) = args.compute.for_training()?;
+    run_dir::check_out(&args.out).map_err(|error| error.to_string())?;
+    args.training.settings(&defaults(args).training, Compute::trained(&device, dtype))?;
+    let (_, teacher) = match teacher.take().filter(|(name, _)| *name == args.teacher) {
+        Some(opened) => teacher.insert(opened),
+        None => teacher.insert((args.teacher.clone(), open_teacher(args, &device, dtype)?)),
+    };
+    let plan = Plan::new(args, teacher)?;
+    if !goes_on && plan.share.is_none() {
+        given(&plan, None)?;
+    }
+    Ok(())
+}
+
+/// Does a run.
+///
+/// # Errors
+/// A sentence naming the flag, file or field to mend; for one that was interrupted, how to go on.
+pub(super) fn stage(
+    args: &DistillArgs,
+    threads: NonZeroUsize,
+    interrupt: Interrupt,
+    before: Before,
+) -> Result<Ran, String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    let (device, dtype) = args.compute.for_training()?;
+    let tracking = args.training.tracking(&args.out)?;
     super::note_name(&args.out);
     if let Some(folder) = args.keep_samples.as_deref().filter(|it| it.exists() && !it.is_dir()) {
         return Err(format!("--keep-samples {}: is no folder; name another", folder.display()));
@@ -61,7 +120,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     let plan = Plan::new(args, &teacher)?;
     // Whatever no measuring is needed for is refused before anything is written.
     let given = match plan.share {
-        None => Some(given(&plan)?),
+        None => Some(given(&plan, before.network)?),
         Some(_) => None,
     };
     let run = RunDir::open(&args.out).map_err(shown)?;
@@ -85,7 +144,7 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     recipe.insert("initialisation".into(), student.initialisation.clone().into());
     recipe.insert("threads".into(), threads.get().into());
     let card = Card { role, recipe, ..card(&plan) };
-    let weights = student.parameters();
+    let (weights, network) = (student.parameters(), student.config.clone());
     eprintln!(
         "Teacher {}: {} parameters. Student: {} parameters.",
         teacher.name,
@@ -94,26 +153,42 @@ pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), Strin
     );
     let student = student.onto(&device).map_err(shown)?;
     let task = Task { run, identity, source, objective, student, settings, card };
-    let mut progress =
-        TrainingProgress::new("Filling the sample pool", args.training.dry_run, interrupt);
+    let mut progress = TrainingProgress::new(
+        "Filling the sample pool",
+        args.training.dry_run,
+        interrupt,
+        tracking,
+    );
     if !args.no_report {
         progress = progress.before_report(report_seconds);
     }
     let outcome = train::train(task, &mut progress).map_err(shown)?;
     super::write_command(&args.out)?;
+    let estimated_seconds = progress.estimated_seconds();
     match outcome {
-        Outcome::Stopped { step } => progress.stopped(step, &args.out),
-        Outcome::Finished => finished(args, &teacher, weights, &progress),
+        Outcome::Stopped { step } => progress.stopped(step, &args.out)?,
+        Outcome::Finished
+            if estimated_seconds == 0.0 && (before.stage || args.training.dry_run) =>
+        {
+            eprintln!("It is done already: {} has the model.", args.out.display());
+        }
+        Outcome::Finished => {
+            let (lines, report) = finished(args, &teacher, weights, &progress);
+            progress.ended(Status::Finished, report);
+            super::print(lines.join("\n"))?;
+        }
     }
+    Ok(Ran { network, estimated_seconds })
 }
 
-/// Says what there is now, and whether it is good.
+/// What there is now, and whether it is good, in lines; and the report that tells more.
 fn finished(
     args: &DistillArgs,
     teacher: &Teacher,
     weights: usize,
     progress: &TrainingProgress,
-) -> Result<(), String> {
+) -> (Vec<String>, Option<PathBuf>) {
+    let mut written = None;
     let mut lines = vec![format!(
         "Student saved to {} ({} parameters{}).",
         args.out.display(),
@@ -127,13 +202,16 @@ fn finished(
             report::after_training(&args.out, teacher.folder(), &measure, &args.compute, seconds);
         // The student is there all the same.
         match report {
-            Ok((verdict, page)) => lines.extend([verdict, format!("Report: {}", page.display())]),
+            Ok((verdict, page)) => {
+                lines.extend([verdict, format!("Report: {}", page.display())]);
+                written = Some(page);
+            }
             Err(problem) => lines.push(format!("No report: {problem}")),
         }
     }
     let command = super::serve_command(&args.out, Some(teacher.folder()));
     lines.push(format!("Compare it with its teacher:\n  {command}"));
-    super::print(lines.join("\n"))
+    (lines, written)
 }
 
 /// Seconds for the report of a run that took so many.
@@ -141,8 +219,8 @@ fn report_seconds(run: f64) -> f64 {
     (0.1 * run).clamp(90.0, 900.0)
 }
 
-/// The student that `--student` names.
-fn given(plan: &Plan<'_>) -> Result<Student, String> {
+/// The student that `--student` names; one of that network where it is not there yet.
+fn given(plan: &Plan<'_>, to_be: Option<NetworkConfig>) -> Result<Student, String> {
     let path = &plan.student;
     let explain = |problem: String| format!("--student {}: {problem}", path.display());
     let candidate = match blocks(path).map(|how| plan.teacher.config.fewer_blocks(how)) {
@@ -153,7 +231,10 @@ fn given(plan: &Plan<'_>) -> Result<Student, String> {
             let problem = "leaves out blocks of a text-to-image teacher of Stable Diffusion's shape; take 0.5x";
             return Err(explain(problem.into()));
         }
-        None => Candidate::open(path),
+        None => match to_be.filter(|_| plan.args.training.dry_run && !path.exists()) {
+            Some(config) => Ok(Candidate { config, trained: None }),
+            None => Candidate::open(path),
+        },
     };
     let candidate = candidate.map_err(|error| explain(error.to_string()))?;
     if let Some(prompted) = &plan.prompted {

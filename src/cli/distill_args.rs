@@ -8,13 +8,7 @@ use understudy_models::{sampler::Kind, schedule::PredictionType};
 
 use super::{compute::Compute, models_arg::ModelsArg, preset::Preset, training::TrainingArgs};
 
-/// Distil a model (the teacher) into a faster one (the student) without any training data.
-///
-/// The teacher generates the noisy images itself (DKDM, CVPR 2025). The result is a model folder at --out, which
-/// `understudy serve` and diffusers read. An interrupted run goes on from its last checkpoint when the same command is
-/// given again, with the same result.
-///
-/// On a CPU --dtype is what the teacher is evaluated in; the student learns in f32.
+/// Flags of a run.
 #[derive(Debug, clap::Args)]
 pub(super) struct DistillArgs {
     /// The teacher: a model folder, a name inside --models, or a Hub id (owner/name).

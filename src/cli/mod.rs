@@ -25,6 +25,8 @@ mod preset;
 mod profile;
 mod progress;
 mod prompting;
+mod recipe;
+mod recipe_keys;
 mod report;
 mod sample;
 mod sampled;
@@ -81,7 +83,14 @@ enum Command {
     Load(Box<load::LoadArgs>),
     Import(import::ImportArgs),
     Models(models::ModelsArgs),
-    Distill(Box<distill_args::DistillArgs>),
+    /// Distil a model (the teacher) into a faster one (the student) without any training data.
+    ///
+    /// The teacher generates the noisy images itself (DKDM, CVPR 2025). The result is a model folder at --out, which
+    /// `understudy serve` and diffusers read. An interrupted run goes on from its last checkpoint when the same command is
+    /// given again, with the same result.
+    ///
+    /// On a CPU --dtype is what the teacher is evaluated in; the student learns in f32.
+    Distill(recipe::Distillation),
     Train(Box<train::TrainArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
     Report(Box<report::ReportArgs>),
@@ -93,6 +102,8 @@ enum Command {
     /// Print the OpenAPI document; `openapi/openapi.json` is made with it.
     #[command(hide = true)]
     Openapi,
+    #[command(hide = true)]
+    RecipeSchema(recipe_keys::SchemaArgs),
 }
 
 impl Cli {
@@ -112,7 +123,7 @@ impl Cli {
             Some(Command::Serve(arguments)) => Some(&arguments.compute),
             Some(Command::Sample(arguments)) => Some(&arguments.compute),
             Some(Command::Bench(arguments)) => Some(&arguments.compute),
-            Some(Command::Distill(arguments)) => Some(&arguments.compute),
+            Some(Command::Distill(arguments)) => Some(&arguments.first().compute),
             Some(Command::Train(arguments)) => Some(&arguments.compute),
             Some(Command::Evaluate(arguments)) => Some(&arguments.compute),
             Some(Command::Report(arguments)) => Some(&arguments.compute),
@@ -123,7 +134,8 @@ impl Cli {
                 | Command::TrainJudge(_)
                 | Command::Completions(_)
                 | Command::Health(_)
-                | Command::Openapi,
+                | Command::Openapi
+                | Command::RecipeSchema(_),
             )
             | None => None,
         }
@@ -155,7 +167,10 @@ impl Cli {
             Some(Command::Load(arguments)) => load::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
             Some(Command::Models(arguments)) => models::run(&arguments),
-            Some(Command::Distill(arguments)) => distill::run(&arguments, threads),
+            Some(Command::Distill(recipe::Distillation::Run(arguments))) => {
+                distill::run(&arguments, threads)
+            }
+            Some(Command::Distill(recipe::Distillation::Recipe(recipe))) => recipe.run(threads),
             Some(Command::Train(arguments)) => train::run(&arguments, threads),
             Some(Command::Evaluate(arguments)) => evaluate::run(&arguments),
             Some(Command::Report(arguments)) => report::run(&arguments),
@@ -163,6 +178,7 @@ impl Cli {
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Completions(arguments)) => completions::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
+            Some(Command::RecipeSchema(arguments)) => recipe_keys::run(&arguments),
             None => Ok(()),
         });
         match result {

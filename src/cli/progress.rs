@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -14,9 +14,13 @@ use understudy_distill::{
 };
 
 use super::{grouped, interrupt::Interrupt};
+use crate::mlflow::{Status, Tracking};
 
 /// Between plain lines.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// The end of a dry run.
+pub(super) const DRY: &str = "Nothing was written: this was a dry run.";
 
 /// Work of a known size under way.
 pub(super) struct Progress {
@@ -91,7 +95,7 @@ impl Drop for Progress {
 }
 
 /// A duration in its largest unit.
-fn duration(duration: Duration) -> HumanDuration {
+pub(super) fn duration(duration: Duration) -> HumanDuration {
     HumanDuration(Duration::from_secs(duration.as_secs_f64().round() as u64))
 }
 
@@ -111,14 +115,46 @@ pub(super) struct TrainingProgress {
     began: Instant,
     prepared: Option<Progress>,
     steps: Option<Progress>,
+    /// What the estimate came to, in seconds; 0 where there was nothing left to estimate.
+    estimated_seconds: f64,
+    /// Who else is told.
+    tracking: Option<Tracking>,
 }
 
 impl TrainingProgress {
     /// Watches a run that stops after its estimate, or when it is interrupted; `preparing` says what is done before
     /// the first step.
-    pub(super) fn new(preparing: &'static str, dry_run: bool, interrupt: Interrupt) -> Self {
+    pub(super) fn new(
+        preparing: &'static str,
+        dry_run: bool,
+        interrupt: Interrupt,
+        tracking: Option<Tracking>,
+    ) -> Self {
         let (began, prepared, steps) = (Instant::now(), None, None);
-        Self { preparing, dry_run, report: None, interrupt, began, prepared, steps }
+        let (report, estimated_seconds) = (None, 0.0);
+        Self {
+            preparing,
+            dry_run,
+            report,
+            interrupt,
+            began,
+            prepared,
+            steps,
+            estimated_seconds,
+            tracking,
+        }
+    }
+
+    /// How the run ended, and its report where it has one.
+    pub(super) fn ended(&mut self, status: Status, report: Option<PathBuf>) {
+        if let Some(tracking) = &mut self.tracking {
+            tracking.ended(status, report);
+        }
+    }
+
+    /// What is left of the run, in seconds, as it was measured at its beginning; 0 of one that had ended before.
+    pub(super) fn estimated_seconds(&self) -> f64 {
+        self.estimated_seconds
     }
 
     /// A report follows, which takes so many seconds after a run of so many.
@@ -129,13 +165,14 @@ impl TrainingProgress {
     /// The end of a run that was to stop.
     ///
     /// # Errors
-    /// A sentence that says how to go on, unless a dry run was asked for.
+    /// A sentence that says how to go on, unless a dry run was asked for, which ends so.
     pub(super) fn stopped(mut self, step: u64, out: &Path) -> Result<(), String> {
+        self.ended(Status::Killed, None);
         // What follows stands on a line of its own.
         self.prepared = None;
         self.steps = None;
         if self.dry_run {
-            return super::print("Nothing was written: this was a dry run.");
+            return Ok(());
         }
         Err(format!(
             "interrupted after step {}; {} holds a checkpoint: give the same command again to go on",
@@ -154,7 +191,7 @@ impl TrainingProgress {
         format!(", {}", duration(self.began.elapsed()))
     }
 
-    fn estimated(&self, estimate: &Estimate) {
+    fn estimated(&mut self, estimate: &Estimate) {
         let seconds =
             |seconds: f64| duration(Duration::try_from_secs_f64(seconds).unwrap_or_default());
         if estimate.prepare_rows > 0 {
@@ -177,6 +214,7 @@ impl TrainingProgress {
             tell(format_args!("  {:<24} {}", "Report, at most", seconds(report)));
         }
         let total = estimate.seconds() + report.unwrap_or(0.0);
+        self.estimated_seconds = total;
         tell(format_args!("  {:<24} {}", "In all", seconds(total)));
         let memory = match estimate.memory_bytes {
             Some(bytes) => format!("{} of memory, ", HumanBytes(bytes)),
@@ -192,7 +230,11 @@ impl TrainingProgress {
 
 impl Watch for TrainingProgress {
     fn event(&mut self, event: Event<'_>) {
+        if let Some(tracking) = &mut self.tracking {
+            tracking.event(event);
+        }
         match event {
+            Event::Begun { .. } | Event::Checkpoint { .. } => {}
             Event::Resumed { step, unsaid } => {
                 tell(format_args!(
                     "Resuming from the checkpoint of step {}.",
@@ -219,7 +261,6 @@ impl Watch for TrainingProgress {
                     .get_or_insert_with(|| Progress::new("Training", step - 1, steps as usize))
                     .at(step, &figures(record));
             }
-            Event::Checkpoint { .. } => {}
         }
     }
 

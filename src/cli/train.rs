@@ -24,9 +24,10 @@ use super::{
     compute::Compute,
     interrupt::Interrupt,
     open_images,
-    progress::TrainingProgress,
+    progress::{DRY, TrainingProgress},
     training::{LearningRateSchedule, TrainingArgs, TrainingDefaults},
 };
+use crate::mlflow::Status;
 
 /// Train a diffusion model on images: a teacher, or a baseline to hold a student against.
 ///
@@ -72,7 +73,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     super::note_name(&args.out);
     run_dir::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings(&DEFAULTS, dtype)?;
-    let interrupt = Interrupt::listen()?;
+    let (interrupt, tracking) = (Interrupt::listen()?, args.training.tracking(&args.out)?);
     let student = match (&args.init, &args.config) {
         (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
         (None, Some(file)) => {
@@ -121,18 +122,24 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     let source = Box::new(batches);
     let task = Task { run, identity, source, objective, student, settings, card };
     let mut progress =
-        TrainingProgress::new("Reading the images", args.training.dry_run, interrupt);
+        TrainingProgress::new("Reading the images", args.training.dry_run, interrupt, tracking);
     let outcome = train::train(task, &mut progress).map_err(shown)?;
     super::write_command(&args.out)?;
     match outcome {
-        Outcome::Stopped { step } => progress.stopped(step, &args.out),
-        Outcome::Finished => super::print(format!(
-            "Model saved to {} ({} parameters{}). Serve it:\n  {}",
-            args.out.display(),
-            super::grouped(weights),
-            progress.took(),
-            super::serve_command(&args.out, None)
-        )),
+        Outcome::Stopped { step } => {
+            progress.stopped(step, &args.out)?;
+            super::print(DRY)
+        }
+        Outcome::Finished => {
+            progress.ended(Status::Finished, None);
+            super::print(format!(
+                "Model saved to {} ({} parameters{}). Serve it:\n  {}",
+                args.out.display(),
+                super::grouped(weights),
+                progress.took(),
+                super::serve_command(&args.out, None)
+            ))
+        }
     }
 }
 

@@ -1,11 +1,16 @@
 //! Arguments that every kind of training shares.
 
-use std::num::{NonZeroU32, NonZeroU64};
+use std::{
+    num::{NonZeroU32, NonZeroU64},
+    path::Path,
+};
 
 use candle_core::DType;
 use clap::ValueEnum;
 use serde::Serialize;
-use understudy_distill::{objective::Weighting, train};
+use understudy_distill::{objective::Weighting, run_dir::RUN_DIR, train};
+
+use crate::mlflow::{Place, Tracking};
 
 /// Arguments of every kind of training.
 #[derive(Debug, clap::Args)]
@@ -51,6 +56,13 @@ pub(super) struct TrainingArgs {
     /// Steps between grids of samples (DIR/training/samples-….png); 0 for none.
     #[arg(long, value_name = "STEPS", default_value_t = 1000)]
     sample_every: u64,
+    /// Log parameters, metrics and the report to an MLflow tracking server, such as http://localhost:5000. One that does not
+    /// answer is told once, and holds nothing up.
+    #[arg(long, value_name = "URL", env = "UNDERSTUDY_MLFLOW")]
+    mlflow: Option<String>,
+    /// The experiment there, made when it is not there.
+    #[arg(long, value_name = "NAME", default_value = "understudy")]
+    mlflow_experiment: String,
     /// Measure, say what the run will cost, and stop.
     #[arg(long)]
     pub(super) dry_run: bool,
@@ -150,6 +162,16 @@ impl TrainingArgs {
             sample_every: self.sample_every,
             dtype,
         })
+    }
+
+    /// Who is told of the run that makes `out`.
+    ///
+    /// # Errors
+    /// A sentence naming the flag.
+    pub(super) fn tracking(&self, out: &Path) -> Result<Option<Tracking>, String> {
+        let Some(url) = self.mlflow.clone().filter(|_| !self.dry_run) else { return Ok(None) };
+        let place = Place { url, experiment: self.mlflow_experiment.clone() };
+        Tracking::new(place, super::folder_name(out), out.join(RUN_DIR)).map(Some)
     }
 
     /// What of it makes a run another one, beside the loop's settings.

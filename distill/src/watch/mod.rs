@@ -4,6 +4,8 @@ mod journal;
 mod samples;
 mod tensorboard;
 
+use serde_json::{Map, Value};
+
 use crate::estimate::Estimate;
 pub use journal::{Journal, Record};
 pub use samples::sample_grid;
@@ -12,6 +14,11 @@ pub(crate) use samples::{GRID_CAPTIONS, grid};
 /// What happens in a run.
 #[derive(Debug, Clone, Copy)]
 pub enum Event<'a> {
+    /// It is about to begin, or to go on.
+    Begun {
+        /// What makes it this run and no other.
+        identity: &'a Map<String, Value>,
+    },
     /// It goes on from a checkpoint.
     Resumed {
         /// Steps done before.

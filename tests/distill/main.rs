@@ -1,6 +1,9 @@
 //! `understudy distill` as a process: killed, out of disk, and resumed.
 #![allow(clippy::unwrap_used)]
 
+mod mlflow;
+mod recipes;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -11,11 +14,11 @@ use understudy_models::NetworkConfig;
 use understudy_models::checkpoint::{Draft, ModelFolder, card::Card};
 use understudy_models::schedule::ScheduleConfig;
 
-struct Home(TempDir);
+pub(crate) struct Home(TempDir);
 
 impl Home {
     /// A small teacher, and a smaller student's architecture.
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let home = tempfile::tempdir().unwrap();
         let config = |channels: usize, classes: usize| {
             json!({
@@ -41,11 +44,11 @@ impl Home {
         Self(home)
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn arguments(&self, student: &str, out: &str, steps: usize) -> Vec<String> {
+    pub(crate) fn arguments(&self, student: &str, out: &str, steps: usize) -> Vec<String> {
         let path = |name: &str| self.path(name).display().to_string();
         let more = "--batch 4 --rho 0.2 --walk-steps 10 --checkpoint-every 10 --sample-every 0 --threads 1 --no-report --learning-rate-schedule constant";
         let (teacher, student, out, steps) =
@@ -56,20 +59,26 @@ impl Home {
     }
 
     /// As [`Home::arguments`], for a student of few steps.
-    fn few(&self, student: &str, out: &str, evaluations: usize, steps: usize) -> Vec<String> {
+    pub(crate) fn few(
+        &self,
+        student: &str,
+        out: &str,
+        evaluations: usize,
+        steps: usize,
+    ) -> Vec<String> {
         let mut arguments = self.arguments(student, out, steps);
         arguments.extend(["--evaluations".into(), evaluations.to_string()]);
         arguments
     }
 
-    fn run(&self, student: &str, out: &str, steps: usize) -> Output {
+    pub(crate) fn run(&self, student: &str, out: &str, steps: usize) -> Output {
         let arguments = self.arguments(student, out, steps);
         Command::new(env!("CARGO_BIN_EXE_understudy")).args(arguments).output().unwrap()
     }
 }
 
 /// Every line but its times.
-fn curve(out: &Path) -> Vec<Value> {
+pub(crate) fn curve(out: &Path) -> Vec<Value> {
     let line = |line: &str| {
         let mut line: Value = serde_json::from_str(line).ok()?;
         line.as_object_mut()?
@@ -80,7 +89,7 @@ fn curve(out: &Path) -> Vec<Value> {
     log.lines().filter_map(line).collect()
 }
 
-fn weights(out: &Path) -> Vec<u8> {
+pub(crate) fn weights(out: &Path) -> Vec<u8> {
     fs::read(out.join("unet/diffusion_pytorch_model.safetensors")).unwrap()
 }
 
