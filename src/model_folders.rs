@@ -131,9 +131,13 @@ impl ModelFolders {
 pub(crate) fn bundled() -> Result<PathBuf, String> {
     let zoo = Path::new("models/zoo");
     let executable = std::env::current_exe().ok().and_then(|path| fs::canonicalize(path).ok());
-    let beside = executable.and_then(|path| Some(path.parent()?.join(zoo)));
+    let folder = executable.as_deref().and_then(Path::parent);
+    let beside = folder.map(|folder| folder.join(zoo));
+    // As packages lay it out: PREFIX/bin/understudy and PREFIX/share/understudy.
+    let shared =
+        folder.and_then(Path::parent).map(|prefix| prefix.join("share/understudy").join(zoo));
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(zoo);
-    let places = [Some(zoo.to_owned()), beside, Some(source)];
+    let places = [Some(zoo.to_owned()), beside, shared, Some(source)];
     let there = places.iter().flatten().find(|folder| folder.is_dir());
     there.cloned().ok_or_else(|| {
         let places: Vec<_> =

@@ -123,3 +123,58 @@ mod full_disk {
         }
     }
 }
+
+#[test]
+fn every_command_that_help_shows_has_a_manual_page() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("share/man1");
+    let ran = understudy(&["man"]).arg(&folder).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let help = understudy(&["--help"]).output().unwrap();
+    let help = String::from_utf8(help.stdout).unwrap();
+    let commands = help.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands = commands.take_while(|line| !line.is_empty());
+    // Lines that are indented further go on with a description.
+    let commands = commands.filter_map(|line| line.strip_prefix("  "));
+    let commands = commands.filter(|line| !line.starts_with(' '));
+    let commands: Vec<_> = commands.map(|line| line.split(' ').next().unwrap()).collect();
+    assert!(commands.contains(&"serve") && commands.len() > 8, "{help}");
+    for command in commands.iter().filter(|command| **command != "help") {
+        let page = folder.join(format!("understudy-{command}.1"));
+        let page = std::fs::read_to_string(&page).unwrap_or_else(|_| panic!("{}", page.display()));
+        assert!(page.contains(".SH SYNOPSIS"), "{page}");
+    }
+    assert!(std::fs::read_to_string(folder.join("understudy.1")).unwrap().contains("distill"));
+    // A file is no folder.
+    let refused = failure(&understudy(&["man"]).arg(folder.join("understudy.1")).output().unwrap());
+    assert!(refused.contains("name another folder"), "{refused}");
+}
+
+/// As a package lays it out: the program in PREFIX/bin, its models in PREFIX/share.
+#[cfg(unix)]
+#[test]
+fn an_installed_program_has_the_models_of_its_package() {
+    let prefix = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let [program, zoo] =
+        ["bin/understudy", "share/understudy/models/zoo"].map(|it| prefix.path().join(it));
+    for folder in [program.parent().unwrap(), zoo.as_path()] {
+        std::fs::create_dir_all(folder).unwrap();
+    }
+    std::fs::hard_link(env!("CARGO_BIN_EXE_understudy"), &program).unwrap();
+    let student =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/zoo/fashion-mnist-student");
+    std::os::unix::fs::symlink(student, zoo.join("installed")).unwrap();
+    let listed = Command::new(&program)
+        .args(["models", "--json"])
+        .current_dir(prefix.path())
+        .output()
+        .unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let ids: Vec<_> =
+        listed.as_array().unwrap().iter().map(|model| model["id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["installed"]);
+    assert!(
+        listed[0]["folder"].as_str().unwrap().contains("share/understudy/models/zoo"),
+        "{listed}"
+    );
+}

@@ -16,6 +16,7 @@ mod import;
 mod interrupt;
 mod load;
 mod log;
+mod man;
 mod measure;
 mod models;
 mod models_arg;
@@ -96,6 +97,7 @@ enum Command {
     Report(Box<report::ReportArgs>),
     TrainJudge(train_judge::TrainJudgeArgs),
     Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
     /// Ask a running server whether it is ready; for container health checks.
     #[command(hide = true)]
     Health(health::HealthArgs),
@@ -133,6 +135,7 @@ impl Cli {
                 | Command::Models(_)
                 | Command::TrainJudge(_)
                 | Command::Completions(_)
+                | Command::Man(_)
                 | Command::Health(_)
                 | Command::Openapi
                 | Command::RecipeSchema(_),
@@ -177,6 +180,7 @@ impl Cli {
             Some(Command::TrainJudge(arguments)) => train_judge::run(&arguments),
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Completions(arguments)) => completions::run(&arguments),
+            Some(Command::Man(arguments)) => man::run(&arguments),
             Some(Command::Openapi) => openapi::run(),
             Some(Command::RecipeSchema(arguments)) => recipe_keys::run(&arguments),
             None => Ok(()),
