@@ -103,7 +103,7 @@ understudy report my-models/student --n 640 2>/dev/null | says "Report: my-model
 part "the model cards' Python, in diffusers"
 python=${PYTHON:-python3}
 if "$python" -c "import torch, diffusers" 2>/dev/null; then
-    for model in models/zoo/fashion-mnist-teacher models/zoo/fashion-mnist-student my-models/student; do
+    for model in models/zoo/fashion-mnist-{teacher,student} models/zoo/emoji-text-to-image-student-4 my-models/student; do
         "$python" tests/first_hour/card.py "$model" "$shots/diffusers-$(basename "$model").png" 2>/dev/null
     done
 else
