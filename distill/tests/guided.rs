@@ -199,7 +199,7 @@ fn segments_end_where_guided_walks_do() {
 /// The states of the empty prompt.
 fn empty(teacher: &Teacher) -> Tensor {
     let reader = teacher.model().reader(DType::F32, &Device::Cpu).unwrap().unwrap();
-    let prompts = Prompts::read(&["apple".to_owned()]).unwrap();
+    let prompts = Prompts::read(&["{apple|dog}".to_owned()]).unwrap();
     Captions::new(&reader, &prompts, teacher.geometry().prompt.unwrap(), 1.0).unwrap().empty
 }
 
