@@ -215,8 +215,9 @@ impl Registry {
     /// A sentence when not one of them can be served.
     pub async fn load_all(&self, mut tried: impl FnMut(&str, &State)) -> Result<(), String> {
         let mut ids: Vec<String> = self.entries().keys().cloned().collect();
-        // The smallest first: something serves soon.
-        ids.sort_by_cached_key(|id| self.settings.bytes(id));
+        // The one that was named, then the smallest first: something serves soon.
+        let named = self.settings.default_id();
+        ids.sort_by_cached_key(|id| (Some(id) != named.as_ref(), self.settings.bytes(id)));
         for id in &ids {
             if let Err(error) = self.load_marked(id).await {
                 tracing::error!(model = %id, %error, "model not ready");
@@ -253,7 +254,6 @@ impl Registry {
                 self.settings.folders.shown()
             ));
         };
-        let named = self.settings.default_id();
         let _ = self.default_id.set(named.unwrap_or_else(|| first.id.clone()));
         Ok(())
     }
