@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -56,6 +57,9 @@ def environment(folder, *packages):
 
 def built(folder):
     home = environment(folder / "maturin", "maturin")
+    data = ROOT / "target/wheel"
+    shutil.rmtree(data, ignore_errors=True)
+    shutil.copytree(ROOT / "models/zoo", data / "data/share/understudy/models/zoo")
     command = [home / "bin/maturin", "build", "--release", "--out", folder / "wheels"]
     subprocess.run(command, check=True, cwd=ROOT)
     [wheel] = (folder / "wheels").glob("*.whl")
