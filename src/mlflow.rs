@@ -349,10 +349,10 @@ fn written(values: &[(&str, f64)], step: u64, time: u64) -> Vec<Value> {
 /// A parameter as MLflow takes it.
 fn short(value: &Value) -> String {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    match text.char_indices().nth(MAX_VALUE_CHARACTERS - 1) {
-        Some((end, _)) if text.len() > end + 1 => format!("{}…", &text[..end]),
-        _ => text,
+    if text.chars().count() <= MAX_VALUE_CHARACTERS {
+        return text;
     }
+    text.chars().take(MAX_VALUE_CHARACTERS - 1).chain(['…']).collect()
 }
 
 fn text(answer: &Value, at: &str) -> String {

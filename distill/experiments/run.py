@@ -313,15 +313,7 @@ def speed(options):
     with serving(options) as url:
         result = {"machine": {"processor": processor(), "threads": options.threads}, "rounds": ROUNDS}
         for count in (1, 8, 16):
-            rates = {name: [] for name in TIMED}
-            for _ in range(ROUNDS):
-                for name, (model, steps) in TIMED.items():
-                    # About as long for every count and every model.
-                    requests = max(1, 1600 // steps // count)
-                    began = time.monotonic()
-                    for _ in range(requests):
-                        generate(url, model, count, steps)
-                    rates[name].append(requests * count / (time.monotonic() - began))
+            rates = in_turns(TIMED, ROUNDS, 1600, count, lambda model, steps: generate(url, model, count, steps))
             of_all = {}
             for name, each in rates.items():
                 of_all[name] = {"images_per_second": round(statistics.median(each), 1)}
@@ -330,6 +322,19 @@ def speed(options):
                     of_all[name][f"times {teacher}"] = round(statistics.median(ratios), 2)
             result[f"{count} images a request"] = of_all
         write("speed", result)
+
+
+def in_turns(timed, rounds, evaluations, count, ask):
+    """Images per second of each of `timed` in each round, by requests of `count` images; as many evaluations of each a round."""
+    rates = {name: [] for name in timed}
+    for _ in range(rounds):
+        for name, (model, steps) in timed.items():
+            requests = max(1, evaluations // steps // count)
+            began = time.monotonic()
+            for _ in range(requests):
+                ask(model, steps)
+            rates[name].append(requests * count / (time.monotonic() - began))
+    return rates
 
 
 def ready(url):

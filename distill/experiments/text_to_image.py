@@ -18,11 +18,10 @@ import json
 import os
 import statistics
 import subprocess
-import time
 import urllib.request
 from pathlib import Path
 
-from run import HERE, RESULTS, ROOT, processor, serving, shown, told_of, write
+from run import HERE, RESULTS, ROOT, in_turns, processor, serving, shown, told_of, write
 
 TEACHER = "emoji-text-to-image"
 STUDENT = f"{TEACHER}-student"
@@ -114,14 +113,7 @@ def speed(options):
     with serving(options) as url:
         result = {"machine": {"processor": processor(), "threads": options.threads}, "rounds": ROUNDS}
         for count in (1, 8):
-            rates = {name: [] for name in TIMED}
-            for _ in range(ROUNDS):
-                for name, (model, steps) in TIMED.items():
-                    requests = max(1, 200 // steps // count)
-                    began = time.monotonic()
-                    for _ in range(requests):
-                        generate(url, model, count, steps)
-                    rates[name].append(requests * count / (time.monotonic() - began))
+            rates = in_turns(TIMED, ROUNDS, 200, count, lambda model, steps: generate(url, model, count, steps))
             base = rates["teacher, 25 steps"]
             result[f"{count} images a request"] = {
                 name: {

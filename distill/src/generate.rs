@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use understudy_models::{
     Conditioning, Conditions, Denoiser, Image,
     autoencoder::Decoder,
@@ -163,7 +163,7 @@ impl Sampling {
         let text = self
             .captions
             .as_ref()
-            .map(|it| BatchText::new(it, range.clone(), self.rows(network) == 2));
+            .map(|it| BatchText::new(it, range.clone(), self.rows(network) == 2, network.device()));
         let text = text.transpose()?;
         let caption = |captions: &Captions| {
             let texts = captions.texts.iter().cycle().skip(range.start % captions.texts.len());
@@ -207,7 +207,7 @@ struct BatchText {
 }
 
 impl BatchText {
-    fn new(captions: &Captions, range: Range<usize>, twice: bool) -> Result<Self> {
+    fn new(captions: &Captions, range: Range<usize>, twice: bool, device: &Device) -> Result<Self> {
         let (all, rows) = (captions.prompts.dim(0)?, range.len());
         let places: Vec<u32> = range.map(|index| (index % all) as u32).collect();
         let places = Tensor::new(places, captions.prompts.device())?;
@@ -215,7 +215,7 @@ impl BatchText {
         if twice {
             prompts = Tensor::cat(&[&prompts, &captions.empty.repeat((rows, 1, 1))?], 0)?;
         }
-        Ok(Self { prompts, scale: captions.scale, twice })
+        Ok(Self { prompts: prompts.to_device(device)?, scale: captions.scale, twice })
     }
 
     /// The guided answer.
@@ -239,7 +239,7 @@ impl BatchText {
         };
         let conditions = Conditions {
             condition: condition.as_ref(),
-            prompt: Some(&self.prompts.to_device(network.device())?),
+            prompt: Some(&self.prompts),
             guidance: guidance.as_ref(),
         };
         let answer = network.evaluate(&x, &timesteps, conditions)?.to_dtype(DType::F32)?;

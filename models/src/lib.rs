@@ -32,6 +32,7 @@ mod initial;
 pub mod kernels;
 pub mod lists;
 pub mod memory;
+pub mod misspelt;
 mod network;
 pub mod noise;
 mod patches;

@@ -27,25 +27,14 @@ impl PromptArgs {
     /// # Errors
     /// A sentence naming the flag, its value and the remedy.
     pub(super) fn new(args: &DistillArgs, teacher: &Teacher) -> Result<Option<Self>, String> {
-        if teacher.geometry().prompt.is_none() {
-            let given = [
-                ("--prompts", !args.prompts.is_empty()),
-                ("--guidance", !args.guidance.is_empty()),
-                ("--guidance-scale", args.guidance_scale.is_some()),
-            ];
-            return match given.into_iter().find(|(_, given)| *given) {
-                Some((flag, _)) => {
-                    Err(format!("{flag}: {} draws after no text; leave it out", teacher.name))
-                }
-                None => Ok(None),
-            };
-        }
-        if args.prompts.is_empty() {
-            return Err(format!(
-                "--prompts: {} draws after text; give a file with one prompt a line, or a template such as \
-                 --prompts \"{{red|blue}} {{apple|house}}\"",
-                teacher.name
-            ));
+        let reads_text = teacher.geometry().prompt.is_some();
+        let flags = [
+            ("--guidance", !args.guidance.is_empty()),
+            ("--guidance-scale", args.guidance_scale.is_some()),
+        ];
+        check_flags(&teacher.name, reads_text, &args.prompts, &flags)?;
+        if !reads_text {
+            return Ok(None);
         }
         let guidance = guidance(args, teacher)?;
         if let (Some(evaluations), Guidance::Keep { .. }) = (args.evaluations, guidance) {
@@ -144,6 +133,29 @@ impl PromptArgs {
             Guidance::Keep { .. } => None,
             Guidance::Distil { least, most } => Some([least, most]),
         }
+    }
+}
+
+/// Refuses prompts, and flags beside them that are given, of a model that reads no text; and one that does without any.
+///
+/// # Errors
+/// A sentence naming the flag, the model and the remedy.
+pub(super) fn check_flags(
+    model: &str,
+    reads_text: bool,
+    prompts: &[String],
+    beside: &[(&str, bool)],
+) -> Result<(), String> {
+    let given = [("--prompts", !prompts.is_empty())];
+    match given.iter().chain(beside).find(|(_, given)| *given) {
+        Some((flag, _)) if !reads_text => {
+            Err(format!("{flag}: {model} draws after no text; leave it out"))
+        }
+        _ if reads_text && prompts.is_empty() => Err(format!(
+            "--prompts: {model} draws after text; give a file with one prompt a line, or a template such as --prompts \
+             \"{{red|blue}} {{apple|house}}\""
+        )),
+        _ => Ok(()),
     }
 }
 

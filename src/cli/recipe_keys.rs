@@ -8,6 +8,7 @@ use std::{
 
 use clap::{Arg, ArgAction, Args, Command, builder::StyledStr};
 use serde_json::{Map, Value, json};
+use understudy_models::misspelt::nearest;
 
 use super::{distill_args::DistillArgs, print};
 
@@ -140,22 +141,11 @@ pub(super) fn key(flags: &Command, name: &str, of_a_stage: bool) -> Result<Key, 
     }
     let found = flags.get_arguments().find(|arg| arg.get_long() == Some(name) && name != "help");
     let arg = found.ok_or_else(|| {
-        let nearest = nearest(flags, name);
-        let hint = nearest.map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
+        let alike = nearest(flags.get_arguments().filter_map(Arg::get_long), name);
+        let hint = alike.map_or_else(String::new, |name| format!("; did you mean `{name}`?"));
         format!("is no flag of `understudy distill`{hint} (--help lists them; keys are their long names)")
     })?;
     Ok(Key::new(arg))
-}
-
-/// The flag whose name is most alike, where one is.
-fn nearest<'a>(flags: &'a Command, name: &str) -> Option<&'a str> {
-    let plain = name.replace('_', "-");
-    let names = flags.get_arguments().filter_map(Arg::get_long);
-    let alike = |other: &str| {
-        let common = other.bytes().zip(plain.bytes()).take_while(|(a, b)| a == b).count();
-        (common >= 3).then_some(common)
-    };
-    names.filter_map(|other| Some((alike(other)?, other))).max().map(|(_, name)| name)
 }
 
 /// Print the JSON schema of recipes; `configs/recipe.schema.json` is made with it.

@@ -11,7 +11,7 @@ use understudy_models::{
     sampler,
 };
 
-use super::{compute::Compute, measure::MeasureArgs};
+use super::{compute::Compute, folder_name, measure::MeasureArgs, prompting};
 
 /// A model on its device, and its sampler.
 pub(super) struct Sampled {
@@ -62,35 +62,16 @@ fn captions(
     args: &MeasureArgs,
     scale: Option<f64>,
 ) -> Result<Option<Captions>, String> {
-    let name = folder.display();
+    let name = folder_name(folder);
     let geometry = model.network.geometry();
-    let (Some(shape), Some(reader)) = (geometry.prompt, &model.reader) else {
-        let given = [
-            ("--prompts", !args.prompts.is_empty()),
-            ("--guidance-scale", args.guidance_scale.is_some()),
-        ];
-        return match given.into_iter().find(|(_, given)| *given) {
-            Some((flag, _)) => Err(format!("{flag}: {name} draws after no text; leave it out")),
-            None => Ok(None),
-        };
-    };
-    if args.prompts.is_empty() {
-        return Err(format!(
-            "--prompts: {name} draws after text; give a file with one prompt a line, or a template such as \
-             --prompts \"{{red|blue}} {{apple|house}}\""
-        ));
-    }
+    let flags = [("--guidance-scale", args.guidance_scale.is_some())];
+    prompting::check_flags(&name, geometry.prompt.is_some(), &args.prompts, &flags)?;
+    let (Some(shape), Some(reader)) = (geometry.prompt, &model.reader) else { return Ok(None) };
     let scale = scale.or(model.card.defaults.guidance_scale).unwrap_or(1.0);
     if !scale.is_finite() {
         return Err(format!("--guidance-scale {scale}: write a finite number"));
     }
-    if let Some([least, most]) = model.card.guidance_range
-        && !(least..=most).contains(&scale)
-    {
-        return Err(format!(
-            "--guidance-scale {scale}: {name} has learned scales from {least} to {most}; name one of these"
-        ));
-    }
+    model.card.check_scale(&name, scale).map_err(|error| format!("--guidance-scale: {error}"))?;
     let prompts = Prompts::read(&args.prompts).map_err(|error| error.to_string())?;
     let images = args.n.map_or(MOST_PROMPTS, |n| n as usize);
     let captions = Captions::new(reader, &prompts.thinned(images), shape, scale);

@@ -56,8 +56,8 @@ pub(super) struct TrainingArgs {
     /// Steps between grids of samples (DIR/training/samples-….png); 0 for none.
     #[arg(long, value_name = "STEPS", default_value_t = 1000)]
     sample_every: u64,
-    /// Log parameters, metrics and the report to an MLflow tracking server, such as http://localhost:5000. One that does not
-    /// answer is told once, and holds nothing up.
+    /// Log parameters, metrics and the report to an MLflow tracking server, such as http://localhost:5000. A server that does not
+    /// answer is reported once, and holds nothing up.
     #[arg(long, value_name = "URL", env = "UNDERSTUDY_MLFLOW")]
     mlflow: Option<String>,
     /// The experiment there, made when it is not there.

@@ -80,6 +80,7 @@ impl Rollout {
     pub(super) fn is_whole(&self, arms: usize) -> bool {
         [self.since.len(), self.arms.len()] == [arms; 2]
             && self.since.iter().all(Traffic::is_whole)
+            && self.arms.get(1).is_some_and(|arm| self.votes_since <= arm.votes.votes())
             && self.ramp.as_ref().is_none_or(|ramp| ramp.is_whole(arms))
     }
 

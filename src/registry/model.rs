@@ -267,12 +267,7 @@ impl Model {
         negative_prompt: &str,
         guidance_scale: f64,
     ) -> understudy_models::Result<()> {
-        if let Some([least, most]) = self.card.guidance_range
-            && !(least..=most).contains(&guidance_scale)
-        {
-            let remedy = format!("{} has learned scales from {least} to {most}", self.id);
-            return Err(Error::value("guidance_scale", guidance_scale, remedy));
-        }
+        self.card.check_scale(&self.id, guidance_scale)?;
         if self.geometry.guidance && !negative_prompt.is_empty() {
             let remedy = format!(
                 "{} takes the guidance scale as an input and is guided away from nothing; leave it out",

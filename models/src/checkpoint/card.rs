@@ -186,6 +186,20 @@ impl Card {
         }
         Ok(())
     }
+
+    /// Refuses a guidance scale that the network has not learned; `name` is the model's.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming `guidance_scale` and the scales that it has learned.
+    pub fn check_scale(&self, name: &str, scale: f64) -> Result<()> {
+        match self.guidance_range {
+            Some([least, most]) if !(least..=most).contains(&scale) => {
+                let remedy = format!("{name} has learned scales from {least} to {most}");
+                Err(Error::value("guidance_scale", scale, remedy))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// The form in which class names are compared: case, and whether words are joined by a space, `-` or

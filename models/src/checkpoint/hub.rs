@@ -61,8 +61,7 @@ pub fn resolve(model: &str, folders: &[&Path]) -> Result<PathBuf> {
         return Hub::from_env()?.fetch(model);
     }
     let known = models_in(folders);
-    let alike = known.iter().max_by(|a, b| likeness(a, model).total_cmp(&likeness(b, model)));
-    if let Some(alike) = alike.filter(|name| likeness(name, model) > ALIKE) {
+    if let Some(alike) = crate::misspelt::nearest(known.iter().map(String::as_str), model) {
         return refuse(format!("there is no such model; did you mean {alike}?"));
     }
     let folders: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
@@ -74,13 +73,6 @@ pub fn resolve(model: &str, folders: &[&Path]) -> Result<PathBuf> {
     refuse(format!(
         "name a folder with a model_index.json,{in_folders} or a Hugging Face Hub id (owner/name)"
     ))
-}
-
-/// Names of which one is a misspelt other are at least this like each other.
-const ALIKE: f64 = 0.8;
-
-fn likeness(name: &str, other: &str) -> f64 {
-    strsim::normalized_damerau_levenshtein(name, other)
 }
 
 /// The names of the models in some folders; none for a folder that cannot be read.
