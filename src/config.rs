@@ -1,6 +1,8 @@
 //! What the operator asked for, checked once and trusted from then on.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+
+use understudy_models::checkpoint::Lora;
 
 use crate::{
     cli::{LogFormat, ServeArgs},
@@ -89,6 +91,7 @@ impl Config {
                 // Known once it listens.
                 loopback: false,
                 allowed_hosts: hosts.collect::<Result<_, _>>()?,
+                loras: loras(&arguments.lora)?,
                 shadow_rate: shadow_rate(arguments.shadow_rate)?,
             },
             shutdown: http::Shutdown {
@@ -98,6 +101,20 @@ impl Config {
             log_format: arguments.log_format,
         })
     }
+}
+
+/// LoRAs by the names that requests give them, read here so that what is none is refused at the start.
+fn loras(named: &[(String, PathBuf)]) -> Result<BTreeMap<String, Lora>, String> {
+    let mut loras = BTreeMap::new();
+    for (name, file) in named {
+        let lora = Lora::open(file, 1.0).map_err(|error| format!("--lora {name}: {error}"))?;
+        if loras.insert(name.clone(), lora).is_some() {
+            return Err(format!(
+                "--lora {name}: is given twice; choose another name for one of them"
+            ));
+        }
+    }
+    Ok(loras)
 }
 
 /// A folder for what is kept over restarts.

@@ -31,7 +31,7 @@ use crate::{
 
 pub use forms::Form;
 pub use kept_costs::KeptCosts;
-pub use model::{Model, Replica};
+pub use model::{Model, Origin, Replica};
 pub use text::Text;
 
 /// What the registry knows of one id.
@@ -396,7 +396,8 @@ impl Registry {
                 settings.max_rows,
                 &settings.devices,
             );
-            let model = Model::load(&folder, id_, key, settings.dtype, &settings.devices)?;
+            let origin = Origin::new(&folder, settings.dtype, &settings.devices);
+            let model = Model::load(origin, id_, key)?;
             let model = match settings.max_rows {
                 Some(rows) if settings.deterministic => model.padded(rows),
                 _ => model,

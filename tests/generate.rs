@@ -8,7 +8,7 @@ use candle_core::{DType, Device};
 use understudy::{
     engine::{Engine, Event, GenerateRequest, SampleSpec},
     metrics::Metrics,
-    registry::Model,
+    registry::{Model, Origin},
 };
 use understudy_distill::generate::{Classes, Sampling};
 use understudy_models::{Image, checkpoint::ModelFolder, sampler};
@@ -33,7 +33,8 @@ fn batches_hold_the_images_the_server_makes() {
     let labels: Vec<u32> = batches.iter().flat_map(|batch| batch.labels.clone().unwrap()).collect();
     assert_eq!(batches[1].seeds, [9]);
 
-    let model = Model::load(&folder, "teacher".into(), 0, DType::F32, &[Device::Cpu]).unwrap();
+    let model =
+        Model::load(Origin::new(&folder, DType::F32, &[Device::Cpu]), "teacher".into(), 0).unwrap();
     let engine = Engine::start(NonZeroUsize::MIN, 3, Metrics::new().unwrap()).unwrap();
     let samples = labels.iter().zip(7..);
     let request = GenerateRequest {
@@ -75,8 +76,11 @@ async fn the_engine_draws_what_diffusers_draws_after_a_long_prompt() {
 async fn check_drawn(name: &str, prompt: &str, parts: usize) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
     let device = Device::Cpu;
-    let model =
-        Model::load(&golden.join("stable_diffusion"), "sd".into(), 0, DType::F32, &[device]);
+    let model = Model::load(
+        Origin::new(&golden.join("stable_diffusion"), DType::F32, &[device]),
+        "sd".into(),
+        0,
+    );
     let model = Arc::new(model.unwrap());
     let tensors = golden.join(format!("{name}.safetensors"));
     let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();

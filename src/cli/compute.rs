@@ -2,20 +2,21 @@
 
 use std::{
     num::{NonZeroU16, NonZeroU64},
+    path::PathBuf,
     sync::Arc,
 };
 
 use candle_core::{DType, Device, DeviceLocation, utils::cuda_is_available};
 use serde_json::{Map, Value, json};
 use understudy_models::{
-    checkpoint::{ModelFolder, hub},
+    checkpoint::{Lora, ModelFolder, hub},
     kernels::Isa,
 };
 
 use super::models_arg::ModelsArg;
 use crate::{
     engine::{CostModel, stage::Stage},
-    registry::Model,
+    registry::{Model, Origin},
 };
 
 /// Which model.
@@ -26,6 +27,9 @@ pub(super) struct ModelArg {
     model: String,
     #[command(flatten)]
     models: ModelsArg,
+    /// A LoRA that is added to the model's weights, and how much of it [default: 1]; may be given several times.
+    #[arg(long, value_name = "FILE[:SCALE]", value_parser = lora_file)]
+    lora: Vec<(PathBuf, f64)>,
     /// On a GPU, give every evaluation --batch rows, as `serve --deterministic` does: with as many rows a seed
     /// gives the same bits in both.
     #[arg(long)]
@@ -212,8 +216,10 @@ impl ModelArg {
         let folder = self.models.resolve("--model", &self.model)?;
         // Both commands draw images; what does not is refused before its weights are read.
         ModelFolder::open_for_images(&folder).map_err(explain)?;
-        let mut model =
-            Model::load(&folder, hub::id_of(&self.model), 0, dtype, &[device]).map_err(explain)?;
+        let loras = self.lora.iter().map(|(file, scale)| Lora::open(file, *scale));
+        let loras = loras.collect::<Result<_, _>>().map_err(|error| format!("--lora: {error}"))?;
+        let origin = Origin { folder, loras, dtype, devices: vec![device] };
+        let mut model = Model::load(origin, hub::id_of(&self.model), 0).map_err(explain)?;
         if self.deterministic {
             model = model.padded(max_rows);
         }
@@ -222,6 +228,16 @@ impl ModelArg {
         }
         Ok(Arc::new(model))
     }
+}
+
+/// A file, and behind the last colon a scale, if that is one.
+pub(super) fn lora_file(text: &str) -> Result<(PathBuf, f64), String> {
+    if text.is_empty() {
+        return Err("name a LoRA's file, such as style.safetensors:0.8".into());
+    }
+    let scaled = text.rsplit_once(':').and_then(|(file, scale)| Some((file, scale.parse().ok()?)));
+    let (file, scale) = scaled.unwrap_or((text, 1.0));
+    Ok((file.into(), scale))
 }
 
 /// The device as it is shown to people, and as `--device` names it.

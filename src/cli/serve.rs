@@ -58,6 +58,14 @@ pub struct ServeArgs {
     /// those that read no text first].
     #[arg(long, env = "UNDERSTUDY_DEFAULT_MODEL", value_name = "ID")]
     pub default_model: Option<String>,
+    /// A LoRA that requests may name in `lora`; may be given several times. A card's `loras` are always added.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_LORA",
+        value_name = "NAME=FILE",
+        value_delimiter = ',',
+        value_parser = named_lora)]
+    pub lora: Vec<(String, PathBuf)>,
     #[command(flatten)]
     pub(crate) compute: Compute,
     /// Images that may wait or run at a time; more are refused with 429.
@@ -243,14 +251,24 @@ pub struct ServeArgs {
     pub log_format: LogFormat,
 }
 
+/// A name and a path, with `=` between them; `example` is what the remedy shows.
+fn named_path(text: &str, example: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.into(), path.into()))
+        }
+        _ => Err(format!("write a name and a path, such as {example}")),
+    }
+}
+
 /// A model's name and its folder.
 fn named_folder(text: &str) -> Result<(String, PathBuf), String> {
-    match text.split_once('=') {
-        Some((name, folder)) if !name.is_empty() && !folder.is_empty() => {
-            Ok((name.into(), folder.into()))
-        }
-        _ => Err("write the model's name and its folder, such as sd=/mnt/models".into()),
-    }
+    named_path(text, "sd=/mnt/models")
+}
+
+/// A LoRA's name and its file.
+fn named_lora(text: &str) -> Result<(String, PathBuf), String> {
+    named_path(text, "watercolour=loras/watercolour.safetensors")
 }
 
 /// Seconds of a day: nobody waits longer.

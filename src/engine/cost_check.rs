@@ -2,21 +2,24 @@
 
 use super::cost::CostModel;
 
-/// Evaluations of a size, at most. The first finds cold memory, so the shortest counts.
+/// Evaluations of a size in a round, at least. The first finds cold memory, so the shortest counts.
 const EVALUATIONS: usize = 3;
-/// Seconds after which a size has been timed enough.
-const ENOUGH_SECONDS: f64 = 0.2;
+/// Seconds for which a size is timed in a round: a few evaluations of a millisecond say little, and one of seconds is enough.
+const STRETCH_SECONDS: std::ops::Range<f64> = 0.02..0.2;
+/// Rounds, at most: to measure anew takes longer than to look again.
+const ROUNDS: usize = 3;
 /// Costs are of the same machine where they differ by less than this factor: something else may run on it now, which
 /// serving follows.
 const SAME_LEVEL: f64 = 3.0;
 /// The largest batch is still the right one where what it saves differs by less than this factor.
 const SAME_SHAPE: f64 = 1.3;
 
-/// A check under way: one row is timed, then the largest batch.
+/// A check under way: one row and the largest batch are timed in turns, until a round finds the costs that are known.
 #[derive(Debug)]
 pub(super) struct CostCheck {
     known: CostModel,
-    /// Shortest evaluation of one row, once it is known.
+    rounds: usize,
+    /// By which factor one row is slower than it was in this round, once that is known.
     one: Option<f64>,
     /// Seconds of the evaluations of the size being timed.
     timed: Vec<f64>,
@@ -33,7 +36,7 @@ pub(super) enum Checked {
 
 impl CostCheck {
     pub(super) fn new(known: CostModel) -> Self {
-        Self { known, one: None, timed: Vec::new() }
+        Self { known, rounds: 0, one: None, timed: Vec::new() }
     }
 
     /// Rows of the evaluation that is to be timed next.
@@ -44,27 +47,31 @@ impl CostCheck {
     /// It took so many seconds. What the check comes to, once it is over.
     pub(super) fn timed(&mut self, seconds: f64) -> Option<Checked> {
         self.timed.push(seconds);
-        let enough = self.timed.iter().sum::<f64>() >= ENOUGH_SECONDS;
-        if self.timed.len() < EVALUATIONS && !enough {
+        let stretch: f64 = self.timed.iter().sum();
+        let few = self.timed.len() < EVALUATIONS || stretch < STRETCH_SECONDS.start;
+        if few && stretch < STRETCH_SECONDS.end {
             return None;
         }
         let shortest = self.timed.drain(..).fold(f64::INFINITY, f64::min);
         let slower = shortest / self.known.seconds(self.rows());
-        let Some(one) = self.one else {
+        if self.one.is_none() && self.known.max_rows() > 1 {
             self.one = Some(slower);
-            return (self.known.max_rows() == 1).then(|| self.compare(slower, slower));
-        };
-        Some(self.compare(one, slower))
+            return None;
+        }
+        let one = self.one.take().unwrap_or(slower);
+        self.rounds += 1;
+        match self.level(one, slower) {
+            Some(level) => Some(Checked::Hold(self.known.slower(level))),
+            None => (self.rounds == ROUNDS).then_some(Checked::Stale),
+        }
     }
 
-    /// By which factors one row and the largest batch are slower than they were.
-    fn compare(&self, one: f64, largest: f64) -> Checked {
+    /// By which factor everything is slower than it was, where one row and the largest batch agree on it.
+    fn level(&self, one: f64, largest: f64) -> Option<f64> {
         let within = |ratio: f64, factor: f64| ratio < factor && ratio > 1.0 / factor;
         let level = (one * largest).sqrt();
-        if within(level, SAME_LEVEL) && within(largest / one, SAME_SHAPE) {
-            return Checked::Hold(self.known.slower(level));
-        }
-        Checked::Stale
+        tracing::debug!(one, largest, rows = self.known.max_rows(), "costs that were known");
+        (within(level, SAME_LEVEL) && within(largest / one, SAME_SHAPE)).then_some(level)
     }
 }
 
@@ -92,10 +99,11 @@ mod tests {
     }
 
     #[test]
-    fn the_same_machine_is_known_again_after_six_evaluations() {
+    fn the_same_machine_is_known_again_after_a_round() {
         let (checked, sizes) = check(|rows| known().seconds(rows));
         assert!(matches!(checked, Checked::Hold(costs) if costs.max_rows() == 8));
-        assert_eq!(sizes, [1, 1, 1, 8, 8, 8]);
+        // The first evaluation takes five times as long.
+        assert_eq!(sizes, [vec![1; 16], vec![8; 3]].concat());
     }
 
     #[test]
@@ -108,8 +116,26 @@ mod tests {
     #[test]
     fn another_machine_is_measured_anew() {
         for cost in [|rows| 4.0 * known().seconds(rows), |rows| 0.001 * rows as f64] {
-            assert!(matches!(check(cost).0, Checked::Stale));
+            let (checked, sizes) = check(cost);
+            assert!(matches!(checked, Checked::Stale));
+            assert_eq!(sizes.chunk_by(|a, b| a == b).count(), 2 * ROUNDS);
         }
+    }
+
+    #[test]
+    fn what_else_the_machine_did_for_a_moment_is_looked_through() {
+        let mut check = CostCheck::new(known());
+        let mut spent = 0.0;
+        let checked = loop {
+            // Somebody else has half of the machine for the first 40 ms.
+            let seconds = known().seconds(check.rows()) * if spent < 0.04 { 2.0 } else { 1.0 };
+            spent += seconds;
+            if let Some(checked) = check.timed(seconds) {
+                break checked;
+            }
+        };
+        let Checked::Hold(costs) = checked else { panic!("stale") };
+        assert!((costs.seconds(1) - 0.001).abs() < 1e-9, "{}", costs.seconds(1));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! What every handler may use.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use understudy_models::checkpoint::Lora;
 
 use super::{Host, body::Budget};
 use crate::{engine::Engine, experiments::Experiments, metrics::Metrics, registry::Registry};
@@ -45,6 +46,8 @@ pub struct Settings {
     /// Hosts that the server answers to beside this machine's own names; without any, all of them where others
     /// reach it.
     pub allowed_hosts: Vec<Host>,
+    /// LoRAs that requests may name.
+    pub loras: BTreeMap<String, Lora>,
     /// The share of students' requests that their teachers repeat when nothing else is to do, 0 to 1.
     pub shadow_rate: f64,
 }
@@ -69,6 +72,7 @@ impl Default for Settings {
             cors_allow_origin: Vec::new(),
             loopback: true,
             allowed_hosts: Vec::new(),
+            loras: BTreeMap::new(),
             shadow_rate: 0.0,
         }
     }

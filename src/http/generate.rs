@@ -7,7 +7,9 @@ use std::{
 
 use axum::http::StatusCode;
 use understudy_models::{
-    Conditioning, Error, noise,
+    Conditioning, Error,
+    checkpoint::Lora,
+    noise,
     sampler::{self, Kind},
 };
 
@@ -17,7 +19,7 @@ use super::{
     encode::Encoding,
     error::{Problem, quoted},
     parameters::Recipe,
-    wire::{ClassLabel, GeneratedImage, GenerationRequest, OutputFormat},
+    wire::{ClassLabel, GeneratedImage, GenerationRequest, LoraUse, OutputFormat},
 };
 use crate::{
     engine::{Failure, GenerateRequest, SampleSpec, Tokens},
@@ -67,6 +69,7 @@ impl ParsedRequest {
             );
             return Err(Problem::conflict("n", message));
         }
+        let loras = loras(settings, wire)?;
         let guidance_scale = guidance(&model, wire)?;
         let prompts = prompts(&model, wire, guidance_scale)?;
         let form = model.form_for(size, &prompts);
@@ -82,7 +85,7 @@ impl ParsedRequest {
             model,
         };
         // What is refused is refused before anything is compiled for it.
-        let request = in_form(request, form).await?;
+        let request = in_form(request, form, loras).await?;
         Ok(Self { request, shape, encoding, recipe })
     }
 
@@ -211,9 +214,49 @@ fn sides(
     Ok(Some(sides))
 }
 
-/// The request to its model in a form, which is compiled first if it has to be, while there is time.
-async fn in_form(request: GenerateRequest, form: Form) -> Result<GenerateRequest, Problem> {
-    let model = request.model.in_form(form);
+/// Most LoRAs of a request.
+const MOST_LORAS: usize = 8;
+
+/// The LoRAs that a request names.
+fn loras(settings: &Settings, wire: &GenerationRequest) -> Result<Vec<(String, Lora)>, Problem> {
+    let asked = wire.lora.as_deref().unwrap_or_default();
+    if asked.len() > MOST_LORAS {
+        return Err(Problem::value("lora", format!("{} long", asked.len()), "name at most 8"));
+    }
+    let mut found: Vec<(String, Lora)> = Vec::new();
+    for LoraUse { name, scale } in asked {
+        let Some(lora) = settings.loras.get(name) else {
+            let known: Vec<&str> = settings.loras.keys().map(String::as_str).collect();
+            let remedy = match known.is_empty() {
+                true => "this server was given none; start it with --lora NAME=FILE".to_owned(),
+                false => format!("this server has {}", known.join(", ")),
+            };
+            return Err(Problem::value("lora", quoted(name), remedy));
+        };
+        if found.iter().any(|(other, _)| other == name) {
+            return Err(Problem::value("lora", quoted(name), "name it once, with the whole scale"));
+        }
+        let lora = lora.scaled(scale.unwrap_or(1.0));
+        let lora = lora.map_err(|error| Problem::value("lora", quoted(name), error))?;
+        found.push((name.clone(), lora));
+    }
+    // In any order they are the same model.
+    found.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(found)
+}
+
+/// The request to its model in a form and with LoRAs, which is made first if it has to be, while there is time.
+async fn in_form(
+    request: GenerateRequest,
+    form: Form,
+    loras: Vec<(String, Lora)>,
+) -> Result<GenerateRequest, Problem> {
+    let own = request.model.form();
+    let changes = !loras.is_empty();
+    let model = async {
+        let model = request.model.with_loras(loras).await?;
+        model.in_form(form).await
+    };
     let late = || Failure::Deadline { done: 0, total: request.trajectory.len() };
     let model = match request.deadline {
         Some(at) => tokio::time::timeout_at(at.into(), model).await.map_err(|_| late())?,
@@ -223,7 +266,12 @@ async fn in_form(request: GenerateRequest, form: Form) -> Result<GenerateRequest
         let [height, width] = form.size;
         let parts = form.parts;
         match *error {
-            Error::Value { .. } if form.size != request.model.form().size => {
+            // What does not fit this model; where its file lies is the operator's.
+            Error::Format { ref problem, .. } if changes => {
+                let message = format!("`lora`: {problem}");
+                Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("lora")
+            }
+            Error::Value { .. } if form.size != own.size => {
                 Problem::value("size", format!("{width}x{height}"), error)
             }
             Error::Value { .. } => {

@@ -1,6 +1,7 @@
-//! A model in other forms, at another size or for longer prompts: each is made when it is first asked for.
+//! A model in other forms, at another size, for longer prompts or with LoRAs: each is made when it is first asked for.
 
 use std::{
+    hash::Hash,
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -14,6 +15,8 @@ use understudy_models::Error;
 
 /// Forms of a model, beside its own, that are kept compiled: their plans take memory, their weights are shared.
 const KEPT: NonZeroUsize = NonZeroUsize::new(4).unwrap();
+/// Models with LoRAs that are kept beside one without: each has weights of its own.
+const KEPT_CHANGED: NonZeroUsize = NonZeroUsize::new(2).unwrap();
 
 /// What a model's networks are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,9 +27,12 @@ pub struct Form {
     pub parts: usize,
 }
 
+/// LoRAs by name, with the bits of their scales.
+pub(super) type Changes = Vec<(String, u64)>;
+
 /// The forms of a model that there are, or will be in a moment; the least recently used are forgotten.
-pub(super) struct Forms<T> {
-    kept: Mutex<LruCache<Form, Making<T>>>,
+pub(super) struct Forms<T, K: Hash + Eq = Form> {
+    kept: Mutex<LruCache<K, Making<T>>>,
     /// Held by whoever makes one: what that takes beside the weights, it takes once.
     turn: Arc<tokio::sync::Mutex<()>>,
 }
@@ -40,7 +46,13 @@ impl<T> Default for Forms<T> {
     }
 }
 
-impl<T: Send + Sync + 'static> Forms<T> {
+impl<T> Default for Forms<T, Changes> {
+    fn default() -> Self {
+        Self { kept: Mutex::new(LruCache::new(KEPT_CHANGED)), turn: Arc::default() }
+    }
+}
+
+impl<T: Send + Sync + 'static, K: Hash + Eq + Clone> Forms<T, K> {
     /// The form, which `make` makes on the blocking pool if it is not kept. Whoever asks may go away: what was begun is
     /// finished for those who ask next.
     ///
@@ -48,11 +60,11 @@ impl<T: Send + Sync + 'static> Forms<T> {
     /// Those of `make`; another call tries again.
     pub(super) async fn get(
         &self,
-        form: Form,
+        form: K,
         make: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<Arc<T>, Arc<Error>> {
         let turn = Arc::clone(&self.turn);
-        let making = self.lock().get_or_insert(form, || begin(turn, make)).clone();
+        let making = self.lock().get_or_insert(form.clone(), || begin(turn, make)).clone();
         let made = making.clone().await;
         if made.is_err() {
             let mut kept = self.lock();
@@ -63,7 +75,7 @@ impl<T: Send + Sync + 'static> Forms<T> {
         made
     }
 
-    fn lock(&self) -> MutexGuard<'_, LruCache<Form, Making<T>>> {
+    fn lock(&self) -> MutexGuard<'_, LruCache<K, Making<T>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

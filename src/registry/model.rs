@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -14,14 +14,14 @@ use candle_core::{DType, Device};
 use understudy_models::{
     Denoiser, Error, FixedBatch, Geometry,
     autoencoder::{Decoder, Preview},
-    checkpoint::{ModelFolder, Reader, card::Card},
+    checkpoint::{Lora, ModelFolder, Reader, card::Card},
     sampler::Kind,
     schedule::ScheduleConfig,
     text::TextEncoder,
 };
 
 use super::{
-    forms::{Form, Forms},
+    forms::{Changes, Form, Forms},
     text::Text,
 };
 
@@ -68,6 +68,30 @@ pub struct Model {
     embeddings: Arc<Embeddings>,
     /// The same model in other forms.
     forms: Forms<Self>,
+    /// The same model with LoRAs.
+    changed: Forms<Self, Changes>,
+    origin: Origin,
+}
+
+/// Where a model comes from.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// Its folder.
+    pub folder: PathBuf,
+    /// What is added to its weights, beside what its card names.
+    pub loras: Vec<Lora>,
+    /// The element type of its weights and activations.
+    pub dtype: DType,
+    /// Where its networks run: one on each.
+    pub devices: Vec<Device>,
+}
+
+impl Origin {
+    /// A folder as it is.
+    pub fn new(folder: &Path, dtype: DType, devices: &[Device]) -> Self {
+        let (folder, devices) = (folder.to_owned(), devices.to_vec());
+        Self { folder, loras: Vec::new(), dtype, devices }
+    }
 }
 
 /// The networks on one device.
@@ -89,19 +113,15 @@ impl Model {
     /// time until it is warmed up, or told.
     ///
     /// # Errors
-    /// As [`ModelFolder::open`] and [`ModelFolder::load`]; [`Error::Value`] for no device.
-    pub fn load(
-        folder: &Path,
-        id: String,
-        key: u64,
-        dtype: DType,
-        devices: &[Device],
-    ) -> understudy_models::Result<Self> {
+    /// As [`ModelFolder::open`], [`ModelFolder::with_loras`] and [`ModelFolder::load`]; [`Error::Value`] for no device.
+    pub fn load(origin: Origin, id: String, key: u64) -> understudy_models::Result<Self> {
+        let Origin { folder, loras, dtype, devices } = &origin;
+        let dtype = *dtype;
         let Some((first, others)) = devices.split_first() else {
             return Err(Error::value("device", "none", "name at least one"));
         };
         let read = |device| {
-            let folder = ModelFolder::open(folder)?;
+            let folder = ModelFolder::open(folder)?.with_loras(loras.iter().cloned())?;
             let refusal = folder.check_images().err().map(|error| error.to_string());
             let multiple = folder.size_multiple();
             let (image, pipeline) = (folder.image_shape(), folder.load(dtype, device)?);
@@ -137,7 +157,45 @@ impl Model {
             text,
             embeddings: Arc::default(),
             forms: Forms::default(),
+            changed: Forms::default(),
+            origin,
         })
+    }
+
+    /// The same model with LoRAs, which is made on the blocking pool if it is not kept. It has weights of its own; until its
+    /// evaluations are observed they are taken to cost what this one's do.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub async fn with_loras(
+        self: &Arc<Self>,
+        loras: Vec<(String, Lora)>,
+    ) -> Result<Arc<Self>, Arc<Error>> {
+        if loras.is_empty() {
+            return Ok(Arc::clone(self));
+        }
+        let named =
+            loras.iter().map(|(name, lora)| (name.clone(), lora.scale().to_bits())).collect();
+        let model = Arc::clone(self);
+        let change = move || model.change(loras.into_iter().map(|(_, lora)| lora));
+        self.changed.get(named, change).await
+    }
+
+    fn change(&self, loras: impl Iterator<Item = Lora>) -> understudy_models::Result<Self> {
+        let mut origin = self.origin.clone();
+        origin.loras.extend(loras);
+        let key = NEXT_FORM.fetch_sub(1, Ordering::Relaxed);
+        let mut changed = Self::load(origin, self.id.clone(), key)?;
+        if self.on(0).padded() {
+            changed = changed.padded(self.on(0).max_rows()[Stage::Denoise]);
+        }
+        for (replica, own) in changed.replicas.iter().zip(&self.replicas) {
+            for stage in Stage::ALL {
+                replica.set_cost(stage, own.cost(stage).clone());
+            }
+            replica.split_decode();
+        }
+        Ok(changed)
     }
 
     /// What its networks are compiled for.
@@ -207,6 +265,8 @@ impl Model {
             text: self.text.clone(),
             embeddings: Arc::clone(&self.embeddings),
             forms: Forms::default(),
+            changed: Forms::default(),
+            origin: self.origin.clone(),
         })
     }
 
@@ -508,12 +568,15 @@ impl Model {
             text: None,
             embeddings: Arc::default(),
             forms: Forms::default(),
+            changed: Forms::default(),
+            origin: Origin::new(Path::new(""), DType::F32, &[Device::Cpu]),
         })
     }
 
     /// The model in a folder, on the CPU.
     pub(crate) fn from_folder_for_test(folder: &Path) -> std::sync::Arc<Self> {
-        let model = Self::load(folder, "model".into(), 0, DType::F32, &[Device::Cpu]);
+        let origin = Origin::new(folder, DType::F32, &[Device::Cpu]);
+        let model = Self::load(origin, "model".into(), 0);
         std::sync::Arc::new(model.expect("a model folder"))
     }
 }

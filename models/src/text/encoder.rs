@@ -218,9 +218,18 @@ impl From<HiddenAct> for Function {
     }
 }
 
-/// Weights under the names of today: earlier files have all but the projection below `text_model`, and the numbers of
+/// The name of a weight in a file, which any version of transformers reads: all but the projection lie below `text_model`.
+pub(crate) fn file_name(name: &str) -> String {
+    if name.starts_with("text_projection.") {
+        name.to_owned()
+    } else {
+        format!("text_model.{name}")
+    }
+}
+
+/// Weights under the names of today: files have all but the projection below `text_model`, and earlier ones the numbers of
 /// places among them.
-fn renamed(weights: HashMap<String, Weight>) -> HashMap<String, Weight> {
+pub(crate) fn renamed(weights: HashMap<String, Weight>) -> HashMap<String, Weight> {
     let renamed = weights.into_iter().map(|(name, weight)| {
         let short = name.strip_prefix("text_model.").map(str::to_owned);
         (short.unwrap_or(name), weight)

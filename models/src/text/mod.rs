@@ -4,6 +4,9 @@
 
 mod encoder;
 mod tokenizer;
+mod vocabulary;
 
 pub use encoder::{TextEncoder, TextEncoderConfig, TextStates};
+pub(crate) use encoder::{file_name, renamed};
 pub use tokenizer::Tokenizer;
+pub(crate) use vocabulary::clip_vocabulary;

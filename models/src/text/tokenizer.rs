@@ -115,7 +115,7 @@ impl Tokenizer {
     }
 }
 
-const CONFIG: &str = "tokenizer_config.json";
+pub(super) const CONFIG: &str = "tokenizer_config.json";
 
 /// The tokens that begin, end and fill a text.
 struct Special {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    ClassLabel, ErrorReply, GenerationReply, GenerationRequest, OutputFormat, StreamEvent,
+    ClassLabel, ErrorReply, GenerationReply, GenerationRequest, LoraUse, OutputFormat, StreamEvent,
 };
 use crate::http::body::JsonRequest;
 

@@ -34,6 +34,9 @@ macro_rules! drawing_request {
             /// Classifier-free guidance, the model card's when absent; 1 is none. Other than 1 needs models that read
             /// prompts or have a null class, and doubles the evaluations, unless the network is told the scale.
             guidance_scale: Option<f64>,
+            /// LoRAs that the server was given (`serve --lora NAME=FILE`), added to the model's weights; at most 8. Models with
+            /// LoRAs are made when they are first asked for, and the last two of each model are kept.
+            lora: Option<Vec<LoraUse>>,
             /// The images' format; where the reply can be an image, an image type in `Accept` wins.
             output_format: Option<OutputFormat>,
             /// Quality of JPEG, or of lossy WebP; WebP without it is lossless.

@@ -69,10 +69,22 @@ impl JsonRequest for GenerationRequest {
             "output_compression" => "a whole number from 0 to 100",
             "stream" => "true or false",
             "partial_images" => "a whole number from 0 to 3",
+            "lora" => "a list of {\"name\", \"scale\"}",
             "deadline_ms" => "a whole number of milliseconds, at least 1",
             _ => "a string",
         }
     }
+}
+
+/// A LoRA of a request.
+#[derive(Debug, Clone, PartialEq, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct LoraUse {
+    /// Its name, as the server was given it.
+    pub(in crate::http) name: String,
+    /// How much of it is added: 1, the default, is what it was trained for.
+    #[schema(minimum = -100, maximum = 100, default = 1.0)]
+    pub(in crate::http) scale: Option<f64>,
 }
 
 /// A class, by number or name.
