@@ -4,9 +4,9 @@
 
 use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use understudy::{
-    engine::{Engine, Event, GenerateRequest, SampleSpec},
+    engine::{Engine, Event, GenerateRequest, SampleSpec, Start},
     metrics::Metrics,
     registry::{Model, Origin},
 };
@@ -44,7 +44,7 @@ fn batches_hold_the_images_the_server_makes() {
             .collect(),
         trajectory,
         prompts: Vec::new(),
-        latents: Vec::new(),
+        start: Start::Noise,
         guidance_scale: 1.0,
         partial_images: 0,
         deadline: None,
@@ -95,7 +95,7 @@ async fn check_drawn(name: &str, prompt: &str, parts: usize) {
         trajectory: sampler::trajectory(&model.schedule, sampler::Kind::Ddim, 6, 0.0, false)
             .unwrap(),
         prompts,
-        latents: (0..rows).map(|row| latents.narrow(0, row, 1).unwrap()).collect(),
+        start: Start::Latents((0..rows).map(|row| latents.narrow(0, row, 1).unwrap()).collect()),
         guidance_scale: 4.0,
         partial_images: 0,
         deadline: None,
@@ -109,15 +109,62 @@ async fn check_drawn(name: &str, prompt: &str, parts: usize) {
             drawn[index] = image.pixels;
         }
     }
-    let expected: Vec<u8> = Image::from_batch(&tensors["images"])
-        .unwrap()
-        .into_iter()
-        .flat_map(|it| it.pixels)
-        .collect();
-    let drawn = drawn.concat();
+    let psnr = psnr(&drawn.concat(), &tensors["images"]);
+    assert!(psnr >= 60.0, "{psnr:.1} dB");
+}
+
+/// Images that begin with another (`models/tests/golden/make_edits.py`): the encoder, its variation, the noise of a seed, the steps
+/// that are left, and the decoder.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_draws_what_diffusers_draws_of_an_image() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
+    let origin = Origin::new(&golden.join("stable_diffusion"), DType::F32, &[Device::Cpu]);
+    let model = Arc::new(Model::load(origin, "sd".into(), 0).unwrap());
+    model.take_images().await.unwrap();
+    let tensors = golden.join("edits.safetensors");
+    let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
+    let picture = tensors["picture"].to_dtype(DType::F32).unwrap();
+    let picture = picture.permute((2, 0, 1)).unwrap().affine(1.0 / 127.5, -1.0).unwrap();
+    let picture = picture.unsqueeze(0).unwrap().contiguous().unwrap();
+    let engine = Engine::start(NonZeroUsize::MIN, 2, Metrics::new().unwrap()).unwrap();
+    for (name, kind) in [
+        ("ddim", sampler::Kind::Ddim),
+        ("dpm++", sampler::Kind::DpmSolverPlusPlus),
+        ("euler", sampler::Kind::Euler),
+        ("heun", sampler::Kind::Heun),
+    ] {
+        let (trajectory, begin) =
+            sampler::from_image(&model.schedule, kind, 9, 0.6, 0.0, false).unwrap();
+        let request = GenerateRequest {
+            samples: [5, 6].map(|seed| SampleSpec { seed, class_label: None }).into(),
+            trajectory,
+            prompts: model.prompts("red apple, noto style", "a cat", 4.0).unwrap(),
+            start: Start::Image(picture.clone(), begin),
+            guidance_scale: 4.0,
+            partial_images: 0,
+            deadline: None,
+            model: Arc::clone(&model),
+        };
+        let mut submission = engine.generate(request).unwrap();
+        let mut drawn = vec![Vec::new(); 2];
+        while let Some(event) = submission.next().await {
+            match event {
+                Event::Completed { index, image, .. } => drawn[index] = image.pixels,
+                Event::Failed { failure, .. } => panic!("{failure:?}"),
+                _ => {}
+            }
+        }
+        let psnr = psnr(&drawn.concat(), &tensors[&format!("{name}.images")]);
+        assert!(psnr >= 60.0, "{name}: {psnr:.1} dB");
+    }
+}
+
+/// Of 8-bit pictures and those of a tensor in [−1, 1].
+fn psnr(drawn: &[u8], expected: &Tensor) -> f64 {
+    let expected: Vec<u8> =
+        Image::from_batch(expected).unwrap().into_iter().flat_map(|it| it.pixels).collect();
     assert_eq!(drawn.len(), expected.len());
     let squares = drawn.iter().zip(&expected).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2));
     let mean = squares.sum::<f64>() / drawn.len() as f64;
-    let psnr = 10.0 * (255.0 * 255.0 / mean).log10();
-    assert!(psnr >= 60.0, "{psnr:.1} dB");
+    10.0 * (255.0 * 255.0 / mean).log10()
 }

@@ -20,6 +20,9 @@ pub struct Row {
     pub step: Step,
 }
 
+/// A step that no trajectory is as long as.
+const VARIATION: u64 = (1 << 63) - 1;
+
 /// Where samples with these seeds start: f32 `[B, in_channels, height, width]`, N(0, I).
 ///
 /// # Errors
@@ -27,6 +30,15 @@ pub struct Row {
 pub fn start(geometry: &Geometry, seeds: &[u64], device: &Device) -> Result<Tensor> {
     // Step 0 of a sample's noise is where it starts.
     draw(geometry, seeds.iter().map(|&seed| Some((seed, 0))), device)
+}
+
+/// What the latents of images vary by, of samples with these seeds: f32 `[B, in_channels, height, width]`, N(0, I), none of
+/// which any step draws.
+///
+/// # Errors
+/// Whatever the device says.
+pub fn variation(geometry: &Geometry, seeds: &[u64], device: &Device) -> Result<Tensor> {
+    draw(geometry, seeds.iter().map(|&seed| Some((seed, VARIATION))), device)
 }
 
 /// Every sample after its step; `x` is f32 `[B, in_channels, height, width]`, `memory` what [`sampler::empty_memory`]

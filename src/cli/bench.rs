@@ -14,7 +14,7 @@ use super::{
     print, profile, table,
 };
 use crate::{
-    engine::{Engine, Event, GenerateRequest, SampleSpec, probe},
+    engine::{Engine, Event, GenerateRequest, SampleSpec, Start, probe},
     metrics::Metrics,
     registry::Model,
 };
@@ -143,7 +143,7 @@ fn image_seconds(model: &Arc<Model>, batch: usize, steps: usize) -> Result<f64, 
         samples: (0..batch as u64).map(|seed| SampleSpec { seed, class_label }).collect(),
         trajectory,
         prompts: model.text().map(|text| text.empty()).into_iter().collect(),
-        latents: Vec::new(),
+        start: Start::Noise,
         guidance_scale: 1.0,
         partial_images: 0,
         deadline: None,

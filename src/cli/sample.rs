@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device};
 use understudy_distill::picture;
 use understudy_models::{
     Conditioning, Geometry,
@@ -21,7 +21,7 @@ use super::{
     progress::Progress,
 };
 use crate::{
-    engine::{Engine, Event, GenerateRequest, Image, SampleSpec, Tokens},
+    engine::{Engine, Event, GenerateRequest, Image, SampleSpec, Start, Tokens},
     metrics::Metrics,
     registry::Model,
 };
@@ -106,7 +106,7 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
             Arc::new(model.compiled(form).map_err(|error| format!("{flag}: {error}"))?)
         }
     };
-    let latents = latents(args, &model)?;
+    let start = latents(args, &model)?;
     let geometry = &model.geometry;
     let learned = geometry.learned_variance();
     let eta = args.eta.unwrap_or_else(|| kind.default_eta());
@@ -136,7 +136,7 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         samples,
         trajectory,
         prompts,
-        latents,
+        start,
         guidance_scale,
         partial_images: TICKS,
         deadline: None,
@@ -178,8 +178,8 @@ fn prompts(args: &SampleArgs, model: &Model, scale: f64) -> Result<Vec<Tokens>, 
 }
 
 /// Where images begin, where that is told.
-fn latents(args: &SampleArgs, model: &Model) -> Result<Vec<Tensor>, String> {
-    let Some(path) = &args.latents else { return Ok(Vec::new()) };
+fn latents(args: &SampleArgs, model: &Model) -> Result<Start, String> {
+    let Some(path) = &args.latents else { return Ok(Start::Noise) };
     let refuse = |problem: String| format!("--latents {}: {problem}", path.display());
     let bytes = read::whole(path, LATENTS_LIMIT).map_err(|error| format!("--latents {error}"))?;
     let device = args.compute.device()?;
@@ -194,7 +194,8 @@ fn latents(args: &SampleArgs, model: &Model) -> Result<Vec<Tensor>, String> {
         return Err(refuse(format!("`latents` is {dtype} {dims:?}, not f32 {shape:?}")));
     }
     let rows = (0..shape[0]).map(|i| latents.narrow(0, i, 1)?.to_device(&device));
-    rows.collect::<candle_core::Result<_>>().map_err(|error| refuse(error.to_string()))
+    let rows = rows.collect::<candle_core::Result<_>>();
+    rows.map(Start::Latents).map_err(|error| refuse(error.to_string()))
 }
 
 /// Waits for all images, in order, and tells meanwhile how far they are.

@@ -386,7 +386,7 @@ impl Waiting {
 
     /// The stage whose turn it is.
     fn stage(&self) -> Stage {
-        let first = [Stage::Decode, Stage::Encode];
+        let first = [Stage::Decode, Stage::Encode, Stage::Embed];
         first.into_iter().find(|&stage| self.standing[stage] > 0).unwrap_or(Stage::Denoise)
     }
 
@@ -400,7 +400,7 @@ impl Waiting {
         // Of decodes in parts the one that has begun has the least to do.
         let least = match stage {
             Stage::Decode => standing().map(|(_, work)| work.parts[stage].evaluations).min(),
-            Stage::Encode | Stage::Denoise => None,
+            Stage::Encode | Stage::Embed | Stage::Denoise => None,
         };
         let next =
             |work: &ScheduledWork| least.is_none_or(|least| work.parts[stage].evaluations == least);

@@ -243,7 +243,7 @@ fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
 fn prompted(rows: usize, steps: usize) -> ScheduledWork {
     let once = Part { rows: 1, evaluations: 1 };
     let parts = PerStage::new(|stage| match stage {
-        Stage::Encode | Stage::Decode => once,
+        Stage::Encode | Stage::Embed | Stage::Decode => once,
         Stage::Denoise => Part { rows, evaluations: steps },
     });
     ScheduledWork { parts, urgency: Urgency::Ordinary(0.0) }
@@ -282,7 +282,7 @@ proptest! {
         }
         prop_assert!(batcher.is_empty());
         for (key, (_, _, steps)) in arrivals.iter().enumerate() {
-            let mut expected = vec![Stage::Encode];
+            let mut expected = vec![Stage::Encode, Stage::Embed];
             expected.extend(vec![Stage::Denoise; *steps]);
             expected.push(Stage::Decode);
             prop_assert_eq!(&ran[&SampleKey(key as u64)], &expected);

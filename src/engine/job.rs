@@ -9,7 +9,7 @@ use std::{
 use candle_core::Tensor;
 use tokio::sync::mpsc;
 pub use understudy_models::Image;
-use understudy_models::sampler::Trajectory;
+use understudy_models::sampler::{Begin, Trajectory};
 
 use super::embeddings::Tokens;
 use crate::registry::Model;
@@ -29,12 +29,24 @@ pub struct GenerateRequest {
     /// Classifier-free guidance; 1 is none, anything else doubles the rows of an evaluation, unless the network is told
     /// the scale.
     pub guidance_scale: f64,
-    /// Where each image begins, f32 `[1, C, H, W]` on the model's device, instead of at its seed's noise; empty for that.
-    pub latents: Vec<Tensor>,
+    /// Where the images begin.
+    pub start: Start,
     /// How many previews of x0 each image sends on its way, 0 to 3.
     pub partial_images: usize,
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
+}
+
+/// Where the images of a request begin.
+#[derive(Debug, Clone)]
+pub enum Start {
+    /// At the noise of their seeds.
+    Noise,
+    /// At latents, one for each: f32 `[1, C, H, W]` on the model's device.
+    Latents(Vec<Tensor>),
+    /// At one image with the noise of their seeds in it: f32 `[1, channels, height, width]` in [−1, 1] on the CPU, as the model
+    /// makes them.
+    Image(Tensor, Begin),
 }
 
 impl GenerateRequest {

@@ -46,7 +46,7 @@ pub use embeddings::Tokens;
 pub use handle::{Engine, Routed};
 pub use job::{
     Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,
-    Submission,
+    Start, Submission,
 };
 pub use queue::Client;
 pub use warmup::probe;

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Instant};
 use candle_core::Tensor;
 use understudy_models::{
     autoencoder::Decoding,
-    sampler::{Evaluation, Trajectory},
+    sampler::{Begin, Evaluation, Trajectory},
 };
 
 use super::{
-    Event, GenerateRequest, InferRequest, SampleSpec, SampleTimings,
+    Event, GenerateRequest, InferRequest, SampleSpec, SampleTimings, Start,
     admission::Admission,
     batcher::{Part, SampleKey, ScheduledWork, Urgency},
     embeddings::Tokens,
@@ -68,12 +68,22 @@ pub(super) struct Walk {
     pub(super) position: usize,
     pub(super) guidance_scale: f64,
     partial_images: usize,
-    /// Where it begins, f32 `[1, C, H, W]`, instead of at its seed's noise.
-    pub(super) start: Option<Tensor>,
+    pub(super) start: Origin,
     /// Made when the first evaluation begins.
     pub(super) latent: Option<Latent>,
     /// What its latent becomes, where that is done in parts.
     pub(super) decoding: Option<Box<Decoding>>,
+}
+
+/// Where a walk begins.
+#[derive(Debug, Clone)]
+pub(super) enum Origin {
+    /// At its seed's noise.
+    Noise,
+    /// There, f32 `[1, C, H, W]`.
+    Latent(Tensor),
+    /// At an image with its seed's noise in it; f32 `[1, channels, height, width]` in [−1, 1] on the CPU.
+    Image(Tensor, Begin),
 }
 
 /// The state a sampler carries: a row of the batch in which it took its last step.
@@ -163,6 +173,10 @@ impl Sample {
         let unknown = unknown.map(parts_of).sum();
         let parts = PerStage::new(|stage| match stage {
             Stage::Encode => once(unknown),
+            Stage::Embed => {
+                let begins = matches!(request.start, Start::Image(..));
+                once(usize::from(begins && request.model.decodes()))
+            }
             Stage::Denoise => Part { rows: request.rows(), evaluations: request.trajectory.len() },
             Stage::Decode if request.model.decodes() => {
                 Part { rows: 1, evaluations: request.model.decode_parts() }
@@ -183,7 +197,13 @@ impl Sample {
                 position: 0,
                 guidance_scale: request.guidance_scale,
                 partial_images: request.partial_images,
-                start: request.latents.get(index).cloned(),
+                start: match &request.start {
+                    Start::Noise => Origin::Noise,
+                    Start::Latents(latents) => {
+                        latents.get(index).cloned().map_or(Origin::Noise, Origin::Latent)
+                    }
+                    Start::Image(image, begin) => Origin::Image(image.clone(), *begin),
+                },
                 latent: None,
                 decoding: None,
             };

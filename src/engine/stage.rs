@@ -1,14 +1,18 @@
-//! The stages of an image: its prompt is read, its latent denoised, what comes of it decoded.
+//! The stages of an image: its prompt is read, the image that it begins with becomes a latent, its latent is denoised, what
+//! comes of it decoded.
 
 use std::ops::{Index, IndexMut};
 
 use serde::{Deserialize, Serialize};
 
-/// What an evaluation is of. A model without a text encoder or a decoder leaves that stage out.
+/// What an evaluation is of. A model without a text encoder or an autoencoder leaves those stages out, and so does an image that
+/// begins with none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
     /// The text encoder's, of prompts.
     Encode,
+    /// The autoencoder's, of images that samples begin with.
+    Embed,
     /// The network's, of noisy samples.
     Denoise,
     /// The decoder's, of clean latents.
@@ -17,12 +21,13 @@ pub enum Stage {
 
 impl Stage {
     /// All, in their order.
-    pub const ALL: [Self; 3] = [Self::Encode, Self::Denoise, Self::Decode];
+    pub const ALL: [Self; 4] = [Self::Encode, Self::Embed, Self::Denoise, Self::Decode];
 
     /// The name in metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Encode => "encode",
+            Self::Embed => "embed",
             Self::Denoise => "denoise",
             Self::Decode => "decode",
         }
@@ -31,7 +36,7 @@ impl Stage {
 
 /// One thing for each stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct PerStage<T>([T; 3]);
+pub struct PerStage<T>([T; 4]);
 
 impl<T> PerStage<T> {
     /// What `of` says of each.

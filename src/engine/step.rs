@@ -7,14 +7,14 @@ use understudy_models::{
     Conditioning, Conditions, Denoiser, Prompt,
     autoencoder::Decoder,
     rollout::{self, FiniteCheck, Row},
-    sampler::{self, Advanced},
+    sampler::{self, Advanced, Begin},
 };
 
 use super::{
     Image,
     batcher::SampleKey,
     embeddings::{Embeddings, Tokens},
-    sample::{Latent, Sample, Task, Walk},
+    sample::{Latent, Origin, Sample, Task, Walk},
     stage::Stage,
 };
 use crate::registry::Replica;
@@ -33,7 +33,7 @@ pub(super) enum Outcome {
         /// The training timestep it was asked about.
         timestep: f64,
     },
-    /// The decoder answered NaN or infinity for this sample.
+    /// The autoencoder answered NaN or infinity for this sample.
     Undecodable,
 }
 
@@ -94,6 +94,35 @@ pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<Tensor>>
     prompts.iter().map(of).collect()
 }
 
+/// The latents that samples begin with, of their images.
+///
+/// # Errors
+/// When a tensor operation fails; no sample has begun then.
+pub(super) fn embed(replica: &Replica, samples: &mut [Sample]) -> Result<Vec<Outcome>> {
+    let Some(encoder) = replica.image_encoder() else { candle_core::bail!("no image encoder") };
+    let network = replica.network();
+    let (mut images, mut walks) = (Vec::new(), Vec::new());
+    for sample in samples {
+        let Task::Generate(walk) = &mut sample.task else { candle_core::bail!("no image") };
+        let Origin::Image(image, begin) = &walk.start else { candle_core::bail!("no image") };
+        images.push(image.clone());
+        walks.push((*begin, walk));
+    }
+    let images = Tensor::cat(&images, 0)?.to_device(network.device())?.to_dtype(encoder.dtype())?;
+    let seeds: Vec<u64> = walks.iter().map(|(_, walk)| walk.seed).collect();
+    let variation = rollout::variation(network.geometry(), &seeds, network.device())?;
+    let latents = encoder.forward(&images)?.sample(&variation.to_dtype(encoder.dtype())?)?;
+    let latents = latents.to_dtype(DType::F32)?;
+    let finite = FiniteCheck::new(&latents)?.rows()?;
+    let mut outcomes = Vec::new();
+    for (row, (begin, walk)) in walks.into_iter().enumerate() {
+        let clean = latents.narrow(0, row, 1)?;
+        walk.start = Origin::Latent(with_noise(network, walk.seed, &clean, begin)?);
+        outcomes.push(if finite[row] { Outcome::Going(None) } else { Outcome::Undecodable });
+    }
+    Ok(outcomes)
+}
+
 /// The images of samples whose walks are done; of one that is decoded in parts the next of these.
 ///
 /// # Errors
@@ -144,8 +173,16 @@ pub(super) fn begin<'a>(replica: &'a Replica, samples: &mut [Sample]) -> Result<
     let network = replica.network();
     for sample in samples.iter_mut() {
         if let Task::Generate(walk @ Walk { latent: None, .. }) = &mut sample.task {
-            let start = walk.start.take();
-            walk.latent = Some(start.map_or_else(|| drawn(network, walk.seed), begun)?);
+            walk.latent = Some(match &walk.start {
+                Origin::Noise => begun(drawn(network, walk.seed)?)?,
+                Origin::Latent(latent) => begun(latent.clone())?,
+                // Of a model that works on pixels.
+                Origin::Image(image, begin) => {
+                    let image = image.to_device(network.device())?;
+                    begun(with_noise(network, walk.seed, &image, *begin)?)?
+                }
+            });
+            walk.start = Origin::Noise;
             for states in sample.prompts.iter_mut().filter_map(|it| it.states.as_mut()) {
                 *states = states.to_device(network.device())?;
             }
@@ -270,8 +307,18 @@ impl Check {
 }
 
 /// The noise that a seed means.
-fn drawn(network: &dyn Denoiser, seed: u64) -> Result<Latent> {
-    begun(rollout::start(network.geometry(), &[seed], network.device())?)
+fn drawn(network: &dyn Denoiser, seed: u64) -> Result<Tensor> {
+    rollout::start(network.geometry(), &[seed], network.device())
+}
+
+/// A clean latent, f32 `[1, C, H, W]`, with the noise that a seed means in it.
+fn with_noise(
+    network: &dyn Denoiser,
+    seed: u64,
+    clean: &Tensor,
+    Begin { signal, noise }: Begin,
+) -> Result<Tensor> {
+    (clean * signal)? + (drawn(network, seed)? * noise)?
 }
 
 /// A walk begins at f32 `[1, C, H, W]`.

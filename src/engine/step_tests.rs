@@ -7,7 +7,7 @@ use understudy_models::sampler::{self, Kind};
 
 use super::*;
 use crate::{
-    engine::{GenerateRequest, SampleSpec},
+    engine::{GenerateRequest, SampleSpec, Start},
     registry::Model,
 };
 
@@ -21,7 +21,7 @@ fn sample(model: &Arc<Model>, kind: Kind, steps: usize, eta: f64, seed: u64, cla
         samples: vec![SampleSpec { seed, class_label: Some(class) }],
         trajectory: sampler::trajectory(&model.schedule, kind, steps, eta, false).unwrap(),
         prompts: Vec::new(),
-        latents: Vec::new(),
+        start: Start::Noise,
         guidance_scale: 1.0,
         partial_images: 0,
         deadline: None,
@@ -86,7 +86,7 @@ fn previews_are_spread_over_the_trajectory() {
         samples: vec![SampleSpec { seed: 1, class_label: Some(0) }],
         trajectory: sampler::trajectory(&model.schedule, Kind::Ddim, 8, 0.0, false).unwrap(),
         prompts: Vec::new(),
-        latents: Vec::new(),
+        start: Start::Noise,
         guidance_scale: 1.0,
         partial_images: 3,
         deadline: None,

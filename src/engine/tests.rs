@@ -167,7 +167,7 @@ impl Fixture {
             trajectory: sampler::trajectory(&self.model.schedule, Kind::Ddim, STEPS, 0.0, false)
                 .unwrap(),
             prompts: Vec::new(),
-            latents: Vec::new(),
+            start: Start::Noise,
             guidance_scale: 1.0,
             partial_images: 0,
             deadline: None,
@@ -685,7 +685,7 @@ fn others_are_evaluated_between_the_parts_of_a_decode_whose_images_stay_the_same
         samples: (0..IMAGES as u64).map(|seed| SampleSpec { seed, class_label: None }).collect(),
         trajectory: sampler::trajectory(&model.schedule, Kind::Ddim, 2, 0.0, false).unwrap(),
         prompts: model.prompts("red apple", "", 1.0).unwrap(),
-        latents: Vec::new(),
+        start: Start::Noise,
         guidance_scale: 1.0,
         partial_images: 0,
         deadline: None,

@@ -93,6 +93,8 @@ impl WarmUp {
             let replica = self.model.on(self.device);
             match self.stage {
                 Stage::Encode => self.read(rows),
+                // Measured by nobody before it is asked for.
+                Stage::Embed => Ok(true),
                 Stage::Denoise => probe(replica.network(), rows, timestep as f32),
                 Stage::Decode => replica.decoder().map_or(Ok(true), |it| probe_decoder(it, rows)),
             }

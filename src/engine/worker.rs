@@ -199,6 +199,7 @@ impl Worker {
         let replica = model.on(self.device);
         let result = self.caught(|| match batch.stage {
             Stage::Encode => step::encode(replica, model.embeddings(), &mut samples),
+            Stage::Embed => step::embed(replica, &mut samples),
             _ => step::decode(replica, &mut samples),
         });
         let seconds = self.ended(&batch, model, began, result.is_ok());

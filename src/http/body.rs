@@ -93,6 +93,14 @@ impl Read {
         if self.bytes.len() <= LARGE_BYTES {
             return with(self.bytes);
         }
+        self.use_up_apart(with).await
+    }
+
+    /// The same, of what takes long however large it is.
+    pub(super) async fn use_up_apart<T: Send + 'static>(
+        self,
+        with: impl FnOnce(Bytes) -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
         let Self { bytes, taken } = self;
         let used = move || {
             let _taken = taken;

@@ -6,6 +6,8 @@ use std::{
 };
 
 use axum::http::StatusCode;
+use candle_core::{Device, Tensor};
+use image::{DynamicImage, imageops::FilterType};
 use understudy_models::{
     Conditioning, Error,
     checkpoint::Lora,
@@ -19,10 +21,10 @@ use super::{
     encode::Encoding,
     error::{Problem, quoted},
     parameters::Recipe,
-    wire::{ClassLabel, GeneratedImage, GenerationRequest, LoraUse, OutputFormat},
+    wire::{ClassLabel, Edit, GeneratedImage, GenerationRequest, LoraUse, OutputFormat},
 };
 use crate::{
-    engine::{Failure, GenerateRequest, SampleSpec, Tokens},
+    engine::{Failure, GenerateRequest, SampleSpec, Start, Tokens},
     registry::{Form, Model},
 };
 
@@ -59,7 +61,12 @@ impl ParsedRequest {
         received: Instant,
     ) -> Result<Self, Problem> {
         makes_images(&model)?;
-        let size = sides(settings, &model, wire.size.as_deref())?;
+        let size = match &wire.edit {
+            Some(edit) if wire.size.as_deref().is_none_or(|size| size == "auto") => {
+                sides_of(settings, &model, edit)?
+            }
+            _ => sides(settings, &model, wire.size.as_deref())?,
+        };
         let shape = shape(wire, wanted)?;
         let encoding = encoding(wire, wanted)?;
         let n = count(wire, settings)?;
@@ -74,11 +81,16 @@ impl ParsedRequest {
         let prompts = prompts(&model, wire, guidance_scale)?;
         let form = model.form_for(size, &prompts);
         let recipe = recipe(&model, wire)?;
+        let (trajectory, begin) = trajectory(&model, &recipe, wire)?;
+        let start = match &wire.edit {
+            Some(edit) => Start::Image(picture(edit, model.image[0], form.size).await?, begin),
+            None => Start::Noise,
+        };
         let request = GenerateRequest {
             samples: samples(&model, wire, n)?,
-            trajectory: trajectory(&model, &recipe)?,
+            trajectory,
             prompts,
-            latents: Vec::new(),
+            start,
             guidance_scale,
             partial_images: partial_images(wire, shape)?,
             deadline: deadline(wire, received)?,
@@ -142,8 +154,12 @@ impl ParsedRequest {
     pub(super) fn in_steps(&self, wire: &GenerationRequest, steps: usize) -> Result<Self, Problem> {
         let wire = GenerationRequest { num_inference_steps: Some(steps as i64), ..wire.clone() };
         let recipe = recipe(&self.request.model, &wire)?;
-        let trajectory = trajectory(&self.request.model, &recipe)?;
-        let request = GenerateRequest { trajectory, ..self.request.clone() };
+        let (trajectory, begin) = trajectory(&self.request.model, &recipe, &wire)?;
+        let start = match self.request.start.clone() {
+            Start::Image(image, _) => Start::Image(image, begin),
+            start => start,
+        };
+        let request = GenerateRequest { trajectory, start, ..self.request.clone() };
         Ok(Self { request, recipe, ..self.clone() })
     }
 
@@ -214,6 +230,57 @@ fn sides(
     Ok(Some(sides))
 }
 
+/// Height and width that come nearest to a picture's own, without enlarging it, as diffusers has them; nothing for a model of one
+/// size.
+fn sides_of(
+    settings: &Settings,
+    model: &Model,
+    edit: &Edit,
+) -> Result<Option<[usize; 2]>, Problem> {
+    let Some(multiple) = model.size_multiple else { return Ok(None) };
+    let (width, height) = edit.picture.dimensions();
+    let fitted = |side: u32| (side as usize / multiple).max(1) * multiple;
+    let sides = [fitted(height), fitted(width)];
+    let most = settings.max_pixels;
+    if sides[0] * sides[1] > most {
+        let remedy = format!(
+            "images have at most {most} pixels (--max-pixels); send a smaller one, or the `size` that it is to be scaled to"
+        );
+        return Err(Problem::value("image", format!("{width}x{height}"), remedy));
+    }
+    Ok(Some(sides))
+}
+
+/// A picture as a model with so many channels makes them: f32 `[1, channels, height, width]` in [−1, 1], scaled as Pillow's users
+/// do (Lanczos).
+async fn picture(
+    edit: &Edit,
+    channels: usize,
+    [height, width]: [usize; 2],
+) -> Result<Tensor, Problem> {
+    let picture = Arc::clone(&edit.picture);
+    let scaled = move || {
+        let sides = (width as u32, height as u32);
+        let scaled = match picture.dimensions() == sides {
+            true => DynamicImage::ImageRgb8((*picture).clone()),
+            false => {
+                let picture = DynamicImage::ImageRgb8((*picture).clone());
+                picture.resize_exact(sides.0, sides.1, FilterType::Lanczos3)
+            }
+        };
+        let pixels = if channels == 1 {
+            scaled.into_luma8().into_raw()
+        } else {
+            scaled.into_rgb8().into_raw()
+        };
+        let values: Vec<f32> = pixels.into_iter().map(|it| f32::from(it) / 127.5 - 1.0).collect();
+        let tensor = Tensor::from_vec(values, (1, height, width, channels), &Device::Cpu)?;
+        tensor.permute((0, 3, 1, 2))?.contiguous()
+    };
+    let scaled = tokio::task::spawn_blocking(scaled).await.map_err(Problem::internal)?;
+    scaled.map_err(Problem::internal)
+}
+
 /// Most LoRAs of a request.
 const MOST_LORAS: usize = 8;
 
@@ -253,9 +320,13 @@ async fn in_form(
 ) -> Result<GenerateRequest, Problem> {
     let own = request.model.form();
     let changes = !loras.is_empty();
+    let begins_with_image = matches!(request.start, Start::Image(..));
     let model = async {
-        let model = request.model.with_loras(loras).await?;
-        model.in_form(form).await
+        let model = request.model.with_loras(loras).await?.in_form(form).await?;
+        if begins_with_image {
+            model.take_images().await?;
+        }
+        Ok::<_, Arc<Error>>(model)
     };
     let late = || Failure::Deadline { done: 0, total: request.trajectory.len() };
     let model = match request.deadline {
@@ -412,13 +483,33 @@ fn recipe(model: &Model, wire: &GenerationRequest) -> Result<Recipe, Problem> {
         sampler,
         steps: steps.map_or_else(|| model.default_steps(), |steps| steps as usize),
         eta: wire.eta.unwrap_or(sampler.default_eta()),
+        loras: wire
+            .lora
+            .iter()
+            .flatten()
+            .map(|lora| (lora.name.clone(), lora.scale.unwrap_or(1.0)))
+            .collect(),
     })
 }
 
-fn trajectory(model: &Model, recipe: &Recipe) -> Result<sampler::Trajectory, Problem> {
+/// The steps, and how much of an image there is where they begin.
+fn trajectory(
+    model: &Model,
+    recipe: &Recipe,
+    wire: &GenerationRequest,
+) -> Result<(sampler::Trajectory, sampler::Begin), Problem> {
     let Recipe { sampler, steps, eta, .. } = *recipe;
     let learned = model.geometry.learned_variance();
-    Ok(sampler::trajectory(&model.schedule, sampler, steps, eta, learned)?)
+    Ok(match &wire.edit {
+        Some(edit) => {
+            let strength = edit.strength;
+            sampler::from_image(&model.schedule, sampler, steps, strength, eta, learned)?
+        }
+        None => {
+            let all = sampler::trajectory(&model.schedule, sampler, steps, eta, learned)?;
+            (all, sampler::Begin { signal: 0.0, noise: 1.0 })
+        }
+    })
 }
 
 fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
@@ -491,5 +582,28 @@ fn whole(
             let remedy = format!("it must be {} to {}", limits.start(), limits.end());
             Err(Problem::value(field, value, remedy))
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Beside what Pillow makes of it (`models/tests/golden/make_edits.py`).
+    #[tokio::test]
+    async fn pictures_are_scaled_as_pillow_scales_them() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
+        let tensors = golden.join("edits.safetensors");
+        let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
+        let bytes = |name: &str| tensors[name].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        let large = image::RgbImage::from_raw(56, 40, bytes("large")).unwrap();
+        let edit = Edit { picture: Arc::new(large), strength: 1.0 };
+        let scaled = picture(&edit, 3, [16, 24]).await.unwrap();
+        let ours = understudy_models::Image::from_batch(&scaled).unwrap().remove(0);
+        let far = ours.pixels.iter().zip(bytes("scaled")).map(|(a, b)| a.abs_diff(b)).max();
+        assert!(far.unwrap() <= 2, "{far:?} of 255");
     }
 }

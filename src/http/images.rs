@@ -11,7 +11,9 @@ use axum::{
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::{
-    App, accept, body,
+    App,
+    accept::{self, Wanted},
+    body,
     caller::Caller,
     comparison::compared,
     encode::encode,
@@ -57,6 +59,17 @@ pub(super) async fn generate(
     let wanted = accept::wanted(request.headers());
     let key = route::key(request.headers());
     let wire: GenerationRequest = body::json(&app, request).await?;
+    answer(app, wire, wanted, key, received).await
+}
+
+/// The reply to a request for images.
+pub(super) async fn answer(
+    app: App,
+    wire: GenerationRequest,
+    wanted: Wanted,
+    key: Option<Vec<u8>>,
+    received: Instant,
+) -> Result<Response, Problem> {
     let in_flight = app.in_flight.token();
     match route::admit(&app, &wire, wanted, key, received).await? {
         Admitted::Single(single) => one(app, single, received, in_flight).await,

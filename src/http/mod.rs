@@ -11,6 +11,7 @@ mod comparison;
 mod complaint;
 mod connections;
 mod docs;
+mod edits;
 mod encode;
 mod error;
 mod experiments;
@@ -56,6 +57,7 @@ pub use serve::{Shutdown, serve};
 fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(docs::base())
         .routes(routes!(images::generate))
+        .routes(routes!(edits::edit))
         .routes(routes!(compare::compare))
         .routes(routes!(experiments::list, experiments::create))
         .routes(routes!(experiments::show, experiments::change, experiments::delete))

@@ -17,6 +17,8 @@ pub(super) struct Recipe {
     pub(super) sampler: Kind,
     pub(super) steps: usize,
     pub(super) eta: f64,
+    /// Names and scales.
+    pub(super) loras: Vec<(String, f64)>,
 }
 
 impl Recipe {
@@ -28,6 +30,8 @@ impl Recipe {
             let name = model.card.class_names.get(class as usize).cloned();
             name.unwrap_or_else(|| class.to_string())
         });
+        let loras = self.loras.iter().map(|(name, scale)| format!("{name} {scale}"));
+        let loras = Some(loras.collect::<Vec<_>>().join(", ")).filter(|loras| !loras.is_empty());
         let eta = Some(self.eta).filter(|eta| *eta != 0.0);
         let fields = [
             ("Steps", Some(self.steps.to_string())),
@@ -36,6 +40,7 @@ impl Recipe {
             ("Seed", Some(sample.seed.to_string())),
             ("Size", Some(format!("{width}x{height}"))),
             ("Model", Some(model.id.clone())),
+            ("LoRA", loras),
             ("Class", class),
             ("Eta", eta.map(|eta| eta.to_string())),
             ("Version", Some(concat!("understudy ", env!("CARGO_PKG_VERSION")).to_owned())),

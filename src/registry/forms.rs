@@ -96,7 +96,7 @@ fn begin<T: Send + Sync + 'static>(
 }
 
 /// A panic, or the end of the server.
-fn ended(error: &tokio::task::JoinError) -> Error {
+pub(super) fn ended(error: &tokio::task::JoinError) -> Error {
     candle_core::Error::Msg(format!("compiling ended early: {error}")).into()
 }
 

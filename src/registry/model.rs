@@ -4,16 +4,17 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
 
 use candle_core::{DType, Device};
+use tokio::sync::OnceCell;
 use understudy_models::{
     Denoiser, Error, FixedBatch, Geometry,
-    autoencoder::{Decoder, Preview},
+    autoencoder::{Decoder, Encoder, Preview},
     checkpoint::{Lora, ModelFolder, Reader, card::Card},
     sampler::Kind,
     schedule::ScheduleConfig,
@@ -35,6 +36,8 @@ use crate::engine::{
 static NEXT_FORM: AtomicU64 = AtomicU64::new(u64::MAX);
 /// A decode that takes no longer than that is never done in parts.
 const SHORT_DECODE_SECONDS: f64 = 0.02;
+/// What an autoencoder's way to latents costs of its way back: Stable Diffusion's has two layers a level, and three.
+const ENCODING: f64 = 0.5;
 /// Steps of a model whose card does not say.
 const DEFAULT_STEPS: usize = 50;
 
@@ -71,6 +74,8 @@ pub struct Model {
     /// The same model with LoRAs.
     changed: Forms<Self, Changes>,
     origin: Origin,
+    /// Whether the replicas have their image encoders.
+    takes_images: OnceCell<()>,
 }
 
 /// Where a model comes from.
@@ -99,6 +104,8 @@ pub struct Replica {
     network: Box<dyn Denoiser>,
     decoder: Option<Arc<Decoder>>,
     encoder: Option<Arc<TextEncoder>>,
+    /// Makes latents of images; loaded when it is first needed.
+    image_encoder: OnceLock<Encoder>,
     preview: Option<Preview>,
     /// Whether all evaluations of the network have as many rows.
     padded: bool,
@@ -159,7 +166,38 @@ impl Model {
             forms: Forms::default(),
             changed: Forms::default(),
             origin,
+            takes_images: OnceCell::new(),
         })
+    }
+
+    /// Has it ready for requests that begin with an image, which those of a latent model need an encoder for: it is loaded on the
+    /// blocking pool. Until its evaluations are observed, they are taken to cost [`ENCODING`] of a decoder's.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::load`].
+    pub async fn take_images(self: &Arc<Self>) -> Result<(), Arc<Error>> {
+        let load = async || {
+            let model = Arc::clone(self);
+            let loading = tokio::task::spawn_blocking(move || model.load_image_encoders()).await;
+            loading.map_err(|error| Arc::new(super::forms::ended(&error)))?.map_err(Arc::new)
+        };
+        self.takes_images.get_or_try_init(load).await.copied()
+    }
+
+    fn load_image_encoders(&self) -> understudy_models::Result<()> {
+        let folder = ModelFolder::open(&self.origin.folder)?;
+        let [_, height, width] = self.image;
+        for replica in &self.replicas {
+            let (dtype, device) = (self.origin.dtype, replica.network().device());
+            let Some(encoder) = folder.image_encoder([height, width], dtype, device)? else {
+                continue;
+            };
+            let cost = replica.cost(Stage::Decode).enlarged(ENCODING);
+            replica.set_cost(Stage::Embed, cost);
+            // Whoever was here before has set the same.
+            let _ = replica.image_encoder.set(encoder);
+        }
+        Ok(())
     }
 
     /// The same model with LoRAs, which is made on the blocking pool if it is not kept. It has weights of its own; until its
@@ -267,6 +305,7 @@ impl Model {
             forms: Forms::default(),
             changed: Forms::default(),
             origin: self.origin.clone(),
+            takes_images: OnceCell::new(),
         })
     }
 
@@ -353,10 +392,12 @@ impl Model {
         self.replicas[0].decode_parts()
     }
 
-    /// Whether its images go through a stage.
+    /// Whether its images go through a stage that is measured when it is loaded.
     pub fn has(&self, stage: Stage) -> bool {
         match stage {
             Stage::Encode => self.text.is_some(),
+            // Few images begin with another, so this is not measured before one does.
+            Stage::Embed => false,
             Stage::Denoise => true,
             Stage::Decode => self.decodes(),
         }
@@ -396,7 +437,17 @@ impl Replica {
         let costs = PerStage::new(|_| Mutex::new(CostModel::new(vec![(1, 0.0)], None)));
         let (decoder, encoder) = (decoder.map(Arc::new), encoder.map(Arc::new));
         let decode_parts = AtomicUsize::new(1);
-        Ok(Self { network, decoder, encoder, preview, padded: false, costs, decode_parts })
+        let image_encoder = OnceLock::new();
+        Ok(Self {
+            network,
+            decoder,
+            encoder,
+            image_encoder,
+            preview,
+            padded: false,
+            costs,
+            decode_parts,
+        })
     }
 
     /// The same at another size of latents, whose evaluations cost so many times as much, and for prompts of so many tokens.
@@ -419,6 +470,7 @@ impl Replica {
             network: self.network.at(latent, tokens).ok_or_else(one)??,
             decoder: decoder.transpose()?,
             encoder: self.encoder.clone(),
+            image_encoder: OnceLock::new(),
             preview: self.preview.clone(),
             padded: self.padded,
             costs,
@@ -486,6 +538,11 @@ impl Replica {
     /// Reads prompts; for the thread of its device alone.
     pub(crate) fn encoder(&self) -> Option<&TextEncoder> {
         self.encoder.as_deref()
+    }
+
+    /// Makes latents of images, once [`Model::take_images`] has ended; for the thread of its device alone.
+    pub(crate) fn image_encoder(&self) -> Option<&Encoder> {
+        self.image_encoder.get()
     }
 
     /// Shows latents on their way; for the thread of its device alone.
@@ -570,6 +627,7 @@ impl Model {
             forms: Forms::default(),
             changed: Forms::default(),
             origin: Origin::new(Path::new(""), DType::F32, &[Device::Cpu]),
+            takes_images: OnceCell::new(),
         })
     }
 

@@ -3,6 +3,7 @@
 use axum::{body::Body, http::Request};
 use serde_json::Value;
 
+use crate::edits::{BOUNDARY, form, picture};
 use crate::server::Server;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,12 +49,13 @@ async fn the_documentation_page_needs_nothing_from_elsewhere() {
 /// examples of its path and body.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_takes_its_own_examples() {
-    const OPERATIONS: [(&str, u16); 24] = [
+    const OPERATIONS: [(&str, u16); 25] = [
         ("start_page", 200),
         ("health", 200),
         ("metrics", 200),
         ("specification", 200),
         ("generate", 200),
+        ("edit", 200),
         ("compare", 200),
         ("create_experiment", 201),
         ("list_experiments", 200),
@@ -96,8 +98,9 @@ async fn every_operation_takes_its_own_examples() {
         let mut request = Request::builder().method(&*method).uri(&path);
         let mut body = Body::empty();
         if operation.get("requestBody").is_some() {
-            let mut example =
-                operation["requestBody"]["content"]["application/json"]["example"].clone();
+            let content = operation["requestBody"]["content"].as_object().unwrap();
+            let (kind, described) = content.iter().next().unwrap();
+            let mut example = described["example"].clone();
             assert!(example.is_object(), "{name} has no example");
             // The one value that a server makes up.
             if let Some(made_up) = example.get_mut("pair_id") {
@@ -107,8 +110,19 @@ async fn every_operation_takes_its_own_examples() {
             for field in ["model", "models", "prompt", "class_label"] {
                 assert!(!example.to_string().contains(&format!("\"{field}\"")), "{name}: {field}");
             }
-            request = request.header("content-type", "application/json");
-            body = Body::from(example.to_string());
+            if kind == "multipart/form-data" {
+                let fields = example.as_object().unwrap().iter();
+                let fields: Vec<_> =
+                    fields.map(|(name, value)| (name, value.to_string())).collect();
+                let fields: Vec<_> =
+                    fields.iter().map(|(name, it)| (name.as_str(), &**it)).collect();
+                let kind = format!("multipart/form-data; boundary={BOUNDARY}");
+                request = request.header("content-type", kind);
+                body = Body::from(form(&fields, &[("image", &picture(32, 32, 1))]));
+            } else {
+                request = request.header("content-type", "application/json");
+                body = Body::from(example.to_string());
+            }
         }
         let reply = server.send(request.body(body).unwrap()).await;
         assert_eq!(reply.status, status, "{name}: {}", reply.text());

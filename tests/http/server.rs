@@ -329,7 +329,7 @@ pub(crate) fn write_told_guidance(folder: &Path, card: &Value) {
     candle_core::safetensors::save(&tensors, &weights).unwrap();
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(crate) fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();

@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     Denoiser, Error, NetworkConfig, Result,
-    autoencoder::{AutoencoderConfig, Decoder},
+    autoencoder::{AutoencoderConfig, Decoder, Encoder},
     schedule::ScheduleConfig,
     text::{self, TextEncoder, TextEncoderConfig, Tokenizer},
     weight::Weight,
@@ -270,6 +270,23 @@ impl ModelFolder {
         let latent = [geometry.height, geometry.width];
         let decoder = part.config.decoder(weights, latent, dtype, device);
         decoder.map(Some).map_err(|error| at_part(&part.folder, error))
+    }
+
+    /// What makes latents of images of a height and a width, of a latent model.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::load`].
+    pub fn image_encoder(
+        &self,
+        image: [usize; 2],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Option<Encoder>> {
+        let Some(part) = &self.autoencoder else { return Ok(None) };
+        let names = || part.config.weight_shapes().into_keys().collect();
+        let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
+        let encoder = part.config.encoder(weights, image, dtype, device);
+        encoder.map(Some).map_err(|error| at_part(&part.folder, error))
     }
 
     /// What a text-to-image model reads prompts with.

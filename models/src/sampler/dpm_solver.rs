@@ -8,11 +8,16 @@ use crate::schedule::{FinalSigmas, Node, Schedule, SolverType};
 /// Below this many steps `lower_order_final` applies.
 const FEW_STEPS: usize = 15;
 
-pub(super) fn evaluations(schedule: &Schedule, nodes: &[Node]) -> Result<Vec<Evaluation>> {
+/// `nodes` are the last of `whole`.
+pub(super) fn evaluations(
+    schedule: &Schedule,
+    nodes: &[Node],
+    whole: usize,
+) -> Result<Vec<Evaluation>> {
     let mut levels: Vec<Level> = nodes.iter().map(|node| Level::of_sigma(node.sigma)).collect();
     levels.push(final_level(schedule));
     let first_order_end = schedule.euler_at_final
-        || (schedule.lower_order_final && nodes.len() < FEW_STEPS)
+        || (schedule.lower_order_final && whole < FEW_STEPS)
         || schedule.final_sigmas_type == FinalSigmas::Zero;
     nodes
         .iter()

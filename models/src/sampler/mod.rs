@@ -235,6 +235,56 @@ pub fn trajectory(
     eta: f64,
     learned_variance: bool,
 ) -> Result<Trajectory> {
+    Ok(last_steps(config, kind, steps, steps, eta, learned_variance)?.0)
+}
+
+/// Where a trajectory begins that does not start from noise alone: `x = signal·x0 + noise·eps`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Begin {
+    /// How much of the image there is.
+    pub signal: f64,
+    /// How much noise.
+    pub noise: f64,
+}
+
+/// The last `strength` (above 0, at most 1) of [`trajectory`]'s steps, as diffusers' image-to-image pipelines take them
+/// (SDEdit, Meng et al. 2021, arXiv 2108.01073), and where they begin: `floor(steps·strength)` steps, without those before them.
+/// diffusers begins PNDM one step earlier, because its list names one timestep twice.
+///
+/// # Errors
+/// As [`trajectory`]; [`Error::Value`] on a `strength` outside its range, or so small that no step is left.
+pub fn from_image(
+    config: &ScheduleConfig,
+    kind: Kind,
+    steps: usize,
+    strength: f64,
+    eta: f64,
+    learned_variance: bool,
+) -> Result<(Trajectory, Begin)> {
+    if !(strength > 0.0 && strength <= 1.0) {
+        let remedy = "use a number above 0, which keeps the image, to 1, which redraws it";
+        return Err(Error::value("strength", strength, remedy));
+    }
+    let taken = (steps as f64 * strength).floor() as usize;
+    if taken == 0 && steps > 0 {
+        let remedy = format!(
+            "leaves none of {steps} steps; use at least {:.3}, or more num_inference_steps",
+            1.0 / steps as f64
+        );
+        return Err(Error::value("strength", strength, remedy));
+    }
+    last_steps(config, kind, steps, taken, eta, learned_variance)
+}
+
+/// The last `taken` of `steps` steps, and where they begin.
+fn last_steps(
+    config: &ScheduleConfig,
+    kind: Kind,
+    steps: usize,
+    taken: usize,
+    eta: f64,
+    learned_variance: bool,
+) -> Result<(Trajectory, Begin)> {
     if !(0.0..=1.0).contains(&eta) {
         return Err(Error::value("eta", eta, "use a number from 0 (no noise) to 1"));
     }
@@ -243,26 +293,37 @@ pub fn trajectory(
         return Err(Error::value("eta", eta, remedy));
     }
     let schedule = config.schedule(kind.class())?;
-    let nodes = schedule.nodes(steps)?;
+    let all = schedule.nodes(steps)?;
+    let (whole, nodes) = (all.len(), &all[all.len().saturating_sub(taken)..]);
     let timesteps: Vec<f64> = nodes.iter().map(|node| node.timestep).collect();
     let evaluations = match kind {
         Kind::Ddpm => ddpm::evaluations(&schedule, &timesteps, learned_variance),
         Kind::Ddim => ddim::evaluations(&schedule, &timesteps, steps, eta),
-        Kind::Pndm => pndm::evaluations(&schedule, &timesteps),
-        Kind::DpmSolverPlusPlus => dpm_solver::evaluations(&schedule, &nodes),
-        Kind::Euler => euler::evaluations(&schedule, &nodes),
-        Kind::EulerAncestral => euler_ancestral::evaluations(&schedule, &nodes),
-        Kind::Heun => heun::evaluations(&schedule, &nodes),
+        Kind::Pndm => pndm::evaluations(&schedule, &timesteps, whole),
+        Kind::DpmSolverPlusPlus => dpm_solver::evaluations(&schedule, nodes, whole),
+        Kind::Euler => euler::evaluations(&schedule, nodes),
+        Kind::EulerAncestral => euler_ancestral::evaluations(&schedule, nodes),
+        Kind::Heun => heun::evaluations(&schedule, nodes),
         Kind::Lcm => lcm::evaluations(&schedule, &timesteps),
         Kind::Tcd => tcd::evaluations(&schedule, &timesteps, eta),
-        Kind::FlowEuler => Ok(flow::evaluations(&schedule, &nodes)),
+        Kind::FlowEuler => Ok(flow::evaluations(&schedule, nodes)),
     }?;
+    let sigma = nodes.first().map_or(0.0, |node| node.sigma);
+    let begin = match kind {
+        Kind::FlowEuler => Begin { signal: 1.0 - sigma, noise: sigma },
+        // Of a last timestep without any signal.
+        _ if sigma.is_infinite() => Begin { signal: 0.0, noise: 1.0 },
+        _ => {
+            let level = level::Level::of_sigma(sigma);
+            Begin { signal: level.alpha, noise: level.s }
+        }
+    };
     match evaluations.iter().find(|evaluation| !evaluation.step.is_finite()) {
         Some(evaluation) => Err(Error::value(
             format!("{}: beta_schedule", config.file),
             format!("not usable by {kind} at timestep {}", evaluation.timestep),
             "its coefficients overflow; use another scheduler, or betas that leave more of the sample",
         )),
-        None => Ok(evaluations.into()),
+        None => Ok((evaluations.into(), begin)),
     }
 }

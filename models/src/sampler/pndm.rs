@@ -16,9 +16,14 @@ const SECOND: [f64; 4] = [3.0 / 2.0, -1.0 / 2.0, 0.0, 0.0];
 const THIRD: [f64; 4] = [23.0 / 12.0, -16.0 / 12.0, 5.0 / 12.0, 0.0];
 const FOURTH: [f64; 4] = [55.0 / 24.0, -59.0 / 24.0, 37.0 / 24.0, -9.0 / 24.0];
 
-pub(super) fn evaluations(schedule: &Schedule, timesteps: &[f64]) -> Result<Vec<Evaluation>> {
+/// `timesteps` are the last of `whole`.
+pub(super) fn evaluations(
+    schedule: &Schedule,
+    timesteps: &[f64],
+    whole: usize,
+) -> Result<Vec<Evaluation>> {
     // diffusers steps by this distance even where spacing puts the next timestep elsewhere.
-    let distance = schedule.train_timesteps() / timesteps.len();
+    let distance = schedule.train_timesteps() / whole;
     let mut evaluations = Vec::with_capacity(timesteps.len() + 1);
     for (i, &timestep) in timesteps.iter().enumerate() {
         let t = timestep as usize;

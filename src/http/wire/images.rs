@@ -1,5 +1,8 @@
 //! Bodies of `/v1/images/generations`.
 
+use std::sync::Arc;
+
+use image::RgbImage;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -46,6 +49,95 @@ drawing_request! {
         /// Accepted for OpenAI's clients and ignored.
         #[serde(rename = "moderation")]
         _moderation: Option<String>,
+        /// What the image begins with, of a request to `/v1/images/edits`; no field of a body.
+        #[serde(skip)]
+        #[schema(ignore)]
+        edit: Option<Edit>,
+    }
+}
+
+drawing_request! {
+    /// A form that asks for images made of another. Fields that are absent take their defaults; unknown fields are refused.
+    struct EditRequest {
+        /// The image to begin with: PNG, JPEG or WebP. It is turned as its EXIF data says, its transparency is left out,
+        /// and it is scaled to the size of the images that are made.
+        #[serde(skip)]
+        #[schema(rename = "image", value_type = String, format = Binary)]
+        _image: (),
+        /// How much of it is drawn anew: of `num_inference_steps` steps the last `strength`, above 0 to 1.
+        #[schema(minimum = 0, maximum = 1, default = 0.8)]
+        strength: Option<f64>,
+        /// A model's id; as for `/v1/images/generations`.
+        model: Option<String>,
+        /// How many images; at most the server's `--max-images-per-request`.
+        #[schema(minimum = 1, default = 1)]
+        n: Option<i64>,
+        /// Steps of the sampler, of which the last `strength` are taken; the model card's when absent.
+        #[schema(minimum = 1)]
+        num_inference_steps: Option<i64>,
+        /// The sampler; the model card's when absent.
+        #[schema(value_type = Option<Scheduler>)]
+        scheduler: Option<String>,
+        /// `b64_json`; the server keeps no images, so it has no URLs to give.
+        #[schema(pattern = "^b64_json$")]
+        response_format: Option<String>,
+        /// Server-sent events instead of one reply.
+        #[schema(default = false)]
+        stream: Option<bool>,
+        /// Previews per image while streaming.
+        #[schema(minimum = 0, maximum = 3, default = 0)]
+        partial_images: Option<i64>,
+        /// Who asks: of an experiment always the same arm serves them. The header `x-understudy-key` wins.
+        user: Option<String>,
+        /// Accepted for OpenAI's clients and ignored.
+        #[serde(rename = "quality")]
+        _quality: Option<String>,
+        /// Accepted for OpenAI's clients and ignored.
+        #[serde(rename = "background")]
+        _background: Option<String>,
+        /// Accepted for OpenAI's clients and ignored.
+        #[serde(rename = "input_fidelity")]
+        _input_fidelity: Option<String>,
+    }
+}
+
+/// What images begin with, beside the request for them.
+#[derive(Debug, Clone)]
+pub(in crate::http) struct Edit {
+    /// The image, upright.
+    pub(in crate::http) picture: Arc<RgbImage>,
+    /// As in the form.
+    pub(in crate::http) strength: f64,
+}
+
+/// How much is drawn anew where nobody says: diffusers' own.
+const STRENGTH: f64 = 0.8;
+
+impl EditRequest {
+    /// The request for images that begin with a picture.
+    pub(in crate::http) fn of(self, picture: RgbImage) -> GenerationRequest {
+        let edit = Edit { picture: Arc::new(picture), strength: self.strength.unwrap_or(STRENGTH) };
+        GenerationRequest {
+            edit: Some(edit),
+            model: self.model.clone(),
+            n: self.n,
+            num_inference_steps: self.num_inference_steps,
+            scheduler: self.scheduler.clone(),
+            response_format: self.response_format.clone(),
+            stream: self.stream,
+            partial_images: self.partial_images,
+            user: self.user.clone(),
+            ..(&self).into()
+        }
+    }
+}
+
+impl JsonRequest for EditRequest {
+    fn takes(field: &str) -> &'static str {
+        match field {
+            "strength" => "a number above 0 to 1",
+            _ => GenerationRequest::takes(field),
+        }
     }
 }
 

@@ -1,0 +1,204 @@
+//! `POST /v1/images/edits`: images that begin with another, as a form.
+
+use std::io::Cursor;
+
+use axum::{
+    Extension,
+    body::Bytes,
+    extract::Request,
+    http::{StatusCode, header},
+    response::Response,
+};
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use multer::Multipart;
+use serde_json::{Map, Value};
+
+use super::{
+    App, accept, body,
+    caller::Caller,
+    error::{Problem, quoted},
+    images,
+    observe::Received,
+    route,
+    wire::{Binary, EditRequest, ErrorReply, GenerationReply, GenerationRequest, Streamed},
+};
+
+/// Longest side of a picture that is read, in pixels.
+const LONGEST_SIDE: u32 = 16_384;
+/// Most pixels of a picture that is read: three bytes each.
+const MOST_PIXELS: u64 = 1 << 26;
+/// Most bytes that a decoder may take beside the picture.
+const DECODER_BYTES: u64 = 512 << 20;
+/// Most fields of a form: more than there are names.
+const MOST_FIELDS: usize = 64;
+/// Fields whose values are text, whatever they look like; all others are read as JSON.
+const TEXTS: [&str; 12] = [
+    "prompt",
+    "negative_prompt",
+    "model",
+    "size",
+    "scheduler",
+    "response_format",
+    "user",
+    "output_format",
+    "quality",
+    "background",
+    "input_fidelity",
+    "class_label",
+];
+
+/// Makes images of another.
+///
+/// The image is encoded, noise is added to it, and the last `strength` of the steps are taken from there. The reply is that of
+/// `/v1/images/generations`.
+#[utoipa::path(post, path = "/v1/images/edits", tag = "images",
+    request_body(content = EditRequest, content_type = "multipart/form-data", example = json!(
+        {"strength": 0.6, "seed": 7, "num_inference_steps": 10}
+    )),
+    responses(
+        (status = 200, description = "The images; the image itself or events when asked for", content(
+            (GenerationReply = "application/json"),
+            (Streamed = "text/event-stream"),
+            (Binary = "image/png"),
+            (Binary = "image/jpeg"),
+            (Binary = "image/webp"),
+        )),
+        (status = 404, description = "No such model or experiment", body = ErrorReply),
+        (status = 429, description = "The queue is full, or too long for the deadline", body = ErrorReply),
+        (status = 503, description = "Not ready, or shutting down", body = ErrorReply),
+))]
+pub(super) async fn edit(
+    Caller(app): Caller,
+    Extension(Received(received)): Extension<Received>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let wanted = accept::wanted(request.headers());
+    let key = route::key(request.headers());
+    let wire = form(&app, request).await?;
+    images::answer(app, wire, wanted, key, received).await
+}
+
+/// Reads a form of at most `--max-body-bytes`.
+async fn form(app: &App, request: Request) -> Result<GenerationRequest, Problem> {
+    let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let boundary = kind.and_then(|kind| multer::parse_boundary(kind).ok()).ok_or_else(|| {
+        let message = "`content-type` names no boundary: send multipart/form-data as an HTTP library makes it";
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_body", message).at("content-type")
+    })?;
+    let read = body::read(app, request, app.settings.max_body_bytes).await?;
+    let runtime = tokio::runtime::Handle::current();
+    read.use_up_apart(move |bytes| {
+        let Form { fields, picture } = runtime.block_on(parts(bytes, boundary))?;
+        let text = Value::Object(fields).to_string();
+        let request: EditRequest = body::parse(text.as_bytes())?;
+        let picture = picture.ok_or_else(|| {
+            let message = "`image` is missing: it takes a PNG, JPEG or WebP file";
+            Problem::new(StatusCode::BAD_REQUEST, "missing_field", message).at("image")
+        })?;
+        Ok(request.of(decoded(&picture)?))
+    })
+    .await
+}
+
+/// What a form holds.
+struct Form {
+    fields: Map<String, Value>,
+    picture: Option<Bytes>,
+}
+
+async fn parts(bytes: Bytes, boundary: String) -> Result<Form, Problem> {
+    let malformed = |error: multer::Error| {
+        let message = format!("the form is malformed: {error}");
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_body", message)
+    };
+    let stream = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(bytes)]);
+    let mut multipart = Multipart::new(stream, boundary);
+    let mut form = Form { fields: Map::new(), picture: None };
+    for count in 0.. {
+        let Some(field) = multipart.next_field().await.map_err(malformed)? else { break };
+        if count == MOST_FIELDS {
+            let message =
+                format!("the form has more than {MOST_FIELDS} fields: send those there are");
+            return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_body", message));
+        }
+        let name = field.name().unwrap_or_default().to_owned();
+        match name.as_str() {
+            "image" | "image[]" if form.picture.is_some() => {
+                let message =
+                    "`image` stands in the form more than once: images are made of one; keep one";
+                return Err(Problem::conflict("image", message));
+            }
+            "image" | "image[]" => form.picture = Some(field.bytes().await.map_err(malformed)?),
+            "mask" => {
+                let message = "`mask` asks for a part to be drawn anew, which is not supported: leave it out, the whole image is drawn anew by `strength`";
+                return Err(Problem::conflict("mask", message));
+            }
+            _ => {
+                let text = field.text().await.map_err(malformed)?;
+                let value = match TEXTS.contains(&name.as_str()) {
+                    true => Value::String(text),
+                    false => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+                };
+                if form.fields.insert(name.clone(), value).is_some() {
+                    let message =
+                        format!("{} stands in the form more than once: keep one", quoted(&name));
+                    return Err(
+                        Problem::new(StatusCode::BAD_REQUEST, "duplicate_field", message).at(&name)
+                    );
+                }
+            }
+        }
+    }
+    Ok(form)
+}
+
+/// The picture of a file, turned as its EXIF data says, without transparency, as Pillow's `convert("RGB")` has it.
+fn decoded(bytes: &[u8]) -> Result<RgbImage, Problem> {
+    let refuse = |problem: &dyn std::fmt::Display| {
+        let message = format!("`image` cannot be read ({problem}): send a PNG, JPEG or WebP file");
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("image")
+    };
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
+    let mut reader = reader.map_err(|error| refuse(&error))?;
+    let known = [ImageFormat::Png, ImageFormat::Jpeg, ImageFormat::WebP];
+    if !reader.format().is_some_and(|format| known.contains(&format)) {
+        return Err(refuse(&"it begins like none of these"));
+    }
+    let mut limits = Limits::default();
+    limits.max_image_width = Some(LONGEST_SIDE);
+    limits.max_image_height = Some(LONGEST_SIDE);
+    limits.max_alloc = Some(DECODER_BYTES);
+    reader.limits(limits);
+    let mut decoder = reader.into_decoder().map_err(|error| refuse(&error))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        let remedy = format!("at most {MOST_PIXELS} pixels are read; send a smaller one");
+        return Err(Problem::value("image", format!("{width}x{height}"), remedy));
+    }
+    let orientation = decoder.orientation().map_err(|error| refuse(&error))?;
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| refuse(&error))?;
+    picture.apply_orientation(orientation);
+    Ok(picture.into_rgb8())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::Device;
+
+    use super::*;
+
+    /// What Pillow makes of a picture that lies on its side and is partly transparent (`models/tests/golden/make_edits.py`).
+    #[test]
+    fn pictures_are_turned_and_opaque_as_pillow_has_them() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
+        let tensors = golden.join("edits.safetensors");
+        let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
+        let bytes = |name: &str| tensors[name].flatten_all().unwrap().to_vec1::<u8>().unwrap();
+        let picture = decoded(&bytes("turned")).unwrap();
+        assert_eq!(picture.dimensions(), (10, 14));
+        assert_eq!(picture.into_raw(), bytes("upright"));
+    }
+}
