@@ -153,7 +153,7 @@ async fn parts(bytes: Bytes, boundary: String) -> Result<Form, Problem> {
 }
 
 /// The picture of a file, turned as its EXIF data says, without transparency, as Pillow's `convert("RGB")` has it.
-fn decoded(bytes: &[u8]) -> Result<RgbImage, Problem> {
+pub(super) fn decoded(bytes: &[u8]) -> Result<RgbImage, Problem> {
     let refuse = |problem: &dyn std::fmt::Display| {
         let message = format!("`image` cannot be read ({problem}): send a PNG, JPEG or WebP file");
         Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("image")

@@ -1,7 +1,7 @@
 //! The one place where something that went wrong becomes HTTP.
 //!
 //! A handler returns a [`Problem`]; [`render`] gives it the shape of the API it was asked under:
-//! OpenAI's under `/v1` and everywhere else, the Open Inference Protocol's under `/v2`.
+//! OpenAI's under `/v1` and everywhere else, the Open Inference Protocol's under `/v2`, A1111's under `/sdapi`.
 
 use std::{fmt::Display, time::Duration};
 
@@ -14,7 +14,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::wire::{ErrorBody, ErrorReply, InferenceError};
+use super::wire::{ErrorBody, ErrorReply, InferenceError, WebuiError};
 use crate::{
     engine::{Failure, Rejected},
     experiments,
@@ -270,6 +270,7 @@ impl IntoResponse for Problem {
 pub(super) async fn render(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let inference = path == "/v2" || path.starts_with("/v2/");
+    let webui = path.starts_with("/sdapi/");
     let place = path.to_owned();
     let mut response = next.run(request).await;
     if response.status() == StatusCode::NOT_FOUND
@@ -283,6 +284,8 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     };
     let body = if inference {
         Json(InferenceError { error: problem.message.clone() }).into_response()
+    } else if webui {
+        Json(WebuiError::of(problem.code, &problem.message)).into_response()
     } else {
         Json(problem.body()).into_response()
     };

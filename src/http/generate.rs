@@ -163,6 +163,11 @@ impl ParsedRequest {
         Ok(Self { request, recipe, ..self.clone() })
     }
 
+    /// What the engine's request does not tell any more.
+    pub(super) fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
     /// `WIDTHxHEIGHT`.
     pub(super) fn size(&self) -> String {
         size(&self.request.model)

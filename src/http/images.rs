@@ -137,7 +137,7 @@ async fn draft(
 }
 
 /// Counts a request whose reply is ready now.
-fn ready(app: &App, served: &mut Served, received: Instant) -> Timings {
+pub(super) fn ready(app: &App, served: &mut Served, received: Instant) -> Timings {
     served.finished.timings.total_ms = milliseconds(received.elapsed());
     served.observe(app);
     served.finished.timings

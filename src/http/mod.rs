@@ -38,6 +38,7 @@ mod socket;
 mod stream;
 mod timings;
 mod votes;
+mod webui;
 mod wire;
 
 use std::sync::Arc;
@@ -74,6 +75,13 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(repository::index))
         .routes(routes!(repository::load))
         .routes(routes!(repository::unload))
+        .routes(routes!(webui::txt2img))
+        .routes(routes!(webui::img2img))
+        .routes(routes!(webui::models))
+        .routes(routes!(webui::samplers))
+        .routes(routes!(webui::lora_list))
+        .routes(routes!(webui::progress))
+        .routes(routes!(webui::options, webui::set_options))
         .routes(routes!(health::health))
         .routes(routes!(health::metrics))
         .routes(routes!(docs::specification))

@@ -240,9 +240,55 @@ def schemathesis(base, *options):
     return re.search(r"\d+ generated", done.stdout).group(0)
 
 
+def check_openai_edit(base):
+    """images.edit with a file; the same seed makes the same image."""
+    client = openai_client(base)
+    model = model_with_classes(client)
+    plain = client.images.generate(model=model, prompt="Coat", extra_body={"seed": 3, "num_inference_steps": 8})
+    picture = base64.b64decode(plain.data[0].b64_json)
+    fields = dict(
+        model=model, prompt="Bag", image=("coat.png", picture, "image/png"),
+        extra_body={"seed": 4, "num_inference_steps": 10, "strength": 0.6},
+    )
+    first, again = (client.images.edit(**fields).data[0].b64_json for _ in range(2))
+    assert first == again and png_size(base64.b64decode(first)) == png_size(picture)
+    try:
+        client.images.edit(**fields | {"image": ("coat.png", b"no image", "image/png")})
+    except openai.BadRequestError as refused:
+        assert "PNG" in refused.body["message"], refused
+    else:
+        raise AssertionError("what is no image was not refused")
+    return f"an image of another, by {model}"
+
+
+def check_webuiapi(base):
+    """A1111's API by a client of it: lists, txt2img, img2img, and what is refused."""
+    import webuiapi
+
+    model = model_with_classes(openai_client(base))
+    api = webuiapi.WebUIApi(baseurl=f"{base}/sdapi/v1", sampler="DDIM", steps=STEPS)
+    assert model in api.util_get_model_names() and "Euler a" in api.util_get_sampler_names()
+    assert api.util_get_current_model() in api.util_get_model_names()
+    assert api.get_progress()["progress"] == 0.0
+    side = int(next(it for it in openai_client(base).models.list().data if it.id == model).model_extra["size"].split("x")[0])
+    fields = dict(prompt="Coat", seed=7, cfg_scale=1.0, width=side, height=side, override_settings={"sd_model_checkpoint": model})
+    made = api.txt2img(batch_size=2, **fields)
+    assert len(made.images) == 2 and made.images[0].size == (side, side), made.images
+    assert made.info["all_seeds"] == [7, 8] and made.info["sd_model_name"] == model, made.info
+    begun = api.img2img(images=[made.image], denoising_strength=0.5, **fields)
+    assert begun.image.size == (side, side) and begun.image.tobytes() != made.image.tobytes()
+    try:
+        api.txt2img(enable_hr=True, **fields)
+    except RuntimeError as refused:
+        assert "enable_hr" in str(refused), refused
+    else:
+        raise AssertionError("enable_hr was not refused")
+    return f"3 images of {side}x{side} from {model}"
+
+
 # schemathesis last: it may leave models unloaded.
-CHECKS = [check_openai, check_readme, check_openai_stream, check_tritonclient, check_curl, check_promtool,
-          check_prometheus, check_schemathesis]
+CHECKS = [check_openai, check_openai_edit, check_webuiapi, check_readme, check_openai_stream, check_tritonclient, check_curl,
+          check_promtool, check_prometheus, check_schemathesis]
 
 
 def free_port():

@@ -24,3 +24,4 @@ mod shadow;
 mod streaming;
 mod text;
 mod votes;
+mod webui;

@@ -49,13 +49,21 @@ async fn the_documentation_page_needs_nothing_from_elsewhere() {
 /// examples of its path and body.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_takes_its_own_examples() {
-    const OPERATIONS: [(&str, u16); 25] = [
+    const OPERATIONS: [(&str, u16); 33] = [
         ("start_page", 200),
         ("health", 200),
         ("metrics", 200),
         ("specification", 200),
         ("generate", 200),
         ("edit", 200),
+        ("txt2img", 200),
+        ("img2img", 200),
+        ("models", 200),
+        ("samplers", 200),
+        ("webui_loras", 200),
+        ("progress", 200),
+        ("options", 200),
+        ("set_options", 200),
         ("compare", 200),
         ("create_experiment", 201),
         ("list_experiments", 200),

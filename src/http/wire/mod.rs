@@ -9,12 +9,14 @@ mod experiments;
 mod images;
 mod inference;
 mod models;
+mod webui;
 
 pub(super) use compare::*;
 pub(super) use experiments::*;
 pub(super) use images::*;
 pub(super) use inference::*;
 pub(super) use models::*;
+pub(super) use webui::*;
 
 use serde::Serialize;
 use utoipa::ToSchema;
