@@ -32,7 +32,7 @@ use crate::{
 pub use forms::Form;
 pub use kept_costs::KeptCosts;
 pub use model::{Model, Origin, Replica};
-pub use text::Text;
+pub use text::{Syntax, Text};
 
 /// What the registry knows of one id.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor};
 use understudy::{
     engine::{Engine, Event, GenerateRequest, SampleSpec, Start},
     metrics::Metrics,
-    registry::{Model, Origin},
+    registry::{Model, Origin, Syntax},
 };
 use understudy_distill::generate::{Classes, Sampling};
 use understudy_models::{Image, checkpoint::ModelFolder, sampler};
@@ -63,17 +63,26 @@ fn batches_hold_the_images_the_server_makes() {
 /// steps and decoder, from the same noise.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_engine_draws_what_diffusers_draws_after_a_prompt() {
-    check_drawn("stable_diffusion", "red apple, noto style", 1).await;
+    check_drawn("stable_diffusion", "red apple, noto style", 1, Syntax::Plain).await;
 }
 
 /// Of three parts, which compel read.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_engine_draws_what_diffusers_draws_after_a_long_prompt() {
     let prompt = "red apple and green apple on a table, noto style ".repeat(2);
-    check_drawn("long_prompt", &prompt, 3).await;
+    check_drawn("long_prompt", &prompt, 3, Syntax::Plain).await;
 }
 
-async fn check_drawn(name: &str, prompt: &str, parts: usize) {
+/// Whose words count more or less, as diffusers' community pipeline for long weighted prompts reads them.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_draws_what_diffusers_draws_after_a_weighted_prompt() {
+    let prompt = "a (red:1.6) apple, ((noto)) [style]";
+    check_drawn("weighted_prompt", prompt, 1, Syntax::Weighted).await;
+    let prompt = "a (red:1.6) apple and (green apple:0.4) on a table, noto [style] ".repeat(2);
+    check_drawn("long_weighted_prompt", &prompt, 3, Syntax::Weighted).await;
+}
+
+async fn check_drawn(name: &str, prompt: &str, parts: usize, syntax: Syntax) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
     let device = Device::Cpu;
     let model = Model::load(
@@ -84,7 +93,7 @@ async fn check_drawn(name: &str, prompt: &str, parts: usize) {
     let model = Arc::new(model.unwrap());
     let tensors = golden.join(format!("{name}.safetensors"));
     let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
-    let prompts = model.prompts(prompt, "a cat", 4.0).unwrap();
+    let prompts = model.prompts(prompt, "a cat", 4.0, syntax).unwrap();
     let form = model.form_for(None, &prompts);
     assert_eq!((form.parts, form.size), (parts, [16, 16]));
     let model = model.in_form(form).await.unwrap();
@@ -138,7 +147,7 @@ async fn the_engine_draws_what_diffusers_draws_of_an_image() {
         let request = GenerateRequest {
             samples: [5, 6].map(|seed| SampleSpec { seed, class_label: None }).into(),
             trajectory,
-            prompts: model.prompts("red apple, noto style", "a cat", 4.0).unwrap(),
+            prompts: model.prompts("red apple, noto style", "a cat", 4.0, Syntax::Plain).unwrap(),
             start: Start::Image(picture.clone(), begin),
             guidance_scale: 4.0,
             partial_images: 0,

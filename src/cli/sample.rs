@@ -23,7 +23,7 @@ use super::{
 use crate::{
     engine::{Engine, Event, GenerateRequest, Image, SampleSpec, Start, Tokens},
     metrics::Metrics,
-    registry::Model,
+    registry::{Model, Syntax},
 };
 
 /// Generate images, and a grid of them.
@@ -49,6 +49,9 @@ pub(super) struct SampleArgs {
     /// What guidance leads a text-to-image model away from; default: the empty prompt.
     #[arg(long, value_name = "TEXT")]
     negative_prompt: Option<String>,
+    /// Read weights in prompts: `(words:1.3)`, `(words)` and `[words]` count more or less.
+    #[arg(long)]
+    weighted_prompt: bool,
     /// Classifier-free guidance; 1 is none [default: the model card's, else 1].
     #[arg(long, value_name = "SCALE")]
     guidance_scale: Option<f64>,
@@ -174,7 +177,8 @@ fn prompts(args: &SampleArgs, model: &Model, scale: f64) -> Result<Vec<Tokens>, 
         );
     }
     let [prompt, negative] = texts.map(|(_, text)| text.as_deref().unwrap_or_default());
-    model.prompts(prompt, negative, scale).map_err(|error| error.to_string())
+    let syntax = if args.weighted_prompt { Syntax::Weighted } else { Syntax::Plain };
+    model.prompts(prompt, negative, scale, syntax).map_err(|error| error.to_string())
 }
 
 /// Where images begin, where that is told.

@@ -8,8 +8,48 @@ use std::{
 use candle_core::Tensor;
 use lru::LruCache;
 
-/// The numbers of a prompt's tokens.
-pub type Tokens = Arc<[u32]>;
+/// A prompt's tokens.
+pub type Tokens = Arc<Words>;
+
+/// The numbers of a prompt's tokens, and how much each counts.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct Words {
+    ids: Vec<u32>,
+    /// The bits of f32, one for each; nothing where all count alike.
+    weights: Vec<u32>,
+}
+
+impl Words {
+    /// Tokens that count alike.
+    pub fn new(ids: Vec<u32>) -> Self {
+        Self { ids, weights: Vec::new() }
+    }
+
+    /// Tokens with as many weights; 1 is usual.
+    pub fn weighted(ids: Vec<u32>, weights: &[f32]) -> Self {
+        if weights.iter().all(|weight| *weight == 1.0) {
+            return Self::new(ids);
+        }
+        Self { ids, weights: weights.iter().map(|weight| weight.to_bits()).collect() }
+    }
+
+    /// The numbers.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// How many there are.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// How much each counts, where they differ.
+    pub fn weights(&self) -> Option<Vec<f32>> {
+        let weights = self.weights.iter().map(|bits| f32::from_bits(*bits));
+        (!self.weights.is_empty()).then(|| weights.collect())
+    }
+}
 
 /// Prompts of a model that are kept: of the largest text encoders one takes half a megabyte.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
@@ -56,7 +96,7 @@ mod tests {
     #[test]
     fn the_least_recently_used_is_forgotten_and_the_empty_prompt_never() {
         let embeddings = Embeddings::default();
-        let tokens = |id: u32| -> Tokens { [id].into() };
+        let tokens = |id: u32| -> Tokens { Words::new(vec![id]).into() };
         let states = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
         embeddings.pin(tokens(0), states.clone());
         for id in 1..=KEPT.get() as u32 {

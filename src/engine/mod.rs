@@ -42,7 +42,7 @@ mod worker;
 pub use batch_calibration::BUDGET_SECONDS as WARM_UP_SECONDS;
 pub use cost::{CostModel, StageCosts};
 pub(crate) use embeddings::Embeddings;
-pub use embeddings::Tokens;
+pub use embeddings::{Tokens, Words};
 pub use handle::{Engine, Routed};
 pub use job::{
     Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,

@@ -80,7 +80,7 @@ pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<Tensor>>
     }
     let Some(encoder) = replica.encoder() else { candle_core::bail!("no text encoder") };
     let length = encoder.config().tokens();
-    let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.iter().copied()).collect();
+    let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.ids().iter().copied()).collect();
     let parts = ids.len() / length;
     let states = encoder.forward(&Tensor::from_vec(ids, (parts, length), &Device::Cpu)?)?.last;
     let states = states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_to(1)?;
@@ -88,10 +88,24 @@ pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<Tensor>>
     let of = |tokens: &Tokens| {
         let states = states.narrow(0, first, tokens.len());
         first += tokens.len();
-        // Memory of its own, so that keeping it keeps nothing else.
-        states?.copy()
+        match tokens.weights() {
+            Some(weights) => weigh(&states?, weights),
+            // Memory of its own, so that keeping it keeps nothing else.
+            None => states?.copy(),
+        }
     };
     prompts.iter().map(of).collect()
+}
+
+/// Hidden states `[tokens, width]` times the weights of their tokens, and scaled so that their mean stays: what diffusers' long prompt
+/// weighting pipeline does.
+fn weigh(states: &Tensor, weights: Vec<f32>) -> Result<Tensor> {
+    let mean = |states: &Tensor| states.mean_all()?.to_scalar::<f32>();
+    let weighted =
+        states.broadcast_mul(&Tensor::from_vec(weights, (states.dim(0)?, 1), &Device::Cpu)?)?;
+    let factor = mean(states)? / mean(&weighted)?;
+    // Of states around 0 there is no such scale.
+    if factor.is_finite() { weighted * f64::from(factor) } else { Ok(weighted) }
 }
 
 /// The latents that samples begin with, of their images.

@@ -17,7 +17,10 @@ use understudy_models::{
 };
 
 use super::{stage::Stage, *};
-use crate::{metrics::Metrics, registry::Model};
+use crate::{
+    metrics::Metrics,
+    registry::{Model, Syntax},
+};
 
 /// Halves what it sees; NaN for class 8, a panic for class 9, a broken GPU for class 7. Every evaluation waits for one `go`, and
 /// its rows go into `rows`; of more than `memory_rows` it fails as CUDA's driver does.
@@ -684,7 +687,7 @@ fn others_are_evaluated_between_the_parts_of_a_decode_whose_images_stay_the_same
         model: Arc::clone(&model),
         samples: (0..IMAGES as u64).map(|seed| SampleSpec { seed, class_label: None }).collect(),
         trajectory: sampler::trajectory(&model.schedule, Kind::Ddim, 2, 0.0, false).unwrap(),
-        prompts: model.prompts("red apple", "", 1.0).unwrap(),
+        prompts: model.prompts("red apple", "", 1.0, Syntax::Plain).unwrap(),
         start: Start::Noise,
         guidance_scale: 1.0,
         partial_images: 0,

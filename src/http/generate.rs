@@ -21,11 +21,13 @@ use super::{
     encode::Encoding,
     error::{Problem, quoted},
     parameters::Recipe,
-    wire::{ClassLabel, Edit, GeneratedImage, GenerationRequest, LoraUse, OutputFormat},
+    wire::{
+        ClassLabel, Edit, GeneratedImage, GenerationRequest, LoraUse, OutputFormat, PromptSyntax,
+    },
 };
 use crate::{
     engine::{Failure, GenerateRequest, SampleSpec, Start, Tokens},
-    registry::{Form, Model},
+    registry::{Form, Model, Syntax},
 };
 
 /// Most class names that a message lists.
@@ -550,7 +552,11 @@ fn prompts(
         }
     }
     let [prompt, negative] = [prompt, negative].map(Option::unwrap_or_default);
-    Ok(model.prompts(prompt, negative, guidance_scale)?)
+    let syntax = match wire.prompt_syntax {
+        Some(PromptSyntax::Weighted) => Syntax::Weighted,
+        Some(PromptSyntax::Plain) | None => Syntax::Plain,
+    };
+    Ok(model.prompts(prompt, negative, guidance_scale, syntax)?)
 }
 
 fn partial_images(wire: &GenerationRequest, shape: Shape) -> Result<usize, Problem> {

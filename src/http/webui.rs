@@ -22,8 +22,8 @@ use super::{
     route::{self, Admitted},
     shadow,
     wire::{
-        Edit, GenerationRequest, LoraUse, WebuiError, WebuiLora, WebuiModel, WebuiOptions,
-        WebuiProgress, WebuiReply, WebuiRequest, WebuiSampler, WebuiState,
+        Edit, GenerationRequest, LoraUse, PromptSyntax, WebuiError, WebuiLora, WebuiModel,
+        WebuiOptions, WebuiProgress, WebuiReply, WebuiRequest, WebuiSampler, WebuiState,
     },
 };
 use crate::registry::State as ModelState;
@@ -301,12 +301,6 @@ impl WebuiRequest {
         };
         let (prompt, lora) = loras(self.prompt.unwrap_or_default())?;
         let negative = self.negative_prompt.unwrap_or_default();
-        for (field, text) in [("prompt", &prompt), ("negative_prompt", &negative)] {
-            if let Some(part) = weighted(text) {
-                let remedy = "weights of words are not supported; write the words alone, or \\( and \\) for parentheses";
-                return Err(Problem::value(field, quoted(part), remedy));
-            }
-        }
         let eta = match sampler {
             Some(Kind::Ddim | Kind::Tcd) => self.eta,
             Some(Kind::EulerAncestral) if self.eta.is_some_and(|eta| eta != 1.0) => {
@@ -321,6 +315,7 @@ impl WebuiRequest {
             model,
             prompt: Some(prompt),
             negative_prompt: Some(negative),
+            prompt_syntax: Some(PromptSyntax::Weighted),
             seed: self.seed.filter(|seed| *seed != -1),
             num_inference_steps: self.steps,
             guidance_scale: self.cfg_scale,
@@ -387,19 +382,6 @@ fn loras(prompt: String) -> Result<(String, Vec<LoraUse>), Problem> {
     }
     text.push_str(rest);
     Ok((text.trim().to_owned(), found))
-}
-
-/// The first part of a prompt that A1111 would weigh: `(words:1.2)`, `(words)` and `[words]`, unless a backslash stands before.
-fn weighted(prompt: &str) -> Option<&str> {
-    let mut escaped = false;
-    for (at, letter) in prompt.char_indices() {
-        if !escaped && matches!(letter, '(' | '[') {
-            let end = prompt[at..].find([')', ']'])?;
-            return Some(&prompt[at..=at + end]);
-        }
-        escaped = letter == '\\' && !escaped;
-    }
-    None
 }
 
 /// The models that are ready.
@@ -499,19 +481,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn loras_leave_the_prompt_and_weights_are_seen() {
+    fn loras_leave_the_prompt() {
         let (text, found) = loras("a cat <lora:ink:0.5>, <lora:line>".into()).expect("well formed");
         assert_eq!(text, "a cat ,");
         let uses: Vec<_> = found.iter().map(|it| (it.name.as_str(), it.scale)).collect();
         assert_eq!(uses, [("ink", Some(0.5)), ("line", None)]);
         assert!(loras("<lora:ink:x>".into()).is_err() && loras("<lora:ink".into()).is_err());
-        for (prompt, part) in [
-            ("a (red:1.3) cat", Some("(red:1.3)")),
-            ("[sky]", Some("[sky]")),
-            ("a \\(real\\) cat :)", None),
-            ("plain", None),
-        ] {
-            assert_eq!(weighted(prompt), part, "{prompt}");
-        }
     }
 }

@@ -23,7 +23,7 @@ use understudy_models::{
 
 use super::{
     forms::{Changes, Form, Forms},
-    text::Text,
+    text::{Syntax, Text},
 };
 
 use crate::engine::{
@@ -346,6 +346,7 @@ impl Model {
         prompt: &str,
         negative_prompt: &str,
         guidance_scale: f64,
+        syntax: Syntax,
     ) -> understudy_models::Result<Vec<Tokens>> {
         self.check_guidance(negative_prompt, guidance_scale)?;
         let Some(text) = &self.text else { return Ok(Vec::new()) };
@@ -353,7 +354,7 @@ impl Model {
         if guidance_scale != 1.0 && !self.geometry.guidance {
             texts.push(("negative_prompt", negative_prompt));
         }
-        text.prompts(&texts)
+        text.prompts(&texts, syntax)
     }
 
     /// What a request must leave alone of guidance, for a network that takes the scale as an input: scales that it has not

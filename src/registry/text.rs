@@ -1,8 +1,21 @@
 //! How a text-to-image model reads prompts.
 
-use understudy_models::{Error, text::Tokenizer};
+use understudy_models::{
+    Error,
+    text::{Tokenizer, weighted},
+};
 
-use crate::engine::Tokens;
+use crate::engine::{Tokens, Words};
+
+/// How prompts are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Syntax {
+    /// Every letter is text.
+    #[default]
+    Plain,
+    /// Words may have weights, as [`weighted`] reads them.
+    Weighted,
+}
 
 /// Bytes of the longest prompt that is looked at: more than is read of any.
 const MOST_BYTES: usize = 16 << 10;
@@ -22,25 +35,36 @@ pub struct Text {
 
 impl Text {
     pub(super) fn new(tokenizer: Tokenizer, length: usize) -> understudy_models::Result<Self> {
-        let empty = tokenizer.chunks("", length)?.concat().into();
+        let empty = Words::new(tokenizer.chunks("", length)?.concat()).into();
         Ok(Self { tokenizer, length, empty })
     }
 
     /// The tokens of prompts, each with the field that says it. All have as many parts as the longest: the others end with
     /// empty ones.
-    pub(super) fn prompts(&self, texts: &[(&str, &str)]) -> understudy_models::Result<Vec<Tokens>> {
-        let all = texts.iter().map(|(field, text)| self.read(field, text));
-        let all: Vec<Vec<Vec<u32>>> = all.collect::<understudy_models::Result<_>>()?;
-        let most = all.iter().map(Vec::len).max().unwrap_or(0);
-        let filled = all.into_iter().map(|mut parts| {
-            parts.resize_with(most, || self.empty.to_vec());
-            parts.concat().into()
+    pub(super) fn prompts(
+        &self,
+        texts: &[(&str, &str)],
+        syntax: Syntax,
+    ) -> understudy_models::Result<Vec<Tokens>> {
+        let all = texts.iter().map(|(field, text)| self.read(field, text, syntax));
+        let all: Vec<(Vec<Vec<u32>>, Vec<f32>)> = all.collect::<understudy_models::Result<_>>()?;
+        let most = all.iter().map(|(parts, _)| parts.len()).max().unwrap_or(0);
+        let filled = all.into_iter().map(|(mut parts, mut weights)| {
+            parts.resize_with(most, || self.empty.ids().to_vec());
+            let ids = parts.concat();
+            weights.resize(ids.len(), 1.0);
+            Words::weighted(ids, &weights).into()
         });
         Ok(filled.collect())
     }
 
-    /// The parts of a prompt, which `field` says.
-    fn read(&self, field: &str, prompt: &str) -> understudy_models::Result<Vec<Vec<u32>>> {
+    /// The parts of a prompt, which `field` says, and the weights of their tokens.
+    fn read(
+        &self,
+        field: &str,
+        prompt: &str,
+        syntax: Syntax,
+    ) -> understudy_models::Result<(Vec<Vec<u32>>, Vec<f32>)> {
         let refuse = |value: String, remedy: String| Err(Error::value(field, value, remedy));
         if prompt.len() > MOST_BYTES {
             let value = format!("{} bytes long", prompt.len());
@@ -51,13 +75,32 @@ impl Text {
             let value = format!("text with U+0000 at byte {place}");
             return refuse(value, "no text encoder knows it; take it out".into());
         }
-        let parts = self.tokenizer.chunks(prompt, self.length)?;
+        let pieces = match syntax {
+            Syntax::Plain => vec![(prompt.to_owned(), 1.0)],
+            Syntax::Weighted => weighted(prompt).map_err(|error| match error {
+                Error::Value { value, remedy, .. } => Error::value(field, value, remedy),
+                error => error,
+            })?,
+        };
+        let (mut ids, mut own) = (Vec::new(), Vec::new());
+        for (text, weight) in pieces {
+            ids.extend(self.tokenizer.ids(&text)?);
+            own.resize(ids.len(), weight as f32);
+        }
+        let parts = self.tokenizer.parts(&ids, self.length)?;
         if parts.len() > MOST_PARTS {
-            let (count, most) = (self.tokenizer.ids(prompt)?.len(), self.max_tokens());
+            let (count, most) = (ids.len(), self.max_tokens());
             let remedy = format!("at most {most} are read; shorten it");
             return refuse(format!("{count} tokens long"), remedy);
         }
-        Ok(parts)
+        // Beginnings, ends and what fills a part count as usual.
+        let mut weights = Vec::with_capacity(parts.len() * self.length);
+        for of_part in own.chunks(self.length.saturating_sub(2)) {
+            weights.push(1.0);
+            weights.extend_from_slice(of_part);
+            weights.resize(weights.len().next_multiple_of(self.length), 1.0);
+        }
+        Ok((parts, weights))
     }
 
     /// Those of the empty prompt.

@@ -33,12 +33,16 @@ async fn prompts_and_guidance_change_the_image_and_defaults_are_the_cards() {
     let server = Server::with_text().await;
     let apple = drawn(&server, json!({"prompt": "red apple"})).await;
     assert_eq!(apple, drawn(&server, json!({"prompt": "red apple"})).await);
+    let unweighted = json!({"prompt": "red (apple:1)", "prompt_syntax": "weighted"});
+    assert_eq!(apple, drawn(&server, unweighted).await);
     assert_eq!(apple, drawn(&server, json!({"prompt": "Red  Apple", "guidance_scale": 3.0})).await);
     let others = [
         json!({"prompt": "green apple"}),
         json!({"prompt": "red apple", "guidance_scale": 1.0}),
         json!({"prompt": "red apple", "guidance_scale": 7.5}),
         json!({"prompt": "red apple", "negative_prompt": "cat"}),
+        json!({"prompt": "(red:1.5) apple", "prompt_syntax": "weighted"}),
+        json!({"prompt": "(red:1.5) apple"}),
         json!({}),
     ];
     for other in others {

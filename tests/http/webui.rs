@@ -123,7 +123,7 @@ async fn what_cannot_be_had_is_refused_by_its_name() {
         ),
         ("txt2img", json!({"sampler_name": "UniPC"}), ["sampler_name", "DPM++ 2M"]),
         ("txt2img", json!({"scheduler": "Karras"}), ["scheduler", "Automatic"]),
-        ("txt2img", json!({"prompt": "a (red:1.3) apple"}), ["(red:1.3)", "weights"]),
+        ("txt2img", json!({"prompt": "a (red:1.3.1) apple"}), ["1.3.1", "weight"]),
         ("txt2img", json!({"prompt": "<lora:ink:1>"}), ["`prompt`", "--lora NAME=FILE"]),
         ("txt2img", json!({"steps": 0}), ["`steps`", "0"]),
         ("txt2img", json!({"steps": "x"}), ["`steps`", "whole number"]),

@@ -5,8 +5,10 @@
 mod encoder;
 mod tokenizer;
 mod vocabulary;
+mod weighting;
 
 pub use encoder::{TextEncoder, TextEncoderConfig, TextStates};
 pub(crate) use encoder::{file_name, renamed};
 pub use tokenizer::Tokenizer;
 pub(crate) use vocabulary::clip_vocabulary;
+pub use weighting::weighted;

@@ -94,7 +94,14 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::ids`]; a length that holds no token between beginning and end.
     pub fn chunks(&self, text: &str, length: usize) -> Result<Vec<Vec<u32>>> {
-        let ids = self.ids(text)?;
+        self.parts(&self.ids(text)?, length)
+    }
+
+    /// The same of tokens, as [`Tokenizer::ids`] gives them.
+    ///
+    /// # Errors
+    /// A length that holds no token between beginning and end.
+    pub fn parts(&self, ids: &[u32], length: usize) -> Result<Vec<Vec<u32>>> {
         let most = length.saturating_sub(2);
         if most == 0 {
             let remedy = "must be at least 3: a beginning, a token and an end";

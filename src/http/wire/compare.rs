@@ -4,7 +4,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    ClassLabel, ErrorReply, GenerationReply, GenerationRequest, LoraUse, OutputFormat, StreamEvent,
+    ClassLabel, ErrorReply, GenerationReply, GenerationRequest, LoraUse, OutputFormat,
+    PromptSyntax, StreamEvent,
 };
 use crate::http::body::JsonRequest;
 

@@ -16,6 +16,10 @@ macro_rules! drawing_request {
             prompt: Option<String>,
             /// What guidance leads a text-to-image model away from; the empty prompt when absent.
             negative_prompt: Option<String>,
+            /// How `prompt` and `negative_prompt` are written: `plain`, or `weighted`, where `(words:1.3)`, `(words)` and `[words]` count
+            /// more or less, as in A1111's web UI.
+            #[schema(default = "plain")]
+            prompt_syntax: Option<PromptSyntax>,
             /// The class by number or name; not together with a prompt. Without either, every image's class is
             /// drawn from its seed.
             class_label: Option<ClassLabel>,

@@ -7,7 +7,7 @@ use utoipa::{
     openapi::{ObjectBuilder, RefOr, Schema, schema::SchemaType},
 };
 
-use super::{ClassLabel, GenerationRequest, LoraUse, OutputFormat};
+use super::{ClassLabel, GenerationRequest, LoraUse, OutputFormat, PromptSyntax};
 use crate::http::body::JsonRequest;
 
 /// A new experiment. Unknown fields are refused.

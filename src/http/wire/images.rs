@@ -161,6 +161,7 @@ impl JsonRequest for GenerationRequest {
             "output_compression" => "a whole number from 0 to 100",
             "stream" => "true or false",
             "partial_images" => "a whole number from 0 to 3",
+            "prompt_syntax" => "\"plain\" or \"weighted\"",
             "lora" => "a list of {\"name\", \"scale\"}",
             "deadline_ms" => "a whole number of milliseconds, at least 1",
             _ => "a string",
@@ -177,6 +178,16 @@ pub(in crate::http) struct LoraUse {
     /// How much of it is added: 1, the default, is what it was trained for.
     #[schema(minimum = -100, maximum = 100, default = 1.0)]
     pub(in crate::http) scale: Option<f64>,
+}
+
+/// How prompts are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum PromptSyntax {
+    /// Every letter is text.
+    Plain,
+    /// Words may have weights.
+    Weighted,
 }
 
 /// A class, by number or name.

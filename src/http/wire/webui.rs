@@ -11,7 +11,7 @@ use crate::http::body::JsonRequest;
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(in crate::http) struct WebuiRequest {
-    /// What is to be drawn, with LoRAs of the server as `<lora:NAME:SCALE>`. Weights of words are refused.
+    /// What is to be drawn, with weights of words as `(words:1.3)`, and LoRAs of the server as `<lora:NAME:SCALE>`.
     #[schema(example = "")]
     pub(in crate::http) prompt: Option<String>,
     /// What guidance leads away from.
