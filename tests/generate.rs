@@ -6,7 +6,7 @@ use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 use understudy::{
-    engine::{Engine, Event, GenerateRequest, SampleSpec, Start},
+    engine::{Beginning, Engine, Event, GenerateRequest, Mask, SampleSpec, Start},
     metrics::Metrics,
     registry::{Model, Origin, Syntax},
 };
@@ -141,14 +141,20 @@ async fn the_engine_draws_what_diffusers_draws_of_an_image() {
         ("dpm++", sampler::Kind::DpmSolverPlusPlus),
         ("euler", sampler::Kind::Euler),
         ("heun", sampler::Kind::Heun),
+        ("masked.ddim", sampler::Kind::Ddim),
+        ("masked.dpm++", sampler::Kind::DpmSolverPlusPlus),
+        ("masked.heun", sampler::Kind::Heun),
     ] {
-        let (trajectory, begin) =
-            sampler::from_image(&model.schedule, kind, 9, 0.6, 0.0, false).unwrap();
+        let course = sampler::from_image(&model.schedule, kind, 9, 0.6, 0.0, false).unwrap();
+        let mask = (name.starts_with("masked")).then(|| {
+            let drawn = tensors["mask"].unsqueeze(0).unwrap().unsqueeze(0).unwrap();
+            Arc::new(Mask { drawn, after: course.after })
+        });
         let request = GenerateRequest {
             samples: [5, 6].map(|seed| SampleSpec { seed, class_label: None }).into(),
-            trajectory,
+            trajectory: course.trajectory,
             prompts: model.prompts("red apple, noto style", "a cat", 4.0, Syntax::Plain).unwrap(),
-            start: Start::Image(picture.clone(), begin),
+            start: Start::Image(Beginning { image: picture.clone(), begin: course.begin, mask }),
             guidance_scale: 4.0,
             partial_images: 0,
             deadline: None,

@@ -243,7 +243,8 @@ fn background_work_runs_when_nothing_else_does_and_is_nobodys_debt() {
 fn prompted(rows: usize, steps: usize) -> ScheduledWork {
     let once = Part { rows: 1, evaluations: 1 };
     let parts = PerStage::new(|stage| match stage {
-        Stage::Encode | Stage::Embed | Stage::Decode => once,
+        Stage::Encode | Stage::Decode => once,
+        Stage::Embed => Part::default(),
         Stage::Denoise => Part { rows, evaluations: steps },
     });
     ScheduledWork { parts, urgency: Urgency::Ordinary(0.0) }
@@ -254,19 +255,23 @@ proptest! {
     /// for ever.
     #[test]
     fn stages_follow_one_another(
-        arrivals in prop::collection::vec((0usize..30, 1usize..3, 1usize..6), 1..12),
-        limits in [1usize..4, 1usize..5, 1usize..3],
+        arrivals in prop::collection::vec((0usize..30, 1usize..3, 1usize..6, prop::bool::ANY), 1..12),
+        limits in [1usize..4, 1usize..3, 1usize..5, 1usize..3],
     ) {
         let limits = PerStage::new(|stage| limits[stage as usize].max(if stage == Stage::Denoise { 2 } else { 1 }));
         let mut batcher = Batcher::default();
         let mut ran: BTreeMap<SampleKey, Vec<Stage>> = BTreeMap::new();
-        let total: usize = arrivals.iter().map(|(_, _, steps)| steps + 2).sum();
+        let total: usize = arrivals.iter().map(|(_, _, steps, _)| steps + 3).sum();
         let mut waiting: Vec<_> = arrivals.iter().enumerate().collect();
         for evaluation in 0..30 + total {
-            waiting.retain(|(key, (at, rows, steps))| {
+            waiting.retain(|(key, (at, rows, steps, begins_with_image))| {
                 let comes = *at <= evaluation;
                 if comes {
-                    batcher.join(ModelKey(0), SampleKey(*key as u64), prompted(*rows, *steps), limits);
+                    let mut work = prompted(*rows, *steps);
+                    if *begins_with_image {
+                        work.parts[Stage::Embed] = Part { rows: 1, evaluations: 1 };
+                    }
+                    batcher.join(ModelKey(0), SampleKey(*key as u64), work, limits);
                 }
                 !comes
             });
@@ -281,8 +286,9 @@ proptest! {
             }
         }
         prop_assert!(batcher.is_empty());
-        for (key, (_, _, steps)) in arrivals.iter().enumerate() {
-            let mut expected = vec![Stage::Encode, Stage::Embed];
+        for (key, (_, _, steps, begins_with_image)) in arrivals.iter().enumerate() {
+            let mut expected = vec![Stage::Encode];
+            expected.extend(begins_with_image.then_some(Stage::Embed));
             expected.extend(vec![Stage::Denoise; *steps]);
             expected.push(Stage::Decode);
             prop_assert_eq!(&ran[&SampleKey(key as u64)], &expected);

@@ -106,7 +106,7 @@ mod tests {
         struct ByStage;
         impl Costs for ByStage {
             fn seconds(&self, _: ModelKey, stage: Stage, _: usize) -> f64 {
-                [0.25, 1.0, 7.0][stage as usize]
+                [0.25, 0.5, 1.0, 7.0][stage as usize]
             }
             fn margin(&self) -> f64 {
                 1.0
@@ -115,11 +115,12 @@ mod tests {
         let once = Part { rows: 1, evaluations: 1 };
         let mut whole = work(4, Urgency::Ordinary(0.0));
         whole.parts[Stage::Encode] = once;
+        whole.parts[Stage::Embed] = once;
         whole.parts[Stage::Decode] = once;
         let mut batcher = Batcher::default();
         batcher.join(ModelKey(0), SampleKey(0), whole, PerStage::new(|_| 8));
         let found = finishes(batcher, None, 0.0, &[SampleKey(0)], &ByStage);
-        assert_eq!(found[&SampleKey(0)], 11.25);
+        assert_eq!(found[&SampleKey(0)], 11.75);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use candle_core::Tensor;
 use tokio::sync::mpsc;
 pub use understudy_models::Image;
-use understudy_models::sampler::{Begin, Trajectory};
+use understudy_models::sampler::{Mixture, Trajectory};
 
 use super::embeddings::Tokens;
 use crate::registry::Model;
@@ -44,9 +44,28 @@ pub enum Start {
     Noise,
     /// At latents, one for each: f32 `[1, C, H, W]` on the model's device.
     Latents(Vec<Tensor>),
-    /// At one image with the noise of their seeds in it: f32 `[1, channels, height, width]` in [−1, 1] on the CPU, as the model
-    /// makes them.
-    Image(Tensor, Begin),
+    /// At one image with the noise of their seeds in it.
+    Image(Beginning),
+}
+
+/// An image that others begin with.
+#[derive(Debug, Clone)]
+pub struct Beginning {
+    /// f32 `[1, channels, height, width]` in [−1, 1] on the CPU, as the model makes them.
+    pub image: Tensor,
+    /// How much of it there is, and how much noise.
+    pub begin: Mixture,
+    /// Which of it stays.
+    pub mask: Option<Arc<Mask>>,
+}
+
+/// Where a sample is drawn; elsewhere its image stays.
+#[derive(Debug, Clone)]
+pub struct Mask {
+    /// 1 where it is drawn, 0 where it stays: f32 `[1, 1, H, W]` of a latent's size on the CPU.
+    pub drawn: Tensor,
+    /// How much image and noise there is after each evaluation.
+    pub after: Arc<[Mixture]>,
 }
 
 impl GenerateRequest {

@@ -45,8 +45,8 @@ pub(crate) use embeddings::Embeddings;
 pub use embeddings::{Tokens, Words};
 pub use handle::{Engine, Routed};
 pub use job::{
-    Event, Failure, GenerateRequest, Image, InferRequest, Rejected, SampleSpec, SampleTimings,
-    Start, Submission,
+    Beginning, Event, Failure, GenerateRequest, Image, InferRequest, Mask, Rejected, SampleSpec,
+    SampleTimings, Start, Submission,
 };
 pub use queue::Client;
 pub use warmup::probe;

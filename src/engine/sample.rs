@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Instant};
 use candle_core::Tensor;
 use understudy_models::{
     autoencoder::Decoding,
-    sampler::{Begin, Evaluation, Trajectory},
+    sampler::{Evaluation, Trajectory},
 };
 
 use super::{
-    Event, GenerateRequest, InferRequest, SampleSpec, SampleTimings, Start,
+    Beginning, Event, GenerateRequest, InferRequest, Mask, SampleSpec, SampleTimings, Start,
     admission::Admission,
     batcher::{Part, SampleKey, ScheduledWork, Urgency},
     embeddings::Tokens,
@@ -69,6 +69,7 @@ pub(super) struct Walk {
     pub(super) guidance_scale: f64,
     partial_images: usize,
     pub(super) start: Origin,
+    pub(super) kept: Option<Kept>,
     /// Made when the first evaluation begins.
     pub(super) latent: Option<Latent>,
     /// What its latent becomes, where that is done in parts.
@@ -82,8 +83,17 @@ pub(super) enum Origin {
     Noise,
     /// There, f32 `[1, C, H, W]`.
     Latent(Tensor),
-    /// At an image with its seed's noise in it; f32 `[1, channels, height, width]` in [−1, 1] on the CPU.
-    Image(Tensor, Begin),
+    /// At an image with its seed's noise in it.
+    Image(Beginning),
+}
+
+/// What stays of the image that a walk begins with.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) mask: Arc<Mask>,
+    /// The image, clean, as the network works on it, and the noise that was added to it: f32 `[1, C, H, W]`.
+    pub(super) clean: Tensor,
+    pub(super) noise: Tensor,
 }
 
 /// The state a sampler carries: a row of the batch in which it took its last step.
@@ -174,7 +184,7 @@ impl Sample {
         let parts = PerStage::new(|stage| match stage {
             Stage::Encode => once(unknown),
             Stage::Embed => {
-                let begins = matches!(request.start, Start::Image(..));
+                let begins = matches!(request.start, Start::Image(_));
                 once(usize::from(begins && request.model.decodes()))
             }
             Stage::Denoise => Part { rows: request.rows(), evaluations: request.trajectory.len() },
@@ -202,8 +212,9 @@ impl Sample {
                     Start::Latents(latents) => {
                         latents.get(index).cloned().map_or(Origin::Noise, Origin::Latent)
                     }
-                    Start::Image(image, begin) => Origin::Image(image.clone(), *begin),
+                    Start::Image(beginning) => Origin::Image(beginning.clone()),
                 },
+                kept: None,
                 latent: None,
                 decoding: None,
             };

@@ -7,14 +7,14 @@ use understudy_models::{
     Conditioning, Conditions, Denoiser, Prompt,
     autoencoder::Decoder,
     rollout::{self, FiniteCheck, Row},
-    sampler::{self, Advanced, Begin},
+    sampler::{self, Advanced, Mixture},
 };
 
 use super::{
-    Image,
+    Beginning, Image, Mask,
     batcher::SampleKey,
     embeddings::{Embeddings, Tokens},
-    sample::{Latent, Origin, Sample, Task, Walk},
+    sample::{Kept, Latent, Origin, Sample, Task, Walk},
     stage::Stage,
 };
 use crate::registry::Replica;
@@ -118,9 +118,9 @@ pub(super) fn embed(replica: &Replica, samples: &mut [Sample]) -> Result<Vec<Out
     let (mut images, mut walks) = (Vec::new(), Vec::new());
     for sample in samples {
         let Task::Generate(walk) = &mut sample.task else { candle_core::bail!("no image") };
-        let Origin::Image(image, begin) = &walk.start else { candle_core::bail!("no image") };
-        images.push(image.clone());
-        walks.push((*begin, walk));
+        let Origin::Image(beginning) = &walk.start else { candle_core::bail!("no image") };
+        images.push(beginning.image.clone());
+        walks.push((beginning.clone(), walk));
     }
     let images = Tensor::cat(&images, 0)?.to_device(network.device())?.to_dtype(encoder.dtype())?;
     let seeds: Vec<u64> = walks.iter().map(|(_, walk)| walk.seed).collect();
@@ -129,9 +129,9 @@ pub(super) fn embed(replica: &Replica, samples: &mut [Sample]) -> Result<Vec<Out
     let latents = latents.to_dtype(DType::F32)?;
     let finite = FiniteCheck::new(&latents)?.rows()?;
     let mut outcomes = Vec::new();
-    for (row, (begin, walk)) in walks.into_iter().enumerate() {
-        let clean = latents.narrow(0, row, 1)?;
-        walk.start = Origin::Latent(with_noise(network, walk.seed, &clean, begin)?);
+    for (row, (beginning, walk)) in walks.into_iter().enumerate() {
+        let clean = latents.narrow(0, row, 1)?.contiguous()?;
+        walk.start = Origin::Latent(with_noise(network, walk, clean, &beginning)?);
         outcomes.push(if finite[row] { Outcome::Going(None) } else { Outcome::Undecodable });
     }
     Ok(outcomes)
@@ -187,16 +187,16 @@ pub(super) fn begin<'a>(replica: &'a Replica, samples: &mut [Sample]) -> Result<
     let network = replica.network();
     for sample in samples.iter_mut() {
         if let Task::Generate(walk @ Walk { latent: None, .. }) = &mut sample.task {
-            walk.latent = Some(match &walk.start {
-                Origin::Noise => begun(drawn(network, walk.seed)?)?,
-                Origin::Latent(latent) => begun(latent.clone())?,
+            let start = std::mem::replace(&mut walk.start, Origin::Noise);
+            walk.latent = Some(begun(match start {
+                Origin::Noise => drawn(network, walk.seed)?,
+                Origin::Latent(latent) => latent,
                 // Of a model that works on pixels.
-                Origin::Image(image, begin) => {
-                    let image = image.to_device(network.device())?;
-                    begun(with_noise(network, walk.seed, &image, *begin)?)?
+                Origin::Image(beginning) => {
+                    let clean = beginning.image.to_device(network.device())?;
+                    with_noise(network, walk, clean, &beginning)?
                 }
-            });
-            walk.start = Origin::Noise;
+            })?);
             for states in sample.prompts.iter_mut().filter_map(|it| it.states.as_mut()) {
                 *states = states.to_device(network.device())?;
             }
@@ -325,14 +325,45 @@ fn drawn(network: &dyn Denoiser, seed: u64) -> Result<Tensor> {
     rollout::start(network.geometry(), &[seed], network.device())
 }
 
-/// A clean latent, f32 `[1, C, H, W]`, with the noise that a seed means in it.
+/// The clean image that a walk begins with, f32 `[1, C, H, W]` as the network works on it, with the noise of its seed. Where some of
+/// it is to stay, the walk has it from now on.
 fn with_noise(
     network: &dyn Denoiser,
-    seed: u64,
-    clean: &Tensor,
-    Begin { signal, noise }: Begin,
+    walk: &mut Walk,
+    clean: Tensor,
+    beginning: &Beginning,
 ) -> Result<Tensor> {
-    (clean * signal)? + (drawn(network, seed)? * noise)?
+    let noise = drawn(network, walk.seed)?;
+    let x = mixed(&clean, &noise, beginning.begin)?;
+    walk.kept = match &beginning.mask {
+        Some(mask) => {
+            let Mask { drawn, after } = &**mask;
+            let (drawn, after) = (drawn.to_device(network.device())?, Arc::clone(after));
+            Some(Kept { mask: Arc::new(Mask { drawn, after }), clean, noise })
+        }
+        None => None,
+    };
+    Ok(x)
+}
+
+fn mixed(clean: &Tensor, eps: &Tensor, Mixture { signal, noise }: Mixture) -> Result<Tensor> {
+    (clean * signal)? + (eps * noise)?
+}
+
+/// `x` `[B, C, H, W]` of walks that have all taken a step, with what is to stay of their images put back in, as noisy as the rest:
+/// what diffusers' inpainting does with networks that see no mask.
+fn kept(x: &Tensor, walks: &[&mut Walk]) -> Result<Tensor> {
+    if walks.iter().all(|walk| walk.kept.is_none()) {
+        return Ok(x.clone());
+    }
+    let row = |(row, walk): (usize, &&mut Walk)| {
+        let x = x.narrow(0, row, 1)?;
+        let Some(Kept { mask, clean, noise }) = &walk.kept else { return Ok(x) };
+        let own = mixed(clean, noise, mask.after[walk.position])?;
+        // own + drawn·(x − own), which is exactly own where nothing is drawn.
+        &own + (x - &own)?.broadcast_mul(&mask.drawn)?
+    };
+    Tensor::cat(&walks.iter().enumerate().map(row).collect::<Result<Vec<_>>>()?, 0)
 }
 
 /// A walk begins at f32 `[1, C, H, W]`.
@@ -441,7 +472,8 @@ fn advance(
         step: walk.current().step,
     };
     let rows: Vec<Row> = walks.iter().map(row).collect();
-    let next = rollout::advance(network.geometry(), &x, &memory, &stack(answers)?, &rows)?;
+    let mut next = rollout::advance(network.geometry(), &x, &memory, &stack(answers)?, &rows)?;
+    next.x = kept(&next.x, &walks)?;
     for (row, walk) in walks.into_iter().enumerate() {
         walk.position += 1;
         walk.latent = Some(Latent { x: next.x.clone(), memory: next.memory.clone(), row });

@@ -9,7 +9,7 @@ use axum::{
     http::{StatusCode, header},
     response::Response,
 };
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
+use image::{DynamicImage, GrayImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
 use multer::Multipart;
 use serde_json::{Map, Value};
 
@@ -88,14 +88,16 @@ async fn form(app: &App, request: Request) -> Result<GenerationRequest, Problem>
     let read = body::read(app, request, app.settings.max_body_bytes).await?;
     let runtime = tokio::runtime::Handle::current();
     read.use_up_apart(move |bytes| {
-        let Form { fields, picture } = runtime.block_on(parts(bytes, boundary))?;
+        let Form { fields, picture, mask } = runtime.block_on(parts(bytes, boundary))?;
         let text = Value::Object(fields).to_string();
         let request: EditRequest = body::parse(text.as_bytes())?;
         let picture = picture.ok_or_else(|| {
             let message = "`image` is missing: it takes a PNG, JPEG or WebP file";
             Problem::new(StatusCode::BAD_REQUEST, "missing_field", message).at("image")
         })?;
-        Ok(request.of(decoded(&picture)?))
+        let picture = decoded(&picture)?;
+        let mask = mask.map(|mask| drawn(&mask, picture.dimensions())).transpose()?;
+        Ok(request.of(picture, mask))
     })
     .await
 }
@@ -104,6 +106,7 @@ async fn form(app: &App, request: Request) -> Result<GenerationRequest, Problem>
 struct Form {
     fields: Map<String, Value>,
     picture: Option<Bytes>,
+    mask: Option<Bytes>,
 }
 
 async fn parts(bytes: Bytes, boundary: String) -> Result<Form, Problem> {
@@ -113,7 +116,7 @@ async fn parts(bytes: Bytes, boundary: String) -> Result<Form, Problem> {
     };
     let stream = futures_util::stream::iter([Ok::<_, std::convert::Infallible>(bytes)]);
     let mut multipart = Multipart::new(stream, boundary);
-    let mut form = Form { fields: Map::new(), picture: None };
+    let mut form = Form { fields: Map::new(), picture: None, mask: None };
     for count in 0.. {
         let Some(field) = multipart.next_field().await.map_err(malformed)? else { break };
         if count == MOST_FIELDS {
@@ -129,10 +132,11 @@ async fn parts(bytes: Bytes, boundary: String) -> Result<Form, Problem> {
                 return Err(Problem::conflict("image", message));
             }
             "image" | "image[]" => form.picture = Some(field.bytes().await.map_err(malformed)?),
-            "mask" => {
-                let message = "`mask` asks for a part to be drawn anew, which is not supported: leave it out, the whole image is drawn anew by `strength`";
+            "mask" if form.mask.is_some() => {
+                let message = "`mask` stands in the form more than once: keep one";
                 return Err(Problem::conflict("mask", message));
             }
+            "mask" => form.mask = Some(field.bytes().await.map_err(malformed)?),
             _ => {
                 let text = field.text().await.map_err(malformed)?;
                 let value = match TEXTS.contains(&name.as_str()) {
@@ -154,9 +158,32 @@ async fn parts(bytes: Bytes, boundary: String) -> Result<Form, Problem> {
 
 /// The picture of a file, turned as its EXIF data says, without transparency, as Pillow's `convert("RGB")` has it.
 pub(super) fn decoded(bytes: &[u8]) -> Result<RgbImage, Problem> {
+    Ok(read("image", bytes)?.into_rgb8())
+}
+
+/// Where a picture of this size is drawn anew: 255 where a mask is transparent, as OpenAI has it.
+fn drawn(bytes: &[u8], (width, height): (u32, u32)) -> Result<GrayImage, Problem> {
+    let mask = read("mask", bytes)?;
+    if !mask.color().has_alpha() {
+        let message = "`mask` has no transparency: send a PNG with an alpha channel that is 0 where the image is drawn anew";
+        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("mask"));
+    }
+    if (mask.width(), mask.height()) != (width, height) {
+        let remedy = format!("it must be as large as the image, {width}x{height}");
+        let size = format!("{}x{}", mask.width(), mask.height());
+        return Err(Problem::value("mask", size, remedy));
+    }
+    let alpha = mask.into_rgba8().into_raw().into_iter().skip(3).step_by(4);
+    let drawn = alpha.map(|alpha| if alpha == 0 { 255 } else { 0 }).collect();
+    GrayImage::from_raw(width, height, drawn).ok_or_else(|| Problem::internal("a mask's size"))
+}
+
+/// A picture in a field of a form, upright.
+fn read(field: &str, bytes: &[u8]) -> Result<DynamicImage, Problem> {
     let refuse = |problem: &dyn std::fmt::Display| {
-        let message = format!("`image` cannot be read ({problem}): send a PNG, JPEG or WebP file");
-        Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("image")
+        let message =
+            format!("`{field}` cannot be read ({problem}): send a PNG, JPEG or WebP file");
+        Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at(field)
     };
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let mut reader = reader.map_err(|error| refuse(&error))?;
@@ -173,12 +200,12 @@ pub(super) fn decoded(bytes: &[u8]) -> Result<RgbImage, Problem> {
     let (width, height) = decoder.dimensions();
     if u64::from(width) * u64::from(height) > MOST_PIXELS {
         let remedy = format!("at most {MOST_PIXELS} pixels are read; send a smaller one");
-        return Err(Problem::value("image", format!("{width}x{height}"), remedy));
+        return Err(Problem::value(field, format!("{width}x{height}"), remedy));
     }
     let orientation = decoder.orientation().map_err(|error| refuse(&error))?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| refuse(&error))?;
     picture.apply_orientation(orientation);
-    Ok(picture.into_rgb8())
+    Ok(picture)
 }
 
 #[cfg(test)]

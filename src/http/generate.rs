@@ -7,7 +7,10 @@ use std::{
 
 use axum::http::StatusCode;
 use candle_core::{Device, Tensor};
-use image::{DynamicImage, imageops::FilterType};
+use image::{
+    DynamicImage,
+    imageops::{self, FilterType},
+};
 use understudy_models::{
     Conditioning, Error,
     checkpoint::Lora,
@@ -26,7 +29,7 @@ use super::{
     },
 };
 use crate::{
-    engine::{Failure, GenerateRequest, SampleSpec, Start, Tokens},
+    engine::{Beginning, Failure, GenerateRequest, Mask, SampleSpec, Start, Tokens},
     registry::{Form, Model, Syntax},
 };
 
@@ -83,10 +86,16 @@ impl ParsedRequest {
         let prompts = prompts(&model, wire, guidance_scale)?;
         let form = model.form_for(size, &prompts);
         let recipe = recipe(&model, wire)?;
-        let (trajectory, begin) = trajectory(&model, &recipe, wire)?;
-        let start = match &wire.edit {
-            Some(edit) => Start::Image(picture(edit, model.image[0], form.size).await?, begin),
-            None => Start::Noise,
+        let (trajectory, begun) = course(&model, &recipe, wire)?;
+        let start = match (&wire.edit, begun) {
+            (Some(edit), Some((begin, after))) => {
+                let scale = model.image[1] / model.geometry.height;
+                let image = picture(edit, model.image[0], form.size).await?;
+                let drawn = mask(edit, form.size, scale).await?;
+                let mask = drawn.map(|drawn| Arc::new(Mask { drawn, after }));
+                Start::Image(Beginning { image, begin, mask })
+            }
+            _ => Start::Noise,
         };
         let request = GenerateRequest {
             samples: samples(&model, wire, n)?,
@@ -156,10 +165,14 @@ impl ParsedRequest {
     pub(super) fn in_steps(&self, wire: &GenerationRequest, steps: usize) -> Result<Self, Problem> {
         let wire = GenerationRequest { num_inference_steps: Some(steps as i64), ..wire.clone() };
         let recipe = recipe(&self.request.model, &wire)?;
-        let (trajectory, begin) = trajectory(&self.request.model, &recipe, &wire)?;
-        let start = match self.request.start.clone() {
-            Start::Image(image, _) => Start::Image(image, begin),
-            start => start,
+        let (trajectory, begun) = course(&self.request.model, &recipe, &wire)?;
+        let start = match (self.request.start.clone(), begun) {
+            (Start::Image(before), Some((begin, after))) => {
+                let drawn = before.mask.map(|mask| mask.drawn.clone());
+                let mask = drawn.map(|drawn| Arc::new(Mask { drawn, after }));
+                Start::Image(Beginning { image: before.image, begin, mask })
+            }
+            (start, _) => start,
         };
         let request = GenerateRequest { trajectory, start, ..self.request.clone() };
         Ok(Self { request, recipe, ..self.clone() })
@@ -286,6 +299,33 @@ async fn picture(
     };
     let scaled = tokio::task::spawn_blocking(scaled).await.map_err(Problem::internal)?;
     scaled.map_err(Problem::internal)
+}
+
+/// Where a sample is drawn anew, 1, and where it stays, 0: f32 `[1, 1, height, width]` of a latent's size, which is `scale` times smaller than
+/// the image's. Scaled as the picture is, and taken at the first pixel of each, as diffusers does.
+async fn mask(
+    edit: &Edit,
+    [height, width]: [usize; 2],
+    scale: usize,
+) -> Result<Option<Tensor>, Problem> {
+    let Some(mask) = edit.mask.clone() else { return Ok(None) };
+    let scaled = move || {
+        let sides = (width as u32, height as u32);
+        let mask = match mask.dimensions() == sides {
+            true => (*mask).clone(),
+            false => imageops::resize(&*mask, sides.0, sides.1, FilterType::Lanczos3),
+        };
+        let (rows, columns) = (height / scale, width / scale);
+        let places = (0..rows * columns).map(|place| (place / columns, place % columns));
+        let drawn = places.map(|(row, column)| {
+            let image::Luma([level]) =
+                *mask.get_pixel((column * scale) as u32, (row * scale) as u32);
+            f32::from(u8::from(level >= 128))
+        });
+        Tensor::from_vec(drawn.collect(), (1, 1, rows, columns), &Device::Cpu)
+    };
+    let scaled = tokio::task::spawn_blocking(scaled).await.map_err(Problem::internal)?;
+    scaled.map(Some).map_err(Problem::internal)
 }
 
 /// Most LoRAs of a request.
@@ -499,23 +539,25 @@ fn recipe(model: &Model, wire: &GenerationRequest) -> Result<Recipe, Problem> {
     })
 }
 
-/// The steps, and how much of an image there is where they begin.
-fn trajectory(
+/// How much image and noise there is where a walk from an image begins, and after each of its evaluations.
+type Begun = (sampler::Mixture, Arc<[sampler::Mixture]>);
+
+/// The steps, and, where they begin with an image, how much of it there is on the way.
+fn course(
     model: &Model,
     recipe: &Recipe,
     wire: &GenerationRequest,
-) -> Result<(sampler::Trajectory, sampler::Begin), Problem> {
+) -> Result<(sampler::Trajectory, Option<Begun>), Problem> {
     let Recipe { sampler, steps, eta, .. } = *recipe;
     let learned = model.geometry.learned_variance();
     Ok(match &wire.edit {
         Some(edit) => {
             let strength = edit.strength;
-            sampler::from_image(&model.schedule, sampler, steps, strength, eta, learned)?
+            let course =
+                sampler::from_image(&model.schedule, sampler, steps, strength, eta, learned)?;
+            (course.trajectory, Some((course.begin, course.after)))
         }
-        None => {
-            let all = sampler::trajectory(&model.schedule, sampler, steps, eta, learned)?;
-            (all, sampler::Begin { signal: 0.0, noise: 1.0 })
-        }
+        None => (sampler::trajectory(&model.schedule, sampler, steps, eta, learned)?, None),
     })
 }
 
@@ -611,7 +653,7 @@ mod tests {
         let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
         let bytes = |name: &str| tensors[name].flatten_all().unwrap().to_vec1::<u8>().unwrap();
         let large = image::RgbImage::from_raw(56, 40, bytes("large")).unwrap();
-        let edit = Edit { picture: Arc::new(large), strength: 1.0 };
+        let edit = Edit { picture: Arc::new(large), mask: None, strength: 1.0 };
         let scaled = picture(&edit, 3, [16, 24]).await.unwrap();
         let ours = understudy_models::Image::from_batch(&scaled).unwrap().remove(0);
         let far = ours.pixels.iter().zip(bytes("scaled")).map(|(a, b)| a.abs_diff(b)).max();

@@ -161,7 +161,7 @@ pub(super) async fn img2img(
     let read = tokio::task::spawn_blocking(move || edits::decoded(&bytes)).await;
     let picture = read.map_err(Problem::internal)?.map_err(|problem| problem.at("init_images"))?;
     let strength = asked.denoising_strength.unwrap_or(DENOISING_STRENGTH);
-    let edit = Edit { picture: picture.into(), strength };
+    let edit = Edit { picture: picture.into(), mask: None, strength };
     answer(app, asked, parameters, Some(edit), received).await
 }
 

@@ -51,6 +51,15 @@ pub(crate) fn picture(width: u32, height: u32, seed: u32) -> Vec<u8> {
     bytes.into_inner()
 }
 
+/// A PNG that is transparent where `drawn` says so.
+fn stencil(width: u32, height: u32, drawn: impl Fn(u32, u32) -> bool) -> Vec<u8> {
+    let of = |x, y| image::Rgba([9, 9, 9, if drawn(x, y) { 0 } else { 255 }]);
+    let image = image::RgbaImage::from_fn(width, height, of);
+    let mut bytes = Cursor::new(Vec::new());
+    image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
 fn pixels(reply: &Reply) -> (Vec<u8>, (u32, u32)) {
     assert_eq!(reply.status, 200, "{}", reply.text());
     let entry: Value = reply.json()["data"][0]["b64_json"].clone();
@@ -118,6 +127,34 @@ async fn models_on_pixels_begin_with_the_pixels() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_mask_leaves_stays() {
+    let server = Server::start().await;
+    let made = server.get(&format!("/v1/models/{PLAIN}")).await.json()["size"].clone();
+    let side: u32 = made.as_str().unwrap().split('x').next().unwrap().parse().unwrap();
+    let bytes = picture(side, side, 40);
+    let left = |x: u32| x < side / 2;
+    let half = stencil(side, side, |x, _| left(x));
+    for scheduler in ["ddim", "dpm++", "heun", "ddpm"] {
+        let fields = [
+            ("model", PLAIN),
+            ("strength", "0.9"),
+            ("num_inference_steps", "10"),
+            ("scheduler", scheduler),
+        ];
+        let reply = posted(&server, form(&fields, &[("image", &bytes), ("mask", &half)])).await;
+        let drawn = pixels(&reply).0;
+        let own = image::load_from_memory(&bytes).unwrap().into_rgb8().into_raw();
+        let differ = |of_left: bool| {
+            let pixels = drawn.chunks(3).zip(own.chunks(3)).enumerate();
+            let of = pixels.filter(|(place, _)| left(*place as u32 % side) == of_left);
+            of.filter(|(_, (a, b))| a != b).count()
+        };
+        assert_eq!(differ(false), 0, "{scheduler}: what stays is the same to the bit");
+        assert!(differ(true) > 0, "{scheduler}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_image_or_no_form_is_refused() {
     let server = Server::with_text().await;
     let own = picture(16, 16, 1);
@@ -128,16 +165,18 @@ async fn what_is_no_image_or_no_form_is_refused() {
     bomb[29..33].copy_from_slice(&checksum.to_be_bytes());
     let cut = &own[..own.len() / 2];
     let large = picture(64, 64, 1);
+    let small = stencil(8, 8, |_, _| true);
     type Case<'a> = (&'a [(&'a str, &'a str)], &'a [(&'a str, &'a [u8])], &'a str, &'a [&'a str]);
     let model = ("model", TEXT);
-    let cases: [Case; 15] = [
+    let cases: [Case; 16] = [
         (&[model], &[], "image", &["missing"]),
         (&[model], &[("image", b"GIF89a")], "image", &["PNG, JPEG or WebP"]),
         (&[model], &[("image", b"")], "image", &["PNG, JPEG or WebP"]),
         (&[model], &[("image", cut)], "image", &["cannot be read"]),
         (&[model], &[("image", &bomb)], "image", &["image"]),
         (&[model], &[("image", &own), ("image", &own)], "image", &["more than once"]),
-        (&[model], &[("image", &own), ("mask", &own)], "mask", &["not supported"]),
+        (&[model], &[("image", &own), ("mask", &own)], "mask", &["alpha"]),
+        (&[model], &[("image", &own), ("mask", &small)], "mask", &["8x8", "16x16"]),
         (&[model], &[("image", &large)], "image", &["64x64", "--max-pixels"]),
         (&[model, ("strength", "2")], &[("image", &own)], "strength", &["2", "to 1"]),
         (&[model, ("strength", "0")], &[("image", &own)], "strength", &["above 0"]),

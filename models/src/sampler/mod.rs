@@ -235,12 +235,23 @@ pub fn trajectory(
     eta: f64,
     learned_variance: bool,
 ) -> Result<Trajectory> {
-    Ok(last_steps(config, kind, steps, steps, eta, learned_variance)?.0)
+    Ok(last_steps(config, kind, steps, steps, eta, learned_variance)?.trajectory)
 }
 
-/// Where a trajectory begins that does not start from noise alone: `x = signal·x0 + noise·eps`.
+/// A trajectory that begins with an image.
+#[derive(Debug, Clone)]
+pub struct FromImage {
+    /// The steps.
+    pub trajectory: Trajectory,
+    /// Where they begin.
+    pub begin: Mixture,
+    /// Where each evaluation leads.
+    pub after: Arc<[Mixture]>,
+}
+
+/// How much image and noise there is on the way: `x = signal·x0 + noise·eps`.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Begin {
+pub struct Mixture {
     /// How much of the image there is.
     pub signal: f64,
     /// How much noise.
@@ -260,7 +271,7 @@ pub fn from_image(
     strength: f64,
     eta: f64,
     learned_variance: bool,
-) -> Result<(Trajectory, Begin)> {
+) -> Result<FromImage> {
     if !(strength > 0.0 && strength <= 1.0) {
         let remedy = "use a number above 0, which keeps the image, to 1, which redraws it";
         return Err(Error::value("strength", strength, remedy));
@@ -276,7 +287,7 @@ pub fn from_image(
     last_steps(config, kind, steps, taken, eta, learned_variance)
 }
 
-/// The last `taken` of `steps` steps, and where they begin.
+/// The last `taken` of `steps` steps.
 fn last_steps(
     config: &ScheduleConfig,
     kind: Kind,
@@ -284,7 +295,7 @@ fn last_steps(
     taken: usize,
     eta: f64,
     learned_variance: bool,
-) -> Result<(Trajectory, Begin)> {
+) -> Result<FromImage> {
     if !(0.0..=1.0).contains(&eta) {
         return Err(Error::value("eta", eta, "use a number from 0 (no noise) to 1"));
     }
@@ -308,22 +319,31 @@ fn last_steps(
         Kind::Tcd => tcd::evaluations(&schedule, &timesteps, eta),
         Kind::FlowEuler => Ok(flow::evaluations(&schedule, nodes)),
     }?;
-    let sigma = nodes.first().map_or(0.0, |node| node.sigma);
-    let begin = match kind {
-        Kind::FlowEuler => Begin { signal: 1.0 - sigma, noise: sigma },
+    let mixture = |sigma: f64| match kind {
+        Kind::FlowEuler => Mixture { signal: 1.0 - sigma, noise: sigma },
         // Of a last timestep without any signal.
-        _ if sigma.is_infinite() => Begin { signal: 0.0, noise: 1.0 },
+        _ if sigma.is_infinite() => Mixture { signal: 0.0, noise: 1.0 },
         _ => {
             let level = level::Level::of_sigma(sigma);
-            Begin { signal: level.alpha, noise: level.s }
+            Mixture { signal: level.alpha, noise: level.s }
         }
     };
+    let at = |timestep: f64| {
+        let node = nodes.iter().find(|node| node.timestep == timestep);
+        mixture(node.map_or(0.0, |node| node.sigma))
+    };
+    let begin = nodes.first().map_or(0.0, |node| node.sigma);
+    let next = evaluations.iter().skip(1).map(|evaluation| at(evaluation.timestep));
+    let after = next.chain([mixture(0.0)]).collect();
     match evaluations.iter().find(|evaluation| !evaluation.step.is_finite()) {
         Some(evaluation) => Err(Error::value(
             format!("{}: beta_schedule", config.file),
             format!("not usable by {kind} at timestep {}", evaluation.timestep),
             "its coefficients overflow; use another scheduler, or betas that leave more of the sample",
         )),
-        None => Ok((evaluations.into(), begin)),
+        None => {
+            let begin = mixture(begin);
+            Ok(FromImage { trajectory: evaluations.into(), begin, after })
+        }
     }
 }

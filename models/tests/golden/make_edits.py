@@ -5,7 +5,7 @@
 
 Of the small pipeline in pipeline/stable_diffusion (make_pipelines.py), with several schedulers. Noise is that of Understudy's seeds:
 Philox-4x32-10 (Salmon et al. 2011) and Box-Muller, here once more. Tensors: `picture` u8 `[16, 16, 3]`, `NAME.images` f32 `[2, 3, 16, 16]`
-in [-1, 1] of seeds 5 and 6, and the PNG of a turned picture with its upright pixels (`turned` u8 bytes, `upright` u8 `[H, W, 3]`), and one
+in [-1, 1] of seeds 5 and 6, `masked.NAME.images` where `mask` f32 `[8, 8]` is 0 in a part that stays, and the PNG of a turned picture with its upright pixels (`turned` u8 bytes, `upright` u8 `[H, W, 3]`), and one
 that is scaled (`large` u8 `[40, 56, 3]`, `scaled` u8 `[16, 24, 3]`), as Pillow makes them.
 """
 
@@ -20,9 +20,10 @@ import PIL
 import torch
 import transformers
 from diffusers import (DDIMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler,
-                       StableDiffusionImg2ImgPipeline)
+                       StableDiffusionImg2ImgPipeline, StableDiffusionInpaintPipeline)
 from diffusers.models.autoencoders import vae
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img as img2img
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_inpaint as inpaint
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
 
@@ -80,6 +81,22 @@ def main():
         ).images
         tensors[f"{name}.images"] = pipe.vae.decode(images / pipe.vae.config.scaling_factor).sample.contiguous()
         print(name, tensors[f"{name}.images"].std())
+
+    # The same where a part of the picture stays: 1 where a latent is drawn.
+    masking = StableDiffusionInpaintPipeline(**pipe.components, requires_safety_checker=False)
+    masking.set_progress_bar_config(disable=True)
+    inpaint.randn_tensor = noise(0)
+    mask = np.zeros((16, 16), dtype=np.uint8)
+    mask[4:14, 6:] = 255
+    tensors["mask"] = torch.from_numpy(mask[::2, ::2] / 255).float()
+    for name in ["ddim", "dpm++", "heun"]:
+        masking.scheduler = schedulers[name].from_config(config)
+        images = masking(
+            [REQUEST["prompt"]] * 2, image=[Image.fromarray(picture)] * 2, mask_image=[Image.fromarray(mask)] * 2,
+            strength=REQUEST["strength"], num_inference_steps=REQUEST["steps"], guidance_scale=REQUEST["guidance_scale"],
+            negative_prompt=[REQUEST["negative_prompt"]] * 2, height=16, width=16, output_type="latent",
+        ).images
+        tensors[f"masked.{name}.images"] = pipe.vae.decode(images / pipe.vae.config.scaling_factor).sample.contiguous()
 
     # Upright by its EXIF data, which asks for a quarter of a turn; transparency is left out.
     lying = Image.fromarray(generator.integers(0, 256, (10, 14, 4), dtype=np.uint8), "RGBA")

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -64,6 +64,11 @@ drawing_request! {
         #[serde(skip)]
         #[schema(rename = "image", value_type = String, format = Binary)]
         _image: (),
+        /// A PNG of the image's size whose transparent parts (alpha 0) are drawn anew; the rest of the image stays, as far as the
+        /// model's latents can tell parts of it apart.
+        #[serde(skip)]
+        #[schema(rename = "mask", value_type = Option<String>, format = Binary)]
+        _mask: (),
         /// How much of it is drawn anew: of `num_inference_steps` steps the last `strength`, above 0 to 1.
         #[schema(minimum = 0, maximum = 1, default = 0.8)]
         strength: Option<f64>,
@@ -106,6 +111,8 @@ drawing_request! {
 pub(in crate::http) struct Edit {
     /// The image, upright.
     pub(in crate::http) picture: Arc<RgbImage>,
+    /// Of its size: 255 where it is drawn anew. All of it is where there is none.
+    pub(in crate::http) mask: Option<Arc<GrayImage>>,
     /// As in the form.
     pub(in crate::http) strength: f64,
 }
@@ -115,8 +122,16 @@ const STRENGTH: f64 = 0.8;
 
 impl EditRequest {
     /// The request for images that begin with a picture.
-    pub(in crate::http) fn of(self, picture: RgbImage) -> GenerationRequest {
-        let edit = Edit { picture: Arc::new(picture), strength: self.strength.unwrap_or(STRENGTH) };
+    pub(in crate::http) fn of(
+        self,
+        picture: RgbImage,
+        mask: Option<GrayImage>,
+    ) -> GenerationRequest {
+        let edit = Edit {
+            picture: Arc::new(picture),
+            mask: mask.map(Arc::new),
+            strength: self.strength.unwrap_or(STRENGTH),
+        };
         GenerationRequest {
             edit: Some(edit),
             model: self.model.clone(),
