@@ -15,6 +15,7 @@ use understudy_models::{
     Denoiser, Error, FixedBatch, Geometry,
     autoencoder::{Decoder, Preview},
     checkpoint::{ModelFolder, Reader, card::Card},
+    quantization::dtype_name,
     sampler::Kind,
     schedule::ScheduleConfig,
     text::TextEncoder,
@@ -58,7 +59,7 @@ pub struct Model {
     pub schedule: ScheduleConfig,
     /// Number of weights.
     pub parameters: usize,
-    /// `f32`, `bf16` or `f16`.
+    /// `f32`, `bf16`, `f16` or `int8`.
     pub dtype: &'static str,
     /// Unix seconds when it was loaded.
     pub created: u64,
@@ -131,7 +132,7 @@ impl Model {
             refusal,
             schedule,
             parameters: replicas[0].parameters(),
-            dtype: dtype.as_str(),
+            dtype: dtype_name(dtype),
             created: since_epoch.map_or(0, |since| since.as_secs()),
             replicas,
             text,

@@ -42,6 +42,34 @@ impl Grid {
         let time = memory.inputs[self.time][sample];
         self.starts.iter().filter(|start| time >= **start).count()
     }
+
+    /// Writes the codes of some pixels of a sample's map, whose numbers begin at `from`, to their places among all codes of
+    /// the sample.
+    ///
+    /// # Safety
+    /// `from` is good for reading the pixels, `codes` for writing those of the whole map, of which nothing else touches
+    /// these.
+    pub(super) unsafe fn encode(
+        &self,
+        memory: &Memory,
+        sample: usize,
+        map: &Image,
+        from: *const f32,
+        codes: *mut f32,
+        pixels: std::ops::Range<usize>,
+    ) {
+        let (scale, zero) = self.buckets[self.bucket(memory, sample)];
+        dispatch(
+            memory.isa,
+            Encode {
+                from,
+                to: codes.wrapping_add(pixels.start * words(map)),
+                len: pixels.len() * map.stride(),
+                inverse: 1.0 / scale,
+                zero: f32::from(zero),
+            },
+        );
+    }
 }
 
 /// Words of a pixel's codes.
@@ -85,24 +113,16 @@ impl Operation for Quantize {
     unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
         let chunks = self.source.pixels().div_ceil(image::CHUNK);
         let (sample, first) = (item / chunks, item % chunks * image::CHUNK);
-        let pixels = image::CHUNK.min(self.source.pixels() - first);
-        let (scale, zero) = self.grid.buckets[self.grid.bucket(memory, sample)];
-        dispatch(
-            memory.isa,
-            Codes {
-                from: memory
-                    .at(self.source.buffer, sample)
-                    .wrapping_add(first * self.source.stride()),
-                to: memory.at(self.codes, sample).wrapping_add(first * words(&self.source)),
-                len: pixels * self.source.stride(),
-                inverse: 1.0 / scale,
-                zero: f32::from(zero),
-            },
-        );
+        let last = self.source.pixels().min(first + image::CHUNK);
+        let map = memory.at(self.source.buffer, sample).cast_const();
+        let from = map.wrapping_add(first * self.source.stride());
+        let codes = memory.at(self.codes, sample);
+        // SAFETY: the item's part of the map, and of the codes.
+        unsafe { self.grid.encode(memory, sample, &self.source, from, codes, first..last) };
     }
 }
 
-struct Codes {
+struct Encode {
     from: *const f32,
     to: *mut f32,
     len: usize,
@@ -110,7 +130,7 @@ struct Codes {
     zero: f32,
 }
 
-impl Kernel for Codes {
+impl Kernel for Encode {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (inverse, zero) = (s.splat(self.inverse), s.splat(self.zero));
