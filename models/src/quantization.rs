@@ -100,6 +100,18 @@ impl Quantization {
         }
     }
 
+    /// The same without codes and their scales.
+    pub(crate) fn grids(&self) -> Self {
+        let grids = |layer: &Layer| Layer {
+            shape: layer.shape.clone(),
+            codes: Vec::new(),
+            scales: Vec::new(),
+            inputs: layer.inputs.clone(),
+        };
+        let layers = self.layers.iter().map(|(name, layer)| (name.clone(), grids(layer)));
+        Self { starts: self.starts.clone(), layers: layers.collect() }
+    }
+
     /// Refuses what does not fit the network: other layers than it has, or layers of other shapes.
     pub(crate) fn check(&self, graph: &Graph) -> Result<()> {
         let refuse = |name: &str, problem: &str| {

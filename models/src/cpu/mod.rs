@@ -49,6 +49,14 @@ impl Mode {
     pub(crate) fn timed(&self) -> bool {
         !matches!(self, Self::Plain)
     }
+
+    /// The same for networks whose weights are packed.
+    fn packed(self) -> Self {
+        match self {
+            Self::Quantized(quantization) => Self::Quantized(Arc::new(quantization.grids())),
+            other => other,
+        }
+    }
 }
 
 /// Floats per sample of each input.
@@ -112,6 +120,7 @@ impl Inference {
         let answers: Vec<Size> = graph.answers().into_iter().map(|(_, size)| size).collect();
         let floats = answers.iter().copied().map(floats_of).sum();
         let program = builder.finish(inputs(graph, &mode).to_vec(), floats);
+        let mode = mode.packed();
         Ok(Self { program, answers, packed, isa, element, mode })
     }
 

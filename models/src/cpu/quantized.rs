@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::builder::{Builder, tensors, values};
 use super::{Mode, TIME};
-use crate::graph::{Graph, Op, Product};
+use crate::graph::{Graph, Map, Op, Product};
 use crate::kernels::{
     Aligned, Constants, Finish, Grid, Image, Observe, Quantize, Quantized, QuantizedWeights, Taps,
 };
