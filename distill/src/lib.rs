@@ -25,6 +25,7 @@ pub mod prompting;
 pub mod prompts;
 pub mod prune;
 mod publish;
+pub mod quantize;
 mod random;
 pub mod run_dir;
 pub mod shrink;

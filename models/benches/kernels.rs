@@ -1,5 +1,5 @@
 //! Every kernel over the layers of the bundled teacher and of `google/ddpm-cifar10-32`, in f32 and, where
-//! the processor multiplies it, bf16, with one and eight samples.
+//! the processor multiplies it, bf16, with one and eight samples; and those of 8 bits, which quantise their map first.
 //!
 //! Items are the floating-point operations of a direct implementation.
 #![allow(missing_docs)]
@@ -37,7 +37,7 @@ fn main() {
 macro_rules! benches {
     ($($name:ident: $layer:ident over $shapes:ident;)*) => {
         $(
-            #[divan::bench(args = cases(&$shapes))]
+            #[divan::bench(args = cases(&$shapes, Layer::$layer))]
             fn $name(bencher: Bencher, case: &Case) {
                 case.run(bencher, Layer::$layer);
             }
@@ -51,6 +51,8 @@ benches! {
     f4: F4 over CONVOLUTIONS;
     strided: Strided over STRIDED;
     pointwise: Pointwise over POINTWISE;
+    int8: Int8 over CONVOLUTIONS;
+    int8_pointwise: Int8Pointwise over POINTWISE;
     norm: Norm over MAPS;
     upsample: Upsample over MAPS;
     attention: Attention over ATTENTIONS;
@@ -70,9 +72,11 @@ impl std::fmt::Display for Case {
     }
 }
 
-/// All element types and batches of some shapes.
-fn cases(shapes: &[Shape]) -> Vec<Case> {
-    let types = if Isa::detect().multiplies_bf16() { &[false, true][..] } else { &[false] };
+/// All element types and batches of some shapes; what is quantised comes as f32 alone.
+fn cases(shapes: &[Shape], layer: Layer) -> Vec<Case> {
+    let bf16 = Isa::detect().multiplies_bf16();
+    let bf16 = bf16 && !matches!(layer, Layer::Int8 | Layer::Int8Pointwise);
+    let types = if bf16 { &[false, true][..] } else { &[false] };
     let mut cases = Vec::new();
     for &shape in shapes {
         for batch in [1, 8] {

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use crate::cpu::{Inference, Training, Unfinished};
+use crate::cpu::{Inference, Mode, Training, Unfinished};
 use crate::denoiser::Conditions;
 use crate::eager::Eager;
 use crate::features::Features;
@@ -23,8 +23,8 @@ pub(crate) struct Compiled {
     body: Body,
     /// Pixels of a patch's side.
     patch: usize,
-    /// Whether the answer is divided by the time.
-    divided: bool,
+    /// Whether operations look at the time.
+    timed: bool,
     dtype: DType,
     device: Device,
     parameters: usize,
@@ -68,6 +68,20 @@ impl Compiled {
         dtype: DType,
         device: &Device,
     ) -> crate::Result<Self> {
+        Self::in_mode(graph, weights, dtype, device, Mode::Plain)
+    }
+
+    /// The same in f32 on the CPU, with weights that stay as they are, in a mode.
+    ///
+    /// # Errors
+    /// As [`Compiled::new`]; [`crate::Error::Weights`] for weights that are not what their codes say.
+    pub(crate) fn in_mode(
+        graph: Graph,
+        weights: HashMap<String, Weight>,
+        dtype: DType,
+        device: &Device,
+        mode: Mode,
+    ) -> crate::Result<Self> {
         // The compiled network packs its weights from f32, whatever its products are of.
         let (dtype, element) = match dtype {
             DType::BF16 if device.is_cpu() && !weights.values().any(Weight::trained) => {
@@ -77,8 +91,9 @@ impl Compiled {
         };
         let weights = Weights::new(weights, dtype, device);
         let (patch, parameters, (_, divided)) = (graph.patch, weights.parameters(), graph.answer());
-        let body = Body::new(graph, &weights, element)?;
-        Ok(Self { body, patch, divided, dtype, device: device.clone(), parameters })
+        let timed = divided || mode.timed();
+        let body = Body::new(graph, &weights, element, mode)?;
+        Ok(Self { body, patch, timed, dtype, device: device.clone(), parameters })
     }
 
     /// The same operations over maps of other sizes, by a graph that records them; the weights are shared.
@@ -204,7 +219,7 @@ impl Compiled {
         conditions: Conditions,
         nothing: &'a Tensor,
     ) -> Result<(&'a Tensor, Tensor)> {
-        let time = if self.divided { times } else { nothing };
+        let time = if self.timed { times } else { nothing };
         let prompt = match conditions.prompt {
             Some(states) => states.transpose(1, 2)?.contiguous()?,
             None => nothing.clone(),
@@ -262,7 +277,12 @@ impl Compiled {
 }
 
 impl Body {
-    fn new(graph: Graph, weights: &Weights, element: ElementType) -> crate::Result<Self> {
+    fn new(
+        graph: Graph,
+        weights: &Weights,
+        element: ElementType,
+        mode: Mode,
+    ) -> crate::Result<Self> {
         #[cfg(feature = "cuda")]
         match crate::gpu::compiles(&graph, weights) {
             true if !weights.trained() => {
@@ -287,7 +307,8 @@ impl Body {
         Ok(if weights.trained() {
             Self::Training(Training::new(&graph, weights, Isa::detect())?, features)
         } else {
-            Self::Inference(Inference::new(&graph, weights, Isa::detect(), element)?, features)
+            let isa = Isa::detect();
+            Self::Inference(Inference::new(&graph, weights, isa, element, mode)?, features)
         })
     }
 }

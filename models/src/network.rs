@@ -10,9 +10,11 @@ use serde_json::Value;
 
 use crate::channels::Channels;
 use crate::compiled::{Network, Sizes};
+use crate::cpu::Mode;
 use crate::dit::DiTConfig;
 use crate::graph::Graph;
 use crate::initial::{self, Distribution};
+use crate::quantization::{Calibration, Quantization};
 use crate::unet::{FewerBlocks, UNet2DConditionConfig, UNet2DConfig};
 use crate::weight::{Weight, here};
 use crate::{Denoiser, Error, Geometry, Result, weights};
@@ -283,6 +285,53 @@ impl NetworkConfig {
         dtype: DType,
         device: &Device,
     ) -> Result<Box<dyn Denoiser>> {
+        self.load_in_mode(weights, dtype, device, Mode::Plain)
+    }
+
+    /// Builds the network, on the CPU, with products of 8 bits; maps between operations are f32, and what comes in and
+    /// goes out.
+    ///
+    /// # Errors
+    /// As [`NetworkConfig::load`]; [`Error::Weights`] for a quantisation of another network, or of other weights;
+    /// [`Error::Value`] where the processor does not multiply 8 bits.
+    pub fn load_quantized(
+        &self,
+        weights: HashMap<String, Tensor>,
+        quantization: Quantization,
+    ) -> Result<Box<dyn Denoiser>> {
+        self.load_codes(here(weights), quantization)
+    }
+
+    pub(crate) fn load_codes(
+        &self,
+        weights: HashMap<String, Weight>,
+        quantization: Quantization,
+    ) -> Result<Box<dyn Denoiser>> {
+        quantization.check(&self.architecture().graph())?;
+        let mode = Mode::Quantized(Arc::new(quantization));
+        self.load_in_mode(weights, DType::F32, &Device::Cpu, mode)
+    }
+
+    /// Builds the network, in f32 on the CPU, so that every evaluation shows a calibration what its layers are given.
+    ///
+    /// # Errors
+    /// As [`NetworkConfig::load`].
+    pub fn load_observed(
+        &self,
+        weights: HashMap<String, Tensor>,
+        calibration: &Arc<Calibration>,
+    ) -> Result<Box<dyn Denoiser>> {
+        let mode = Mode::Observed(calibration.clone());
+        self.load_in_mode(here(weights), DType::F32, &Device::Cpu, mode)
+    }
+
+    fn load_in_mode(
+        &self,
+        weights: HashMap<String, Weight>,
+        dtype: DType,
+        device: &Device,
+        mode: Mode,
+    ) -> Result<Box<dyn Denoiser>> {
         let trained = weights.values().any(Weight::trained);
         let graph = self.architecture().graph();
         let weights = self.fitted(weights, &graph.shapes())?;
@@ -291,7 +340,7 @@ impl NetworkConfig {
         }
         let geometry = self.geometry();
         let build = || -> Result<Box<dyn Denoiser>> {
-            let network = Network::new(graph, geometry, weights, dtype, device)?;
+            let network = Network::new(graph, geometry, weights, (dtype, device), mode)?;
             Ok(Box::new(network.of_sizes(self.sizes(device))))
         };
         // One that is trained may be built anew every step, of weights that are there.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use understudy_models::{
     checkpoint::{Lora, ModelFolder, hub},
     kernels::Isa,
+    quantization::INT8,
 };
 
 use super::models_arg::ModelsArg;
@@ -43,8 +44,8 @@ pub(crate) struct Compute {
     /// auto, cpu or cuda:N; serve takes several GPUs (cuda:0,cuda:1), each with every model.
     #[arg(long, env = "UNDERSTUDY_DEVICE", default_value = "auto")]
     pub(crate) device: String,
-    /// auto, f32, bf16 or f16; auto is f32 on a CPU, which must have AVX512-BF16 for bf16, and bf16 on a
-    /// GPU.
+    /// auto, f32, bf16, f16 or int8; auto is f32 on a CPU, which must have AVX512-BF16 for bf16, and bf16 on a
+    /// GPU. int8 is for models that `understudy quantize` made, on a CPU with AVX512-VNNI.
     #[arg(long, env = "UNDERSTUDY_DTYPE", default_value = "auto")]
     pub(crate) dtype: String,
     /// CPU threads [default: all this process may use].
@@ -161,6 +162,10 @@ impl Compute {
     pub(super) fn for_training(&self) -> Result<(Device, DType), String> {
         let device = self.device()?;
         match self.dtype(&device)? {
+            INT8 => {
+                Err("--dtype int8: only what is not trained is evaluated so; use f32 or bf16"
+                    .into())
+            }
             DType::F16 => Err("--dtype f16: its gradients vanish; train in bf16 or f32".into()),
             dtype => Ok((device, dtype)),
         }
@@ -197,9 +202,18 @@ impl Compute {
                     .into())
             }
             ("f16", true) => {
-                Err("--dtype f16: networks on the CPU are f32 or bf16; use auto or f32".into())
+                Err("--dtype f16: networks on the CPU are f32, bf16 or int8; use auto or f32"
+                    .into())
             }
-            (other, _) => Err(format!("--dtype {other}: use auto, f32, bf16 or f16")),
+            ("int8", true) if Isa::detect().multiplies_int8() || Isa::chosen() => Ok(INT8),
+            ("int8", true) => Err("--dtype int8: this processor does not multiply 8 bits \
+                           (AVX512-VNNI); use auto or f32"
+                .into()),
+            ("int8", false) => Err(
+                "--dtype int8: networks on a GPU are f32, bf16 or f16; use auto, or --device cpu"
+                    .into(),
+            ),
+            (other, _) => Err(format!("--dtype {other}: use auto, f32, bf16, f16 or int8")),
         }
     }
 }

@@ -26,6 +26,7 @@ mod preset;
 mod profile;
 mod progress;
 mod prompting;
+mod quantize;
 mod recipe;
 mod recipe_keys;
 mod report;
@@ -92,6 +93,7 @@ enum Command {
     ///
     /// On a CPU --dtype is what the teacher is evaluated in; the student learns in f32.
     Distill(recipe::Distillation),
+    Quantize(quantize::QuantizeArgs),
     Train(Box<train::TrainArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
     Report(Box<report::ReportArgs>),
@@ -133,6 +135,7 @@ impl Cli {
                 Command::Load(_)
                 | Command::Import(_)
                 | Command::Models(_)
+                | Command::Quantize(_)
                 | Command::TrainJudge(_)
                 | Command::Completions(_)
                 | Command::Man(_)
@@ -174,6 +177,7 @@ impl Cli {
                 distill::run(&arguments, threads)
             }
             Some(Command::Distill(recipe::Distillation::Recipe(recipe))) => recipe.run(threads),
+            Some(Command::Quantize(arguments)) => quantize::run(&arguments),
             Some(Command::Train(arguments)) => train::run(&arguments, threads),
             Some(Command::Evaluate(arguments)) => evaluate::run(&arguments),
             Some(Command::Report(arguments)) => report::run(&arguments),

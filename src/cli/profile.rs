@@ -44,6 +44,7 @@ pub(super) fn measure(model: &Model, batch: usize) -> Result<Profile, String> {
     }
     let peak = Peak::measure(Isa::detect());
     let flop_per_second = match model.dtype {
+        "int8" => peak.int8_op_per_second.unwrap_or(peak.f32_flop_per_second),
         "bf16" => peak.bf16_flop_per_second.unwrap_or(peak.f32_flop_per_second),
         _ => peak.f32_flop_per_second,
     };

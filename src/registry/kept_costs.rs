@@ -11,7 +11,10 @@ use candle_core::{DType, Device};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use siphasher::sip::SipHasher13;
-use understudy_models::checkpoint::{ModelFolder, write_atomically};
+use understudy_models::{
+    checkpoint::{ModelFolder, write_atomically},
+    quantization::dtype_name,
+};
 
 use crate::engine::{CostModel, StageCosts};
 
@@ -73,7 +76,7 @@ impl KeptCosts {
                 model.autoencoder.as_ref().map(|part| part.config.to_json()),
                 model.text_encoder.as_ref().map(|part| &part.config),
             ]),
-            dtype: dtype.as_str().to_owned(),
+            dtype: dtype_name(dtype).to_owned(),
             max_rows,
             processor: processor(),
             threads: rayon::current_num_threads(),

@@ -16,6 +16,7 @@ use understudy_models::{
     Denoiser, Error, FixedBatch, Geometry,
     autoencoder::{Decoder, Encoder, Preview},
     checkpoint::{Lora, ModelFolder, Reader, card::Card},
+    quantization::dtype_name,
     sampler::Kind,
     schedule::ScheduleConfig,
     text::TextEncoder,
@@ -61,7 +62,7 @@ pub struct Model {
     pub schedule: ScheduleConfig,
     /// Number of weights.
     pub parameters: usize,
-    /// `f32`, `bf16` or `f16`.
+    /// `f32`, `bf16`, `f16` or `int8`.
     pub dtype: &'static str,
     /// Unix seconds when it was loaded.
     pub created: u64,
@@ -158,7 +159,7 @@ impl Model {
             refusal,
             schedule,
             parameters: replicas[0].parameters(),
-            dtype: dtype.as_str(),
+            dtype: dtype_name(dtype),
             created: since_epoch.map_or(0, |since| since.as_secs()),
             replicas,
             text,

@@ -32,6 +32,7 @@ use super::{
 use crate::{
     Denoiser, Error, NetworkConfig, Result,
     autoencoder::{AutoencoderConfig, Decoder, Encoder},
+    quantization::{self, Quantization},
     schedule::ScheduleConfig,
     text::{self, TextEncoder, TextEncoderConfig, Tokenizer},
     weight::Weight,
@@ -229,17 +230,41 @@ impl ModelFolder {
         Ok(files)
     }
 
-    /// Reads the weights and builds the model. Components that have no part in making images are named in the log.
+    /// The codes of the network's weights; nothing where it is not quantised.
+    ///
+    /// # Errors
+    /// As [`Quantization::read`].
+    pub fn quantization(&self) -> Result<Option<Quantization>> {
+        let path = self.folder.join(quantization::FILE);
+        // A link that leads nowhere is there, and is read to say so.
+        path.symlink_metadata().is_ok().then(|| Quantization::read(&path)).transpose()
+    }
+
+    /// Reads the weights and builds the model; with [`quantization::INT8`], on the CPU, one with products of 8 bits.
+    /// Components that have no part in making images are named in the log.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] for a corrupt file, [`Error::Weights`] naming what is missing, extra or of the
-    /// wrong shape; [`Error::Value`] naming the field that asks for more memory than there is.
+    /// wrong shape; [`Error::Value`] naming the field that asks for more memory than there is, and where products of 8 bits
+    /// are asked of a model that is not quantised.
     pub fn load(self, dtype: DType, device: &Device) -> Result<Pipeline> {
         if !self.idle.is_empty() {
             let components = self.idle.join(", ");
             tracing::info!(model = %self.path.display(), components, "components that are not run");
         }
-        let network = self.network.load_weights(self.weights()?, dtype, device);
+        let (network, dtype) = match dtype {
+            quantization::INT8 => {
+                let Some(quantization) = self.quantization()? else {
+                    let remedy = format!(
+                        "{} is not quantised; run `understudy quantize` first, or use f32",
+                        self.path.display()
+                    );
+                    return Err(Error::value("dtype", "int8", remedy));
+                };
+                (self.network.load_codes(self.weights()?, quantization), DType::F32)
+            }
+            dtype => (self.network.load_weights(self.weights()?, dtype, device), dtype),
+        };
         let network = network.map_err(|error| match error {
             Error::Weights(problem) => Error::Format { path: self.folder.join(WEIGHTS), problem },
             Error::Value { ref field, .. }
@@ -283,6 +308,8 @@ impl ModelFolder {
         device: &Device,
     ) -> Result<Option<Encoder>> {
         let Some(part) = &self.autoencoder else { return Ok(None) };
+        // Products of 8 bits are the network's alone.
+        let dtype = if dtype == quantization::INT8 { DType::F32 } else { dtype };
         let names = || part.config.weight_shapes().into_keys().collect();
         let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
         let encoder = part.config.encoder(weights, image, dtype, device);

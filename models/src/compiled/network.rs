@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::Compiled;
+use crate::cpu::Mode;
 use crate::denoiser::Conditions;
 use crate::graph::Graph;
 use crate::kernels::{Footprint, Timing};
@@ -24,7 +25,7 @@ pub(crate) type Sizes =
     dyn Fn([usize; 2], usize) -> Option<crate::Result<(Graph, Geometry)>> + Send + Sync;
 
 impl Network {
-    /// As [`Compiled::new`], of a graph with such a geometry.
+    /// As [`Compiled::in_mode`], of a graph with such a geometry.
     ///
     /// # Errors
     /// As there.
@@ -32,10 +33,10 @@ impl Network {
         graph: Graph,
         geometry: Geometry,
         weights: HashMap<String, Weight>,
-        dtype: DType,
-        device: &Device,
+        (dtype, device): (DType, &Device),
+        mode: Mode,
     ) -> crate::Result<Self> {
-        let compiled = Compiled::new(graph, weights, dtype, device)?;
+        let compiled = Compiled::in_mode(graph, weights, dtype, device, mode)?;
         Ok(Self { compiled, geometry, sizes: Arc::new(|_, _| None) })
     }
 

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 
+use super::Mode;
 use super::packed::Packed;
 use super::tape::Tape;
 use crate::graph::{Epilogue, Graph, Kind, Map, MapInfo, Op, Product, Size};
 use crate::kernels::{
     Buffer, ElementType, Finish, GroupNormStatistics, Image, Isa, Layout, Operation, Part, Program,
-    Taps, Variant, padded,
+    Quantize, Taps, Variant, padded,
 };
 use crate::weights::Weights;
 
@@ -29,6 +30,8 @@ pub(super) struct Entry {
     pub(super) moved: bool,
     /// Where it is among the projections of a vector that are done together, if it is one of those.
     pub(super) projected: Option<(Buffer, usize)>,
+    /// Whether its memory has codes instead of numbers.
+    pub(super) encoded: bool,
     /// Where its gradient is, once there is one.
     pub(super) gradient: Option<Image>,
 }
@@ -44,6 +47,8 @@ pub(super) struct Builder<'a> {
     pub(super) maps: Vec<Entry>,
     /// The weights that layers share with those of other sizes.
     pub(super) packed: Arc<Packed>,
+    /// What else is done with the inputs of products.
+    pub(super) mode: Mode,
     /// How the gradients follow, where the network is trained.
     pub(super) tape: Option<Tape>,
 }
@@ -52,11 +57,11 @@ impl<'a> Builder<'a> {
     /// For a network whose weights stay as they are.
     pub(super) fn new(
         graph: &'a Graph,
-        isa: Isa,
-        element: ElementType,
+        (isa, element): (Isa, ElementType),
+        mode: Mode,
         packed: Arc<Packed>,
     ) -> Self {
-        Self { element, packed, tape: None, ..Self::trained(graph, isa) }
+        Self { element, mode, packed, tape: None, ..Self::trained(graph, isa) }
     }
 
     /// For a network that is trained, in f32.
@@ -70,6 +75,7 @@ impl<'a> Builder<'a> {
             operations: Vec::new(),
             maps: graph.uses().into_iter().map(entry).collect(),
             packed: Arc::default(),
+            mode: Mode::Plain,
             tape: Some(Tape::default()),
         }
     }
@@ -115,6 +121,17 @@ impl<'a> Builder<'a> {
     /// Memory for a map of two segments, or one.
     pub(super) fn joined(&mut self, map: Map, segments: [usize; 2]) -> Image {
         self.place(map, self.element, segments)
+    }
+
+    /// Memory for the codes of a map of two segments, or one.
+    pub(super) fn encoded(&mut self, map: Map, segments: [usize; 2]) -> Image {
+        let Size { height, width, .. } = self.graph.size(map);
+        let element = ElementType::F32;
+        let numbers = Image { buffer: Buffer::default(), element, height, width, segments };
+        let image = Image { buffer: self.layout.take(Quantize::len(&numbers)), ..numbers };
+        let entry = &mut self.maps[map.0];
+        (entry.image, entry.encoded) = (Some(image), true);
+        image
     }
 
     fn place(&mut self, map: Map, element: ElementType, segments: [usize; 2]) -> Image {

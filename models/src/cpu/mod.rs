@@ -3,6 +3,7 @@
 mod builder;
 mod ops;
 mod packed;
+mod quantized;
 mod tape;
 mod training;
 
@@ -13,6 +14,7 @@ use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, ba
 
 use crate::graph::{Graph, Size, lower};
 use crate::kernels::{Call, ElementType, Footprint, Isa, Program, Timing, Workspace};
+use crate::quantization::{Calibration, Quantization};
 use crate::weights::Weights;
 use builder::Builder;
 use packed::Packed;
@@ -30,11 +32,38 @@ pub(crate) const PROMPT: usize = 3;
 /// One tensor for each.
 pub(crate) type Inputs<'a> = [&'a Tensor; 4];
 
+/// What else is done with the inputs of products.
+#[derive(Clone, Default)]
+pub(crate) enum Mode {
+    /// Nothing.
+    #[default]
+    Plain,
+    /// They become codes of 8 bits, and so are the weights.
+    Quantized(Arc<Quantization>),
+    /// They are shown to a calibration.
+    Observed(Arc<Calibration>),
+}
+
+impl Mode {
+    /// Whether operations look at the time of each sample.
+    pub(crate) fn timed(&self) -> bool {
+        !matches!(self, Self::Plain)
+    }
+
+    /// The same for networks whose weights are packed.
+    fn packed(self) -> Self {
+        match self {
+            Self::Quantized(quantization) => Self::Quantized(Arc::new(quantization.grids())),
+            other => other,
+        }
+    }
+}
+
 /// Floats per sample of each input.
-fn inputs(graph: &Graph) -> [usize; 4] {
+fn inputs(graph: &Graph, mode: &Mode) -> [usize; 4] {
     let (_, divided) = graph.answer();
     let prompt = graph.prompt().map_or(0, |map| floats_of(graph.size(map)));
-    [graph.asked(), graph.features().total, usize::from(divided), prompt]
+    [graph.asked(), graph.features().total, usize::from(divided || mode.timed()), prompt]
 }
 
 /// Floats of a map.
@@ -50,6 +79,7 @@ pub(crate) struct Inference {
     packed: Arc<Packed>,
     isa: Isa,
     element: ElementType,
+    mode: Mode,
 }
 
 impl Inference {
@@ -63,8 +93,9 @@ impl Inference {
         weights: &Weights,
         isa: Isa,
         element: ElementType,
+        mode: Mode,
     ) -> crate::Result<Self> {
-        Self::over(graph, weights, isa, element, Arc::default())
+        Self::over(graph, weights, (isa, element), mode, Arc::default())
     }
 
     /// The same operations over maps of other sizes; the weights are shared.
@@ -73,22 +104,24 @@ impl Inference {
     /// Those of a graph of other operations.
     pub(crate) fn at(&self, graph: &Graph) -> crate::Result<Self> {
         let none = Weights::new(HashMap::new(), DType::F32, &Device::Cpu);
-        Self::over(graph, &none, self.isa, self.element, self.packed.clone())
+        let numbers = (self.isa, self.element);
+        Self::over(graph, &none, numbers, self.mode.clone(), self.packed.clone())
     }
 
     fn over(
         graph: &Graph,
         weights: &Weights,
-        isa: Isa,
-        element: ElementType,
+        (isa, element): (Isa, ElementType),
+        mode: Mode,
         packed: Arc<Packed>,
     ) -> crate::Result<Self> {
-        let mut builder = Builder::new(graph, isa, element, packed.clone());
+        let mut builder = Builder::new(graph, (isa, element), mode.clone(), packed.clone());
         lower(graph, weights, &mut builder)?;
         let answers: Vec<Size> = graph.answers().into_iter().map(|(_, size)| size).collect();
         let floats = answers.iter().copied().map(floats_of).sum();
-        let program = builder.finish(inputs(graph).to_vec(), floats);
-        Ok(Self { program, answers, packed, isa, element })
+        let program = builder.finish(inputs(graph, &mode).to_vec(), floats);
+        let mode = mode.packed();
+        Ok(Self { program, answers, packed, isa, element, mode })
     }
 
     /// Of f32 tensors that begin with the batch, one evaluation: all answers, `[B, channels, height, width]`.

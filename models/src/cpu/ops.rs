@@ -13,6 +13,9 @@ use crate::weights::Weights;
 
 impl Backend for Builder<'_> {
     fn add(&mut self, graph: &Graph, op: &Op, weights: &Weights) -> crate::Result<()> {
+        if self.added_in_mode(graph, op, weights)? {
+            return Ok(());
+        }
         match op {
             &Op::Sample { factor, shift, to } => {
                 let output = self.map_of_f32(to);
@@ -285,7 +288,11 @@ impl Builder<'_> {
             })?;
             (Values::Own(weight), Values::Own(bias))
         };
-        let target = self.joined(*to, segments);
+        let grid = self.encodes(*to);
+        let target = match grid {
+            None => self.joined(*to, segments),
+            Some(_) => self.encoded(*to, segments),
+        };
         let output = self.take(2 * target.stride());
         let moments = self.tape.is_some().then(|| self.take(2 * groups));
         if let (Some(moments), Some(tape)) = (moments, &self.tape) {
@@ -306,7 +313,11 @@ impl Builder<'_> {
             moments,
         };
         self.push(settle);
-        self.push(GroupNormApply::new(&images, target, output, *function));
+        let apply = GroupNormApply::new(&images, target, output, *function);
+        self.push(match grid {
+            None => apply,
+            Some(grid) => apply.quantized(grid),
+        });
         if self.tape.is_none() {
             self.give(output);
         }

@@ -26,12 +26,25 @@ impl Packed {
         layer: Map,
         make: impl FnOnce() -> Result<[Aligned; N]>,
     ) -> Result<[Arc<Aligned>; N]> {
+        let list = self.list(layer, || Ok(make()?.into()))?;
+        Ok(std::array::from_fn(|i| list[i].clone()))
+    }
+
+    /// The same of a layer that has as many as `make` makes.
+    ///
+    /// # Errors
+    /// Those of `make`.
+    pub(super) fn list(
+        &self,
+        layer: Map,
+        make: impl FnOnce() -> Result<Vec<Aligned>>,
+    ) -> Result<Vec<Arc<Aligned>>> {
         let mut all = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(there) = all.get(&layer) {
-            return Ok(std::array::from_fn(|i| there[i].clone()));
+            return Ok(there.clone());
         }
-        let made = make()?.map(Arc::new);
-        all.insert(layer, made.to_vec());
+        let made: Vec<_> = make()?.into_iter().map(Arc::new).collect();
+        all.insert(layer, made.clone());
         Ok(made)
     }
 

@@ -11,7 +11,7 @@ use candle_core::{
 };
 
 use super::builder::Builder;
-use super::{FEATURES, Inputs, PROMPT, SAMPLE, TIME, contiguous, floats, inputs, slice};
+use super::{FEATURES, Inputs, Mode, PROMPT, SAMPLE, TIME, contiguous, floats, inputs, slice};
 use crate::graph::backward::{Differentiate, backward};
 use crate::graph::{Graph, Op, Size, lower};
 use crate::kernels::{
@@ -77,7 +77,7 @@ impl Training {
         builder.push(Export::whole(input));
         let all = builder.len();
 
-        let inputs = inputs(graph);
+        let inputs = inputs(graph, &Mode::Plain);
         let parts = vec![
             Part { operations: 0..forward, inputs: inputs.to_vec(), output: len },
             Part { operations: forward..backward, inputs: vec![len], output: inputs[FEATURES] },

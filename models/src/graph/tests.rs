@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 
 use super::{Epilogue, Graph, GraphBuilder, Map, Name, Scalar, Size, Slice, Wave};
 use crate::compiled::Network;
+use crate::cpu::Mode;
 use crate::kernels::{Function, Taps};
 use crate::weight::Weight;
 use crate::{Conditioning, Denoiser, Geometry, noise};
@@ -102,7 +103,7 @@ fn network(graph: &Graph, weights: Vec<(String, Tensor)>, dtype: DType) -> Netwo
         prompt: None,
         guidance: false,
     };
-    Network::new(graph.clone(), geometry, weights, dtype, &Device::Cpu).unwrap()
+    Network::new(graph.clone(), geometry, weights, (dtype, &Device::Cpu), Mode::Plain).unwrap()
 }
 
 fn error(found: &Tensor, expected: &Tensor) -> f64 {

@@ -44,7 +44,7 @@ impl Taps {
     }
 
     /// Taps per output pixel.
-    pub(super) fn count(self) -> usize {
+    pub(crate) fn count(self) -> usize {
         self.side * self.side
     }
 

@@ -101,11 +101,17 @@ impl ElementType {
     }
 }
 
-/// [`ElementType`] as a type, for loops that are compiled for each.
-pub(super) trait Element: Copy {
-    /// ElementType in a word.
+/// What the words of a product's operands hold.
+pub(super) trait Product: Copy {
+    /// Numbers in a word.
     const PER_WORD: usize;
 
+    /// `acc` plus, in each lane, the products of the numbers in the words of `x` and `y`.
+    fn multiply<S: Simd>(s: S, x: S::V, y: S::V, acc: S::V) -> S::V;
+}
+
+/// [`ElementType`] as a type, for loops that are compiled for each.
+pub(super) trait Element: Product {
     /// As [`ElementType::load`].
     ///
     /// # Safety
@@ -117,9 +123,6 @@ pub(super) trait Element: Copy {
     /// # Safety
     /// As there.
     unsafe fn store<S: Simd>(s: S, pixel: *mut f32, c: usize, v: S::V);
-
-    /// `acc` plus, in each lane, the products of the numbers in the words of `x` and `y`.
-    fn multiply<S: Simd>(s: S, x: S::V, y: S::V, acc: S::V) -> S::V;
 }
 
 /// [`ElementType::F32`].
@@ -130,9 +133,29 @@ pub(super) struct F32;
 #[derive(Clone, Copy)]
 pub(super) struct Bf16;
 
-impl Element for F32 {
+/// Codes of 8 bits, four in a word: unsigned in `x`, signed in `y`. Sums are of i32.
+#[derive(Clone, Copy)]
+pub(super) struct Int8;
+
+impl Product for Int8 {
+    const PER_WORD: usize = 4;
+
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, x: S::V, y: S::V, acc: S::V) -> S::V {
+        s.dot_int8(x, y, acc)
+    }
+}
+
+impl Product for F32 {
     const PER_WORD: usize = 1;
 
+    #[inline(always)]
+    fn multiply<S: Simd>(s: S, x: S::V, y: S::V, acc: S::V) -> S::V {
+        s.fma(x, y, acc)
+    }
+}
+
+impl Element for F32 {
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, pixel: *const f32, c: usize) -> S::V {
         // SAFETY: the caller's promise.
@@ -143,15 +166,18 @@ impl Element for F32 {
         // SAFETY: the caller's promise.
         unsafe { s.store(pixel.add(c), v) }
     }
+}
+
+impl Product for Bf16 {
+    const PER_WORD: usize = 2;
+
     #[inline(always)]
     fn multiply<S: Simd>(s: S, x: S::V, y: S::V, acc: S::V) -> S::V {
-        s.fma(x, y, acc)
+        s.dot(x, y, acc)
     }
 }
 
 impl Element for Bf16 {
-    const PER_WORD: usize = 2;
-
     #[inline(always)]
     unsafe fn load<S: Simd>(s: S, pixel: *const f32, c: usize) -> S::V {
         // SAFETY: the caller's promise.
@@ -161,9 +187,5 @@ impl Element for Bf16 {
     unsafe fn store<S: Simd>(s: S, pixel: *mut f32, c: usize, v: S::V) {
         // SAFETY: the caller's promise.
         unsafe { s.store_bf16(pixel.add(c / 2), v) }
-    }
-    #[inline(always)]
-    fn multiply<S: Simd>(s: S, x: S::V, y: S::V, acc: S::V) -> S::V {
-        s.dot(x, y, acc)
     }
 }

@@ -1,6 +1,6 @@
 //! The inner product of everything: a block of rows times a panel of packed columns, in registers.
 
-use super::element::Element;
+use super::element::Product;
 use super::simd::Simd;
 
 /// Words by which columns are asked for before they are needed: processors look ahead by themselves, but
@@ -22,7 +22,7 @@ pub(super) fn zeros<S: Simd, const R: usize, const C: usize>(s: S) -> Block<S, R
 /// # Safety
 /// Each of `rows` is good for reading `depth` words; `columns` for `C` vectors at each `k·pitch`.
 #[inline(always)]
-pub(super) unsafe fn accumulate<S: Simd, E: Element, const R: usize, const C: usize>(
+pub(super) unsafe fn accumulate<S: Simd, E: Product, const R: usize, const C: usize>(
     s: S,
     acc: &mut Block<S, R, C>,
     rows: &[*const f32; R],

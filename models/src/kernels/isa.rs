@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::OnceLock;
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512, Avx512Bf16};
+use super::simd::{Avx2, Avx512, Avx512Bf16, Avx512Vnni};
 use super::simd::{Portable, Simd};
 
 /// An instruction set that the kernels are compiled for.
@@ -16,21 +16,31 @@ pub enum Isa {
     Avx2,
     /// 16 lanes with fused multiply-add.
     Avx512,
-    /// The same, with products of bf16.
+    /// The same, with products of 8 bits.
+    Avx512Vnni,
+    /// The same, with products of bf16 as well.
     Avx512Bf16,
 }
 
 impl Isa {
     /// The best this processor has, or what `UNDERSTUDY_ISA` (`portable`, `avx2`, `avx512`,
-    /// `avx512bf16`) asks for where the processor has that. The answer never changes within a process.
+    /// `avx512vnni`, `avx512bf16`) asks for where the processor has that. The answer never changes within a process.
     pub fn detect() -> Self {
         static FOUND: OnceLock<Isa> = OnceLock::new();
         *FOUND.get_or_init(|| {
-            let available = Self::available();
-            let asked = std::env::var("UNDERSTUDY_ISA").unwrap_or_default();
-            let chosen = available.iter().find(|isa| isa.to_string() == asked);
-            *chosen.or(available.last()).unwrap_or(&Self::Portable)
+            let best = Self::available().pop().unwrap_or(Self::Portable);
+            Self::asked().unwrap_or(best)
         })
+    }
+
+    /// Whether `UNDERSTUDY_ISA` has chosen it: then loops do what is no instruction.
+    pub fn chosen() -> bool {
+        Self::asked().is_some()
+    }
+
+    fn asked() -> Option<Self> {
+        let asked = std::env::var("UNDERSTUDY_ISA").ok()?;
+        Self::available().into_iter().find(|isa| isa.to_string() == asked)
     }
 
     /// All that this processor has, the best last.
@@ -44,6 +54,9 @@ impl Isa {
             if Avx512::detect().is_some() {
                 list.push(Self::Avx512);
             }
+            if Avx512Vnni::detect().is_some() {
+                list.push(Self::Avx512Vnni);
+            }
             if Avx512Bf16::detect().is_some() {
                 list.push(Self::Avx512Bf16);
             }
@@ -56,6 +69,11 @@ impl Isa {
         self == Self::Avx512Bf16
     }
 
+    /// Whether products of 8 bits are instructions here, not loops.
+    pub fn multiplies_int8(self) -> bool {
+        matches!(self, Self::Avx512Vnni | Self::Avx512Bf16)
+    }
+
     /// Floats in one vector.
     pub(crate) fn lanes(self) -> usize {
         match self {
@@ -63,7 +81,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 => Avx512::LANES,
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => Avx512::LANES,
             #[cfg(not(target_arch = "x86_64"))]
             _ => Portable::LANES,
         }
@@ -76,7 +94,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::ROWS,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 => Avx512::ROWS,
+            Self::Avx512 | Self::Avx512Vnni | Self::Avx512Bf16 => Avx512::ROWS,
             #[cfg(not(target_arch = "x86_64"))]
             _ => Portable::ROWS,
         }
@@ -94,6 +112,7 @@ impl fmt::Display for Isa {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Vnni => "avx512vnni",
             Self::Avx512Bf16 => "avx512bf16",
         })
     }
@@ -126,6 +145,12 @@ pub(crate) fn dispatch<K: Kernel>(isa: Isa, kernel: K) {
             None => panic!("this processor has no AVX-512"),
         },
         #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Vnni => match Avx512Vnni::detect() {
+            // SAFETY: the token is proof that the processor has these instructions.
+            Some(token) => unsafe { with_avx512_vnni(token, kernel) },
+            None => panic!("this processor has no AVX512-VNNI"),
+        },
+        #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 => match Avx512Bf16::detect() {
             // SAFETY: the token is proof that the processor has these instructions.
             Some(token) => unsafe { with_avx512_bf16(token, kernel) },
@@ -153,9 +178,17 @@ unsafe fn with_avx512<K: Kernel>(token: Avx512, kernel: K) {
 }
 
 /// # Safety
-/// The processor has AVX512-BF16, AVX-512F, AVX2 and FMA.
+/// The processor has AVX512-VNNI, AVX-512F, AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512bf16,avx512f,avx2,fma")]
+#[target_feature(enable = "avx512vnni,avx512f,avx2,fma")]
+unsafe fn with_avx512_vnni<K: Kernel>(token: Avx512Vnni, kernel: K) {
+    kernel.run(token);
+}
+
+/// # Safety
+/// The processor has AVX512-BF16, AVX512-VNNI, AVX-512F, AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512vnni,avx512f,avx2,fma")]
 unsafe fn with_avx512_bf16<K: Kernel>(token: Avx512Bf16, kernel: K) {
     kernel.run(token);
 }

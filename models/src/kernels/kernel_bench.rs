@@ -1,9 +1,12 @@
 //! One layer by itself, on maps that stay in the arena: for benches.
 
+use std::sync::Arc;
+
 use super::{
-    Aligned, Attend, Buffer, Channels, Direct, ElementType, Finish, Function, GroupNormAffine,
-    GroupNormApply, GroupNormStatistics, Image, Isa, Layout, Operation, PackKeys, PackValues,
-    Program, Taps, Upsample, Values, Variant, Winograd, padded,
+    Aligned, Attend, Buffer, Channels, Direct, ElementType, Finish, Function, Grid,
+    GroupNormAffine, GroupNormApply, GroupNormStatistics, Image, Isa, Layout, Operation, PackKeys,
+    PackValues, Program, Quantize, Quantized, QuantizedWeights, Taps, Upsample, Values, Variant,
+    Winograd, padded,
 };
 
 /// What a layer does.
@@ -19,6 +22,10 @@ pub enum Layer {
     Strided,
     /// A linear map of each pixel.
     Pointwise,
+    /// A 3×3 convolution that keeps the size of a map, of codes of 8 bits, the map being quantised first.
+    Int8,
+    /// A linear map of each pixel, of codes of 8 bits, the map being quantised first.
+    Int8Pointwise,
     /// Group norm and SiLU.
     Norm,
     /// Self-attention with one head over queries, keys and values, a third of the channels each.
@@ -70,7 +77,24 @@ impl KernelBench {
             let weights = formula(outputs * channels * 9);
             vec![Box::new(Winograd::new(isa, variant, source, target, false, &weights, finish()))]
         };
+        let int8 = |taps: Taps, layout: &mut Layout| -> Vec<Box<dyn Operation>> {
+            let codes = layout.take(Quantize::len(&source));
+            let buckets = vec![(1.0 / 128.0, 128), (1.0 / 127.0, 127)];
+            let grid = Arc::new(Grid { time: 0, starts: [500.0].into(), buckets });
+            let code = |x: f32| (127.0 * x) as i8;
+            let len = outputs * channels * taps.side * taps.side;
+            let weights: Vec<i8> = formula(len).into_iter().map(code).collect();
+            let weights = QuantizedWeights { codes: &weights, scales: &vec![1.0 / 127.0; outputs] };
+            let packed = Quantized::pack(isa, [&source, &target], taps, &weights, &grid);
+            let (packed, from) = (packed.map(Arc::new), (source, codes));
+            vec![
+                Box::new(Quantize::new(source, codes, grid.clone())),
+                Box::new(Quantized::new(isa, from, target, taps, packed, grid, finish())),
+            ]
+        };
         let operations: Vec<Box<dyn Operation>> = match layer {
+            Layer::Int8 => int8(Taps::SAME, &mut layout),
+            Layer::Int8Pointwise => int8(Taps::POINT, &mut layout),
             Layer::Direct => direct(3, 1, 1),
             Layer::F2 => winograd(Variant::F2),
             Layer::F4 => winograd(Variant::F4),
@@ -98,7 +122,7 @@ impl KernelBench {
             Layer::Upsample => vec![Box::new(Upsample { input: source, output: target })],
         };
         let flop = operations.iter().map(|operation| operation.flop()).sum();
-        Self { program: Program::new(isa, operations, &layout, Vec::new(), 0), flop }
+        Self { program: Program::new(isa, operations, &layout, vec![1], 0), flop }
     }
 
     /// Runs it for `batch` samples on the threads of the current rayon pool.
@@ -106,7 +130,7 @@ impl KernelBench {
     /// # Panics
     /// Where memory ends.
     pub fn run(&self, batch: usize) {
-        let run = self.program.run(batch, &[], &mut []);
+        let run = self.program.run(batch, &[&vec![0.0; batch]], &mut []);
         run.unwrap_or_else(|error| panic!("no memory for {} bytes", error.bytes));
     }
 

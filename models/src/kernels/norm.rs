@@ -4,13 +4,16 @@
 //! The statistics belong to a map, not to a norm, so a map that is normalised twice (once alone, once
 //! joined to another) is measured once.
 
+use std::sync::Arc;
+
 use super::activation::Function;
 use super::arena::{Aligned, Buffer};
 use super::constants::Values;
 use super::element::{Bf16, Element, ElementType, F32};
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
-use super::program::{Memory, Operation, Split};
+use super::program::{Memory, Needs, Operation, Split};
+use super::quantized::Grid;
 use super::simd::Simd;
 
 /// Pixels whose mean and squared deviations are worked out together; merged in order, in f64.
@@ -245,6 +248,8 @@ pub(crate) struct GroupNormApply {
     function: Function,
     /// 1 for channels, 0 for padding.
     real: Aligned,
+    /// How the result becomes codes, where it does: then only these are kept, in the output's memory.
+    grid: Option<Arc<Grid>>,
 }
 
 impl GroupNormApply {
@@ -254,7 +259,13 @@ impl GroupNormApply {
         for c in 0..output.channels() {
             real.as_mut_slice()[output.place(c)] = 1.0;
         }
-        Self { sources: sources.to_vec(), output, map, function, real }
+        Self { sources: sources.to_vec(), output, map, function, real, grid: None }
+    }
+
+    /// The same, whose output's memory takes the codes of the result, as [`super::Quantize`] would make them.
+    pub(crate) fn quantized(self, grid: Arc<Grid>) -> Self {
+        assert_eq!(self.output.element, ElementType::F32);
+        Self { grid: Some(grid), ..self }
     }
 
     /// Pixels of an item: about 32 KiB.
@@ -265,7 +276,11 @@ impl GroupNormApply {
 
 impl Operation for GroupNormApply {
     fn split(&self, batch: usize, _: usize) -> Split {
-        Split::one(batch * self.output.pixels().div_ceil(self.chunk()))
+        let scratch = self.grid.as_ref().map_or(0, |_| self.chunk() * self.output.stride());
+        Split {
+            items: [batch * self.output.pixels().div_ceil(self.chunk()), 0],
+            needs: Needs { scratch, shared: 0 },
+        }
     }
     fn reads(&self) -> Vec<Buffer> {
         self.sources.iter().map(|source| source.buffer).chain([self.map]).collect()
@@ -277,11 +292,21 @@ impl Operation for GroupNormApply {
         let (height, width) = (self.output.height, self.output.width);
         format!("apply {:?} {} at {height}×{width}", self.function, self.output.channels())
     }
-    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, _: usize) {
+    unsafe fn run(&self, memory: &Memory, _: usize, item: usize, worker: usize) {
         let chunks = self.output.pixels().div_ceil(self.chunk());
         let (sample, first) = (item / chunks, item % chunks * self.chunk());
         let count = self.chunk().min(self.output.pixels() - first);
-        dispatch(memory.isa, Pixels { apply: self, memory, sample, first, count });
+        let output = memory.at(self.output.buffer, sample);
+        let to = match &self.grid {
+            None => output.wrapping_add(first * self.output.words()),
+            Some(_) => memory.scratch(worker),
+        };
+        dispatch(memory.isa, Pixels { apply: self, memory, sample, first, count, to });
+        if let Some(grid) = &self.grid {
+            let (from, pixels) = (to.cast_const(), first..first + count);
+            // SAFETY: the scratch holds these pixels, and the output's memory has a place for their codes.
+            unsafe { grid.encode(memory, sample, &self.output, from, output, pixels) };
+        }
     }
 }
 
@@ -291,6 +316,8 @@ struct Pixels<'a> {
     sample: usize,
     first: usize,
     count: usize,
+    /// Where the first of them goes.
+    to: *mut f32,
 }
 
 impl Kernel for Pixels<'_> {
@@ -320,7 +347,7 @@ impl Pixels<'_> {
         let GroupNormApply { sources, output, map, real, .. } = self.apply;
         let (stride, words) = (output.stride(), output.words());
         let map = self.memory.at(*map, self.sample).cast_const();
-        let to = self.memory.at(output.buffer, self.sample).wrapping_add(self.first * words);
+        let to = self.to;
         let mut before = 0;
         for source in sources {
             let (own, pixel) = (source.stride(), source.words());

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
 use super::arena::Aligned;
-use super::element::{Bf16, Element, F32};
+use super::element::{Bf16, F32, Int8, Product};
 use super::gemm::{self, Rows};
 use super::isa::{Isa, Kernel, dispatch};
 use super::simd::Simd;
@@ -24,6 +24,8 @@ pub struct Peak {
     pub f32_flop_per_second: f64,
     /// The same of bf16, where the processor multiplies it.
     pub bf16_flop_per_second: Option<f64>,
+    /// Operations per second of products of 8 bits, where the processor multiplies them.
+    pub int8_op_per_second: Option<f64>,
     /// Bytes per second read from memory.
     pub bytes_per_second: f64,
 }
@@ -35,6 +37,7 @@ impl Peak {
         Self {
             f32_flop_per_second: products::<F32>(isa),
             bf16_flop_per_second: isa.multiplies_bf16().then(|| products::<Bf16>(isa)),
+            int8_op_per_second: isa.multiplies_int8().then(|| products::<Int8>(isa)),
             bytes_per_second: reads(isa, far.as_slice()),
         }
     }
@@ -53,7 +56,7 @@ fn rate(work: impl Fn(usize) -> f64 + Sync) -> f64 {
     rates.iter().sum()
 }
 
-fn products<E: Element>(isa: Isa) -> f64 {
+fn products<E: Product>(isa: Isa) -> f64 {
     let (rows, columns) = (isa.rows(), isa.panel());
     rate(|_| {
         let (x, y) = (Aligned::zeros(rows * DEPTH), Aligned::zeros(columns * DEPTH));
@@ -74,7 +77,7 @@ struct Products<'a, E> {
     numbers: PhantomData<E>,
 }
 
-impl<E: Element> Kernel for Products<'_, E> {
+impl<E: Product> Kernel for Products<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: there are as many rows.
@@ -84,7 +87,7 @@ impl<E: Element> Kernel for Products<'_, E> {
 
 struct Block<'a, E>(&'a Products<'a, E>, *mut f32);
 
-impl<E: Element> Rows for Block<'_, E> {
+impl<E: Product> Rows for Block<'_, E> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let Products { x, y, .. } = self.0;

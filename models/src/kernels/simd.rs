@@ -6,7 +6,7 @@
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64 as x86;
 
-use super::bf16;
+use super::{bf16, int8};
 
 /// The most floats in a vector.
 const WIDEST: usize = 16;
@@ -103,6 +103,49 @@ pub(crate) trait Simd: Copy {
             unsafe { p.cast::<u16>().add(i).write_unaligned(bf16::narrow(*lane)) };
         }
     }
+
+    /// `acc + Σ aᵢ·bᵢ` of i32, each lane of `a` being a word of four u8 and of `b` one of four i8:
+    /// [`int8::dot`], one lane after another where there is no instruction.
+    #[inline(always)]
+    fn dot_int8(self, a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
+        let mut lanes = [[0f32; WIDEST]; 3];
+        for (lanes, v) in lanes.iter_mut().zip([a, b, acc]) {
+            // SAFETY: no vector is wider.
+            unsafe { self.store(lanes.as_mut_ptr(), v) };
+        }
+        for i in 0..Self::LANES {
+            lanes[2][i] = int8::dot(lanes[0][i], lanes[1][i], lanes[2][i]);
+        }
+        // SAFETY: no vector is wider.
+        unsafe { self.load(lanes[2].as_ptr()) }
+    }
+    /// The nearest floats, ties to even, of lanes that are i32.
+    #[inline(always)]
+    fn from_i32(self, v: Self::V) -> Self::V {
+        let mut lanes = [0f32; WIDEST];
+        // SAFETY: no vector is wider.
+        unsafe { self.store(lanes.as_mut_ptr(), v) };
+        for lane in &mut lanes[..Self::LANES] {
+            *lane = lane.to_bits().cast_signed() as f32;
+        }
+        // SAFETY: no vector is wider.
+        unsafe { self.load(lanes.as_ptr()) }
+    }
+    /// `v`, from 0 to 255, rounded to `LANES` u8, ties to even, a quarter as many words, to `p`, which need not be
+    /// aligned.
+    ///
+    /// # Safety
+    /// `p` is good for writing so many.
+    #[inline(always)]
+    unsafe fn store_u8(self, p: *mut f32, v: Self::V) {
+        let mut lanes = [0f32; WIDEST];
+        // SAFETY: no vector is wider.
+        unsafe { self.store(lanes.as_mut_ptr(), v) };
+        for (i, lane) in lanes[..Self::LANES].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { *p.cast::<u8>().add(i) = int8::narrow(*lane) };
+        }
+    }
 }
 
 /// What the compiler makes of arrays.
@@ -187,7 +230,13 @@ pub(crate) struct Avx2(());
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(());
 
-/// Vectors of 16 with fused multiply-add and products of bf16. Its field keeps others from making one
+/// Vectors of 16 with fused multiply-add and products of 8 bits. Its field keeps others from making one
+/// unasked.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512Vnni(());
+
+/// Vectors of 16 with fused multiply-add and products of 8 bits and of bf16. Its field keeps others from making one
 /// unasked.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy)]
@@ -213,11 +262,21 @@ impl Avx512 {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Avx512Bf16 {
-    /// A token where the processor has AVX512-BF16, AVX-512F, AVX2 and FMA.
+impl Avx512Vnni {
+    /// A token where the processor has AVX512-VNNI, AVX-512F, AVX2 and FMA.
     #[inline]
     pub(crate) fn detect() -> Option<Self> {
-        let found = std::is_x86_feature_detected!("avx512bf16") && Avx512::detect().is_some();
+        let found = std::is_x86_feature_detected!("avx512vnni") && Avx512::detect().is_some();
+        found.then_some(Self(()))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Avx512Bf16 {
+    /// A token where the processor has AVX512-BF16, AVX512-VNNI, AVX-512F, AVX2 and FMA.
+    #[inline]
+    pub(crate) fn detect() -> Option<Self> {
+        let found = std::is_x86_feature_detected!("avx512bf16") && Avx512Vnni::detect().is_some();
         found.then_some(Self(()))
     }
 }
@@ -314,6 +373,36 @@ macro_rules! avx512f {
             add => _mm512_add_ps, sub => _mm512_sub_ps, mul => _mm512_mul_ps, div => _mm512_div_ps,
             max => _mm512_max_ps, min => _mm512_min_ps
         );
+
+        #[inline(always)]
+        fn from_i32(self, v: Self::V) -> Self::V {
+            // SAFETY: `self` is proof that the processor has the instruction.
+            unsafe { x86::_mm512_cvtepi32_ps(x86::_mm512_castps_si512(v)) }
+        }
+        #[inline(always)]
+        unsafe fn store_u8(self, p: *mut f32, v: Self::V) {
+            // SAFETY: `self` is proof of the instructions, the caller vouches for the memory.
+            unsafe {
+                let codes = x86::_mm512_cvtusepi32_epi8(x86::_mm512_cvtps_epi32(v));
+                x86::_mm_storeu_si128(p.cast(), codes);
+            }
+        }
+    };
+}
+
+/// The method of [`Simd`] that AVX512-VNNI has.
+#[cfg(target_arch = "x86_64")]
+macro_rules! avx512vnni {
+    () => {
+        #[inline(always)]
+        fn dot_int8(self, a: Self::V, b: Self::V, acc: Self::V) -> Self::V {
+            // SAFETY: `self` is proof that the processor has the instruction.
+            unsafe {
+                let (a, b) = (x86::_mm512_castps_si512(a), x86::_mm512_castps_si512(b));
+                let sums = x86::_mm512_dpbusd_epi32(x86::_mm512_castps_si512(acc), a, b);
+                x86::_mm512_castsi512_ps(sums)
+            }
+        }
     };
 }
 
@@ -323,9 +412,16 @@ impl Simd for Avx512 {
 }
 
 #[cfg(target_arch = "x86_64")]
+impl Simd for Avx512Vnni {
+    avx512f!();
+    avx512vnni!();
+}
+
+#[cfg(target_arch = "x86_64")]
 impl Simd for Avx512Bf16 {
     const BF16: bool = true;
     avx512f!();
+    avx512vnni!();
 
     #[inline(always)]
     fn dot(self, a: Self::V, b: Self::V, acc: Self::V) -> Self::V {

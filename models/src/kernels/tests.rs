@@ -2,6 +2,8 @@
 //! processor has; and its bits against those of other batches and thread counts.
 #![allow(clippy::unwrap_used)]
 
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::reference::{self, Plain};
@@ -234,6 +236,65 @@ proptest! {
             let y = joined.convolve(output, &weights, &bias, side, stride, padding, double == 1);
             y.finished(&plain[count], &plain[count + 1], factor)
         }, 1e-6);
+    }
+
+    #[test]
+    fn quantized_convolution_is_that_of_whole_numbers_to_the_bit(
+        batch in 1usize..10,
+        (height, width) in (1usize..10, 1usize..10),
+        (channels, outputs) in (1usize..40, 1usize..70),
+        kind in 0usize..6,
+        factor in prop::sample::select(vec![1.0f32, 0.5]),
+    ) {
+        let [side, stride, padding, double] =
+            [[1, 1, 0, 0], [3, 1, 1, 0], [3, 2, 1, 0], [3, 2, 0, 0], [3, 1, 1, 1], [1, 1, 0, 1]][kind];
+        let taps = Taps { side, stride, padding, doubled: double == 1 };
+        let (height, width) = if stride == 2 { (2 * height, 2 * width) } else { (height, width) };
+        let size = |side: usize| (side << double) / stride;
+        let output = [outputs, size(height), size(width)];
+        // The time, a vector for each sample, and a residual.
+        let inputs = [[channels, height, width], [1, 1, 1], [outputs, 1, 1], output];
+        let codes: Vec<i8> =
+            values(outputs * channels * side * side, 1).iter().map(|x| (127.0 * x) as i8).collect();
+        let scales: Vec<f32> = values(outputs, 3).iter().map(|x| (x.abs() + 0.1) / 127.0).collect();
+        let bias = values(outputs, 2);
+        // Too narrow for some numbers, and another for each half of the times.
+        let buckets = vec![(0.007f32, 128u8), (0.0091, 77)];
+        let grid = Grid { time: 1, starts: [0.0].into(), buckets: buckets.clone() };
+        let weights = QuantizedWeights { codes: &codes, scales: &scales };
+        check(ElementType::F32, batch, &inputs, output, |isa| {
+            program(isa, &inputs, output, |images, target, layout| {
+                let mut finish = Finish::new(&bias, isa.panel());
+                finish.offset = Some((images[2].buffer, 0));
+                finish.residual = Some(images[3]);
+                finish.factor = factor;
+                let (source, grid) = (images[0], Arc::new(grid.clone()));
+                let packed = Quantized::pack(isa, [&source, &target], taps, &weights, &grid);
+                let packed = packed.map(Arc::new);
+                let buffer = layout.take(Quantize::len(&source));
+                let from = (source, buffer);
+                vec![
+                    Box::new(Quantize::new(source, buffer, grid.clone())),
+                    Box::new(Quantized::new(isa, from, target, taps, packed, grid, finish)),
+                ]
+            })
+        }, |plain| {
+            let (scale, zero) = buckets[usize::from(plain[1].values[0] >= 0.0)];
+            let code = |x: f64| {
+                let x = (x as f32 * (1.0 / scale) + f32::from(zero)).clamp(0.0, 255.0);
+                f64::from(x.round_ties_even()) - f64::from(zero)
+            };
+            let map = Plain { size: plain[0].size, values: plain[0].values.iter().copied().map(code).collect() };
+            let weights: Vec<f32> = codes.iter().map(|&code| f32::from(code)).collect();
+            // In f64 these whole numbers are exact, too.
+            let none = vec![0.0; outputs];
+            let sums = map.convolve(output, &weights, &none, side, stride, padding, double == 1);
+            Plain::from_fn(output, |c, y, x| {
+                let number = |map: &Plain, y, x| map.at(c, y, x) as f32;
+                let sum = number(&sums, y, x) * (scale * scales[c]) + bias[c];
+                f64::from((sum + number(&plain[2], 0, 0) + number(&plain[3], y, x)) * factor)
+            })
+        }, 0.0);
     }
 
     #[test]

@@ -115,7 +115,7 @@ pub(in crate::http) struct ModelCard {
     pub(in crate::http) channels: usize,
     /// Number of weights.
     pub(in crate::http) parameters: usize,
-    /// `f32`, `bf16` or `f16`.
+    /// `f32`, `bf16`, `f16` or `int8`.
     pub(in crate::http) dtype: &'static str,
     /// How it was made.
     #[serde(skip_serializing_if = "Map::is_empty")]
