@@ -53,7 +53,7 @@ pub(super) struct ParsedRequest {
     pub(super) request: GenerateRequest,
     pub(super) shape: Shape,
     pub(super) encoding: Encoding,
-    recipe: Recipe,
+    recipe: Arc<Recipe>,
 }
 
 impl ParsedRequest {
@@ -109,7 +109,7 @@ impl ParsedRequest {
         };
         // What is refused is refused before anything is compiled for it.
         let request = in_form(request, form, loras).await?;
-        Ok(Self { request, shape, encoding, recipe })
+        Ok(Self { request, shape, encoding, recipe: recipe.into() })
     }
 
     /// Reads the two requests of a pair that runs together, so both count against the queue; otherwise as
@@ -175,7 +175,7 @@ impl ParsedRequest {
             (start, _) => start,
         };
         let request = GenerateRequest { trajectory, start, ..self.request.clone() };
-        Ok(Self { request, recipe, ..self.clone() })
+        Ok(Self { request, recipe: recipe.into(), ..self.clone() })
     }
 
     /// What the engine's request does not tell any more.

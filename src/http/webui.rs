@@ -64,8 +64,11 @@ const IGNORED: [&str; 19] = [
     "inpainting_mask_invert",
 ];
 
+/// Whether a value changes nothing.
+type Neutral = fn(&Value) -> bool;
+
 /// Fields that would change what is drawn, and what they must say so that they do not. Any may also be null.
-const NEUTRAL: [(&str, fn(&Value) -> bool); 19] = [
+const NEUTRAL: [(&str, Neutral); 19] = [
     ("enable_hr", |it| *it == Value::Bool(false)),
     ("restore_faces", |it| *it == Value::Bool(false)),
     ("tiling", |it| *it == Value::Bool(false)),

@@ -50,7 +50,7 @@ mod tests {
                 unsafe {
                     let [a, b, c] = self.words.map(|words| s.load(words.as_ptr().add(i).cast()));
                     s.store(self.dots.as_mut_ptr().add(i).cast(), s.dot_int8(a, b, c));
-                    s.store(self.widened.as_mut_ptr().add(i), s.from_i32(c));
+                    s.store(self.widened.as_mut_ptr().add(i), s.floats_of(c));
                     let number = s.load(self.numbers.as_ptr().add(i));
                     s.store_u8(self.codes.as_mut_ptr().add(i).cast(), number);
                 }

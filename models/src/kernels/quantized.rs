@@ -436,7 +436,7 @@ impl RowBlock<'_> {
                     // behind the offsets of the same bucket.
                     unsafe {
                         let scale = s.load(terms[r].add(whole + i * S::LANES));
-                        let y = s.mul(s.from_i32(*sum), scale);
+                        let y = s.mul(s.floats_of(*sum), scale);
                         s.store(target.add(c), conv.finish.apply(s, y, finish, c));
                     }
                 }

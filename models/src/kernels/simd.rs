@@ -121,7 +121,7 @@ pub(crate) trait Simd: Copy {
     }
     /// The nearest floats, ties to even, of lanes that are i32.
     #[inline(always)]
-    fn from_i32(self, v: Self::V) -> Self::V {
+    fn floats_of(self, v: Self::V) -> Self::V {
         let mut lanes = [0f32; WIDEST];
         // SAFETY: no vector is wider.
         unsafe { self.store(lanes.as_mut_ptr(), v) };
@@ -375,7 +375,7 @@ macro_rules! avx512f {
         );
 
         #[inline(always)]
-        fn from_i32(self, v: Self::V) -> Self::V {
+        fn floats_of(self, v: Self::V) -> Self::V {
             // SAFETY: `self` is proof that the processor has the instruction.
             unsafe { x86::_mm512_cvtepi32_ps(x86::_mm512_castps_si512(v)) }
         }

@@ -112,7 +112,8 @@ fn what_fits_nothing_is_refused_by_its_name() {
     let empty = Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap();
     let wide = Tensor::zeros((6, 0), DType::F32, &Device::Cpu).unwrap();
     let nan = (&up * f64::NAN).unwrap();
-    let cases: [(&[(&str, Tensor)], &[&str]); 10] = [
+    type Case<'a> = (&'a [(&'a str, Tensor)], &'a [&'a str]);
+    let cases: [Case; 10] = [
         (&[(&b, up.clone())], &["has no down"]),
         (&[(&a, down.clone())], &["has no up"]),
         (&[(&b, wide), (&a, empty)], &["rank of at least 1"]),

@@ -225,7 +225,9 @@ fn read(
     file: &mut StateDict,
     tensors: &BTreeMap<String, (Vec<usize>, Source)>,
 ) -> Result<HashMap<String, Tensor>> {
-    let mut of: BTreeMap<&str, Vec<(&str, &[usize], &Source)>> = BTreeMap::new();
+    // What is made of each tensor of the file: the name and the shape here.
+    type Made<'a> = (&'a str, &'a [usize], &'a Source);
+    let mut of: BTreeMap<&str, Vec<Made>> = BTreeMap::new();
     for (name, (shape, source)) in tensors {
         of.entry(source.name()).or_default().push((name, shape, source));
     }

@@ -125,7 +125,8 @@ fn every_tensor_of_the_real_models_is_where_diffusers_finds_it() {
         let text = clip::config(path, &shapes).unwrap();
         let read = TextEncoderConfig::from_json(clip::CLASS, &text, "text").unwrap();
         assert_eq!(as_in_files(read.weight_shapes()), here[2], "{text}");
-        let sources: [Box<dyn Fn(&str) -> Source>; 3] = [
+        type Find = Box<dyn Fn(&str) -> Source>;
+        let sources: [Find; 3] = [
             Box::new(unet::sources(&network.weight_shapes())),
             Box::new(vae::sources(&vae)),
             Box::new(clip::sources(&shapes)),
