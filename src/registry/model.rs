@@ -172,7 +172,7 @@ impl Model {
     }
 
     /// Has it ready for requests that begin with an image, which those of a latent model need an encoder for: it is loaded on the
-    /// blocking pool. Until its evaluations are observed, they are taken to cost [`ENCODING`] of a decoder's.
+    /// blocking pool. Until its evaluations are observed, they are taken to cost half of a decoder's.
     ///
     /// # Errors
     /// As [`ModelFolder::load`].
