@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::Tensor;
+use candle_core::{Device, Result, Tensor};
 use tokio::sync::mpsc;
 pub use understudy_models::Image;
 use understudy_models::sampler::{Mixture, Trajectory};
@@ -57,6 +57,33 @@ pub struct Beginning {
     pub begin: Mixture,
     /// Which of it stays.
     pub mask: Option<Arc<Mask>>,
+}
+
+impl Beginning {
+    /// Of an image as the model makes them.
+    ///
+    /// # Errors
+    /// Pixels that are not as many as it says.
+    pub fn new(image: &Image, begin: Mixture, mask: Option<Mask>) -> Result<Self> {
+        let Image { width, height, channels, ref pixels } = *image;
+        let values = pixels.iter().map(|&byte| f32::from(byte) / 127.5 - 1.0);
+        let image =
+            Tensor::from_iter(values, &Device::Cpu)?.reshape((1, height, width, channels))?;
+        let image = image.permute((0, 3, 1, 2))?.contiguous()?;
+        Ok(Self { image, begin, mask: mask.map(Arc::new) })
+    }
+}
+
+impl Mask {
+    /// Of a latent of so many rows and columns: whether each of its places is drawn, row by row.
+    ///
+    /// # Errors
+    /// Other than as many places.
+    pub fn new(drawn: &[bool], [rows, columns]: [usize; 2], after: Arc<[Mixture]>) -> Result<Self> {
+        let drawn = drawn.iter().map(|&drawn| f32::from(u8::from(drawn)));
+        let drawn = Tensor::from_iter(drawn, &Device::Cpu)?.reshape((1, 1, rows, columns))?;
+        Ok(Self { drawn, after })
+    }
 }
 
 /// Where a sample is drawn; elsewhere its image stays.

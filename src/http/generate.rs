@@ -6,9 +6,8 @@ use std::{
 };
 
 use axum::http::StatusCode;
-use candle_core::{Device, Tensor};
 use image::{
-    DynamicImage,
+    DynamicImage, GrayImage, RgbImage,
     imageops::{self, FilterType},
 };
 use understudy_models::{
@@ -29,7 +28,7 @@ use super::{
     },
 };
 use crate::{
-    engine::{Beginning, Failure, GenerateRequest, Mask, SampleSpec, Start, Tokens},
+    engine::{Beginning, Failure, GenerateRequest, Image, Mask, SampleSpec, Start, Tokens},
     registry::{Form, Model, Syntax},
 };
 
@@ -88,12 +87,9 @@ impl ParsedRequest {
         let recipe = recipe(&model, wire)?;
         let (trajectory, begun) = course(&model, &recipe, wire)?;
         let start = match (&wire.edit, begun) {
-            (Some(edit), Some((begin, after))) => {
+            (Some(edit), Some(begun)) => {
                 let scale = model.image[1] / model.geometry.height;
-                let image = picture(edit, model.image[0], form.size).await?;
-                let drawn = mask(edit, form.size, scale).await?;
-                let mask = drawn.map(|drawn| Arc::new(Mask { drawn, after }));
-                Start::Image(Beginning { image, begin, mask })
+                Start::Image(beginning(edit, model.image[0], form.size, scale, begun).await?)
             }
             _ => Start::Noise,
         };
@@ -168,9 +164,8 @@ impl ParsedRequest {
         let (trajectory, begun) = course(&self.request.model, &recipe, &wire)?;
         let start = match (self.request.start.clone(), begun) {
             (Start::Image(before), Some((begin, after))) => {
-                let drawn = before.mask.map(|mask| mask.drawn.clone());
-                let mask = drawn.map(|drawn| Arc::new(Mask { drawn, after }));
-                Start::Image(Beginning { image: before.image, begin, mask })
+                let mask = before.mask.map(|mask| Arc::new(Mask { after, ..(*mask).clone() }));
+                Start::Image(Beginning { begin, mask, ..before })
             }
             (start, _) => start,
         };
@@ -271,61 +266,54 @@ fn sides_of(
     Ok(Some(sides))
 }
 
-/// A picture as a model with so many channels makes them: f32 `[1, channels, height, width]` in [−1, 1], scaled as Pillow's users
-/// do (Lanczos).
-async fn picture(
+/// What a request begins with, as a model makes images, of so many channels and of such a size; `scale` is how many times larger they
+/// are than its latents.
+async fn beginning(
     edit: &Edit,
     channels: usize,
-    [height, width]: [usize; 2],
-) -> Result<Tensor, Problem> {
-    let picture = Arc::clone(&edit.picture);
+    size: [usize; 2],
+    scale: usize,
+    (begin, after): Begun,
+) -> Result<Beginning, Problem> {
+    let edit = edit.clone();
     let scaled = move || {
-        let sides = (width as u32, height as u32);
-        let scaled = match picture.dimensions() == sides {
-            true => DynamicImage::ImageRgb8((*picture).clone()),
-            false => {
-                let picture = DynamicImage::ImageRgb8((*picture).clone());
-                picture.resize_exact(sides.0, sides.1, FilterType::Lanczos3)
-            }
-        };
-        let pixels = if channels == 1 {
-            scaled.into_luma8().into_raw()
-        } else {
-            scaled.into_rgb8().into_raw()
-        };
-        let values: Vec<f32> = pixels.into_iter().map(|it| f32::from(it) / 127.5 - 1.0).collect();
-        let tensor = Tensor::from_vec(values, (1, height, width, channels), &Device::Cpu)?;
-        tensor.permute((0, 3, 1, 2))?.contiguous()
+        let [height, width] = size;
+        let mask = edit.mask.as_deref().map(|mask| {
+            Mask::new(&drawn(mask, size, scale), [height / scale, width / scale], after)
+        });
+        Beginning::new(&picture(&edit.picture, channels, size), begin, mask.transpose()?)
     };
     let scaled = tokio::task::spawn_blocking(scaled).await.map_err(Problem::internal)?;
     scaled.map_err(Problem::internal)
 }
 
-/// Where a sample is drawn anew, 1, and where it stays, 0: f32 `[1, 1, height, width]` of a latent's size, which is `scale` times smaller than
-/// the image's. Scaled as the picture is, and taken at the first pixel of each, as diffusers does.
-async fn mask(
-    edit: &Edit,
-    [height, width]: [usize; 2],
-    scale: usize,
-) -> Result<Option<Tensor>, Problem> {
-    let Some(mask) = edit.mask.clone() else { return Ok(None) };
-    let scaled = move || {
-        let sides = (width as u32, height as u32);
-        let mask = match mask.dimensions() == sides {
-            true => (*mask).clone(),
-            false => imageops::resize(&*mask, sides.0, sides.1, FilterType::Lanczos3),
-        };
-        let (rows, columns) = (height / scale, width / scale);
-        let places = (0..rows * columns).map(|place| (place / columns, place % columns));
-        let drawn = places.map(|(row, column)| {
-            let image::Luma([level]) =
-                *mask.get_pixel((column * scale) as u32, (row * scale) as u32);
-            f32::from(u8::from(level >= 128))
-        });
-        Tensor::from_vec(drawn.collect(), (1, 1, rows, columns), &Device::Cpu)
+/// A picture of so many channels and such a size, scaled as Pillow's users do (Lanczos).
+fn picture(picture: &RgbImage, channels: usize, [height, width]: [usize; 2]) -> Image {
+    let sides = (width as u32, height as u32);
+    let scaled = match picture.dimensions() == sides {
+        true => picture.clone(),
+        false => imageops::resize(picture, sides.0, sides.1, FilterType::Lanczos3),
     };
-    let scaled = tokio::task::spawn_blocking(scaled).await.map_err(Problem::internal)?;
-    scaled.map(Some).map_err(Problem::internal)
+    let scaled = DynamicImage::ImageRgb8(scaled);
+    let pixels = match channels {
+        1 => scaled.into_luma8().into_raw(),
+        _ => scaled.into_rgb8().into_raw(),
+    };
+    Image { width, height, channels, pixels }
+}
+
+/// Whether each place of a latent is drawn anew: the mask is scaled as the picture is, and looked at in the first pixel of each, as
+/// diffusers does.
+fn drawn(mask: &GrayImage, [height, width]: [usize; 2], scale: usize) -> Vec<bool> {
+    let sides = (width as u32, height as u32);
+    let scaled = match mask.dimensions() == sides {
+        true => mask.clone(),
+        false => imageops::resize(mask, sides.0, sides.1, FilterType::Lanczos3),
+    };
+    let (rows, columns) = (height / scale, width / scale);
+    let places =
+        (0..rows * columns).map(|place| (place % columns * scale, place / columns * scale));
+    places.map(|(x, y)| scaled.get_pixel(x as u32, y as u32).0[0] >= 128).collect()
 }
 
 /// Most LoRAs of a request.
@@ -639,24 +627,5 @@ fn whole(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    /// Beside what Pillow makes of it (`models/tests/golden/make_edits.py`).
-    #[tokio::test]
-    async fn pictures_are_scaled_as_pillow_scales_them() {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
-        let tensors = golden.join("edits.safetensors");
-        let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
-        let bytes = |name: &str| tensors[name].flatten_all().unwrap().to_vec1::<u8>().unwrap();
-        let large = image::RgbImage::from_raw(56, 40, bytes("large")).unwrap();
-        let edit = Edit { picture: Arc::new(large), mask: None, strength: 1.0 };
-        let scaled = picture(&edit, 3, [16, 24]).await.unwrap();
-        let ours = understudy_models::Image::from_batch(&scaled).unwrap().remove(0);
-        let far = ours.pixels.iter().zip(bytes("scaled")).map(|(a, b)| a.abs_diff(b)).max();
-        assert!(far.unwrap() <= 2, "{far:?} of 255");
-    }
-}
+#[path = "generate_tests.rs"]
+mod tests;
