@@ -85,8 +85,11 @@ fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
         ("429", "No memory for the body until others have been read"),
     ];
     for (path, item) in &mut document.paths.paths {
+        let webui = path.starts_with("/sdapi/");
         let error = Ref::from_schema_name(if path.starts_with("/v2") {
             "InferenceError"
+        } else if webui {
+            "WebuiError"
         } else {
             "ErrorReply"
         });
@@ -95,7 +98,7 @@ fn add_common_responses(document: &mut utoipa::openapi::OpenApi) {
             let response = ResponseBuilder::new().description(description);
             response.content("application/json", content).build()
         };
-        let of_apis: &[_] = if path.starts_with("/v") { &OF_APIS } else { &[] };
+        let of_apis: &[_] = if path.starts_with("/v") || webui { &OF_APIS } else { &[] };
         let changes = [&mut item.post, &mut item.patch, &mut item.delete].into_iter().flatten();
         for operation in changes {
             let of_bodies: &[_] = if operation.request_body.is_some() { &OF_BODIES } else { &[] };
