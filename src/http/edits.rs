@@ -209,5 +209,4 @@ fn read(field: &str, bytes: &[u8]) -> Result<DynamicImage, Problem> {
 }
 
 #[cfg(test)]
-#[path = "edits_tests.rs"]
 mod tests;

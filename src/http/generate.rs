@@ -627,5 +627,4 @@ fn whole(
 }
 
 #[cfg(test)]
-#[path = "generate_tests.rs"]
 mod tests;
