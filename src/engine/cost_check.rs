@@ -1,8 +1,10 @@
 //! Whether costs that an earlier run of the server measured still hold.
 
 use super::cost::CostModel;
+use crate::percentiles::median;
 
-/// Evaluations of a size in a round, at least. The first finds cold memory, so the shortest counts.
+/// Evaluations of a size in a round, at least. The first finds cold memory; the median counts, since what is known are usual
+/// times, too: the shortest of many would make short evaluations look cheaper than long ones.
 const EVALUATIONS: usize = 3;
 /// Seconds for which a size is timed in a round: a few evaluations of a millisecond say little, and one of seconds is enough.
 const STRETCH_SECONDS: std::ops::Range<f64> = 0.02..0.2;
@@ -12,7 +14,7 @@ const ROUNDS: usize = 3;
 /// serving follows.
 const SAME_LEVEL: f64 = 3.0;
 /// The largest batch is still the right one where what it saves differs by less than this factor.
-const SAME_SHAPE: f64 = 1.3;
+const SAME_SHAPE: f64 = 1.5;
 
 /// A check under way: one row and the largest batch are timed in turns, until a round finds the costs that are known.
 #[derive(Debug)]
@@ -52,8 +54,8 @@ impl CostCheck {
         if few && stretch < STRETCH_SECONDS.end {
             return None;
         }
-        let shortest = self.timed.drain(..).fold(f64::INFINITY, f64::min);
-        let slower = shortest / self.known.seconds(self.rows());
+        let usual = median(self.timed.drain(..));
+        let slower = usual / self.known.seconds(self.rows());
         if self.one.is_none() && self.known.max_rows() > 1 {
             self.one = Some(slower);
             return None;
