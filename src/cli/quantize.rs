@@ -9,8 +9,7 @@ use understudy_distill::{
 };
 use understudy_models::{
     checkpoint::{Draft, ModelFolder},
-    noise, quantization,
-    sampler::{self, Kind},
+    noise, quantization, sampler,
 };
 
 use super::{folder_name, models_arg::ModelsArg, note_name, print, progress::Progress};
@@ -41,8 +40,6 @@ pub(super) struct QuantizeArgs {
 
 /// Images of an evaluation.
 const BATCH: usize = 16;
-/// Steps of a model whose card names none.
-const STEPS: usize = 50;
 
 /// Runs the command.
 ///
@@ -55,9 +52,8 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), String> {
     let draft = Draft::new(&args.out).map_err(|error| format!("--out: {error}"))?;
     note_name(&args.out);
     let card = &model.card;
-    let steps = args.steps.or(card.defaults.num_inference_steps).unwrap_or(STEPS);
-    let named = card.defaults.scheduler.as_ref().and_then(|name| name.parse().ok());
-    let kind = named.unwrap_or_else(|| Kind::for_scheduler_class(&model.schedule));
+    let steps = args.steps.unwrap_or_else(|| card.steps(&model.schedule));
+    let kind = card.sampler(&model.schedule);
     let geometry = model.network.geometry();
     let (eta, learned) = (kind.default_eta(), geometry.learned_variance());
     let trajectory = sampler::trajectory(&model.schedule, kind, steps, eta, learned)

@@ -38,12 +38,6 @@ impl Words {
         &self.ids
     }
 
-    /// How many there are.
-    #[allow(clippy::len_without_is_empty)]
-    pub fn len(&self) -> usize {
-        self.ids.len()
-    }
-
     /// How much each counts, where they differ.
     pub fn weights(&self) -> Option<Vec<f32>> {
         let weights = self.weights.iter().map(|bits| f32::from_bits(*bits));

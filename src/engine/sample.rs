@@ -178,7 +178,7 @@ impl Sample {
         let once = |rows: usize| Part { rows, evaluations: usize::from(rows > 0) };
         let unknown = prompts.iter().filter(|prompt| prompt.states.is_none());
         let parts_of = |prompt: &Prompt| {
-            request.model.text().map_or(0, |text| text.parts(prompt.tokens.len()))
+            request.model.text().map_or(0, |text| text.parts(prompt.tokens.ids().len()))
         };
         let unknown = unknown.map(parts_of).sum();
         let parts = PerStage::new(|stage| match stage {

@@ -86,8 +86,8 @@ pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<Tensor>>
     let states = states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_to(1)?;
     let mut first = 0;
     let of = |tokens: &Tokens| {
-        let states = states.narrow(0, first, tokens.len());
-        first += tokens.len();
+        let states = states.narrow(0, first, tokens.ids().len());
+        first += tokens.ids().len();
         match tokens.weights() {
             Some(weights) => weigh(&states?, weights),
             // Memory of its own, so that keeping it keeps nothing else.

@@ -36,26 +36,47 @@ const LARGE_BYTES: usize = 64 << 10;
 /// Memory for all bodies that are being read and parsed.
 #[derive(Debug)]
 pub(super) struct Budget {
+    all: usize,
     free: AtomicUsize,
 }
 
 /// A part of it; given back when dropped.
 #[derive(Debug)]
-struct Taken {
+pub(super) struct Taken {
     bytes: usize,
     budget: Arc<Budget>,
 }
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { free: AtomicUsize::new(bytes) })
+        Arc::new(Self { all: bytes, free: AtomicUsize::new(bytes) })
     }
 
     /// Takes so many bytes, but never more than half of what is left: large bodies always leave room for small ones.
-    fn take(self: &Arc<Self>, bytes: usize) -> Option<Taken> {
+    pub(super) fn take(self: &Arc<Self>, bytes: usize) -> Result<Taken, Problem> {
         let left = |free: usize| (bytes <= free / 2).then(|| free - bytes);
-        self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left).ok()?;
-        Some(Taken { bytes, budget: Arc::clone(self) })
+        match self.free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, left) {
+            Ok(_) => Ok(Taken { bytes, budget: Arc::clone(self) }),
+            Err(_) => Err(self.refusal()),
+        }
+    }
+
+    fn refusal(&self) -> Problem {
+        let message = format!(
+            "the bodies that are being read take most of the {} bytes that there are for them (--body-budget-bytes); wait Retry-After, or send less",
+            self.all
+        );
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, "bodies_full", message)
+            .retry_after(std::time::Duration::from_secs(1))
+    }
+}
+
+impl Taken {
+    /// Gives back all but so many bytes.
+    pub(super) fn keep(&mut self, bytes: usize) {
+        let rest = self.bytes.saturating_sub(bytes);
+        self.budget.free.fetch_add(rest, Ordering::Relaxed);
+        self.bytes -= rest;
     }
 }
 
@@ -139,10 +160,7 @@ async fn read_on(app: &App, request: Request, limit: usize) -> Result<Read, Prob
     let refusal = match declared {
         Some(length) if length > limit => Err(too_large(Some(length), limit)),
         // Of a length that is not declared it is known only that it may be all that is allowed.
-        declared => app
-            .bodies
-            .take(declared.unwrap_or(limit).saturating_mul(PARSED))
-            .ok_or_else(|| no_memory(app)),
+        declared => app.bodies.take(declared.unwrap_or(limit).saturating_mul(PARSED)),
     };
     // Whoever waits for "100 Continue" has sent nothing yet and need not; whoever has more to send than is thrown away
     // is told at once.
@@ -220,15 +238,6 @@ fn too_large(declared: Option<usize>, limit: usize) -> Problem {
         declared.map_or(format!("more than {limit}"), |length| length.to_string())
     );
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-}
-
-fn no_memory(app: &App) -> Problem {
-    let message = format!(
-        "the bodies that are being read take most of the {} bytes that there are for them (--body-budget-bytes); wait Retry-After, or send less",
-        app.settings.body_budget_bytes
-    );
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, "bodies_full", message)
-        .retry_after(std::time::Duration::from_secs(1))
 }
 
 /// Parses a JSON body; an error says where it is and what belongs there.

@@ -1,6 +1,6 @@
 //! `POST /v1/images/edits`: images that begin with another, as a form.
 
-use std::io::Cursor;
+use std::{io::Cursor, sync::Arc};
 
 use axum::{
     Extension,
@@ -14,7 +14,8 @@ use multer::Multipart;
 use serde_json::{Map, Value};
 
 use super::{
-    App, accept, body,
+    App, accept,
+    body::{self, Budget, Taken},
     caller::Caller,
     error::{Problem, quoted},
     images,
@@ -25,10 +26,10 @@ use super::{
 
 /// Longest side of a picture that is read, in pixels.
 const LONGEST_SIDE: u32 = 16_384;
-/// Most pixels of a picture that is read: three bytes each.
-const MOST_PIXELS: u64 = 1 << 26;
-/// Most bytes that a decoder may take beside the picture.
-const DECODER_BYTES: u64 = 512 << 20;
+/// Most pixels of a picture that is read: a square of 4096.
+const MOST_PIXELS: u64 = 1 << 24;
+/// Most bytes that a decoder may take: 16 bits of four channels.
+const DECODER_BYTES: u64 = 8 * MOST_PIXELS;
 /// Most fields of a form: more than there are names.
 const MOST_FIELDS: usize = 64;
 /// Fields whose values are text, whatever they look like; all others are read as JSON.
@@ -46,6 +47,27 @@ const TEXTS: [&str; 12] = [
     "input_fidelity",
     "class_label",
 ];
+
+/// What images begin with, beside the request for them.
+#[derive(Debug, Clone)]
+pub(super) struct Edit {
+    /// The image, upright.
+    pub(super) picture: Arc<Picture>,
+    /// Of its size: 255 where it is drawn anew. All of it is where there is none.
+    pub(super) mask: Option<Arc<GrayImage>>,
+    /// Of the steps the last part that is taken, above 0 to 1.
+    pub(super) strength: f64,
+}
+
+/// A picture and the memory that it takes of what there is for bodies.
+#[derive(Debug)]
+pub(super) struct Picture {
+    pub(super) pixels: RgbImage,
+    _memory: Taken,
+}
+
+/// How much is drawn anew where nobody says: diffusers' own.
+const STRENGTH: f64 = 0.8;
 
 /// Makes images of another.
 ///
@@ -86,6 +108,7 @@ async fn form(app: &App, request: Request) -> Result<GenerationRequest, Problem>
         Problem::new(StatusCode::BAD_REQUEST, "invalid_body", message).at("content-type")
     })?;
     let read = body::read(app, request, app.settings.max_body_bytes).await?;
+    let budget = Arc::clone(&app.bodies);
     let runtime = tokio::runtime::Handle::current();
     read.use_up_apart(move |bytes| {
         let Form { fields, picture, mask } = runtime.block_on(parts(bytes, boundary))?;
@@ -95,9 +118,15 @@ async fn form(app: &App, request: Request) -> Result<GenerationRequest, Problem>
             let message = "`image` is missing: it takes a PNG, JPEG or WebP file";
             Problem::new(StatusCode::BAD_REQUEST, "missing_field", message).at("image")
         })?;
-        let picture = decoded(&picture)?;
-        let mask = mask.map(|mask| drawn(&mask, picture.dimensions())).transpose()?;
-        Ok(request.of(picture, mask))
+        let picture = decoded("image", &picture, &budget)?;
+        let size = picture.pixels.dimensions();
+        let mask = mask.map(|mask| drawn(&mask, size, &budget)).transpose()?;
+        let edit = Edit {
+            picture: Arc::new(picture),
+            mask: mask.map(Arc::new),
+            strength: request.strength.unwrap_or(STRENGTH),
+        };
+        Ok(GenerationRequest { edit: Some(edit), ..request.generation() })
     })
     .await
 }
@@ -156,14 +185,21 @@ async fn parts(bytes: Bytes, boundary: String) -> Result<Form, Problem> {
     Ok(form)
 }
 
-/// The picture of a file, turned as its EXIF data says, without transparency, as Pillow's `convert("RGB")` has it.
-pub(super) fn decoded(bytes: &[u8]) -> Result<RgbImage, Problem> {
-    Ok(read("image", bytes)?.into_rgb8())
+/// The picture in a field, turned as its EXIF data says, without transparency, as Pillow's `convert("RGB")` has it.
+pub(super) fn decoded(field: &str, bytes: &[u8], budget: &Arc<Budget>) -> Result<Picture, Problem> {
+    let (picture, mut memory) = read(field, bytes, budget)?;
+    let pixels = picture.into_rgb8();
+    memory.keep(pixels.as_raw().len());
+    Ok(Picture { pixels, _memory: memory })
 }
 
 /// Where a picture of this size is drawn anew: 255 where a mask is transparent, as OpenAI has it.
-fn drawn(bytes: &[u8], (width, height): (u32, u32)) -> Result<GrayImage, Problem> {
-    let mask = read("mask", bytes)?;
+fn drawn(
+    bytes: &[u8],
+    (width, height): (u32, u32),
+    budget: &Arc<Budget>,
+) -> Result<GrayImage, Problem> {
+    let (mask, _memory) = read("mask", bytes, budget)?;
     if !mask.color().has_alpha() {
         let message = "`mask` has no transparency: send a PNG with an alpha channel that is 0 where the image is drawn anew";
         return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("mask"));
@@ -178,8 +214,8 @@ fn drawn(bytes: &[u8], (width, height): (u32, u32)) -> Result<GrayImage, Problem
     GrayImage::from_raw(width, height, drawn).ok_or_else(|| Problem::internal("a mask's size"))
 }
 
-/// A picture in a field of a form, upright.
-fn read(field: &str, bytes: &[u8]) -> Result<DynamicImage, Problem> {
+/// A picture in a field, upright, and the memory that it takes while it is turned into another kind.
+fn read(field: &str, bytes: &[u8], budget: &Arc<Budget>) -> Result<(DynamicImage, Taken), Problem> {
     let refuse = |problem: &dyn std::fmt::Display| {
         let message =
             format!("`{field}` cannot be read ({problem}): send a PNG, JPEG or WebP file");
@@ -202,10 +238,13 @@ fn read(field: &str, bytes: &[u8]) -> Result<DynamicImage, Problem> {
         let remedy = format!("at most {MOST_PIXELS} pixels are read; send a smaller one");
         return Err(Problem::value(field, format!("{width}x{height}"), remedy));
     }
+    // What it is decoded to, and what is made of that: four bytes a pixel at most.
+    let bytes = decoder.total_bytes() + 4 * u64::from(width) * u64::from(height);
+    let memory = budget.take(bytes as usize)?;
     let orientation = decoder.orientation().map_err(|error| refuse(&error))?;
     let mut picture = DynamicImage::from_decoder(decoder).map_err(|error| refuse(&error))?;
     picture.apply_orientation(orientation);
-    Ok(picture)
+    Ok((picture, memory))
 }
 
 #[cfg(test)]

@@ -20,12 +20,11 @@ use understudy_models::{
 use super::{
     Settings,
     accept::Wanted,
+    edits::Edit,
     encode::Encoding,
     error::{Problem, quoted},
     parameters::Recipe,
-    wire::{
-        ClassLabel, Edit, GeneratedImage, GenerationRequest, LoraUse, OutputFormat, PromptSyntax,
-    },
+    wire::{ClassLabel, GeneratedImage, GenerationRequest, LoraUse, OutputFormat, PromptSyntax},
 };
 use crate::{
     engine::{Beginning, Failure, GenerateRequest, Image, Mask, SampleSpec, Start, Tokens},
@@ -253,7 +252,7 @@ fn sides_of(
     edit: &Edit,
 ) -> Result<Option<[usize; 2]>, Problem> {
     let Some(multiple) = model.size_multiple else { return Ok(None) };
-    let (width, height) = edit.picture.dimensions();
+    let (width, height) = edit.picture.pixels.dimensions();
     let fitted = |side: u32| (side as usize / multiple).max(1) * multiple;
     let sides = [fitted(height), fitted(width)];
     let most = settings.max_pixels;
@@ -281,7 +280,7 @@ async fn beginning(
         let mask = edit.mask.as_deref().map(|mask| {
             Mask::new(&drawn(mask, size, scale), [height / scale, width / scale], after)
         });
-        Beginning::new(&picture(&edit.picture, channels, size), begin, mask.transpose()?)
+        Beginning::new(&picture(&edit.picture.pixels, channels, size), begin, mask.transpose()?)
     };
     let scaled = tokio::task::spawn_blocking(scaled).await.map_err(Problem::internal)?;
     scaled.map_err(Problem::internal)
@@ -377,6 +376,7 @@ async fn in_form(
                 let message = format!("`lora`: {problem}");
                 Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("lora")
             }
+            Error::Value { .. } if changes && form == own => Problem::value("lora", "given", error),
             Error::Value { .. } if form.size != own.size => {
                 Problem::value("size", format!("{width}x{height}"), error)
             }

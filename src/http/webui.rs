@@ -1,6 +1,8 @@
 //! `/sdapi/v1`: the API of A1111's Stable Diffusion web UI, for the clients that people have. What can be had here is mapped to a
 //! request for images like any other; what cannot is refused by its name.
 
+use std::sync::Arc;
+
 use axum::{
     Extension, Json,
     extract::{Request, State},
@@ -15,15 +17,15 @@ use super::{
     accept::Wanted,
     body::{self, JsonRequest},
     caller::Caller,
-    edits,
+    edits::{self, Edit},
     error::{Problem, quoted},
     images::ready,
     observe::Received,
     route::{self, Admitted},
     shadow,
     wire::{
-        Edit, GenerationRequest, LoraUse, PromptSyntax, WebuiError, WebuiLora, WebuiModel,
-        WebuiOptions, WebuiProgress, WebuiReply, WebuiRequest, WebuiSampler, WebuiState,
+        GenerationRequest, LoraUse, PromptSyntax, WebuiError, WebuiLora, WebuiModel, WebuiOptions,
+        WebuiProgress, WebuiReply, WebuiRequest, WebuiSampler, WebuiState,
     },
 };
 use crate::registry::State as ModelState;
@@ -161,8 +163,9 @@ pub(super) async fn img2img(
         let message = format!("`init_images[0]` is no base64 ({error}): send the bytes of a PNG, JPEG or WebP file in base64");
         Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("init_images")
     })?;
-    let read = tokio::task::spawn_blocking(move || edits::decoded(&bytes)).await;
-    let picture = read.map_err(Problem::internal)?.map_err(|problem| problem.at("init_images"))?;
+    let budget = Arc::clone(&app.bodies);
+    let read = move || edits::decoded("init_images", &bytes, &budget);
+    let picture = tokio::task::spawn_blocking(read).await.map_err(Problem::internal)??;
     let strength = asked.denoising_strength.unwrap_or(DENOISING_STRENGTH);
     let edit = Edit { picture: picture.into(), mask: None, strength };
     answer(app, asked, parameters, Some(edit), received).await
@@ -249,7 +252,7 @@ impl JsonRequest for Fields {
 }
 
 impl Fields {
-    /// What of it is honoured, and all of it.
+    /// What of it is honoured, and what the reply repeats.
     fn read(self) -> Result<(WebuiRequest, Value), Problem> {
         let mut honoured = Map::new();
         for (name, value) in &self.0 {
@@ -276,7 +279,10 @@ impl Fields {
             }
         }
         let request = body::parse(Value::Object(honoured).to_string().as_bytes())?;
-        Ok((request, Value::Object(self.0)))
+        // As A1111, which sends pictures back only where it is asked to.
+        let mut told = self.0;
+        told.remove("init_images");
+        Ok((request, Value::Object(told)))
     }
 }
 

@@ -39,8 +39,6 @@ static NEXT_FORM: AtomicU64 = AtomicU64::new(u64::MAX);
 const SHORT_DECODE_SECONDS: f64 = 0.02;
 /// What an autoencoder's way to latents costs of its way back: Stable Diffusion's has two layers a level, and three.
 const ENCODING: f64 = 0.5;
-/// Steps of a model whose card does not say.
-const DEFAULT_STEPS: usize = 50;
 
 /// A model that is ready to serve.
 pub struct Model {
@@ -249,7 +247,7 @@ impl Model {
     pub fn form_for(&self, size: Option<[usize; 2]>, prompts: &[Tokens]) -> Form {
         let own = self.form();
         let told = self.text.as_ref().zip(prompts.first());
-        let parts = told.map_or(own.parts, |(text, prompt)| text.parts(prompt.len()));
+        let parts = told.map_or(own.parts, |(text, prompt)| text.parts(prompt.ids().len()));
         Form { size: size.unwrap_or(own.size), parts }
     }
 
@@ -417,15 +415,12 @@ impl Model {
 
     /// Steps of who does not say: the card's, else 50, or all the schedule has where those are fewer.
     pub fn default_steps(&self) -> usize {
-        let steps = self.card.defaults.num_inference_steps.unwrap_or(DEFAULT_STEPS);
-        steps.min(self.schedule.train_timesteps())
+        self.card.steps(&self.schedule)
     }
 
     /// The sampler of who does not say: the card's, else the one that fits the schedule's class.
     pub fn default_scheduler(&self) -> Kind {
-        // A card that names no sampler there is has been refused.
-        let named = self.card.defaults.scheduler.as_ref().and_then(|name| name.parse().ok());
-        named.unwrap_or_else(|| Kind::for_scheduler_class(&self.schedule))
+        self.card.sampler(&self.schedule)
     }
 }
 

@@ -10,6 +10,9 @@ use crate::{Conditioning, Error, NetworkConfig, Result, sampler::Kind, schedule:
 /// Its file in a model folder.
 pub(super) const CARD: &str = "understudy.json";
 
+/// Steps where a card says none.
+const STEPS: usize = 50;
+
 /// What part a model plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -117,6 +120,18 @@ impl Card {
             true => None,
             false => number(&text),
         }
+    }
+
+    /// Steps of who does not say: the card's, else 50, or all that the schedule has where those are fewer.
+    pub fn steps(&self, schedule: &ScheduleConfig) -> usize {
+        self.defaults.num_inference_steps.unwrap_or(STEPS).min(schedule.train_timesteps())
+    }
+
+    /// The sampler of who does not say: the card's, else the one that fits the schedule's class.
+    pub fn sampler(&self, schedule: &ScheduleConfig) -> Kind {
+        // A card that names no sampler there is has been refused.
+        let named = self.defaults.scheduler.as_ref().and_then(|name| name.parse().ok());
+        named.unwrap_or_else(|| Kind::for_scheduler_class(schedule))
     }
 
     /// Refuses a card, read from `path`, that speaks of classes, steps or samplers that are not there: it would mislead

@@ -375,6 +375,9 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::tensors`].
     pub(super) fn changed_text_encoder(&self) -> Result<Option<HashMap<String, Tensor>>> {
+        if self.loras.is_empty() {
+            return Ok(None);
+        }
         let (Some(part), (_, Some(targets))) = (&self.text_encoder, self.targets()) else {
             return Ok(None);
         };

@@ -75,3 +75,71 @@ macro_rules! drawing_request {
         }
     };
 }
+
+/// Declares the body of a request to one model: the fields that are its own, those that all such requests have, and those of
+/// [`drawing_request`].
+macro_rules! generation_request {
+    (
+        $(#[$about:meta])*
+        struct $name:ident { $($(#[$own_about:meta])* $own:ident: $own_type:ty,)* }
+    ) => {
+        generation_request! { @with {
+            /// A model's id; absent for the server's default model. `draft` gives the image of the default
+            /// model's student first and then its own; `auto` the default model's if that is predicted to meet
+            /// the deadline, else its student's; `experiment:ID` one of an experiment's arms.
+            #[schema(example = "fashion-mnist-teacher")]
+            model: Option<String>,
+            /// How many images; at most the server's `--max-images-per-request`.
+            #[schema(minimum = 1, default = 1)]
+            n: Option<i64>,
+            /// Steps of the sampler, to the schedule's number of training steps; the model card's when absent.
+            #[schema(minimum = 1)]
+            num_inference_steps: Option<i64>,
+            /// The sampler; the model card's when absent.
+            #[schema(value_type = Option<Scheduler>)]
+            scheduler: Option<String>,
+            /// `b64_json`; the server keeps no images, so it has no URLs to give.
+            #[schema(pattern = "^b64_json$")]
+            response_format: Option<String>,
+            /// Server-sent events instead of one reply.
+            #[schema(default = false)]
+            stream: Option<bool>,
+            /// Previews per image while streaming.
+            #[schema(minimum = 0, maximum = 3, default = 0)]
+            partial_images: Option<i64>,
+            /// Who asks: of an experiment always the same arm serves them. The header `x-understudy-key` wins.
+            user: Option<String>,
+            /// Accepted for OpenAI's clients and ignored.
+            #[serde(rename = "quality")]
+            _quality: Option<String>,
+            /// Accepted for OpenAI's clients and ignored.
+            #[serde(rename = "background")]
+            _background: Option<String>,
+        }
+        $(#[$about])*
+        struct $name { $($(#[$own_about])* $own: $own_type,)* }
+        }
+    };
+    (
+        @with { $($(#[$field_about:meta])* $field:ident: $type:ty,)* }
+        $(#[$about:meta])*
+        struct $name:ident { $($(#[$own_about:meta])* $own:ident: $own_type:ty,)* }
+    ) => {
+        drawing_request! {
+            $(#[$about])*
+            struct $name {
+                $($(#[$own_about])* $own: $own_type,)*
+                $($(#[$field_about])* $field: $type,)*
+            }
+        }
+
+        impl $name {
+            /// A request to `/v1/images/generations` with the fields that it has, too.
+            // Of such a request itself nobody asks for it.
+            #[allow(dead_code)]
+            pub(in crate::http) fn generation(&self) -> GenerationRequest {
+                GenerationRequest { $($field: self.$field.clone(),)* ..self.into() }
+            }
+        }
+    };
+}

@@ -1,51 +1,17 @@
 //! Bodies of `/v1/images/generations`.
 
-use std::sync::Arc;
-
-use image::{GrayImage, RgbImage};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ErrorReply;
-use crate::http::body::JsonRequest;
+use crate::http::{body::JsonRequest, edits::Edit};
 
-drawing_request! {
+generation_request! {
     /// A request for images. Fields that are absent or null take their defaults; unknown fields are refused.
     struct GenerationRequest {
-        /// A model's id; absent for the server's default model. `draft` gives the image of the default
-        /// model's student first and then its own; `auto` the default model's if that is predicted to meet
-        /// the deadline, else its student's; `experiment:ID` one of an experiment's arms.
-        #[schema(example = "fashion-mnist-teacher")]
-        model: Option<String>,
-        /// How many images; at most the server's `--max-images-per-request`.
-        #[schema(minimum = 1, default = 1)]
-        n: Option<i64>,
-        /// Steps of the sampler, to the schedule's number of training steps; the model card's when absent.
-        #[schema(minimum = 1)]
-        num_inference_steps: Option<i64>,
-        /// The sampler; the model card's when absent.
-        #[schema(value_type = Option<Scheduler>)]
-        scheduler: Option<String>,
-        /// `b64_json`; the server keeps no images, so it has no URLs to give.
-        #[schema(pattern = "^b64_json$")]
-        response_format: Option<String>,
-        /// Server-sent events instead of one reply.
-        #[schema(default = false)]
-        stream: Option<bool>,
-        /// Previews per image while streaming.
-        #[schema(minimum = 0, maximum = 3, default = 0)]
-        partial_images: Option<i64>,
-        /// Who asks: of an experiment always the same arm serves them. The header `x-understudy-key` wins.
-        user: Option<String>,
-        /// Accepted for OpenAI's clients and ignored.
-        #[serde(rename = "quality")]
-        _quality: Option<String>,
         /// Accepted for OpenAI's clients and ignored.
         #[serde(rename = "style")]
         _style: Option<String>,
-        /// Accepted for OpenAI's clients and ignored.
-        #[serde(rename = "background")]
-        _background: Option<String>,
         /// Accepted for OpenAI's clients and ignored.
         #[serde(rename = "moderation")]
         _moderation: Option<String>,
@@ -56,7 +22,7 @@ drawing_request! {
     }
 }
 
-drawing_request! {
+generation_request! {
     /// A form that asks for images made of another. Fields that are absent take their defaults; unknown fields are refused.
     struct EditRequest {
         /// The image to begin with: PNG, JPEG or WebP. It is turned as its EXIF data says, its transparency is left out,
@@ -72,78 +38,9 @@ drawing_request! {
         /// How much of it is drawn anew: of `num_inference_steps` steps the last `strength`, above 0 to 1.
         #[schema(minimum = 0, maximum = 1, default = 0.8)]
         strength: Option<f64>,
-        /// A model's id; as for `/v1/images/generations`.
-        model: Option<String>,
-        /// How many images; at most the server's `--max-images-per-request`.
-        #[schema(minimum = 1, default = 1)]
-        n: Option<i64>,
-        /// Steps of the sampler, of which the last `strength` are taken; the model card's when absent.
-        #[schema(minimum = 1)]
-        num_inference_steps: Option<i64>,
-        /// The sampler; the model card's when absent.
-        #[schema(value_type = Option<Scheduler>)]
-        scheduler: Option<String>,
-        /// `b64_json`; the server keeps no images, so it has no URLs to give.
-        #[schema(pattern = "^b64_json$")]
-        response_format: Option<String>,
-        /// Server-sent events instead of one reply.
-        #[schema(default = false)]
-        stream: Option<bool>,
-        /// Previews per image while streaming.
-        #[schema(minimum = 0, maximum = 3, default = 0)]
-        partial_images: Option<i64>,
-        /// Who asks: of an experiment always the same arm serves them. The header `x-understudy-key` wins.
-        user: Option<String>,
-        /// Accepted for OpenAI's clients and ignored.
-        #[serde(rename = "quality")]
-        _quality: Option<String>,
-        /// Accepted for OpenAI's clients and ignored.
-        #[serde(rename = "background")]
-        _background: Option<String>,
         /// Accepted for OpenAI's clients and ignored.
         #[serde(rename = "input_fidelity")]
         _input_fidelity: Option<String>,
-    }
-}
-
-/// What images begin with, beside the request for them.
-#[derive(Debug, Clone)]
-pub(in crate::http) struct Edit {
-    /// The image, upright.
-    pub(in crate::http) picture: Arc<RgbImage>,
-    /// Of its size: 255 where it is drawn anew. All of it is where there is none.
-    pub(in crate::http) mask: Option<Arc<GrayImage>>,
-    /// As in the form.
-    pub(in crate::http) strength: f64,
-}
-
-/// How much is drawn anew where nobody says: diffusers' own.
-const STRENGTH: f64 = 0.8;
-
-impl EditRequest {
-    /// The request for images that begin with a picture.
-    pub(in crate::http) fn of(
-        self,
-        picture: RgbImage,
-        mask: Option<GrayImage>,
-    ) -> GenerationRequest {
-        let edit = Edit {
-            picture: Arc::new(picture),
-            mask: mask.map(Arc::new),
-            strength: self.strength.unwrap_or(STRENGTH),
-        };
-        GenerationRequest {
-            edit: Some(edit),
-            model: self.model.clone(),
-            n: self.n,
-            num_inference_steps: self.num_inference_steps,
-            scheduler: self.scheduler.clone(),
-            response_format: self.response_format.clone(),
-            stream: self.stream,
-            partial_images: self.partial_images,
-            user: self.user.clone(),
-            ..(&self).into()
-        }
     }
 }
 
