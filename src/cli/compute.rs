@@ -286,6 +286,19 @@ mod tests {
         assert!(Asked::parse("cuda:1,cuda:1").unwrap_err().contains("twice"));
     }
 
+    #[test]
+    fn a_loras_scale_stands_behind_the_last_colon() {
+        for (text, file, scale) in [
+            ("a.safetensors", "a.safetensors", 1.0),
+            ("a.safetensors:0.8", "a.safetensors", 0.8),
+            ("a:b.safetensors:-1", "a:b.safetensors", -1.0),
+            ("a:b.safetensors", "a:b.safetensors", 1.0),
+        ] {
+            assert_eq!(lora_file(text), Ok((file.into(), scale)), "{text}");
+        }
+        assert!(lora_file("").is_err_and(|problem| problem.contains("style.safetensors")));
+    }
+
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_build_without_cuda_says_so() {
