@@ -12,7 +12,7 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value};
 
-use super::tensors;
+use super::{read, tensors};
 use crate::weight::Weight;
 use crate::weights::Shapes;
 use crate::{Error, Result};
@@ -56,6 +56,8 @@ impl Lora {
     pub fn open(path: &Path, scale: f64) -> Result<Self> {
         check_scale(scale)?;
         let refuse = |problem: String| Error::Format { path: path.to_owned(), problem };
+        // Where there is none, nothing of a model's own weights is to be said.
+        read::open(path)?;
         let mut found: BTreeMap<String, Parts> = BTreeMap::new();
         for (name, weight) in tensors::open(path)? {
             let (target, part) = names::split(&name).map_err(&refuse)?;

@@ -138,6 +138,11 @@ fn what_fits_nothing_is_refused_by_its_name() {
         let problem = lora.unwrap_err().to_string();
         assert!(parts.iter().all(|part| problem.contains(part)), "{problem}");
     }
+    let missing = Lora::open(Path::new("no/such.safetensors"), 1.0).unwrap_err().to_string();
+    assert!(
+        missing.contains("no/such.safetensors") && !missing.contains("save_pretrained"),
+        "{missing}"
+    );
     let file = file(&[(&b, up), (&a, down)]);
     for scale in [f64::NAN, f64::INFINITY, 101.0] {
         let problem = Lora::open(file.path(), scale).unwrap_err().to_string();
