@@ -152,19 +152,19 @@ pub(super) async fn img2img(
     let fields: Fields = body::json(&app, request).await?;
     let (mut asked, parameters) = fields.read()?;
     let images = asked.init_images.take().unwrap_or_default();
-    let [image] = &images[..] else {
+    let [image] = <[String; 1]>::try_from(images).map_err(|images| {
         let message = format!("`init_images` has {} images: send one", images.len());
-        return Err(
-            Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("init_images")
-        );
-    };
-    let text = image.split_once(";base64,").map_or(image.as_str(), |(_, data)| data);
-    let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|error| {
-        let message = format!("`init_images[0]` is no base64 ({error}): send the bytes of a PNG, JPEG or WebP file in base64");
         Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("init_images")
     })?;
     let budget = Arc::clone(&app.bodies);
-    let read = move || edits::decoded("init_images", &bytes, &budget);
+    let read = move || {
+        let text = image.split_once(";base64,").map_or(image.as_str(), |(_, data)| data);
+        let bytes = BASE64_STANDARD.decode(text.trim()).map_err(|error| {
+            let message = format!("`init_images[0]` is no base64 ({error}): send the bytes of a PNG, JPEG or WebP file in base64");
+            Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("init_images")
+        })?;
+        edits::decoded("init_images", &bytes, &budget)
+    };
     let picture = tokio::task::spawn_blocking(read).await.map_err(Problem::internal)??;
     let strength = asked.denoising_strength.unwrap_or(DENOISING_STRENGTH);
     let edit = Edit { picture: picture.into(), mask: None, strength };
