@@ -258,18 +258,15 @@ fn modules_do_not_import_each_other_in_circles() {
         }
         assert!(imports.values().flatten().count() > 20, "{below}: imports are found");
         for first in imports.keys() {
-            // Everything that can be reached from it.
-            let (mut reached, mut pending) = (BTreeSet::new(), vec![first]);
-            while let Some(module) = pending.pop() {
-                for next in imports.get(module).into_iter().flatten() {
-                    assert!(
-                        next != first,
-                        "{below}: {} imports itself by way of {}",
-                        first.join("::"),
-                        module.join("::")
-                    );
+            // Everything that can be reached from it, each with how.
+            let (mut reached, mut pending) = (BTreeSet::new(), vec![vec![first]]);
+            while let Some(path) = pending.pop() {
+                for next in imports.get(path[path.len() - 1]).into_iter().flatten() {
+                    let path = [&path[..], &[next]].concat();
+                    let names: Vec<String> = path.iter().map(|module| module.join("::")).collect();
+                    assert!(next != first, "{below}: a circle: {}", names.join(" > "));
                     if reached.insert(next) {
-                        pending.push(next);
+                        pending.push(path);
                     }
                 }
             }

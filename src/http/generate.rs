@@ -20,10 +20,10 @@ use understudy_models::{
 use super::{
     Settings,
     accept::Wanted,
-    edits::Edit,
     encode::Encoding,
     error::{Problem, quoted},
     parameters::Recipe,
+    picture::Edit,
     wire::{ClassLabel, GeneratedImage, GenerationRequest, LoraUse, OutputFormat, PromptSyntax},
 };
 use crate::{

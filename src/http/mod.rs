@@ -26,6 +26,7 @@ mod operation;
 mod page;
 mod pair;
 mod parameters;
+mod picture;
 mod repetition;
 mod repository;
 mod rollout;

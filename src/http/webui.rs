@@ -17,10 +17,10 @@ use super::{
     accept::Wanted,
     body::{self, JsonRequest},
     caller::Caller,
-    edits::{self, Edit},
     error::{Problem, quoted},
     images::ready,
     observe::Received,
+    picture::{self, Edit},
     route::{self, Admitted},
     shadow,
     wire::{
@@ -163,7 +163,7 @@ pub(super) async fn img2img(
             let message = format!("`init_images[0]` is no base64 ({error}): send the bytes of a PNG, JPEG or WebP file in base64");
             Problem::new(StatusCode::BAD_REQUEST, "invalid_value", message).at("init_images")
         })?;
-        edits::decoded("init_images", &bytes, &budget)
+        picture::decoded("init_images", &bytes, &budget)
     };
     let picture = tokio::task::spawn_blocking(read).await.map_err(Problem::internal)??;
     let strength = asked.denoising_strength.unwrap_or(DENOISING_STRENGTH);

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::ErrorReply;
-use crate::http::{body::JsonRequest, edits::Edit};
+use crate::http::{body::JsonRequest, picture::Edit};
 
 generation_request! {
     /// A request for images. Fields that are absent or null take their defaults; unknown fields are refused.
