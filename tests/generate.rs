@@ -82,27 +82,49 @@ async fn the_engine_draws_what_diffusers_draws_after_a_weighted_prompt() {
     check_drawn("long_weighted_prompt", &prompt, 3, Syntax::Weighted).await;
 }
 
+/// Stable Diffusion XL's way (`models/tests/golden/make_xl_pipeline.py`): two encoders, a pooled text, sizes; with something to be guided
+/// away from, with nothing, and at another size.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_draws_what_diffusers_draws_with_two_text_encoders() {
+    for (name, negative, size) in [
+        ("stable_diffusion_xl", "a cat", None),
+        ("unsaid_negative_xl", "", None),
+        ("another_size_xl", "", Some([16, 24])),
+    ] {
+        let prompt = "red apple, noto style";
+        let euler = (sampler::Kind::Euler, size);
+        check(("stable_diffusion_xl", name), [prompt, negative], 1, Syntax::Plain, euler).await;
+    }
+}
+
 async fn check_drawn(name: &str, prompt: &str, parts: usize, syntax: Syntax) {
+    let ddim = (sampler::Kind::Ddim, None);
+    check(("stable_diffusion", name), [prompt, "a cat"], parts, syntax, ddim).await;
+}
+
+async fn check(
+    (folder, name): (&str, &str),
+    [prompt, negative]: [&str; 2],
+    parts: usize,
+    syntax: Syntax,
+    (kind, size): (sampler::Kind, Option<[usize; 2]>),
+) {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden/pipeline");
     let device = Device::Cpu;
-    let model = Model::load(
-        Origin::new(&golden.join("stable_diffusion"), DType::F32, &[device]),
-        "sd".into(),
-        0,
-    );
+    let model =
+        Model::load(Origin::new(&golden.join(folder), DType::F32, &[device]), "sd".into(), 0);
     let model = Arc::new(model.unwrap());
     let tensors = golden.join(format!("{name}.safetensors"));
     let tensors = candle_core::safetensors::load(tensors, &Device::Cpu).unwrap();
-    let prompts = model.prompts(prompt, "a cat", 4.0, syntax).unwrap();
-    let form = model.form_for(None, &prompts);
-    assert_eq!((form.parts, form.size), (parts, [16, 16]));
+    let prompts = model.prompts(prompt, negative, 4.0, syntax).unwrap();
+    let form = model.form_for(size, &prompts);
+    assert_eq!((form.parts, form.size), (parts, size.unwrap_or([16, 16])));
     let model = model.in_form(form).await.unwrap();
     let latents = &tensors["latents"];
     let rows = latents.dim(0).unwrap();
     let request = GenerateRequest {
         samples: vec![SampleSpec { seed: 0, class_label: None }; rows],
-        trajectory: sampler::trajectory(&model.schedule, sampler::Kind::Ddim, 6, 0.0, false)
-            .unwrap(),
+        trajectory: sampler::trajectory(&model.schedule, kind, 6, 0.0, false).unwrap(),
         prompts,
         start: Start::Latents((0..rows).map(|row| latents.narrow(0, row, 1).unwrap()).collect()),
         guidance_scale: 4.0,

@@ -41,6 +41,11 @@ impl Classes {
                 let labels = (0..classes as u32).filter(|&label| Some(label) != null_class);
                 Ok(Self::InTurn(labels.collect()))
             }
+            Conditioning::TextTime { .. } => Err(understudy_models::Error::value(
+                "addition_embed_type",
+                "text_time",
+                "networks that take a pooled text beside the prompt (SDXL) are served, and neither distilled nor evaluated here",
+            )),
             Conditioning::Timestep | Conditioning::Embedding(_) => {
                 Err(understudy_models::Error::value(
                     "class_embed_type",

@@ -54,7 +54,7 @@ impl Noised {
                 check_classes(&images, classes)?;
                 true
             }
-            Conditioning::Timestep | Conditioning::Embedding(_) => {
+            Conditioning::Timestep | Conditioning::Embedding(_) | Conditioning::TextTime { .. } => {
                 return Err(Error::value(
                     "class_embed_type",
                     "a number or an embedding",

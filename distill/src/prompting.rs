@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use understudy_models::checkpoint::{Reader, read, write_with};
 use understudy_models::text::Tokenizer;
-use understudy_models::{Error, Prompt, Result};
+use understudy_models::{Conditioning, Error, Prompt, Result};
 
 use crate::data::hex;
 use crate::generate::Captions;
@@ -68,6 +68,11 @@ impl Prompting {
                 "draws after no text; leave out --prompts, or name a text-to-image teacher";
             return Err(Error::value("--teacher", &teacher.name, remedy));
         };
+        if matches!(geometry.conditioning, Conditioning::TextTime { .. }) {
+            let remedy = "a teacher that takes a pooled text beside the prompt (Stable Diffusion XL) is served, and not distilled; \
+                          name one of Stable Diffusion 1 or 2";
+            return Err(Error::value("teacher's addition_embed_type", &teacher.name, remedy));
+        }
         if geometry.guidance || geometry.learned_variance() {
             let (field, what) = match geometry.guidance {
                 true => ("time_cond_proj_dim", "takes the guidance scale as an input"),
@@ -368,7 +373,7 @@ fn encode(reader: &Reader, texts: &[&str], shape: Prompt) -> Result<Tensor> {
         ids.extend(reader.tokenizer.encode(text, shape.tokens)?);
     }
     let ids = Tensor::from_vec(ids, (texts.len(), shape.tokens), &Device::Cpu)?;
-    let states = reader.encoder.forward(&ids)?.last;
+    let states = reader.encoder.forward(&ids)?.states;
     Ok(states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_from(1)?)
 }
 

@@ -16,7 +16,8 @@ use crate::student::Student;
 const INDEX: &str = "model_index.json";
 
 /// What there may be around a network.
-const AROUND: [&str; 4] = ["text_encoder", "tokenizer", "vae", "vqvae"];
+const AROUND: [&str; 6] =
+    ["text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "vqvae"];
 
 /// Whether `out` holds the model of that many steps.
 pub(crate) fn is_published(out: &Path, steps: u64) -> bool {

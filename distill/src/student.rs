@@ -297,6 +297,7 @@ pub fn check(teacher: &Teacher, student: &NetworkConfig) -> Result<()> {
             Conditioning::None => "none".into(),
             Conditioning::Classes(classes) => classes.to_string(),
             Conditioning::Timestep | Conditioning::Embedding(_) => "a number, not classes".into(),
+            Conditioning::TextTime { .. } => "a pooled text, not classes".into(),
         };
         let wanted = match theirs.conditioning {
             Conditioning::Classes(classes) => Some(classes),

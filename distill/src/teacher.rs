@@ -57,7 +57,7 @@ impl Teacher {
 
     /// Whether its samples are images as they are: it has no autoencoder and reads no text.
     pub fn makes_pixels(&self) -> bool {
-        self.model.autoencoder.is_none() && self.model.text_encoder.is_none()
+        self.model.autoencoder.is_none() && !self.model.reads_text()
     }
 
     /// The shapes.

@@ -15,6 +15,14 @@ pub enum Conditioning {
     Timestep,
     /// An embedding of this width, added as it comes (`class_embed_type: "identity"`): `condition` is f32 `[B, width]`.
     Embedding(usize),
+    /// A text as one vector, and numbers beside it that say what the image is (`addition_embed_type: "text_time"`, Podell
+    /// et al. 2023, §2.2): `condition` is f32 `[B, text + numbers]`.
+    TextTime {
+        /// Numbers of the text's vector: what its encoder pools.
+        text: usize,
+        /// Numbers beside it: height and width that the image had, from where it was cut, and height and width it has, in pixels.
+        numbers: usize,
+    },
 }
 
 /// What a network is given with each sample of a batch beside the noisy sample and its time; all tensors are as its
@@ -85,7 +93,7 @@ impl Geometry {
             ))
         };
         match self.conditioning {
-            Conditioning::None | Conditioning::Classes(_) => {}
+            Conditioning::None | Conditioning::Classes(_) | Conditioning::TextTime { .. } => {}
             Conditioning::Timestep => {
                 return refuse(
                     "class_embed_type",
@@ -146,6 +154,9 @@ impl Geometry {
             Conditioning::Classes(_) => Some((DType::U32, vec![batch])),
             Conditioning::Timestep => Some((DType::F32, vec![batch])),
             Conditioning::Embedding(width) => Some((DType::F32, vec![batch, width])),
+            Conditioning::TextTime { text, numbers } => {
+                Some((DType::F32, vec![batch, text + numbers]))
+            }
         };
         let agree = |name: &str, tensor: Option<&Tensor>, expected: Option<(DType, Vec<usize>)>| {
             let found = tensor.map(|tensor| (tensor.dtype(), tensor.dims().to_vec()));

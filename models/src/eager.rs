@@ -236,7 +236,7 @@ impl Eager {
                 let sigma = timesteps.to_dtype(dtype)?.reshape(((), 1, 1, 1))?;
                 y.to_dtype(dtype)?.broadcast_div(&sigma)?.to_dtype(y.dtype())
             }
-            Op::Sinusoid { .. } | Op::Row { .. } | Op::Condition { .. } => {
+            Op::Sinusoid { .. } | Op::Row { .. } | Op::Condition { .. } | Op::TextTime { .. } => {
                 bail!("features are made elsewhere")
             }
         }

@@ -27,6 +27,8 @@ enum Source {
     Table(Tensor),
     /// The condition itself.
     Condition,
+    /// The condition's first `text` numbers, and sines and cosines of each of the others.
+    TextTime { text: usize, frequencies: Tensor, cosines_first: bool },
 }
 
 impl Feature {
@@ -59,6 +61,11 @@ impl Feature {
                 (of, Source::Table(weights.get_as(graph.weight(table), dtype)?), to)
             }
             Op::Condition { to } => (Scalar::Condition, Source::Condition, to),
+            Op::TextTime { text, numbers, shift, cosines_first, to } => {
+                let half = (graph.size(to).channels - text) / numbers / 2;
+                let frequencies = frequencies(half, shift, device)?;
+                (Scalar::Condition, Source::TextTime { text, frequencies, cosines_first }, to)
+            }
             _ => return Ok(None),
         };
         Ok(Some(Self { source, of, width: graph.size(to).channels }))
@@ -78,10 +85,8 @@ impl Feature {
         };
         match &self.source {
             Source::Positional { frequencies, cosines_first } => {
-                let phase = number.unsqueeze(1)?.broadcast_mul(frequencies)?;
-                let (sin, cos) = (phase.sin()?, phase.cos()?);
-                let both = if *cosines_first { [cos, sin] } else { [sin, cos] };
-                Tensor::cat(&both, 1)?.pad_with_zeros(1, 0, self.width % 2)
+                let both = waves(number, frequencies, *cosines_first)?;
+                both.pad_with_zeros(1, 0, self.width % 2)
             }
             Source::Fourier { weight } => {
                 let turns = number.log()?.unsqueeze(1)?.broadcast_mul(&weight.unsqueeze(0)?)?;
@@ -91,13 +96,21 @@ impl Feature {
             Source::Table(table) if number.dtype() == DType::U32 => table.index_select(number, 0),
             Source::Table(table) => table.index_select(&rows(number, table.dim(0)?)?, 0),
             Source::Condition => Ok(number.clone()),
+            Source::TextTime { text, frequencies, cosines_first } => {
+                let (rows, all) = number.dims2()?;
+                let told = number.narrow(1, *text, all - text)?.flatten_all()?;
+                let waves = waves(&told, frequencies, *cosines_first)?;
+                Tensor::cat(&[number.narrow(1, 0, *text)?, waves.reshape((rows, ()))?], 1)
+            }
         }
     }
 
     fn weight_bytes(&self) -> usize {
         let bytes = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         match &self.source {
-            Source::Positional { frequencies, .. } => bytes(frequencies),
+            Source::Positional { frequencies, .. } | Source::TextTime { frequencies, .. } => {
+                bytes(frequencies)
+            }
             Source::Fourier { weight } => bytes(weight),
             Source::Table(table) => bytes(table),
             Source::Condition => 0,
@@ -140,6 +153,13 @@ impl Features {
     pub(crate) fn weight_bytes(&self) -> usize {
         self.0.iter().map(Feature::weight_bytes).sum()
     }
+}
+
+/// Sines and cosines of `numbers` `[N]`: `[N, 2·half]`.
+fn waves(numbers: &Tensor, frequencies: &Tensor, cosines_first: bool) -> Result<Tensor> {
+    let phase = numbers.unsqueeze(1)?.broadcast_mul(frequencies)?;
+    let (sin, cos) = (phase.sin()?, phase.cos()?);
+    Tensor::cat(&if cosines_first { [cos, sin] } else { [sin, cos] }, 1)
 }
 
 /// Timesteps as row numbers of a table of `count` rows.

@@ -13,6 +13,7 @@ use understudy_models::Conditions;
 use understudy_models::checkpoint::{ModelFolder, Pipeline};
 use understudy_models::rollout::{self, Row};
 use understudy_models::sampler::{Kind, empty_memory, trajectory};
+use understudy_models::text::PromptStates;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline")
@@ -29,7 +30,8 @@ struct Golden {
 
 impl Golden {
     fn read(name: &str) -> Self {
-        let folder = ModelFolder::open_for_images(&golden().join(name)).unwrap();
+        let folder = if name.ends_with("_xl") { "stable_diffusion_xl" } else { name };
+        let folder = ModelFolder::open_for_images(&golden().join(folder)).unwrap();
         let path = golden().join(format!("{name}.safetensors"));
         let bytes = fs::read(&path).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -53,19 +55,34 @@ impl Golden {
         let scale = self.request["guidance_scale"].as_f64();
         let Some(scale) = scale else { return network.forward(x, &times(rows), None).unwrap() };
         let both = Tensor::cat(&[x, x], 0).unwrap();
-        let prompt = self.pipeline.reader.as_ref().map(|reader| {
-            let length = reader.encoder.config().tokens();
-            let texts = ["prompt", "negative_prompt"].map(|it| self.request[it].as_str().unwrap());
-            let ids = texts.map(|text| reader.tokenizer.encode(text, length).unwrap());
+        let place = Tensor::new(&[0u32, 0, 1, 1], &Device::Cpu).unwrap();
+        let pick = |tensor: Tensor| tensor.index_select(&place, 0).unwrap();
+        let told = self.pipeline.reader.as_ref().map(|reader| {
+            let texts = ["prompt", "negative_prompt"].map(|it| self.request[it].as_str());
+            let ids = texts.map(|text| {
+                reader.tokenizer.encode(text.unwrap_or_default(), reader.encoder.tokens()).unwrap()
+            });
             let ids = Tensor::new(ids.to_vec(), &Device::Cpu).unwrap();
-            let states = reader.encoder.forward(&ids).unwrap().last;
-            let place = Tensor::new(&[0u32, 0, 1, 1], &Device::Cpu).unwrap();
-            states.index_select(&place, 0).unwrap()
+            let PromptStates { states, pooled } = reader.encoder.forward(&ids).unwrap();
+            // Nothing to be guided away from is zeros, where the pipeline has it so.
+            let silent = reader.zero_empty_prompt && texts[1].is_none();
+            let said = Tensor::new(&[1f32, if silent { 0.0 } else { 1.0 }], &Device::Cpu).unwrap();
+            let states = states.broadcast_mul(&said.reshape((2, 1, 1)).unwrap()).unwrap();
+            let pooled = pooled.map(|pooled| {
+                let pooled = pooled.broadcast_mul(&said.reshape((2, 1)).unwrap()).unwrap();
+                let [_, height, width] = decoder_image(&self.pipeline);
+                let sizes = [height, width, 0.0, 0.0, height, width];
+                let sizes = Tensor::new(&[sizes, sizes], &Device::Cpu).unwrap();
+                pick(Tensor::cat(&[pooled, sizes], 1).unwrap())
+            });
+            (pick(states), pooled)
         });
+        let (prompt, pooled) = told.unzip();
         let class = self.request["class_label"].as_u64().map(|class| {
             let classes = [class as u32, class as u32, 10, 10];
             Tensor::new(&classes, &Device::Cpu).unwrap()
         });
+        let class = class.or(pooled.flatten());
         let conditions = Conditions {
             condition: class.as_ref(),
             prompt: prompt.as_ref(),
@@ -98,6 +115,11 @@ impl Golden {
     }
 }
 
+/// Channels, height and width of a pipeline's images.
+fn decoder_image(pipeline: &Pipeline) -> [f32; 3] {
+    pipeline.decoder.as_ref().unwrap().image_shape().map(|side| side as f32)
+}
+
 /// In dB, of values that span `range`.
 fn psnr(found: &Tensor, expected: &Tensor, range: f64) -> f64 {
     assert_eq!(found.dims(), expected.dims());
@@ -107,7 +129,9 @@ fn psnr(found: &Tensor, expected: &Tensor, range: f64) -> f64 {
 
 #[test]
 fn pipelines_make_what_diffusers_makes_of_the_same_noise() {
-    for name in ["stable_diffusion", "latent_diffusion", "dit"] {
+    for name in
+        ["stable_diffusion", "latent_diffusion", "dit", "stable_diffusion_xl", "unsaid_negative_xl"]
+    {
         let golden = Golden::read(name);
         let (denoised, images) = golden.made();
         let largest = golden.denoised.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
@@ -122,7 +146,7 @@ fn pipelines_make_what_diffusers_makes_of_the_same_noise() {
 fn what_is_not_run_is_no_obstacle() {
     let folder = ModelFolder::open(&golden().join("stable_diffusion")).unwrap();
     assert_eq!(folder.image_shape(), [3, 16, 16]);
-    assert!(folder.text_encoder.is_some() && folder.autoencoder.is_some());
+    assert!(folder.reads_text() && folder.autoencoder.is_some());
 }
 
 #[test]
@@ -226,7 +250,29 @@ fn parts_that_are_missing_or_do_not_fit_are_named_with_the_remedy() {
     copy.edit("model_index.json", |index| {
         index["text_encoder_2"] = json!(["transformers", "CLIPTextModelWithProjection"]);
     });
-    holds(&copy, &["`text_encoder_2`", "not supported"]);
+    holds(&copy, &["`text_encoder_2` needs a `tokenizer_2`"]);
+    let xl = || Copy::of("stable_diffusion_xl");
+    let copy = xl();
+    copy.edit("model_index.json", |index| index["text_encoder"] = json!([null, null]));
+    holds(&copy, &["`text_encoder_2` is there without a `text_encoder`", "refiner", "base model"]);
+    let copy = xl();
+    copy.edit("model_index.json", |index| index["text_encoder_2"] = json!([null, null]));
+    holds(&copy, &["cross_attention_dim", "40", "must be 16"]);
+    let copy = xl();
+    copy.edit("unet/config.json", |config| {
+        config["projection_class_embeddings_input_dim"] = json!(61);
+    });
+    holds(&copy, &["addition_embed_type", "a pooled text of 13 numbers", "pooled text of 12"]);
+    let copy = xl();
+    copy.edit("tokenizer_2/tokenizer.json", |tokenizer| {
+        let vocabulary = &mut tokenizer["model"]["vocab"];
+        let [one, two] = ["a", "b"].map(|token| vocabulary[token].clone());
+        (vocabulary["a"], vocabulary["b"]) = (two, one);
+    });
+    holds(&copy, &["tokenizer_2", "numbers words otherwise"]);
+    let copy = xl();
+    fs::remove_file(copy.path("text_encoder_2/model.safetensors")).unwrap();
+    holds(&copy, &["text_encoder_2/model.safetensors"]);
     let copy = sd();
     fs::remove_file(copy.path("vae/diffusion_pytorch_model.safetensors")).unwrap();
     holds(&copy, &["vae/diffusion_pytorch_model.safetensors"]);

@@ -73,6 +73,14 @@ impl Case {
                 assert_eq!(number("vector").as_u64().unwrap() as usize, width);
                 Some(formula(&[ROWS, width], 1.7, VECTOR_SEED))
             }
+            (Conditioning::TextTime { text, numbers }, None) => {
+                assert_eq!(number("text").as_u64().unwrap() as usize, text);
+                let sizes: Vec<Vec<f32>> = serde_json::from_value(number("time_ids")).unwrap();
+                let sizes = Tensor::new(sizes, &Device::Cpu).unwrap();
+                assert_eq!(sizes.dims(), [ROWS, numbers]);
+                let texts = formula(&[ROWS, text], 1.7, VECTOR_SEED);
+                Some(Tensor::cat(&[texts, sizes], 1).unwrap())
+            }
             other => panic!("{}: {other:?}", golden.name),
         };
         let shape = [ROWS, geometry.in_channels, geometry.height, geometry.width];
@@ -322,9 +330,27 @@ fn every_value_that_cannot_be_honoured_is_refused_by_name() {
             json!({"num_attention_heads": 8}),
             "num_attention_heads` is 8: must be null: attention_head_dim is",
         ),
+        (json!({"addition_embed_type": "text"}), "addition_embed_type` is \"text\""),
         (
-            json!({"addition_embed_type": "text_time"}),
-            "addition_embed_type` is \"text_time\": must be null",
+            json!({"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 9}),
+            "addition_time_embed_dim` is null: must be set, since addition_embed_type is text_time",
+        ),
+        (
+            json!({"addition_embed_type": "text_time", "addition_time_embed_dim": 8}),
+            "projection_class_embeddings_input_dim` is null: must be set",
+        ),
+        (
+            json!({"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 48}),
+            "projection_class_embeddings_input_dim` is 48: must be above 48",
+        ),
+        (
+            json!({"addition_embed_type": "text_time", "addition_time_embed_dim": 7, "projection_class_embeddings_input_dim": 60}),
+            "addition_time_embed_dim` is 7: must be even",
+        ),
+        (
+            json!({"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 60,
+                "num_class_embeds": 3}),
+            "num_class_embeds` is 3: must be null",
         ),
         (
             json!({"time_embedding_act_fn": "silu"}),

@@ -11,7 +11,7 @@ use understudy_models::{
 /// and improved-diffusion.
 #[derive(Debug, clap::Args)]
 pub(super) struct ImportArgs {
-    /// The checkpoint: Stable Diffusion 1 or 2 (.safetensors, .ckpt), or with --arch a state dict of guided-diffusion (.pt).
+    /// The checkpoint: Stable Diffusion 1, 2 or XL (.safetensors, .ckpt), or with --arch a state dict of guided-diffusion (.pt).
     from: PathBuf,
     /// JSON with the flags that trained a guided-diffusion checkpoint, under its own names, such as
     /// {"image_size": 64, "num_channels": 192, "learn_sigma": true}.

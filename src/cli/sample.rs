@@ -117,8 +117,11 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
         .map_err(|error| error.to_string())?;
     let classes = match geometry.conditioning {
         Conditioning::Classes(classes) => Some(classes as u32),
-        // A network with other conditioning draws no images, and was refused when it was opened.
-        Conditioning::None | Conditioning::Timestep | Conditioning::Embedding(_) => None,
+        // A network that is conditioned on numbers alone draws no images, and was refused when it was opened.
+        Conditioning::None
+        | Conditioning::Timestep
+        | Conditioning::Embedding(_)
+        | Conditioning::TextTime { .. } => None,
     };
     let class = match &args.class {
         Some(text) => Some(class(text, &model.card, classes)?),

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
-use candle_core::Tensor;
+use candle_core::{Result, Tensor};
 use lru::LruCache;
 
 /// A prompt's tokens.
@@ -17,12 +17,37 @@ pub struct Words {
     ids: Vec<u32>,
     /// The bits of f32, one for each; nothing where all count alike.
     weights: Vec<u32>,
+    /// Whether they are told as zeros, and not read.
+    unsaid: bool,
+}
+
+/// What a prompt comes to.
+#[derive(Debug, Clone)]
+pub(crate) struct States {
+    /// f32 `[tokens, width]`.
+    pub(crate) hidden: Tensor,
+    /// The whole prompt as one vector, where the network takes one; empty otherwise.
+    pub(crate) pooled: Arc<[f32]>,
+}
+
+impl States {
+    /// As many zeros.
+    pub(super) fn zeros(&self) -> Result<Self> {
+        let pooled = vec![0.0; self.pooled.len()].into();
+        Ok(Self { hidden: self.hidden.zeros_like()?, pooled })
+    }
+
+    /// The same where the network is.
+    pub(super) fn on(&self, device: &candle_core::Device) -> Result<Self> {
+        let pooled = Arc::clone(&self.pooled);
+        Ok(Self { hidden: self.hidden.to_device(device)?, pooled })
+    }
 }
 
 impl Words {
     /// Tokens that count alike.
     pub fn new(ids: Vec<u32>) -> Self {
-        Self { ids, weights: Vec::new() }
+        Self { ids, weights: Vec::new(), unsaid: false }
     }
 
     /// Tokens with as many weights; 1 is usual.
@@ -30,7 +55,19 @@ impl Words {
         if weights.iter().all(|weight| *weight == 1.0) {
             return Self::new(ids);
         }
-        Self { ids, weights: weights.iter().map(|weight| weight.to_bits()).collect() }
+        let weights = weights.iter().map(|weight| weight.to_bits()).collect();
+        Self { ids, weights, unsaid: false }
+    }
+
+    /// As many tokens that are told as zeros.
+    #[must_use]
+    pub fn unsaid(self) -> Self {
+        Self { unsaid: true, ..self }
+    }
+
+    /// Whether they are told as zeros, and not read.
+    pub fn are_unsaid(&self) -> bool {
+        self.unsaid
     }
 
     /// The numbers.
@@ -48,13 +85,12 @@ impl Words {
 /// Prompts of a model that are kept: of the largest text encoders one takes half a megabyte.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// The hidden states of a model's prompts, f32 `[tokens, width]` on the CPU, by their tokens; the least recently used are
-/// forgotten.
+/// What a model's prompts came to, on the CPU, by their tokens; the least recently used are forgotten.
 #[derive(Debug)]
 pub(crate) struct Embeddings {
-    kept: Mutex<LruCache<Tokens, Tensor>>,
+    kept: Mutex<LruCache<Tokens, States>>,
     /// The empty prompt's, which every guided request has, and which is never forgotten.
-    empty: OnceLock<(Tokens, Tensor)>,
+    empty: OnceLock<(Tokens, States)>,
 }
 
 impl Default for Embeddings {
@@ -64,19 +100,19 @@ impl Default for Embeddings {
 }
 
 impl Embeddings {
-    pub(super) fn get(&self, tokens: &Tokens) -> Option<Tensor> {
+    pub(super) fn get(&self, tokens: &Tokens) -> Option<States> {
         if let Some((_, states)) = self.empty.get().filter(|(empty, _)| empty == tokens) {
             return Some(states.clone());
         }
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).get(tokens).cloned()
     }
 
-    pub(super) fn keep(&self, tokens: Tokens, states: Tensor) {
+    pub(super) fn keep(&self, tokens: Tokens, states: States) {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).put(tokens, states);
     }
 
     /// Keeps it for good; the first counts.
-    pub(super) fn pin(&self, tokens: Tokens, states: Tensor) {
+    pub(super) fn pin(&self, tokens: Tokens, states: States) {
         let _ = self.empty.set((tokens, states));
     }
 }
@@ -91,7 +127,8 @@ mod tests {
     fn the_least_recently_used_is_forgotten_and_the_empty_prompt_never() {
         let embeddings = Embeddings::default();
         let tokens = |id: u32| -> Tokens { Words::new(vec![id]).into() };
-        let states = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
+        let hidden = Tensor::zeros((1, 1), DType::F32, &Device::Cpu).unwrap();
+        let states = States { hidden, pooled: [].into() };
         embeddings.pin(tokens(0), states.clone());
         for id in 1..=KEPT.get() as u32 {
             embeddings.keep(tokens(id), states.clone());

@@ -12,7 +12,7 @@ use super::{
     Beginning, Event, GenerateRequest, InferRequest, Mask, SampleSpec, SampleTimings, Start,
     admission::Admission,
     batcher::{Part, SampleKey, ScheduledWork, Urgency},
-    embeddings::Tokens,
+    embeddings::{States, Tokens},
     job::{Failure, Reply},
     queue::Place,
     stage::{PerStage, Stage},
@@ -39,8 +39,8 @@ pub(super) struct Sample {
 #[derive(Debug, Clone)]
 pub(super) struct Prompt {
     pub(super) tokens: Tokens,
-    /// Its hidden states, f32 `[tokens, width]`, once they are known.
-    pub(super) states: Option<Tensor>,
+    /// What it comes to, once that is known.
+    pub(super) states: Option<States>,
 }
 
 #[derive(Debug)]

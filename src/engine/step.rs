@@ -8,12 +8,13 @@ use understudy_models::{
     autoencoder::Decoder,
     rollout::{self, FiniteCheck, Row},
     sampler::{self, Advanced, Mixture},
+    text::PromptStates,
 };
 
 use super::{
     Beginning, Image, Mask,
     batcher::SampleKey,
-    embeddings::{Embeddings, Tokens},
+    embeddings::{Embeddings, States, Tokens},
     sample::{Kept, Latent, Origin, Sample, Task, Walk},
     stage::Stage,
 };
@@ -69,30 +70,37 @@ pub(super) fn encode(
     Ok(samples.iter().map(|_| Outcome::Going(None)).collect())
 }
 
-/// The hidden states of prompts, each f32 `[tokens, width]` on the CPU. A prompt longer than the text encoder takes is
-/// read in parts, whose states stand one behind the other.
+/// What prompts come to, on the CPU. A prompt longer than the text encoder takes is read in parts, whose states stand one
+/// behind the other; what is pooled is the first part's.
 ///
 /// # Errors
 /// A model without a text encoder, and whatever the device says.
-pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<Tensor>> {
+pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<States>> {
     if prompts.is_empty() {
         return Ok(Vec::new());
     }
     let Some(encoder) = replica.encoder() else { candle_core::bail!("no text encoder") };
-    let length = encoder.config().tokens();
+    let length = encoder.tokens();
     let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.ids().iter().copied()).collect();
     let parts = ids.len() / length;
-    let states = encoder.forward(&Tensor::from_vec(ids, (parts, length), &Device::Cpu)?)?.last;
-    let states = states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_to(1)?;
+    let PromptStates { states, pooled } =
+        encoder.forward(&Tensor::from_vec(ids, (parts, length), &Device::Cpu)?)?;
+    let here = |tensor: Tensor| tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu);
+    let states = here(states)?.flatten_to(1)?;
+    let pooled = pooled.map(|pooled| here(pooled)?.to_vec2::<f32>()).transpose()?;
     let mut first = 0;
     let of = |tokens: &Tokens| {
-        let states = states.narrow(0, first, tokens.ids().len());
-        first += tokens.ids().len();
-        match tokens.weights() {
-            Some(weights) => weigh(&states?, weights),
+        let count = tokens.ids().len();
+        let own = states.narrow(0, first, count)?;
+        let pooled = pooled.as_ref().map_or(&[][..], |pooled| &pooled[first / length]);
+        first += count;
+        let hidden = match tokens.weights() {
+            Some(weights) => weigh(&own, weights)?,
             // Memory of its own, so that keeping it keeps nothing else.
-            None => states?.copy(),
-        }
+            None => own.copy()?,
+        };
+        let states = States { hidden, pooled: pooled.into() };
+        if tokens.are_unsaid() { states.zeros() } else { Ok(states) }
     };
     prompts.iter().map(of).collect()
 }
@@ -198,7 +206,7 @@ pub(super) fn begin<'a>(replica: &'a Replica, samples: &mut [Sample]) -> Result<
                 }
             })?);
             for states in sample.prompts.iter_mut().filter_map(|it| it.states.as_mut()) {
-                *states = states.to_device(network.device())?;
+                *states = states.on(network.device())?;
             }
         }
     }
@@ -397,7 +405,11 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
                 for row in 0..sample.admission.rows() {
                     if let Some(prompt) = sample.prompts.get(row) {
                         let Some(states) = &prompt.states else { candle_core::bail!("no states") };
-                        prompts.push(states.clone());
+                        prompts.push(states.hidden.clone());
+                        if let Conditioning::TextTime { .. } = network.geometry().conditioning {
+                            conditions.extend_from_slice(&states.pooled);
+                            conditions.extend(whole(&sample.admission.model.image));
+                        }
                     }
                     scales.push(walk.guidance_scale as f32 - 1.0);
                     xs.push((latent.x.clone(), latent.row));
@@ -423,6 +435,9 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
         Conditioning::Embedding(width) => {
             Some(Tensor::from_vec(conditions, (rows, width), device)?)
         }
+        Conditioning::TextTime { text, numbers } => {
+            Some(Tensor::from_vec(conditions, (rows, text + numbers), device)?)
+        }
     };
     let prompt = match prompts.is_empty() {
         true => None,
@@ -438,6 +453,13 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
         guidance: guidance.as_ref(),
     };
     network.evaluate(&x, &timesteps, conditions)?.to_dtype(DType::F32)
+}
+
+/// What a network is told of an image's size beside a pooled text: an image that had this height and width, was cut at its upper
+/// left corner, and has this height and width, as diffusers has it for who says nothing else.
+fn whole([_, height, width]: &[usize; 3]) -> [f32; 6] {
+    let [height, width] = [*height as f32, *width as f32];
+    [height, width, 0.0, 0.0, height, width]
 }
 
 /// Classifier-free guidance (Ho and Salimans, 2022, eq. 6) in the form `none + s·(class − none)`, where

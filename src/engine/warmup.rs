@@ -174,12 +174,14 @@ impl WarmUp {
     /// Reads the empty prompt so many times over, and keeps what it comes to.
     fn read(&self, rows: usize) -> Result<bool> {
         let Some(text) = self.model.text() else { return Ok(true) };
-        let prompts = vec![text.empty(); rows];
+        let prompts = vec![text.read_empty(); rows];
         let states = step::read(self.model.on(self.device), &prompts)?;
         let Some(first) = states.into_iter().next() else { return Ok(true) };
-        let finite = first.sum_all()?.to_scalar::<f32>()?.is_finite();
-        self.model.embeddings().pin(text.empty(), first);
-        Ok(finite)
+        let sum = first.hidden.sum_all()?.to_scalar::<f32>()? + first.pooled.iter().sum::<f32>();
+        let empty = text.empty();
+        let first = if empty.are_unsaid() { first.zeros()? } else { first };
+        self.model.embeddings().pin(empty, first);
+        Ok(sum.is_finite())
     }
 
     fn tell(&mut self, result: Warmed) -> bool {
@@ -257,6 +259,9 @@ pub(crate) fn probe_inputs(
         Conditioning::Classes(_) => Some(Tensor::zeros(rows, DType::U32, device)?),
         Conditioning::Timestep => Some(Tensor::zeros(rows, DType::F32, device)?),
         Conditioning::Embedding(width) => Some(Tensor::zeros((rows, width), DType::F32, device)?),
+        Conditioning::TextTime { text, numbers } => {
+            Some(Tensor::zeros((rows, text + numbers), DType::F32, device)?)
+        }
     };
     let prompt = geometry.prompt.map(|prompt| {
         let mut values = vec![0.0; rows * prompt.tokens * prompt.width];

@@ -13,6 +13,9 @@ use super::{
 use crate::{engine::InferRequest, registry::Model};
 
 const CLASS_LABELS: &str = "class_labels";
+/// What a text encoder pools, and the sizes beside it.
+const TEXT_EMBEDS: &str = "text_embeds";
+const TIME_IDS: &str = "time_ids";
 /// The hidden states of a text encoder.
 const HIDDEN_STATES: &str = "encoder_hidden_states";
 
@@ -28,17 +31,22 @@ pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
         ArrayMetadata { name: "sample", datatype: "FP32", shape: sample },
         ArrayMetadata { name: "timestep", datatype: "INT64", shape: vec![-1] },
     ];
-    let condition = match geometry.conditioning {
-        Conditioning::None => None,
-        Conditioning::Classes(_) => Some(("INT64", vec![-1])),
-        Conditioning::Timestep => Some(("FP32", vec![-1])),
-        Conditioning::Embedding(width) => Some(("FP32", vec![-1, width as i64])),
+    let vector = |width: usize| vec![-1, width as i64];
+    let conditions = match geometry.conditioning {
+        Conditioning::None => vec![],
+        Conditioning::Classes(_) => vec![(CLASS_LABELS, "INT64", vec![-1])],
+        Conditioning::Timestep => vec![(CLASS_LABELS, "FP32", vec![-1])],
+        Conditioning::Embedding(width) => vec![(CLASS_LABELS, "FP32", vector(width))],
+        Conditioning::TextTime { text, numbers } => {
+            vec![(TEXT_EMBEDS, "FP32", vector(text)), (TIME_IDS, "FP32", vector(numbers))]
+        }
     };
-    inputs.extend(condition.map(|(datatype, shape)| ArrayMetadata {
-        name: CLASS_LABELS,
+    let conditions = conditions.into_iter().map(|(name, datatype, shape)| ArrayMetadata {
+        name,
         datatype,
         shape,
-    }));
+    });
+    inputs.extend(conditions);
     inputs.extend(geometry.prompt.map(|prompt| ArrayMetadata {
         name: HIDDEN_STATES,
         datatype: "FP32",
@@ -108,7 +116,18 @@ pub(super) fn request(
         let takes = expected.iter().any(|input| input.name == name);
         takes.then(|| take(name)).transpose()
     };
-    let condition = told(CLASS_LABELS)?;
+    let condition = match model.geometry.conditioning {
+        Conditioning::TextTime { text, numbers } => {
+            let (texts, sizes) = (told(TEXT_EMBEDS)?, told(TIME_IDS)?);
+            Some(side_by_side(
+                &texts.unwrap_or_default(),
+                text,
+                &sizes.unwrap_or_default(),
+                numbers,
+            ))
+        }
+        _ => told(CLASS_LABELS)?,
+    };
     let prompts = told(HIDDEN_STATES)?.unwrap_or_default();
     if let (Conditioning::Classes(count), Some(classes)) = (model.geometry.conditioning, &condition)
     {
@@ -121,6 +140,12 @@ pub(super) fn request(
     let model = Arc::clone(model);
     let deadline = None;
     Ok(InferRequest { model, sample, timesteps, prompts, guidance_scales, condition, deadline })
+}
+
+/// Rows of two arrays, one after the other in each row.
+fn side_by_side(first: &[f32], width: usize, second: &[f32], other: usize) -> Vec<f32> {
+    let rows = first.chunks(width).zip(second.chunks(other));
+    rows.flat_map(|(first, second)| first.iter().chain(second)).copied().collect()
 }
 
 /// The shape must be the expected one, with the same number of rows for all inputs.

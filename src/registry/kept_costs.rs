@@ -74,7 +74,7 @@ impl KeptCosts {
             networks: json!([
                 model.network.to_json(),
                 model.autoencoder.as_ref().map(|part| part.config.to_json()),
-                model.text_encoder.as_ref().map(|part| &part.config),
+                model.text_encoders.iter().map(|part| &part.encoder.config).collect::<Vec<_>>(),
             ]),
             dtype: dtype_name(dtype).to_owned(),
             max_rows,

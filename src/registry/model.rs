@@ -19,12 +19,12 @@ use understudy_models::{
     quantization::dtype_name,
     sampler::Kind,
     schedule::ScheduleConfig,
-    text::TextEncoder,
+    text::PromptEncoder,
 };
 
 use super::{
     forms::{Changes, Form, Forms},
-    text::{Syntax, Text},
+    text::{NEGATIVE, Syntax, Text},
 };
 
 use crate::engine::{
@@ -102,7 +102,7 @@ impl Origin {
 pub struct Replica {
     network: Box<dyn Denoiser>,
     decoder: Option<Arc<Decoder>>,
-    encoder: Option<Arc<TextEncoder>>,
+    encoder: Option<Arc<PromptEncoder>>,
     /// Makes latents of images; loaded when it is first needed.
     image_encoder: OnceLock<Encoder>,
     preview: Option<Preview>,
@@ -131,16 +131,21 @@ impl Model {
             let refusal = folder.check_images().err().map(|error| error.to_string());
             let multiple = folder.size_multiple();
             let (image, pipeline) = (folder.image_shape(), folder.load(dtype, device)?);
-            let (tokenizer, encoder) =
-                pipeline.reader.map(|Reader { tokenizer, encoder }| (tokenizer, encoder)).unzip();
+            let (tokenizer, encoder) = pipeline
+                .reader
+                .map(|Reader { tokenizer, encoder, zero_empty_prompt }| {
+                    ((tokenizer, zero_empty_prompt), encoder)
+                })
+                .unzip();
             let replica = Replica::new(pipeline.network, pipeline.decoder, encoder)?;
             let told = (pipeline.schedule, pipeline.card, image, multiple, refusal);
             Ok::<_, Error>((replica, tokenizer, told))
         };
         let (replica, tokenizer, (schedule, card, image, size_multiple, refusal)) = read(first)?;
-        let length = replica.encoder().map_or(0, |encoder| encoder.config().tokens());
-        let text =
-            tokenizer.map(|tokenizer| Text::new(tokenizer, length).map(Arc::new)).transpose()?;
+        let length = replica.encoder().map_or(0, |encoder| encoder.tokens());
+        let text = tokenizer
+            .map(|(tokenizer, zeros)| Text::new(tokenizer, length, zeros).map(Arc::new))
+            .transpose()?;
         let mut replicas = vec![replica];
         for device in others {
             replicas.push(read(device)?.0);
@@ -351,7 +356,7 @@ impl Model {
         let Some(text) = &self.text else { return Ok(Vec::new()) };
         let mut texts = vec![("prompt", prompt)];
         if guidance_scale != 1.0 && !self.geometry.guidance {
-            texts.push(("negative_prompt", negative_prompt));
+            texts.push((NEGATIVE, negative_prompt));
         }
         text.prompts(&texts, syntax)
     }
@@ -428,7 +433,7 @@ impl Replica {
     fn new(
         network: Box<dyn Denoiser>,
         decoder: Option<Decoder>,
-        encoder: Option<TextEncoder>,
+        encoder: Option<PromptEncoder>,
     ) -> understudy_models::Result<Self> {
         let preview = decoder.as_ref().map(Preview::fit).transpose()?;
         let costs = PerStage::new(|_| Mutex::new(CostModel::new(vec![(1, 0.0)], None)));
@@ -533,7 +538,7 @@ impl Replica {
     }
 
     /// Reads prompts; for the thread of its device alone.
-    pub(crate) fn encoder(&self) -> Option<&TextEncoder> {
+    pub(crate) fn encoder(&self) -> Option<&PromptEncoder> {
         self.encoder.as_deref()
     }
 

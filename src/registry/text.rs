@@ -22,6 +22,9 @@ const MOST_BYTES: usize = 16 << 10;
 /// Parts of the longest prompt: the networks are compiled for each number of them.
 const MOST_PARTS: usize = 4;
 
+/// The field that is guided away from.
+pub(super) const NEGATIVE: &str = "negative_prompt";
+
 /// A tokenizer, and how many of its tokens the text encoder takes.
 ///
 /// A prompt that is longer is read in parts, each with a beginning and an end, whose hidden states stand one behind the
@@ -31,12 +34,18 @@ pub struct Text {
     /// Tokens of a part, its beginning and its end among them.
     length: usize,
     empty: Tokens,
+    /// Whether a negative prompt that says nothing is told as zeros, instead of being read.
+    zeros: bool,
 }
 
 impl Text {
-    pub(super) fn new(tokenizer: Tokenizer, length: usize) -> understudy_models::Result<Self> {
+    pub(super) fn new(
+        tokenizer: Tokenizer,
+        length: usize,
+        zeros: bool,
+    ) -> understudy_models::Result<Self> {
         let empty = Words::new(tokenizer.chunks("", length)?.concat()).into();
-        Ok(Self { tokenizer, length, empty })
+        Ok(Self { tokenizer, length, empty, zeros })
     }
 
     /// The tokens of prompts, each with the field that says it. All have as many parts as the longest: the others end with
@@ -53,8 +62,13 @@ impl Text {
             parts.resize_with(most, || self.empty.ids().to_vec());
             let ids = parts.concat();
             weights.resize(ids.len(), 1.0);
-            Words::weighted(ids, &weights).into()
+            Words::weighted(ids, &weights)
         });
+        let says = |(words, (field, text)): (Words, &(&str, &str))| -> Tokens {
+            let nothing = self.zeros && *field == NEGATIVE && text.is_empty();
+            if nothing { words.unsaid() } else { words }.into()
+        };
+        let filled = filled.zip(texts).map(says);
         Ok(filled.collect())
     }
 
@@ -103,8 +117,16 @@ impl Text {
         Ok((parts, weights))
     }
 
-    /// Those of the empty prompt.
+    /// Those of the empty prompt, as guided requests have it that name none to be guided away from.
     pub fn empty(&self) -> Tokens {
+        if self.zeros {
+            return Words::new(self.empty.ids().to_vec()).unsaid().into();
+        }
+        self.read_empty()
+    }
+
+    /// Those of the empty prompt, to be read.
+    pub(crate) fn read_empty(&self) -> Tokens {
         Tokens::clone(&self.empty)
     }
 

@@ -25,3 +25,4 @@ mod streaming;
 mod text;
 mod votes;
 mod webui;
+mod xl;

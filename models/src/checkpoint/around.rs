@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     file::read_json,
-    parts::{IDLE, TOKENIZER_FILES, around},
+    parts::{IDLE, TOKENIZER_FILES, TOKENIZER_FOLDERS, around},
 };
 use crate::{Error, NetworkConfig, Result};
 
@@ -55,10 +55,12 @@ pub(super) fn files(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
             }
         }
     }
-    files.extend(tokenizer_files(&folder.join("tokenizer")).into_iter().map(|file| {
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        (format!("tokenizer/{name}"), file)
-    }));
+    for tokenizer in TOKENIZER_FOLDERS {
+        files.extend(tokenizer_files(&folder.join(tokenizer)).into_iter().map(|file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (format!("{tokenizer}/{name}"), file)
+        }));
+    }
     Ok(files)
 }
 

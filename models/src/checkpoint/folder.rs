@@ -6,7 +6,7 @@
 //! unet/diffusion_pytorch_model.safetensors
 //! scheduler/scheduler_config.json
 //! vae/ (vqvae/)                    of a latent model: config.json and weights of its autoencoder
-//! text_encoder/ tokenizer/         of a text-to-image model
+//! text_encoder/ tokenizer/         of a text-to-image model; Stable Diffusion XL has text_encoder_2/ and tokenizer_2/, too
 //! understudy.json                  the model card (optional)
 //! ```
 //!
@@ -25,16 +25,16 @@ use super::{
     card::{CARD, Card},
     file::{read_json, read_text},
     lora::{self, Lora},
-    parts::{Part, Parts, shown},
+    parts::{Part, Parts, TEXT_ENCODERS, TextPart, shown},
     read,
     weight_files::{self, DIFFUSERS},
 };
 use crate::{
-    Denoiser, Error, NetworkConfig, Result,
+    Conditioning, Denoiser, Error, NetworkConfig, Result,
     autoencoder::{AutoencoderConfig, Decoder, Encoder},
     quantization::{self, Quantization},
     schedule::ScheduleConfig,
-    text::{self, TextEncoder, TextEncoderConfig, Tokenizer},
+    text::{self, PromptEncoder, TextEncoder, TextEncoderConfig, Tokenizer},
     weight::Weight,
 };
 
@@ -53,9 +53,10 @@ pub struct ModelFolder {
     pub card: Card,
     /// A latent model's autoencoder.
     pub autoencoder: Option<Part<AutoencoderConfig>>,
-    /// A text-to-image model's text encoder.
-    pub text_encoder: Option<Part<TextEncoderConfig>>,
-    tokenizer: PathBuf,
+    /// A text-to-image model's text encoders: one, or two that read the same prompt.
+    pub text_encoders: Vec<TextPart>,
+    /// Whether an empty negative prompt is told as zeros instead of being read.
+    pub zero_empty_prompt: bool,
     /// Where `config.json` and the weights of the network are.
     folder: PathBuf,
     /// Components that have no part in making images.
@@ -83,7 +84,9 @@ pub struct Reader {
     /// From text to tokens.
     pub tokenizer: Tokenizer,
     /// From tokens to the hidden states that the network is told.
-    pub encoder: TextEncoder,
+    pub encoder: PromptEncoder,
+    /// Whether an empty negative prompt is told as zeros instead of being read.
+    pub zero_empty_prompt: bool,
 }
 
 impl ModelFolder {
@@ -93,19 +96,18 @@ impl ModelFolder {
     /// [`Error::Io`] or [`Error::Format`] naming the file; [`Error::Value`] naming the field that cannot
     /// be honoured.
     pub fn open(path: &Path) -> Result<Self> {
-        let Parts { network: component_name, autoencoder, text, idle } = Parts::read(path)?;
+        let Parts { network: component_name, autoencoder, text, zero_empty_prompt, idle } =
+            Parts::read(path)?;
         let network_path = component(path, component_name, "config.json");
         let file = shown(&network_path);
         let network = NetworkConfig::from_json(&read_json(&network_path)?, &file)?;
-        let network = fitted(network, autoencoder.as_ref(), text.as_ref().map(|it| &it.0), &file)?;
+        let network = fitted(network, autoencoder.as_ref(), &text, &file)?;
         let schedule_path = component(path, "scheduler", "scheduler_config.json");
         let schedule =
             ScheduleConfig::from_text(&read_text(&schedule_path)?, &shown(&schedule_path))?;
         let card = read_card(&path.join(CARD), &network)?;
         card.check(&network, &schedule, &path.join(CARD))?;
         let folder = network_path.parent().unwrap_or(path).to_owned();
-        let (text_encoder, tokenizer) = text.unzip();
-        let tokenizer = tokenizer.unwrap_or_default();
         let path = path.to_owned();
         Self {
             path,
@@ -113,8 +115,8 @@ impl ModelFolder {
             schedule,
             card,
             autoencoder,
-            text_encoder,
-            tokenizer,
+            text_encoders: text,
+            zero_empty_prompt,
             folder,
             idle,
             loras: Vec::new(),
@@ -138,22 +140,28 @@ impl ModelFolder {
         let before = self.loras.len();
         self.loras.extend(loras);
         if self.loras.len() > before {
-            let (network, text) = self.targets();
-            let all: Vec<&lora::Targets> =
-                [Some(&network), text.as_ref()].into_iter().flatten().collect();
+            let all: Vec<lora::Targets> =
+                std::iter::once(self.targets()).chain(self.text_targets()).collect();
+            let all: Vec<&lora::Targets> = all.iter().collect();
             self.loras[before..].iter().try_for_each(|lora| lora.check(&all))?;
         }
         Ok(self)
     }
 
-    /// The weights that LoRAs may change: the network's, and the text encoder's.
-    fn targets(&self) -> (lora::Targets, Option<lora::Targets>) {
-        let network = lora::targets(lora::Component::Network, &self.network.weight_shapes());
-        let text = self
-            .text_encoder
-            .as_ref()
-            .map(|part| lora::targets(lora::Component::TextEncoder, &part.config.weight_shapes()));
-        (network, text)
+    /// The network's weights that LoRAs may change.
+    fn targets(&self) -> lora::Targets {
+        lora::targets(lora::Component::Network, &self.network.weight_shapes())
+    }
+
+    /// Those of each text encoder.
+    fn text_targets(&self) -> impl Iterator<Item = lora::Targets> {
+        let of = |(number, part): (usize, &TextPart)| {
+            lora::targets(
+                lora::Component::TextEncoder(number),
+                &part.encoder.config.weight_shapes(),
+            )
+        };
+        self.text_encoders.iter().enumerate().map(of)
     }
 
     /// As [`ModelFolder::open`], of a model that makes images: what every command that draws any opens.
@@ -173,7 +181,7 @@ impl ModelFolder {
     /// [`Error::Value`] naming the field of the network's `config.json`.
     pub fn check_images(&self) -> Result<()> {
         let geometry = self.network.geometry();
-        geometry.check_images(self.autoencoder.is_some(), self.text_encoder.is_some())?;
+        geometry.check_images(self.autoencoder.is_some(), self.reads_text())?;
         match self.image_shape() {
             [1 | 3, ..] => Ok(()),
             [channels, ..] => {
@@ -181,6 +189,11 @@ impl ModelFolder {
                 Err(Error::value("out_channels", channels, remedy))
             }
         }
+    }
+
+    /// Whether it draws after prompts.
+    pub fn reads_text(&self) -> bool {
+        !self.text_encoders.is_empty()
     }
 
     /// Channels, height and width of the images it makes.
@@ -224,8 +237,8 @@ impl ModelFolder {
         if let Some(part) = &self.autoencoder {
             files.extend(part.weight_files()?);
         }
-        if let Some(part) = &self.text_encoder {
-            files.extend(part.weight_files()?);
+        for part in &self.text_encoders {
+            files.extend(part.encoder.weight_files()?);
         }
         Ok(files)
     }
@@ -321,19 +334,31 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::load`].
     pub fn reader(&self, dtype: DType, device: &Device) -> Result<Option<Reader>> {
-        let (Some(part), Some(tokenizer)) = (&self.text_encoder, self.tokenizer()?) else {
-            return Ok(None);
-        };
-        let names = || part.config.weight_shapes().into_keys().collect();
-        let weights = match self.changed_text_encoder()? {
-            Some(changed) => changed,
-            None => taken(weight_files::open(&part.weight_files()?, names)?)?,
-        };
+        let Some(tokenizer) = self.tokenizer()? else { return Ok(None) };
         // A prompt is read once, an image is many evaluations: f32 is fast enough for it on a CPU.
         let dtype = if device.is_cpu() { DType::F32 } else { dtype };
-        let encoder = part.config.load(weights, dtype, device);
-        let encoder = encoder.map_err(|error| at_part(&part.folder, error))?;
-        Ok(Some(Reader { tokenizer, encoder }))
+        let first = self.text_encoder(0, dtype, device)?;
+        let encoder = match self.text_encoders.get(1) {
+            None => PromptEncoder::one(first),
+            Some(part) => {
+                let pad = part.tokenizer_like(&tokenizer, &self.text_encoders[0])?.pad();
+                PromptEncoder::two(first, self.text_encoder(1, dtype, device)?, pad)
+            }
+        };
+        Ok(Some(Reader { tokenizer, encoder, zero_empty_prompt: self.zero_empty_prompt }))
+    }
+
+    fn text_encoder(&self, number: usize, dtype: DType, device: &Device) -> Result<TextEncoder> {
+        let Part { config, folder } = &self.text_encoders[number].encoder;
+        let names = || config.weight_shapes().into_keys().collect();
+        let weights = match self.changed_text_encoder(number)? {
+            Some(changed) => changed,
+            None => {
+                let files = self.text_encoders[number].encoder.weight_files()?;
+                taken(weight_files::open(&files, names)?)?
+            }
+        };
+        config.load(weights, dtype, device).map_err(|error| at_part(folder, error))
     }
 
     /// What turns a text-to-image model's prompts into tokens.
@@ -341,19 +366,7 @@ impl ModelFolder {
     /// # Errors
     /// [`Error::Io`] or [`Error::Format`] naming the file, also where it knows more tokens than the text encoder.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        let Some(part) = &self.text_encoder else { return Ok(None) };
-        let tokenizer = Tokenizer::open(&self.tokenizer)?;
-        let (known, most) = (tokenizer.vocabulary(), part.config.vocabulary());
-        if known > most {
-            return Err(Error::Format {
-                path: self.tokenizer.clone(),
-                problem: format!(
-                    "has {known} tokens, and the text encoder knows {most} (vocab_size); use the tokenizer that belongs \
-                     to it"
-                ),
-            });
-        }
-        Ok(Some(tokenizer))
+        self.text_encoders.first().map(TextPart::tokenizer).transpose()
     }
 
     /// The files that decide what a prompt comes to: tokenizer, text encoder and its weights. None of a model that reads
@@ -362,23 +375,40 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::weight_files`].
     pub fn reader_files(&self) -> Result<Vec<PathBuf>> {
-        let Some(part) = &self.text_encoder else { return Ok(Vec::new()) };
-        let mut files = around::tokenizer_files(&self.tokenizer);
-        files.push(part.folder.join("config.json"));
-        files.extend(part.weight_files()?);
+        let mut files = Vec::new();
+        for TextPart { encoder, tokenizer } in &self.text_encoders {
+            files.extend(around::tokenizer_files(tokenizer));
+            files.push(encoder.folder.join("config.json"));
+            files.extend(encoder.weight_files()?);
+        }
         files.extend(self.loras.iter().map(|lora| lora.path().to_owned()));
         Ok(files)
     }
 
-    /// The weights of the text encoder where a LoRA changes them, and so they are in none of the folder's files.
+    /// The text encoders that a LoRA changes, by their names, and their weights.
     ///
     /// # Errors
     /// As [`ModelFolder::tensors`].
-    pub(super) fn changed_text_encoder(&self) -> Result<Option<HashMap<String, Tensor>>> {
+    pub(super) fn changed_text_encoders(
+        &self,
+    ) -> Result<Vec<(&'static str, HashMap<String, Tensor>)>> {
+        let changed = TEXT_ENCODERS.into_iter().enumerate().map(|(number, name)| {
+            Ok(self.changed_text_encoder(number)?.map(|weights| (name, weights)))
+        });
+        changed.filter_map(Result::transpose).collect()
+    }
+
+    /// The weights of a text encoder where a LoRA changes them, and so they are in none of the folder's files.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::tensors`].
+    fn changed_text_encoder(&self, number: usize) -> Result<Option<HashMap<String, Tensor>>> {
         if self.loras.is_empty() {
             return Ok(None);
         }
-        let (Some(part), (_, Some(targets))) = (&self.text_encoder, self.targets()) else {
+        let (Some(TextPart { encoder: part, .. }), Some(targets)) =
+            (self.text_encoders.get(number), self.text_targets().nth(number))
+        else {
             return Ok(None);
         };
         if !self.loras.iter().any(|lora| lora.changes(&targets)) {
@@ -407,7 +437,7 @@ impl ModelFolder {
         let names = || self.network.weight_shapes().into_keys().collect();
         let mut weights = weight_files::open(&self.weight_files()?, names)?;
         if !self.loras.is_empty() {
-            let targets = self.targets().0;
+            let targets = self.targets();
             self.loras.iter().for_each(|lora| lora.merge(&targets, &mut weights));
         }
         Ok(weights)
@@ -446,7 +476,7 @@ fn at_part(folder: &Path, error: Error) -> Error {
 fn fitted(
     network: NetworkConfig,
     autoencoder: Option<&Part<AutoencoderConfig>>,
-    text: Option<&Part<TextEncoderConfig>>,
+    text: &[TextPart],
     file: &str,
 ) -> Result<NetworkConfig> {
     let geometry = network.geometry();
@@ -458,17 +488,43 @@ fn fitted(
         );
         return Err(Error::value(format!("{file}: in_channels"), geometry.in_channels, remedy));
     }
-    let (Some(prompt), Some(Part { config, .. })) = (geometry.prompt, text) else {
+    let (Some(prompt), Some(first)) = (geometry.prompt, text.first()) else {
         return Ok(network);
     };
-    if prompt.width != config.width() {
-        let remedy = format!(
-            "must be {}, the hidden_size of the text encoder; use the text encoder that belongs to the network",
-            config.width()
-        );
+    let first = &first.encoder.config;
+    let second = text.get(1).map(|part| &part.encoder.config);
+    let width = first.width() + second.map_or(0, TextEncoderConfig::width);
+    if prompt.width != width {
+        let what = match second {
+            None => "the hidden_size of the text encoder",
+            Some(_) => "the hidden_sizes of both text encoders together",
+        };
+        let remedy =
+            format!("must be {width}, {what}; use the text encoder that belongs to the network");
         return Err(Error::value(format!("{file}: cross_attention_dim"), prompt.width, remedy));
     }
-    let resized = network.at([geometry.height, geometry.width], config.tokens());
+    let pooled = match geometry.conditioning {
+        Conditioning::TextTime { text, .. } => Some(text),
+        _ => None,
+    };
+    let made = second.map(|second| second.pooled());
+    if pooled != made {
+        let told = |width: Option<usize>| match width {
+            Some(width) => format!("a pooled text of {width} numbers"),
+            None => "no pooled text".to_owned(),
+        };
+        let remedy = format!(
+            "the text encoders make {}: with a text_encoder_2 the network must take what that one pools, and without one none",
+            told(made)
+        );
+        return Err(Error::value(format!("{file}: addition_embed_type"), told(pooled), remedy));
+    }
+    if let Some(second) = second.filter(|second| second.tokens() != first.tokens()) {
+        let remedy = format!("must be {}, as of text_encoder", first.tokens());
+        let field = "text_encoder_2: max_position_embeddings";
+        return Err(Error::value(field, second.tokens(), remedy));
+    }
+    let resized = network.at([geometry.height, geometry.width], first.tokens());
     resized.unwrap_or(Ok(network))
 }
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::file::read_json;
 use super::weight_files::{DIFFUSERS, Stem, TRANSFORMERS};
 use crate::autoencoder::AutoencoderConfig;
-use crate::text::TextEncoderConfig;
+use crate::text::{TextEncoderConfig, Tokenizer};
 use crate::{Error, NetworkConfig, Result};
 
 /// A part of a folder beside its network: what its configuration tells, and where it is.
@@ -20,6 +20,15 @@ pub struct Part<C> {
     pub(super) folder: PathBuf,
 }
 
+/// A text encoder of a folder, and its tokenizer.
+#[derive(Debug)]
+pub struct TextPart {
+    /// The encoder.
+    pub encoder: Part<TextEncoderConfig>,
+    /// The tokenizer's folder.
+    pub(super) tokenizer: PathBuf,
+}
+
 /// What a folder has around its network.
 #[derive(Debug)]
 pub(super) struct Parts {
@@ -27,8 +36,10 @@ pub(super) struct Parts {
     pub(super) network: &'static str,
     /// Between latents and images.
     pub(super) autoencoder: Option<Part<AutoencoderConfig>>,
-    /// From prompts to hidden states; beside it the tokenizer's folder.
-    pub(super) text: Option<(Part<TextEncoderConfig>, PathBuf)>,
+    /// From prompts to hidden states: one, or two that read the same prompt.
+    pub(super) text: Vec<TextPart>,
+    /// Whether an empty negative prompt is told as zeros instead of being read.
+    pub(super) zero_empty_prompt: bool,
     /// Components that are there and have no part in making images.
     pub(super) idle: Vec<String>,
 }
@@ -36,6 +47,8 @@ pub(super) struct Parts {
 /// Components that judge images, or look at some that are given.
 pub(super) const IDLE: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
 const AUTOENCODERS: [&str; 2] = ["vae", "vqvae"];
+/// Text encoders, each with its tokenizer.
+const TEXT: [[&str; 2]; 2] = [["text_encoder", "tokenizer"], ["text_encoder_2", "tokenizer_2"]];
 /// Files of a tokenizer; which of them there are differs.
 pub(super) const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer.json",
@@ -44,6 +57,10 @@ pub(super) const TOKENIZER_FILES: [&str; 5] = [
     "tokenizer_config.json",
     "special_tokens_map.json",
 ];
+/// Folders of text encoders.
+pub(super) const TEXT_ENCODERS: [&str; 2] = [TEXT[0][0], TEXT[1][0]];
+/// Folders of tokenizers.
+pub(super) const TOKENIZER_FOLDERS: [&str; 2] = [TEXT[0][1], TEXT[1][1]];
 const TOKENIZERS: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
 /// diffusers' name of a DiT in folders from before it had one of its own.
 const FORMER_DIT: (&str, &str) = ("transformer", "Transformer2DModel");
@@ -67,7 +84,7 @@ impl Parts {
         let known = |name: &str| {
             name == network
                 || name == "scheduler"
-                || ["text_encoder", "tokenizer"].contains(&name)
+                || TEXT.as_flattened().contains(&name)
                 || AUTOENCODERS.contains(&name)
         };
         let mut idle = Vec::new();
@@ -100,8 +117,22 @@ impl Parts {
         if let Some(other) = autoencoders.next() {
             return Err(refuse(format!("`{other}` is a second autoencoder; leave one")));
         }
-        let text = class("text_encoder").map(|name| text(path, &file, name, class("tokenizer")));
-        Ok(Self { network, autoencoder: autoencoder.transpose()?, text: text.transpose()?, idle })
+        let [first, second] = TEXT.map(|[encoder, _]| class(encoder).is_some());
+        if second && !first {
+            let problem = "`text_encoder_2` is there without a `text_encoder`: refiners of Stable Diffusion XL are not supported; use the base model";
+            return Err(refuse(problem.into()));
+        }
+        let text = TEXT.iter().filter_map(|[encoder, tokenizer]| {
+            let names = [*encoder, *tokenizer];
+            class(encoder).map(|name| text(path, &file, names, name, class(tokenizer)))
+        });
+        Ok(Self {
+            network,
+            autoencoder: autoencoder.transpose()?,
+            text: text.collect::<Result<_>>()?,
+            zero_empty_prompt: index["force_zeros_for_empty_prompt"].as_bool().unwrap_or(second),
+            idle,
+        })
     }
 }
 
@@ -122,11 +153,12 @@ pub(super) fn around(path: &Path) -> Result<Around> {
     let there = |name: &str| index[name][1].is_string();
     let mut parts: Vec<(&str, Stem)> = Vec::new();
     parts.extend(AUTOENCODERS.into_iter().filter(|name| there(name)).map(|name| (name, DIFFUSERS)));
-    parts.extend(there("text_encoder").then_some(("text_encoder", TRANSFORMERS)));
+    let encoders = TEXT.into_iter().filter(|[encoder, _]| there(encoder));
+    parts.extend(encoders.map(|[encoder, _]| (encoder, TRANSFORMERS)));
     let mut described: Vec<String> =
         parts.iter().map(|(name, _)| format!("{name}/config.json")).collect();
-    if there("tokenizer") {
-        described.extend(TOKENIZER_FILES.map(|name| format!("tokenizer/{name}")));
+    for tokenizer in TOKENIZER_FOLDERS.into_iter().filter(|name| there(name)) {
+        described.extend(TOKENIZER_FILES.map(|name| format!("{tokenizer}/{name}")));
     }
     Ok(Around { parts, described })
 }
@@ -135,32 +167,31 @@ pub(super) fn around(path: &Path) -> Result<Around> {
 fn text(
     path: &Path,
     index: &Path,
+    [encoder, tokens]: [&str; 2],
     class: &str,
     tokenizer: Option<&str>,
-) -> Result<(Part<TextEncoderConfig>, PathBuf)> {
+) -> Result<TextPart> {
     let refuse = |problem: String| Err(Error::Format { path: index.to_owned(), problem });
     if !TextEncoderConfig::CLASSES.contains(&class) {
         let known = TextEncoderConfig::CLASSES.join(" and ");
-        return refuse(format!("`text_encoder` is a {class}, only {known} are supported"));
+        return refuse(format!("`{encoder}` is a {class}, only {known} are supported"));
     }
     match tokenizer {
         Some(name) if TOKENIZERS.contains(&name) => {}
         Some(other) => {
-            return refuse(format!("`tokenizer` is a {other}, only CLIPTokenizer is supported"));
+            return refuse(format!("`{tokens}` is a {other}, only CLIPTokenizer is supported"));
         }
         None => {
-            return refuse(
-                "`text_encoder` needs a `tokenizer`, which is not there; write [\"transformers\", \"CLIPTokenizer\"], and \
-                 put its files into tokenizer/"
-                    .into(),
-            );
+            return refuse(format!(
+                "`{encoder}` needs a `{tokens}`, which is not there; write [\"transformers\", \"CLIPTokenizer\"], and \
+                 put its files into {tokens}/"
+            ));
         }
     }
-    let folder = path.join("text_encoder");
+    let folder = path.join(encoder);
     let file = folder.join("config.json");
-    let config =
-        TextEncoderConfig::from_json(class, &needed(&file, "text_encoder")?, &shown(&file))?;
-    let tokens = path.join("tokenizer");
+    let config = TextEncoderConfig::from_json(class, &needed(&file, encoder)?, &shown(&file))?;
+    let tokens = path.join(tokens);
     let complete = tokens.join("tokenizer.json").exists()
         || (tokens.join("vocab.json").exists() && tokens.join("merges.txt").exists());
     if !complete {
@@ -170,7 +201,7 @@ fn text(
                 .into(),
         });
     }
-    Ok((Part { config, folder }, tokens))
+    Ok(TextPart { encoder: Part { config, folder }, tokenizer: tokens })
 }
 
 /// A component's configuration, which the index says is there.
@@ -203,6 +234,45 @@ impl Part<TextEncoderConfig> {
     /// [`Error::Io`] or [`Error::Format`] naming an index or a folder that cannot be understood.
     pub fn weight_files(&self) -> Result<Vec<PathBuf>> {
         TRANSFORMERS.files(&self.folder)
+    }
+}
+
+impl TextPart {
+    /// What turns prompts into its tokens.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Format`] naming the file, also where it knows more tokens than the encoder.
+    pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
+        let tokenizer = Tokenizer::open(&self.tokenizer)?;
+        let (known, most) = (tokenizer.vocabulary(), self.encoder.config.vocabulary());
+        if known > most {
+            return Err(Error::Format {
+                path: self.tokenizer.clone(),
+                problem: format!(
+                    "has {known} tokens, and the text encoder knows {most} (vocab_size); use the tokenizer that belongs \
+                     to it"
+                ),
+            });
+        }
+        Ok(tokenizer)
+    }
+
+    /// The same, where it numbers words as another's does: prompts are read once for both.
+    ///
+    /// # Errors
+    /// Those, and [`Error::Format`] where it numbers them otherwise.
+    pub(super) fn tokenizer_like(&self, first: &Tokenizer, other: &Self) -> Result<Tokenizer> {
+        let tokenizer = self.tokenizer()?;
+        if !tokenizer.reads_like(first) {
+            return Err(Error::Format {
+                path: self.tokenizer.clone(),
+                problem: format!(
+                    "numbers words otherwise than {}, which is not supported; use the tokenizers that belong to the model",
+                    other.tokenizer.display()
+                ),
+            });
+        }
+        Ok(tokenizer)
     }
 }
 

@@ -76,16 +76,19 @@ impl ModelFolder {
         index[component] = json!(["diffusers", network.class_name()]);
         draft.write_json("model_index.json", &index)?;
         let files = around.map(|around| around::files(&around.path)).transpose()?;
-        let changed = around.map(Self::changed_text_encoder).transpose()?.flatten();
+        let changed = around.map(Self::changed_text_encoders).transpose()?.unwrap_or_default();
         for (name, file) in files.unwrap_or_default() {
-            let weights = name.starts_with("text_encoder/") && !name.ends_with("/config.json");
-            if !(weights && changed.is_some()) {
+            let replaced = changed.iter().any(|(encoder, _)| {
+                name.split_once('/')
+                    .is_some_and(|(of, file)| of == *encoder && file != "config.json")
+            });
+            if !replaced {
                 draft.link(&name, &file)?;
             }
         }
-        if let Some(changed) = changed {
-            let named = changed.into_iter().map(|(name, weight)| (text::file_name(&name), weight));
-            draft.write_tensors("text_encoder/model.safetensors", &named.collect())?;
+        for (encoder, weights) in changed {
+            let named = weights.into_iter().map(|(name, weight)| (text::file_name(&name), weight));
+            draft.write_tensors(&format!("{encoder}/model.safetensors"), &named.collect())?;
         }
         draft.write_json(&format!("{component}/config.json"), &network.to_json())?;
         draft.write_json("scheduler/scheduler_config.json", &schedule)?;

@@ -21,7 +21,10 @@ impl Backend for Builder<'_> {
                 let output = self.map_of_f32(to);
                 self.push(Import { factor, shift, ..Import::whole(SAMPLE, output) });
             }
-            &Op::Sinusoid { to, .. } | &Op::Row { to, .. } | &Op::Condition { to } => {
+            &Op::Sinusoid { to, .. }
+            | &Op::Row { to, .. }
+            | &Op::Condition { to }
+            | &Op::TextTime { to, .. } => {
                 let output = self.map_of_f32(to);
                 let features = graph.features();
                 let (start, apart) = (features.start(to), features.total);

@@ -46,6 +46,7 @@ fn has_kernels(op: &Op) -> bool {
         | Op::Geglu { .. }
         | Op::Prompt { .. }
         | Op::Embed { .. }
+        | Op::TextTime { .. }
         | Op::Nearest { .. }
         | Op::Sinusoid { of: Scalar::Guidance, .. }
         | Op::Modulate { plus_one: false, .. } => false,

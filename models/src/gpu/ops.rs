@@ -49,6 +49,7 @@ impl Backend for Builder<'_> {
             | Op::Geglu { .. }
             | Op::Prompt { .. }
             | Op::Embed { .. }
+            | Op::TextTime { .. }
             | Op::Nearest { .. } => {
                 unreachable!("a network with these is not compiled here");
             }

@@ -387,6 +387,7 @@ impl Differentiate for Builder<'_> {
             | Op::Sinusoid { .. }
             | Op::Row { .. }
             | Op::Condition { .. }
+            | Op::TextTime { .. }
             | Op::Prompt { .. }
             | Op::Embed { .. }
             | Op::Nearest { .. }

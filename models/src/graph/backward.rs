@@ -36,6 +36,7 @@ pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -
             | Op::Sinusoid { .. }
             | Op::Row { .. }
             | Op::Condition { .. }
+            | Op::TextTime { .. }
             | Op::Prompt { .. }
             | Op::Embed { .. }
             | Op::Nearest { .. }

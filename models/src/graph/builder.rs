@@ -139,6 +139,18 @@ impl GraphBuilder {
         to
     }
 
+    /// The condition's first `text` numbers, and `width` sines and cosines of each of the `numbers` others.
+    pub(crate) fn text_time(
+        &mut self,
+        [text, numbers]: [usize; 2],
+        (shift, cosines_first): (f64, bool),
+        width: usize,
+    ) -> Map {
+        let to = self.vector(text + numbers * width);
+        self.ops.push(Op::TextTime { text, numbers, shift, cosines_first, to });
+        to
+    }
+
     /// Of each of `tokens` tokens its row of the table `name`, of `rows` rows, plus its place's row of the table `places`.
     pub(crate) fn embed(
         &mut self,

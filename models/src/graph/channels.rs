@@ -16,6 +16,7 @@ impl Graph {
         for op in &self.ops {
             match op {
                 Op::Condition { .. }
+                | Op::TextTime { .. }
                 | Op::Embed { .. }
                 | Op::Nearest { .. }
                 | Op::Positions { .. }

@@ -132,6 +132,9 @@ pub(crate) enum Op {
     Row { of: Scalar, table: WeightId, to: Map },
     /// The condition as it comes; a vector.
     Condition { to: Map },
+    /// The first `text` numbers of the condition as they come, and sines and cosines of each of the `numbers` others, of
+    /// positional waves; a vector.
+    TextTime { text: usize, numbers: usize, shift: f64, cosines_first: bool, to: Map },
     /// Of each token the row of a table `[rows, channels]`, plus that of its place in another, `[tokens, channels]`: what a
     /// text encoder is asked about are the numbers of tokens.
     Embed { table: WeightId, places: WeightId, to: Map },
@@ -228,6 +231,7 @@ impl Op {
             | Self::Sinusoid { to, .. }
             | Self::Row { to, .. }
             | Self::Condition { to }
+            | Self::TextTime { to, .. }
             | Self::Prompt { to }
             | Self::Embed { to, .. }
             | Self::Nearest { to, .. }
@@ -255,6 +259,7 @@ impl Op {
             | Self::Sinusoid { .. }
             | Self::Row { .. }
             | Self::Condition { .. }
+            | Self::TextTime { .. }
             | Self::Prompt { .. }
             | Self::Embed { .. }
             | Self::Positions { .. }
@@ -317,7 +322,11 @@ impl Graph {
     pub(crate) fn features(&self) -> Features {
         let mut features = Features { starts: Vec::new(), total: 0 };
         for op in &self.ops {
-            if let Op::Sinusoid { to, .. } | Op::Row { to, .. } | Op::Condition { to } = *op {
+            if let Op::Sinusoid { to, .. }
+            | Op::Row { to, .. }
+            | Op::Condition { to }
+            | Op::TextTime { to, .. } = *op
+            {
                 features.starts.push((to, features.total));
                 features.total += self.size(to).channels;
             }

@@ -133,6 +133,16 @@ impl TextEncoderConfig {
         self.hidden_size
     }
 
+    /// Numbers of what is pooled.
+    pub fn pooled(&self) -> usize {
+        self.projection_dim.filter(|_| self.projects).unwrap_or(self.hidden_size)
+    }
+
+    /// Whether what is pooled goes through a projection.
+    pub fn projects(&self) -> bool {
+        self.projects
+    }
+
     /// Tokens that it knows: a tokenizer's numbers must be below.
     pub fn vocabulary(&self) -> usize {
         self.vocab_size
@@ -291,7 +301,7 @@ impl TextEncoder {
     }
 
     /// The place of the token that ends a text.
-    fn end(&self, ids: &[u32]) -> TensorResult<usize> {
+    pub(super) fn end(&self, ids: &[u32]) -> TensorResult<usize> {
         let end = match self.config.eos_token_id {
             UNTOLD_END => ids.iter().copied().max().unwrap_or(0),
             told => told,

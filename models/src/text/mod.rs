@@ -3,12 +3,14 @@
 //! CLIP's (Radford et al. 2021): transformers' `CLIPTextModel`, `CLIPTextModelWithProjection` and `CLIPTokenizer`.
 
 mod encoder;
+mod prompt_encoder;
 mod tokenizer;
 mod vocabulary;
 mod weighting;
 
 pub use encoder::{TextEncoder, TextEncoderConfig, TextStates};
 pub(crate) use encoder::{file_name, renamed};
+pub use prompt_encoder::{PromptEncoder, PromptStates};
 pub use tokenizer::Tokenizer;
 pub(crate) use vocabulary::clip_vocabulary;
 pub use weighting::weighted;

@@ -62,6 +62,17 @@ impl Tokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    /// The token that fills a text up.
+    pub(crate) fn pad(&self) -> u32 {
+        self.pad
+    }
+
+    /// Whether another has the same words and merges, and begins and ends a text alike.
+    pub(crate) fn reads_like(&self, other: &Self) -> bool {
+        let told = |one: &Self| (one.start, one.end, one.inner.get_vocab(true));
+        told(self) == told(other)
+    }
+
     /// The tokens of a text, without those that begin and end it.
     ///
     /// # Errors

@@ -26,6 +26,9 @@ pub use fewer_blocks::FewerBlocks;
 /// Tokens of a prompt, as CLIP's text encoders have them, where nobody asks for others.
 const TOKENS: usize = 77;
 
+/// Numbers beside a pooled text (Podell et al. 2023, §2.2): the size that the image had, where it was cut, and the size it has.
+const SIZES: usize = 6;
+
 /// Width of what a guidance scale becomes: that of latent consistency models (Luo et al. 2023).
 const GUIDANCE_WIDTH: usize = 256;
 
@@ -90,6 +93,13 @@ enum ClassEmbedType {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+enum AdditionEmbedType {
+    /// What a text encoder pools, and [`SIZES`] numbers.
+    TextTime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 enum AttentionType {
     /// Without boxes that objects are in.
     Default,
@@ -131,9 +141,8 @@ pub struct UNet2DConditionConfig {
     dual_cross_attention: bool,
     use_linear_projection: bool,
     class_embed_type: Option<ClassEmbedType>,
-    addition_embed_type: Option<Value>,
-    /// Of additions alone.
-    addition_time_embed_dim: Option<Value>,
+    addition_embed_type: Option<AdditionEmbedType>,
+    addition_time_embed_dim: Option<usize>,
     num_class_embeds: Option<usize>,
     /// Whether attention is worked out in f32, as it always is here.
     upcast_attention: Option<bool>,
@@ -270,7 +279,10 @@ impl UNet2DConditionConfig {
             height,
             width,
             conditioning: match (self.class_embed_type, self.num_class_embeds) {
-                (None, None) => Conditioning::None,
+                (None, None) => match self.pooled() {
+                    Some(text) => Conditioning::TextTime { text, numbers: SIZES },
+                    None => Conditioning::None,
+                },
                 (None, Some(classes)) => Conditioning::Classes(classes),
                 (Some(ClassEmbedType::Timestep), _) => Conditioning::Timestep,
                 (Some(ClassEmbedType::Identity), _) => Conditioning::Embedding(self.time_width()),
@@ -296,6 +308,14 @@ impl UNet2DConditionConfig {
     /// Width of the time embedding.
     fn time_width(&self) -> usize {
         self.time_embedding_dim.unwrap_or(4 * self.block_out_channels[0])
+    }
+
+    /// Numbers of the pooled text that it takes, where it takes one.
+    fn pooled(&self) -> Option<usize> {
+        self.addition_embed_type?;
+        let (all, each) =
+            (self.projection_class_embeddings_input_dim?, self.addition_time_embed_dim?);
+        all.checked_sub(SIZES.checked_mul(each)?)
     }
 
     /// Whether transformers of a level see the prompt; `None` is the middle.

@@ -11,6 +11,7 @@ holds `config`, `tokens`, `timesteps`, perhaps `condition` or `guidance`, and th
 """
 
 import json
+import sys
 from pathlib import Path
 
 import diffusers
@@ -146,8 +147,28 @@ CASES = {
         9,
         {},
     ),
+    # As Stable Diffusion XL: a pooled text and sizes beside the prompt, transformers of several blocks.
+    "stable_diffusion_xl": (
+        blocks(False, True, True)
+        | dict(
+            sample_size=8, block_out_channels=(8, 16, 32), layers_per_block=2, norm_num_groups=8, cross_attention_dim=20,
+            attention_head_dim=[1, 2, 4], transformer_layers_per_block=[1, 2, 3], use_linear_projection=True,
+            addition_embed_type="text_time", addition_time_embed_dim=8, projection_class_embeddings_input_dim=60,
+        ),
+        9,
+        dict(text=12, time_ids=[[1024.0, 768.0, 0.0, 0.0, 1024.0, 768.0], [64.0, 64.0, 8.0, 4.0, 512.0, 384.0], [0.0] * 6]),
+    ),
+    "pooled_text": (
+        SMALL
+        | dict(
+            addition_embed_type="text_time", addition_time_embed_dim=6, projection_class_embeddings_input_dim=41, freq_shift=1,
+            flip_sin_to_cos=False, act_fn="gelu",
+        ),
+        9,
+        dict(text=5, time_ids=[[32.0, 24.0, 1.0, 2.0, 16.0, 8.0]] * 3),
+    ),
 }
-GRADIENTS = ("emoji", "stable_diffusion_2", "nested_depths", "guidance")
+GRADIENTS = ("emoji", "stable_diffusion_2", "nested_depths", "guidance", "pooled_text")
 
 
 def write(name: str, arguments: dict, tokens: int, told: dict) -> None:
@@ -168,7 +189,13 @@ def write(name: str, arguments: dict, tokens: int, told: dict) -> None:
     if "guidance" in told:
         embed = LatentConsistencyModelPipeline.get_guidance_scale_embedding
         guidance = embed(None, torch.tensor(told["guidance"]), config.time_cond_proj_dim).double()
-    output = model(x, torch.tensor(timesteps), prompt, class_labels=labels, timestep_cond=guidance).sample
+    added = None
+    if "time_ids" in told:
+        texts = formula((ROWS, told["text"]), 1.7, VECTOR_SEED).double()
+        added = dict(text_embeds=texts, time_ids=torch.tensor(told["time_ids"]).double())
+    output = model(
+        x, torch.tensor(timesteps), prompt, class_labels=labels, timestep_cond=guidance, added_cond_kwargs=added
+    ).sample
     tensors = {"output": output.detach().float()}
     if name in GRADIENTS:
         (output * formula(output.shape, 1.0, DIRECTION_SEED).double()).sum().backward()
@@ -193,5 +220,5 @@ def write(name: str, arguments: dict, tokens: int, told: dict) -> None:
 
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
-    for name, case in CASES.items():
-        write(name, *case)
+    for name in sys.argv[1:] or CASES:
+        write(name, *CASES[name])

@@ -21,7 +21,6 @@ import json
 import shutil
 from pathlib import Path
 
-import compel
 import diffusers
 import torch
 import transformers
@@ -99,6 +98,8 @@ def stable_diffusion():
 
 @torch.no_grad()
 def long_prompt():
+    import compel  # Needed here alone.
+
     pipe = StableDiffusionPipeline.from_pretrained(OUT / "stable_diffusion", safety_checker=None, feature_extractor=None)
     reader = compel.Compel(
         pipe.tokenizer, pipe.text_encoder, truncate_long_prompts=False, split_long_text_mode=compel.SplitLongTextMode.BRUTAL)

@@ -2,9 +2,9 @@
 //!
 //! | program | names |
 //! | --- | --- |
-//! | kohya's sd-scripts | `lora_unet_` or `lora_te_`, the module with `_` for `.`, then `.lora_up.weight`, `.lora_down.weight`, `.alpha` |
+//! | kohya's sd-scripts | `lora_unet_`, `lora_te_`, `lora_te1_` or `lora_te2_`, the module with `_` for `.`, then `.lora_up.weight`, `.lora_down.weight`, `.alpha` |
 //! | the same, of a single file | `lora_unet_input_blocks_…`, under the names of latent diffusion |
-//! | diffusers (PEFT) | `unet.` or `text_encoder.`, the module, then `.lora_B.weight`, `.lora_A.weight` |
+//! | diffusers (PEFT) | `unet.`, `text_encoder.` or `text_encoder_2.`, the module, then `.lora_B.weight`, `.lora_A.weight` |
 //! | diffusers before that | `.lora.up.weight`, `.lora_linear_layer.up.weight`, and `.processor.to_q_lora.up.weight` of attentions |
 
 use std::collections::HashMap;
@@ -16,7 +16,8 @@ use crate::weights::Shapes;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Component {
     Network,
-    TextEncoder,
+    /// By its number.
+    TextEncoder(usize),
 }
 
 /// Which half of a pair a tensor is.
@@ -101,15 +102,20 @@ impl Targets {
                     module.to_owned(),
                     format!("lora_unet_{flat}"),
                 ],
-                Component::TextEncoder => {
+                Component::TextEncoder(number) => {
                     let short = module.strip_prefix("text_model.").unwrap_or(module);
-                    vec![
-                        format!("text_encoder.{module}"),
-                        format!("text_encoder.text_model.{short}"),
-                        format!("lora_te_{flat}"),
-                        format!("lora_te_text_model_{}", short.replace('.', "_")),
-                        format!("lora_te1_text_model_{}", short.replace('.', "_")),
-                    ]
+                    let flat_short = short.replace('.', "_");
+                    let (folder, kohya): (_, &[&str]) = match number {
+                        0 => ("text_encoder", &["lora_te", "lora_te1"]),
+                        _ => ("text_encoder_2", &["lora_te2"]),
+                    };
+                    let mut names =
+                        vec![format!("{folder}.{module}"), format!("{folder}.text_model.{short}")];
+                    for prefix in kohya {
+                        names.push(format!("{prefix}_{flat}"));
+                        names.push(format!("{prefix}_text_model_{flat_short}"));
+                    }
+                    names
                 }
             };
             let there = ldm.as_ref().and_then(|names| names.get(name)?.strip_suffix(".weight"));

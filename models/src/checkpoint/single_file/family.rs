@@ -4,23 +4,25 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::{clip, unet};
+use super::clip::{self, Encoder};
+use super::unet;
 use crate::schedule::PredictionType;
 use crate::weights::Shapes;
 use crate::{Error, Result};
 
 /// A family of models that publish the same set of networks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(super) enum Family {
     /// Stable Diffusion 1: OpenAI's CLIP.
-    One,
+    One(Encoder),
     /// Stable Diffusion 2: OpenCLIP.
-    Two,
+    Two(Encoder),
+    /// Stable Diffusion XL: both.
+    Xl([Encoder; 2]),
 }
 
 /// Beginnings of names that only other models' files have, and what those are.
-const OTHERS: [(&str, &str); 21] = [
-    ("conditioner.embedders.", "Stable Diffusion XL"),
+const OTHERS: [(&str, &str); 20] = [
     ("control_model.", "a ControlNet"),
     ("controlnet_", "a ControlNet"),
     ("model.diffusion_model.joint_blocks.", "Stable Diffusion 3"),
@@ -50,7 +52,7 @@ impl Family {
     /// [`Error::Format`] that says what the file is instead, where that is known.
     pub(super) fn tell(path: &Path, shapes: &Shapes) -> Result<Self> {
         let refuse = |problem: String| Error::Format { path: path.to_owned(), problem };
-        let only = "only Stable Diffusion 1 and 2 can be imported";
+        let only = "only Stable Diffusion 1, 2 and XL can be imported";
         if let Some(name) = shapes.keys().find(|name| name.ends_with(".scale_weight")) {
             return Err(refuse(format!(
                 "has weights of 8 bits with scales (`{name}`); use the model's file of 16 or 32 bits"
@@ -83,23 +85,29 @@ impl Family {
             }
             _ => {}
         }
+        if let Some(encoders) = Encoder::both(shapes) {
+            return Ok(Self::Xl(encoders));
+        }
+        if shapes.keys().any(|name| name.starts_with(clip::BOTH[0])) {
+            return Err(refuse(format!(
+                "has one text encoder of Stable Diffusion XL's two (`{}…`), as its refiner has; {only}",
+                clip::BOTH[0]
+            )));
+        }
         if shapes.keys().any(|name| name.starts_with(unet::LABELS)) {
             return Err(refuse(format!(
                 "is told more than a prompt (it has `{}…`), as unCLIP and upscalers are; {only}",
                 unet::LABELS
             )));
         }
-        if shapes.contains_key(clip::OPEN_CLIP_FIRST) {
-            return Ok(Self::Two);
+        match Encoder::alone(shapes) {
+            Some(encoder) if encoder.is_openai() => Ok(Self::One(encoder)),
+            Some(encoder) => Ok(Self::Two(encoder)),
+            None => Err(refuse(format!(
+                "has no text encoder (`{}…`); use the whole checkpoint, not the network alone",
+                clip::ALONE
+            ))),
         }
-        if clip::openai_prefix(shapes).is_some() {
-            return Ok(Self::One);
-        }
-        let problem = format!(
-            "has no text encoder (`{}…`); use the whole checkpoint, not the network alone",
-            clip::PREFIX
-        );
-        Err(refuse(problem))
     }
 
     /// What the network predicts: as asked, or as all of the family do.
@@ -110,8 +118,8 @@ impl Family {
                 Err(Error::value("prediction", "sample", remedy))
             }
             (_, Some(asked)) => Ok(asked),
-            (Self::One, None) => Ok(PredictionType::Epsilon),
-            (Self::Two, None) => {
+            (Self::One(_) | Self::Xl(_), None) => Ok(PredictionType::Epsilon),
+            (Self::Two(_), None) => {
                 let remedy = "this is Stable Diffusion 2, whose file does not tell what it predicts: give epsilon (2-base, \
                               of 512 pixels) or v_prediction (2, of 768)";
                 Err(Error::value("prediction", "not given", remedy))
@@ -122,40 +130,70 @@ impl Family {
     /// The side of a latent.
     pub(super) fn sample_size(self, prediction: PredictionType) -> usize {
         match (self, prediction) {
-            (Self::Two, PredictionType::Velocity) => 96,
+            (Self::Xl(_), _) => 128,
+            (Self::Two(_), PredictionType::Velocity) => 96,
             _ => 64,
+        }
+    }
+
+    /// What latents are multiplied with, so that they spread as noise does (Rombach et al. 2022, §G).
+    pub(super) fn latent_scale(self) -> f64 {
+        match self {
+            Self::One(_) | Self::Two(_) => 0.18215,
+            Self::Xl(_) => 0.13025,
+        }
+    }
+
+    /// The text encoders.
+    pub(super) fn encoders(&self) -> &[Encoder] {
+        match self {
+            Self::One(encoder) | Self::Two(encoder) => std::slice::from_ref(encoder),
+            Self::Xl(encoders) => encoders,
+        }
+    }
+
+    /// `model_index.json` without its components.
+    pub(super) fn index(self) -> Value {
+        let nothing = json!([null, null]);
+        match self {
+            Self::One(_) | Self::Two(_) => json!({
+                "_class_name": "StableDiffusionPipeline",
+                "safety_checker": nothing,
+                "feature_extractor": nothing,
+                "requires_safety_checker": false,
+            }),
+            Self::Xl(_) => json!({
+                "_class_name": "StableDiffusionXLPipeline",
+                "force_zeros_for_empty_prompt": true,
+                "image_encoder": nothing,
+                "feature_extractor": nothing,
+            }),
         }
     }
 
     /// `scheduler_config.json` as the family's folders have it.
     pub(super) fn scheduler(self, prediction: PredictionType) -> Value {
+        let own = match (self, prediction) {
+            (Self::Xl(_), _) => json!({"_class_name": "EulerDiscreteScheduler"}),
+            (_, PredictionType::Velocity) => json!({
+                "_class_name": "DDIMScheduler", "set_alpha_to_one": false, "clip_sample": false,
+            }),
+            _ => json!({
+                "_class_name": "PNDMScheduler", "set_alpha_to_one": false, "skip_prk_steps": true,
+            }),
+        };
         let mut scheduler = json!({
-            "_class_name": "PNDMScheduler",
             "num_train_timesteps": 1000,
             "beta_schedule": "scaled_linear",
             "beta_start": 0.00085,
             "beta_end": 0.012,
             "prediction_type": prediction.name(),
-            "skip_prk_steps": true,
-            "set_alpha_to_one": false,
             "steps_offset": 1,
             "timestep_spacing": "leading",
         });
-        if prediction == PredictionType::Velocity {
-            scheduler["_class_name"] = json!("DDIMScheduler");
-            scheduler["clip_sample"] = json!(false);
-            if let Some(fields) = scheduler.as_object_mut() {
-                fields.remove("skip_prk_steps");
-            }
+        for (name, value) in own.as_object().into_iter().flatten() {
+            scheduler[name] = value.clone();
         }
         scheduler
-    }
-
-    /// The token that fills a prompt.
-    pub(super) fn padding(self) -> &'static str {
-        match self {
-            Self::One => "<|endoftext|>",
-            Self::Two => "!",
-        }
     }
 }

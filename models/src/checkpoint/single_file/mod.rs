@@ -10,6 +10,7 @@
 //! | network (`unet.rs`) | `model.diffusion_model.…` |
 //! | autoencoder (`vae.rs`) | `first_stage_model.…` |
 //! | text encoder (`clip.rs`) | `cond_stage_model.transformer.…`, or OpenCLIP's `cond_stage_model.model.…` |
+//! | both of XL's | `conditioner.embedders.0.transformer.…` and `conditioner.embedders.1.model.…` |
 
 mod clip;
 mod family;
@@ -42,11 +43,14 @@ enum Source {
     Point(String),
     /// One of its three equal parts along the first dimension.
     Third(String, usize),
+    /// Its rows are columns here.
+    Transposed(String),
 }
 
 impl Source {
     fn name(&self) -> &str {
-        let (Self::Same(name) | Self::Point(name) | Self::Third(name, _)) = self;
+        let (Self::Same(name) | Self::Point(name) | Self::Third(name, _) | Self::Transposed(name)) =
+            self;
         name
     }
 
@@ -57,6 +61,7 @@ impl Source {
             Self::Same(_) => {}
             Self::Point(_) => there.extend([1, 1]),
             Self::Third(..) => there[0] *= 3,
+            Self::Transposed(_) => there.reverse(),
         }
         there
     }
@@ -65,6 +70,7 @@ impl Source {
         Ok(match self {
             Self::Same(_) => tensor.clone(),
             Self::Point(_) => tensor.reshape(shape)?,
+            Self::Transposed(_) => tensor.t()?.contiguous()?,
             Self::Third(_, part) => tensor.narrow(0, part * shape[0], shape[0])?.contiguous()?,
         })
     }
@@ -99,7 +105,7 @@ impl Component {
 
 /// Converts the checkpoint at `path` to a diffusers folder at `out`, and returns the network's configuration.
 ///
-/// `prediction` is what the network predicts; where it is not given, Stable Diffusion 1 predicts the noise, and Stable
+/// `prediction` is what the network predicts; where it is not given, Stable Diffusion 1 and XL predict the noise, and Stable
 /// Diffusion 2, of which there are two, is refused. The folder appears complete or not at all. Weights keep their element
 /// type, except that f64 becomes f32.
 ///
@@ -119,11 +125,9 @@ pub fn import(
 
     let network_json = unet::config(path, &shapes, family.sample_size(prediction))?;
     let network = NetworkConfig::from_json(&network_json, &format!("{}", path.display()))?;
-    let autoencoder_json = vae::config(path, &shapes)?;
+    let autoencoder_json = vae::config(path, &shapes, family.latent_scale())?;
     let autoencoder = AutoencoderConfig::from_json(&autoencoder_json, "the autoencoder")?;
-    let text_json = clip::config(path, &shapes)?;
-    let text = TextEncoderConfig::from_json(clip::CLASS, &text_json, "the text encoder")?;
-    let components = [
+    let mut components = vec![
         Component {
             name: network.component(),
             class: ["diffusers", network.class_name()],
@@ -144,36 +148,41 @@ pub fn import(
             ),
             config: autoencoder.to_json(),
         },
-        Component {
-            name: "text_encoder",
-            class: ["transformers", clip::CLASS],
+    ];
+    for encoder in family.encoders() {
+        let json = encoder.config(path, &shapes)?;
+        let config = TextEncoderConfig::from_json(encoder.class(), &json, "the text encoder")?;
+        let weights = config.weight_shapes().into_iter();
+        components.push(Component {
+            name: encoder.folders[0],
+            class: ["transformers", encoder.class()],
             weights: "model.safetensors",
             tensors: Component::tensors(
-                text.weight_shapes().into_iter().map(|(name, it)| (file_name(&name), it)).collect(),
-                clip::sources(&shapes),
+                weights.map(|(name, it)| (file_name(&name), it)).collect(),
+                encoder.sources(),
             ),
-            config: clip::whole_config(&text_json),
-        },
-    ];
-    check(path, &shapes, &components)?;
+            config: encoder.whole_config(&json),
+        });
+    }
+    check(path, &shapes, &family, &components)?;
 
     let schedule = ScheduleConfig::from_json(&family.scheduler(prediction), "the scheduler")?;
     let card = Card::default();
     let draft = Draft::new(out)?;
-    let mut index = json!({"_class_name": network.pipeline()});
+    let mut index = family.index();
     index["scheduler"] = json!(["diffusers", schedule.to_json()["_class_name"]]);
-    index["tokenizer"] = json!(["transformers", "CLIPTokenizer"]);
-    for name in ["safety_checker", "feature_extractor"] {
-        index[name] = json!([null, null]);
-    }
-    index["requires_safety_checker"] = json!(false);
     for Component { name, class, .. } in &components {
         index[*name] = json!(class);
     }
+    for encoder in family.encoders() {
+        index[encoder.folders[1]] = json!(["transformers", "CLIPTokenizer"]);
+    }
     draft.write_json("model_index.json", &index)?;
     draft.write_json("scheduler/scheduler_config.json", &schedule.to_json())?;
-    for (name, bytes) in clip_vocabulary(family.padding())? {
-        draft.write(&format!("tokenizer/{name}"), &bytes)?;
+    for encoder in family.encoders() {
+        for (name, bytes) in clip_vocabulary(encoder.padding())? {
+            draft.write(&format!("{}/{name}", encoder.folders[1]), &bytes)?;
+        }
     }
     for Component { name, config, weights, tensors, .. } in &components {
         draft.write_json(&format!("{name}/config.json"), config)?;
@@ -194,19 +203,21 @@ pub(super) fn unet_names(shapes: &Shapes) -> BTreeMap<String, String> {
 
 /// Names by which the tensors are found among what programs save beside them.
 fn anchors() -> BTreeSet<String> {
-    [unet::FIRST, vae::FIRST, clip::OPENAI_FIRST, clip::OPEN_CLIP_FIRST].map(str::to_owned).into()
+    [unet::FIRST, vae::FIRST].map(str::to_owned).into_iter().chain(clip::firsts()).collect()
 }
 
 /// Compared before anything is read, so that no size in the file is believed.
-fn check(path: &Path, found: &Shapes, components: &[Component]) -> Result<()> {
+fn check(path: &Path, found: &Shapes, family: &Family, components: &[Component]) -> Result<()> {
     let all = || components.iter().flat_map(|component| component.tensors.values());
     let expected: Shapes =
         all().map(|(shape, source)| (source.name().to_owned(), source.shape(shape))).collect();
     let belongs = |name: &str| {
-        let parts = [unet::PREFIX, vae::PREFIX, clip::PREFIX];
-        parts.iter().any(|part| name.starts_with(part))
+        let encoders = family.encoders();
+        let roots = encoders.iter().map(|encoder| encoder.root);
+        let mut parts = [unet::PREFIX, vae::PREFIX].into_iter().chain(roots);
+        parts.any(|part| name.starts_with(part))
             && !vae::is_idle(name)
-            && !clip::is_idle(name)
+            && !encoders.iter().any(|encoder| encoder.is_idle(name))
     };
     let found: Shapes = found
         .iter()

@@ -11,26 +11,49 @@ struct Table {
     unet: Vec<[String; 3]>,
     vae: Vec<[String; 3]>,
     text_encoder: Vec<[String; 3]>,
+    #[serde(default)]
+    text_encoder_2: Vec<[String; 3]>,
 }
+
+impl Table {
+    /// Rows of each component, in the order of [`FOLDERS`].
+    fn rows(&self) -> [&Vec<[String; 3]>; 4] {
+        [&self.unet, &self.vae, &self.text_encoder, &self.text_encoder_2]
+    }
+}
+
+const FOLDERS: [&str; 4] = ["unet", "vae", "text_encoder", "text_encoder_2"];
 
 fn table(family: &str) -> Table {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     crate::checkpoint::read::json(&golden.join(format!("single_file_{family}.json"))).unwrap()
 }
 
-fn unet_json(family: &str, channels: [usize; 4], context: usize) -> Value {
-    let linear = family == "2";
-    let heads = channels.map(|channels| if linear { (channels / 64).max(1) } else { 8 });
-    json!({
+fn unet_json(family: &str, channels: &[usize], context: usize) -> Value {
+    let linear = family != "1";
+    let heads = |&channels: &usize| if linear { (channels / 64).max(1) } else { 8 };
+    let heads: Vec<usize> = channels.iter().map(heads).collect();
+    let (down, up) = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D");
+    let mut config = json!({
         "_class_name": "UNet2DConditionModel",
         "sample_size": 64,
-        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "down_block_types": [down, down, down, "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", up, up, up],
         "block_out_channels": channels,
         "cross_attention_dim": context,
         "attention_head_dim": heads,
         "use_linear_projection": linear,
-    })
+    });
+    if family == "xl" {
+        config["down_block_types"] = json!(["DownBlock2D", down, down]);
+        config["up_block_types"] = json!([up, up, "UpBlock2D"]);
+        config["transformer_layers_per_block"] = json!([1, 2, 10]);
+        config["addition_embed_type"] = json!("text_time");
+        config["addition_time_embed_dim"] = json!(256);
+        config["projection_class_embeddings_input_dim"] =
+            json!(1536 + if channels[0] == 320 { 1280 } else { 64 });
+    }
+    config
 }
 
 fn vae_json(channels: [usize; 4]) -> Value {
@@ -43,26 +66,37 @@ fn vae_json(channels: [usize; 4]) -> Value {
     })
 }
 
-fn text_json(family: &str, width: usize, layers: usize) -> Value {
-    json!({
-        "vocab_size": 49_408,
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": (width / 64).max(1),
-        "hidden_act": if family == "2" { "gelu" } else { "quick_gelu" },
-    })
+/// The text encoders, with their classes: of such widths and depths.
+fn text_jsons(family: &str, all: &[(usize, usize)]) -> Vec<(&'static str, Value)> {
+    let of = |(number, &(width, layers)): (usize, &(usize, usize))| {
+        let open = family == "2" || number == 1;
+        let mut config = json!({
+            "vocab_size": 49_408,
+            "hidden_size": width,
+            "intermediate_size": 4 * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": (width / 64).max(1),
+            "hidden_act": if open { "gelu" } else { "quick_gelu" },
+        });
+        if number == 0 {
+            return ("CLIPTextModel", config);
+        }
+        config["projection_dim"] = json!(width);
+        ("CLIPTextModelWithProjection", config)
+    };
+    all.iter().enumerate().map(of).collect()
 }
 
 /// Names here with their shapes, of each component.
-fn shapes_here(unet: &Value, vae: &Value, text: &Value) -> [BTreeMap<String, Vec<usize>>; 3] {
-    [
+fn shapes_here(unet: &Value, vae: &Value, texts: &[(&str, Value)]) -> Vec<Shapes> {
+    let mut all = vec![
         NetworkConfig::from_json(unet, "unet").unwrap().weight_shapes(),
         AutoencoderConfig::from_json(vae, "vae").unwrap().weight_shapes(),
-        as_in_files(
-            TextEncoderConfig::from_json(clip::CLASS, text, "text").unwrap().weight_shapes(),
-        ),
-    ]
+    ];
+    all.extend(texts.iter().map(|(class, text)| {
+        as_in_files(TextEncoderConfig::from_json(class, text, "text").unwrap().weight_shapes())
+    }));
+    all
 }
 
 fn as_in_files(shapes: Shapes) -> Shapes {
@@ -70,14 +104,15 @@ fn as_in_files(shapes: Shapes) -> Shapes {
 }
 
 /// The file's tensors for those here, by the golden tables, and what each is made of.
-fn shapes_there(table: &Table, here: &[BTreeMap<String, Vec<usize>>; 3]) -> Shapes {
+fn shapes_there(table: &Table, here: &[Shapes]) -> Shapes {
     let mut there = Shapes::new();
-    for (rows, here) in [&table.unet, &table.vae, &table.text_encoder].into_iter().zip(here) {
+    for (rows, here) in table.rows().into_iter().zip(here) {
         for [name, source, how] in rows {
             let Some(mut shape) = here.get(name).cloned() else { continue };
             match how.as_str() {
                 "same" => {}
                 "point" => shape.extend([1, 1]),
+                "transposed" => shape.reverse(),
                 _ => shape[0] *= 3,
             }
             there.insert(source.clone(), shape);
@@ -88,73 +123,77 @@ fn shapes_there(table: &Table, here: &[BTreeMap<String, Vec<usize>>; 3]) -> Shap
 
 #[test]
 fn every_tensor_of_the_real_models_is_where_diffusers_finds_it() {
-    for (family, context, width, layers) in [("1", 768, 768, 12), ("2", 1024, 1024, 23)] {
+    for (family, channels, context, texts, heads) in [
+        ("1", &[320, 640, 1280, 1280][..], 768, &[(768, 12)][..], "[8,8,8,8]"),
+        ("2", &[320, 640, 1280, 1280], 1024, &[(1024, 23)], "[5,10,20,20]"),
+        ("xl", &[320, 640, 1280], 2048, &[(768, 12), (1280, 32)], "[5,10,20]"),
+    ] {
         let table = table(family);
-        let unet = unet_json(family, [320, 640, 1280, 1280], context);
-        let here =
-            shapes_here(&unet, &vae_json([128, 256, 512, 512]), &text_json(family, width, layers));
+        let unet = unet_json(family, channels, context);
+        let texts = text_jsons(family, texts);
+        let here = shapes_here(&unet, &vae_json([128, 256, 512, 512]), &texts);
         let mut shapes = shapes_there(&table, &here);
-        if family == "2" {
+        let idle: &[(&str, &[usize])] = match family {
+            "1" => &[("cond_stage_model.transformer.text_model.embeddings.position_ids", &[1, 77])],
             // The layer that is not used, and the projection.
-            shapes.insert(
-                "cond_stage_model.model.transformer.resblocks.23.ln_1.weight".into(),
-                vec![1024],
-            );
-            shapes.insert("cond_stage_model.model.text_projection".into(), vec![1024, 1024]);
-        }
-        shapes.insert(
-            "cond_stage_model.transformer.text_model.embeddings.position_ids".into(),
-            vec![1, 77],
-        );
+            "2" => &[
+                ("cond_stage_model.model.transformer.resblocks.23.ln_1.weight", &[1024]),
+                ("cond_stage_model.model.text_projection", &[1024, 1024]),
+            ],
+            _ => &[("conditioner.embedders.1.model.logit_scale", &[])],
+        };
+        shapes.extend(idle.iter().map(|(name, shape)| ((*name).to_owned(), shape.to_vec())));
         shapes.insert("model_ema.decay".into(), vec![]);
         let path = Path::new("sd.safetensors");
-        let told = unet::config(path, &shapes, 64).unwrap();
-        let network = NetworkConfig::from_json(&told, "unet").unwrap();
-        assert_eq!(network.weight_shapes(), here[0], "{told}");
+        let told = Family::tell(path, &shapes).unwrap();
+        assert!(matches!(
+            (family, &told),
+            ("1", Family::One(_)) | ("2", Family::Two(_)) | ("xl", Family::Xl(_))
+        ));
+        for (name, _) in idle {
+            assert!(told.encoders().iter().any(|encoder| encoder.is_idle(name)), "{name}");
+        }
+        let read = unet::config(path, &shapes, 64).unwrap();
+        let network = NetworkConfig::from_json(&read, "unet").unwrap();
+        assert_eq!(network.weight_shapes(), here[0], "{read}");
         let expected = NetworkConfig::from_json(&unet, "unet").unwrap();
-        assert_eq!(
-            network.to_json()["attention_head_dim"].to_string(),
-            match family {
-                "1" => "[8,8,8,8]".to_owned(),
-                _ => "[5,10,20,20]".to_owned(),
-            }
-        );
+        assert_eq!(network.to_json()["attention_head_dim"].to_string(), heads);
         assert_eq!(expected.geometry(), network.geometry());
-        let vae = vae::config(path, &shapes).unwrap();
+        let vae = vae::config(path, &shapes, told.latent_scale()).unwrap();
         assert_eq!(AutoencoderConfig::from_json(&vae, "vae").unwrap().weight_shapes(), here[1]);
-        let text = clip::config(path, &shapes).unwrap();
-        let read = TextEncoderConfig::from_json(clip::CLASS, &text, "text").unwrap();
-        assert_eq!(as_in_files(read.weight_shapes()), here[2], "{text}");
         type Find = Box<dyn Fn(&str) -> Source>;
-        let sources: [Find; 3] = [
-            Box::new(unet::sources(&network.weight_shapes())),
-            Box::new(vae::sources(&vae)),
-            Box::new(clip::sources(&shapes)),
-        ];
-        for (rows, source) in [table.unet, table.vae, table.text_encoder].into_iter().zip(sources) {
+        let mut sources: Vec<Find> =
+            vec![Box::new(unet::sources(&network.weight_shapes())), Box::new(vae::sources(&vae))];
+        for (encoder, here) in told.encoders().iter().zip(&here[2..]) {
+            let text = encoder.config(path, &shapes).unwrap();
+            let read = TextEncoderConfig::from_json(encoder.class(), &text, "text").unwrap();
+            assert_eq!(as_in_files(read.weight_shapes()), *here, "{text}");
+            sources.push(Box::new(encoder.sources()));
+        }
+        for (rows, source) in table.rows().into_iter().zip(sources) {
             for [name, there, how] in rows {
                 let expected = match how.as_str() {
-                    "same" => Source::Same(there),
-                    "point" => Source::Point(there),
-                    third => Source::Third(there, third["third ".len()..].parse().unwrap()),
+                    "same" => Source::Same(there.clone()),
+                    "point" => Source::Point(there.clone()),
+                    "transposed" => Source::Transposed(there.clone()),
+                    third => Source::Third(there.clone(), third["third ".len()..].parse().unwrap()),
                 };
-                assert_eq!(source(&name), expected, "{name}");
+                assert_eq!(source(name), expected, "{name}");
             }
         }
-        assert_eq!(
-            Family::tell(path, &shapes).unwrap(),
-            if family == "1" { Family::One } else { Family::Two }
-        );
     }
 }
 
 /// A small checkpoint of a family with random weights.
 fn small(family: &str) -> HashMap<String, Tensor> {
-    let channels = [64; 4];
+    let (levels, context, texts) = match family {
+        "xl" => (3, 128, &[(64, 2), (64, 2)][..]),
+        _ => (4, 64, &[(64, 2)][..]),
+    };
     let here = shapes_here(
-        &unet_json(family, channels, 64),
+        &unet_json(family, &[64; 4][..levels], context),
         &vae_json([32; 4]),
-        &text_json(family, 64, 2),
+        &text_jsons(family, texts),
     );
     let shapes = shapes_there(&table(family), &here);
     shapes
@@ -177,12 +216,13 @@ fn written(tensors: &HashMap<String, Tensor>) -> (tempfile::TempDir, std::path::
 
 #[test]
 fn a_whole_checkpoint_becomes_a_folder_with_the_same_tensors() {
-    for (family, prediction) in [("1", None), ("2", Some(PredictionType::Velocity))] {
+    for (family, prediction) in [("1", None), ("2", Some(PredictionType::Velocity)), ("xl", None)] {
         let mut tensors = small(family);
         let extra = Tensor::zeros(4, DType::F32, &Device::Cpu).unwrap();
         tensors.insert("betas".into(), extra.clone());
         tensors.insert("first_stage_model.loss.logvar".into(), extra.clone());
-        tensors.insert("cond_stage_model.logit_scale".into(), extra);
+        let root = if family == "xl" { clip::BOTH[1] } else { clip::ALONE };
+        tensors.insert(format!("{root}logit_scale"), extra);
         let (folder, path) = written(&tensors);
         let out = folder.path().join("out");
         import(&path, &out, prediction).unwrap();
@@ -194,21 +234,22 @@ fn a_whole_checkpoint_becomes_a_folder_with_the_same_tensors() {
         );
         assert_eq!(opened.tokenizer().unwrap().unwrap().vocabulary(), 49_408);
         let table = table(family);
-        let components = [
-            ("unet", "diffusion_pytorch_model", table.unet),
-            ("vae", "diffusion_pytorch_model", table.vae),
-            ("text_encoder", "model", table.text_encoder),
-        ];
-        for (component, stem, rows) in components {
+        for (component, rows) in FOLDERS.into_iter().zip(table.rows()) {
+            if rows.is_empty() {
+                continue;
+            }
+            let stem =
+                if component.starts_with("text") { "model" } else { "diffusion_pytorch_model" };
             let file = out.join(component).join(format!("{stem}.safetensors"));
             let read = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
             let mut compared = 0;
             for [name, source, how] in rows {
-                let Some(tensor) = read.get(&name) else { continue };
-                let there = &tensors[&source];
+                let Some(tensor) = read.get(name) else { continue };
+                let there = &tensors[source];
                 let there = match how.as_str() {
                     "same" => there.clone(),
                     "point" => there.reshape(tensor.shape()).unwrap(),
+                    "transposed" => there.t().unwrap(),
                     third => there.chunk(3, 0).unwrap()
                         [third["third ".len()..].parse::<usize>().unwrap()]
                     .clone(),
@@ -237,7 +278,10 @@ fn what_is_something_else_is_refused_by_its_name() {
         Box::new(move |tensors| tensors.retain(|name, _| !name.starts_with(prefix)))
     };
     let cases: [(Change, &[&str]); 11] = [
-        (with("conditioner.embedders.1.model.ln_final.weight", &[4]), &["Stable Diffusion XL"]),
+        (
+            with("conditioner.embedders.0.model.ln_final.weight", &[4]),
+            &["Stable Diffusion XL", "refiner"],
+        ),
         (with("control_model.time_embed.0.weight", &[4, 4]), &["ControlNet"]),
         (with("double_blocks.0.img_attn.norm.key_norm.scale", &[4]), &["Flux"]),
         (with(lora, &[4, 4]), &["LoRA"]),

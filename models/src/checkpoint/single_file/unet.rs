@@ -24,6 +24,9 @@ const HEADS: usize = 8;
 /// Channels of a head of an attention between linear maps (Stable Diffusion 2 and later).
 const HEAD_CHANNELS: usize = 64;
 
+/// Sines and cosines of a size (Stable Diffusion XL).
+const SIZE_WIDTH: usize = 256;
+
 /// A level of the network, as its blocks tell.
 #[derive(Debug, Default)]
 struct Level {
@@ -92,7 +95,7 @@ pub(super) fn config(path: &Path, shapes: &Shapes, sample_size: usize) -> Result
         .enumerate()
         .map(|(i, level)| if i == last && level.depth == 0 { middle } else { level.depth.max(1) })
         .collect();
-    Ok(json!({
+    let mut config = json!({
         "_class_name": "UNet2DConditionModel",
         "sample_size": sample_size,
         "in_channels": length("input_blocks.0.0.weight", 1)?,
@@ -105,7 +108,14 @@ pub(super) fn config(path: &Path, shapes: &Shapes, sample_size: usize) -> Result
         "cross_attention_dim": context,
         "attention_head_dim": levels.iter().map(heads).collect::<Vec<_>>(),
         "use_linear_projection": linear,
-    }))
+    });
+    // A pooled text, and sizes as sines and cosines (Podell et al. 2023, §2.2).
+    if there("label_emb.0.0.weight") {
+        config["addition_embed_type"] = json!("text_time");
+        config["addition_time_embed_dim"] = json!(SIZE_WIDTH);
+        config["projection_class_embeddings_input_dim"] = json!(length("label_emb.0.0.weight", 1)?);
+    }
+    Ok(config)
 }
 
 /// Where the tensors of the network with these weights are.
@@ -142,6 +152,8 @@ fn renamed(name: &str, blocks: usize, attends: impl Fn(usize) -> bool) -> Option
     let whole = [
         ("time_embedding.linear_1.", "time_embed.0."),
         ("time_embedding.linear_2.", "time_embed.2."),
+        ("add_embedding.linear_1.", "label_emb.0.0."),
+        ("add_embedding.linear_2.", "label_emb.0.2."),
         ("conv_in.", "input_blocks.0.0."),
         ("conv_norm_out.", "out.0."),
         ("conv_out.", "out.2."),

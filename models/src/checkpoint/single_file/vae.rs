@@ -15,9 +15,6 @@ pub(super) const PREFIX: &str = "first_stage_model.";
 /// The first convolution.
 pub(super) const FIRST: &str = "first_stage_model.encoder.conv_in.weight";
 
-/// Standard deviation of Stable Diffusion's latents, as a factor (Rombach et al. 2022, §G).
-const SCALE: f64 = 0.18215;
-
 /// Whether a tensor has no part in encoding or decoding: what training judged images by.
 pub(super) fn is_idle(name: &str) -> bool {
     ["loss.", "model_ema."]
@@ -25,11 +22,11 @@ pub(super) fn is_idle(name: &str) -> bool {
         .any(|part| name.strip_prefix(PREFIX).is_some_and(|it| it.starts_with(part)))
 }
 
-/// `config.json` of the autoencoder whose tensors these are.
+/// `config.json` of the autoencoder whose tensors these are, and of whose latents this is the scale.
 ///
 /// # Errors
 /// [`crate::Error::Format`] for tensors that are no such autoencoder's.
-pub(super) fn config(path: &Path, shapes: &Shapes) -> Result<Value> {
+pub(super) fn config(path: &Path, shapes: &Shapes, scale: f64) -> Result<Value> {
     let length = |name: &str, at| length(path, shapes, &format!("{PREFIX}{name}"), at);
     let block =
         |level: usize, layer: usize| format!("encoder.down.{level}.block.{layer}.conv1.weight");
@@ -47,7 +44,7 @@ pub(super) fn config(path: &Path, shapes: &Shapes) -> Result<Value> {
         "block_out_channels": channels,
         "layers_per_block": layers,
         "latent_channels": length("post_quant_conv.weight", 0)?,
-        "scaling_factor": SCALE,
+        "scaling_factor": scale,
     }))
 }
 

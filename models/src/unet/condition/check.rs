@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{ClassEmbedType, Down, Middle, UNet2DConditionConfig, Up};
+use super::{ClassEmbedType, Down, Middle, SIZES, UNet2DConditionConfig, Up};
 use crate::Result;
 use crate::each::Each;
 use crate::fields::Fields;
@@ -32,7 +32,6 @@ impl UNet2DConditionConfig {
             ("encoder_hid_dim", &self.encoder_hid_dim),
             ("encoder_hid_dim_type", &self.encoder_hid_dim_type),
             ("num_attention_heads", &self.num_attention_heads),
-            ("addition_embed_type", &self.addition_embed_type),
             ("time_embedding_act_fn", &self.time_embedding_act_fn),
             ("timestep_post_act", &self.timestep_post_act),
             ("cross_attention_norm", &self.cross_attention_norm),
@@ -40,9 +39,6 @@ impl UNet2DConditionConfig {
         if let Some((name, _)) = parts.into_iter().find(|(_, part)| part.is_some()) {
             let remedy = match name {
                 "num_attention_heads" => "must be null: attention_head_dim is the number of heads",
-                "addition_embed_type" => {
-                    "must be null: models with more conditioning than a prompt, such as SDXL, are not supported"
-                }
                 _ => "must be null: other models are not supported",
             };
             return Err(fields.refuse(name, remedy));
@@ -153,10 +149,52 @@ impl UNet2DConditionConfig {
             let remedy = format!("must be a whole number from 4 to {CHANNEL_LIMIT}, or null");
             return Err(fields.refuse("time_cond_proj_dim", remedy));
         }
+        self.check_addition(fields)?;
         let projected = [ClassEmbedType::Projection, ClassEmbedType::SimpleProjection];
         if vector.is_none() && self.class_embed_type.is_some_and(|kind| projected.contains(&kind)) {
             let remedy = "must be set, since class_embed_type projects such a vector";
             return Err(fields.refuse("projection_class_embeddings_input_dim", remedy));
+        }
+        Ok(())
+    }
+
+    /// A pooled text and sines and cosines of sizes make up the vector, and no class is told by another.
+    fn check_addition(&self, fields: &Fields) -> Result<()> {
+        let width = self.addition_time_embed_dim;
+        fields.bounded("addition_time_embed_dim", width, CHANNEL_LIMIT)?;
+        if self.addition_embed_type.is_none() {
+            return Ok(());
+        }
+        let vector = self.projection_class_embeddings_input_dim;
+        for (name, missing) in [
+            ("addition_time_embed_dim", width.is_none()),
+            ("projection_class_embeddings_input_dim", vector.is_none()),
+        ] {
+            if missing {
+                let remedy = "must be set, since addition_embed_type is text_time";
+                return Err(fields.refuse(name, remedy));
+            }
+        }
+        let half = width.unwrap_or(0) / 2;
+        if width.is_some_and(|width| width % 2 == 1) || self.freq_shift >= half as f64 {
+            let remedy = "must be even, and its half above freq_shift";
+            return Err(fields.refuse("addition_time_embed_dim", remedy));
+        }
+        if self.pooled().is_none_or(|text| text == 0) {
+            let least = SIZES * width.unwrap_or(0);
+            let remedy = format!(
+                "must be above {least}: {SIZES} times addition_time_embed_dim, and a pooled text"
+            );
+            return Err(fields.refuse("projection_class_embeddings_input_dim", remedy));
+        }
+        if self.class_embed_type.is_some() || self.num_class_embeds.is_some() {
+            let name = if self.class_embed_type.is_some() {
+                "class_embed_type"
+            } else {
+                "num_class_embeds"
+            };
+            let remedy = "must be null, since addition_embed_type is text_time";
+            return Err(fields.refuse(name, remedy));
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! What a `UNet2DConditionModel` consists of, and the vector that tells it time, class and guidance.
 
-use super::{ClassEmbedType, Down, Middle, TimeScaleShift, UNet2DConditionConfig, Up};
+use super::{ClassEmbedType, Down, Middle, SIZES, TimeScaleShift, UNet2DConditionConfig, Up};
 use crate::each::Each;
 use crate::graph::{Epilogue, Graph, GraphBuilder, Map, Name, Scalar, Size, Wave};
 use crate::kernels::Function;
@@ -131,7 +131,16 @@ impl UNet2DConditionConfig {
                 epilogue,
             );
         }
-        let sum = embedded(g, &place, time, width, function, class);
+        let more = match self.pooled() {
+            Some(text) => {
+                let wave = (self.freq_shift, self.flip_sin_to_cos);
+                let each = self.addition_time_embed_dim.unwrap_or(0);
+                let told = g.text_time([text, SIZES], wave, each);
+                Some(embedded(g, &root.at("add_embedding"), told, width, Function::Silu, class))
+            }
+            None => class,
+        };
+        let sum = embedded(g, &place, time, width, function, more);
         g.activate(sum, function)
     }
 
