@@ -10,7 +10,7 @@ use crate::cpu::{Inference, Mode, Training, Unfinished};
 use crate::denoiser::Conditions;
 use crate::eager::Eager;
 use crate::features::Features;
-use crate::graph::{Graph, Op};
+use crate::graph::Graph;
 use crate::kernels::{ElementType, Footprint, Isa, Timing};
 use crate::weight::Weight;
 use crate::weights::Weights;
@@ -60,8 +60,7 @@ impl Compiled {
     /// in f32.
     ///
     /// # Errors
-    /// Those of weights that cannot be read; [`crate::Error::Value`] for bf16 on a CPU that does not multiply it, or of
-    /// an architecture that has no kernels for it.
+    /// Those of weights that cannot be read; [`crate::Error::Value`] for bf16 on a CPU that does not multiply it.
     pub(crate) fn new(
         graph: Graph,
         weights: HashMap<String, Weight>,
@@ -85,7 +84,7 @@ impl Compiled {
         // The compiled network packs its weights from f32, whatever its products are of.
         let (dtype, element) = match dtype {
             DType::BF16 if device.is_cpu() && !weights.values().any(Weight::trained) => {
-                (DType::F32, bf16(&graph)?)
+                (DType::F32, bf16()?)
             }
             other => (other, ElementType::F32),
         };
@@ -313,13 +312,8 @@ impl Body {
     }
 }
 
-/// bf16, where this processor multiplies it and every operation has kernels for it.
-fn bf16(graph: &Graph) -> crate::Result<ElementType> {
-    let tokens = |op: &Op| matches!(op, Op::Modulate { .. } | Op::Gate { .. } | Op::Geglu { .. });
-    if graph.ops.iter().any(tokens) {
-        let remedy = "this architecture runs in f32 on a CPU; use f32";
-        return Err(Error::value("dtype", "bf16", remedy));
-    }
+/// bf16, where this processor multiplies it.
+fn bf16() -> crate::Result<ElementType> {
     if Isa::detect().multiplies_bf16() {
         return Ok(ElementType::Bf16);
     }

@@ -70,6 +70,25 @@ fn states_are_those_of_transformers() {
     }
 }
 
+/// Eight bits of mantissa throughout, where the processor multiplies them.
+#[test]
+fn bf16_states_are_nearly_those_of_transformers() {
+    if !Isa::detect().multiplies_bf16() {
+        println!("this processor does not multiply bf16: nothing compared");
+        return;
+    }
+    for case in Case::all() {
+        let rows: Vec<usize> = (0..case.ids.len()).collect();
+        let TextStates { last, penultimate, pooled } =
+            case.encoder(DType::BF16).forward(&case.tokens(&rows)).unwrap();
+        for (what, found) in [("last", last), ("penultimate", penultimate), ("pooled", pooled)] {
+            let error = relative_error(&found, case.golden.tensor(what));
+            println!("{} {what}: {error:.2e}", case.golden.name);
+            assert!(error <= 3e-2, "{} {what}: {error:e}", case.golden.name);
+        }
+    }
+}
+
 /// The kernels choose their instructions once per process, so each set needs a process of its own.
 #[test]
 fn every_instruction_set_is_as_good() {

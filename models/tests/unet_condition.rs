@@ -139,6 +139,29 @@ fn answers_as_diffusers_does() {
     }
 }
 
+/// Eight bits of mantissa throughout, where the processor multiplies them (PyTorch's autocast errs by up to 4e-2 on these); a row does not depend on its batch there either.
+#[test]
+fn bf16_answers_nearly_as_diffusers_does() {
+    if !Isa::detect().multiplies_bf16() {
+        println!("this processor does not multiply bf16: nothing compared");
+        return;
+    }
+    for case in Case::all() {
+        let network = case.network(DType::BF16);
+        assert_eq!(network.dtype(), DType::F32, "what it takes and gives");
+        let output = network.evaluate(&case.x, &case.timesteps, case.conditions()).unwrap();
+        let error = relative_error(&output, case.golden.tensor("output"));
+        println!("{}: {error:.2e}", case.golden.name);
+        assert!(error <= 6e-2, "{}: {error:e}", case.golden.name);
+        let rows = [2, 1, 0, 0, 1];
+        let together = case.answer(&*network, &rows);
+        for (i, &row) in rows.iter().enumerate() {
+            let alone = case.answer(&*network, &[row]);
+            assert!(bits(&together.get(i).unwrap()) == bits(&alone), "{}", case.golden.name);
+        }
+    }
+}
+
 /// The kernels choose their instructions once per process, so each set needs a process of its own.
 #[test]
 fn every_instruction_set_answers_as_diffusers_does() {

@@ -335,8 +335,8 @@ impl ModelFolder {
     /// As [`ModelFolder::load`].
     pub fn reader(&self, dtype: DType, device: &Device) -> Result<Option<Reader>> {
         let Some(tokenizer) = self.tokenizer()? else { return Ok(None) };
-        // A prompt is read once, an image is many evaluations: f32 is fast enough for it on a CPU.
-        let dtype = if device.is_cpu() { DType::F32 } else { dtype };
+        // Products of 8 bits are the network's alone.
+        let dtype = if dtype == quantization::INT8 { DType::F32 } else { dtype };
         let first = self.text_encoder(0, dtype, device)?;
         let encoder = match self.text_encoders.get(1) {
             None => PromptEncoder::one(first),

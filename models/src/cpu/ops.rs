@@ -39,7 +39,7 @@ impl Backend for Builder<'_> {
                 self.push(Embed::new(SAMPLE, tables, output));
             }
             &Op::Prompt { to } => {
-                let output = self.map_of_f32(to);
+                let output = self.map(to);
                 self.push(Import::whole(PROMPT, output));
             }
             &Op::Nearest { source, table, to } => {
@@ -51,11 +51,11 @@ impl Backend for Builder<'_> {
                 self.push(Nearest::new(table, input, output));
             }
             &Op::Positions { to } => {
-                let output = self.map(to);
+                let output = self.map_of_f32(to);
                 self.push(Fill::new(&positions(graph.size(to)), output));
             }
             Op::Learned { weights: ids, to } => {
-                let output = self.map(*to);
+                let output = self.map_of_f32(*to);
                 let tensors = || -> crate::Result<Vec<_>> {
                     ids.iter().map(|&id| weights.get(graph.weight(id))).collect()
                 };

@@ -114,21 +114,26 @@ impl Operation for Import {
         "import".to_string()
     }
     unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
-        let (pixels, channels, stride) =
-            (self.output.pixels(), self.output.channels(), self.output.stride());
+        let (pixels, channels, words) =
+            (self.output.pixels(), self.output.channels(), self.output.words());
         let len = pixels * channels;
         let input = &memory.inputs[self.input][sample * self.apart + self.start..][..len];
         // SAFETY: the sample's part of the output, which this item alone writes.
         let output = unsafe {
-            std::slice::from_raw_parts_mut(memory.at(self.output.buffer, sample), pixels * stride)
+            std::slice::from_raw_parts_mut(memory.at(self.output.buffer, sample), pixels * words)
         };
-        for (p, pixel) in output.chunks_exact_mut(stride).enumerate() {
-            for (c, value) in pixel.iter_mut().enumerate() {
-                *value = if c < channels {
-                    self.factor * input[c * pixels + p] + self.shift
-                } else {
-                    0.0
-                };
+        for (p, pixel) in output.chunks_exact_mut(words).enumerate() {
+            let number = |c: usize| self.factor * input[c * pixels + p] + self.shift;
+            match self.output.element {
+                ElementType::F32 => {
+                    for (c, value) in pixel.iter_mut().enumerate() {
+                        *value = if c < channels { number(c) } else { 0.0 };
+                    }
+                }
+                element @ ElementType::Bf16 => {
+                    pixel.fill(0.0);
+                    (0..channels).for_each(|c| element.put(pixel, c, 1, 0, number(c)));
+                }
             }
         }
     }

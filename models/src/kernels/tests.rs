@@ -454,23 +454,41 @@ proptest! {
     #[test]
     fn tokens_are_treated_as_in_plain_loops(
         batch in 1usize..4, channels in 2usize..70, (height, width) in (1usize..6, 1usize..6),
+        numbers in prop::sample::select(&BOTH[..]),
     ) {
         let size = [channels, height, width];
         let inputs = [size, [3 * channels, 1, 1], size];
         let told = |images: &[Image], index: usize| {
             Vector { buffer: images[1].buffer, start: index * channels }
         };
-        let modulate = |isa| program(isa, &inputs, size, |images, target, _| {
-            let parts = [told(images, 2), told(images, 1)];
-            vec![Box::new(Modulate::new(images[0], target, 1e-3, (parts, 1.0), None))]
+        let rounding = |limit| if numbers == ElementType::F32 { limit } else { 1e-2 };
+        // Maps of the numbers between one of f32 that comes in and one that goes out.
+        let between = |isa: Isa, images: &[Image], target: Image, layout: &mut Layout, add: &dyn Fn(&[Image], Image) -> Box<dyn Operation>| {
+            let mut operations = Vec::new();
+            let mut maps = images.to_vec();
+            for place in [0, 2] {
+                maps[place] = of(numbers, isa, images[place], layout, &mut operations);
+            }
+            let made = take(layout, numbers, size);
+            operations.push(add(&maps, made));
+            operations.push(identity(isa, made, target));
+            operations
+        };
+        let modulate = |isa| program(isa, &inputs, size, |images, target, layout| {
+            between(isa, images, target, layout, &|maps, made| {
+                let parts = [told(maps, 2), told(maps, 1)];
+                Box::new(Modulate::new(maps[0], made, 1e-3, (parts, 1.0), None))
+            })
         });
         let expected = |inputs: &[Plain]| inputs[0].modulated(&inputs[1], 1e-3, [2, 1]);
-        check(ElementType::F32, batch, &inputs, size, modulate, expected, 3e-6);
-        let gate = |isa| program(isa, &inputs, size, |images, target, _| {
-            vec![Box::new(Gate::new(images[0], images[2], target, told(images, 1)))]
+        check(numbers, batch, &inputs, size, modulate, expected, rounding(3e-6));
+        let gate = |isa| program(isa, &inputs, size, |images, target, layout| {
+            between(isa, images, target, layout, &|maps, made| {
+                Box::new(Gate::new(maps[0], maps[2], made, told(maps, 1)))
+            })
         });
         let expected = |inputs: &[Plain]| inputs[0].gated(&inputs[2], &inputs[1], 1);
-        check(ElementType::F32, batch, &inputs, size, gate, expected, 1e-6);
+        check(numbers, batch, &inputs, size, gate, expected, rounding(1e-6));
         for function in [Function::GeluTanh, Function::Silu, Function::Gelu] {
             let activate = |isa| program(isa, &inputs, size, |images, output, _| {
                 vec![Box::new(Activate { input: images[0], output, function })]
@@ -480,6 +498,23 @@ proptest! {
             };
             check(ElementType::F32, batch, &inputs, size, activate, expected, 1e-6);
         }
+        // Halves of whole words.
+        let half = channels.next_multiple_of(2);
+        let (wide, narrow) = ([2 * half, height, width], [half, height, width]);
+        let gated = |isa| program(isa, &[wide], narrow, |images, target, layout| {
+            let mut operations = Vec::new();
+            let input = of(numbers, isa, images[0], layout, &mut operations);
+            let made = take(layout, numbers, narrow);
+            operations.push(Box::new(Geglu::new(input, made)));
+            operations.push(identity(isa, made, target));
+            operations
+        });
+        let expected = |inputs: &[Plain]| {
+            let [a, b] = [0, half].map(|start| inputs[0].narrowed(start, half));
+            let product = |(a, b): (&f64, &f64)| a * Function::Gelu.scalar(*b);
+            Plain { size: narrow, values: a.values.iter().zip(&b.values).map(product).collect() }
+        };
+        check(numbers, batch, &[wide], narrow, gated, expected, rounding(3e-6));
     }
 
     #[test]

@@ -109,25 +109,27 @@ impl Kernel for Tokens<'_, Modulate> {
     fn run<S: Simd>(self, s: S) {
         let Modulate { input, output, eps, scale, shift, one, moments, real } = self.op;
         let (stride, channels) = (input.stride(), input.channels() as f64);
+        let (from, to) = (input.element, output.element);
         let real = real.as_slice().as_ptr();
         let scale = scale.at(self.memory, self.sample).cast_const();
         let shift = shift.at(self.memory, self.sample).cast_const();
         let all = self.memory.at(input.buffer, self.sample).cast_const();
         let result = self.memory.at(output.buffer, self.sample);
         for p in self.first..self.first + self.count {
-            let (x, y) = (all.wrapping_add(p * stride), result.wrapping_add(p * stride));
+            let x = all.wrapping_add(p * input.words());
+            let y = result.wrapping_add(p * output.words());
             let mut sum = s.splat(0.0);
             // SAFETY: vectors lie in the token's padded channels; scales and shifts are read up to a
             // vector's length further, which the arena's slack allows; the item's tokens are its own.
             unsafe {
                 for c in (0..stride).step_by(S::LANES) {
-                    sum = s.add(sum, s.load(x.add(c)));
+                    sum = s.add(sum, from.load(s, x, c));
                 }
                 let mean = (total(s, sum) / channels) as f32;
                 let centre = s.splat(mean);
                 let mut squares = s.splat(0.0);
                 for c in (0..stride).step_by(S::LANES) {
-                    let d = s.keep(s.sub(s.load(x.add(c)), centre), s.load(real.add(c)));
+                    let d = s.keep(s.sub(from.load(s, x, c), centre), s.load(real.add(c)));
                     squares = s.fma(d, d, squares);
                 }
                 let inverse = (1.0 / (total(s, squares) / channels + eps).sqrt()) as f32;
@@ -138,10 +140,10 @@ impl Kernel for Tokens<'_, Modulate> {
                 }
                 let (inverse, one) = (s.splat(inverse), s.splat(*one));
                 for c in (0..stride).step_by(S::LANES) {
-                    let normed = s.mul(s.sub(s.load(x.add(c)), centre), inverse);
+                    let normed = s.mul(s.sub(from.load(s, x, c), centre), inverse);
                     let factor = s.add(s.load(scale.add(c)), one);
                     let v = s.fma(normed, factor, s.load(shift.add(c)));
-                    s.store(y.add(c), s.keep(v, s.load(real.add(c))));
+                    to.store(s, y, c, s.keep(v, s.load(real.add(c))));
                 }
             }
         }
@@ -194,14 +196,17 @@ impl Kernel for Tokens<'_, Gate> {
         let place = |image: &Image| self.memory.at(image.buffer, self.sample);
         let (x, around, y) = (place(input), place(residual), place(output));
         for p in self.first..self.first + self.count {
+            let x = x.wrapping_add(p * input.words());
+            let around = around.wrapping_add(p * residual.words());
+            let y = y.wrapping_add(p * output.words());
             for c in (0..stride).step_by(S::LANES) {
-                let at = p * stride + c;
                 // SAFETY: the vector lies in the token's padded channels; gates are read up to a vector's
                 // length further, which the arena's slack allows; the item's tokens are its own.
                 unsafe {
                     let gate = s.keep(s.load(gate.add(c)), s.load(real.add(c)));
-                    let v = s.fma(gate, s.load(x.add(at)), s.load(around.add(at)));
-                    s.store(y.add(at), v);
+                    let around = residual.element.load(s, around, c);
+                    let v = s.fma(gate, input.element.load(s, x, c), around);
+                    output.element.store(s, y, c, v);
                 }
             }
         }
@@ -218,6 +223,10 @@ pub(crate) struct Geglu {
 impl Geglu {
     pub(crate) fn new(input: Image, output: Image) -> Self {
         assert_eq!(input.channels(), 2 * output.channels());
+        assert!(
+            output.channels().is_multiple_of(input.element.per_word()),
+            "halves are whole words"
+        );
         Self { input, output, real: mask(&output) }
     }
 }
@@ -248,19 +257,21 @@ impl Kernel for Tokens<'_, Geglu> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Geglu { input, output, real } = self.op;
-        let (from, to, channels) = (input.stride(), output.stride(), output.channels());
+        let (stride, channels) = (output.stride(), output.channels());
         let real = real.as_slice().as_ptr();
         let all = self.memory.at(input.buffer, self.sample).cast_const();
         let result = self.memory.at(output.buffer, self.sample);
         for p in self.first..self.first + self.count {
-            for c in (0..to).step_by(S::LANES) {
+            let x = all.wrapping_add(p * input.words());
+            let y = result.wrapping_add(p * output.words());
+            for c in (0..stride).step_by(S::LANES) {
                 // SAFETY: the vector lies in the token's padded channels; halves are read up to a vector's length
                 // further, which the next token or the arena's slack allows; the item's tokens are its own.
                 unsafe {
-                    let a = s.load(all.add(p * from + c));
-                    let b = s.load(all.add(p * from + channels + c));
+                    let a = input.element.load(s, x, c);
+                    let b = input.element.load(s, x, channels + c);
                     let v = s.mul(a, Function::Gelu.vector(s, b));
-                    s.store(result.add(p * to + c), s.keep(v, s.load(real.add(c))));
+                    output.element.store(s, y, c, s.keep(v, s.load(real.add(c))));
                 }
             }
         }
