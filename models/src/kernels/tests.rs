@@ -44,6 +44,9 @@ pub(super) fn take(
 
 type Operations = Vec<Box<dyn Operation>>;
 
+/// What makes an operation of maps and the one it writes.
+type Make<'a> = &'a dyn Fn(&[Image], Image) -> Box<dyn Operation>;
+
 /// A product of every pixel with the identity.
 fn identity(isa: Isa, source: Image, target: Image) -> Box<dyn Operation> {
     let channels = source.channels();
@@ -463,7 +466,7 @@ proptest! {
         };
         let rounding = |limit| if numbers == ElementType::F32 { limit } else { 1e-2 };
         // Maps of the numbers between one of f32 that comes in and one that goes out.
-        let between = |isa: Isa, images: &[Image], target: Image, layout: &mut Layout, add: &dyn Fn(&[Image], Image) -> Box<dyn Operation>| {
+        let between = |isa: Isa, images: &[Image], target: Image, layout: &mut Layout, add: Make| {
             let mut operations = Vec::new();
             let mut maps = images.to_vec();
             for place in [0, 2] {
