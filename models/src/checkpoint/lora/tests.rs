@@ -149,3 +149,36 @@ fn what_fits_nothing_is_refused_by_its_name() {
         assert!(problem.contains("scale"), "{problem}");
     }
 }
+
+/// Stable Diffusion XL has two, whose weights have the same names.
+#[test]
+fn each_text_encoder_has_a_name_of_its_own() {
+    let name = "encoder.layers.0.mlp.fc1.weight";
+    let shapes = Shapes::from([(name.to_owned(), vec![6, 4])]);
+    let encoders = [0, 1].map(|number| targets(Component::TextEncoder(number), &shapes));
+    let (up, down, weight) = (random(1, &[6, 2]), random(2, &[2, 4]), random(3, &[6, 4]));
+    for (names, changed) in [
+        (["lora_te1_text_model_encoder_layers_0_mlp_fc1", "lora_up", "lora_down"], 0),
+        (["lora_te2_text_model_encoder_layers_0_mlp_fc1", "lora_up", "lora_down"], 1),
+        (["text_encoder.text_model.encoder.layers.0.mlp.fc1", "lora_B", "lora_A"], 0),
+        (["text_encoder_2.text_model.encoder.layers.0.mlp.fc1", "lora_B", "lora_A"], 1),
+    ] {
+        let [module, first, second] = names;
+        let file = file(&[
+            (&format!("{module}.{first}.weight"), up.clone()),
+            (&format!("{module}.{second}.weight"), down.clone()),
+        ]);
+        let lora = Lora::open(file.path(), 1.0).unwrap();
+        lora.check(&encoders.iter().collect::<Vec<_>>()).unwrap();
+        for (number, encoder) in encoders.iter().enumerate() {
+            assert_eq!(lora.changes(encoder), number == changed, "{module}");
+            let mut weights = HashMap::from([(name.to_owned(), Weight::Here(weight.clone()))]);
+            lora.merge(encoder, &mut weights);
+            let made = weights.remove(name).unwrap().take().unwrap();
+            let product = up.matmul(&down).unwrap();
+            let expected =
+                if number == changed { (&weight + product).unwrap() } else { weight.clone() };
+            assert!(distance(&made, &expected) <= 1e-6, "{module}");
+        }
+    }
+}
