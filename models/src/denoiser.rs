@@ -31,7 +31,9 @@ pub enum Conditioning {
 pub struct Conditions<'a> {
     /// A class, a number or an embedding, as [`Geometry::conditioning`] says.
     pub condition: Option<&'a Tensor>,
-    /// The hidden states of a text encoder, f32 `[B, tokens, width]`, where [`Geometry::prompt`] is a prompt of so many.
+    /// The hidden states of a text encoder, f32 `[B, tokens, width]`, where [`Geometry::prompt`] is a prompt of so many. A
+    /// network for prompts of any length (PixArt's) takes shorter ones with zeros after their last token, and sees none of
+    /// these.
     pub prompt: Option<&'a Tensor>,
     /// Guidance scales less one, f32 `[B]` (w of Meng et al. 2023), where [`Geometry::guidance`] says so.
     pub guidance: Option<&'a Tensor>,

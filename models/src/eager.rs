@@ -12,7 +12,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::denoiser::Conditions;
 use crate::features::Feature;
-use crate::graph::{Epilogue, Graph, Map, Op, Product, Slice, positions};
+use crate::graph::{Epilogue, Graph, Map, Op, Product, Sees, Slice, positions};
 use crate::kernels::{Function, Taps};
 use crate::weights::Weights;
 
@@ -196,12 +196,18 @@ impl Eager {
                 let y = group_norm(&joined(&sources)?, [weight, bias], (*groups, *eps), modulation);
                 apply(*function, &y?)
             }
-            Op::Attend { queries, keys, values, heads, causal, .. } => {
+            Op::Attend { queries, keys, values, heads, sees, .. } => {
                 let slices = [queries, keys, values].map(|slice| heads_of(slice, *heads, map));
                 let [wide, keys, values] = slices;
                 let like = map(queries.map)?;
                 let (batch, _, height, width) = like.dims4()?;
-                attend(&wide?, &keys?, &values?, *causal)?.reshape((batch, (), height, width))
+                let (keys, values) = (keys?, values?);
+                let hidden = match (sees, prompt) {
+                    (Sees::Earlier, _) => Some(later(&keys)?),
+                    (Sees::Prompt, Some(prompt)) => Some(filling(prompt, *heads)?),
+                    _ => None,
+                };
+                attend(&wide?, &keys, &values, hidden)?.reshape((batch, (), height, width))
             }
             Op::Downsample { source, .. } => map(*source)?.avg_pool2d(2),
             Op::Upsample { source, .. } => upsample(map(*source)?),
@@ -221,6 +227,11 @@ impl Eager {
             Op::Geglu { source, .. } => {
                 let halves = map(*source)?.chunk(2, 1)?;
                 &halves[0] * apply(Function::Gelu, &halves[1].contiguous()?)?
+            }
+            Op::Sum { source, parts, .. } => {
+                let parts: Vec<&Tensor> =
+                    parts.iter().map(|&part| map(part)).collect::<Result<_>>()?;
+                map(*source)? + joined(&parts)?
             }
             Op::Activate { source, function, .. } => apply(*function, map(*source)?),
             &Op::Answer { source, divided, factor, shift } => {
@@ -276,12 +287,12 @@ impl Eager {
 /// Positions of the operation that has them: `[1, channels, height, width]`.
 fn positions_of(graph: &Graph, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
     let placed = graph.ops.iter().find_map(|op| match op {
-        Op::Positions { to } => Some(graph.size(*to)),
+        Op::Positions { grid, to } => Some((graph.size(*to), *grid)),
         _ => None,
     });
-    let Some(size) = placed else { return Ok(None) };
+    let Some((size, grid)) = placed else { return Ok(None) };
     let shape = (1, size.height * size.width, size.channels);
-    let values = Tensor::from_vec(positions(size), shape, device)?;
+    let values = Tensor::from_vec(positions(size, grid), shape, device)?;
     let channels_first = values.transpose(1, 2)?.to_dtype(dtype)?;
     Ok(Some(channels_first.reshape((1, size.channels, size.height, size.width))?))
 }
@@ -395,20 +406,47 @@ fn heads_of<'a>(
 }
 
 /// Scores are `[B·heads, queries, keys]`; values are gathered as `[B·heads, channels of a head, queries]`.
-fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, causal: bool) -> Result<Tensor> {
+/// What `hidden` has is added to them.
+fn attend(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    hidden: Option<Tensor>,
+) -> Result<Tensor> {
     // Half types have no room for the sums of scores.
     let dtype = working(queries.dtype());
     let (wide, keys) = (queries.to_dtype(dtype)?, keys.to_dtype(dtype)?);
     let mut scores = wide.transpose(1, 2)?.matmul(&keys)?;
-    if causal {
-        let (_, queries, keys) = scores.dims3()?;
-        let hidden = |query: usize, key: usize| if key > query { f32::NEG_INFINITY } else { 0.0 };
-        let mask: Vec<f32> = (0..queries * keys).map(|i| hidden(i / keys, i % keys)).collect();
-        let mask = Tensor::from_vec(mask, (1, queries, keys), scores.device())?;
-        scores = scores.broadcast_add(&mask.to_dtype(dtype)?)?;
+    if let Some(hidden) = hidden {
+        scores = scores.broadcast_add(&hidden.to_dtype(dtype)?)?;
     }
     let weights = softmax(&scores)?.to_dtype(values.dtype())?;
     values.matmul(&weights.transpose(1, 2)?)
+}
+
+/// Minus infinity for keys after a query's own place, of keys `[B·heads, channels, keys]`: `[1, keys, keys]`.
+fn later(keys: &Tensor) -> Result<Tensor> {
+    let count = keys.dim(2)?;
+    let hidden = |query: usize, key: usize| if key > query { f32::NEG_INFINITY } else { 0.0 };
+    let mask: Vec<f32> = (0..count * count).map(|i| hidden(i / count, i % count)).collect();
+    Tensor::from_vec(mask, (1, count, count), keys.device())
+}
+
+/// Minus infinity for the zeros that prompts `[B, tokens, width]` end with, unless there is nothing else: `[B·heads, 1,
+/// tokens]`.
+fn filling(prompt: &Tensor, heads: usize) -> Result<Tensor> {
+    let (batch, tokens, _) = prompt.dims3()?;
+    let device = prompt.device();
+    let told = prompt.detach().abs()?.max(D::Minus1)?.gt(0.0)?.to_dtype(DType::F32)?;
+    let places = Tensor::arange(1f32, tokens as f32 + 1.0, device)?.unsqueeze(0)?;
+    let last = told.broadcast_mul(&places)?.max_keepdim(1)?;
+    let all = Tensor::full(tokens as f32, last.shape(), device)?;
+    let count = last.gt(0.0)?.where_cond(&last, &all)?;
+    let hidden = places.broadcast_as((batch, tokens))?.gt(&count.broadcast_as((batch, tokens))?)?;
+    let infinite = Tensor::full(f32::NEG_INFINITY, (batch, tokens), device)?;
+    let mask = hidden.where_cond(&infinite, &infinite.zeros_like()?)?;
+    let mask = mask.unsqueeze(1)?.broadcast_as((batch, heads, tokens))?.contiguous()?;
+    mask.reshape((batch * heads, 1, tokens))
 }
 
 /// Softmax over the last dimension.

@@ -43,7 +43,7 @@ impl Feature {
                 let half = graph.size(to).channels / 2;
                 let frequencies = match of {
                     Scalar::Guidance => guidance_frequencies(half, shift, device)?,
-                    Scalar::Time | Scalar::Condition => frequencies(half, shift, device)?,
+                    _ => frequencies(half, shift, device)?,
                 };
                 (of, Source::Positional { frequencies, cosines_first }, to)
             }
@@ -82,6 +82,9 @@ impl Feature {
             }
             (Scalar::Guidance, _, Some(guidance)) => &(guidance * 1000.0)?,
             (Scalar::Guidance, _, None) => bail!("the network was given no guidance scale"),
+            (Scalar::Number(number), ..) => {
+                &Tensor::full(number, timesteps.dims(), timesteps.device())?
+            }
         };
         match &self.source {
             Source::Positional { frequencies, cosines_first } => {

@@ -36,6 +36,7 @@ pub mod misspelt;
 mod network;
 pub mod noise;
 mod patches;
+pub mod pixart;
 pub mod quantization;
 pub mod rollout;
 pub mod sampler;

@@ -14,6 +14,7 @@ use crate::cpu::Mode;
 use crate::dit::DiTConfig;
 use crate::graph::Graph;
 use crate::initial::{self, Distribution};
+use crate::pixart::PixArtConfig;
 use crate::quantization::{Calibration, Quantization};
 use crate::unet::{FewerBlocks, UNet2DConditionConfig, UNet2DConfig};
 use crate::weight::{Weight, here};
@@ -101,7 +102,7 @@ macro_rules! architectures {
             /// [`Error::Value`] naming file, field, value and remedy.
             pub fn from_json(value: &Value, file: &str) -> Result<Self> {
                 let class = value.get("_class_name").and_then(Value::as_str);
-                let former = dit_by_norm_type(value, class);
+                let former = by_norm_type(value, class);
                 let value = former.as_ref().unwrap_or(value);
                 let class = value.get("_class_name").and_then(Value::as_str);
                 match class.unwrap_or("UNet2DModel") {
@@ -148,16 +149,19 @@ architectures! {
     UNet = "UNet2DModel": UNet2DConfig, in "unet" of "DDPMPipeline";
     UNetCondition = "UNet2DConditionModel": UNet2DConditionConfig, in "unet" of "StableDiffusionPipeline";
     DiT = "DiTTransformer2DModel": DiTConfig, in "transformer" of "DiTPipeline";
+    PixArt = "PixArtTransformer2DModel": PixArtConfig, in "transformer" of "PixArtAlphaPipeline";
 }
 
-/// A DiT's configuration from before diffusers had a class of that name: a `Transformer2DModel` is one by its `norm_type`.
-fn dit_by_norm_type(value: &Value, class: Option<&str>) -> Option<Value> {
-    let former = class == Some("Transformer2DModel") && value["norm_type"] == "ada_norm_zero";
-    former.then(|| {
-        let mut value = value.clone();
-        value["_class_name"] = "DiTTransformer2DModel".into();
-        value
-    })
+/// A configuration from before diffusers had classes for DiT and PixArt: a `Transformer2DModel` is one by its `norm_type`.
+fn by_norm_type(value: &Value, class: Option<&str>) -> Option<Value> {
+    let today = match (class?, value["norm_type"].as_str()?) {
+        ("Transformer2DModel", "ada_norm_zero") => "DiTTransformer2DModel",
+        ("Transformer2DModel", "ada_norm_single") => "PixArtTransformer2DModel",
+        _ => return None,
+    };
+    let mut value = value.clone();
+    value["_class_name"] = today.into();
+    Some(value)
 }
 
 impl NetworkConfig {
@@ -179,7 +183,20 @@ impl NetworkConfig {
     pub fn at(&self, size: [usize; 2], tokens: usize) -> Option<Result<Self>> {
         match self {
             Self::UNetCondition(config) => Some(config.at(size, tokens).map(Self::from)),
+            Self::PixArt(config) => Some(config.at(size, tokens).map(Self::from)),
             Self::UNet(_) | Self::DiT(_) => None,
+        }
+    }
+
+    /// The same network for an autoencoder that makes so many pixels of one of a latent's, a side: some are told how large
+    /// images are.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for no pixels.
+    pub fn with_factor(&self, factor: usize) -> Result<Self> {
+        match self {
+            Self::PixArt(config) => config.with_factor(factor).map(Self::from),
+            Self::UNet(_) | Self::UNetCondition(_) | Self::DiT(_) => Ok(self.clone()),
         }
     }
 

@@ -292,7 +292,7 @@ fn parts_that_are_missing_or_do_not_fit_are_named_with_the_remedy() {
     holds(&copy, &["00002-of-00005.safetensors", "fetch"]);
 
     let copy = Copy::of("dit");
-    copy.edit("transformer/config.json", |config| config["norm_type"] = json!("ada_norm_single"));
+    copy.edit("transformer/config.json", |config| config["norm_type"] = json!("layer_norm"));
     holds(&copy, &["transformer/config.json", "Transformer2DModel"]);
 }
 

@@ -488,6 +488,10 @@ fn fitted(
         );
         return Err(Error::value(format!("{file}: in_channels"), geometry.in_channels, remedy));
     }
+    let network = match autoencoder {
+        Some(part) => network.with_factor(part.config.factor())?,
+        None => network,
+    };
     let (Some(prompt), Some(first)) = (geometry.prompt, text.first()) else {
         return Ok(network);
     };

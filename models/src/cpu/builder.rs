@@ -51,6 +51,8 @@ pub(super) struct Builder<'a> {
     pub(super) mode: Mode,
     /// How the gradients follow, where the network is trained.
     pub(super) tape: Option<Tape>,
+    /// Where the number of a prompt's tokens is, where some attention asks for it.
+    pub(super) tokens: Option<Buffer>,
 }
 
 impl<'a> Builder<'a> {
@@ -77,6 +79,7 @@ impl<'a> Builder<'a> {
             packed: Arc::default(),
             mode: Mode::Plain,
             tape: Some(Tape::default()),
+            tokens: None,
         }
     }
 

@@ -3,11 +3,12 @@
 use super::builder::{Builder, tensors, values, variant};
 use super::tape::Saved;
 use super::{FEATURES, PROMPT, SAMPLE, TIME};
-use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Slice, positions};
+use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Sees, Slice, positions};
 use crate::kernels::{
-    Activate, Aligned, Attend, Buffer, Channels, Constants, Direct, Downsample, ElementType, Embed,
-    Export, Fill, Finish, Gate, Geglu, GroupNormAffine, GroupNormApply, Image, Import, Learned,
-    Modulate, Nearest, PackKeys, PackValues, Taps, Upsample, Values, Vector, Winograd, padded,
+    Activate, Aligned, Attend, Buffer, Channels, Constants, CountTokens, Direct, Downsample,
+    ElementType, Embed, Export, Fill, Finish, Gate, Geglu, GroupNormAffine, GroupNormApply, Image,
+    Import, Learned, Modulate, Nearest, PackKeys, PackValues, Sum, Taps, Upsample, Values, Vector,
+    Winograd, padded,
 };
 use crate::weights::Weights;
 
@@ -41,6 +42,11 @@ impl Backend for Builder<'_> {
             &Op::Prompt { to } => {
                 let output = self.map(to);
                 self.push(Import::whole(PROMPT, output));
+                if graph.counts_tokens() {
+                    let count = self.take(1);
+                    self.push(CountTokens { input: output, output: count });
+                    self.tokens = Some(count);
+                }
             }
             &Op::Nearest { source, table, to } => {
                 let (input, output) = (self.image(source), self.map_of_f32(to));
@@ -50,9 +56,9 @@ impl Backend for Builder<'_> {
                 })?;
                 self.push(Nearest::new(table, input, output));
             }
-            &Op::Positions { to } => {
+            &Op::Positions { grid, to } => {
                 let output = self.map_of_f32(to);
-                self.push(Fill::new(&positions(graph.size(to)), output));
+                self.push(Fill::new(&positions(graph.size(to), grid), output));
             }
             Op::Learned { weights: ids, to } => {
                 let output = self.map_of_f32(*to);
@@ -111,6 +117,11 @@ impl Backend for Builder<'_> {
             &Op::Geglu { source, to } => {
                 let (input, output) = (self.image(source), self.map(to));
                 self.push(Geglu::new(input, output));
+            }
+            Op::Sum { source, parts, to } => {
+                let (input, parts) = (self.image(*source), self.images(parts));
+                let output = self.map(*to);
+                self.push(Sum::new(input, parts, output));
             }
             &Op::Activate { source, function, to } => {
                 let (input, output) = (self.image(source), self.map(to));
@@ -328,7 +339,7 @@ impl Builder<'_> {
     }
 
     fn attend(&mut self, op: &Op) {
-        let &Op::Attend { queries, keys, values, heads, causal, to } = op else {
+        let &Op::Attend { queries, keys, values, heads, sees, to } = op else {
             unreachable!("whoever calls it has looked");
         };
         let [queries, keys, values] = [queries, keys, values].map(|slice| self.channels(slice));
@@ -349,13 +360,19 @@ impl Builder<'_> {
             heads,
             panel,
             rows,
-            causal,
+            causal: sees == Sees::Earlier,
+            count: self.counted(sees),
             output,
         });
         self.give(packed);
         if let Some(pairs) = pairs {
             self.give(pairs);
         }
+    }
+
+    /// Where the number of keys is that an attention sees.
+    pub(super) fn counted(&self, sees: Sees) -> Option<Buffer> {
+        self.tokens.filter(|_| sees == Sees::Prompt)
     }
 
     /// Where some channels of a map are.

@@ -5,12 +5,12 @@ use candle_core::Tensor;
 use super::builder::{Builder, tensors, variant};
 use super::ops::one;
 use crate::graph::backward::Differentiate;
-use crate::graph::{Epilogue, Graph, Map, Op, Product};
+use crate::graph::{Epilogue, Graph, Map, Op, Product, Sees};
 use crate::kernels::{
     ActivateGradient, AttendGradient, Buffer, Channels, Combine, Constants, Direct, DirectGradient,
     Fill, Filter, Finish, Form, Function, GateGradient, GegluGradient, Image, Layout,
-    LearnedGradient, ModulateGradient, NormGradient, NormSource, Pack, PackBias, Row, Scale, Sums,
-    Taps, Values, Vector, Way, Winograd, WinogradGradient, places,
+    LearnedGradient, ModulateGradient, NormGradient, NormSource, Pack, PackBias, Row, Scale,
+    SumGradient, Sums, Taps, Values, Vector, Way, Winograd, WinogradGradient, places,
 };
 use crate::weights::Weights;
 
@@ -365,15 +365,17 @@ impl Differentiate for Builder<'_> {
             Op::GroupNorm { ref sources, groups, modulation, function, to, .. } => {
                 self.norm(sources, groups, modulation, function, to);
             }
-            Op::Attend { queries, keys, values, heads, causal, to } => {
+            Op::Attend { queries, keys, values, heads, sees, to } => {
                 let (output, slices) = (self.own(to), [queries, keys, values]);
                 let parts = slices.map(|slice| self.channels(slice));
                 let gradients = slices.map(|slice| {
                     let (image, _) = self.gradient(slice.map);
                     Channels { image, start: slice.start, width: slice.width }
                 });
-                let (isa, how) = (self.isa, (heads, causal));
-                self.push(AttendGradient::new(isa, parts, gradients, output, how));
+                let (isa, how) = (self.isa, (heads, sees == Sees::Earlier));
+                let count = self.counted(sees);
+                let gradient = AttendGradient::new(isa, parts, gradients, output, how);
+                self.push(gradient.counted(count));
             }
             Op::Downsample { source, to } => self.resize(source, to, Way::Halved),
             Op::Upsample { source, to } => self.resize(source, to, Way::Doubled),
@@ -381,6 +383,15 @@ impl Differentiate for Builder<'_> {
                 self.modulate(source, vector, ([scale, shift], plus_one), to);
             }
             Op::Gate { source, vector, gate, to, .. } => self.gate(source, vector, gate, to),
+            Op::Sum { ref parts, to, .. } => {
+                let (own, mut start) = (self.own(to).buffer, 0);
+                for &part in parts {
+                    let (output, add) = self.gradient(part);
+                    let input = Vector { buffer: own, start };
+                    self.push(SumGradient { input, output, add });
+                    start += output.channels();
+                }
+            }
             Op::Geglu { source, to } => {
                 let (output, value) = (self.own(to), self.image(source));
                 let (gradient, begun) = self.gradient(source);

@@ -2,7 +2,7 @@
 
 use super::DiTConfig;
 use super::config::Activation;
-use crate::graph::{Epilogue, Graph, GraphBuilder, Map, Name, Scalar, Size, Wave};
+use crate::graph::{Epilogue, Graph, GraphBuilder, Grid, Map, Name, Scalar, Size, Wave};
 use crate::kernels::Function;
 
 /// What norms add to a variance, where the configuration does not say.
@@ -24,7 +24,7 @@ impl DiTConfig {
         let patch = Size { height: side, width: side, channels: self.in_channels * pixels };
         let patches = g.sample(patch, 1.0, 0.0);
 
-        let positions = g.positions(Size { channels: width, ..patch });
+        let positions = g.positions(Size { channels: width, ..patch }, Grid { side, scale: 1.0 });
         let kernel = [width, self.in_channels, self.patch_size, self.patch_size];
         let epilogue = Epilogue { residual: Some(positions), ..Epilogue::default() };
         let mut x = g.kernel(&root.at("pos_embed.proj"), &[patches], &kernel, epilogue);

@@ -23,7 +23,7 @@ pub(crate) use lists::{join, part};
 pub(crate) use program::Program;
 pub(crate) use training::Training;
 
-use crate::graph::{Graph, Op, Scalar};
+use crate::graph::{Graph, Op, Scalar, Sees};
 use crate::kernels::Function;
 use crate::weights::Weights;
 
@@ -48,15 +48,16 @@ fn has_kernels(op: &Op) -> bool {
         | Op::Embed { .. }
         | Op::TextTime { .. }
         | Op::Nearest { .. }
-        | Op::Sinusoid { of: Scalar::Guidance, .. }
+        | Op::Sum { .. }
+        | Op::Sinusoid { of: Scalar::Guidance | Scalar::Number(_), .. }
         | Op::Modulate { plus_one: false, .. } => false,
         Op::Activate { function, .. } => {
             !matches!(function, Function::QuickGelu | Function::SoftClamp)
         }
         Op::Answer { factor, shift, .. } => (*factor, *shift) == (1.0, 0.0),
         Op::Convolve { taps, .. } => taps.side == 3,
-        Op::Attend { queries, keys, values, causal, .. } => {
-            !causal && queries.map == keys.map && queries.map == values.map
+        Op::Attend { queries, keys, values, sees, .. } => {
+            *sees == Sees::All && queries.map == keys.map && queries.map == values.map
         }
         _ => true,
     }

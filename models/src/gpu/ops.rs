@@ -14,7 +14,8 @@ use super::tape::Saved;
 use super::{CONDITION, FEATURES, SAMPLE, TIME};
 use crate::features::frequencies;
 use crate::graph::{
-    Backend, Epilogue, Graph, Map, Op, Product, Scalar, Size, Slice, Wave, WeightId, positions,
+    Backend, Epilogue, Graph, Grid, Map, Op, Product, Scalar, Sees, Size, Slice, Wave, WeightId,
+    positions,
 };
 use crate::kernels::{Function, Taps};
 use crate::weights::Weights;
@@ -44,13 +45,14 @@ impl Backend for Builder<'_> {
             &Op::Condition { to } => {
                 self.import(CONDITION, [0, graph.size(to).channels], (1.0, 0.0), to);
             }
-            &Op::Positions { to } => self.positions(graph, to)?,
+            &Op::Positions { grid, to } => self.positions(graph, grid, to)?,
             Op::Learned { .. }
             | Op::Geglu { .. }
             | Op::Prompt { .. }
             | Op::Embed { .. }
             | Op::TextTime { .. }
-            | Op::Nearest { .. } => {
+            | Op::Nearest { .. }
+            | Op::Sum { .. } => {
                 unreachable!("a network with these is not compiled here");
             }
             Op::Project { source, product, to } => self.project(*source, product, *to, weights)?,
@@ -61,8 +63,8 @@ impl Backend for Builder<'_> {
                 self.convolve(*source, product, *taps, *epilogue, *to, weights)?;
             }
             Op::GroupNorm { .. } => self.group_norm(op, weights)?,
-            Op::Attend { queries, keys, values, heads, causal, to } => {
-                assert!(!causal, "another attention is not compiled here");
+            Op::Attend { queries, keys, values, heads, sees, to } => {
+                assert_eq!(*sees, Sees::All, "another attention is not compiled here");
                 self.attend([queries, keys, values], *heads, *to);
             }
             &Op::Downsample { source, to } => {
@@ -116,7 +118,9 @@ fn input(of: Scalar) -> usize {
     match of {
         Scalar::Time => TIME,
         Scalar::Condition => CONDITION,
-        Scalar::Guidance => unreachable!("a network with it is not compiled here"),
+        Scalar::Guidance | Scalar::Number(_) => {
+            unreachable!("a network with it is not compiled here")
+        }
     }
 }
 
@@ -160,11 +164,11 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn positions(&mut self, graph: &Graph, to: Map) -> crate::Result<()> {
+    fn positions(&mut self, graph: &Graph, grid: Grid, to: Map) -> crate::Result<()> {
         let size = graph.size(to);
         let Context { device, dtype, .. } = &self.context;
         let shape = (size.height * size.width, size.channels);
-        let pixels = Tensor::from_vec(positions(size), shape, device)?;
+        let pixels = Tensor::from_vec(positions(size, grid), shape, device)?;
         let constant = pixels.t()?.to_dtype(*dtype)?.contiguous()?;
         let y = self.map(to);
         self.push(move |context, run| context.import(&constant, [0, 0], (1.0, 0.0), &run.at(y)?));

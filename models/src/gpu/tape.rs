@@ -382,6 +382,7 @@ impl Differentiate for Builder<'_> {
             Op::Modulate { .. }
             | Op::Gate { .. }
             | Op::Geglu { .. }
+            | Op::Sum { .. }
             | Op::Learned { .. }
             | Op::Sample { .. }
             | Op::Sinusoid { .. }

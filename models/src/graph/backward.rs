@@ -43,6 +43,7 @@ pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -
             | Op::Positions { .. } => continue,
             Op::Linear { epilogue, .. } | Op::Convolve { epilogue, .. } => epilogue.residual,
             Op::Gate { residual, .. } => Some(*residual),
+            Op::Sum { source, .. } => Some(*source),
             _ => None,
         };
         if machine.has_gradient(to) {

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::fmt::Display;
 
 use super::{
-    Epilogue, Graph, Kind, Map, MapInfo, Op, Product, Scalar, Size, Slice, Wave, WeightId,
-    WeightSpec,
+    Epilogue, Graph, Grid, Kind, Map, MapInfo, Op, Product, Scalar, Sees, Size, Slice, Wave,
+    WeightId, WeightSpec,
 };
 use crate::kernels::{Function, Taps};
 
@@ -183,9 +183,9 @@ impl GraphBuilder {
     }
 
     /// Sines and cosines of each pixel's column and row.
-    pub(crate) fn positions(&mut self, size: Size) -> Map {
+    pub(crate) fn positions(&mut self, size: Size, grid: Grid) -> Map {
         let to = self.map(size, Kind::Features);
-        self.ops.push(Op::Positions { to });
+        self.ops.push(Op::Positions { grid, to });
         to
     }
 
@@ -333,7 +333,7 @@ impl GraphBuilder {
         heads: usize,
         bias: bool,
     ) -> Map {
-        self.attention_within(name, [Q, K, V], source, heads, (bias, false))
+        self.attention_within(name, [Q, K, V], source, heads, (bias, Sees::All))
     }
 
     /// The same between three products of other names, which have biases; no token sees one after it.
@@ -344,7 +344,7 @@ impl GraphBuilder {
         source: Map,
         heads: usize,
     ) -> Map {
-        self.attention_within(name, parts, source, heads, (true, true))
+        self.attention_within(name, parts, source, heads, (true, Sees::Earlier))
     }
 
     fn attention_within(
@@ -353,7 +353,7 @@ impl GraphBuilder {
         parts: [&str; 3],
         source: Map,
         heads: usize,
-        (bias, causal): (bool, bool),
+        (bias, sees): (bool, Sees),
     ) -> Map {
         let width = self.size(source).channels;
         let scale = query_scale(width, heads);
@@ -361,7 +361,7 @@ impl GraphBuilder {
             .map(|(part, factor)| self.part(&name.at(part), factor, [width, width], bias));
         let map = self.products(&[source], products.to_vec(), 3 * width, Epilogue::default());
         let slices = [0, 1, 2].map(|part| Slice { map, start: part * width, width });
-        self.attend(slices, heads, causal)
+        self.attend(slices, heads, sees)
     }
 
     /// Multi-head attention of `source` over `context`, between `to_q`, `to_k` and `to_v` of `name`, without the last
@@ -372,15 +372,16 @@ impl GraphBuilder {
         source: Map,
         context: Map,
         heads: usize,
+        (bias, sees): (bool, Sees),
     ) -> Map {
         let (width, wide) = (self.size(source).channels, self.size(context).channels);
-        let query = self.part(&name.at(Q), query_scale(width, heads), [width, width], false);
+        let query = self.part(&name.at(Q), query_scale(width, heads), [width, width], bias);
         let map = self.products(&[source], vec![query], width, Epilogue::default());
         let queries = Slice { map, start: 0, width };
-        let parts = [K, V].map(|part| self.part(&name.at(part), 1.0, [width, wide], false));
+        let parts = [K, V].map(|part| self.part(&name.at(part), 1.0, [width, wide], bias));
         let map = self.products(&[context], parts.to_vec(), 2 * width, Epilogue::default());
         let [keys, values] = [0, 1].map(|part| Slice { map, start: part * width, width });
-        self.attend([queries, keys, values], heads, false)
+        self.attend([queries, keys, values], heads, sees)
     }
 
     /// The product that makes queries, keys or values.
@@ -395,10 +396,10 @@ impl GraphBuilder {
         &mut self,
         [queries, keys, values]: [Slice; 3],
         heads: usize,
-        causal: bool,
+        sees: Sees,
     ) -> Map {
         let to = self.like(queries.map, queries.width);
-        self.ops.push(Op::Attend { queries, keys, values, heads, causal, to });
+        self.ops.push(Op::Attend { queries, keys, values, heads, sees, to });
         to
     }
 
@@ -442,6 +443,23 @@ impl GraphBuilder {
         let to = self.like(source, channels);
         let (scale, shift, plus_one) = (0, 1, false);
         self.ops.push(Op::Modulate { source, eps, vector, scale, shift, plus_one, to });
+        to
+    }
+
+    /// A weight `[parts, channels]` as a vector that is the same for every sample.
+    pub(crate) fn table(&mut self, name: &Name, shape: [usize; 2]) -> Map {
+        let weights = vec![self.weight(name, &shape)];
+        let to = self.vector(shape[0] * shape[1]);
+        self.ops.push(Op::Learned { weights, to });
+        to
+    }
+
+    /// A vector plus others, one after another, as long as it together.
+    pub(crate) fn sum(&mut self, source: Map, parts: &[Map]) -> Map {
+        let width = self.size(source).channels;
+        assert_eq!(parts.iter().map(|&part| self.size(part).channels).sum::<usize>(), width);
+        let to = self.vector(width);
+        self.ops.push(Op::Sum { source, parts: parts.to_vec(), to });
         to
     }
 

@@ -22,6 +22,7 @@ impl Graph {
                 | Op::Positions { .. }
                 | Op::Modulate { plus_one: true, .. }
                 | Op::Gate { .. }
+                | Op::Sum { .. }
                 | Op::Sinusoid { wave: Wave::Fourier { .. }, .. } => return None,
                 Op::Learned { to, .. } if self.normed_by(*to).is_none() => return None,
                 // Channels of an image or a prompt belong to no set; those of a projection, and a norm's, are its readers'.

@@ -20,7 +20,7 @@ use crate::kernels::{Function, Taps};
 
 pub(crate) use builder::{GraphBuilder, Name};
 pub(crate) use lower::{Backend, lower};
-pub(crate) use positions::positions;
+pub(crate) use positions::{Grid, positions};
 
 /// A map of each sample, of pixels (or tokens) and channels. One operation writes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,7 +66,7 @@ pub(crate) struct WeightSpec {
 }
 
 /// One number of each sample that the network is given beside the noisy sample.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Scalar {
     /// The time.
     Time,
@@ -74,6 +74,8 @@ pub(crate) enum Scalar {
     Condition,
     /// How far guidance goes beyond a prompt, in thousandths (Meng et al. 2023, who distil it).
     Guidance,
+    /// The same for every sample.
+    Number(f32),
 }
 
 /// What sines and cosines are taken of.
@@ -120,6 +122,18 @@ pub(crate) struct Slice {
     pub(crate) width: usize,
 }
 
+/// What a query sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sees {
+    /// Every key.
+    All,
+    /// No key after its own place.
+    Earlier,
+    /// The keys of a prompt's tokens, but for the zeros that fill a shorter one at its end; all, where there is nothing
+    /// else.
+    Prompt,
+}
+
 /// One operation; `to` is what it writes.
 #[derive(Debug, Clone)]
 pub(crate) enum Op {
@@ -144,7 +158,7 @@ pub(crate) enum Op {
     /// has no gradient.
     Nearest { source: Map, table: WeightId, to: Map },
     /// Sines and cosines of each pixel's column and row ([`positions`]), the same for every sample. It has no gradient.
-    Positions { to: Map },
+    Positions { grid: Grid, to: Map },
     /// Weights, one after another as `[pixels, channels]`, the same for every sample.
     Learned { weights: Vec<WeightId>, to: Map },
     /// A product with a vector, which becomes the offset or the modulation of other operations. Those of one vector may
@@ -167,8 +181,8 @@ pub(crate) enum Op {
         to: Map,
     },
     /// The values, averaged for each query and head with weights `softmax(query · keys)` (Vaswani et al. 2017); the
-    /// queries are scaled already. Where it is causal a query sees no key after its own place.
-    Attend { queries: Slice, keys: Slice, values: Slice, heads: usize, causal: bool, to: Map },
+    /// queries are scaled already.
+    Attend { queries: Slice, keys: Slice, values: Slice, heads: usize, sees: Sees, to: Map },
     /// The mean of each four pixels.
     Downsample { source: Map, to: Map },
     /// Each pixel as four.
@@ -188,6 +202,8 @@ pub(crate) enum Op {
     Gate { source: Map, residual: Map, vector: Map, gate: usize, to: Map },
     /// `a·gelu(b)` of the first and second half of the channels (Shazeer 2020, GEGLU), with the exact function.
     Geglu { source: Map, to: Map },
+    /// A vector plus the others, one after another; they are as long together.
+    Sum { source: Map, parts: Vec<Map>, to: Map },
     /// An element-wise function.
     Activate { source: Map, function: Function, to: Map },
     /// An answer of the network: `factor·x + shift`; divided by the time, where that is a noise level.
@@ -235,7 +251,7 @@ impl Op {
             | Self::Prompt { to }
             | Self::Embed { to, .. }
             | Self::Nearest { to, .. }
-            | Self::Positions { to }
+            | Self::Positions { to, .. }
             | Self::Learned { to, .. }
             | Self::Project { to, .. }
             | Self::Linear { to, .. }
@@ -247,6 +263,7 @@ impl Op {
             | Self::Modulate { to, .. }
             | Self::Gate { to, .. }
             | Self::Geglu { to, .. }
+            | Self::Sum { to, .. }
             | Self::Activate { to, .. } => Some(to),
             Self::Answer { .. } => None,
         }
@@ -282,6 +299,7 @@ impl Op {
             | Self::Geglu { source, .. }
             | Self::Activate { source, .. }
             | Self::Answer { source, .. } => vec![*source],
+            Self::Sum { source, parts, .. } => [*source].into_iter().chain(parts.clone()).collect(),
             Self::Modulate { source, vector, .. } => vec![*source, *vector],
             Self::Gate { source, residual, vector, .. } => vec![*source, *residual, *vector],
         };
@@ -368,6 +386,11 @@ impl Graph {
         let given =
             |op: &Op| matches!(op, Op::Positions { .. } | Op::Prompt { .. } | Op::Nearest { .. });
         self.ops.iter().any(|op| op.to() == Some(map) && !given(op))
+    }
+
+    /// Whether some attention looks at how long a prompt is.
+    pub(crate) fn counts_tokens(&self) -> bool {
+        self.ops.iter().any(|op| matches!(op, Op::Attend { sees: Sees::Prompt, .. }))
     }
 
     /// The map of the prompt, where the network takes one.

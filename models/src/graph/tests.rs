@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor, Var};
 
-use super::{Epilogue, Graph, GraphBuilder, Map, Name, Scalar, Size, Slice, Wave};
+use super::{Epilogue, Graph, GraphBuilder, Map, Name, Scalar, Sees, Size, Slice, Wave};
 use crate::compiled::Network;
 use crate::cpu::Mode;
 use crate::kernels::{Function, Taps};
@@ -39,7 +39,8 @@ fn convolutions() -> Graph {
     g.finish(y, false)
 }
 
-/// A transformer's block over learned places and a learned context, with a causal attention behind it.
+/// A transformer's block over learned places and a learned context, with a modulated norm before it and a causal attention
+/// behind it.
 fn tokens() -> Graph {
     let mut g = GraphBuilder::new(2);
     let name = Name::default();
@@ -54,11 +55,15 @@ fn tokens() -> Graph {
     let mut h = g.kernel(&name.at("patch"), &[x], &[width, SIZE.channels, 2, 2], epilogue);
     let context = g.learned(&name.at("context"), Size { height: 1, width: 7, channels: 10 });
 
+    let vector = g.linear(&name.at("vector"), time, width);
+    let table = g.table(&name.at("table"), [2, width]);
+    let parts = g.sum(table, &[vector, vector]);
+    h = g.modulate(h, 1e-5, parts, [1, 0]);
     let normed = g.layer_norm(&name.at("norm1"), h, 1e-5);
     let gathered = g.self_attention(&name.at("self"), normed, heads, true);
     h = g.linear_with(&name.at("self.out"), gathered, width, residual(h));
     let normed = g.layer_norm(&name.at("norm2"), h, 1e-5);
-    let gathered = g.cross_attention(&name.at("cross"), normed, context, heads);
+    let gathered = g.cross_attention(&name.at("cross"), normed, context, heads, (true, Sees::All));
     h = g.linear_with(&name.at("cross.out"), gathered, width, residual(h));
     let normed = g.layer_norm(&name.at("norm3"), h, 1e-5);
     let wide = g.linear(&name.at("wide"), normed, 2 * 4 * width);
@@ -67,7 +72,7 @@ fn tokens() -> Graph {
 
     let map = g.linear(&name.at("causal"), h, 3 * width);
     let parts = [0, 1, 2].map(|part| Slice { map, start: part * width, width });
-    h = g.attend(parts, heads, true);
+    h = g.attend(parts, heads, Sees::Earlier);
     let y = g.linear(&name.at("out"), h, patch.channels);
     g.finish(y, false)
 }

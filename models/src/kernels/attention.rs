@@ -148,6 +148,8 @@ pub(crate) struct Attend {
     pub(crate) pairs: Option<Buffer>,
     /// Whether a query sees no key after its own place.
     pub(crate) causal: bool,
+    /// Where the number of keys that are seen is, as [`super::CountTokens`] left it; all are without.
+    pub(crate) count: Option<Buffer>,
     pub(crate) heads: usize,
     pub(crate) panel: usize,
     pub(crate) rows: usize,
@@ -185,6 +187,7 @@ impl Operation for Attend {
         let mut reads = vec![self.queries.image.buffer, self.keys];
         // Where they are in pairs, nothing else of them is read.
         reads.push(self.pairs.unwrap_or(self.values.image.buffer));
+        reads.extend(self.count);
         reads
     }
     fn writes(&self) -> Vec<Buffer> {
@@ -262,10 +265,12 @@ impl Queries<'_> {
     #[inline(always)]
     unsafe fn softmax<S: Simd, E: Element>(&self, s: S, row: usize) {
         let all = self.attend.padded_keys();
-        let keys = match self.attend.causal {
-            true => self.attend.key_count().min(self.first + row + 1),
-            false => self.attend.key_count(),
+        let there = match self.attend.count {
+            // SAFETY: the sample's number, which nothing writes now.
+            Some(count) => unsafe { *self.memory.at(count, self.sample) as usize },
+            None => self.attend.key_count(),
         };
+        let keys = if self.attend.causal { there.min(self.first + row + 1) } else { there };
         let scores = self.scores.wrapping_add(row * all);
         // SAFETY: a row has `all` scores, whole vectors; vectors have at most 16 lanes.
         unsafe {

@@ -113,10 +113,18 @@ impl KernelBench {
                 if let Some(output) = pairs {
                     operations.push(Box::new(PackValues { values, output }));
                 }
-                let (keys, output, causal) = (packed, target, false);
-                let attend =
-                    Attend { queries, keys, values, pairs, heads, panel, rows, causal, output };
-                operations.push(Box::new(attend));
+                operations.push(Box::new(Attend {
+                    queries,
+                    keys: packed,
+                    values,
+                    pairs,
+                    heads,
+                    panel,
+                    rows,
+                    causal: false,
+                    count: None,
+                    output: target,
+                }));
                 operations
             }
             Layer::Upsample => vec![Box::new(Upsample { input: source, output: target })],

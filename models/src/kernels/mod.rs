@@ -66,5 +66,5 @@ pub use peak::Peak;
 pub(crate) use program::{Call, Operation, Part, Program, Workspace};
 pub use program::{Footprint, Timing};
 pub(crate) use quantized::{Grid, MOST_PRODUCTS, Quantize, Quantized, Weights as QuantizedWeights};
-pub(crate) use tokens::{Gate, Geglu, Modulate, Vector};
+pub(crate) use tokens::{CountTokens, Gate, Geglu, Modulate, Sum, SumGradient, Vector};
 pub(crate) use winograd::{Variant, Winograd};

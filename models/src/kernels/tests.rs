@@ -187,6 +187,7 @@ fn attention(
         panel,
         rows,
         causal,
+        count: None,
         output,
     }));
 }

@@ -6,6 +6,7 @@
 
 use super::activation::Function;
 use super::arena::{Aligned, Buffer};
+use super::element::ElementType;
 use super::image::Image;
 use super::isa::{Kernel, dispatch};
 use super::program::{Memory, Operation, Split};
@@ -209,6 +210,133 @@ impl Kernel for Tokens<'_, Gate> {
                     output.element.store(s, y, c, v);
                 }
             }
+        }
+    }
+}
+
+/// How many tokens a prompt has: those before the zeros that it ends with, or all where there is nothing else.
+pub(crate) struct CountTokens {
+    /// The prompt.
+    pub(crate) input: Image,
+    /// One number of each sample.
+    pub(crate) output: Buffer,
+}
+
+impl Operation for CountTokens {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output]
+    }
+    fn name(&self) -> String {
+        format!("count {} tokens", self.input.pixels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let (tokens, words) = (self.input.pixels(), self.input.words());
+        // All bits of a word but the signs.
+        let magnitude: u32 = match self.input.element {
+            ElementType::F32 => 0x7fff_ffff,
+            ElementType::Bf16 => 0x7fff_7fff,
+        };
+        let from = memory.at(self.input.buffer, sample).cast_const();
+        // SAFETY: the sample's part of the input, which nothing writes now, and its number, which this item alone writes.
+        unsafe {
+            let states = std::slice::from_raw_parts(from, tokens * words);
+            let told = |token: &[f32]| token.iter().any(|word| word.to_bits() & magnitude != 0);
+            let last = states.chunks_exact(words).rposition(told);
+            *memory.at(self.output, sample) = last.map_or(tokens, |last| last + 1) as f32;
+        }
+    }
+}
+
+/// A vector of each sample plus others, one after another. Nothing that it reads is wider.
+pub(crate) struct Sum {
+    input: Image,
+    parts: Vec<Image>,
+    output: Image,
+}
+
+impl Sum {
+    pub(crate) fn new(input: Image, parts: Vec<Image>, output: Image) -> Self {
+        let width: usize = parts.iter().map(Image::channels).sum();
+        assert!([input, output].iter().all(|image| image.channels() == width));
+        let vector = |image: &Image| image.pixels() == 1 && image.element == ElementType::F32;
+        assert!(parts.iter().chain([&input, &output]).all(vector));
+        Self { input, parts, output }
+    }
+}
+
+impl Operation for Sum {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        self.parts.iter().chain([&self.input]).map(|image| image.buffer).collect()
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        format!("sum {}", self.output.channels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let vector = |image: &Image| {
+            let from = memory.at(image.buffer, sample).cast_const();
+            // SAFETY: the sample's vector, which nothing writes now.
+            unsafe { std::slice::from_raw_parts(from, image.channels()) }
+        };
+        let to = memory.at(self.output.buffer, sample);
+        // SAFETY: the sample's part of the output, which this item alone writes.
+        let output = unsafe { std::slice::from_raw_parts_mut(to, self.output.stride()) };
+        output.fill(0.0);
+        let more = self.parts.iter().flat_map(|part| vector(part).iter());
+        for (y, (a, b)) in output.iter_mut().zip(vector(&self.input).iter().zip(more)) {
+            *y = a + b;
+        }
+    }
+}
+
+/// The gradient of one part of a [`Sum`].
+pub(crate) struct SumGradient {
+    /// The gradient of the sum, and where in it the part's begins.
+    pub(crate) input: Vector,
+    /// The part's, which is added to where something is there.
+    pub(crate) output: Image,
+    pub(crate) add: bool,
+}
+
+impl Operation for SumGradient {
+    fn split(&self, batch: usize, _: usize) -> Split {
+        Split::one(batch)
+    }
+    fn reads(&self) -> Vec<Buffer> {
+        vec![self.input.buffer]
+    }
+    fn writes(&self) -> Vec<Buffer> {
+        vec![self.output.buffer]
+    }
+    fn name(&self) -> String {
+        format!("sum gradient {}", self.output.channels())
+    }
+    unsafe fn run(&self, memory: &Memory, _: usize, sample: usize, _: usize) {
+        let (channels, stride) = (self.output.channels(), self.output.stride());
+        let (from, to) = (self.input.at(memory, sample), memory.at(self.output.buffer, sample));
+        // SAFETY: the sample's part of either; this item alone writes the output.
+        let (input, output) = unsafe {
+            (
+                std::slice::from_raw_parts(from.cast_const(), channels),
+                std::slice::from_raw_parts_mut(to, stride),
+            )
+        };
+        if !self.add {
+            output.fill(0.0);
+        }
+        for (y, x) in output.iter_mut().zip(input) {
+            *y += x;
         }
     }
 }

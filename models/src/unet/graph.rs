@@ -2,7 +2,7 @@
 
 use super::plan::{After, Block, Middle, Plan, Resample, Transformer};
 use crate::blocks::{self, Resize, Style, Time};
-use crate::graph::{Epilogue, Graph, GraphBuilder, Map, Name};
+use crate::graph::{Epilogue, Graph, GraphBuilder, Map, Name, Sees};
 use crate::kernels::{Function, Taps};
 
 /// What a transformer's own norms add to a variance: groups of channels, and layers.
@@ -200,7 +200,7 @@ fn transformer_block(g: &mut GraphBuilder, name: &Name, x: Map, told: &Transform
     let normed = g.layer_norm(&name.at("norm1"), x, LAYER_EPS);
     let place = name.at("attn1");
     let gathered = if told.only_prompt {
-        g.cross_attention(&place, normed, told.prompt, told.heads)
+        g.cross_attention(&place, normed, told.prompt, told.heads, (false, Sees::All))
     } else {
         g.self_attention(&place, normed, told.heads, false)
     };
@@ -208,7 +208,7 @@ fn transformer_block(g: &mut GraphBuilder, name: &Name, x: Map, told: &Transform
 
     let normed = g.layer_norm(&name.at("norm2"), x, LAYER_EPS);
     let place = name.at("attn2");
-    let gathered = g.cross_attention(&place, normed, told.prompt, told.heads);
+    let gathered = g.cross_attention(&place, normed, told.prompt, told.heads, (false, Sees::All));
     let x = g.linear_with(&place.at("to_out.0"), gathered, width, around(x));
 
     let normed = g.layer_norm(&name.at("norm3"), x, LAYER_EPS);

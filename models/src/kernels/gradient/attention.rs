@@ -24,6 +24,8 @@ pub(crate) struct AttendGradient {
     heads: usize,
     panel: usize,
     causal: bool,
+    /// Where the number of keys that are seen is; all are without.
+    count: Option<Buffer>,
 }
 
 impl AttendGradient {
@@ -34,7 +36,12 @@ impl AttendGradient {
         output: Image,
         (heads, causal): (usize, bool),
     ) -> Self {
-        Self { parts, gradients, output, heads, panel: isa.panel(), causal }
+        Self { parts, gradients, output, heads, panel: isa.panel(), causal, count: None }
+    }
+
+    /// Of an attention that sees as many keys as the buffer says.
+    pub(crate) fn counted(self, count: Option<Buffer>) -> Self {
+        Self { count, ..self }
     }
 
     /// How many queries there are.
@@ -47,9 +54,14 @@ impl AttendGradient {
         self.parts[1].image.pixels()
     }
 
-    /// How many keys a query sees.
-    fn seen(&self, query: usize) -> usize {
-        if self.causal { self.key_count().min(query + 1) } else { self.key_count() }
+    /// How many keys a query of a sample sees.
+    fn seen(&self, memory: &Memory, sample: usize, query: usize) -> usize {
+        let there = match self.count {
+            // SAFETY: the sample's number, which nothing writes now.
+            Some(count) => unsafe { *memory.at(count, sample) as usize },
+            None => self.key_count(),
+        };
+        if self.causal { there.min(query + 1) } else { there }
     }
 
     fn channels(&self) -> usize {
@@ -86,7 +98,7 @@ impl Operation for AttendGradient {
     }
     fn reads(&self) -> Vec<Buffer> {
         let parts = self.parts.map(|part| part.image.buffer);
-        parts.into_iter().chain([self.output.buffer]).collect()
+        parts.into_iter().chain([self.output.buffer]).chain(self.count).collect()
     }
     fn writes(&self) -> Vec<Buffer> {
         let mut buffers: Vec<Buffer> =
@@ -218,7 +230,7 @@ impl Head<'_> {
     /// Both rows are there.
     #[inline(always)]
     unsafe fn softmax<S: Simd>(&self, s: S, row: usize) {
-        let (pixels, keys) = (self.op.seen(row), self.op.keys());
+        let (pixels, keys) = (self.op.seen(self.memory, self.sample, row), self.op.keys());
         let weights = self.weights.wrapping_add(row * self.op.pitch());
         let slopes = self.slopes.wrapping_add(row * self.op.pitch());
         // SAFETY: the caller's promise; a row has `keys` floats, whole vectors.
