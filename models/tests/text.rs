@@ -5,6 +5,8 @@
 mod described;
 #[path = "common/numbers.rs"]
 mod numbers;
+#[path = "common/strings.rs"]
+mod strings;
 
 use std::collections::HashMap;
 use std::fs;
@@ -14,6 +16,7 @@ use candle_core::{DType, Device, Tensor};
 use described::{Described, weights};
 use numbers::{bits, formula, relative_error};
 use serde_json::{Value, json};
+use strings::string;
 use understudy_models::kernels::Isa;
 use understudy_models::text::{TextEncoder, TextEncoderConfig, TextStates, Tokenizer};
 
@@ -207,47 +210,18 @@ fn every_value_of_an_encoder_that_cannot_be_honoured_is_refused_by_name() {
     assert!(message.contains("is T5EncoderModel: only CLIPTextModel and"), "{message}");
 }
 
-/// The generator of `golden/make_tokenizers.py`.
-struct Draw(u32);
-
-impl Draw {
-    fn new(seed: u32) -> Self {
-        Self(seed.wrapping_mul(2_654_435_761).wrapping_add(1))
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (self.0 >> 8) as usize % limit
-    }
-}
-
-fn string(seed: u32, pieces: &[String]) -> String {
-    let (mut draw, mut text) = (Draw::new(seed), String::new());
-    for _ in 0..draw.below(40) {
-        if draw.below(10) == 0 {
-            text.push(char::from_u32(draw.below(0x30000) as u32).unwrap_or('?'));
-        } else {
-            text.push_str(&pieces[draw.below(pieces.len())]);
-        }
-        if draw.below(3) > 0 {
-            text.push(' ');
-        }
-    }
-    text
-}
-
 fn golden() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizer")
 }
 
-fn strings() -> Value {
+fn expected() -> Value {
     serde_json::from_str(&fs::read_to_string(golden().join("strings.json")).unwrap()).unwrap()
 }
 
 /// 10,000 strings, a hundred at a time, and some in full.
 fn compare(tokenizer: &Tokenizer, vocabulary: &str) {
     const BLOCK: usize = 100;
-    let strings = strings();
+    let strings = expected();
     for example in strings["examples"].as_array().unwrap() {
         let ids = tokenizer.ids(example["text"].as_str().unwrap()).unwrap();
         assert_eq!(json!(ids), example[vocabulary], "{}", example["text"]);
