@@ -90,6 +90,7 @@ fn main() {
         decay_steps: None,
         weight_decay: 0.0,
         clip_norm: 1.0,
+        beta1: understudy_distill::optimizer::BETA1,
     };
     let mut average = Average::new(&parameters, 0.999).unwrap();
     let mut learner = Learner {

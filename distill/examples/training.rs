@@ -60,6 +60,7 @@ fn main() {
         weight_decay: 0.01,
         // The PyTorch steps that these are held against do not clip.
         clip_norm: f64::INFINITY,
+        beta1: understudy_distill::optimizer::BETA1,
     };
     let mut optimizer = AdamW::new(&parameters, settings).unwrap();
     let (mut steps, mut parts) = (Vec::new(), [Vec::new(), Vec::new(), Vec::new()]);

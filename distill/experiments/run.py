@@ -90,18 +90,30 @@ NAMES = {
 SAMPLES = 10_000
 SAMPLING_STEPS = 20
 
-# Students of few steps, each from the one before: evaluations, and what it goes on from. The first goes on from the
-# bundled student, which predicts v.
+# Students of few steps, each from one before: evaluations, and what it goes on from, a row or a bundled model.
 FEW = {
-    "few-4": (4, None),
+    "few-4": (4, STUDENT),
     "few-2": (2, "few-4"),
     "few-1": (1, "few-2"),
+    "few-4-long": (4, f"{STUDENT}-4"),
+    "few-4-matched": (4, f"{STUDENT}-4"),
+    "few-2-matched": (2, "few-2"),
 }
 FEW_TRAINING = {"batch": 32, "rho": 0.02, "sample-every": 0}
+# At the default rate, which stays, so that the run may go on for longer: what is kept is the running average.
+MATCHED = {
+    "method": "distribution-matching",
+    "steps": 1_200,
+    "learning-rate-schedule": "constant",
+    "sample-every": 250,
+}
 FEW_LENGTH = {
     "few-4": {"steps": 6_000, "learning-rate": "1e-3"},
     "few-2": {"steps": 4_000, "learning-rate": "1e-3"},
     "few-1": {"steps": 4_000, "learning-rate": "1e-3"},
+    "few-4-long": {"steps": 20_000, "learning-rate": "1e-3", "rho": 0.04},
+    "few-4-matched": MATCHED,
+    "few-2-matched": MATCHED,
 }
 FEW_SAMPLES = 2_000
 # Bundled models in few steps of samplers that need no training: model, sampler, evaluations. At 4 to 10 DPM-Solver++ is
@@ -163,10 +175,10 @@ def few(row, options, out):
     evaluations, start = FEW[row]
     flags = {
         "teacher": TEACHER,
-        "student": ROOT / "models/zoo" / STUDENT if start is None else options.work / f"{start}-{options.seed}",
+        "student": options.work / f"{start}-{options.seed}" if start in FEW else ROOT / "models/zoo" / start,
         "evaluations": evaluations,
-        **FEW_LENGTH[row],
         **FEW_TRAINING,
+        **FEW_LENGTH[row],
         "seed": options.seed,
         "out": out,
         "threads": options.threads,

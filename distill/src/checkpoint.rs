@@ -18,11 +18,14 @@ use understudy_models::{Error, Result};
 /// Tensors and a JSON object, written to and read from a file.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
+    tensors: BTreeMap<String, Held>,
     /// All that is not a tensor.
     pub state: Value,
     path: PathBuf,
 }
+
+/// A tensor: its type, its shape, its bytes.
+type Held = (Dtype, Vec<usize>, Vec<u8>);
 
 /// The key of [`Snapshot::state`] in the file's metadata.
 const STATE: &str = "state";
@@ -89,6 +92,22 @@ impl Snapshot {
     /// [`Error::Format`] naming what is missing.
     pub fn get_u8(&self, name: &str) -> Result<Vec<u8>> {
         Ok(self.get(name, Dtype::U8)?.to_vec())
+    }
+
+    /// Puts in all tensors of another, whose names begin with `part.` here.
+    pub fn put_part(&mut self, part: &str, other: Self) {
+        let named = other.tensors.into_iter().map(|(name, it)| (format!("{part}.{name}"), it));
+        self.tensors.extend(named);
+    }
+
+    /// What [`Snapshot::put_part`] put in.
+    pub fn part(&self, part: &str) -> Self {
+        let own = |(name, it): (&String, &Held)| {
+            let name = name.strip_prefix(part)?.strip_prefix('.')?;
+            Some((name.to_owned(), it.clone()))
+        };
+        let tensors = self.tensors.iter().filter_map(own).collect();
+        Self { tensors, path: self.path.clone(), ..Self::default() }
     }
 
     fn get(&self, name: &str, dtype: Dtype) -> Result<&[u8]> {
@@ -199,6 +218,9 @@ mod tests {
         snapshot.f32("w", &[2, 1], &[1.5, -0.0]);
         snapshot.u64("seeds", &[u64::MAX, 3]);
         snapshot.u8("copies", &[0, 1, 1]);
+        let mut part = Snapshot::default();
+        part.f32("w", &[1], &[2.5]);
+        snapshot.put_part("critic", part);
         snapshot.write(&path).unwrap();
         #[cfg(unix)]
         {
@@ -214,6 +236,8 @@ mod tests {
         assert_eq!(read.get_f32("w").unwrap()[1].to_bits(), (-0f32).to_bits());
         assert_eq!(read.get_u64("seeds").unwrap(), [u64::MAX, 3]);
         assert_eq!(read.get_u8("copies").unwrap(), [0, 1, 1]);
+        assert_eq!(read.part("critic").get_f32("w").unwrap(), [2.5]);
+        assert!(read.part("crit").get_f32("w").is_err());
         assert!(read.get_u64("w").unwrap_err().to_string().contains("`w`"));
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
     }

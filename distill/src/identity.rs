@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use understudy_models::{Error, Result};
 
 use crate::checkpoint::Snapshot;
+use crate::matching::Matching;
 use crate::task::Task;
 
 /// The form of identities. Checkpoints without a number are of versions that said less.
@@ -36,6 +37,7 @@ pub(crate) fn of(task: &Task<'_>) -> Map<String, Value> {
     });
     let mut identity = parts.as_object().cloned().unwrap_or_default();
     identity.extend(task.source.identity());
+    identity.extend(task.matching.iter().flat_map(Matching::identity));
     identity.extend(task.identity.clone());
     identity
 }

@@ -14,6 +14,7 @@ pub mod generated;
 mod guard;
 pub mod guidance;
 mod identity;
+pub mod matching;
 pub mod noised;
 mod npz;
 pub mod objective;

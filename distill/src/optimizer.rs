@@ -26,9 +26,12 @@ pub struct Settings {
     pub weight_decay: f64,
     /// The largest norm of all gradients together; larger ones are scaled down to it.
     pub clip_norm: f64,
+    /// Decay of the gradients' running mean, [`BETA1`] usually.
+    pub beta1: f64,
 }
 
-const BETA1: f64 = 0.9;
+/// Decay of the gradients' running mean where nothing speaks for another.
+pub const BETA1: f64 = 0.9;
 const BETA2: f64 = 0.999;
 const EPS: f64 = 1e-8;
 
@@ -162,7 +165,8 @@ impl AdamW {
             // As torch.nn.utils.clip_grad_norm_.
             scale: (self.settings.clip_norm / (norm + 1e-6)).min(1.0) as f32,
             keep: (1.0 - rate * self.settings.weight_decay) as f32,
-            rate: (rate / (1.0 - BETA1.powi(steps))) as f32,
+            rate: (rate / (1.0 - self.settings.beta1.powi(steps))) as f32,
+            beta1: self.settings.beta1,
             root: (1.0 - BETA2.powi(steps)).sqrt() as f32,
         };
         let moments = match (&mut self.state, joined) {
@@ -260,11 +264,13 @@ struct Update {
     rate: f32,
     /// Root of the second moment's.
     root: f32,
+    /// Decay of the first moment.
+    beta1: f64,
 }
 
 impl Update {
     fn apply(self, weights: &mut [f32], gradients: &[f32], moments: &mut Moments<Vec<f32>>) {
-        let (beta1, beta2, eps) = (BETA1 as f32, BETA2 as f32, EPS as f32);
+        let (beta1, beta2, eps) = (self.beta1 as f32, BETA2 as f32, EPS as f32);
         let each = weights.iter_mut().zip(gradients);
         for ((weight, gradient), (first, second)) in
             each.zip(moments.first.iter_mut().zip(&mut moments.second))
@@ -285,7 +291,7 @@ impl Update {
         moments: &mut Moments<Tensor>,
     ) -> Result<Tensor> {
         let gradient = (gradients * f64::from(self.scale))?;
-        let first = (&moments.first + ((&gradient - &moments.first)? * (1.0 - BETA1))?)?;
+        let first = (&moments.first + ((&gradient - &moments.first)? * (1.0 - self.beta1))?)?;
         let second = ((&moments.second * BETA2)? + (gradient.sqr()? * (1.0 - BETA2))?)?;
         let root = ((second.sqrt()? / f64::from(self.root))? + EPS)?;
         let step = ((&first * f64::from(self.rate))? / root)?;

@@ -25,6 +25,14 @@ pub(crate) enum Purpose {
     Prompt,
     /// How far that trajectory is guided.
     Guidance,
+    /// The seed of a student's sample.
+    Generated,
+    /// Which of its steps is looked at.
+    Segment,
+    /// To which timestep its end is noised again.
+    RenoisedTo,
+    /// The seed of that noise.
+    Renoised,
 }
 
 /// A uniform 64-bit number: draw `minor` (below 2²⁰) of round `major` (below 2³⁶).

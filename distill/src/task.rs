@@ -4,6 +4,7 @@ use candle_core::DType;
 use serde_json::{Map, Value};
 use understudy_models::checkpoint::card::Card;
 
+use crate::matching::Matching;
 use crate::objective::Objective;
 use crate::optimizer;
 use crate::run_dir::RunDir;
@@ -40,6 +41,8 @@ pub struct Task<'a> {
     pub source: Box<dyn BatchSource + 'a>,
     /// What answers are held against.
     pub objective: Objective,
+    /// What matches the student's samples to the teacher's besides, if anything does.
+    pub matching: Option<Matching<'a>>,
     /// Who learns, on the device its weights are on.
     pub student: Student,
     /// How long, how often.

@@ -11,13 +11,13 @@ use crate::checkpoint::Snapshot;
 use crate::estimate::{Estimate, peak_memory};
 use crate::guard::{check_answers, check_finite, check_weights};
 use crate::identity;
-use crate::objective::Objective;
+use crate::matching::{ANCHOR, Matching, Renoised};
 use crate::optimizer::{AdamW, Gradients};
 use crate::parameters::{Average, Parameters};
 use crate::publish::{is_published, publish};
 pub use crate::task::{Settings, Task};
 use crate::training_batch::TrainingBatch;
-use crate::watch::{Event, GRID_CAPTIONS, Journal, Record, Watch, grid};
+use crate::watch::{Event, GRID_CAPTIONS, Journal, Likeness, Record, Watch, grid};
 
 /// Between checkpoints while the first training batch is prepared.
 const PREPARING: Duration = Duration::from_secs(60);
@@ -97,28 +97,41 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
             student = load(&task.student.config, &state.parameters)?;
         }
         let training_batch = task.source.training_batch(step)?.to_device(&device)?;
-        let learned = learn(&training_batch, student.as_ref(), &task.objective, &state, &settings)?;
+        let learned = learn(&training_batch, student.as_ref(), &task, &state, step)?;
         check_finite("loss", learned.loss.into(), step, &training_batch)?;
         let learning_rate = state.optimizer.learning_rate();
         let norm = state.optimizer.step(&state.parameters, &learned.gradients)?;
         check_finite("gradient", norm, step, &training_batch)?;
         state.average.update(&state.parameters)?;
+        let critic = match &mut task.matching {
+            None => None,
+            Some(matching) => {
+                let (loss, norm) = matching.learn(&learned.renoised)?;
+                check_finite("critic's loss", loss.into(), step, &training_batch)?;
+                check_finite("critic's gradient", norm, step, &training_batch)?;
+                Some(loss)
+            }
+        };
         state.step = step;
 
+        let looked_at = settings.sample_every > 0 && step.is_multiple_of(settings.sample_every);
         let record = Record {
             step,
             loss: learned.loss,
             simple: learned.simple,
             vlb: learned.vlb,
+            matching: learned.matching,
+            critic,
+            likeness: if looked_at { likeness(&task, &state)? } else { None },
             gradient_norm: norm,
             learning_rate,
-            teacher_evaluations: task.source.teacher_evaluations(),
+            teacher_evaluations: teacher_evaluations(&task),
             images_per_second: clock.lap(training_batch.rows()),
             seconds: clock.seconds(),
         };
         journal.write(&record)?;
         watch.event(Event::Step { record: &record, steps: settings.steps });
-        if settings.sample_every > 0 && step.is_multiple_of(settings.sample_every) {
+        if looked_at {
             let picture = task.run.path().join(format!("samples-{step:07}.png"));
             let weights = state.average.tensors(&state.parameters)?;
             let captions = task.source.captions(GRID_CAPTIONS)?;
@@ -149,13 +162,17 @@ fn estimate(task: &mut Task<'_>, state: &State, student: &dyn Denoiser) -> Resul
     // The first builds what the second has.
     for _ in 0..2 {
         let began = Instant::now();
-        learn(&batch, student, &task.objective, state, &task.settings)?;
+        let learned = learn(&batch, student, task, state, 0)?;
+        if let Some(matching) = &task.matching {
+            matching.gradients(&learned.renoised)?;
+        }
         seconds = began.elapsed().as_secs_f64();
     }
     let weights: usize = state.parameters.iter().map(|(_, weight)| weight.elem_count()).sum();
     let bytes = (weights * size_of::<f32>()) as u64;
     // Weights, the optimizer's two moments, and the average; while a checkpoint is replaced there are two.
-    let checkpoint = 4 * bytes + cost.checkpoint_bytes;
+    let critic = task.matching.as_ref().map_or(0, Matching::checkpoint_bytes);
+    let checkpoint = 4 * bytes + cost.checkpoint_bytes + critic;
     Ok(Estimate {
         prepare_rows: cost.prepare_rows,
         prepare_seconds: cost.prepare_seconds,
@@ -185,33 +202,50 @@ struct Learned {
     loss: f32,
     simple: f32,
     vlb: Option<f32>,
+    matching: Option<f32>,
+    /// What the critic is to learn, by part.
+    renoised: Vec<Renoised>,
 }
 
-/// Forward, loss, backward, in `settings.accumulate` parts of equal size.
+/// Forward, loss, backward of iteration `step`, in as many parts of equal size as the settings say.
 fn learn(
     training_batch: &TrainingBatch,
     student: &dyn Denoiser,
-    objective: &Objective,
+    task: &Task<'_>,
     state: &State,
-    settings: &Settings,
+    step: u64,
 ) -> Result<Learned> {
-    let parts = settings.accumulate;
+    let parts = task.settings.accumulate;
     let mut sum: Option<Learned> = None;
     for index in 0..parts {
         let training_batch = training_batch.part(index, parts)?;
         let answer = training_batch.ask(student)?.to_dtype(DType::F32)?;
-        let losses = objective.losses(&training_batch, &answer)?;
-        let mut gradients = (&losses.total * (1.0 / parts as f64))?.backward()?;
+        let losses = task.objective.losses(&training_batch, &answer)?;
+        let rows = index * training_batch.rows()..(index + 1) * training_batch.rows();
+        let matched =
+            task.matching.as_ref().map(|it| it.matched(student, step, rows)).transpose()?;
+        let total = match &matched {
+            Some(matched) => ((&losses.total * ANCHOR)? + &matched.loss)?,
+            None => losses.total,
+        };
+        let mut gradients = (&total * (1.0 / parts as f64))?.backward()?;
         let gradients = Gradients::take(&state.parameters, &mut gradients)?;
         let share = |loss: &candle_core::Tensor| -> Result<f32> {
             Ok(loss.to_dtype(DType::F32)?.to_scalar::<f32>()? / parts as f32)
         };
-        let (loss, simple) = (share(&losses.total)?, share(&losses.simple)?);
+        let (loss, simple) = (share(&total)?, share(&losses.simple)?);
         let vlb = losses.vlb.as_ref().map(share).transpose()?;
+        let matching = matched.as_ref().map(|it| share(&it.loss)).transpose()?;
+        let renoised = matched.map(|it| it.renoised);
         match &mut sum {
-            None => sum = Some(Learned { gradients, loss, simple, vlb }),
+            None => {
+                let renoised = renoised.into_iter().collect();
+                sum = Some(Learned { gradients, loss, simple, vlb, matching, renoised });
+            }
             Some(sum) => {
                 sum.gradients.add(gradients)?;
+                sum.renoised.extend(renoised);
+                sum.matching = sum.matching.zip(matching).map(|(sum, part)| sum + part);
                 sum.loss += loss;
                 sum.simple += simple;
                 sum.vlb = sum.vlb.zip(vlb).map(|(sum, part)| sum + part);
@@ -228,6 +262,7 @@ impl State {
         check_weights("weight", weights, Some(self.step))?;
         let average = self.average.tensors(&self.parameters)?;
         check_weights("averaged weight", average.iter(), Some(self.step))?;
+        task.matching.iter().try_for_each(|matching| matching.check(self.step))?;
         if self.step == task.settings.steps {
             check_answers(&task.student, average, self.step)?;
         }
@@ -245,6 +280,7 @@ impl State {
         self.optimizer.save(&self.parameters, &mut snapshot)?;
         self.average.save(&self.parameters, &mut snapshot)?;
         task.source.save(&mut snapshot)?;
+        task.matching.iter().try_for_each(|matching| matching.save(&mut snapshot))?;
         snapshot.write(&task.run.checkpoint())?;
         task.source.keep();
         Ok(())
@@ -256,6 +292,7 @@ impl State {
         self.optimizer.restore(&self.parameters, snapshot)?;
         self.average.restore(&self.parameters, snapshot)?;
         task.source.restore(snapshot)?;
+        task.matching.iter_mut().try_for_each(|matching| matching.restore(snapshot))?;
         let step = snapshot.state["step"].as_u64();
         self.step = step.ok_or_else(|| snapshot.malformed("`step` is not in it"))?;
         self.seconds = snapshot.state["seconds"].as_f64().unwrap_or_default();
@@ -263,8 +300,30 @@ impl State {
     }
 }
 
+/// Images that are looked at beside the teacher's.
+const LOOKED_AT: usize = 256;
+
+/// How like the images of the averaged weights are to those that the teacher drew of late from the same seeds, where a
+/// distribution is matched.
+fn likeness(task: &Task<'_>, state: &State) -> Result<Option<Likeness>> {
+    let Some(matching) = &task.matching else { return Ok(None) };
+    let Some((images, seeds)) = task.source.images(LOOKED_AT)? else { return Ok(None) };
+    let weights = state.average.tensors(&state.parameters)?;
+    let student = task.student.config.load(weights, DType::F32, &state.parameters.device())?;
+    let labels: Vec<Option<u32>> = seeds.iter().map(|&seed| matching.label(seed)).collect();
+    let own = matching.images(student.as_ref(), &seeds)?;
+    Ok(Likeness::new(&own, &images, &labels)?)
+}
+
+/// Network evaluations of the teacher so far, in rows.
+fn teacher_evaluations(task: &Task<'_>) -> u64 {
+    let matching = task.matching.as_ref().map_or(0, Matching::teacher_evaluations);
+    task.source.teacher_evaluations() + matching
+}
+
 /// The averaged weights become the model.
 fn finish(state: &State, mut task: Task<'_>, rate: Option<f64>) -> Result<()> {
+    let evaluations = teacher_evaluations(&task);
     let recipe = &mut task.card.recipe;
     for (name, value) in &state.identity {
         // These stand in files or fields of their own.
@@ -278,7 +337,6 @@ fn finish(state: &State, mut task: Task<'_>, rate: Option<f64>) -> Result<()> {
         recipe.insert("images_per_second".into(), rate.round().into());
     }
     recipe.insert("student_steps".into(), state.step.into());
-    let evaluations = task.source.teacher_evaluations();
     recipe.insert("teacher_evaluations".into(), evaluations.into());
     recipe.insert("seconds".into(), state.seconds.round().into());
     let weights = state.average.tensors(&state.parameters)?;

@@ -155,6 +155,15 @@ pub trait BatchSource {
         Ok(None)
     }
 
+    /// Images that the teacher drew of late, `count` at most: f32 `[N, C, H, W]`, and the seed of each; nothing of a source
+    /// that has none.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    fn images(&self, _count: usize) -> understudy_models::Result<Option<(Tensor, Vec<u64>)>> {
+        Ok(None)
+    }
+
     /// Network evaluations of the teacher so far, counted in rows.
     fn teacher_evaluations(&self) -> u64;
 

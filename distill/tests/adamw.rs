@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 use understudy_distill::checkpoint::Snapshot;
-use understudy_distill::optimizer::{AdamW, Gradients, Settings};
+use understudy_distill::optimizer::{AdamW, BETA1, Gradients, Settings};
 use understudy_distill::parameters::{Average, Parameters};
 
 const SETTINGS: Settings = Settings {
@@ -14,6 +14,7 @@ const SETTINGS: Settings = Settings {
     decay_steps: None,
     weight_decay: 0.1,
     clip_norm: 2.0,
+    beta1: BETA1,
 };
 
 #[test]

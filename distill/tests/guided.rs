@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use serde_json::{Value, json};
 use understudy_distill::generate::{Captions, Classes, Sampling};
 use understudy_distill::guidance::Guidance;
+use understudy_distill::matching;
 use understudy_distill::pool::segments::{self, Segments};
 use understudy_distill::pool::{Order, Pool, Settings};
 use understudy_distill::prompting::Prompting;
@@ -77,6 +78,13 @@ fn values(tensor: &Tensor) -> Vec<f32> {
 
 fn prompts(batch: &TrainingBatch) -> &Tensor {
     &batch.text.as_ref().unwrap().prompts
+}
+
+#[test]
+fn distribution_matching_refuses_a_teacher_that_draws_after_text() {
+    let home = tempfile::tempdir().unwrap();
+    let problem = matching::check(&teacher(home.path(), &json!({}))).unwrap_err().to_string();
+    assert!(problem.contains("draws after text"), "{problem}");
 }
 
 /// A sample on its way is where a guided request with its seed, prompt and scale is, to the bit.

@@ -210,6 +210,7 @@ fn task<'a>(teacher: &'a Teacher, out: &Path, steps: u64) -> Task<'a> {
         identity: Map::new(),
         source: Box::new(Segments::new(teacher, settings_of_pool).unwrap()),
         objective: Objective::SegmentEnd(SegmentEnd),
+        matching: None,
         student: student(teacher, &channels),
         settings: settings(steps),
         card: Card { evaluations: vec![2, 1], ..Card::default() },

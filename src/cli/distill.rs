@@ -10,6 +10,7 @@ use serde_json::Map;
 use understudy_distill::{
     generate::{Classes, Sampling},
     generated::Generated,
+    matching::{self, Matching},
     objective::{Dkdm, Objective, SegmentEnd},
     pool::{self, Order, Pool, segments::Segments},
     run_dir::{self, RunDir},
@@ -114,7 +115,7 @@ pub(super) fn stage(
         super::note_retired("--keep-samples", "`understudy sample` draws the images of a teacher");
     }
     run_dir::check_out(&args.out).map_err(shown)?;
-    let settings =
+    let mut settings =
         args.training.settings(&defaults(args).training, Compute::trained(&device, dtype))?;
     let teacher = open_teacher(args, &device, dtype)?;
     let plan = Plan::new(args, &teacher)?;
@@ -152,7 +153,18 @@ pub(super) fn stage(
         super::grouped(weights)
     );
     let student = student.onto(&device).map_err(shown)?;
-    let task = Task { run, identity, source, objective, student, settings, card };
+    let matching = match plan.evaluations.filter(|_| plan.method == Method::DistributionMatching) {
+        None => None,
+        Some(evaluations) => {
+            // The mean of past gradients is one of a critic that was another.
+            settings.optimizer.beta1 = 0.0;
+            let (seed, dtype) = (args.training.seed, settings.dtype);
+            let of_matching =
+                matching::Settings { evaluations, seed, optimizer: settings.optimizer, dtype };
+            Some(Matching::new(&teacher, &student.schedule, of_matching, &device).map_err(shown)?)
+        }
+    };
+    let task = Task { run, identity, source, objective, matching, student, settings, card };
     let mut progress = TrainingProgress::new(
         "Filling the sample pool",
         args.training.dry_run,

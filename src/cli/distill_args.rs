@@ -46,7 +46,9 @@ pub(super) struct DistillArgs {
     pub(super) prediction: Option<PredictionType>,
     /// dkdm; the paper's baseline, in which the teacher generates --samples images, and the student is trained on them as
     /// if they were data; or, for --evaluations, segment-regression: each step of the student learns where the teacher's
-    /// walk goes in many [default: dkdm; with --evaluations segment-regression].
+    /// walk goes in many; or distribution-matching, which goes on from that: a critic learns what the student's samples
+    /// are, and the student is pulled to where the teacher would have them [default: dkdm; with --evaluations
+    /// segment-regression].
     #[arg(long, value_enum, help_heading = "Method")]
     pub(super) method: Option<Method>,
     /// Images that the baseline's teacher generates, each in --walk-steps steps of --walk-sampler.
@@ -107,6 +109,14 @@ pub(super) enum Method {
     Dkdm,
     DataFreeBaseline,
     SegmentRegression,
+    DistributionMatching,
+}
+
+impl Method {
+    /// Whether it makes a student of few steps.
+    pub(super) fn reduces_steps(self) -> bool {
+        matches!(self, Self::SegmentRegression | Self::DistributionMatching)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]

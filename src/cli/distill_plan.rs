@@ -77,7 +77,7 @@ impl<'a> Plan<'a> {
         let walk_steps = match evaluations {
             Some(evaluations) => {
                 let steps = few_steps::walk_steps(args, teacher, evaluations);
-                few_steps::check(args, teacher, evaluations, steps)?;
+                few_steps::check(args, teacher, method, (evaluations, steps))?;
                 steps
             }
             None => args.walk_steps.unwrap_or_else(|| {
@@ -99,7 +99,9 @@ impl<'a> Plan<'a> {
                 named.unwrap_or_else(|| student.clone())
             }
             (Some(student), _) => student.clone(),
-            (None, Some(_)) => few_steps::usual_student(args, teacher)?,
+            (None, Some(evaluations)) => {
+                few_steps::usual_student(args, teacher, method, evaluations)?
+            }
             (None, None) => PathBuf::from(USUAL_SHARE),
         };
         let share = share(&student);
@@ -182,11 +184,17 @@ impl<'a> Plan<'a> {
 /// The student where nobody says.
 const USUAL_SHARE: &str = "0.5x";
 
-/// What the preset says. A student of few steps goes on from one that has learned before: half the learning rate.
+/// What the preset says. A student of few steps goes on from one that has learned before: half the learning rate. Matched to
+/// its teacher's distribution it is led by a critic that must keep up with it: it learns slowly, and in steps that take
+/// longer.
 pub(super) fn defaults(args: &DistillArgs) -> DistillDefaults {
     let mut defaults = args.preset.defaults();
     if args.evaluations.is_some() {
         defaults.training.learning_rate *= 0.5;
+    }
+    if args.method == Some(Method::DistributionMatching) {
+        defaults.training.learning_rate = 5e-5;
+        defaults.training.steps /= 5;
     }
     defaults
 }
@@ -195,14 +203,18 @@ pub(super) fn defaults(args: &DistillArgs) -> DistillDefaults {
 fn method(args: &DistillArgs) -> Result<Method, String> {
     match (args.method, args.evaluations) {
         (None, None) => Ok(Method::Dkdm),
-        (None | Some(Method::SegmentRegression), Some(_)) => Ok(Method::SegmentRegression),
-        (Some(Method::SegmentRegression), None) => {
-            Err("--method segment-regression: say how many steps the student is to need, such as --evaluations 4".into())
-        }
+        (None, Some(_)) => Ok(Method::SegmentRegression),
+        (Some(method), evaluations) if method.reduces_steps() => match evaluations {
+            Some(_) => Ok(method),
+            None => Err(format!(
+                "--method {}: say how many steps the student is to need, such as --evaluations 4",
+                super::word(method)
+            )),
+        },
         (Some(method), None) => Ok(method),
         (Some(method), Some(evaluations)) => Err(format!(
             "--method {}: does not reduce the number of steps; leave out --evaluations {evaluations}, or use --method \
-             segment-regression",
+             segment-regression or distribution-matching",
             super::word(method)
         )),
     }

@@ -10,7 +10,7 @@ use understudy_distill::{
 use understudy_models::{checkpoint::ModelFolder, sampler::Kind, schedule::PredictionType};
 
 use super::{
-    distill_args::{DistillArgs, Schedule},
+    distill_args::{DistillArgs, Method, Schedule},
     preset::DistillDefaults,
 };
 
@@ -41,9 +41,16 @@ pub(super) fn walk_steps(args: &DistillArgs, teacher: &Teacher, evaluations: usi
 pub(super) fn check(
     args: &DistillArgs,
     teacher: &Teacher,
-    evaluations: usize,
-    walk_steps: usize,
+    method: Method,
+    (evaluations, walk_steps): (usize, usize),
 ) -> Result<(), String> {
+    if method == Method::DistributionMatching && teacher.geometry().prompt.is_some() {
+        return Err(format!(
+            "--method distribution-matching: {} draws after text, whose distribution is not matched here; leave the flag \
+             out",
+            teacher.name
+        ));
+    }
     if let Some(schedule) = args.schedule.filter(|schedule| *schedule != Schedule::Dynamic) {
         return Err(format!(
             "--schedule {}: students of few steps learn from a pool; leave the flag out",
@@ -112,21 +119,38 @@ pub(super) fn pool(
     }
 }
 
-/// The student to go on from where nobody names one: one of this teacher that predicts v.
+/// The student to go on from where nobody names one: one of this teacher that predicts v; for distribution matching one that
+/// needs so few steps already.
 ///
 /// # Errors
 /// A sentence with the remedy where there is none.
-pub(super) fn usual_student(args: &DistillArgs, teacher: &Teacher) -> Result<PathBuf, String> {
+pub(super) fn usual_student(
+    args: &DistillArgs,
+    teacher: &Teacher,
+    method: Method,
+    evaluations: usize,
+) -> Result<PathBuf, String> {
     let folders = args.models.folders();
+    let matched = method == Method::DistributionMatching;
     let fits = |folder: &PathBuf| {
         ModelFolder::open(folder).is_ok_and(|model| {
             model.card.teacher.as_ref() == Some(&teacher.name)
-                && model.card.evaluations.is_empty()
+                && match matched {
+                    true => model.card.evaluations.contains(&evaluations),
+                    false => model.card.evaluations.is_empty(),
+                }
                 && model.schedule.prediction_type() == PredictionType::Velocity
         })
     };
     let names = folders.names()?;
     names.iter().filter_map(|name| folders.find(name)).find(fits).ok_or_else(|| {
+        if matched {
+            return format!(
+                "--student: no student of {name} of {evaluations} evaluations is among the models; make one first \
+                 (`understudy distill --teacher {name} --evaluations {evaluations} --out DIR`) and give it as --student DIR",
+                name = teacher.name
+            );
+        }
         format!(
             "--student: no student of {name} that predicts v is among the models; distil one first (`understudy distill \
              --teacher {name} --out DIR`) and give it as --student DIR, or --student 0.5x to begin from the teacher's \

@@ -271,5 +271,6 @@ impl Watch for TrainingProgress {
 
 fn figures(record: &Record) -> String {
     let vlb = record.vlb.map(|vlb| format!("  vlb {vlb:.4}")).unwrap_or_default();
-    format!("loss {:.4}{vlb}", record.simple)
+    let critic = record.critic.map(|loss| format!("  critic {loss:.4}")).unwrap_or_default();
+    format!("loss {:.4}{vlb}{critic}", record.simple)
 }

@@ -120,7 +120,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     let student = student.onto(&device).map_err(shown)?;
     let run = RunDir::open(&args.out).map_err(shown)?;
     let source = Box::new(batches);
-    let task = Task { run, identity, source, objective, student, settings, card };
+    let task = Task { run, identity, source, objective, matching: None, student, settings, card };
     let mut progress =
         TrainingProgress::new("Reading the images", args.training.dry_run, interrupt, tracking);
     let outcome = train::train(task, &mut progress).map_err(shown)?;

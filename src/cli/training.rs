@@ -156,6 +156,7 @@ impl TrainingArgs {
                 decay_steps: (schedule == LearningRateSchedule::Cosine).then_some(steps),
                 weight_decay: self.weight_decay,
                 clip_norm: self.clip_norm,
+                beta1: understudy_distill::optimizer::BETA1,
             },
             average: self.ema,
             checkpoint_every: self.checkpoint_every.get(),

@@ -222,6 +222,44 @@ fn students_of_few_steps_go_on_from_one_another() {
     assert_eq!(folder.card.recipe["initialisation"], "weights of first");
 }
 
+/// After regression, from the student among the models that needs so few steps; killed between two checkpoints.
+#[test]
+fn distribution_matching_goes_on_from_a_student_of_as_many_steps() {
+    let home = Home::new();
+    assert!(home.run("student.json", "first", 1).status.success());
+    let (done, said) = understudy(&home.few("first", "two", 2, 5));
+    assert!(done, "{said}");
+    let arguments = |out: &str, steps: usize| {
+        let mut arguments = home.few("two", out, 2, steps);
+        let at = arguments.iter().position(|argument| argument == "--student").unwrap();
+        arguments.drain(at..at + 2);
+        let models = home.0.path().display().to_string();
+        arguments.extend(["--models".into(), models, "--method".into()]);
+        arguments.push("distribution-matching".into());
+        arguments
+    };
+    let (done, said) = understudy(&arguments("whole", 12));
+    assert!(done, "{said}");
+    for steps in [7, 12] {
+        let (done, said) = understudy(&arguments("parts", steps));
+        assert!(done, "{said}");
+    }
+    assert_eq!(curve(&home.path("whole")), curve(&home.path("parts")));
+    assert_eq!(weights(&home.path("whole")), weights(&home.path("parts")));
+    let folder = ModelFolder::open(&home.path("whole")).unwrap();
+    assert_eq!(folder.card.recipe["method"], "distribution-matching");
+    assert_eq!(folder.card.recipe["initialisation"], "weights of two");
+    assert_eq!(folder.card.evaluations, [2, 1]);
+    assert_eq!(folder.schedule.to_json()["_class_name"], "DDIMScheduler");
+    // Where none needs so few, one is to be made first.
+    let mut nobody = arguments("out", 1);
+    let at = nobody.iter().position(|argument| argument == "--evaluations").unwrap();
+    nobody[at + 1] = "5".into();
+    let (done, said) = understudy(&nobody);
+    assert!(!done && said.contains("of 5 evaluations is among the models"), "{said}");
+    assert!(!home.path("out").exists());
+}
+
 #[test]
 fn few_steps_that_cannot_work_are_refused_at_the_start() {
     let home = Home::new();
@@ -259,6 +297,11 @@ fn few_steps_that_cannot_work_are_refused_at_the_start() {
     let mut teacher = few(2);
     teacher[2] = home.path("two").display().to_string();
     refused(teacher, &[], &["made for 2 evaluations", "distilled from, teacher"]);
+    // Distribution matching alone says nothing of how many steps, and is another run than regression.
+    let matching = ["--method", "distribution-matching"];
+    refused(home.arguments("first", "out", 1), &matching, &["--evaluations 4"]);
+    refused(home.few("first", "two", 2, 2), &matching, &["another run"]);
+    refused(home.few("eps", "out", 2, 1), &matching, &["epsilon", "--prediction v_prediction"]);
     // Nobody to go on from.
     let empty = tempfile::tempdir().unwrap();
     let mut nobody = few(2);

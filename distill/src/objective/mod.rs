@@ -1,14 +1,16 @@
 //! What a student's answer is held against.
 
 mod dkdm;
+mod matching;
 mod parametrisation;
 mod segment;
 
 use candle_core::{Result, Tensor};
 
 pub use dkdm::{Dkdm, MOST_WEIGHT, Weighting};
-pub(crate) use parametrisation::apply;
+pub(crate) use matching::{matching, score_identity};
 pub use parametrisation::{Linear, to_eps, to_x0};
+pub(crate) use parametrisation::{apply, column};
 pub use segment::{SegmentEnd, secant};
 
 use crate::training_batch::TrainingBatch;

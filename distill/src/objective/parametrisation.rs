@@ -40,7 +40,7 @@ pub fn to_x0(prediction: PredictionType, alpha_bar: f64) -> Linear {
 }
 
 /// One number per row of a batch, as `[B, 1, 1, 1]`.
-pub(super) fn column(rows: impl Iterator<Item = f64>, device: &Device) -> Result<Tensor> {
+pub(crate) fn column(rows: impl Iterator<Item = f64>, device: &Device) -> Result<Tensor> {
     let values: Vec<f32> = rows.map(|value| value as f32).collect();
     let rows = values.len();
     Tensor::from_vec(values, (rows, 1, 1, 1), device)

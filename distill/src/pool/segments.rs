@@ -399,6 +399,21 @@ impl BatchSource for Segments<'_> {
         self.prompting.as_ref().map(|prompting| prompting.captions(count, device)).transpose()
     }
 
+    fn images(&self, count: usize) -> Result<Option<(Tensor, Vec<u64>)>> {
+        let Some(round) = &self.round else { return Ok(None) };
+        let last = |(_, slot): &(usize, &Slot)| slot.segment + 1 == self.settings.evaluations;
+        let ended = self.slots.iter().enumerate().filter(last).take(count);
+        let (rows, seeds): (Vec<u32>, Vec<u64>) =
+            ended.map(|(row, slot)| (row as u32, slot.seed)).unzip();
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let geometry = self.teacher.geometry();
+        let shape = (rows.len(), geometry.in_channels, geometry.height, geometry.width);
+        let rows = Tensor::new(rows, round.ends.device())?;
+        Ok(Some((round.ends.index_select(&rows, 0)?.reshape(shape)?, seeds)))
+    }
+
     fn teacher_evaluations(&self) -> u64 {
         self.evaluations
     }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use understudy_models::checkpoint::write_atomically;
 use understudy_models::{Error, Result};
 
+use super::likeness::Likeness;
 use super::tensorboard::EventFile;
 
 /// The figures of a step.
@@ -23,6 +24,15 @@ pub struct Record {
     /// `L_vlb` in bits per dimension, for networks that learn their variance.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vlb: Option<f32>,
+    /// What matches the student's samples to the teacher's, where something does: no measure of how far it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub matching: Option<f32>,
+    /// The critic's own error, in the clean image, weighted; one that rises tells of a critic that cannot follow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub critic: Option<f32>,
+    /// How like the student's images are to the teacher's, at the steps at which there is a grid of samples.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub likeness: Option<Likeness>,
     /// Norm of the gradients before clipping.
     pub gradient_norm: f64,
     /// Learning rate of this step.
@@ -91,6 +101,12 @@ impl Journal {
                 ("images_per_second", record.images_per_second as f32),
             ];
             scalars.extend(record.vlb.map(|vlb| ("loss/vlb", vlb)));
+            scalars.extend(record.matching.map(|loss| ("loss/matching", loss)));
+            scalars.extend(record.critic.map(|loss| ("loss/critic", loss)));
+            if let Some(likeness) = &record.likeness {
+                scalars.push(("likeness/precision", likeness.precision as f32));
+                scalars.push(("likeness/recall", likeness.recall as f32));
+            }
             self.events.scalars(record.step, &scalars)?;
         }
         Ok(())

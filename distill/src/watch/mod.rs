@@ -1,6 +1,7 @@
 //! Watching a run: what it tells whoever started it, and what it leaves on disk.
 
 mod journal;
+mod likeness;
 mod samples;
 mod tensorboard;
 
@@ -8,6 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::estimate::Estimate;
 pub use journal::{Journal, Record};
+pub use likeness::{Likeness, Moments};
 pub use samples::sample_grid;
 pub(crate) use samples::{GRID_CAPTIONS, grid};
 

@@ -142,6 +142,7 @@ pub(crate) fn taught<'a>(
             Dkdm::new(&teacher.schedule, kind, student.schedule.prediction_type(), learned)
                 .unwrap(),
         ),
+        matching: None,
         student,
         settings: settings(steps),
         card: Card::default(),
@@ -158,6 +159,7 @@ pub(crate) fn settings(steps: u64) -> Settings {
             decay_steps: None,
             weight_decay: 0.01,
             clip_norm: 1.0,
+            beta1: optimizer::BETA1,
         },
         average: 0.9,
         checkpoint_every: 4,

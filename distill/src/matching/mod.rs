@@ -1,0 +1,242 @@
+//! Trajectory distribution matching (Luo et al. 2025, arXiv 2503.06674): the student's samples are to be as the teacher's are,
+//! not each where the teacher's walk would have ended. It is what keeps few steps from becoming smooth.
+//!
+//! ```text
+//! student:  noise ─▶ … ─▶ x at t_k ─▶ x̂ ─▶ x at t_{k+1} ─▶ noised again: x_τ     its own steps; a gradient in x̂ alone
+//! teacher:  D(x_τ)    critic: F(x_τ)      the difference is the gradient
+//! critic:   learns from the same x_τ what the student's samples are
+//! ```
+//!
+//! What is drawn is a function of the run's seed, the step and the row, so the critic's weights and its optimizer's moments
+//! are all the state there is.
+
+mod critic;
+mod levels;
+mod rollout;
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Tensor};
+use serde_json::{Map, Value};
+use understudy_models::schedule::{PredictionType, ScheduleConfig};
+use understudy_models::{Denoiser, Error, Result};
+
+pub use critic::Renoised;
+use critic::{Critic, estimate};
+use levels::Levels;
+
+use crate::checkpoint::Snapshot;
+use crate::objective::{matching, score_identity};
+use crate::optimizer::{self, Gradients};
+use crate::parameters::Parameters;
+use crate::teacher::Teacher;
+use crate::training_batch::TrainingBatch;
+
+/// How large the loss that a student learned with before stays beside this one: what keeps the samples on the teacher's walks.
+pub const ANCHOR: f64 = 0.25;
+
+/// How much faster the critic learns than the student, which it must follow.
+pub const CRITIC_RATE: f64 = 5.0;
+
+/// What the matching is to be.
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    /// Steps of the student.
+    pub evaluations: usize,
+    /// The run's seed.
+    pub seed: u64,
+    /// The student's optimizer; the critic's is the same, [`CRITIC_RATE`] times as fast.
+    pub optimizer: optimizer::Settings,
+    /// The type the critic is evaluated in.
+    pub dtype: DType,
+}
+
+/// The teacher, the critic, and the steps between them.
+pub struct Matching<'a> {
+    teacher: &'a Teacher,
+    /// The teacher once more, with a gradient to its input, for a student of one step.
+    followed: Option<Box<dyn Denoiser>>,
+    critic: Critic,
+    levels: Levels,
+    seed: u64,
+    /// Evaluations of the teacher so far, in rows.
+    evaluations: u64,
+}
+
+/// What a batch of the student's samples gave.
+pub struct Matched {
+    /// A scalar with a gradient to the student's weights.
+    pub loss: Tensor,
+    /// What the critic is to learn.
+    pub renoised: Renoised,
+}
+
+impl<'a> Matching<'a> {
+    /// For a student on this schedule, on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for a text-to-image teacher, and for a student that does not predict v.
+    pub fn new(
+        teacher: &'a Teacher,
+        schedule: &ScheduleConfig,
+        settings: Settings,
+        device: &Device,
+    ) -> Result<Self> {
+        check(teacher)?;
+        let predicted = schedule.prediction_type();
+        if predicted != PredictionType::Velocity {
+            let remedy = "distribution matching takes students that predict v_prediction";
+            return Err(Error::value("student's prediction_type", predicted.name(), remedy));
+        }
+        let Settings { evaluations, seed, optimizer, dtype } = settings;
+        let rate = CRITIC_RATE * optimizer.learning_rate;
+        let optimizer = optimizer::Settings { learning_rate: rate, ..optimizer };
+        let followed = match evaluations {
+            1 => Some(followed(teacher, dtype, device)?),
+            _ => None,
+        };
+        Ok(Self {
+            teacher,
+            followed,
+            critic: Critic::new(teacher, optimizer, dtype, device)?,
+            levels: Levels::new(schedule, evaluations)?,
+            seed,
+            evaluations: 0,
+        })
+    }
+
+    /// The loss of the rows `rows` of iteration `step`, drawn for it: by the student's own steps to the beginning of one of
+    /// them, and that step.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn matched(
+        &self,
+        student: &dyn Denoiser,
+        step: u64,
+        rows: Range<usize>,
+    ) -> Result<Matched> {
+        let begun = self.begin(student, step, rows)?;
+        let end = self.last_step(student, &begun)?;
+        let Renoised { batch: noised, weights } = self.renoise(&end, step, &begun)?;
+        let held = TrainingBatch { x: noised.x.detach(), ..noised.clone() };
+        let (prediction, levels) = (self.teacher.schedule.prediction_type(), &self.levels);
+        let loss = match &self.followed {
+            Some(followed) => {
+                let real = estimate(followed.as_ref(), prediction, &noised, levels)?;
+                score_identity(&end.x0, &real, &self.critic.estimate(&noised, levels)?)?
+            }
+            None => {
+                let real = estimate(self.teacher.network(), prediction, &held, levels)?;
+                matching(&end.x0, &real, &self.critic.estimate(&held, levels)?.detach())?
+            }
+        };
+        Ok(Matched { loss, renoised: Renoised { batch: held, weights } })
+    }
+
+    /// The gradients of the critic's loss of `parts` of equal size, and the loss: their means.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn gradients(&self, parts: &[Renoised]) -> Result<(Gradients, f32)> {
+        let mut sum: Option<(Gradients, f32)> = None;
+        for part in parts {
+            let (gradients, loss) = self.critic.gradients(part, &self.levels, parts.len())?;
+            match &mut sum {
+                None => sum = Some((gradients, loss)),
+                Some((all, total)) => {
+                    all.add(gradients)?;
+                    *total += loss;
+                }
+            }
+        }
+        sum.ok_or_else(|| Error::value("accumulate", 0, "must be at least 1"))
+    }
+
+    /// Lets the critic learn from `parts`, and gives its loss and its gradients' norm.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn learn(&mut self, parts: &[Renoised]) -> Result<(f32, f64)> {
+        let (gradients, loss) = self.gradients(parts)?;
+        let norm = self.critic.step(&gradients)?;
+        self.evaluations += parts.iter().map(|part| part.batch.rows() as u64).sum::<u64>();
+        Ok((loss, norm))
+    }
+
+    /// The class of a seed, as the teacher's walks have it.
+    pub fn label(&self, seed: u64) -> Option<u32> {
+        self.teacher.label(seed)
+    }
+
+    /// Evaluations of the teacher so far, in rows.
+    pub fn teacher_evaluations(&self) -> u64 {
+        self.evaluations
+    }
+
+    /// What makes another run of it.
+    pub fn identity(&self) -> Map<String, Value> {
+        [("anchor".into(), ANCHOR.into()), ("critic_rate".into(), CRITIC_RATE.into())]
+            .into_iter()
+            .collect()
+    }
+
+    /// What it adds to a checkpoint.
+    pub fn checkpoint_bytes(&self) -> u64 {
+        self.critic.bytes()
+    }
+
+    /// Refuses a critic that is not worth keeping.
+    ///
+    /// # Errors
+    /// [`Error::Value`] naming the weight and the step.
+    pub fn check(&self, step: u64) -> Result<()> {
+        self.critic.check(step)
+    }
+
+    /// Writes the state.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
+        let mut own = Snapshot::default();
+        self.critic.save(&mut own)?;
+        own.u64("evaluations", &[self.evaluations]);
+        snapshot.put_part(PART, own);
+        Ok(())
+    }
+
+    /// Reads the state back.
+    ///
+    /// # Errors
+    /// A snapshot that holds something else.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let own = snapshot.part(PART);
+        self.critic.restore(&own)?;
+        self.evaluations = own.get_u64("evaluations")?.first().copied().unwrap_or_default();
+        Ok(())
+    }
+}
+
+/// The critic's part of a checkpoint.
+const PART: &str = "critic";
+
+/// Refuses a teacher whose distribution is not matched here.
+///
+/// # Errors
+/// [`Error::Value`] naming it.
+pub fn check(teacher: &Teacher) -> Result<()> {
+    if teacher.geometry().prompt.is_some() {
+        let remedy =
+            "it draws after text, which distribution matching does not support; leave --method out";
+        return Err(Error::value("teacher", &teacher.name, remedy));
+    }
+    Ok(())
+}
+
+/// The teacher as a network with gradients.
+fn followed(teacher: &Teacher, dtype: DType, device: &Device) -> Result<Box<dyn Denoiser>> {
+    let on_device = |(name, weight): (String, Tensor)| Ok((name, weight.to_device(device)?));
+    let weights: Result<Vec<_>> = teacher.weights()?.into_iter().map(on_device).collect();
+    teacher.config.load(Parameters::new(weights?)?.tensors(), dtype, device)
+}
