@@ -6,6 +6,7 @@ use understudy_models::checkpoint::Lora;
 
 use crate::{
     cli::{LogFormat, ServeArgs},
+    experiments::Experiments,
     http,
     registry::{self, KeptCosts},
 };
@@ -22,7 +23,7 @@ pub struct Config {
     /// Where and how models are loaded.
     pub registry: registry::Settings,
     /// Where experiments and votes are kept.
-    pub data: DataFolder,
+    pub data: Data,
     /// The settings of HTTP.
     pub http: http::Settings,
     /// How long a shutdown may take.
@@ -69,9 +70,13 @@ impl Config {
                         KeptCosts::in_folder(caches.join("evaluation-costs"))
                     }),
             },
-            data: match arguments.data_dir {
-                Some(folder) => DataFolder::Named(folder),
-                None => DataFolder::Default(user_folder("XDG_STATE_HOME", ".local/state")),
+            data: match (arguments.database_url, arguments.data_dir) {
+                (Some(url), _) => Data::Shared(Box::new(
+                    Experiments::address(&url)
+                        .map_err(|problem| format!("--database-url: {problem}"))?,
+                )),
+                (None, Some(folder)) => Data::Named(folder),
+                (None, None) => Data::Default(user_folder("XDG_STATE_HOME", ".local/state")),
             },
             http: http::Settings {
                 max_pixels: arguments.max_pixels,
@@ -117,12 +122,14 @@ fn loras(named: &[(String, PathBuf)]) -> Result<BTreeMap<String, Lora>, String> 
     Ok(loras)
 }
 
-/// A folder for what is kept over restarts.
+/// Where what is kept over restarts is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DataFolder {
-    /// The operator named it, so it must be usable.
+pub enum Data {
+    /// In a PostgreSQL database that servers share.
+    Shared(Box<tokio_postgres::Config>),
+    /// In a folder. The operator named it, so it must be usable.
     Named(PathBuf),
-    /// Where such things are kept for this user, if there is such a place. It is made when something is to
+    /// In the folder where such things are kept for this user, if there is such a place. It is made when something is to
     /// be kept, and a server that cannot use it serves all the same.
     Default(Option<PathBuf>),
 }

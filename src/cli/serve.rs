@@ -24,7 +24,7 @@ use super::{
     port, throughput,
 };
 use crate::{
-    config::{Config, DataFolder},
+    config::{Config, Data},
     engine::Engine,
     experiments::Experiments,
     http::{self, App},
@@ -241,6 +241,17 @@ pub struct ServeArgs {
         help_heading = "Quality and records"
     )]
     pub data_dir: Option<PathBuf>,
+    /// A PostgreSQL database (13 or later) that keeps experiments and votes instead of a folder, and that several servers may
+    /// share: `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Its tables are made at the first start.
+    #[arg(
+        long,
+        env = "UNDERSTUDY_DATABASE_URL",
+        value_name = "URL",
+        conflicts_with = "data_dir",
+        hide_env_values = true,
+        help_heading = "Quality and records"
+    )]
+    pub database_url: Option<String>,
     /// How log lines are written.
     #[arg(
         long,
@@ -325,7 +336,7 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let dropped = metrics.add(Box::new(lines.dropped.clone()));
     dropped.map_err(|error| error.to_string())?;
-    let (experiments, kept) = experiments(&config.data)?;
+    let (experiments, kept) = experiments(&config.data).await?;
     let experiments = Arc::new(experiments);
     let series = experiments.series().and_then(|series| metrics.add(series));
     series.map_err(|error| error.to_string())?;
@@ -447,25 +458,34 @@ fn reachable(config: &Config, address: SocketAddr) -> http::Settings {
     settings
 }
 
-/// The experiments, and where they are kept as the announcement says it. A folder that was named must be
-/// usable; without the default one there are no experiments, and whoever asks for them is told why.
-fn experiments(data: &DataFolder) -> Result<(Experiments, String), String> {
+/// The experiments, and where they are kept as the announcement says it. A folder or a database that was named must be
+/// usable; without the default folder there are no experiments, and whoever asks for them is told why.
+async fn experiments(data: &Data) -> Result<(Experiments, String), String> {
     let none = |problem: String| {
         tracing::warn!(problem, "no experiments");
         (Experiments::unavailable(problem.clone()), format!("no experiments: {problem}"))
     };
     let kept = |folder: &Path| format!("{} (experiments, votes)", folder.display());
     match data {
-        DataFolder::Named(folder) => {
+        Data::Shared(database) => {
+            // It waits for the database on a thread of its own, as the one that owns it will.
+            let database = database.as_ref().clone();
+            let place = Experiments::place(&database);
+            let opened = tokio::task::spawn_blocking(move || Experiments::shared(&database));
+            let opened = opened.await.map_err(|error| error.to_string()).flatten();
+            let experiments = opened.map_err(|problem| format!("--database-url: {problem}"))?;
+            Ok((experiments, format!("{place} (experiments, votes)")))
+        }
+        Data::Named(folder) => {
             let experiments = Experiments::open(folder, true)
                 .map_err(|problem| format!("--data-dir: {problem}"))?;
             Ok((experiments, kept(folder)))
         }
-        DataFolder::Default(Some(folder)) => Ok(match Experiments::open(folder, false) {
+        Data::Default(Some(folder)) => Ok(match Experiments::open(folder, false) {
             Ok(experiments) => (experiments, kept(folder)),
             Err(problem) => none(problem),
         }),
-        DataFolder::Default(None) => {
+        Data::Default(None) => {
             Ok(none("this user has no home; name a folder with --data-dir".into()))
         }
     }

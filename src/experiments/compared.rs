@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
-use super::guardrails::Measured;
+use super::{guardrails::Measured, ledger::Sum};
 use crate::percentiles::median;
 
 /// How alike the last images were.
@@ -18,12 +18,17 @@ pub(super) struct Compared {
 
 impl Compared {
     /// Adds an image; of each measure the last `most` are kept.
-    pub(super) fn add(&mut self, psnr_db: f64, ssim: Option<f64>, most: u64) {
-        for (kept, value) in [(&mut self.psnr_db, Some(psnr_db)), (&mut self.ssim, ssim)] {
-            kept.extend(value);
-            while kept.len() as u64 > most {
-                kept.pop_front();
-            }
+    pub(super) fn count(&mut self, psnr_db: f64, ssim: Option<f64>, most: u64) {
+        self.psnr_db.push_back(psnr_db);
+        self.ssim.extend(ssim);
+        self.keep_last(most);
+    }
+
+    /// Forgets all but the last `most` of each measure.
+    pub(super) fn keep_last(&mut self, most: u64) {
+        for kept in [&mut self.psnr_db, &mut self.ssim] {
+            let over = (kept.len() as u64).saturating_sub(most);
+            kept.drain(..over as usize);
         }
     }
 
@@ -35,6 +40,13 @@ impl Compared {
     /// Median SSIM.
     pub(super) fn ssim(&self) -> Measured {
         measured(&self.ssim)
+    }
+}
+
+impl Sum for Compared {
+    fn add(&mut self, more: &Self) {
+        self.psnr_db.extend(&more.psnr_db);
+        self.ssim.extend(&more.ssim);
     }
 }
 
@@ -52,7 +64,7 @@ mod tests {
         let mut compared = Compared::default();
         assert_eq!(compared.psnr_db(), Measured::default());
         for (psnr_db, ssim) in [(90.0, Some(0.9)), (10.0, None), (12.0, Some(0.1)), (11.0, None)] {
-            compared.add(psnr_db, ssim, 3);
+            compared.count(psnr_db, ssim, 3);
         }
         assert_eq!(compared.psnr_db(), Measured { count: 3, value: Some(11.0) });
         assert_eq!(compared.ssim(), Measured { count: 2, value: Some(0.1) });

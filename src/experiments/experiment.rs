@@ -11,7 +11,9 @@ use super::{
     Error,
     arms::{self, Arm},
     compared::Compared,
+    exact::Exact,
     guardrails::{Evidence, Guardrails, Verdict},
+    ledger::{Ledger, Sum},
     ramp::Ramp,
     rollout::{CONTROL, Change, Rollout},
     split,
@@ -36,12 +38,12 @@ pub struct Experiment {
     served: Arc<Served>,
     /// Every arm's last images beside its teacher's. An arm that is watched anew has another, so that what was drawn
     /// before does not count.
-    compared: Vec<Arc<Mutex<Compared>>>,
+    compared: Vec<Arc<Mutex<Ledger<Compared>>>>,
 }
 
 #[derive(Debug)]
 struct Served {
-    arms: Vec<Mutex<Traffic>>,
+    arms: Vec<Mutex<Ledger<Traffic>>>,
     /// Whether something was counted that is not in the database.
     unsaved: AtomicBool,
     /// Whether the thread that owns the database was asked to decide and has not yet.
@@ -73,7 +75,7 @@ impl Experiment {
             arms.iter_mut().zip(ramp.weights()).for_each(|(arm, weight)| arm.weight = weight);
         }
         arms::check(&arms)?;
-        let served = Arc::new(Served::new(vec![Traffic::default(); arms.len()]));
+        let served = Arc::new(Served::of(vec![Traffic::default(); arms.len()]));
         let compared = arms.iter().map(|_| Arc::default()).collect();
         Ok(Self { id, created, votes: Votes::none(arms.len()), arms, rollout, served, compared })
     }
@@ -95,7 +97,7 @@ impl Experiment {
     /// What was observed of an arm beside the control; nothing where nothing is watched.
     pub fn evidence(&self, arm: usize) -> Evidence {
         let Some(rollout) = &self.rollout else { return Evidence::default() };
-        let compared = self.compared_of(arm);
+        let compared = self.alike(arm);
         Evidence {
             psnr_db: compared.psnr_db(),
             ssim: compared.ssim(),
@@ -175,15 +177,14 @@ impl Experiment {
 
     /// Counts an answered request that an arm served.
     pub(super) fn serve(&self, arm: usize, images: usize, seconds: f64) {
-        self.traffic_of(arm).count(images as u64, seconds);
+        self.traffic_of(arm).open().count(images as u64, seconds);
         self.mark_unsaved();
     }
 
     /// Counts an image that an arm drew and its teacher repeated.
     pub(super) fn compare(&self, arm: usize, psnr_db: f64, ssim: Option<f64>) {
-        let guardrails = self.rollout.as_ref().and_then(|rollout| rollout.guardrails.as_ref());
-        let Some(guardrails) = guardrails else { return };
-        self.compared_of(arm).add(psnr_db, ssim, guardrails.comparisons());
+        let Some(most) = self.comparisons() else { return };
+        self.compared_of(arm).open().count(psnr_db, ssim, most);
         self.mark_unsaved();
     }
 
@@ -199,7 +200,20 @@ impl Experiment {
 
     /// What an arm served.
     pub fn traffic(&self, arm: usize) -> Traffic {
-        self.traffic_of(arm).clone()
+        self.traffic_of(arm).total()
+    }
+
+    /// Images that a median is of; `None` where nothing is bounded.
+    fn comparisons(&self) -> Option<u64> {
+        let guardrails = self.rollout.as_ref()?.guardrails.as_ref()?;
+        Some(guardrails.comparisons())
+    }
+
+    /// An arm's last images beside its teacher's.
+    fn alike(&self, arm: usize) -> Compared {
+        let mut compared = self.compared_of(arm).total();
+        compared.keep_last(self.comparisons().unwrap_or_default());
+        compared
     }
 
     /// Whether traffic was counted since the last time this was asked.
@@ -220,15 +234,56 @@ impl Experiment {
         self
     }
 
+    /// What the database is to add to what others have counted; the same again until [`Self::in_place_of`] says that it did.
+    pub(super) fn to_add(&self) -> Addition {
+        let arm = |arm| Added {
+            traffic: self.traffic_of(arm).send(),
+            compared: self.compared_of(arm).send(),
+            round: self.round(arm),
+        };
+        Addition((0..self.arms.len()).map(arm).collect())
+    }
+
+    /// Adds what a server counted. What it compared before the arm was watched anew is of no account.
+    pub(super) fn add(&self, Addition(arms): &Addition) {
+        for (arm, added) in arms.iter().enumerate().take(self.arms.len()) {
+            self.traffic_of(arm).open().add(&added.traffic);
+            if added.round == self.round(arm) {
+                self.compared_of(arm).open().add(&added.compared);
+            }
+        }
+    }
+
+    /// This state, which a database has, in the place of another of the same experiment: requests that hold the other one go on
+    /// counting here. `arrived` says whether what [`Self::to_add`] told is in it.
+    pub(super) fn in_place_of(mut self, other: &Self, arrived: bool) -> Self {
+        if self.arms.len() != other.arms.len() {
+            return self;
+        }
+        for arm in 0..self.arms.len() {
+            other.traffic_of(arm).settle(self.traffic(arm), arrived);
+            if self.round(arm) == other.round(arm) {
+                other.compared_of(arm).settle(self.alike(arm), arrived);
+                self.compared[arm] = Arc::clone(&other.compared[arm]);
+            }
+        }
+        self.served = Arc::clone(&other.served);
+        self
+    }
+
+    fn round(&self, arm: usize) -> u64 {
+        self.rollout.as_ref().map_or(0, |rollout| rollout.round(arm))
+    }
+
     /// As the database keeps it.
     pub(super) fn record(&self) -> Record {
         let (served, votes, rollout) =
             (self.all_traffic(), self.votes.clone(), self.rollout.clone());
         let compared = match rollout {
-            Some(_) => (0..self.arms.len()).map(|arm| self.compared_of(arm).clone()).collect(),
+            Some(_) => (0..self.arms.len()).map(|arm| self.alike(arm)).collect(),
             None => Vec::new(),
         };
-        let arms = self.arms.iter().map(|arm| (arm.name(), arm.weight)).collect();
+        let arms = self.arms.iter().map(|arm| (arm.name(), Exact(arm.weight))).collect();
         Record { created: self.created, arms, votes, served, rollout, compared }
     }
 
@@ -236,15 +291,15 @@ impl Experiment {
     pub(super) fn from_record(id: String, record: Record) -> Option<Self> {
         let Record { created, arms, votes, served, rollout, mut compared } = record;
         let arms: Vec<Arm> =
-            arms.into_iter().map(|(name, weight)| Arm::of_name(name, weight)).collect();
+            arms.into_iter().map(|(name, Exact(weight))| Arm::of_name(name, weight)).collect();
         let fits = arms::check(&arms).is_ok()
             && [votes.arms(), served.len()] == [arms.len(); 2]
             && served.iter().all(Traffic::is_whole)
             && rollout.as_ref().is_none_or(|rollout| rollout.is_whole(arms.len()));
         compared.resize_with(arms.len(), Compared::default);
         let compared =
-            compared.into_iter().map(|compared| Arc::new(Mutex::new(compared))).collect();
-        let served = Arc::new(Served::new(served));
+            compared.into_iter().map(|kept| Arc::new(Mutex::new(Ledger::of(kept)))).collect();
+        let served = Arc::new(Served::of(served));
         fits.then_some(Self { id, created, arms, votes, rollout, served, compared })
     }
 
@@ -252,27 +307,40 @@ impl Experiment {
         (0..self.arms.len()).map(|arm| self.traffic(arm)).collect()
     }
 
-    fn compared_of(&self, arm: usize) -> MutexGuard<'_, Compared> {
+    fn compared_of(&self, arm: usize) -> MutexGuard<'_, Ledger<Compared>> {
         self.compared[arm].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn traffic_of(&self, arm: usize) -> MutexGuard<'_, Traffic> {
+    fn traffic_of(&self, arm: usize) -> MutexGuard<'_, Ledger<Traffic>> {
         self.served.arms[arm].lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Served {
-    fn new(arms: Vec<Traffic>) -> Self {
-        let arms = arms.into_iter().map(Mutex::new).collect();
+    fn of(arms: Vec<Traffic>) -> Self {
+        let arms = arms.into_iter().map(|kept| Mutex::new(Ledger::of(kept))).collect();
         Self { arms, unsaved: AtomicBool::new(false), to_review: AtomicBool::new(false) }
     }
+}
+
+/// What a server counted of an experiment, to be added in a database.
+#[derive(Debug, Clone)]
+pub(super) struct Addition(Vec<Added>);
+
+/// Of one arm.
+#[derive(Debug, Clone)]
+struct Added {
+    traffic: Traffic,
+    compared: Compared,
+    /// The round that was compared in.
+    round: u64,
 }
 
 /// An experiment as the database keeps it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     created: u64,
-    arms: Vec<(String, f64)>,
+    arms: Vec<(String, Exact)>,
     votes: Votes,
     served: Vec<Traffic>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -4,16 +4,23 @@
 //! [`sequential`], and [`tally`] that puts them together. So is what stops an arm ([`Guardrails`]) and what gives it more
 //! traffic ([`Ramp`]). [`Experiments`] is what the rest of the server
 //! uses: what is asked while a request is served comes from memory; what changes goes through one thread that
-//! owns the database, so that no thread that serves requests waits for a disk.
+//! owns the [`Store`](store::Store), so that no thread that serves requests waits for a disk: a file of this server's own
+//! ([`file`]), or a database that servers share ([`postgres`]).
 
 mod arms;
 mod ballot;
 mod compared;
 mod condition;
+#[cfg(test)]
+mod contract_tests;
+mod exact;
 mod experiment;
+mod file;
 #[cfg(test)]
 mod golden;
 mod guardrails;
+mod ledger;
+mod postgres;
 mod ramp;
 mod rollout;
 pub mod sequential;
@@ -33,6 +40,7 @@ use std::{
     path::Path,
     sync::{
         Arc, PoisonError,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     time::{Duration, Instant},
@@ -40,6 +48,7 @@ use std::{
 
 use prometheus::core::Collector;
 use tokio::sync::oneshot;
+use tokio_postgres::Config;
 
 pub use arms::{ARMS, Arm, MAX_WEIGHT};
 pub use ballot::{Choice, Pair, Vote};
@@ -54,6 +63,8 @@ pub use votes::Votes;
 
 use crate::names::is_id;
 use condition::Condition;
+use file::FileStore;
+use postgres::PostgresStore;
 use series::Series;
 use store::{Live, Store};
 
@@ -106,6 +117,11 @@ pub enum Error {
     /// Nothing can be kept.
     #[error("{0}")]
     Unavailable(String),
+    /// The database that servers share does not answer, or not now.
+    #[error(
+        "the database of experiments cannot be reached ({0}), so nothing can be kept now; send it again, unchanged, when Retry-After has passed"
+    )]
+    Unreachable(String),
     /// The disk is full; nothing was changed.
     #[error(
         "the disk that {0} is on is full, so nothing can be kept; free some space, or name a folder on another disk with --data-dir"
@@ -126,14 +142,16 @@ pub enum Error {
     Storage(String),
 }
 
-type Job = Box<dyn FnOnce(&mut Store) + Send>;
+type Job = Box<dyn FnOnce(&mut dyn Store) + Send>;
 
 /// All experiments of the server. Dropping it writes down what is not yet.
 pub struct Experiments {
     live: Live,
     condition: Arc<Condition>,
     /// To the thread that owns the database, or why there is none.
-    jobs: Result<Sender<Job>, String>,
+    jobs: Result<Arc<Sender<Job>>, String>,
+    /// Whether other servers change the same experiments.
+    shared: bool,
 }
 
 impl Experiments {
@@ -144,15 +162,78 @@ impl Experiments {
     /// A sentence that names the file.
     pub fn open(folder: &Path, make: bool) -> Result<Self, String> {
         let condition = Arc::new(Condition::new().map_err(|error| error.to_string())?);
-        let store = Store::open(folder, make, Arc::clone(&condition));
+        let store = FileStore::open(folder, make, Arc::clone(&condition));
         let store = store.map_err(|error| error.to_string())?;
+        Self::kept_by(Box::new(store), condition, false)
+    }
+
+    /// Which PostgreSQL database an address names.
+    ///
+    /// # Errors
+    /// What is wrong with it, without its password.
+    pub fn address(url: &str) -> Result<Config, String> {
+        postgres::address(url)
+    }
+
+    /// An address as people are told it, without its password.
+    pub fn place(database: &Config) -> String {
+        postgres::place(database)
+    }
+
+    /// Shares the experiments of a PostgreSQL database with the other servers that do.
+    ///
+    /// # Errors
+    /// A sentence that names the database, without its password.
+    pub fn shared(database: &Config) -> Result<Self, String> {
+        let place = postgres::place(database);
+        let condition = Arc::new(Condition::new().map_err(|error| error.to_string())?);
+        let store = PostgresStore::open(database.clone(), Arc::clone(&condition));
+        let store = store.map_err(|error| match error {
+            Error::Unreachable(problem) => format!(
+                "{place} cannot be reached: {problem}; start PostgreSQL, mend the address, or leave --database-url out to keep experiments in a file"
+            ),
+            Error::Unavailable(problem) | Error::Storage(problem) => {
+                format!("{place} cannot be used: {problem}")
+            }
+            error => format!("{place} cannot be used: {error}"),
+        })?;
+        let experiments = Self::kept_by(Box::new(store), condition, true)?;
+        experiments.listen(database.clone()).map_err(|error| error.to_string())?;
+        Ok(experiments)
+    }
+
+    fn kept_by(
+        store: Box<dyn Store>,
+        condition: Arc<Condition>,
+        shared: bool,
+    ) -> Result<Self, String> {
         let (live, told) = (store.live(), Arc::clone(&condition));
         let (jobs, waiting) = channel();
         std::thread::Builder::new()
             .name("experiments".into())
             .spawn(move || work(store, &waiting, &told))
             .map_err(|error| format!("no thread for experiments: {error}"))?;
-        Ok(Self { live, condition, jobs: Ok(jobs) })
+        Ok(Self { live, condition, jobs: Ok(Arc::new(jobs)), shared })
+    }
+
+    /// Has what other servers change read, as long as somebody can ask for it.
+    fn listen(&self, database: Config) -> Result<(), Error> {
+        let (jobs, condition) = (Arc::downgrade(self.jobs()?), Arc::clone(&self.condition));
+        let asked = Arc::new(AtomicBool::new(false));
+        postgres::listen(database, move || {
+            let Some(jobs) = jobs.upgrade() else { return false };
+            if asked.swap(true, Ordering::AcqRel) {
+                return true;
+            }
+            let (asked, condition) = (Arc::clone(&asked), Arc::clone(&condition));
+            let job = move |store: &mut dyn Store| {
+                // Changes from here on are seen the next time.
+                asked.store(false, Ordering::Release);
+                // What failed is logged where it did.
+                let _ = caught(store, &condition, |store| store.refresh());
+            };
+            jobs.send(Box::new(job)).is_ok()
+        })
     }
 
     /// None, and none can be created, for that reason.
@@ -161,7 +242,7 @@ impl Experiments {
     /// Never, unless a metric's name is a mistake.
     pub fn unavailable(reason: String) -> Self {
         let condition = Arc::new(Condition::new().expect("names that Prometheus takes"));
-        Self { live: Live::default(), condition, jobs: Err(reason) }
+        Self { live: Live::default(), condition, jobs: Err(reason), shared: false }
     }
 
     /// Why nothing was kept when somebody last asked for it; `None` while all is well.
@@ -187,6 +268,20 @@ impl Experiments {
         self.jobs()?;
         let live = self.live.read().unwrap_or_else(PoisonError::into_inner);
         live.get(id).cloned().ok_or_else(|| Error::Unknown(id.to_owned()))
+    }
+
+    /// One of them, asked of the others' database where it is not known here.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`], [`Error::Unavailable`], [`Error::Unreachable`].
+    pub async fn find(&self, id: &str) -> Result<Arc<Experiment>, Error> {
+        match self.get(id) {
+            Err(Error::Unknown(_)) if self.shared && check_id(id).is_ok() => {
+                self.run(|store| store.refresh()).await?;
+                self.get(id)
+            }
+            found => found,
+        }
     }
 
     /// Begins an experiment.
@@ -229,7 +324,7 @@ impl Experiments {
             return;
         }
         let (id, condition) = (experiment.id.clone(), Arc::clone(&self.condition));
-        let job = move |store: &mut Store| {
+        let job = move |store: &mut dyn Store| {
             // What failed is logged where it did.
             let _ = caught(store, &condition, |store| store.review(&id));
         };
@@ -289,7 +384,7 @@ impl Experiments {
         if self.jobs.is_err() {
             return Ok(());
         }
-        self.run(Store::close).await
+        self.run(|store| store.close()).await
     }
 
     /// Their Prometheus series.
@@ -300,19 +395,19 @@ impl Experiments {
         Ok(Box::new(Series::new(Arc::clone(&self.live), Arc::clone(&self.condition))?))
     }
 
-    fn jobs(&self) -> Result<&Sender<Job>, Error> {
+    fn jobs(&self) -> Result<&Arc<Sender<Job>>, Error> {
         self.jobs.as_ref().map_err(|reason| Error::Unavailable(reason.clone()))
     }
 
     /// Has the thread that owns the database do something; it is done even where nobody waits any more.
     async fn run<R: Send + 'static>(
         &self,
-        job: impl FnOnce(&mut Store) -> Result<R, Error> + Send + 'static,
+        job: impl FnOnce(&mut dyn Store) -> Result<R, Error> + Send + 'static,
     ) -> Result<R, Error> {
         let ended = || Error::Storage("the thread that owns it has ended".into());
         let (sender, receiver) = oneshot::channel();
         let condition = Arc::clone(&self.condition);
-        let job = Box::new(move |store: &mut Store| {
+        let job = Box::new(move |store: &mut dyn Store| {
             let done = caught(store, &condition, job);
             // Told first by health and metrics, then by the answer.
             let damaged = || Err(Error::Damaged("it panicked, and the log has the cause".into()));
@@ -335,19 +430,19 @@ fn check_id(id: &str) -> Result<(), Error> {
 
 /// Does what is asked, one after the other, until nobody can ask any more. A panic ends what was asked alone; the file is
 /// opened anew for the next.
-fn work(mut store: Store, jobs: &Receiver<Job>, condition: &Condition) {
+fn work(mut store: Box<dyn Store>, jobs: &Receiver<Job>, condition: &Condition) {
     let mut saved = Instant::now();
     loop {
         let ended = match jobs.recv_timeout(SAVE_EVERY.saturating_sub(saved.elapsed())) {
             Ok(job) => {
-                job(&mut store);
+                job(store.as_mut());
                 false
             }
             Err(RecvTimeoutError::Timeout) => false,
             Err(RecvTimeoutError::Disconnected) => true,
         };
         if ended || saved.elapsed() >= SAVE_EVERY {
-            caught(&mut store, condition, |store| {
+            caught(store.as_mut(), condition, |store| {
                 if let Err(error) = store.save_traffic() {
                     tracing::error!(%error, "counts of experiments not saved");
                 }
@@ -362,9 +457,9 @@ fn work(mut store: Store, jobs: &Receiver<Job>, condition: &Condition) {
 
 /// What comes of a job; `None` where it panicked.
 fn caught<T>(
-    store: &mut Store,
+    store: &mut dyn Store,
     condition: &Condition,
-    job: impl FnOnce(&mut Store) -> T,
+    job: impl FnOnce(&mut dyn Store) -> T,
 ) -> Option<T> {
     let done = catch_unwind(AssertUnwindSafe(|| job(store)));
     if let Err(panic) = &done {

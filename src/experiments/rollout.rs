@@ -32,6 +32,9 @@ pub struct Rollout {
 /// An arm, since it is watched.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 struct Watched {
+    /// How often it has been watched anew.
+    #[serde(default)]
+    round: u64,
     /// Votes on it and the control, seen from it.
     votes: Tally,
     stopped: Option<Stopped>,
@@ -87,6 +90,11 @@ impl Rollout {
     /// Why an arm was stopped, where it was.
     pub fn stopped(&self, arm: usize) -> Option<&Stopped> {
         self.arms[arm].stopped.as_ref()
+    }
+
+    /// How often an arm has been watched anew: what was observed in an earlier round does not count.
+    pub(super) fn round(&self, arm: usize) -> u64 {
+        self.arms[arm].round
     }
 
     /// Votes on an arm and the control since it is watched, seen from the arm.
@@ -159,7 +167,10 @@ impl Rollout {
         }
         let again = |arm: &usize| arms[*arm].weight > 0.0 && self.arms[*arm].stopped.is_some();
         let again: Vec<usize> = (0..arms.len()).filter(again).collect();
-        again.iter().for_each(|arm| self.arms[*arm] = Watched::default());
+        for arm in &again {
+            let round = self.arms[*arm].round + 1;
+            self.arms[*arm] = Watched { round, ..Watched::default() };
+        }
         self.split_anew(served);
         again
     }

@@ -7,11 +7,13 @@
 //! does not depend on the others, so when one weight changes keys move only to or from that arm, and no
 //! more of them than the shares make necessary.
 //!
-//! u comes from SipHash-2-4 (Aumasson and Bernstein 2012), whose output is fixed by its definition: a key
-//! stays with its arm over restarts, releases and machines.
+//! u comes from SipHash-2-4 (Aumasson and Bernstein 2012), whose output is fixed by its definition, and the logarithm from
+//! `libm`, where the standard library's is the system's: a key stays with its arm over restarts, releases and machines, and
+//! all replicas split alike.
 
 use std::hash::Hasher;
 
+use libm::log;
 use siphasher::sip::SipHasher24;
 
 /// The index of the arm, of those with their weights in `arms`, that `key` belongs to in an experiment;
@@ -23,7 +25,7 @@ pub fn arm_of<'a>(
 ) -> usize {
     let mut best = (0, f64::NEG_INFINITY);
     for (index, (model, weight)) in arms.into_iter().enumerate() {
-        let draw = -weight / uniform(experiment, model, key).ln();
+        let draw = -weight / log(uniform(experiment, model, key));
         if weight > 0.0 && draw > best.1 {
             best = (index, draw);
         }
@@ -92,6 +94,16 @@ mod tests {
                 assert!([old, new].contains(&&changed.unwrap_or(0)), "{old} to {new}");
             }
         }
+    }
+
+    /// Counted, and as one number, by the formula in Python over integers and the logarithm of its `math`.
+    #[test]
+    fn all_machines_split_alike() {
+        let assigned = assigned(&[("a", 1.0), ("b", 3.0), ("c", 0.1)]);
+        let count = |arm| assigned.iter().filter(|&&at| at == arm).count();
+        assert_eq!([0, 1, 2].map(count), [24_505, 73_096, 2_399]);
+        let number = |hash: u64, arm: &usize| hash.wrapping_mul(31).wrapping_add(*arm as u64 + 1);
+        assert_eq!(assigned.iter().fold(0, number), 0x3fce_ae71_ca18_d646);
     }
 
     #[test]

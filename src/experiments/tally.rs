@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{sequential, wilson};
+use super::{exact, sequential, wilson};
 
 /// What a vote says of one of its two sides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +37,7 @@ pub struct Tally {
     /// Votes for neither.
     pub ties: u64,
     /// The largest mixture likelihood ratio so far, its logarithm; at no votes it is 0.
+    #[serde(with = "exact")]
     largest_ln_likelihood_ratio: f64,
 }
 

@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
+use super::{exact, ledger::Sum};
 use crate::metrics::request_buckets;
 
 /// Upper bounds in seconds of the buckets but the last, which has none; those of every request's time.
@@ -15,6 +16,7 @@ pub struct Traffic {
     /// Images of answered requests.
     pub images: u64,
     /// The sum of the requests' times.
+    #[serde(with = "exact")]
     pub seconds: f64,
     /// Requests per bucket of time.
     pub buckets: Vec<u64>,
@@ -23,6 +25,14 @@ pub struct Traffic {
 impl Default for Traffic {
     fn default() -> Self {
         Self { images: 0, seconds: 0.0, buckets: vec![0; BOUNDS.len() + 1] }
+    }
+}
+
+impl Sum for Traffic {
+    fn add(&mut self, more: &Self) {
+        self.images += more.images;
+        self.seconds += more.seconds;
+        self.buckets.iter_mut().zip(&more.buckets).for_each(|(sum, count)| *sum += count);
     }
 }
 

@@ -233,6 +233,10 @@ impl From<experiments::Error> for Problem {
             Error::Removed(_) => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "experiments_removed", message)
             }
+            Error::Unreachable(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "experiments_unreachable", message)
+                    .retry_after(Duration::from_secs(1))
+            }
             Error::Storage(_) => Self::internal(message),
         }
     }

@@ -111,7 +111,7 @@ pub(super) async fn list(State(app): State<App>) -> Result<Json<ExperimentList>,
         (status = 503, description = "Nothing can be kept", body = ErrorReply),
 ))]
 pub(super) async fn show(State(app): State<App>, id: Id) -> Result<Json<ExperimentReply>, Problem> {
-    let experiment = app.experiments.get(&id_of(id))?;
+    let experiment = app.experiments.find(&id_of(id)).await?;
     Ok(Json(reply(&experiment)))
 }
 
@@ -135,7 +135,7 @@ pub(super) async fn change(
     let wire: ChangeExperiment = body::json(&app, request).await?;
     let _in_flight = app.in_flight.token();
     let id = id_of(id);
-    let experiment = app.experiments.get(&id)?;
+    let experiment = app.experiments.find(&id).await?;
     let change = |(at, ArmRequest { model, num_inference_steps, weight }): (usize, ArmRequest)| {
         let named = steps(num_inference_steps, at)?;
         let in_place = || {

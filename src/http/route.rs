@@ -46,7 +46,7 @@ pub(super) async fn admit(
     Ok(Admitted::Single(match wire.model.as_deref() {
         Some(model) if model.starts_with(EXPERIMENT) => {
             let id = &model[EXPERIMENT.len()..];
-            let found = app.experiments.get(id).inspect_err(|error| {
+            let found = app.experiments.find(id).await.inspect_err(|error| {
                 if let experiments::Error::Unknown(_) = error {
                     let rejected = &app.metrics.rejected;
                     rejected.with_label_values(&[UNKNOWN_MODEL, "unknown_experiment"]).inc();

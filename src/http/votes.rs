@@ -50,7 +50,7 @@ pub(super) async fn pair(
     let drawing = GenerationRequest::from(&wire);
     let PairRequest { num_inference_steps, scheduler, .. } = wire;
     let wire = GenerationRequest { num_inference_steps, scheduler, ..drawing };
-    let experiment = app.experiments.get(&id_of(id))?;
+    let experiment = app.experiments.find(&id_of(id)).await?;
     let drawn = getrandom::u64().map_err(Problem::internal)?;
     // One bit for the order, the others for the arms.
     let (swapped, [one, other]) = (drawn & 1 == 1, experiment.two_arms(drawn >> 1));
