@@ -280,7 +280,7 @@ impl PostgresStore {
         &mut self,
         id: &str,
         change: impl AsyncFnOnce(&mut Locked<'_>) -> Result<R, Error>,
-    ) -> Result<(Arc<Experiment>, R), Error> {
+    ) -> Result<R, Error> {
         self.ready()?;
         let own = self.live_of(id).zip(self.read.get(id).copied());
         let mut sent = None;
@@ -332,17 +332,11 @@ impl PostgresStore {
         {
             self.unsure.insert(*number, transaction.clone());
         }
-        match done? {
-            (result, Some((experiment, version, decided))) => {
-                let experiment = self.publish(experiment, version, sent.is_some());
-                tell(&experiment, &decided);
-                Ok((experiment, result))
-            }
-            (result, None) => {
-                let experiment = self.live_of(id).ok_or_else(|| Error::Unknown(id.to_owned()))?;
-                Ok((experiment, result))
-            }
+        let (result, written) = done?;
+        if let Some((experiment, version, decided)) = written {
+            tell(&self.publish(experiment, version, sent.is_some()), &decided);
         }
+        Ok(result)
     }
 }
 
@@ -382,12 +376,12 @@ impl Store for PostgresStore {
     }
 
     fn reweight(&mut self, id: &str, changes: &[Arm]) -> Result<Arc<Experiment>, Error> {
-        let changed = self.change(id, async |locked| {
+        self.change(id, async |locked| {
             locked.experiment = locked.experiment.reweighted(changes)?;
             locked.announced = true;
             Ok(())
         })?;
-        Ok(changed.0)
+        self.live_of(id).ok_or_else(|| Error::Unknown(id.to_owned()))
     }
 
     fn review(&mut self, id: &str) -> Result<(), Error> {
@@ -479,8 +473,7 @@ impl Store for PostgresStore {
         choice: Choice,
         key: &str,
     ) -> Result<(Vote, bool), Error> {
-        let counted = self.change(id, async |locked| locked.vote(pair_id, choice, key).await)?;
-        Ok(counted.1)
+        self.change(id, async |locked| locked.vote(pair_id, choice, key).await)
     }
 
     fn save_traffic(&mut self) -> Result<(), Error> {

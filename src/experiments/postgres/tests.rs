@@ -151,6 +151,11 @@ fn two_servers_see_the_same() {
     let open = other.open_pair("e", &pair(["a", "b"])).unwrap();
     let (vote, counted) = one.vote("e", &open, Choice::First, "key").unwrap();
     assert!(counted);
+    // Also by one who does not know the experiment yet.
+    let mut third = database.store();
+    third.live.write().unwrap().clear();
+    third.read.clear();
+    assert_eq!(third.vote("e", &open, Choice::First, "key"), Ok((vote.clone(), false)));
     assert_eq!(other.vote("e", &open, Choice::First, "key"), Ok((vote, false)));
     assert_eq!(other.vote("e", &open, Choice::First, "other"), Err(Error::Voted(open.clone())));
     other.refresh().unwrap();
