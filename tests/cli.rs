@@ -34,6 +34,23 @@ fn a_port_in_use_is_told_with_the_way_out() {
 }
 
 #[test]
+fn a_training_that_was_started_several_times_at_once_writes_nothing() {
+    let out = tempfile::tempdir().unwrap();
+    let folder = out.path().join("student");
+    let out = ["--out", folder.to_str().unwrap()];
+    let distill = ["distill", "--teacher", "fashion-mnist-teacher", "--student", "tiny"];
+    let config = "configs/fashion-mnist-unet.json";
+    let train = ["train", "--data", "nothing", "--config", config];
+    for command in [&distill[..], &train] {
+        let mut command = understudy(&[command, &out].concat());
+        let output = command.env("OMPI_COMM_WORLD_SIZE", "4").output().unwrap();
+        let said = failure(&output);
+        assert!(said.contains("OMPI_COMM_WORLD_SIZE is 4") && said.contains("-n 1"), "{said}");
+        assert!(!folder.exists());
+    }
+}
+
+#[test]
 fn keys_that_protect_nothing_are_refused() {
     for arguments in [
         &["--api-key", "a,,b"][..],

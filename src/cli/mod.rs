@@ -27,6 +27,7 @@ mod profile;
 mod progress;
 mod prompting;
 mod quantize;
+mod ranks;
 mod recipe;
 mod recipe_keys;
 mod report;
@@ -173,15 +174,21 @@ impl Cli {
             Some(Command::Load(arguments)) => load::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
             Some(Command::Models(arguments)) => models::run(&arguments),
-            Some(Command::Distill(recipe::Distillation::Run(arguments))) => {
-                distill::run(&arguments, threads)
+            Some(Command::Distill(distillation)) => {
+                ranks::one_alone().and_then(|()| match distillation {
+                    recipe::Distillation::Run(arguments) => distill::run(&arguments, threads),
+                    recipe::Distillation::Recipe(recipe) => recipe.run(threads),
+                })
             }
-            Some(Command::Distill(recipe::Distillation::Recipe(recipe))) => recipe.run(threads),
             Some(Command::Quantize(arguments)) => quantize::run(&arguments),
-            Some(Command::Train(arguments)) => train::run(&arguments, threads),
+            Some(Command::Train(arguments)) => {
+                ranks::one_alone().and_then(|()| train::run(&arguments, threads))
+            }
             Some(Command::Evaluate(arguments)) => evaluate::run(&arguments),
             Some(Command::Report(arguments)) => report::run(&arguments),
-            Some(Command::TrainJudge(arguments)) => train_judge::run(&arguments),
+            Some(Command::TrainJudge(arguments)) => {
+                ranks::one_alone().and_then(|()| train_judge::run(&arguments))
+            }
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Completions(arguments)) => completions::run(&arguments),
             Some(Command::Man(arguments)) => man::run(&arguments),
