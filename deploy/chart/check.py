@@ -54,9 +54,11 @@ MATRIX = {
             "apiKeySecret": "reader",
             "adminKeySecret": "operator",
             "allowedHosts": ["images.example.org", "10.0.0.7"],
+            "experiments": {"databaseUrlSecret": "database"},
+            "replicas": 2,
             "networkPolicy": {"enabled": True},
         },
-        {"NetworkPolicy"},
+        {"NetworkPolicy", "PodDisruptionBudget"},
     ),
     "one replica that keeps everything": (
         {
@@ -85,6 +87,7 @@ MATRIX = {
 }
 REFUSED = {
     "experiments.existingClaim": {"replicas": 2, "experiments": {"existingClaim": "experiments"}},
+    "experiments.databaseUrlSecret": {"experiments": {"existingClaim": "experiments", "databaseUrlSecret": "database"}},
     "allowedHosts": {"allowedHosts": ["a.example"], "serviceMonitor": {"enabled": True}},
     "maxReplicas": {"autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}},
     "httpRoute.parentRefs": {"httpRoute": {"enabled": True}},
