@@ -136,7 +136,13 @@ pub(super) fn usual_student(
         ModelFolder::open(folder).is_ok_and(|model| {
             model.card.teacher.as_ref() == Some(&teacher.name)
                 && match matched {
-                    true => model.card.evaluations.contains(&evaluations),
+                    // One that was matched already is where another such run ends, not where it begins.
+                    true => {
+                        let method =
+                            model.card.recipe.get("method").and_then(serde_json::Value::as_str);
+                        model.card.evaluations.contains(&evaluations)
+                            && method != Some("distribution-matching")
+                    }
                     false => model.card.evaluations.is_empty(),
                 }
                 && model.schedule.prediction_type() == PredictionType::Velocity
