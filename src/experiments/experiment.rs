@@ -268,6 +268,11 @@ impl Experiment {
             }
         }
         self.served = Arc::clone(&other.served);
+        // What was sent may have been older than what is to be saved.
+        let more = |arm| self.traffic_of(arm).has_more() || self.compared_of(arm).has_more();
+        if (0..self.arms.len()).any(more) {
+            self.mark_unsaved();
+        }
         self
     }
 

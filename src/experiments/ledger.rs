@@ -1,7 +1,7 @@
 //! Counts that this server adds to, and others may, where a database adds them up.
 
 /// What can be added up.
-pub(super) trait Sum: Default + Clone {
+pub(super) trait Sum: Default + Clone + PartialEq {
     /// Adds what was counted after it.
     fn add(&mut self, more: &Self);
 }
@@ -36,6 +36,11 @@ impl<T: Sum> Ledger<T> {
     /// What the database is to add; the same again, until it is known whether it did.
     pub(super) fn send(&mut self) -> T {
         self.sent.get_or_insert_with(|| std::mem::take(&mut self.since)).clone()
+    }
+
+    /// Whether something was counted that has not been sent.
+    pub(super) fn has_more(&self) -> bool {
+        self.since != T::default()
     }
 
     /// What the database has by now, and whether what was sent is in it.

@@ -221,6 +221,17 @@ fn what_servers_served_adds_up_whatever_becomes_of_their_connections() {
         assert!(one.unsure.is_empty());
     }
 
+    // What a vote that had been counted took along, and did not write, is older than what is served after it.
+    let open = one.open_pair("e", &pair(["a", "b"])).unwrap();
+    assert!(one.vote("e", &open, Choice::Tie, "key").unwrap().1);
+    assert!(!one.vote("e", &open, Choice::Tie, "key").unwrap().1);
+    let before = requests(&one);
+    live(&one).serve(0, 1, 0.1);
+    one.save_traffic().unwrap();
+    one.save_traffic().unwrap();
+    other.refresh().unwrap();
+    assert_eq!([&one, &other].map(requests), [before + 1; 2]);
+
     // A connection that is ended is replaced, at the latest by the next who asks.
     database.ask("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()");
     live(&one).serve(0, 1, 0.1);
