@@ -8,7 +8,7 @@ use axum::{
 };
 use subtle::{ConditionallySelectable, ConstantTimeEq};
 
-use super::{App, Settings, caller::client, error::Problem, operation::Operation};
+use super::{App, Settings, caller::client, error::Problem, grpc::methods, operation::Operation};
 
 /// 401 unless the request presents one of the keys, where there are any; 403 where it may not do what it asks.
 pub(super) async fn check(State(app): State<App>, mut request: Request, next: Next) -> Response {
@@ -79,7 +79,16 @@ fn is_page(path: &str) -> bool {
 
 /// What orchestrators and monitoring ask.
 pub(super) fn is_probe(path: &str) -> bool {
-    matches!(path, "/health" | "/metrics" | "/v2/health/live" | "/v2/health/ready")
+    matches!(
+        path,
+        "/health"
+            | "/metrics"
+            | "/v2/health/live"
+            | "/v2/health/ready"
+            | methods::HEALTH
+            | methods::SERVER_LIVE
+            | methods::SERVER_READY
+    )
 }
 
 /// The number of the key that a request presents.

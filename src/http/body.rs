@@ -106,6 +106,10 @@ pub(super) struct Read {
 }
 
 impl Read {
+    pub(super) fn new(bytes: Bytes, taken: Taken) -> Self {
+        Self { bytes, taken: Some(taken) }
+    }
+
     /// Does something with it, off the threads that serve requests where it is large; its memory is free again then.
     pub(super) async fn use_up<T: Send + 'static>(
         self,
@@ -146,12 +150,25 @@ pub(super) async fn json<T: JsonRequest>(app: &App, request: Request) -> Result<
 /// Reads a body of at most `limit` bytes: 413 when there are more, 429 when there is no memory for them now, 408 when
 /// the client stops sending, and 503 when the server shuts down meanwhile.
 pub(super) async fn read(app: &App, request: Request, limit: usize) -> Result<Read, Problem> {
+    unless_draining(app, read_on(app, request, limit)).await
+}
+
+/// What is read of a body, or 503 when the server shuts down meanwhile.
+pub(super) async fn unless_draining(
+    app: &App,
+    reading: impl Future<Output = Result<Read, Problem>>,
+) -> Result<Read, Problem> {
     tokio::select! {
         // Whose body is here already is not refused for the rest of it.
         biased;
-        read = read_on(app, request, limit) => read,
+        read = reading => read,
         () = app.draining.cancelled() => Err(Problem::draining()),
     }
+}
+
+/// Memory for a body of so many bytes, and what it is parsed into.
+pub(super) fn take(app: &App, bytes: usize) -> Result<Taken, Problem> {
+    app.bodies.take(bytes.saturating_mul(PARSED))
 }
 
 async fn read_on(app: &App, request: Request, limit: usize) -> Result<Read, Problem> {
@@ -160,7 +177,7 @@ async fn read_on(app: &App, request: Request, limit: usize) -> Result<Read, Prob
     let refusal = match declared {
         Some(length) if length > limit => Err(too_large(Some(length), limit)),
         // Of a length that is not declared it is known only that it may be all that is allowed.
-        declared => app.bodies.take(declared.unwrap_or(limit).saturating_mul(PARSED)),
+        declared => take(app, declared.unwrap_or(limit)),
     };
     // Whoever waits for "100 Continue" has sent nothing yet and need not; whoever has more to send than is thrown away
     // is told at once.
@@ -208,7 +225,11 @@ async fn discard(
 }
 
 /// The next piece of a body that has had `length` bytes; `None` at its end.
-async fn next(app: &App, body: &mut Body, length: usize) -> Result<Option<Bytes>, Problem> {
+pub(super) async fn next(
+    app: &App,
+    body: &mut Body,
+    length: usize,
+) -> Result<Option<Bytes>, Problem> {
     let patience = app.settings.body_timeout;
     loop {
         let Ok(frame) = tokio::time::timeout(patience, body.frame()).await else {
@@ -232,7 +253,7 @@ async fn next(app: &App, body: &mut Body, length: usize) -> Result<Option<Bytes>
     }
 }
 
-fn too_large(declared: Option<usize>, limit: usize) -> Problem {
+pub(super) fn too_large(declared: Option<usize>, limit: usize) -> Problem {
     let message = format!(
         "the body has {} bytes, the limit is {limit} (--max-body-bytes; for inference 64 MiB, or a sixth of --body-budget-bytes); send less",
         declared.map_or(format!("more than {limit}"), |length| length.to_string())

@@ -6,42 +6,26 @@
 
 use std::{
     collections::HashMap,
-    convert::Infallible,
-    future::Future,
     io,
     net::SocketAddr,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
-use axum::{
-    Router,
-    body::{Body, Bytes, HttpBody},
-    extract::{ConnectInfo, Request},
-    http::StatusCode,
-    middleware::Next,
-    response::IntoResponse,
-};
-use hyper::{
-    body::{Frame, Incoming, SizeHint},
-    server::conn::http1,
-    service::service_fn,
-};
-use hyper_util::rt::TokioIo;
+use axum::{Router, extract::Request, http::StatusCode, middleware::Next, response::IntoResponse};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::AbortHandle,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt;
 
 use super::{
     auth,
     error::Problem,
-    socket::{Activity, Patience, Phase, Socket},
+    exchange::{Crowded, Exchanges},
+    protocol,
+    socket::{Activity, Patience, Socket},
 };
 
 /// Connections beyond the limit, for those who ask whether the server is well.
@@ -55,9 +39,6 @@ const FILES: usize = 24;
 
 /// The limit where the operator names none and the system allows more.
 const MOST: usize = 4096;
-
-/// What a connection holds of what it has read and not passed on, and so of a head at most.
-const BUFFER_BYTES: usize = 64 << 10;
 
 /// How long nothing is accepted after the system had no descriptor for it.
 const RECOVERY: Duration = Duration::from_millis(50);
@@ -202,12 +183,17 @@ impl Connections {
         let id = open.next;
         open.next += 1;
         let entry = Entry { id, open: Arc::clone(&self.open), _permit: permit };
-        let serving = serve(
-            self.router.clone(),
-            Socket::new(stream, Arc::clone(&activity), self.patience),
-            Arc::clone(&activity),
+        let exchanges = Exchanges {
+            router: self.router.clone(),
+            activity: Arc::clone(&activity),
             peer,
             for_probes,
+        };
+        let serving = protocol::serve(
+            Socket::new(stream, Arc::clone(&activity), self.patience),
+            exchanges,
+            self.patience.idle,
+            self.tasks.clone(),
             self.close.clone(),
         );
         let task = self.tasks.spawn(async move {
@@ -245,149 +231,6 @@ fn of_the_client(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionRefused | ConnectionAborted | ConnectionReset)
 }
-
-/// Serves one connection to its end; once `close` is cancelled that is the end of the request under way.
-fn serve(
-    router: Router,
-    socket: Socket,
-    activity: Arc<Activity>,
-    peer: SocketAddr,
-    for_probes: bool,
-    close: CancellationToken,
-) -> impl Future<Output = ()> + Send {
-    let requests = Arc::clone(&activity);
-    let service = service_fn(move |request: hyper::Request<Incoming>| {
-        let exchange = Exchange::new(&requests, request.body().is_end_stream());
-        let mut request =
-            request.map(|body| Body::new(Received { body, activity: Arc::clone(&requests) }));
-        request.extensions_mut().insert(ConnectInfo(peer));
-        if for_probes {
-            request.extensions_mut().insert(Crowded);
-        }
-        let router = router.clone();
-        async move {
-            let response = router.oneshot(request).await?;
-            exchange.0.answers();
-            Ok::<_, Infallible>(response.map(|body| Answer { body, _exchange: exchange }))
-        }
-    });
-    async move {
-        let mut http = http1::Builder::new();
-        // The socket has clocks of its own, which tell an idle connection from a slow head.
-        http.header_read_timeout(None).keep_alive(!for_probes).max_buf_size(BUFFER_BYTES);
-        let connection = http.serve_connection(TokioIo::new(socket), service);
-        tokio::pin!(connection);
-        tokio::select! {
-            ended = &mut connection => return trace(ended),
-            () = close.cancelled() => {}
-        }
-        if matches!(activity.phase(), Phase::Idle | Phase::Head | Phase::Evicted) {
-            // An answer may still be on its way through the socket; a request that is not here yet never will be.
-            connection.as_mut().graceful_shutdown();
-            let flushed = std::future::poll_fn(|context| {
-                let ended = connection.as_mut().poll(context);
-                if activity.phase() == Phase::Head { Poll::Ready(None) } else { ended.map(Some) }
-            });
-            return if let Some(ended) = flushed.await {
-                trace(ended)
-            };
-        }
-        connection.as_mut().graceful_shutdown();
-        trace(connection.await);
-    }
-}
-
-fn trace(ended: hyper::Result<()>) {
-    if let Err(error) = ended {
-        tracing::debug!(%error, "connection ended");
-    }
-}
-
-/// One request over a connection, from its head to the last byte of its answer.
-struct Exchange(Arc<Activity>);
-
-impl Exchange {
-    fn new(activity: &Arc<Activity>, complete: bool) -> Self {
-        activity.requested(complete);
-        Self(Arc::clone(activity))
-    }
-}
-
-impl Drop for Exchange {
-    fn drop(&mut self) {
-        self.0.over();
-    }
-}
-
-/// A request's body, whose end is noted.
-struct Received {
-    body: Incoming,
-    activity: Arc<Activity>,
-}
-
-impl HttpBody for Received {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let this = self.get_mut();
-        let frame = Pin::new(&mut this.body).poll_frame(context);
-        match frame {
-            Poll::Ready(None) => this.activity.complete(),
-            Poll::Ready(_) if this.body.is_end_stream() => this.activity.complete(),
-            Poll::Ready(_) => {}
-            Poll::Pending => this.activity.starves(),
-        }
-        frame
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Received {
-    fn drop(&mut self) {
-        self.activity.complete();
-    }
-}
-
-/// An answer's body, with the exchange that ends when it does.
-struct Answer {
-    body: Body,
-    _exchange: Exchange,
-}
-
-impl HttpBody for Answer {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Marks the requests over a connection that is only for probes.
-#[derive(Debug, Clone, Copy)]
-struct Crowded;
 
 /// Middleware: 503 for all but probes where there are too many connections.
 pub(super) async fn check_room(request: Request, next: Next) -> axum::response::Response {

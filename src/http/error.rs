@@ -1,7 +1,8 @@
 //! The one place where something that went wrong becomes HTTP.
 //!
 //! A handler returns a [`Problem`]; [`render`] gives it the shape of the API it was asked under:
-//! OpenAI's under `/v1` and everywhere else, the Open Inference Protocol's under `/v2`, A1111's under `/sdapi`.
+//! OpenAI's under `/v1` and everywhere else, the Open Inference Protocol's under `/v2`, A1111's under `/sdapi`, gRPC's
+//! where gRPC asks.
 
 use std::{fmt::Display, time::Duration};
 
@@ -14,6 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use super::grpc::status;
 use super::wire::{ErrorBody, ErrorReply, InferenceError, WebuiError};
 use crate::{
     engine::{Failure, Rejected},
@@ -275,6 +277,7 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let inference = path == "/v2" || path.starts_with("/v2/");
     let webui = path.starts_with("/sdapi/");
+    let grpc = status::is_asked_for(request.headers());
     let place = path.to_owned();
     let mut response = next.run(request).await;
     if response.status() == StatusCode::NOT_FOUND
@@ -286,6 +289,13 @@ pub(super) async fn render(request: Request, next: Next) -> Response {
     let Some(problem) = response.extensions().get::<Problem>() else {
         return response;
     };
+    if grpc {
+        let headers = status::refusal(problem.status, problem.code, &problem.message);
+        *response.status_mut() = StatusCode::OK;
+        *response.body_mut() = Body::empty();
+        response.headers_mut().extend(headers);
+        return response;
+    }
     let body = if inference {
         Json(InferenceError { error: problem.message.clone() }).into_response()
     } else if webui {

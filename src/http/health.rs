@@ -15,11 +15,16 @@ use super::{
 use crate::registry::State as ModelState;
 
 impl App {
+    /// Whether the process can still serve: no device is lost, which only a restart cures.
+    pub(super) fn is_live(&self) -> bool {
+        !self.engine.has_lost_a_device()
+    }
+
     /// Whether the server takes requests: models loaded and warm, no shutdown under way, no device lost.
     pub(super) fn status(&self) -> HealthStatus {
         if self.stopping.is_cancelled() {
             HealthStatus::Draining
-        } else if self.engine.has_lost_a_device() {
+        } else if !self.is_live() {
             HealthStatus::DeviceLost
         } else if self.experiments.trouble().is_some_and(|trouble| trouble.damaged) {
             HealthStatus::ExperimentsLost

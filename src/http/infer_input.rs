@@ -19,6 +19,9 @@ const TIME_IDS: &str = "time_ids";
 /// The hidden states of a text encoder.
 const HIDDEN_STATES: &str = "encoder_hidden_states";
 
+/// A network's one output.
+pub(super) const OUTPUT: &str = "noise_pred";
+
 /// How far a network that is told so leads away from the empty prompt.
 const GUIDANCE_SCALE: &str = "guidance_scale";
 
@@ -65,14 +68,69 @@ pub(super) fn outputs(model: &Model) -> Vec<ArrayMetadata> {
     let geometry = &model.geometry;
     let shape =
         vec![-1, geometry.out_channels as i64, geometry.height as i64, geometry.width as i64];
-    vec![ArrayMetadata { name: "noise_pred", datatype: "FP32", shape }]
+    vec![ArrayMetadata { name: OUTPUT, datatype: "FP32", shape }]
 }
 
-/// Reads a network's inputs; `binary` is what follows the JSON.
+/// An input, in whatever form the protocol brought it.
+pub(super) struct Input {
+    pub(super) name: String,
+    pub(super) datatype: String,
+    pub(super) shape: Vec<i64>,
+    pub(super) contents: Contents,
+}
+
+/// An input's elements, row-major.
+pub(super) enum Contents {
+    Numbers(Elements),
+    /// Little-endian, of the input's type.
+    Binary(Bytes),
+}
+
+/// The inputs of a request in JSON; `binary` is what follows it.
+pub(super) fn of_json(given: Vec<InferInput>, mut binary: Bytes) -> Result<Vec<Input>, Problem> {
+    let inputs = given.into_iter().map(|InferInput { name, datatype, shape, data, parameters }| {
+        let size = parameters.and_then(|parameters| parameters.binary_data_size);
+        let contents = match (data, size) {
+            (Some(data), None) => Contents::Numbers(data),
+            (None, Some(size)) => Contents::Binary(split(&name, size, &mut binary)?),
+            (Some(_), Some(_)) => {
+                let message = format!("`{name}` has both `data` and `binary_data_size`: send one");
+                return Err(Problem::conflict(&name, message));
+            }
+            (None, None) => {
+                let message =
+                    format!("`{name}` has neither `data` nor `binary_data_size`: send one");
+                return Err(Problem::conflict(&name, message));
+            }
+        };
+        Ok(Input { name, datatype, shape, contents })
+    });
+    let inputs = inputs.collect::<Result<_, _>>()?;
+    if !binary.is_empty() {
+        let remedy =
+            "no input's `binary_data_size` accounts for them; make the sizes and the body agree";
+        let count = format!("{} bytes too long", binary.len());
+        return Err(Problem::value("body", count, remedy));
+    }
+    Ok(inputs)
+}
+
+/// The next so many bytes.
+fn split(name: &str, size: u64, binary: &mut Bytes) -> Result<Bytes, Problem> {
+    if size > binary.len() as u64 {
+        let remedy = format!(
+            "only {} bytes are left of the body; check Inference-Header-Content-Length and the sizes",
+            binary.len()
+        );
+        return Err(Problem::value(&format!("{name}.binary_data_size"), size, remedy));
+    }
+    Ok(binary.split_to(size as usize))
+}
+
+/// Reads a network's inputs.
 pub(super) fn request(
     model: &Arc<Model>,
-    given: Vec<InferInput>,
-    binary: Bytes,
+    given: Vec<Input>,
     max_rows: usize,
 ) -> Result<InferRequest, Problem> {
     let expected = inputs(model);
@@ -80,24 +138,17 @@ pub(super) fn request(
     let names = names.join(", ");
     let mut rows = None;
     let mut values = BTreeMap::new();
-    let mut binary = Binary { rest: binary };
     for input in given {
         let Some(expected) = expected.iter().find(|expected| expected.name == input.name) else {
             let remedy = format!("{} takes {names}", model.id);
             return Err(Problem::value("inputs", quoted(&input.name), remedy));
         };
         check_shape(&input, expected, &mut rows, max_rows)?;
-        let elements = elements(input, expected, &mut binary)?;
+        let elements = elements(input, expected)?;
         if values.insert(expected.name, elements).is_some() {
             let remedy = "it is there twice; send it once";
             return Err(Problem::value("inputs", quoted(expected.name), remedy));
         }
-    }
-    if !binary.rest.is_empty() {
-        let remedy =
-            "no input's `binary_data_size` accounts for them; make the sizes and the body agree";
-        let count = format!("{} bytes too long", binary.rest.len());
-        return Err(Problem::value("body", count, remedy));
     }
     // As for images, it need not be told.
     let guidance_scales = values.remove(GUIDANCE_SCALE).unwrap_or_else(|| {
@@ -150,7 +201,7 @@ fn side_by_side(first: &[f32], width: usize, second: &[f32], other: usize) -> Ve
 
 /// The shape must be the expected one, with the same number of rows for all inputs.
 fn check_shape(
-    input: &InferInput,
+    input: &Input,
     expected: &ArrayMetadata,
     rows: &mut Option<i64>,
     max_rows: usize,
@@ -177,17 +228,8 @@ fn check_shape(
     }
 }
 
-/// What of the body follows the JSON and is not taken yet.
-struct Binary {
-    rest: Bytes,
-}
-
-/// An input's elements as f32, from JSON or binary.
-fn elements(
-    input: InferInput,
-    expected: &ArrayMetadata,
-    binary: &mut Binary,
-) -> Result<Vec<f32>, Problem> {
+/// An input's elements as f32.
+fn elements(input: Input, expected: &ArrayMetadata) -> Result<Vec<f32>, Problem> {
     let allowed: &[&str] = match expected.name {
         "timestep" => &["INT64", "FP32"],
         _ => std::slice::from_ref(&expected.datatype),
@@ -203,24 +245,13 @@ fn elements(
     let whole = input.datatype == "INT64";
     // The shape has been compared with the network's, so this cannot overflow.
     let count = input.shape.iter().product::<i64>() as usize;
-    let size = input.parameters.as_ref().and_then(|parameters| parameters.binary_data_size);
-    match (input.data, size) {
-        (Some(data), None) => from_json(&input.name, data, count, whole),
-        (None, Some(size)) => from_binary(&input.name, size, binary, count, whole),
-        (Some(_), Some(_)) => {
-            let message =
-                format!("`{}` has both `data` and `binary_data_size`: send one", input.name);
-            Err(Problem::conflict(&input.name, message))
-        }
-        (None, None) => {
-            let message =
-                format!("`{}` has neither `data` nor `binary_data_size`: send one", input.name);
-            Err(Problem::conflict(&input.name, message))
-        }
+    match input.contents {
+        Contents::Numbers(numbers) => from_numbers(&input.name, numbers, count, whole),
+        Contents::Binary(bytes) => from_binary(&input.name, &bytes, count, whole),
     }
 }
 
-fn from_json(
+fn from_numbers(
     name: &str,
     Elements { values, broken }: Elements,
     count: usize,
@@ -240,28 +271,13 @@ fn from_json(
     finite(name, values)
 }
 
-fn from_binary(
-    name: &str,
-    size: u64,
-    binary: &mut Binary,
-    count: usize,
-    whole: bool,
-) -> Result<Vec<f32>, Problem> {
-    let field = format!("{name}.binary_data_size");
+fn from_binary(name: &str, bytes: &[u8], count: usize, whole: bool) -> Result<Vec<f32>, Problem> {
     let width = if whole { 8 } else { 4 };
     let needed = count * width;
-    if size != needed as u64 {
-        let remedy = format!("its shape asks for {needed} bytes, {width} per element");
-        return Err(Problem::value(&field, size, remedy));
+    if bytes.len() != needed {
+        let remedy = format!("its shape asks for {needed}, {width} per element");
+        return Err(Problem::value(name, format!("{} bytes of binary", bytes.len()), remedy));
     }
-    if binary.rest.len() < needed {
-        let remedy = format!(
-            "only {} bytes are left of the body; check Inference-Header-Content-Length and the sizes",
-            binary.rest.len()
-        );
-        return Err(Problem::value(&field, size, remedy));
-    }
-    let bytes = binary.rest.split_to(needed);
     let values = if whole {
         let (numbers, _) = bytes.as_chunks::<8>();
         numbers.iter().map(|bytes| i64::from_le_bytes(*bytes) as f32).collect()

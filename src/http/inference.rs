@@ -1,6 +1,6 @@
 //! The Open Inference Protocol v2: one raw evaluation of a network, in JSON or binary.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Extension, Json, Router,
@@ -15,7 +15,7 @@ use super::{
     App, body,
     caller::Caller,
     error::{Problem, quoted},
-    infer_input,
+    infer_input::{self, OUTPUT},
     models::reason,
     observe::Received,
     wire::{
@@ -24,7 +24,7 @@ use super::{
     },
 };
 use crate::{
-    engine::{Event, Failure, Submission},
+    engine::{Event, Failure, InferRequest, Submission},
     registry::{Model, State as ModelState},
 };
 
@@ -39,11 +39,15 @@ pub(super) const VERSION: &str = "1";
     (status = 200, description = "The server", body = ServerMetadata),
 ))]
 pub(super) async fn server() -> Json<ServerMetadata> {
-    Json(ServerMetadata {
+    Json(server_metadata())
+}
+
+pub(super) fn server_metadata() -> ServerMetadata {
+    ServerMetadata {
         name: "understudy",
         version: env!("CARGO_PKG_VERSION"),
         extensions: vec!["model_repository", "binary_tensor_data"],
-    })
+    }
 }
 
 /// Whether the process is alive: it answers, and no device is lost, which only a restart cures. Load, models on their way and a
@@ -53,7 +57,7 @@ pub(super) async fn server() -> Json<ServerMetadata> {
     (status = 503, description = "A device answers nothing any more until the server is started anew", body = Live),
 ))]
 pub(super) async fn live(State(app): State<App>) -> Response {
-    let live = !app.engine.has_lost_a_device();
+    let live = app.is_live();
     (code(live), Json(Live { live })).into_response()
 }
 
@@ -79,8 +83,8 @@ pub(super) async fn model_ready(
     State(app): State<App>,
     id: ModelPath,
 ) -> Result<Response, Problem> {
-    let (name, state) = known(&app, id)?;
-    let ready = matches!(state, ModelState::Ready(_)) && !app.stopping.is_cancelled();
+    let name = of_path(id)?;
+    let ready = is_ready(&app, &name)?;
     Ok((code(ready), Json(ModelReady { name, ready })).into_response())
 }
 
@@ -96,14 +100,18 @@ pub(super) async fn metadata(
     State(app): State<App>,
     id: ModelPath,
 ) -> Result<Json<ModelMetadata>, Problem> {
-    let model = serving(&app, id)?;
-    Ok(Json(ModelMetadata {
+    Ok(Json(model_metadata(&app, &of_path(id)?)?))
+}
+
+pub(super) fn model_metadata(app: &App, id: &str) -> Result<ModelMetadata, Problem> {
+    let model = serving(app, id)?;
+    Ok(ModelMetadata {
         name: model.id.clone(),
         versions: vec![VERSION],
         platform: "understudy_candle",
         inputs: infer_input::inputs(&model),
         outputs: infer_input::outputs(&model),
-    }))
+    })
 }
 
 /// The protocol's paths with a version, of which there is one. They are what the paths without it are, and not documented
@@ -160,7 +168,7 @@ pub(super) async fn infer(
     id: ModelPath,
     request: Request,
 ) -> Result<Response, Problem> {
-    let model = serving(&app, id)?;
+    let model = serving(&app, &of_path(id)?)?;
     // Before tens of megabytes are read for nothing.
     app.engine.check_room(&model)?;
     let headers = request.headers().clone();
@@ -171,19 +179,40 @@ pub(super) async fn infer(
         let binary = json.split_off(header_length(&headers, json.len())?);
         let wire: InferenceRequest = body::parse(&json)?;
         let in_binary = binary_output(&wire)?;
-        let request = infer_input::request(&asked, wire.inputs, binary, max_rows)?;
+        let inputs = infer_input::of_json(wire.inputs, binary)?;
+        let request = infer_input::request(&asked, inputs, max_rows)?;
         Ok((request, wire.id, in_binary))
     });
     let (request, id, in_binary) = read.await?;
-    let rows = request.timesteps.len();
+    let output = evaluate(&app, request, received).await?;
+    let write = move || reply(&model, id, output, in_binary);
+    tokio::task::spawn_blocking(write).await.map_err(Problem::internal)?
+}
+
+/// A network's answer.
+pub(super) struct Output {
+    /// Rows first.
+    pub(super) shape: Vec<usize>,
+    /// Row-major.
+    pub(super) values: Vec<f32>,
+}
+
+/// Has the engine evaluate a network for a request that was received then.
+pub(super) async fn evaluate(
+    app: &App,
+    request: InferRequest,
+    received: Instant,
+) -> Result<Output, Problem> {
+    let (model, rows) = (Arc::clone(&request.model), request.timesteps.len());
     let submission = app.engine.infer(request)?;
     let values = finish(submission, rows).await?;
     app.metrics
         .request_duration
         .with_label_values(&[&model.id])
         .observe(received.elapsed().as_secs_f64());
-    let write = move || reply(&model, id, rows, values, in_binary);
-    tokio::task::spawn_blocking(write).await.map_err(Problem::internal)?
+    let geometry = &model.geometry;
+    let shape = vec![rows, geometry.out_channels, geometry.height, geometry.width];
+    Ok(Output { shape, values })
 }
 
 /// A model's id from the path; one that is not UTF-8 names no model.
@@ -195,26 +224,38 @@ type VersionPath = Result<Path<(String, String)>, PathRejection>;
 /// The model, if its one version is meant.
 fn of_version(version: VersionPath) -> Result<ModelPath, Problem> {
     let Ok(Path((id, version))) = version else { return Err(Problem::unknown_model("\u{fffd}")) };
-    if version != VERSION {
-        let message =
-            format!("{} has no version {}; it has one, {VERSION}", quoted(&id), quoted(&version));
-        return Err(Problem::new(StatusCode::NOT_FOUND, "version_not_found", message));
-    }
+    check_version(&id, &version)?;
     Ok(Ok(Path(id)))
 }
 
-fn known(app: &App, id: ModelPath) -> Result<(String, ModelState), Problem> {
-    let Ok(Path(id)) = id else { return Err(Problem::unknown_model("\u{fffd}")) };
-    let state = app.registry.get(&id).ok_or_else(|| Problem::unknown_model(&id))?;
-    Ok((id, state))
+/// 404 for another version than the one there is.
+pub(super) fn check_version(id: &str, version: &str) -> Result<(), Problem> {
+    if version == VERSION {
+        return Ok(());
+    }
+    let message =
+        format!("{} has no version {}; it has one, {VERSION}", quoted(id), quoted(version));
+    Err(Problem::new(StatusCode::NOT_FOUND, "version_not_found", message))
 }
 
-fn serving(app: &App, id: ModelPath) -> Result<Arc<Model>, Problem> {
-    match known(app, id)? {
-        _ if app.draining.is_cancelled() => Err(Problem::draining()),
-        (_, ModelState::Ready(model)) => Ok(model),
-        (id, state) => {
-            Err(Problem::not_ready(format!("{id} is not ready: {}", reason(&id, &state))))
+fn of_path(id: ModelPath) -> Result<String, Problem> {
+    id.map(|Path(id)| id).map_err(|_| Problem::unknown_model("\u{fffd}"))
+}
+
+/// Whether a model serves.
+pub(super) fn is_ready(app: &App, id: &str) -> Result<bool, Problem> {
+    let state = app.registry.get(id).ok_or_else(|| Problem::unknown_model(id))?;
+    Ok(matches!(state, ModelState::Ready(_)) && !app.stopping.is_cancelled())
+}
+
+/// The model of that id, if it serves.
+pub(super) fn serving(app: &App, id: &str) -> Result<Arc<Model>, Problem> {
+    match app.registry.get(id) {
+        None => Err(Problem::unknown_model(id)),
+        Some(_) if app.draining.is_cancelled() => Err(Problem::draining()),
+        Some(ModelState::Ready(model)) => Ok(model),
+        Some(state) => {
+            Err(Problem::not_ready(format!("{id} is not ready: {}", reason(id, &state))))
         }
     }
 }
@@ -237,13 +278,21 @@ fn header_length(headers: &HeaderMap, length: usize) -> Result<usize, Problem> {
 /// Whether the one output is to be binary.
 fn binary_output(wire: &InferenceRequest) -> Result<bool, Problem> {
     let asked = wire.outputs.as_deref().unwrap_or_default();
-    if let Some(other) = asked.iter().find(|output| output.name != "noise_pred") {
-        let remedy = "there is one output, noise_pred";
-        return Err(Problem::value("outputs", quoted(&other.name), remedy));
-    }
+    check_outputs(asked.iter().map(|output| output.name.as_str()))?;
     let own = asked.iter().find_map(|output| output.parameters.as_ref()?.binary_data);
     let all = wire.parameters.as_ref().and_then(|parameters| parameters.binary_data_output);
     Ok(own.or(all).unwrap_or(false))
+}
+
+/// 400 for an output that there is not.
+pub(super) fn check_outputs<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<(), Problem> {
+    match names.into_iter().find(|name| *name != OUTPUT) {
+        Some(other) => {
+            let remedy = format!("there is one output, {OUTPUT}");
+            Err(Problem::value("outputs", quoted(other), remedy))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Waits for all rows, and puts them in order.
@@ -269,20 +318,18 @@ async fn finish(mut submission: Submission, rows: usize) -> Result<Vec<f32>, Pro
 fn reply(
     model: &Model,
     id: Option<String>,
-    rows: usize,
-    values: Vec<f32>,
+    Output { shape, values }: Output,
     in_binary: bool,
 ) -> Result<Response, Problem> {
-    let geometry = &model.geometry;
     let bytes: Vec<u8> = if in_binary {
         values.iter().flat_map(|value| value.to_le_bytes()).collect()
     } else {
         Vec::new()
     };
     let output = InferOutput {
-        name: "noise_pred",
+        name: OUTPUT,
         datatype: "FP32",
-        shape: vec![rows, geometry.out_channels, geometry.height, geometry.width],
+        shape,
         parameters: in_binary.then_some(BinarySize { binary_data_size: bytes.len() }),
         data: (!in_binary).then_some(values),
     };

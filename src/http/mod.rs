@@ -14,8 +14,10 @@ mod docs;
 mod edits;
 mod encode;
 mod error;
+mod exchange;
 mod experiments;
 mod generate;
+mod grpc;
 mod health;
 mod images;
 mod infer_input;
@@ -27,6 +29,7 @@ mod page;
 mod pair;
 mod parameters;
 mod picture;
+mod protocol;
 mod repetition;
 mod repository;
 mod rollout;
@@ -98,6 +101,7 @@ pub fn router(app: App) -> Router {
         .merge(docs::swagger_ui())
         .merge(page::parts())
         .merge(inference::versions())
+        .merge(grpc::routes())
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::method_not_allowed)
         .layer(middleware::from_fn_with_state(app.clone(), observe::timeout))

@@ -10,7 +10,7 @@ use axum::{
 };
 use tracing::Instrument;
 
-use super::{App, error::Problem};
+use super::{App, auth, error::Problem, grpc};
 use crate::metrics::{Metrics, UNMATCHED_ROUTE};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -21,9 +21,6 @@ const REQUEST_ID_BYTES: usize = 128;
 
 /// nginx's status for a client that went away before its answer; it is never sent, only counted.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
-
-/// What is asked every few seconds by machines, whatever the answer: whoever wants to see it asks for `debug`.
-const PROBED: [&str; 4] = ["/health", "/metrics", "/v2/health/live", "/v2/health/ready"];
 
 /// When a request was received; an extension of every request.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +56,9 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
             response.headers_mut().insert(SERVER_TIMING, timing);
         }
         let problem = response.extensions().get::<Problem>().cloned();
-        report.outcome = Some((response.status(), problem));
+        // What went wrong over gRPC is answered with 200.
+        let status = problem.as_ref().map_or(response.status(), |problem| problem.status);
+        report.outcome = Some((status, problem));
         response
     }
     .instrument(span)
@@ -86,7 +85,8 @@ impl Drop for Report<'_> {
         let (method, path) = (self.method, &self.path);
         if code == 500 {
             tracing::error!(method, path, code, milliseconds, error, "answered");
-        } else if PROBED.contains(&self.route.as_str()) {
+        } else if auth::is_probe(&self.route) {
+            // Asked every few seconds by machines, whatever the answer: whoever wants to see it asks for `debug`.
             tracing::debug!(method, path, code, milliseconds, error, "answered");
         } else {
             tracing::info!(method, path, code, milliseconds, error, "answered");
@@ -134,12 +134,17 @@ fn server_timing(response: &Response, received: Instant) -> Option<HeaderValue> 
     HeaderValue::from_str(&text).ok()
 }
 
-/// 504 for a request that takes longer than the operator allows.
+/// 504 for a request that takes longer than the operator allows, or than its client waits where gRPC says it.
 pub(super) async fn timeout(State(app): State<App>, request: Request, next: Next) -> Response {
-    let limit = app.settings.request_timeout;
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => out_of_time(&app).into_response(),
+    let allowed = app.settings.request_timeout;
+    let waits = match grpc::timeout::asked(request.headers()) {
+        Ok(waits) => waits.filter(|waits| *waits < allowed),
+        Err(problem) => return problem.into_response(),
+    };
+    match (tokio::time::timeout(waits.unwrap_or(allowed), next.run(request)).await, waits) {
+        (Ok(response), _) => response,
+        (Err(_), None) => out_of_time(&app).into_response(),
+        (Err(_), Some(waits)) => grpc::timeout::passed(waits).into_response(),
     }
 }
 

@@ -15,6 +15,7 @@ use serde_json::Value;
 use super::{
     docs,
     error::{Problem, quoted},
+    grpc::methods,
 };
 
 /// The security requirement of an operation that wants an administrator's key.
@@ -45,8 +46,16 @@ impl Operation {
 static OPERATIONS: LazyLock<HashMap<String, Vec<(Method, Operation)>>> = LazyLock::new(|| {
     let document: Value = serde_json::from_str(docs::openapi_json()).unwrap_or_default();
     let paths = document["paths"].as_object().into_iter().flatten();
-    paths.map(|(path, item)| (path.clone(), operations(item))).collect()
+    let described = paths.map(|(path, item)| (path.clone(), operations(item)));
+    described.chain(methods::ALL.iter().map(|path| (String::from(*path), of_grpc(path)))).collect()
 });
+
+/// gRPC's methods are described by their protocol files.
+fn of_grpc(path: &str) -> Vec<(Method, Operation)> {
+    let media_types = methods::MEDIA_TYPES.map(String::from).into();
+    let for_administrators = methods::FOR_ADMINISTRATORS.contains(&path);
+    vec![(Method::POST, Operation { media_types, for_administrators })]
+}
 
 fn operations(item: &Value) -> Vec<(Method, Operation)> {
     let methods = [Method::POST, Method::PUT, Method::PATCH, Method::DELETE];

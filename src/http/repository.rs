@@ -32,10 +32,14 @@ pub(super) async fn index(
         body => body::parse(body),
     });
     let wire = wire.await?;
-    let only_ready = wire.ready.unwrap_or(false);
+    Ok(Json(entries(&app, wire.ready.unwrap_or(false))))
+}
+
+/// The models, or only those that serve.
+pub(super) fn entries(app: &App, only_ready: bool) -> Vec<RepositoryEntry> {
     let all = app.registry.list().into_iter();
     let listed = all.filter(|(_, state)| !only_ready || matches!(state, ModelState::Ready(_)));
-    Ok(Json(listed.map(|(id, state)| entry(id, &state)).collect()))
+    listed.map(|(id, state)| entry(id, &state)).collect()
 }
 
 /// Loads a model, or loads it again; answers when it is warm. Requests in flight finish on the weights
@@ -54,16 +58,20 @@ pub(super) async fn load(
     State(app): State<App>,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<RepositoryEntry>, Problem> {
+    let id = id.map_err(|_| Problem::unknown_model("\u{fffd}"))?.0;
+    load_model(&app, &id).await?;
+    current(&app, id)
+}
+
+pub(super) async fn load_model(app: &App, id: &str) -> Result<(), Problem> {
     if app.draining.is_cancelled() {
         return Err(Problem::draining());
     }
-    let id = id.map_err(|_| Problem::unknown_model("\u{fffd}"))?.0;
     tokio::select! {
-        loaded = app.registry.load(&id) => loaded.map_err(|error| refused(&id, error))?,
+        loaded = app.registry.load(id) => loaded.map_err(|error| refused(id, error)),
         // It would be loaded for nobody.
-        () = app.draining.cancelled() => return Err(Problem::draining()),
+        () = app.draining.cancelled() => Err(Problem::draining()),
     }
-    current(&app, id)
 }
 
 /// Unloads a model; requests in flight finish.
@@ -80,8 +88,12 @@ pub(super) async fn unload(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<RepositoryEntry>, Problem> {
     let id = id.map_err(|_| Problem::unknown_model("\u{fffd}"))?.0;
-    app.registry.unload(&id).map_err(|error| refused(&id, error))?;
+    unload_model(&app, &id)?;
     current(&app, id)
+}
+
+pub(super) fn unload_model(app: &App, id: &str) -> Result<(), Problem> {
+    app.registry.unload(id).map_err(|error| refused(id, error))
 }
 
 fn refused(id: &str, error: LoadError) -> Problem {

@@ -16,7 +16,7 @@ use std::{
 
 use socket2::SockRef;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest, ReadBuf},
     net::{
         TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
@@ -24,8 +24,11 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// What every answer begins with.
+/// What every answer over HTTP/1 begins with.
 const FIRST_BYTES: &[u8] = b"HTTP/1.";
+
+/// What a client that speaks HTTP/2 begins with, and no other (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// How long a client may keep a connection waiting.
 #[derive(Debug, Clone, Copy)]
@@ -67,15 +70,55 @@ struct Now {
     unsent: bool,
     /// Whether the reader of a body has had all that has come of it.
     starved: bool,
+    /// The requests under way, where there may be several.
+    streams: Option<Streams>,
     /// Who reads the socket, where the next phase is what they wait for.
     reader: Option<Waker>,
 }
 
+/// The requests under way over HTTP/2.
+#[derive(Debug, Default)]
+struct Streams {
+    open: usize,
+    /// Those that have given of their answers what the client has yet to take.
+    answering: usize,
+}
+
 impl Activity {
     pub(super) fn new() -> Arc<Self> {
-        let (phase, since) = (Phase::Idle, Instant::now());
-        let now = Now { phase, since, ahead: false, unsent: false, starved: false, reader: None };
-        Arc::new(Self(Mutex::new(now)))
+        Arc::new(Self(Mutex::new(Now {
+            phase: Phase::Idle,
+            since: Instant::now(),
+            ahead: false,
+            unsent: false,
+            starved: false,
+            streams: None,
+            reader: None,
+        })))
+    }
+
+    /// From now on requests come beside each other. The connection works while any of them does, and answers while all of
+    /// them wait for the client.
+    pub(super) fn multiplex(&self) {
+        self.lock().change(|_| {});
+    }
+
+    /// A request has come beside others.
+    pub(super) fn opened(&self) {
+        self.lock().change(|streams| streams.open += 1);
+    }
+
+    /// One of them has given the client something to take, or the client has taken it.
+    pub(super) fn gave(&self, something: bool) {
+        self.lock().change(|streams| match something {
+            true => streams.answering += 1,
+            false => streams.answering -= 1,
+        });
+    }
+
+    /// One of them, which has nothing to be taken, is over.
+    pub(super) fn closed(&self) {
+        self.lock().change(|streams| streams.open -= 1);
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -121,6 +164,10 @@ impl Activity {
         now.wake();
     }
 
+    fn is_multiplexed(&self) -> bool {
+        self.lock().streams.is_some()
+    }
+
     /// What is going on, and whether who reads the body has had all of it; whoever asks is woken when that changes.
     fn look(&self, context: &Context<'_>) -> (Phase, bool) {
         let mut now = self.lock();
@@ -163,6 +210,8 @@ impl Activity {
         let mut now = self.lock();
         now.starved = false;
         match now.phase {
+            // Not all that comes is of a request.
+            _ if now.streams.is_some() => {}
             Phase::Idle => now.enter(Phase::Head),
             Phase::Working | Phase::Answering => now.ahead = true,
             Phase::Head | Phase::Body | Phase::Evicted => {}
@@ -174,11 +223,12 @@ impl Activity {
         let mut now = self.lock();
         now.reader = Some(context.waker().clone());
         match now.phase {
-            Phase::Idle if now.unsent => None,
+            Phase::Idle if now.unsent || now.streams.is_some() => None,
             Phase::Idle => now.since.checked_add(patience.idle),
             Phase::Head => now.since.checked_add(patience.head),
             Phase::Evicted => Some(now.since),
-            // Whoever reads a body has a clock of its own.
+            Phase::Answering if now.streams.is_some() => now.since.checked_add(patience.idle),
+            // Whoever reads a body has a clock of its own, and so has whoever writes an answer.
             Phase::Body | Phase::Working | Phase::Answering => None,
         }
     }
@@ -194,6 +244,18 @@ impl Now {
             self.phase = phase;
             self.since = Instant::now();
         }
+    }
+
+    fn change(&mut self, streams: impl FnOnce(&mut Streams)) {
+        let now = self.streams.get_or_insert_default();
+        streams(now);
+        let phase = match now {
+            Streams { open: 0, .. } => Phase::Idle,
+            Streams { open, answering } if open == answering => Phase::Answering,
+            Streams { .. } => Phase::Working,
+        };
+        self.enter(phase);
+        self.wake();
     }
 
     /// Whether nothing is under way.
@@ -224,6 +286,8 @@ pub(super) struct Socket {
     broken: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     /// How many of the first bytes of the next answer went out already.
     sent_early: usize,
+    /// What was read to tell the version, and is yet to be read by who serves it.
+    begun: Vec<u8>,
 }
 
 impl Socket {
@@ -239,7 +303,22 @@ impl Socket {
             ended: false,
             broken: None,
             sent_early: 0,
+            begun: Vec::new(),
         }
+    }
+
+    /// Whether the client speaks HTTP/2: what it begins with is looked at, and left to be read.
+    pub(super) async fn speaks_http2(&mut self) -> io::Result<bool> {
+        let mut begun = Vec::with_capacity(PREFACE.len());
+        while begun.len() < PREFACE.len() && PREFACE.starts_with(&begun) {
+            let more = (PREFACE.len() - begun.len()) as u64;
+            if (&mut *self).take(more).read_buf(&mut begun).await? == 0 {
+                break;
+            }
+        }
+        let speaks = begun == PREFACE;
+        self.begun = begun;
+        Ok(speaks)
     }
 
     /// Pending until the client has kept the connection waiting for too long.
@@ -257,6 +336,8 @@ impl Socket {
     fn after_the_end(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (phase, starved) = self.activity.look(context);
         match phase {
+            // HTTP/2 goes on in both directions for as long as there is a connection.
+            _ if self.activity.is_multiplexed() => return Poll::Ready(Ok(())),
             Phase::Working | Phase::Answering => {}
             // Of what has come a part may still be on its way to who reads the body.
             Phase::Body if !starved => return Poll::Pending,
@@ -311,6 +392,12 @@ impl AsyncRead for Socket {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if !this.begun.is_empty() {
+            let length = this.begun.len().min(buffer.remaining());
+            buffer.put_slice(&this.begun[..length]);
+            this.begun.drain(..length);
+            return Poll::Ready(Ok(()));
+        }
         loop {
             if this.ended {
                 return this.after_the_end(context);

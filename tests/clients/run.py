@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Real clients against a real server: openai, tritonclient, curl, Prometheus, schemathesis.
+"""Real clients against a real server: openai, tritonclient, kserve, curl, Prometheus, schemathesis.
 
     run.py [BINARY | http://HOST:PORT] [--only NAME ...]
 
@@ -8,10 +8,12 @@ that address. Exits with 0 only if every client is content.
 """
 
 import argparse
+import asyncio
 import base64
 import contextlib
 import json
 import pathlib
+import queue
 import re
 import socket
 import struct
@@ -142,6 +144,126 @@ def check_tritonclient(base):
     client.load_model(name)
     assert client.is_model_ready(name)
     return f"{name}: {answers[0].shape} alike in JSON and binary; unloaded and loaded"
+
+
+def inference_inputs(base, name, batch=3):
+    """Metadata and values of a network's inputs, by name."""
+    client = triton.InferenceServerClient(base.removeprefix("http://"))
+    metadata = {tensor["name"]: tensor for tensor in client.get_model_metadata(name)["inputs"]}
+    values = {
+        "sample": numpy.random.default_rng(0).standard_normal(
+            (batch, *metadata["sample"]["shape"][1:])).astype("float32"),
+        "timestep": numpy.linspace(10, 999, batch).astype("int64"),
+        "class_labels": numpy.arange(batch, dtype="int64"),
+    }
+    return metadata, {tensor: values[tensor] for tensor in metadata}
+
+
+def over_http(base, name, values, metadata):
+    """The network's answer over HTTP, in binary."""
+    client = triton.InferenceServerClient(base.removeprefix("http://"))
+    inputs = []
+    for tensor, value in values.items():
+        kind = triton.InferInput(tensor, list(value.shape), metadata[tensor]["datatype"])
+        kind.set_data_from_numpy(value, binary_data=True)
+        inputs.append(kind)
+    return client.infer(name, inputs).as_numpy("noise_pred")
+
+
+def check_tritonclient_grpc(base):
+    """The same over gRPC, on the same port: the same answers to the bit, and errors by their codes."""
+    import grpc
+    import tritonclient.grpc as triton_grpc
+
+    client = triton_grpc.InferenceServerClient(base.removeprefix("http://"))
+    assert client.is_server_live() and client.is_server_ready()
+    assert client.get_server_metadata().name == "understudy"
+    name = model_with_classes(openai_client(base))
+    assert client.is_model_ready(name) and client.is_model_ready(name, "1")
+    about = client.get_model_metadata(name)
+    metadata, values = inference_inputs(base, name)
+    assert [it.name for it in about.inputs] == list(metadata)
+    assert [list(it.shape) for it in about.inputs] == [it["shape"] for it in metadata.values()]
+
+    def inputs():
+        for tensor, value in values.items():
+            kind = triton_grpc.InferInput(tensor, list(value.shape), metadata[tensor]["datatype"])
+            kind.set_data_from_numpy(value)
+            yield kind
+
+    outputs = [triton_grpc.InferRequestedOutput("noise_pred")]
+    expected = over_http(base, name, values, metadata)
+    reply = client.infer(name, list(inputs()), outputs=outputs, request_id="me", client_timeout=60)
+    assert reply.get_response().id == "me"
+    assert (reply.as_numpy("noise_pred") == expected).all()
+    # Eight at a time over one connection.
+    done = queue.Queue()
+    for _ in range(8):
+        client.async_infer(name, list(inputs()), lambda result, error: done.put((result, error)))
+    for _ in range(8):
+        result, error = done.get(timeout=60)
+        assert error is None, error
+        assert (result.as_numpy("noise_pred") == expected).all()
+
+    def code(ask):
+        try:
+            ask()
+        except triton_grpc.InferenceServerException as refused:
+            return refused.status(), refused.message()
+        raise AssertionError("not refused")
+
+    status, message = code(lambda: client.infer("no-such-model", list(inputs())))
+    assert status == "StatusCode.NOT_FOUND" and "no-such-model" in message, (status, message)
+    status, message = code(lambda: client.infer(name, list(inputs())[:1]))
+    assert status == "StatusCode.INVALID_ARGUMENT" and "timestep" in message, (status, message)
+    for ask in [client.get_inference_statistics, lambda: client.get_model_config(name)]:
+        assert code(ask)[0] == "StatusCode.UNIMPLEMENTED"
+
+    assert name in [model.name for model in client.get_model_repository_index().models]
+    client.unload_model(name)
+    assert not client.is_model_ready(name)
+    assert code(lambda: client.infer(name, list(inputs())))[0] == "StatusCode.UNAVAILABLE"
+    client.load_model(name)
+    assert client.is_model_ready(name)
+
+    channel = grpc.insecure_channel(base.removeprefix("http://"))
+    health = channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
+    assert health == b"\x08\x01", health  # SERVING
+    return f"{name}: {expected.shape} as over HTTP to the bit, 8 at a time; unloaded and loaded"
+
+
+def check_kserve(base):
+    """KServe's own client over gRPC, in a process of its own: its messages have the names of tritonclient's."""
+    name = model_with_classes(openai_client(base))
+    command = [sys.executable, "-c", "import run, sys; run.ask_kserve(*sys.argv[1:])", base, name]
+    done = subprocess.run(command, cwd=HERE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+    return done.stdout.splitlines()[-1]
+
+
+def ask_kserve(base, name):
+    """The same answers as over HTTP, for elements in binary and in the fields of their types."""
+    import kserve
+
+    metadata, values = inference_inputs(base, name)
+    expected = over_http(base, name, values, metadata)
+
+    async def ask():
+        async with kserve.InferenceGRPCClient(base.removeprefix("http://")) as client:
+            assert await client.is_server_live() and await client.is_server_ready()
+            assert await client.is_model_ready(name)
+            for binary in [False, True]:
+                inputs = []
+                for tensor, value in values.items():
+                    kind = metadata[tensor]["datatype"]
+                    one = kserve.InferInput(tensor, list(value.shape), kind)
+                    one.set_data_from_numpy(value, binary_data=binary)
+                    inputs.append(one)
+                reply = await client.infer(kserve.InferRequest(name, inputs))
+                assert (reply.outputs[0].as_numpy() == expected).all(), binary
+
+    asyncio.run(ask())
+    print(f"{name}: {expected.shape} as over HTTP to the bit")
 
 
 def check_curl(base):
@@ -287,7 +409,8 @@ def check_webuiapi(base):
 
 
 # schemathesis last: it may leave models unloaded.
-CHECKS = [check_openai, check_openai_edit, check_webuiapi, check_readme, check_openai_stream, check_tritonclient, check_curl,
+CHECKS = [check_openai, check_openai_edit, check_webuiapi, check_readme, check_openai_stream, check_tritonclient, check_tritonclient_grpc,
+          check_kserve, check_curl,
           check_promtool, check_prometheus, check_schemathesis]
 
 

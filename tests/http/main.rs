@@ -9,6 +9,8 @@ mod draft;
 mod edits;
 mod experiments;
 mod few_steps;
+mod grpc;
+mod http2;
 mod images;
 mod inference;
 mod lifecycle;
