@@ -4,8 +4,8 @@
 //! [`sequential`], and [`tally`] that puts them together. So is what stops an arm ([`Guardrails`]) and what gives it more
 //! traffic ([`Ramp`]). [`Experiments`] is what the rest of the server
 //! uses: what is asked while a request is served comes from memory; what changes goes through one thread that
-//! owns the [`Store`](store::Store), so that no thread that serves requests waits for a disk: a file of this server's own
-//! ([`file`]), or a database that servers share ([`postgres`]).
+//! owns the store, so that no thread that serves requests waits for a disk: a file of this server's own
+//! ([`file`]), or a database that servers share (`postgres`).
 
 mod arms;
 mod ballot;
