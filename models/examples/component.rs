@@ -85,7 +85,9 @@ fn build(
             })
         }
         "decoder" => {
-            let sample = input("sample")?;
+            // As a pipeline hands it over, whose latents are scaled.
+            let scale = config["scaling_factor"].as_f64().unwrap_or(1.0);
+            let sample = (input("sample")? * scale)?;
             let (_, _, height, width) = sample.dims4()?;
             let config = AutoencoderConfig::from_json(&config, "config.json")?;
             let decoder = config.decoder(weights, [height, width], dtype, &device)?;
