@@ -54,7 +54,14 @@ impl Noised {
                 check_classes(&images, classes)?;
                 true
             }
-            Conditioning::Timestep | Conditioning::Embedding(_) | Conditioning::TextTime { .. } => {
+            Conditioning::TextTime { .. } => {
+                return Err(Error::value(
+                    "addition_embed_type",
+                    "text_time",
+                    "train one that is unconditional or conditioned on classes",
+                ));
+            }
+            Conditioning::Timestep | Conditioning::Embedding(_) => {
                 return Err(Error::value(
                     "class_embed_type",
                     "a number or an embedding",

@@ -3,11 +3,16 @@
 use std::path::PathBuf;
 
 use understudy_distill::{
+    matching,
     objective::Weighting,
     pool::{Order, segments},
     teacher::Teacher,
 };
-use understudy_models::{checkpoint::ModelFolder, sampler::Kind, schedule::PredictionType};
+use understudy_models::{
+    checkpoint::{ModelFolder, card::Card},
+    sampler::Kind,
+    schedule::PredictionType,
+};
 
 use super::{
     distill_args::{DistillArgs, Method, Schedule},
@@ -44,12 +49,9 @@ pub(super) fn check(
     method: Method,
     (evaluations, walk_steps): (usize, usize),
 ) -> Result<(), String> {
-    if method == Method::DistributionMatching && teacher.geometry().prompt.is_some() {
-        return Err(format!(
-            "--method distribution-matching: {} draws after text, whose distribution is not matched here; leave the flag \
-             out",
-            teacher.name
-        ));
+    if method == Method::DistributionMatching {
+        matching::check(teacher)
+            .map_err(|error| format!("--method distribution-matching: {error}"))?;
     }
     if let Some(schedule) = args.schedule.filter(|schedule| *schedule != Schedule::Dynamic) {
         return Err(format!(
@@ -132,19 +134,18 @@ pub(super) fn usual_student(
 ) -> Result<PathBuf, String> {
     let folders = args.models.folders();
     let matched = method == Method::DistributionMatching;
+    let begins = |card: &Card| match matched {
+        // One that was matched already is where another such run ends, not where it begins.
+        true => {
+            card.evaluations.contains(&evaluations)
+                && card.recipe.get("method") != Some(&super::word(method).into())
+        }
+        false => card.evaluations.is_empty(),
+    };
     let fits = |folder: &PathBuf| {
         ModelFolder::open(folder).is_ok_and(|model| {
             model.card.teacher.as_ref() == Some(&teacher.name)
-                && match matched {
-                    // One that was matched already is where another such run ends, not where it begins.
-                    true => {
-                        let method =
-                            model.card.recipe.get("method").and_then(serde_json::Value::as_str);
-                        model.card.evaluations.contains(&evaluations)
-                            && method != Some("distribution-matching")
-                    }
-                    false => model.card.evaluations.is_empty(),
-                }
+                && begins(&model.card)
                 && model.schedule.prediction_type() == PredictionType::Velocity
         })
     };

@@ -408,7 +408,7 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
                         prompts.push(states.hidden.clone());
                         if let Conditioning::TextTime { .. } = network.geometry().conditioning {
                             conditions.extend_from_slice(&states.pooled);
-                            conditions.extend(whole(&sample.admission.model.image));
+                            conditions.extend(sizes(&sample.admission.model.image));
                         }
                     }
                     scales.push(walk.guidance_scale as f32 - 1.0);
@@ -455,9 +455,9 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
     network.evaluate(&x, &timesteps, conditions)?.to_dtype(DType::F32)
 }
 
-/// What a network is told of an image's size beside a pooled text: an image that had this height and width, was cut at its upper
-/// left corner, and has this height and width, as diffusers has it for who says nothing else.
-fn whole([_, height, width]: &[usize; 3]) -> [f32; 6] {
+/// What a network is told of an image's size beside a pooled text, in pixels: the height and width that it had, the corner at
+/// which it was cut, and the height and width it has: those of an image that was not cut, as diffusers has it for who says nothing else.
+fn sizes([_, height, width]: &[usize; 3]) -> [f32; 6] {
     let [height, width] = [*height as f32, *width as f32];
     [height, width, 0.0, 0.0, height, width]
 }

@@ -43,9 +43,7 @@ impl Critic {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let on_device = |(name, weight): (String, Tensor)| Ok((name, weight.to_device(device)?));
-        let weights: Result<Vec<_>> = teacher.weights()?.into_iter().map(on_device).collect();
-        let parameters = Parameters::new(weights?)?;
+        let parameters = super::parameters(teacher, device)?;
         let network = teacher.config.load(parameters.tensors(), dtype, device)?;
         Ok(Self {
             config: teacher.config.clone(),

@@ -227,8 +227,7 @@ const PART: &str = "critic";
 /// [`Error::Value`] naming it.
 pub fn check(teacher: &Teacher) -> Result<()> {
     if teacher.geometry().prompt.is_some() {
-        let remedy =
-            "it draws after text, which distribution matching does not support; leave --method out";
+        let remedy = "draws after text, whose distribution is not matched here; use --method segment-regression";
         return Err(Error::value("teacher", &teacher.name, remedy));
     }
     Ok(())
@@ -236,7 +235,12 @@ pub fn check(teacher: &Teacher) -> Result<()> {
 
 /// The teacher as a network with gradients.
 fn followed(teacher: &Teacher, dtype: DType, device: &Device) -> Result<Box<dyn Denoiser>> {
+    teacher.config.load(parameters(teacher, device)?.tensors(), dtype, device)
+}
+
+/// The teacher's weights as variables on a device.
+fn parameters(teacher: &Teacher, device: &Device) -> Result<Parameters> {
     let on_device = |(name, weight): (String, Tensor)| Ok((name, weight.to_device(device)?));
     let weights: Result<Vec<_>> = teacher.weights()?.into_iter().map(on_device).collect();
-    teacher.config.load(Parameters::new(weights?)?.tensors(), dtype, device)
+    Parameters::new(weights?)
 }
