@@ -11,7 +11,6 @@ use super::{
     Error,
     arms::{self, Arm},
     compared::Compared,
-    exact::Exact,
     guardrails::{Evidence, Guardrails, Verdict},
     ledger::{Ledger, Sum},
     ramp::Ramp,
@@ -288,7 +287,7 @@ impl Experiment {
             Some(_) => (0..self.arms.len()).map(|arm| self.alike(arm)).collect(),
             None => Vec::new(),
         };
-        let arms = self.arms.iter().map(|arm| (arm.name(), Exact(arm.weight))).collect();
+        let arms = self.arms.iter().map(|arm| (arm.name(), arm.weight)).collect();
         Record { created: self.created, arms, votes, served, rollout, compared }
     }
 
@@ -296,7 +295,7 @@ impl Experiment {
     pub(super) fn from_record(id: String, record: Record) -> Option<Self> {
         let Record { created, arms, votes, served, rollout, mut compared } = record;
         let arms: Vec<Arm> =
-            arms.into_iter().map(|(name, Exact(weight))| Arm::of_name(name, weight)).collect();
+            arms.into_iter().map(|(name, weight)| Arm::of_name(name, weight)).collect();
         let fits = arms::check(&arms).is_ok()
             && [votes.arms(), served.len()] == [arms.len(); 2]
             && served.iter().all(Traffic::is_whole)
@@ -345,7 +344,7 @@ struct Added {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Record {
     created: u64,
-    arms: Vec<(String, Exact)>,
+    arms: Vec<(String, f64)>,
     votes: Votes,
     served: Vec<Traffic>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

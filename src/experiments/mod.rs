@@ -13,7 +13,6 @@ mod compared;
 mod condition;
 #[cfg(test)]
 mod contract_tests;
-mod exact;
 mod experiment;
 mod file;
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
-use super::{exact, ledger::Sum};
+use super::ledger::Sum;
 use crate::metrics::request_buckets;
 
 /// Upper bounds in seconds of the buckets but the last, which has none; those of every request's time.
@@ -16,7 +16,6 @@ pub struct Traffic {
     /// Images of answered requests.
     pub images: u64,
     /// The sum of the requests' times.
-    #[serde(with = "exact")]
     pub seconds: f64,
     /// Requests per bucket of time.
     pub buckets: Vec<u64>,
