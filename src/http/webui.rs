@@ -278,7 +278,8 @@ impl Fields {
                 None => drop(honoured.insert(name.clone(), value.clone())),
             }
         }
-        let request = body::parse(Value::Object(honoured).to_string().as_bytes())?;
+        let request: WebuiRequest = body::parse(Value::Object(honoured).to_string().as_bytes())?;
+        request.check_ranges()?;
         // As A1111, which sends pictures back only where it is asked to.
         let mut told = self.0;
         told.remove("init_images");
@@ -287,6 +288,22 @@ impl Fields {
 }
 
 impl WebuiRequest {
+    /// Refuses values out of range also where the request has no use for them, or only for what they come to together; the others are
+    /// checked with the request for images.
+    fn check_ranges(&self) -> Result<(), Problem> {
+        for (name, value) in [("eta", self.eta), ("denoising_strength", self.denoising_strength)] {
+            if let Some(value) = value.filter(|value| !(0.0..=1.0).contains(value)) {
+                return Err(Problem::value(name, value, "it must be from 0 to 1"));
+            }
+        }
+        for (name, count) in [("batch_size", self.batch_size), ("n_iter", self.n_iter)] {
+            if let Some(count) = count.filter(|count| *count < 1) {
+                return Err(Problem::value(name, count, "it must be at least 1"));
+            }
+        }
+        Ok(())
+    }
+
     fn into_generation(self, edit: Option<Edit>) -> Result<GenerationRequest, Problem> {
         let model = self.model()?;
         let sampler = match self.sampler_name.as_ref().or(self.sampler_index.as_ref()) {
