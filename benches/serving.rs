@@ -228,6 +228,7 @@ impl Server {
                 max_rows,
                 deterministic: false,
                 kept_costs: registry::KeptCosts::default(),
+                idle_encoder: None,
             };
             let registry = Registry::open(settings, engine.clone(), Arc::clone(&metrics)).unwrap();
             let registry = Arc::new(registry);

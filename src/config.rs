@@ -65,6 +65,7 @@ impl Config {
                 devices,
                 max_rows: arguments.max_batch,
                 deterministic: arguments.deterministic,
+                idle_encoder: arguments.idle_encoder_seconds.map(Duration::from_secs),
                 kept_costs: user_folder("XDG_CACHE_HOME", ".cache")
                     .map_or_else(KeptCosts::default, |caches| {
                         KeptCosts::in_folder(caches.join("evaluation-costs"))

@@ -12,7 +12,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use candle_core::{DType, Device};
@@ -107,6 +107,8 @@ pub struct Settings {
     pub deterministic: bool,
     /// What evaluations cost when the server last ran.
     pub kept_costs: KeptCosts,
+    /// After how long without a prompt the weights of text encoders are forgotten that can be read again.
+    pub idle_encoder: Option<Duration>,
 }
 
 impl Settings {
@@ -334,6 +336,25 @@ impl Registry {
         loading.await.unwrap_or_else(|error| {
             Err(LoadError::Refused(format!("loading ended early: {error}; ask again")))
         })
+    }
+
+    /// Forgets the weights of text encoders that nobody has used for long enough, until it is dropped.
+    pub async fn unload_idle_encoders(self: Arc<Self>) {
+        let Some(idle) = self.settings.idle_encoder else { return };
+        // At most a tenth late.
+        let mut ticks = tokio::time::interval(idle.div_f64(10.0));
+        loop {
+            ticks.tick().await;
+            let models: Vec<_> =
+                self.entries().values().filter_map(|entry| entry.current.clone()).collect();
+            let unload = move || {
+                for model in models.iter().filter(|model| model.unload_idle_encoders(idle)) {
+                    tracing::info!(model = model.id, "idle text encoder unloaded");
+                }
+            };
+            // Giving back many gigabytes takes a while.
+            let _ = tokio::task::spawn_blocking(unload).await;
+        }
     }
 
     /// Unloads; requests in flight finish.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{num::NonZeroUsize, path::Path, sync::Arc};
+use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use candle_core::{DType, Device, Tensor};
 use understudy::{
@@ -132,16 +132,88 @@ async fn check(
         deadline: None,
         model: Arc::clone(&model),
     };
+    let psnr = psnr(&drawn(request).await, &tensors["images"]);
+    assert!(psnr >= 60.0, "{psnr:.1} dB");
+}
+
+/// The pixels of a request's images, one behind the other.
+async fn drawn(request: GenerateRequest) -> Vec<u8> {
     let engine = Engine::start(NonZeroUsize::MIN, 2, Metrics::new().unwrap()).unwrap();
+    let mut drawn = vec![Vec::new(); request.samples.len()];
     let mut submission = engine.generate(request).unwrap();
-    let mut drawn = vec![Vec::new(); rows];
     while let Some(event) = submission.next().await {
-        if let Event::Completed { index, image, .. } = event {
-            drawn[index] = image.pixels;
+        match event {
+            Event::Completed { index, image, .. } => drawn[index] = image.pixels,
+            Event::Failed { failure, .. } => panic!("{failure:?}"),
+            _ => {}
         }
     }
-    let psnr = psnr(&drawn.concat(), &tensors["images"]);
-    assert!(psnr >= 60.0, "{psnr:.1} dB");
+    drawn.concat()
+}
+
+/// PixArt's pipelines (`models/tests/golden/make_pixart_pipelines.py`), whose prompts T5 reads, as they are and after its
+/// weights were forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_draws_what_diffusers_draws_after_a_prompt_that_t5_read() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden");
+    for (name, size) in [("alpha", [16, 24]), ("sigma", [16, 16])] {
+        let folder = tempfile::tempdir().unwrap();
+        copy(&golden.join("pixart_pipeline").join(name), folder.path());
+        copy(&golden.join("t5_tokenizer"), &folder.path().join("tokenizer"));
+        let path = golden.join("pixart_pipeline").join(name).with_extension("safetensors");
+        let request = request_of(&path);
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let origin = Origin::new(folder.path(), DType::F32, &[Device::Cpu]);
+        let model = Arc::new(Model::load(origin, name.into(), 0).unwrap());
+        let text = |field: &str| request[field].as_str().unwrap();
+        let scale = request["guidance_scale"].as_f64().unwrap();
+        let prompts = [text("prompt"), text("negative_prompt")];
+        let prompts = model.prompts(prompts[0], prompts[1], scale, Syntax::Plain).unwrap();
+        let model = model.in_form(model.form_for(Some(size), &prompts)).await.unwrap();
+        let steps = request["steps"].as_u64().unwrap() as usize;
+        let kind = text("scheduler").parse().unwrap();
+        let latents = (0..2).map(|row| tensors["latents"].narrow(0, row, 1).unwrap()).collect();
+        let request = GenerateRequest {
+            samples: vec![SampleSpec { seed: 0, class_label: None }; 2],
+            trajectory: sampler::trajectory(&model.schedule, kind, steps, 0.0, true).unwrap(),
+            prompts: prompts.clone(),
+            start: Start::Latents(latents),
+            guidance_scale: scale,
+            partial_images: 0,
+            deadline: None,
+            model: Arc::clone(&model),
+        };
+        // Nobody has asked yet.
+        assert!(!model.unload_idle_encoders(Duration::ZERO));
+        model.take_prompts(&prompts).await.unwrap();
+        assert!(!model.unload_idle_encoders(Duration::from_hours(1)));
+        assert!(model.unload_idle_encoders(Duration::ZERO));
+        let drawn = drawn(request).await;
+        let psnr = psnr(&drawn, &tensors["images"]);
+        assert!(psnr >= 60.0, "{name}: {psnr:.1} dB");
+        // What a prompt came to is kept, so nobody need read it again.
+        assert!(model.unload_idle_encoders(Duration::ZERO));
+        model.take_prompts(&prompts).await.unwrap();
+        assert!(!model.unload_idle_encoders(Duration::ZERO));
+    }
+}
+
+/// What a golden file's images were asked for with.
+fn request_of(path: &Path) -> serde_json::Value {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    serde_json::from_str(&header.metadata().as_ref().unwrap()["request"]).unwrap()
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
+        match path.is_dir() {
+            true => copy(&path, &to.join(name)),
+            false => drop(std::fs::copy(&path, to.join(name)).unwrap()),
+        }
+    }
 }
 
 /// Images that begin with another (`models/tests/golden/make_edits.py`): the encoder, its variation, the noise of a seed, the steps
@@ -157,7 +229,6 @@ async fn the_engine_draws_what_diffusers_draws_of_an_image() {
     let picture = tensors["picture"].to_dtype(DType::F32).unwrap();
     let picture = picture.permute((2, 0, 1)).unwrap().affine(1.0 / 127.5, -1.0).unwrap();
     let picture = picture.unsqueeze(0).unwrap().contiguous().unwrap();
-    let engine = Engine::start(NonZeroUsize::MIN, 2, Metrics::new().unwrap()).unwrap();
     for (name, kind) in [
         ("ddim", sampler::Kind::Ddim),
         ("dpm++", sampler::Kind::DpmSolverPlusPlus),
@@ -182,16 +253,7 @@ async fn the_engine_draws_what_diffusers_draws_of_an_image() {
             deadline: None,
             model: Arc::clone(&model),
         };
-        let mut submission = engine.generate(request).unwrap();
-        let mut drawn = vec![Vec::new(); 2];
-        while let Some(event) = submission.next().await {
-            match event {
-                Event::Completed { index, image, .. } => drawn[index] = image.pixels,
-                Event::Failed { failure, .. } => panic!("{failure:?}"),
-                _ => {}
-            }
-        }
-        let psnr = psnr(&drawn.concat(), &tensors[&format!("{name}.images")]);
+        let psnr = psnr(&drawn(request).await, &tensors[&format!("{name}.images")]);
         assert!(psnr >= 60.0, "{name}: {psnr:.1} dB");
     }
 }

@@ -65,6 +65,7 @@ impl Server {
                 max_rows: None,
                 deterministic: false,
                 kept_costs: registry::KeptCosts::default(),
+                idle_encoder: None,
             };
             let registry = Registry::open(settings, engine.clone(), Arc::clone(&shared)).unwrap();
             let registry = Arc::new(registry);

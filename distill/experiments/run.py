@@ -98,6 +98,8 @@ FEW = {
     "few-4-long": (4, f"{STUDENT}-4"),
     "few-4-matched": (4, f"{STUDENT}-4"),
     "few-2-matched": (2, "few-2"),
+    "few-1-matched": (1, "few-1"),
+    "few-1-matched-long": (1, "few-1"),
 }
 FEW_TRAINING = {"batch": 32, "rho": 0.02, "sample-every": 0}
 # At the default rate, which stays, so that the run may go on for longer: what is kept is the running average. So many steps
@@ -115,6 +117,8 @@ FEW_LENGTH = {
     "few-4-long": {"steps": 20_000, "learning-rate": "1e-3", "rho": 0.04},
     "few-4-matched": MATCHED,
     "few-2-matched": MATCHED,
+    "few-1-matched": MATCHED,
+    "few-1-matched-long": {**MATCHED, "steps": 1_128},
 }
 FEW_SAMPLES = 2_000
 # Bundled models in few steps of samplers that need no training: model, sampler, evaluations. At 4 to 10 DPM-Solver++ is
@@ -174,9 +178,11 @@ def scoring(row, options, model, out):
 def few(row, options, out):
     """The command that trains a student of few steps."""
     evaluations, start = FEW[row]
+    # Seeds of distribution matching begin with the same student.
+    begun = 0 if FEW_LENGTH[row].get("method") else options.seed
     flags = {
         "teacher": TEACHER,
-        "student": options.work / f"{start}-{options.seed}" if start in FEW else ROOT / "models/zoo" / start,
+        "student": options.work / f"{start}-{begun}" if start in FEW else ROOT / "models/zoo" / start,
         "evaluations": evaluations,
         **FEW_TRAINING,
         **FEW_LENGTH[row],

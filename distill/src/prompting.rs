@@ -6,12 +6,12 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use understudy_models::checkpoint::{Reader, read, write_with};
-use understudy_models::text::Tokenizer;
+use understudy_models::text::{PromptStates, Tokenizer};
 use understudy_models::{Conditioning, Error, Prompt, Result};
 
 use crate::data::hex;
@@ -368,13 +368,16 @@ fn check_lengths(tokenizer: &Tokenizer, prompts: &Prompts, shape: Prompt) -> Res
 
 /// The states of some prompts, f32 `[prompts, tokens · width]` on the CPU.
 fn encode(reader: &Reader, texts: &[&str], shape: Prompt) -> Result<Tensor> {
-    let mut ids = Vec::with_capacity(texts.len() * shape.tokens);
-    for text in texts {
-        ids.extend(reader.tokenizer.encode(text, shape.tokens)?);
-    }
-    let ids = Tensor::from_vec(ids, (texts.len(), shape.tokens), &Device::Cpu)?;
-    let states = reader.encoder.forward(&ids)?.states;
-    Ok(states.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_from(1)?)
+    let ids = texts.iter().map(|text| reader.tokenizer.encode(text, shape.tokens));
+    let ids: Vec<Vec<u32>> = ids.collect::<Result<_>>()?;
+    let ids: Vec<&[u32]> = ids.iter().map(Vec::as_slice).collect();
+    let row = |PromptStates { states, .. }: PromptStates| {
+        // Tokens that a prompt does not have are zeros.
+        let missing = shape.tokens.saturating_sub(states.dim(0)?);
+        Ok(states.pad_with_zeros(0, 0, missing)?.flatten_all()?)
+    };
+    let rows = reader.encoder.read(&ids)?.into_iter().map(row);
+    Ok(Tensor::stack(&rows.collect::<Result<Vec<_>>>()?, 0)?)
 }
 
 /// SHA-256 of files, with their names, in hexadecimal.

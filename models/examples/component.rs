@@ -12,7 +12,7 @@ use std::time::Instant;
 use candle_core::{DType, Device, Tensor, safetensors};
 use serde_json::{Value, json};
 use understudy_models::autoencoder::AutoencoderConfig;
-use understudy_models::text::TextEncoderConfig;
+use understudy_models::text::clip::ClipConfig;
 use understudy_models::{Conditions, NetworkConfig};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -95,7 +95,7 @@ fn build(
         }
         "text" => {
             let ids = input("ids")?.to_dtype(DType::U32)?;
-            let config = TextEncoderConfig::from_json("CLIPTextModel", &config, "config.json")?;
+            let config = ClipConfig::from_json("CLIPTextModel", &config, "config.json")?;
             let encoder = config.load(weights, dtype, &device)?;
             Box::new(move || Ok(encoder.forward(&ids)?.last))
         }

@@ -102,7 +102,7 @@ impl Compiled {
     pub(crate) fn at(&self, graph: Graph) -> crate::Result<Self> {
         let body = match &self.body {
             Body::Inference(network, features) => {
-                Body::Inference(network.at(&graph)?, features.clone())
+                Body::Inference(network.at(&graph)?, features.at(&graph))
             }
             Body::Eager(network) => Body::Eager(network.at(graph, &self.device)?),
             _ => {

@@ -80,7 +80,9 @@ impl Eager {
     /// Whatever the device says.
     pub(crate) fn at(&self, graph: Graph, device: &Device) -> crate::Result<Self> {
         let positions = positions_of(&graph, self.dtype, device)?;
-        let (weights, features) = (self.weights.clone(), self.features.clone());
+        let weights = self.weights.clone();
+        let ops = self.features.iter().zip(&graph.ops);
+        let features = ops.map(|(it, op)| it.as_ref().map(|it| it.at(op))).collect();
         Ok(Self { graph, weights, features, positions, dtype: self.dtype })
     }
 

@@ -71,6 +71,16 @@ impl Feature {
         Ok(Some(Self { source, of, width: graph.size(to).channels }))
     }
 
+    /// The same of an operation in the same place of another graph, which differs from the first one in the sizes of its maps,
+    /// and so in what it is told of them.
+    pub(crate) fn at(&self, op: &Op) -> Self {
+        let of = match *op {
+            Op::Sinusoid { of, .. } => of,
+            _ => self.of,
+        };
+        Self { of, ..self.clone() }
+    }
+
     /// `timesteps` f32 `[B]`, `conditions` as [`crate::Geometry`] says → `[B, width]`, in f32 or the table's type. A
     /// table of one row needs no condition.
     pub(crate) fn forward(&self, timesteps: &Tensor, conditions: Conditions) -> Result<Tensor> {
@@ -134,6 +144,12 @@ impl Features {
             all.extend(Feature::new(graph, op, weights)?);
         }
         Ok(Self(all))
+    }
+
+    /// As [`Feature::at`], of a graph.
+    pub(crate) fn at(&self, graph: &Graph) -> Self {
+        let ops = graph.ops.iter().filter(|op| op.feature().is_some());
+        Self(self.0.iter().zip(ops).map(|(feature, op)| feature.at(op)).collect())
     }
 
     /// As [`Feature::forward`]: f32 `[B, all widths]`.

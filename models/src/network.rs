@@ -175,6 +175,14 @@ impl NetworkConfig {
         self.architecture().geometry()
     }
 
+    /// The field that tells how many numbers each token of a prompt has.
+    pub(crate) fn prompt_field(&self) -> &'static str {
+        match self {
+            Self::PixArt(_) => "caption_channels",
+            _ => "cross_attention_dim",
+        }
+    }
+
     /// The same network over samples of another height and width, for prompts of so many tokens, where it takes any;
     /// nothing for a network of one size.
     ///

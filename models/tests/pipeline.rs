@@ -62,8 +62,12 @@ impl Golden {
             let ids = texts.map(|text| {
                 reader.tokenizer.encode(text.unwrap_or_default(), reader.encoder.tokens()).unwrap()
             });
-            let ids = Tensor::new(ids.to_vec(), &Device::Cpu).unwrap();
-            let PromptStates { states, pooled } = reader.encoder.forward(&ids).unwrap();
+            let ids = ids.each_ref().map(|ids| &ids[..]);
+            let [wanted, unwanted]: [PromptStates; 2] =
+                reader.encoder.read(&ids).unwrap().try_into().ok().unwrap();
+            let states = Tensor::stack(&[&wanted.states, &unwanted.states], 0).unwrap();
+            let pooled = (!wanted.pooled.is_empty())
+                .then(|| Tensor::new(vec![wanted.pooled, unwanted.pooled], &Device::Cpu).unwrap());
             // Nothing to be guided away from is zeros, where the pipeline has it so.
             let silent = reader.zero_empty_prompt && texts[1].is_none();
             let said = Tensor::new(&[1f32, if silent { 0.0 } else { 1.0 }], &Device::Cpu).unwrap();

@@ -14,7 +14,7 @@ use described::{Described, weights};
 use numbers::{bits, formula, relative_error};
 use serde_json::{Value, json};
 use understudy_models::kernels::Isa;
-use understudy_models::{Conditions, Denoiser, NetworkConfig, Prompt};
+use understudy_models::{Conditions, Denoiser, Geometry, NetworkConfig, Prompt};
 
 /// As in `golden/make_pixarts.py`.
 const X_SEED: u32 = 1_000_001;
@@ -151,6 +151,23 @@ fn a_row_does_not_depend_on_its_batch() {
         for (i, &row) in rows.iter().enumerate() {
             let found = bits(&together.get(i).unwrap());
             assert!(found == alone[row as usize], "{}: row {i}", case.golden.name);
+        }
+    }
+}
+
+/// What it is told of its size, too, is that of the size it is at.
+#[test]
+fn a_network_made_for_another_size_answers_as_one_made_for_this() {
+    for case in Case::all() {
+        let Geometry { height, width, .. } = case.config.geometry();
+        let other = case.config.at([2 * width, 2 * height], 3).unwrap().unwrap();
+        for dtype in [DType::F32, DType::F64] {
+            let other = other.load(weights(&other.weight_shapes()), dtype, &Device::Cpu).unwrap();
+            let resized = other.at([height, width], case.tokens()).unwrap().unwrap();
+            let found = case.answer(&*resized, &[0, 1, 2], case.tokens());
+            let expected = case.answer(&*case.network(dtype), &[0, 1, 2], case.tokens());
+            let error = relative_error(&found, &expected);
+            assert!(error <= 1e-6, "{} {dtype:?}: {error:e}", case.golden.name);
         }
     }
 }

@@ -2,25 +2,43 @@
 //! that T5 reads to the image.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use safetensors::SafeTensors;
-use serde_json::Value;
-use understudy_models::autoencoder::{AutoencoderConfig, Decoder};
-use understudy_models::checkpoint::t5_encoder;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use understudy_models::autoencoder::Decoder;
+use understudy_models::checkpoint::{ModelFolder, Pipeline};
 use understudy_models::rollout::{self, Row};
 use understudy_models::sampler::{Kind, empty_memory, trajectory};
 use understudy_models::schedule::ScheduleConfig;
-use understudy_models::text::t5::T5Tokenizer;
-use understudy_models::{Conditions, Denoiser, NetworkConfig};
+use understudy_models::{Conditions, Denoiser};
 
 const DEVICE: Device = Device::Cpu;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// A folder as diffusers saves it: the one that was saved, and the tokenizer.
+fn folder(name: &str) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let copy = |from: &Path, to: &Path| {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+            if entry.is_file() {
+                fs::copy(&entry, to.join(entry.file_name().unwrap())).unwrap();
+            }
+        }
+    };
+    let from = golden().join("pixart_pipeline").join(name);
+    for part in ["", "scheduler", "text_encoder", "transformer", "vae"] {
+        copy(&from.join(part), &folder.path().join(part));
+    }
+    copy(&golden().join("t5_tokenizer"), &folder.path().join("tokenizer"));
+    folder
 }
 
 /// A pipeline, and what diffusers makes with it.
@@ -37,15 +55,8 @@ struct Golden {
 }
 
 impl Golden {
-    fn read(name: &str) -> Self {
-        let folder = golden().join("pixart_pipeline").join(name);
-        let text = |file: &str| fs::read_to_string(folder.join(file)).unwrap();
-        let json = |file: &str| -> Value { serde_json::from_str(&text(file)).unwrap() };
-        let weights = |part: &str| -> HashMap<String, Tensor> {
-            let file = folder.join(part).join("diffusion_pytorch_model.safetensors");
-            candle_core::safetensors::load(file, &DEVICE).unwrap()
-        };
-        let path = folder.with_extension("safetensors");
+    fn read(name: &str, most: usize) -> Self {
+        let path = golden().join("pixart_pipeline").join(name).with_extension("safetensors");
         let bytes = fs::read(&path).unwrap();
         let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
         let request: Value =
@@ -54,25 +65,22 @@ impl Golden {
         let mut take = |name: &str| tensors.remove(name).unwrap();
         let latents = take("latents");
         let (_, _, height, width) = latents.dims4().unwrap();
-        let tokens = request["tokens"].as_u64().unwrap() as usize;
 
-        let vae = AutoencoderConfig::from_json(&json("vae/config.json"), "vae").unwrap();
-        let config = NetworkConfig::from_json(&json("transformer/config.json"), "transformer");
-        let config = config.unwrap().at([height, width], tokens).unwrap().unwrap();
-        let config = config.with_factor(vae.factor()).unwrap();
-        let tokenizer = T5Tokenizer::open(&golden().join("t5_tokenizer")).unwrap();
-        let encoder = t5_encoder(&folder.join("text_encoder"), &DEVICE).unwrap();
+        let folder = folder(name);
+        let opened = ModelFolder::open_for_images(folder.path()).unwrap();
+        let Pipeline { network, decoder, reader, schedule, .. } =
+            opened.load(DType::F32, &DEVICE).unwrap();
+        let (reader, decoder) = (reader.unwrap(), decoder.unwrap());
+        assert_eq!(network.geometry().prompt.unwrap().tokens, most);
         let prompts = ["prompt", "negative_prompt"].map(|field| {
-            let ids = tokenizer.encode(request[field].as_str().unwrap(), tokens).unwrap();
-            let states = encoder.forward(&ids).unwrap();
-            states.pad_with_zeros(0, 0, tokens - ids.len()).unwrap()
+            let ids = reader.tokenizer.encode(request[field].as_str().unwrap(), most).unwrap();
+            let states = reader.encoder.read(&[&ids]).unwrap().remove(0).states;
+            states.pad_with_zeros(0, 0, most - ids.len()).unwrap()
         });
-        let decoder = vae.decoder(weights("vae"), [height, width], DType::F32, &DEVICE).unwrap();
-        let schedule = text("scheduler/scheduler_config.json");
         Self {
-            network: config.load(weights("transformer"), DType::F32, &DEVICE).unwrap(),
-            decoder,
-            schedule: ScheduleConfig::from_text(&schedule, "scheduler").unwrap(),
+            network: network.at([height, width], most).unwrap().unwrap(),
+            decoder: decoder.at([height, width]).unwrap(),
+            schedule,
             request,
             prompts,
             latents,
@@ -123,10 +131,11 @@ fn psnr(found: &Tensor, expected: &Tensor, range: f64) -> f64 {
     10.0 * (range * range / f64::from(error.to_scalar::<f32>().unwrap())).log10()
 }
 
+/// diffusers was asked with prompts filled up to 60 tokens; here they are filled up to as many as a folder's pipeline takes.
 #[test]
 fn pipelines_make_what_diffusers_makes_of_the_same_noise() {
-    for name in ["alpha", "sigma"] {
-        let golden = Golden::read(name);
+    for (name, most) in [("alpha", 120), ("sigma", 300)] {
+        let golden = Golden::read(name, most);
         let (denoised, images) = golden.made();
         let largest = golden.denoised.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
         let latents = psnr(&denoised, &golden.denoised, f64::from(largest));
@@ -134,5 +143,52 @@ fn pipelines_make_what_diffusers_makes_of_the_same_noise() {
         println!("{name}: latents {latents:.1} dB, images {images:.1} dB");
         assert!(latents >= 80.0, "{name}: latents {latents:.1} dB");
         assert!(images >= 80.0, "{name}: images {images:.1} dB");
+    }
+}
+
+#[test]
+fn folders_that_cannot_be_honoured_are_refused_by_name() {
+    let refused = |change: &dyn Fn(&Path)| {
+        let folder = folder("alpha");
+        change(folder.path());
+        match ModelFolder::open(folder.path()) {
+            Err(error) => error.to_string(),
+            Ok(opened) => opened.load(DType::F32, &DEVICE).err().unwrap().to_string(),
+        }
+    };
+    let edited = |file: &str, pointer: &str, value: Value| {
+        refused(&|folder: &Path| {
+            let path = folder.join(file);
+            let mut json: Value =
+                serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+            *json.pointer_mut(pointer).unwrap() = value.clone();
+            fs::write(&path, json.to_string()).unwrap();
+        })
+    };
+    let no_tokenizer = refused(&|folder| fs::remove_dir_all(folder.join("tokenizer")).unwrap());
+    assert!(no_tokenizer.contains("spiece.model"), "{no_tokenizer}");
+    let index = "model_index.json";
+    for (message, wanted) in [
+        (edited(index, "/tokenizer", json!([null, null])), "needs a `tokenizer`"),
+        (edited(index, "/tokenizer/1", json!("CLIPTokenizer")), "needs a T5Tokenizer"),
+        (
+            edited(index, "/text_encoder/1", json!("UMT5EncoderModel")),
+            "T5EncoderModel are supported",
+        ),
+        (
+            edited(index, "/_class_name", json!("IFPipeline")),
+            "PixArtAlphaPipeline and PixArtSigmaPipeline",
+        ),
+        (
+            edited("transformer/config.json", "/caption_channels", json!(20)),
+            "caption_channels` is 20: must be 16, the d_model",
+        ),
+        (edited("text_encoder/config.json", "/d_ff", json!(25)), "wi_0"),
+        (
+            edited("text_encoder/config.json", "/vocab_size", json!(100)),
+            "tokens, and the text encoder knows 100",
+        ),
+    ] {
+        assert!(message.contains(wanted), "{message}");
     }
 }

@@ -11,6 +11,7 @@ mod strings;
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use described::{Described, weights};
@@ -124,10 +125,11 @@ fn a_folders_weights_are_read_on_first_use_and_may_be_forgotten() {
         let folder = folder(&case, DType::F32, sharded);
         let encoder = t5_encoder(folder.path(), &Device::Cpu).unwrap();
         for _ in 0..2 {
-            assert!(!encoder.loaded());
+            assert!(!encoder.is_loaded());
             assert!(bits(&encoder.forward(prompt).unwrap()) == expected);
-            assert!(encoder.loaded());
-            encoder.unload();
+            assert!(encoder.is_loaded());
+            assert!(!encoder.unload_if_idle(Duration::from_hours(1)));
+            assert!(encoder.unload_if_idle(Duration::ZERO));
         }
         let file = folder.path().join("model.safetensors");
         if !sharded {
@@ -150,8 +152,8 @@ fn a_whole_t5_has_its_encoder_and_the_table_has_two_names() {
     let answer = |encoder: &T5Encoder| bits(&encoder.forward(&case.prompts[0]).unwrap());
     assert!(answer(&whole) == answer(&case.encoder()));
     // What came as tensors stays.
-    whole.unload();
-    assert!(whole.loaded());
+    assert!(!whole.unload_if_idle(Duration::ZERO));
+    assert!(whole.is_loaded());
 }
 
 #[test]

@@ -18,11 +18,11 @@ use numbers::{bits, formula, relative_error};
 use serde_json::{Value, json};
 use strings::string;
 use understudy_models::kernels::Isa;
-use understudy_models::text::{TextEncoder, TextEncoderConfig, TextStates, Tokenizer};
+use understudy_models::text::clip::{ClipConfig, ClipEncoder, ClipStates, ClipTokenizer};
 
 struct Case {
     golden: Described,
-    config: TextEncoderConfig,
+    config: ClipConfig,
     ids: Vec<Vec<u32>>,
 }
 
@@ -30,7 +30,7 @@ impl Case {
     fn all() -> Vec<Self> {
         let of = |golden: Described| {
             let class: String = serde_json::from_str(&golden.metadata["class"]).unwrap();
-            let config = TextEncoderConfig::from_json(&class, &golden.config, "config.json");
+            let config = ClipConfig::from_json(&class, &golden.config, "config.json");
             let ids = serde_json::from_str(&golden.metadata["ids"]).unwrap();
             Self { config: config.unwrap(), ids, golden }
         };
@@ -41,7 +41,7 @@ impl Case {
         Self::all().into_iter().find(|case| case.golden.name == name).unwrap()
     }
 
-    fn encoder(&self, dtype: DType) -> TextEncoder {
+    fn encoder(&self, dtype: DType) -> ClipEncoder {
         let weights = weights(&self.config.weight_shapes());
         self.config.load(weights, dtype, &Device::Cpu).unwrap()
     }
@@ -60,7 +60,7 @@ fn states_are_those_of_transformers() {
     for case in all {
         for dtype in [DType::F32, DType::F64] {
             let rows: Vec<usize> = (0..case.ids.len()).collect();
-            let TextStates { last, penultimate, pooled } =
+            let ClipStates { last, penultimate, pooled } =
                 case.encoder(dtype).forward(&case.tokens(&rows)).unwrap();
             for (what, found) in [("last", last), ("penultimate", penultimate), ("pooled", pooled)]
             {
@@ -82,7 +82,7 @@ fn bf16_states_are_nearly_those_of_transformers() {
     }
     for case in Case::all() {
         let rows: Vec<usize> = (0..case.ids.len()).collect();
-        let TextStates { last, penultimate, pooled } =
+        let ClipStates { last, penultimate, pooled } =
             case.encoder(DType::BF16).forward(&case.tokens(&rows)).unwrap();
         for (what, found) in [("last", last), ("penultimate", penultimate), ("pooled", pooled)] {
             let error = relative_error(&found, case.golden.tensor(what));
@@ -200,12 +200,11 @@ fn every_value_of_an_encoder_that_cannot_be_honoured_is_refused_by_name() {
         (json!("x"), "the file must hold one JSON object"),
     ];
     for (config, expected) in cases {
-        let read =
-            TextEncoderConfig::from_json("CLIPTextModelWithProjection", &config, "config.json");
+        let read = ClipConfig::from_json("CLIPTextModelWithProjection", &config, "config.json");
         let message = read.unwrap_err().to_string();
         assert!(message.contains(expected), "{config}: {message}");
     }
-    let other = TextEncoderConfig::from_json("T5EncoderModel", &json!({}), "config.json");
+    let other = ClipConfig::from_json("T5EncoderModel", &json!({}), "config.json");
     let message = other.unwrap_err().to_string();
     assert!(message.contains("is T5EncoderModel: only CLIPTextModel and"), "{message}");
 }
@@ -219,7 +218,7 @@ fn expected() -> Value {
 }
 
 /// 10,000 strings, a hundred at a time, and some in full.
-fn compare(tokenizer: &Tokenizer, vocabulary: &str) {
+fn compare(tokenizer: &ClipTokenizer, vocabulary: &str) {
     const BLOCK: usize = 100;
     let strings = expected();
     for example in strings["examples"].as_array().unwrap() {
@@ -253,12 +252,12 @@ fn folder(files: &[&str]) -> tempfile::TempDir {
 
 #[test]
 fn a_tokenizer_in_one_file_is_transformers() {
-    compare(&Tokenizer::open(folder(&["tokenizer.json"]).path()).unwrap(), "small");
+    compare(&ClipTokenizer::open(folder(&["tokenizer.json"]).path()).unwrap(), "small");
 }
 
 #[test]
 fn a_tokenizer_in_two_files_is_transformers() {
-    compare(&Tokenizer::open(folder(&["vocab.json", "merges.txt"]).path()).unwrap(), "small");
+    compare(&ClipTokenizer::open(folder(&["vocab.json", "merges.txt"]).path()).unwrap(), "small");
 }
 
 /// Where the crate that has it is: what cargo has already fetched.
@@ -311,7 +310,7 @@ fn write_published(folder: &Path) {
 fn clips_own_vocabulary_is_transformers() {
     let folder = tempfile::tempdir().unwrap();
     write_published(folder.path());
-    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    let tokenizer = ClipTokenizer::open(folder.path()).unwrap();
     assert_eq!(tokenizer.vocabulary(), 49_408);
     compare(&tokenizer, "whole");
     let prompt = tokenizer.encode("a photo of a cat", 77).unwrap();
@@ -328,7 +327,7 @@ fn clips_own_vocabulary_is_transformers() {
 
 #[test]
 fn a_long_prompt_is_never_cut_in_silence() {
-    let tokenizer = Tokenizer::open(folder(&["tokenizer.json"]).path()).unwrap();
+    let tokenizer = ClipTokenizer::open(folder(&["tokenizer.json"]).path()).unwrap();
     let (start, end) = (762, 763);
     let exact = "0 ".repeat(75);
     let full = tokenizer.encode(&exact, 77).unwrap();
@@ -355,17 +354,17 @@ fn a_folder_tells_what_begins_ends_and_fills_a_text() {
     let folder = folder(&["vocab.json", "merges.txt"]);
     let config = json!({"pad_token": "!", "eos_token": {"content": "<|endoftext|>"}, "bos_token": "<|startoftext|>"});
     fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    let tokenizer = Tokenizer::open(folder.path()).unwrap();
+    let tokenizer = ClipTokenizer::open(folder.path()).unwrap();
     assert_eq!(tokenizer.encode("", 5).unwrap(), [762, 763, 0, 0, 0]);
     let config = json!({"pad_token": "<pad>"});
     fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
-    let message = Tokenizer::open(folder.path()).err().unwrap().to_string();
+    let message = ClipTokenizer::open(folder.path()).err().unwrap().to_string();
     assert!(message.contains("pad_token` is <pad>: must be in the vocabulary"), "{message}");
 }
 
 #[test]
 fn files_of_a_tokenizer_that_do_not_fit_are_named() {
-    let problem = |folder: &Path| Tokenizer::open(folder).err().unwrap().to_string();
+    let problem = |folder: &Path| ClipTokenizer::open(folder).err().unwrap().to_string();
     let empty = tempfile::tempdir().unwrap();
     assert!(problem(empty.path()).contains("vocab.json"));
     let half = folder(&["vocab.json"]);

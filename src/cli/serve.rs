@@ -103,6 +103,14 @@ pub struct ServeArgs {
     /// an image do not depend on who shares its evaluations. On a CPU they never do.
     #[arg(long, env = "UNDERSTUDY_DETERMINISTIC", requires = "max_batch", help_heading = "Limits")]
     pub deterministic: bool,
+    /// Seconds without a new prompt after which a text encoder of T5's kind gives its memory back. Such an encoder is read when
+    /// it is first needed, and again then [default: it stays].
+    #[arg(
+        long,
+        env = "UNDERSTUDY_IDLE_ENCODER_SECONDS",
+        value_name = "SECONDS",
+        value_parser = whole::<u64>(1, DAY), help_heading = "Limits")]
+    pub idle_encoder_seconds: Option<u64>,
     /// Seconds after which a request is answered with 504.
     #[arg(
         long,
@@ -355,6 +363,7 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
     let models = registry.list().len();
     announced.line(&announcement::opening(address, &device, threads.get(), &kept, models));
     let logged = tokio::spawn(throughput::log(Arc::clone(&metrics)));
+    let unloading = tokio::spawn(Arc::clone(&registry).unload_idle_encoders());
     let app = App::new(engine, Arc::clone(&registry), Arc::clone(&experiments), metrics, settings);
 
     // Health answers 503 while models load, instead of no answer at all.
@@ -378,6 +387,7 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
     };
     let ended = served.await;
     logged.abort();
+    unloading.abort();
     announced.flush(LAST_LINES);
     let closed = tokio::time::timeout(CLOSING, experiments.close()).await;
     let closed = closed.map_err(|_| {

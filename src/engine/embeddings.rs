@@ -37,10 +37,11 @@ impl States {
         Ok(Self { hidden: self.hidden.zeros_like()?, pooled })
     }
 
-    /// The same where the network is.
-    pub(super) fn on(&self, device: &candle_core::Device) -> Result<Self> {
-        let pooled = Arc::clone(&self.pooled);
-        Ok(Self { hidden: self.hidden.to_device(device)?, pooled })
+    /// The same where the network is, which is told of so many tokens: those that a prompt does not have are zeros.
+    pub(super) fn on(&self, device: &candle_core::Device, tokens: usize) -> Result<Self> {
+        let (own, pooled) = (self.hidden.dim(0)?, Arc::clone(&self.pooled));
+        let hidden = self.hidden.pad_with_zeros(0, 0, tokens.saturating_sub(own))?;
+        Ok(Self { hidden: hidden.to_device(device)?, pooled })
     }
 }
 
@@ -82,7 +83,7 @@ impl Words {
     }
 }
 
-/// Prompts of a model that are kept: of the largest text encoders one takes half a megabyte.
+/// Prompts of a model that are kept: of CLIP's largest text encoders one takes half a megabyte, of T5's at most five.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// What a model's prompts came to, on the CPU, by their tokens; the least recently used are forgotten.
@@ -100,7 +101,7 @@ impl Default for Embeddings {
 }
 
 impl Embeddings {
-    pub(super) fn get(&self, tokens: &Tokens) -> Option<States> {
+    pub(crate) fn get(&self, tokens: &Tokens) -> Option<States> {
         if let Some((_, states)) = self.empty.get().filter(|(empty, _)| empty == tokens) {
             return Some(states.clone());
         }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use candle_core::{DType, Device, Result, Tensor};
 use understudy_models::{
-    Conditioning, Conditions, Denoiser, Prompt,
+    Conditioning, Conditions, Denoiser, Error, Prompt,
     autoencoder::Decoder,
     rollout::{self, FiniteCheck, Row},
     sampler::{self, Advanced, Mixture},
@@ -70,8 +70,7 @@ pub(super) fn encode(
     Ok(samples.iter().map(|_| Outcome::Going(None)).collect())
 }
 
-/// What prompts come to, on the CPU. A prompt longer than the text encoder takes is read in parts, whose states stand one
-/// behind the other; what is pooled is the first part's.
+/// What prompts come to, on the CPU.
 ///
 /// # Errors
 /// A model without a text encoder, and whatever the device says.
@@ -80,29 +79,21 @@ pub(super) fn read(replica: &Replica, prompts: &[Tokens]) -> Result<Vec<States>>
         return Ok(Vec::new());
     }
     let Some(encoder) = replica.encoder() else { candle_core::bail!("no text encoder") };
-    let length = encoder.tokens();
-    let ids: Vec<u32> = prompts.iter().flat_map(|tokens| tokens.ids().iter().copied()).collect();
-    let parts = ids.len() / length;
-    let PromptStates { states, pooled } =
-        encoder.forward(&Tensor::from_vec(ids, (parts, length), &Device::Cpu)?)?;
-    let here = |tensor: Tensor| tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu);
-    let states = here(states)?.flatten_to(1)?;
-    let pooled = pooled.map(|pooled| here(pooled)?.to_vec2::<f32>()).transpose()?;
-    let mut first = 0;
-    let of = |tokens: &Tokens| {
-        let count = tokens.ids().len();
-        let own = states.narrow(0, first, count)?;
-        let pooled = pooled.as_ref().map_or(&[][..], |pooled| &pooled[first / length]);
-        first += count;
+    let ids: Vec<&[u32]> = prompts.iter().map(|tokens| tokens.ids()).collect();
+    let read = encoder.read(&ids).map_err(|error| match error {
+        // A fault of the device stays one.
+        Error::Tensor(error) => error,
+        error => candle_core::Error::Msg(error.to_string()),
+    })?;
+    let of = |(tokens, PromptStates { states, pooled }): (&Tokens, PromptStates)| {
         let hidden = match tokens.weights() {
-            Some(weights) => weigh(&own, weights)?,
-            // Memory of its own, so that keeping it keeps nothing else.
-            None => own.copy()?,
+            Some(weights) => weigh(&states, weights)?,
+            None => states,
         };
         let states = States { hidden, pooled: pooled.into() };
         if tokens.are_unsaid() { states.zeros() } else { Ok(states) }
     };
-    prompts.iter().map(of).collect()
+    prompts.iter().zip(read).map(of).collect()
 }
 
 /// Hidden states `[tokens, width]` times the weights of their tokens, and scaled so that their mean stays: what diffusers' long prompt
@@ -205,8 +196,9 @@ pub(super) fn begin<'a>(replica: &'a Replica, samples: &mut [Sample]) -> Result<
                     with_noise(network, walk, clean, &beginning)?
                 }
             })?);
+            let tokens = network.geometry().prompt.map_or(0, |prompt| prompt.tokens);
             for states in sample.prompts.iter_mut().filter_map(|it| it.states.as_mut()) {
-                *states = states.on(network.device())?;
+                *states = states.on(network.device(), tokens)?;
             }
         }
     }

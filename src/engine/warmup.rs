@@ -62,7 +62,7 @@ impl WarmUp {
         // A model's stages share the time that there is.
         let mut next = vec![Stage::Denoise];
         next.extend(replica.decoder().map(|_| Stage::Decode));
-        next.extend(replica.encoder().map(|_| Stage::Encode));
+        next.extend(model.has(Stage::Encode).then_some(Stage::Encode));
         let budget_seconds = BUDGET_SECONDS / next.len() as f64;
         let prepared = if replica.network().device().is_cpu() { usize::MAX } else { 0 };
         let stage = next.remove(0);
@@ -153,6 +153,7 @@ impl WarmUp {
         self.lasting[self.stage] = lasting;
         let Some(next) = self.next.pop() else {
             replica.split_decode();
+            replica.guess_encode();
             let stages = Stage::ALL.into_iter().filter(|&stage| self.model.has(stage));
             let all = stages.into_iter().all(|stage| self.lasting[stage].is_some());
             let lasting = std::mem::take(&mut self.lasting);

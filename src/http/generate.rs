@@ -360,6 +360,7 @@ async fn in_form(
         if begins_with_image {
             model.take_images().await?;
         }
+        model.take_prompts(&request.prompts).await?;
         Ok::<_, Arc<Error>>(model)
     };
     let late = || Failure::Deadline { done: 0, total: request.trajectory.len() };

@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use candle_core::{DType, Device};
@@ -188,6 +188,30 @@ impl Model {
         self.takes_images.get_or_try_init(load).await.copied()
     }
 
+    /// Has it ready for requests that say prompts, whose text encoder's weights may not be in memory: they are read on the
+    /// blocking pool, unless it is known what all of the prompts come to.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::load`].
+    pub async fn take_prompts(self: &Arc<Self>, prompts: &[Tokens]) -> Result<(), Arc<Error>> {
+        let lazy =
+            self.replicas.iter().filter_map(|it| it.encoder.clone()).filter(|it| it.is_lazy());
+        let lazy: Vec<Arc<PromptEncoder>> = lazy.collect();
+        if lazy.is_empty() || prompts.iter().all(|it| self.embeddings.get(it).is_some()) {
+            return Ok(());
+        }
+        let load = move || lazy.iter().try_for_each(|encoder| encoder.load());
+        let loading = tokio::task::spawn_blocking(load).await;
+        loading.map_err(|error| Arc::new(super::forms::ended(&error)))?.map_err(Arc::new)
+    }
+
+    /// Forgets the weights of text encoders that were not used for so long, where they can be read again; whether there were some.
+    pub fn unload_idle_encoders(&self, idle: Duration) -> bool {
+        let encoders = self.replicas.iter().filter_map(Replica::encoder);
+        let unloaded = encoders.filter(|encoder| encoder.unload_if_idle(idle));
+        unloaded.count() > 0
+    }
+
     fn load_image_encoders(&self) -> understudy_models::Result<()> {
         let folder = ModelFolder::open(&self.origin.folder)?;
         let [_, height, width] = self.image;
@@ -231,7 +255,11 @@ impl Model {
         if self.on(0).padded() {
             changed = changed.padded(self.on(0).max_rows()[Stage::Denoise]);
         }
-        for (replica, own) in changed.replicas.iter().zip(&self.replicas) {
+        for (replica, own) in changed.replicas.iter_mut().zip(&self.replicas) {
+            // No LoRA changes one of T5's, which is too large to be there twice.
+            if own.encoder().is_some_and(PromptEncoder::is_lazy) {
+                replica.encoder.clone_from(&own.encoder);
+            }
             for stage in Stage::ALL {
                 replica.set_cost(stage, own.cost(stage).clone());
             }
@@ -400,7 +428,8 @@ impl Model {
     /// Whether its images go through a stage that is measured when it is loaded.
     pub fn has(&self, stage: Stage) -> bool {
         match stage {
-            Stage::Encode => self.text.is_some(),
+            // One whose weights are read when it is first asked is asked by nobody before.
+            Stage::Encode => self.replicas[0].encoder().is_some_and(|encoder| !encoder.is_lazy()),
             // Few images begin with another, so this is not measured before one does.
             Stage::Embed => false,
             Stage::Denoise => true,
@@ -496,6 +525,18 @@ impl Replica {
             let parts = (decode.seconds(1) / longest).ceil().max(1.0);
             self.decode_parts.store(parts as usize, Ordering::Relaxed);
         }
+    }
+
+    /// Has a text encoder that nobody asks before a prompt is said cost what its size tells beside the network's, until its
+    /// evaluations are observed.
+    pub(crate) fn guess_encode(&self) {
+        let Some(encoder) = self.encoder().filter(|encoder| encoder.is_lazy()) else { return };
+        let geometry = self.network.geometry();
+        let weights = encoder.parameters() as f64 / self.network.parameters() as f64;
+        // A prompt of half the tokens that there may be, and latents in patches of 2×2.
+        let tokens = 2.0 * encoder.tokens() as f64 / (geometry.height * geometry.width) as f64;
+        let cost = self.cost(Stage::Denoise).enlarged(weights * tokens);
+        self.set_cost(Stage::Encode, cost);
     }
 
     /// In how many evaluations a latent is decoded; where there are several each is of one sample.

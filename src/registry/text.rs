@@ -27,11 +27,12 @@ pub(super) const NEGATIVE: &str = "negative_prompt";
 
 /// A tokenizer, and how many of its tokens the text encoder takes.
 ///
-/// A prompt that is longer is read in parts, each with a beginning and an end, whose hidden states stand one behind the
-/// other: what compel, A1111's web UI and diffusers' long prompt weighting pipeline do.
+/// A prompt that is longer than CLIP's takes is read in parts, each with a beginning and an end, whose hidden states stand one
+/// behind the other: what compel, A1111's web UI and diffusers' long prompt weighting pipeline do. One that is longer than T5's
+/// may be is refused.
 pub struct Text {
     tokenizer: Tokenizer,
-    /// Tokens of a part, its beginning and its end among them.
+    /// Tokens of a part, its beginning and its end among them: of CLIP's exactly, of T5's, which has one, at most.
     length: usize,
     empty: Tokens,
     /// Whether a negative prompt that says nothing is told as zeros, instead of being read.
@@ -44,7 +45,7 @@ impl Text {
         length: usize,
         zeros: bool,
     ) -> understudy_models::Result<Self> {
-        let empty = Words::new(tokenizer.chunks("", length)?.concat()).into();
+        let empty = Words::new(tokenizer.encode("", length)?).into();
         Ok(Self { tokenizer, length, empty, zeros })
     }
 
@@ -89,6 +90,20 @@ impl Text {
             let value = format!("text with U+0000 at byte {place}");
             return refuse(value, "no text encoder knows it; take it out".into());
         }
+        let tokenizer = match &self.tokenizer {
+            Tokenizer::Clip(tokenizer) => tokenizer,
+            Tokenizer::T5(tokenizer) if syntax == Syntax::Plain => {
+                let ids = tokenizer.encode(prompt, self.length).map_err(|error| match error {
+                    Error::Value { value, remedy, .. } => Error::value(field, value, remedy),
+                    error => error,
+                })?;
+                return Ok((vec![ids], Vec::new()));
+            }
+            Tokenizer::T5(_) => {
+                let remedy = "a text encoder of T5's kind takes no weights; leave it out";
+                return Err(Error::value("prompt_syntax", "weighted", remedy));
+            }
+        };
         let pieces = match syntax {
             Syntax::Plain => vec![(prompt.to_owned(), 1.0)],
             Syntax::Weighted => weighted(prompt).map_err(|error| match error {
@@ -98,10 +113,10 @@ impl Text {
         };
         let (mut ids, mut own) = (Vec::new(), Vec::new());
         for (text, weight) in pieces {
-            ids.extend(self.tokenizer.ids(&text)?);
+            ids.extend(tokenizer.ids(&text)?);
             own.resize(ids.len(), weight as f32);
         }
-        let parts = self.tokenizer.parts(&ids, self.length)?;
+        let parts = tokenizer.parts(&ids, self.length)?;
         if parts.len() > MOST_PARTS {
             let (count, most) = (ids.len(), self.max_tokens());
             let remedy = format!("at most {most} are read; shorten it");
@@ -132,11 +147,14 @@ impl Text {
 
     /// In how many parts so many tokens are read.
     pub fn parts(&self, tokens: usize) -> usize {
-        tokens / self.length
+        tokens.div_ceil(self.length)
     }
 
     /// Most tokens of a prompt, without beginnings and ends.
     pub fn max_tokens(&self) -> usize {
-        MOST_PARTS * self.length.saturating_sub(2)
+        match self.tokenizer {
+            Tokenizer::Clip(_) => MOST_PARTS * self.length.saturating_sub(2),
+            Tokenizer::T5(_) => self.length.saturating_sub(1),
+        }
     }
 }

@@ -19,6 +19,7 @@ mod lora;
 mod models;
 mod openapi;
 mod page;
+mod pixart;
 mod refusals;
 mod rollout;
 mod server;

@@ -208,6 +208,7 @@ impl Server {
             max_rows: Some(4),
             deterministic: false,
             kept_costs: registry::KeptCosts::default(),
+            idle_encoder: None,
         };
         let registry = Registry::open(where_and_how, engine.clone(), Arc::clone(&metrics)).unwrap();
         let registry = Arc::new(registry);

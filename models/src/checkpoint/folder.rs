@@ -25,8 +25,8 @@ use super::{
     card::{CARD, Card},
     file::{read_json, read_text},
     lora::{self, Lora},
-    parts::{Part, Parts, TEXT_ENCODERS, TextPart, shown},
-    read,
+    parts::{Part, Parts, TEXT_ENCODERS, TextConfig, TextPart, shown},
+    read, t5,
     weight_files::{self, DIFFUSERS},
 };
 use crate::{
@@ -34,8 +34,12 @@ use crate::{
     autoencoder::{AutoencoderConfig, Decoder, Encoder},
     quantization::{self, Quantization},
     schedule::ScheduleConfig,
-    text::{self, PromptEncoder, TextEncoder, TextEncoderConfig, Tokenizer},
+    text::{
+        PromptEncoder, Tokenizer,
+        clip::{self, ClipConfig, ClipEncoder},
+    },
     weight::Weight,
+    weights::Shapes,
 };
 
 pub(super) const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
@@ -156,10 +160,12 @@ impl ModelFolder {
     /// Those of each text encoder.
     fn text_targets(&self) -> impl Iterator<Item = lora::Targets> {
         let of = |(number, part): (usize, &TextPart)| {
-            lora::targets(
-                lora::Component::TextEncoder(number),
-                &part.encoder.config.weight_shapes(),
-            )
+            // No LoRA is known that changes T5's.
+            let shapes = match &part.encoder.config {
+                TextConfig::Clip(config) => config.weight_shapes(),
+                TextConfig::T5 { .. } => Shapes::new(),
+            };
+            lora::targets(lora::Component::TextEncoder(number), &shapes)
         };
         self.text_encoders.iter().enumerate().map(of)
     }
@@ -334,31 +340,46 @@ impl ModelFolder {
     /// # Errors
     /// As [`ModelFolder::load`].
     pub fn reader(&self, dtype: DType, device: &Device) -> Result<Option<Reader>> {
-        let Some(tokenizer) = self.tokenizer()? else { return Ok(None) };
+        let [first, others @ ..] = &self.text_encoders[..] else { return Ok(None) };
+        let tokenizer = first.tokenizer()?;
         // Products of 8 bits are the network's alone.
         let dtype = if dtype == quantization::INT8 { DType::F32 } else { dtype };
-        let first = self.text_encoder(0, dtype, device)?;
-        let encoder = match self.text_encoders.get(1) {
-            None => PromptEncoder::one(first),
-            Some(part) => {
-                let pad = part.tokenizer_like(&tokenizer, &self.text_encoders[0])?.pad();
-                PromptEncoder::two(first, self.text_encoder(1, dtype, device)?, pad)
+        let encoder = match (&first.encoder.config, others.first()) {
+            (TextConfig::T5 { config, tokens }, _) => {
+                let encoder = t5::encoder(config.clone(), &first.encoder.folder, device)?;
+                PromptEncoder::t5(encoder, *tokens)
+            }
+            (TextConfig::Clip(config), None) => {
+                PromptEncoder::clip(self.clip_encoder(0, config, dtype, device)?)
+            }
+            (TextConfig::Clip(config), Some(second)) => {
+                let pad = second.pad_like(first)?;
+                let first = self.clip_encoder(0, config, dtype, device)?;
+                let TextConfig::Clip(config) = &second.encoder.config else {
+                    // Refused where the index was read.
+                    let class = "of another kind than the first";
+                    return Err(Error::value("text_encoder_2", class, "must be one of CLIP's"));
+                };
+                PromptEncoder::two_clips(first, self.clip_encoder(1, config, dtype, device)?, pad)
             }
         };
         Ok(Some(Reader { tokenizer, encoder, zero_empty_prompt: self.zero_empty_prompt }))
     }
 
-    fn text_encoder(&self, number: usize, dtype: DType, device: &Device) -> Result<TextEncoder> {
-        let Part { config, folder } = &self.text_encoders[number].encoder;
+    fn clip_encoder(
+        &self,
+        number: usize,
+        config: &ClipConfig,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<ClipEncoder> {
+        let part = &self.text_encoders[number].encoder;
         let names = || config.weight_shapes().into_keys().collect();
         let weights = match self.changed_text_encoder(number)? {
             Some(changed) => changed,
-            None => {
-                let files = self.text_encoders[number].encoder.weight_files()?;
-                taken(weight_files::open(&files, names)?)?
-            }
+            None => taken(weight_files::open(&part.weight_files()?, names)?)?,
         };
-        config.load(weights, dtype, device).map_err(|error| at_part(folder, error))
+        config.load(weights, dtype, device).map_err(|error| at_part(&part.folder, error))
     }
 
     /// What turns a text-to-image model's prompts into tokens.
@@ -415,7 +436,7 @@ impl ModelFolder {
             return Ok(None);
         }
         let names = || part.config.weight_shapes().into_keys().collect();
-        let mut weights = text::renamed(weight_files::open(&part.weight_files()?, names)?);
+        let mut weights = clip::renamed(weight_files::open(&part.weight_files()?, names)?);
         self.loras.iter().for_each(|lora| lora.merge(&targets, &mut weights));
         taken(weights).map(Some)
     }
@@ -497,21 +518,22 @@ fn fitted(
     };
     let first = &first.encoder.config;
     let second = text.get(1).map(|part| &part.encoder.config);
-    let width = first.width() + second.map_or(0, TextEncoderConfig::width);
+    let width = first.width() + second.map_or(0, TextConfig::width);
     if prompt.width != width {
         let what = match second {
-            None => "the hidden_size of the text encoder",
-            Some(_) => "the hidden_sizes of both text encoders together",
+            None => format!("the {} of the text encoder", first.width_field()),
+            Some(_) => "the hidden_sizes of both text encoders together".into(),
         };
         let remedy =
             format!("must be {width}, {what}; use the text encoder that belongs to the network");
-        return Err(Error::value(format!("{file}: cross_attention_dim"), prompt.width, remedy));
+        let field = format!("{file}: {}", network.prompt_field());
+        return Err(Error::value(field, prompt.width, remedy));
     }
     let pooled = match geometry.conditioning {
         Conditioning::TextTime { text, .. } => Some(text),
         _ => None,
     };
-    let made = second.map(|second| second.pooled());
+    let made = second.and_then(TextConfig::pooled);
     if pooled != made {
         let told = |width: Option<usize>| match width {
             Some(width) => format!("a pooled text of {width} numbers"),

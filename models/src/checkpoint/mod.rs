@@ -23,7 +23,7 @@ pub use draft::Draft;
 pub use file::{check_target, reclaim, sync_folder, write_atomically, write_with};
 pub use folder::{ModelFolder, Pipeline, Reader, is_model};
 pub use lora::Lora;
-pub use parts::Part;
+pub use parts::{Part, TextConfig, TextPart};
 pub use state_dict::StateDict;
 pub use t5::t5_encoder;
 pub use write::is_finite;

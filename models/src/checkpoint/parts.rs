@@ -3,12 +3,18 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::Value;
 
 use super::file::read_json;
 use super::weight_files::{DIFFUSERS, Stem, TRANSFORMERS};
 use crate::autoencoder::AutoencoderConfig;
-use crate::text::{TextEncoderConfig, Tokenizer};
+use crate::text::{
+    Tokenizer,
+    clip::{ClipConfig, ClipTokenizer},
+    t5::{T5Config, T5Tokenizer},
+};
+use crate::weights::Shapes;
 use crate::{Error, NetworkConfig, Result};
 
 /// A part of a folder beside its network: what its configuration tells, and where it is.
@@ -24,9 +30,73 @@ pub struct Part<C> {
 #[derive(Debug)]
 pub struct TextPart {
     /// The encoder.
-    pub encoder: Part<TextEncoderConfig>,
+    pub encoder: Part<TextConfig>,
     /// The tokenizer's folder.
     pub(super) tokenizer: PathBuf,
+}
+
+/// What a text encoder's configuration tells.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub enum TextConfig {
+    /// Of CLIP's.
+    Clip(ClipConfig),
+    /// Of T5's.
+    T5 {
+        /// The encoder.
+        config: T5Config,
+        /// Tokens of a prompt at most, its end among them: the pipeline's.
+        tokens: usize,
+    },
+}
+
+impl TextConfig {
+    /// Tokens of a prompt, those that begin and end it among them: exactly so many of CLIP's, at most of T5's.
+    pub fn tokens(&self) -> usize {
+        match self {
+            Self::Clip(config) => config.tokens(),
+            Self::T5 { tokens, .. } => *tokens,
+        }
+    }
+
+    /// Numbers of a token's hidden state.
+    pub fn width(&self) -> usize {
+        match self {
+            Self::Clip(config) => config.width(),
+            Self::T5 { config, .. } => config.width(),
+        }
+    }
+
+    /// Numbers of what is pooled; nothing where nothing is.
+    pub(super) fn pooled(&self) -> Option<usize> {
+        match self {
+            Self::Clip(config) => Some(config.pooled()),
+            Self::T5 { .. } => None,
+        }
+    }
+
+    /// Names and shapes of all weights.
+    pub fn weight_shapes(&self) -> Shapes {
+        match self {
+            Self::Clip(config) => config.weight_shapes(),
+            Self::T5 { config, .. } => config.weight_shapes(),
+        }
+    }
+
+    fn vocabulary(&self) -> usize {
+        match self {
+            Self::Clip(config) => config.vocabulary(),
+            Self::T5 { config, .. } => config.vocabulary(),
+        }
+    }
+
+    /// The field of `config.json` that tells [`TextConfig::width`].
+    pub(super) fn width_field(&self) -> &'static str {
+        match self {
+            Self::Clip(_) => "hidden_size",
+            Self::T5 { .. } => "d_model",
+        }
+    }
 }
 
 /// What a folder has around its network.
@@ -50,8 +120,9 @@ const AUTOENCODERS: [&str; 2] = ["vae", "vqvae"];
 /// Text encoders, each with its tokenizer.
 const TEXT: [[&str; 2]; 2] = [["text_encoder", "tokenizer"], ["text_encoder_2", "tokenizer_2"]];
 /// Files of a tokenizer; which of them there are differs.
-pub(super) const TOKENIZER_FILES: [&str; 5] = [
+pub(super) const TOKENIZER_FILES: [&str; 6] = [
     "tokenizer.json",
+    "spiece.model",
     "vocab.json",
     "merges.txt",
     "tokenizer_config.json",
@@ -61,7 +132,11 @@ pub(super) const TOKENIZER_FILES: [&str; 5] = [
 pub(super) const TEXT_ENCODERS: [&str; 2] = [TEXT[0][0], TEXT[1][0]];
 /// Folders of tokenizers.
 pub(super) const TOKENIZER_FOLDERS: [&str; 2] = [TEXT[0][1], TEXT[1][1]];
-const TOKENIZERS: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
+const CLIP_TOKENIZERS: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
+const T5_TOKENIZERS: [&str; 2] = ["T5Tokenizer", "T5TokenizerFast"];
+/// Pipelines whose prompts T5 reads, and how many tokens these have at most.
+const T5_PIPELINES: [(&str, usize); 2] =
+    [("PixArtAlphaPipeline", 120), ("PixArtSigmaPipeline", 300)];
 /// diffusers' name of a DiT in folders from before it had one of its own.
 const FORMER_DIT: (&str, &str) = ("transformer", "Transformer2DModel");
 
@@ -122,10 +197,8 @@ impl Parts {
             let problem = "`text_encoder_2` is there without a `text_encoder`: refiners of Stable Diffusion XL are not supported; use the base model";
             return Err(refuse(problem.into()));
         }
-        let text = TEXT.iter().filter_map(|[encoder, tokenizer]| {
-            let names = [*encoder, *tokenizer];
-            class(encoder).map(|name| text(path, &file, names, name, class(tokenizer)))
-        });
+        let there = TEXT.into_iter().filter(|[encoder, _]| class(encoder).is_some());
+        let text = there.map(|names| text(path, (&file, &index), names));
         Ok(Self {
             network,
             autoencoder: autoencoder.transpose()?,
@@ -166,39 +239,61 @@ pub(super) fn around(path: &Path) -> Result<Around> {
 /// The text encoder of a class, and the folder of its tokenizer.
 fn text(
     path: &Path,
-    index: &Path,
+    (file, index): (&Path, &Value),
     [encoder, tokens]: [&str; 2],
-    class: &str,
-    tokenizer: Option<&str>,
 ) -> Result<TextPart> {
-    let refuse = |problem: String| Err(Error::Format { path: index.to_owned(), problem });
-    if !TextEncoderConfig::CLASSES.contains(&class) {
-        let known = TextEncoderConfig::CLASSES.join(" and ");
-        return refuse(format!("`{encoder}` is a {class}, only {known} are supported"));
+    let refuse = |problem: String| Err(Error::Format { path: file.to_owned(), problem });
+    let class = index[encoder][1].as_str().unwrap_or_default();
+    let is_t5 = class == T5Config::CLASS;
+    if !is_t5 && !ClipConfig::CLASSES.contains(&class) {
+        let known = ClipConfig::CLASSES.join(", ");
+        let known = format!("only {known} and {} are supported", T5Config::CLASS);
+        return refuse(format!("`{encoder}` is a {class}, {known}"));
     }
-    match tokenizer {
-        Some(name) if TOKENIZERS.contains(&name) => {}
+    let tokenizers = if is_t5 { T5_TOKENIZERS } else { CLIP_TOKENIZERS };
+    match index[tokens][1].as_str() {
+        Some(name) if tokenizers.contains(&name) => {}
         Some(other) => {
-            return refuse(format!("`{tokens}` is a {other}, only CLIPTokenizer is supported"));
+            let [needed, _] = tokenizers;
+            return refuse(format!("`{tokens}` is a {other}, a {class} needs a {needed}"));
         }
         None => {
             return refuse(format!(
-                "`{encoder}` needs a `{tokens}`, which is not there; write [\"transformers\", \"CLIPTokenizer\"], and \
-                 put its files into {tokens}/"
+                "`{encoder}` needs a `{tokens}`, which is not there; write [\"transformers\", \"{}\"], and put its files \
+                 into {tokens}/",
+                tokenizers[0]
             ));
         }
     }
+    let most = T5_PIPELINES.iter().find(|(name, _)| index["_class_name"] == **name);
+    if is_t5 && (most.is_none() || encoder != TEXT_ENCODERS[0]) {
+        let known = T5_PIPELINES.map(|(name, _)| name).join(" and ");
+        return refuse(format!(
+            "`{encoder}` of a {} is a {class}, which is supported as the only text encoder of {known}",
+            index["_class_name"].as_str().unwrap_or("pipeline")
+        ));
+    }
     let folder = path.join(encoder);
-    let file = folder.join("config.json");
-    let config = TextEncoderConfig::from_json(class, &needed(&file, encoder)?, &shown(&file))?;
+    let config = folder.join("config.json");
+    let (json, shown) = (needed(&config, encoder)?, shown(&config));
+    let config = match most.filter(|_| is_t5) {
+        Some(&(_, tokens)) => {
+            TextConfig::T5 { config: T5Config::from_json(&json, &shown)?, tokens }
+        }
+        None => TextConfig::Clip(ClipConfig::from_json(class, &json, &shown)?),
+    };
     let tokens = path.join(tokens);
-    let complete = tokens.join("tokenizer.json").exists()
-        || (tokens.join("vocab.json").exists() && tokens.join("merges.txt").exists());
-    if !complete {
+    let there = |name: &str| tokens.join(name).exists();
+    let (complete, needed) = match is_t5 {
+        true => (there("spiece.model"), "spiece.model"),
+        false => (there("vocab.json") && there("merges.txt"), "vocab.json and merges.txt"),
+    };
+    if !complete && !there("tokenizer.json") {
         return Err(Error::Format {
             path: tokens,
-            problem: "holds no tokenizer: tokenizer.json, or vocab.json and merges.txt, must be there; fetch them again"
-                .into(),
+            problem: format!(
+                "holds no tokenizer: tokenizer.json, or {needed}, must be there; fetch them again"
+            ),
         });
     }
     Ok(TextPart { encoder: Part { config, folder }, tokenizer: tokens })
@@ -227,7 +322,7 @@ impl Part<AutoencoderConfig> {
     }
 }
 
-impl Part<TextEncoderConfig> {
+impl Part<TextConfig> {
     /// The files that hold its weights; they need not exist.
     ///
     /// # Errors
@@ -243,36 +338,51 @@ impl TextPart {
     /// # Errors
     /// [`Error::Io`] or [`Error::Format`] naming the file, also where it knows more tokens than the encoder.
     pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
-        let tokenizer = Tokenizer::open(&self.tokenizer)?;
-        let (known, most) = (tokenizer.vocabulary(), self.encoder.config.vocabulary());
-        if known > most {
-            return Err(Error::Format {
-                path: self.tokenizer.clone(),
-                problem: format!(
-                    "has {known} tokens, and the text encoder knows {most} (vocab_size); use the tokenizer that belongs \
-                     to it"
-                ),
-            });
+        match &self.encoder.config {
+            TextConfig::Clip(_) => self.clip_tokenizer().map(Tokenizer::Clip),
+            TextConfig::T5 { .. } => {
+                let tokenizer = T5Tokenizer::open(&self.tokenizer)?;
+                self.check_vocabulary(tokenizer.vocabulary())?;
+                Ok(Tokenizer::T5(tokenizer))
+            }
         }
+    }
+
+    fn clip_tokenizer(&self) -> Result<ClipTokenizer> {
+        let tokenizer = ClipTokenizer::open(&self.tokenizer)?;
+        self.check_vocabulary(tokenizer.vocabulary())?;
         Ok(tokenizer)
     }
 
-    /// The same, where it numbers words as another's does: prompts are read once for both.
+    fn check_vocabulary(&self, known: usize) -> Result<()> {
+        let most = self.encoder.config.vocabulary();
+        if known <= most {
+            return Ok(());
+        }
+        Err(Error::Format {
+            path: self.tokenizer.clone(),
+            problem: format!(
+                "has {known} tokens, and the text encoder knows {most} (vocab_size); use the tokenizer that belongs to it"
+            ),
+        })
+    }
+
+    /// The token that fills prompts up, where the tokenizer numbers words as another's does: prompts are read once for both.
     ///
     /// # Errors
-    /// Those, and [`Error::Format`] where it numbers them otherwise.
-    pub(super) fn tokenizer_like(&self, first: &Tokenizer, other: &Self) -> Result<Tokenizer> {
-        let tokenizer = self.tokenizer()?;
-        if !tokenizer.reads_like(first) {
-            return Err(Error::Format {
-                path: self.tokenizer.clone(),
-                problem: format!(
-                    "numbers words otherwise than {}, which is not supported; use the tokenizers that belong to the model",
-                    other.tokenizer.display()
-                ),
-            });
+    /// As [`TextPart::tokenizer`], and [`Error::Format`] where it numbers them otherwise.
+    pub(super) fn pad_like(&self, first: &Self) -> Result<u32> {
+        let tokenizer = self.clip_tokenizer()?;
+        if tokenizer.reads_like(&first.clip_tokenizer()?) {
+            return Ok(tokenizer.pad());
         }
-        Ok(tokenizer)
+        Err(Error::Format {
+            path: self.tokenizer.clone(),
+            problem: format!(
+                "numbers words otherwise than {}, which is not supported; use the tokenizers that belong to the model",
+                first.tokenizer.display()
+            ),
+        })
     }
 }
 

@@ -18,10 +18,17 @@ use crate::{Error, Result};
 /// honoured.
 pub fn t5_encoder(folder: &Path, device: &Device) -> Result<T5Encoder> {
     let file = folder.join("config.json");
-    let config = T5Config::from_json(&read_json(&file)?, &shown(&file))?;
-    let (own, names) = (folder.to_owned(), config.clone());
+    encoder(T5Config::from_json(&read_json(&file)?, &shown(&file))?, folder, device)
+}
+
+/// The same, whose configuration has been read.
+///
+/// # Errors
+/// As there.
+pub(super) fn encoder(config: T5Config, folder: &Path, device: &Device) -> Result<T5Encoder> {
+    let (own, shapes) = (folder.to_owned(), config.clone());
     let open = move || {
-        let names = || names.weight_shapes().into_keys().collect();
+        let names = || shapes.weight_shapes().into_keys().collect();
         weight_files::open(&TRANSFORMERS.files(&own)?, names)
     };
     T5Encoder::of_files(config, Box::new(open), device).map_err(|error| match error {

@@ -12,7 +12,7 @@ use super::{
     folder::{ModelFolder, WEIGHTS},
     readme::{self, README},
 };
-use crate::{Error, NetworkConfig, Result, schedule::ScheduleConfig, text};
+use crate::{Error, NetworkConfig, Result, schedule::ScheduleConfig, text::clip};
 
 impl ModelFolder {
     /// Reads back what [`ModelFolder::write`] would write, by the rules of [`ModelFolder::open`]: nothing is
@@ -87,7 +87,7 @@ impl ModelFolder {
             }
         }
         for (encoder, weights) in changed {
-            let named = weights.into_iter().map(|(name, weight)| (text::file_name(&name), weight));
+            let named = weights.into_iter().map(|(name, weight)| (clip::file_name(&name), weight));
             draft.write_tensors(&format!("{encoder}/model.safetensors"), &named.collect())?;
         }
         draft.write_json(&format!("{component}/config.json"), &network.to_json())?;

@@ -240,6 +240,17 @@ pub(crate) struct Graph {
 }
 
 impl Op {
+    /// The vector that time or condition becomes by it; nothing of other operations.
+    pub(crate) fn feature(&self) -> Option<Map> {
+        match *self {
+            Self::Sinusoid { to, .. }
+            | Self::Row { to, .. }
+            | Self::Condition { to }
+            | Self::TextTime { to, .. } => Some(to),
+            _ => None,
+        }
+    }
+
     /// What it writes; nothing for the last.
     pub(crate) fn to(&self) -> Option<Map> {
         match *self {
@@ -340,11 +351,7 @@ impl Graph {
     pub(crate) fn features(&self) -> Features {
         let mut features = Features { starts: Vec::new(), total: 0 };
         for op in &self.ops {
-            if let Op::Sinusoid { to, .. }
-            | Op::Row { to, .. }
-            | Op::Condition { to }
-            | Op::TextTime { to, .. } = *op
-            {
+            if let Some(to) = op.feature() {
                 features.starts.push((to, features.total));
                 features.total += self.size(to).channels;
             }

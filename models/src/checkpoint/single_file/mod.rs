@@ -28,7 +28,7 @@ use super::readme::{self, README};
 use super::{Draft, StateDict, write};
 use crate::autoencoder::AutoencoderConfig;
 use crate::schedule::{PredictionType, ScheduleConfig};
-use crate::text::{TextEncoderConfig, clip_vocabulary, file_name};
+use crate::text::clip::{ClipConfig, clip_vocabulary, file_name};
 use crate::weights::{Shapes, mismatch};
 use crate::{Error, NetworkConfig, Result};
 
@@ -151,7 +151,7 @@ pub fn import(
     ];
     for encoder in family.encoders() {
         let json = encoder.config(path, &shapes)?;
-        let config = TextEncoderConfig::from_json(encoder.class(), &json, "the text encoder")?;
+        let config = ClipConfig::from_json(encoder.class(), &json, "the text encoder")?;
         let weights = config.weight_shapes().into_iter();
         components.push(Component {
             name: encoder.folders[0],

@@ -114,6 +114,11 @@ impl T5Config {
         self.vocab_size
     }
 
+    /// Number of weights.
+    pub fn parameters(&self) -> usize {
+        self.weight_shapes().values().map(|shape| shape.iter().product::<usize>()).sum()
+    }
+
     /// Names, as transformers has them, and shapes of all weights.
     pub fn weight_shapes(&self) -> Shapes {
         let (wide, inner, hidden) = (self.d_model, self.num_heads * self.d_kv, self.d_ff);

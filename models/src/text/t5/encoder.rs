@@ -1,7 +1,8 @@
 //! The encoder: weights in the type that they are stored in, arithmetic in f32.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Result as TensorResult, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
@@ -22,7 +23,14 @@ pub struct T5Encoder {
     config: T5Config,
     source: Source,
     device: Device,
-    model: Mutex<Option<T5EncoderModel>>,
+    loaded: Mutex<Option<Loaded>>,
+}
+
+/// The network, while its weights are in memory.
+struct Loaded {
+    model: T5EncoderModel,
+    /// When it last answered.
+    used: Instant,
 }
 
 /// Where its weights come from.
@@ -48,7 +56,7 @@ impl T5Encoder {
         let fitted = fitted(&config, here(tensors))?;
         let tensors = fitted.into_iter().map(|(name, weight)| Ok((name, weight.take()?)));
         let source = Source::Here(tensors.collect::<Result<_>>()?);
-        Ok(Self { config, source, device: device.clone(), model: Mutex::default() })
+        Ok(Self { config, source, device: device.clone(), loaded: Mutex::default() })
     }
 
     /// Of what opens the files that hold its weights, whose names and shapes are checked now.
@@ -58,7 +66,7 @@ impl T5Encoder {
     pub(crate) fn of_files(config: T5Config, open: Box<Open>, device: &Device) -> Result<Self> {
         fitted(&config, open()?)?;
         let source = Source::Files(open);
-        Ok(Self { config, source, device: device.clone(), model: Mutex::default() })
+        Ok(Self { config, source, device: device.clone(), loaded: Mutex::default() })
     }
 
     /// The hidden states of a prompt's tokens, its end among them: f32 `[tokens, width]`.
@@ -80,25 +88,45 @@ impl T5Encoder {
             );
             return Err(Error::value("token", id, remedy));
         }
-        let mut model = self.model.lock().unwrap_or_else(PoisonError::into_inner);
-        let model = match &mut *model {
-            Some(model) => model,
-            none => none.insert(self.load()?),
-        };
         let ids = Tensor::new(ids, &self.device)?.unsqueeze(0)?;
-        Ok(model.forward_dt(&ids, Some(DType::F32))?.squeeze(0)?)
+        self.with(|model| Ok(model.forward_dt(&ids, Some(DType::F32))?.squeeze(0)?))
     }
 
-    /// Forgets the weights, unless they came as tensors; the next call reads them again.
-    pub fn unload(&self) {
-        if matches!(self.source, Source::Files(_)) {
-            *self.model.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        }
+    /// Reads the weights, if they are not in memory.
+    ///
+    /// # Errors
+    /// As [`T5Encoder::forward`].
+    pub fn load(&self) -> Result<()> {
+        self.with(|_| Ok(()))
+    }
+
+    /// Forgets the weights if nobody used them for so long, unless they came as tensors; the next call reads them again.
+    /// Whether there were some. It waits for nobody: who uses them now is not idle.
+    pub fn unload_if_idle(&self, idle: Duration) -> bool {
+        let Source::Files(_) = self.source else { return false };
+        let Ok(mut loaded) = self.loaded.try_lock() else { return false };
+        loaded.take_if(|loaded| loaded.used.elapsed() >= idle).is_some()
     }
 
     /// Whether the weights are in memory.
-    pub fn loaded(&self) -> bool {
-        self.model.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    pub fn is_loaded(&self) -> bool {
+        self.lock().is_some()
+    }
+
+    /// What `f` makes of the network, whose weights are read first if they are not in memory.
+    fn with<T>(&self, f: impl FnOnce(&mut T5EncoderModel) -> Result<T>) -> Result<T> {
+        let mut loaded = self.lock();
+        let loaded = match &mut *loaded {
+            Some(loaded) => loaded,
+            none => none.insert(Loaded { model: self.read()?, used: Instant::now() }),
+        };
+        let made = f(&mut loaded.model);
+        loaded.used = Instant::now();
+        made
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Loaded>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The configuration.
@@ -111,7 +139,7 @@ impl T5Encoder {
         &self.device
     }
 
-    fn load(&self) -> Result<T5EncoderModel> {
+    fn read(&self) -> Result<T5EncoderModel> {
         let tensors = match &self.source {
             Source::Here(tensors) => tensors.clone(),
             Source::Files(open) => {

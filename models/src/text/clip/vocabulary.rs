@@ -1,6 +1,6 @@
 //! CLIP's vocabulary, which every Stable Diffusion has and no single file holds.
 //!
-//! `clip_merges.txt.gz` has the merges of byte pairs that OpenAI published with CLIP (`bpe_simple_vocab_16e6.txt` of
+//! `merges.txt.gz` has the merges of byte pairs that OpenAI published with CLIP (`bpe_simple_vocab_16e6.txt` of
 //! `openai/CLIP`, its first 48,894; MIT licence, copyright 2021 OpenAI). The vocabulary follows from them: 256 bytes, the same
 //! at the end of a word, what each merge makes, and two tokens that begin and end a text.
 
@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::tokenizer::CONFIG;
 use crate::{Error, Result};
 
-const MERGES: &[u8] = include_bytes!("clip_merges.txt.gz");
+const MERGES: &[u8] = include_bytes!("merges.txt.gz");
 const START: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
 /// Tokens of a prompt.
@@ -24,7 +24,7 @@ const LENGTH: usize = 77;
 /// Never, unless this program is damaged.
 pub(crate) fn clip_vocabulary(padding: &str) -> Result<[(&'static str, Vec<u8>); 4]> {
     let mut merges = String::new();
-    let damaged = |source| Error::Io { path: "clip_merges.txt.gz".into(), source };
+    let damaged = |source| Error::Io { path: "merges.txt.gz".into(), source };
     GzDecoder::new(MERGES).read_to_string(&mut merges).map_err(damaged)?;
     let letters = letters();
     let bytes = letters.iter().map(char::to_string);
@@ -67,7 +67,7 @@ fn letters() -> Vec<char> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::text::Tokenizer;
+    use crate::text::clip::ClipTokenizer;
 
     #[test]
     fn the_vocabulary_is_clips() {
@@ -75,7 +75,7 @@ mod tests {
         for (name, bytes) in clip_vocabulary(END).unwrap() {
             std::fs::write(folder.path().join(name), bytes).unwrap();
         }
-        let ours = Tokenizer::open(folder.path()).unwrap();
+        let ours = ClipTokenizer::open(folder.path()).unwrap();
         assert_eq!(ours.vocabulary(), 49_408);
         let theirs = instant_clip_tokenizer::Tokenizer::new();
         for text in [

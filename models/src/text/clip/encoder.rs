@@ -42,7 +42,7 @@ enum HiddenAct {
 /// transformers writes much beside it that is of training, generation and other libraries; such fields are not looked at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct TextEncoderConfig {
+pub struct ClipConfig {
     vocab_size: usize,
     hidden_size: usize,
     intermediate_size: usize,
@@ -58,7 +58,7 @@ pub struct TextEncoderConfig {
     projects: bool,
 }
 
-impl Default for TextEncoderConfig {
+impl Default for ClipConfig {
     fn default() -> Self {
         Self {
             vocab_size: 49_408,
@@ -76,7 +76,7 @@ impl Default for TextEncoderConfig {
     }
 }
 
-impl TextEncoderConfig {
+impl ClipConfig {
     /// The transformers classes.
     pub const CLASSES: [&str; 2] = [PLAIN, PROJECTED];
 
@@ -163,7 +163,7 @@ impl TextEncoderConfig {
         weights: HashMap<String, Tensor>,
         dtype: DType,
         device: &Device,
-    ) -> Result<TextEncoder> {
+    ) -> Result<ClipEncoder> {
         let graph = self.graph();
         let weights = weights::fit(&graph.shapes(), renamed(here(weights)))?;
         let json = serde_json::to_value(self).unwrap_or_default();
@@ -171,7 +171,7 @@ impl TextEncoderConfig {
         demand.check(&graph, device)?;
         let build = || Compiled::new(graph, weights, dtype, device);
         let compiled = demand.built(build, Compiled::footprint)?;
-        Ok(TextEncoder { compiled, config: self.clone() })
+        Ok(ClipEncoder { compiled, config: self.clone() })
     }
 
     /// The states before the last layer, after the last norm, and, where there is one, after the projection.
@@ -248,7 +248,7 @@ pub(crate) fn renamed(weights: HashMap<String, Weight>) -> HashMap<String, Weigh
 }
 
 /// What a text encoder makes of prompts.
-pub struct TextStates {
+pub struct ClipStates {
     /// After the last layer and norm: `[B, tokens, width]`.
     pub last: Tensor,
     /// Before the last layer: `[B, tokens, width]`.
@@ -259,19 +259,19 @@ pub struct TextStates {
 }
 
 /// A text encoder on a device.
-pub struct TextEncoder {
+pub struct ClipEncoder {
     compiled: Compiled,
-    config: TextEncoderConfig,
+    config: ClipConfig,
 }
 
-impl TextEncoder {
-    /// The states of the tokens of prompts, u32 `[B, tokens]` on the CPU, in [`TextEncoder::dtype`].
+impl ClipEncoder {
+    /// The states of the tokens of prompts, u32 `[B, tokens]` on the CPU, in [`ClipEncoder::dtype`].
     ///
     /// On the CPU a prompt's states depend, to the bit, only on its own tokens.
     ///
     /// # Errors
     /// Another shape or type, tokens that it does not know, prompts without an end, and whatever the device says.
-    pub fn forward(&self, ids: &Tensor) -> TensorResult<TextStates> {
+    pub fn forward(&self, ids: &Tensor) -> TensorResult<ClipStates> {
         let (tokens, vocabulary) = (self.config.tokens(), self.config.vocabulary());
         let batch = ids.dims().first().copied().unwrap_or(0);
         if batch == 0 || ids.dims() != [batch, tokens] || ids.dtype() != DType::U32 {
@@ -297,11 +297,11 @@ impl TextEncoder {
         let pooling = if self.config.projects { next()? } else { last.clone() };
         let pooled: TensorResult<Vec<Tensor>> =
             ends.into_iter().enumerate().map(|(row, end)| pooling.get(row)?.get(end)).collect();
-        Ok(TextStates { last, penultimate, pooled: Tensor::stack(&pooled?, 0)? })
+        Ok(ClipStates { last, penultimate, pooled: Tensor::stack(&pooled?, 0)? })
     }
 
     /// The place of the token that ends a text.
-    pub(super) fn end(&self, ids: &[u32]) -> TensorResult<usize> {
+    pub(in crate::text) fn end(&self, ids: &[u32]) -> TensorResult<usize> {
         let end = match self.config.eos_token_id {
             UNTOLD_END => ids.iter().copied().max().unwrap_or(0),
             told => told,
@@ -313,7 +313,7 @@ impl TextEncoder {
     }
 
     /// The configuration.
-    pub fn config(&self) -> &TextEncoderConfig {
+    pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
