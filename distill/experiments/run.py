@@ -5,7 +5,8 @@
     python3 distill/experiments/run.py speed                         images per second through the server
     python3 distill/experiments/run.py table                         prints the tables of all results
 
-ROW is one of the keys of ROWS below, or of FEW (students of few steps) or SAMPLED (what they are held against). FOLDER holds Fashion-MNIST's idx files; only `data` and `data-v` learn from
+ROW is one of the keys of ROWS below, or of FEW (students of few steps), PRUNED (students out of the teacher's
+channels) or SAMPLED (what they are held against). FOLDER holds Fashion-MNIST's idx files; only `data` and `data-v` learn from
 them, all rows are scored against them. A row that was
 interrupted goes on where it was when the same command is given again. Needs nothing but Python and the
 `understudy` binary (`cargo build --release`).
@@ -129,6 +130,10 @@ SAMPLED = {
     **{f"student-dpm++-{steps}": (STUDENT, "dpm++", steps) for steps in (1, 2, 4, 10)},
     **{f"student-ddim-{steps}": (STUDENT, "ddim", steps) for steps in (4, 20)},
 }
+# Students out of the teacher's channels, taught alike by DKDM: what `understudy prune --time` is told, or nothing for the
+# narrowest of the teacher's own shape, as `--student 0.5x` finds it.
+PRUNED = {"narrowed": None, "pruned-half": "0.5x", "pruned-quarter": "0.25x"}
+PRUNED_TRAINING = {"steps": 1_500, "batch": 32, "learning-rate": "1e-3", "ema": 0.99, "rho": 0.02, "sample-every": 0}
 # What `speed` times: model and steps.
 TIMED = {
     "teacher, 50 steps": (TEACHER, 50),
@@ -194,6 +199,26 @@ def few(row, options, out):
     return ["distill", *(f"--{name}={value}" for name, value in flags.items()), "--no-report"]
 
 
+def pruned(row, options, out):
+    """The commands that make a student of the teacher's channels, and teach it; each with the folder it makes."""
+    student, commands = STUDENT_CONFIG, []
+    if PRUNED[row] is not None:
+        student = options.work / f"{out.name}-untaught"
+        flags = {"model": TEACHER, "time": PRUNED[row], "out": student, "seed": options.seed, "threads": options.threads}
+        commands.append((student, ["prune", *(f"--{name}={value}" for name, value in flags.items())]))
+    flags = {
+        "teacher": TEACHER,
+        "student": student,
+        **({"init": "pruned"} if PRUNED[row] is None else {}),
+        **PRUNED_TRAINING,
+        "seed": options.seed,
+        "out": out,
+        "threads": options.threads,
+        "dtype": options.teacher_dtype,
+    }
+    return [*commands, (out, ["distill", *(f"--{name}={value}" for name, value in flags.items()), "--no-report"])]
+
+
 def distances(model, sampler, steps, options, name):
     """The commands that score a model's images against the data, and against the teacher's own images."""
     same = {"n": FEW_SAMPLES, "threads": options.threads}
@@ -216,15 +241,17 @@ def run_few(row, options):
     options.work.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "UNDERSTUDY_MODELS": str(ROOT / "models/zoo")}
     result = {"row": row, "seed": options.seed, "commands": []}
-    if row in FEW:
-        model, sampler, steps = options.work / name, "ddim", FEW[row][0]
-        command = few(row, options, model)
-        # One that is finished is not trained again.
-        if not (model / "model_index.json").exists():
+    commands = []
+    if row in SAMPLED:
+        model, sampler, steps = SAMPLED[row]
+    else:
+        model, sampler, steps = options.work / name, "ddim", FEW[row][0] if row in FEW else SAMPLING_STEPS
+        commands = [(model, few(row, options, model))] if row in FEW else pruned(row, options, model)
+    for folder, command in commands:
+        # One that is finished is not made again.
+        if not (folder / "model_index.json").exists():
             subprocess.run([options.understudy, *map(str, command)], env=environment, check=True)
         result["commands"].append(shown(command, options))
-    else:
-        model, sampler, steps = SAMPLED[row]
     scores = {}
     for out, command in distances(model, sampler, steps, options, name).items():
         if not out.exists():
@@ -243,8 +270,11 @@ def run_few(row, options):
         "first_image_seed": options.seed * FEW_SAMPLES,
         "scores": scores,
     }
-    if row in FEW:
+    if commands:
         result |= told_of(model)
+    if row in PRUNED:
+        student = commands[0][0] / "understudy.json"
+        result["pruning"] = json.loads(student.read_text())["recipe"].get("pruning")
     write(name, result)
 
 
@@ -407,7 +437,7 @@ def few_table():
     """The second table: students of few steps and what they are held against."""
     print("| row | evaluations | FD to the data | FD to the teacher's images | KID × 1000 | P | R | class |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for row in [*SAMPLED, *FEW]:
+    for row in [*SAMPLED, *FEW, *PRUNED]:
         for file in sorted(RESULTS.glob(f"{row}-[0-9].json")):
             result = json.loads(file.read_text())
             scores = result["scores"]
@@ -428,7 +458,7 @@ def few_table():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("row", choices=[*ROWS, *FEW, *SAMPLED, "speed", "table"])
+    parser.add_argument("row", choices=[*ROWS, *FEW, *SAMPLED, *PRUNED, "speed", "table"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, help="folder of Fashion-MNIST's idx files")
     parser.add_argument("--work", type=Path, default=ROOT / "target/experiments", help="where students are made")
@@ -444,7 +474,7 @@ def main():
         return speed(options)
     if options.data is None:
         sys.exit("--data: name the folder of train-images-idx3-ubyte.gz")
-    run_few(options.row, options) if options.row in {**FEW, **SAMPLED} else run(options.row, options)
+    run_few(options.row, options) if options.row in {**FEW, **SAMPLED, **PRUNED} else run(options.row, options)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,18 @@
-//! A student that begins with its teacher's most important channels.
-//!
-//! What leaving out channel c would do to the teacher's answer is, to first order, `J_c·w_c`: the
-//! derivative by the channel's weights times these (Molchanov et al. 2017, arXiv 1611.06440, eq. 8;
-//! Diff-Pruning, Fang et al. 2023, has it for diffusion). Its mean square over noisy samples from the
-//! teacher's own walk, and over random directions `r` of the answer, is `E ⟨r, J_c·w_c⟩²`: one backward
-//! pass each, and no data.
+//! A network with less of everything, out of a larger one's weights.
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 
 use candle_core::{DType, Device, Tensor};
-use understudy_models::channels::{ChannelSet, Channels, Choice};
-use understudy_models::{Error, NetworkConfig, Result, noise};
+use understudy_models::repair::{self, Shown};
+use understudy_models::sampler::Kind;
+use understudy_models::{Error, NetworkConfig, Result};
 
-use crate::parameters::Parameters;
-use crate::slices::with_f32;
+use crate::importance::{Importance, in_v};
+use crate::pool::{self, Order, Pool};
+use crate::reduce::{self, Reduced};
 use crate::teacher::Teacher;
-use crate::training_batch::BatchSource;
-
-/// Directions that are tried, each on samples of its own.
-const PROBES: u64 = 24;
+use crate::training_batch::{BatchSource, TrainingBatch};
+use crate::walk::Walks;
 
 /// Weights for `student` out of `teacher`'s, chosen by what matters on the samples of `training batches`. What a student
 /// does with a guidance scale that its teacher does not take begins as nothing.
@@ -52,148 +45,187 @@ pub fn weights(
         return refuse(format!("the student is wider than its teacher; {alike}"));
     }
     let weights = teacher.weights()?;
-    let importance = importance(teacher, &from, &weights, batches, seed)?;
-    let kept: Vec<Vec<usize>> = from
-        .sets
-        .iter()
-        .zip(&to.sets)
-        .zip(&importance)
-        .map(|((from, to), importance)| choose(*from, *to, importance))
-        .collect();
-    let narrow = |(name, weight): (String, Tensor)| -> Result<(String, Tensor)> {
-        let mut narrow = weight;
-        for (dimension, sets) in from.weights[&name].iter().enumerate() {
-            if sets.is_empty() {
-                continue;
-            }
-            let mut indices: Vec<u32> = Vec::new();
-            let mut offset = 0;
-            for &set in sets {
-                indices.extend(kept[set].iter().map(|&channel| (offset + channel) as u32));
-                offset += from.sets[set].width;
-            }
-            let indices = Tensor::new(indices, &Device::Cpu)?;
-            narrow = narrow.contiguous()?.index_select(&indices, dimension)?;
-        }
-        Ok((name, narrow))
+    let importance = Importance::new(teacher, &weights, batches, seed)?;
+    let Some(kept) = importance.and_then(|importance| importance.kept(plain)) else {
+        return refuse(format!("teacher and student have different layers; {alike}"));
     };
-    let mut narrowed: BTreeMap<String, Tensor> =
-        weights.into_iter().map(narrow).collect::<Result<_>>()?;
+    let mut narrowed = kept.narrow(&weights, &plain.weight_shapes())?;
     for (name, shape) in student.weight_shapes() {
-        if let Entry::Vacant(entry) = narrowed.entry(name) {
-            entry.insert(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
-        }
+        narrowed.entry(name).or_insert(Tensor::zeros(shape, DType::F32, &Device::Cpu)?);
     }
     Ok(narrowed)
 }
 
-/// `E ⟨r, J_c·w_c⟩²` of every channel of every set, up to a factor.
-fn importance(
-    teacher: &Teacher,
-    channels: &Channels,
+/// How a network is pruned.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Its part of the larger one's time per evaluation; above 0 and below 1.
+    pub share: f64,
+    /// Samples on which layers are fitted.
+    pub rows: usize,
+    /// Seed of these, and of those on which importance is measured.
+    pub seed: u64,
+}
+
+/// A pruned network.
+pub struct Pruned {
+    /// Its architecture, and what was measured of it.
+    pub reduced: Reduced,
+    /// Its weights.
+    pub fitted: Fitted,
+}
+
+/// The weights of a smaller network.
+pub struct Fitted {
+    /// By name, f32.
+    pub weights: BTreeMap<String, Tensor>,
+    /// Samples on which layers were fitted.
+    pub rows: usize,
+    /// The mean square of the error in v, on samples that it was not fitted to: with the larger network's weights as they were,
+    /// and fitted.
+    pub errors: [f64; 2],
+}
+
+/// What is told of a pruning while it lasts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Stage {
+    /// The smallest networks are timed.
+    Floor,
+    /// Samples are walked, the share that is done.
+    Walking(f64),
+    /// Smaller networks are timed.
+    Choosing,
+    /// One was found that takes that part of the time; its layers are fitted.
+    Fitting(f64),
+}
+
+/// Steps of the walk from which samples are taken: every timestep is visited whatever their number.
+const WALK_STEPS: usize = 50;
+/// Samples of an evaluation.
+const BATCH: usize = 32;
+/// Samples on which what came of it is measured.
+const HELD_OUT: usize = 64;
+
+/// Finds the network that keeps most of what matters within a share of the time of `model`, and fits what it keeps.
+///
+/// # Errors
+/// [`Error::Value`] for a share that no network reaches, telling the least, and for a model that is not made smaller so, by its
+/// kind; whatever its schedule or the device says.
+pub fn prune(model: &Teacher, settings: &Settings, mut tell: impl FnMut(Stage)) -> Result<Pruned> {
+    let refuse = |value: String, remedy: &str| Error::value("model", value, remedy);
+    if model.config.smaller().is_empty() {
+        let remedy = "only the widths, middle and attention of a UNet2DModel are chosen; distil a student that is narrower or \
+                      has fewer blocks instead (understudy distill --student)";
+        return Err(refuse(format!("a {}", model.config.class_name()), remedy));
+    }
+    let whole = || {
+        let remedy = "its time comes as random frequencies, or its condition as a vector, of which nothing can be left out; \
+                      distil a student of another config.json instead (understudy distill --student)";
+        refuse("a network whose channels stand or fall together".into(), remedy)
+    };
+    if model.config.channels().is_none() {
+        return Err(whole());
+    }
+    tell(Stage::Floor);
+    reduce::check(model, settings.share)?;
+
+    let weights = model.weights()?;
+    let mut pool = pool(model, settings.rows, settings.seed)?;
+    while let Some(done) = pool.prepare()? {
+        tell(Stage::Walking(done));
+    }
+    let importance = Importance::new(model, &weights, &mut pool, settings.seed)?;
+    let importance = importance.ok_or_else(whole)?;
+    tell(Stage::Choosing);
+    let reduced = reduce::reduce(model, settings.share, &importance)?;
+    tell(Stage::Fitting(reduced.share));
+
+    let fitted = fit(model, &reduced.config, &importance, &mut pool, settings)?;
+    Ok(Pruned { reduced, fitted: fitted.ok_or_else(whole)? })
+}
+
+/// The weights of a smaller network, out of the most important ones of `model`, fitted on samples of `pool`, which is filled;
+/// nothing for a network that is not made of its channels.
+///
+/// # Errors
+/// What the pool or the device says.
+pub fn fit(
+    model: &Teacher,
+    config: &NetworkConfig,
+    importance: &Importance,
+    pool: &mut Pool<'_>,
+    settings: &Settings,
+) -> Result<Option<Fitted>> {
+    let Some(kept) = importance.kept(config) else { return Ok(None) };
+    let weights = model.weights()?;
+    let narrow = kept.narrow(&weights, &config.weight_shapes())?;
+    let batches = settings.rows.div_ceil(BATCH);
+    let shown: Vec<Shown> = (0..batches)
+        // Other batches than those on which importance was measured.
+        .map(|batch| shown(&pool.training_batch(u64::from(u32::MAX) + batch as u64)?))
+        .collect::<Result<_>>()?;
+    let fitted = repair::repair((&model.config, &weights), (config, &narrow), &kept, &shown)?;
+    let mut others = self::pool(model, HELD_OUT, settings.seed ^ (1 << 62))?;
+    while others.prepare()?.is_some() {}
+    let others: Vec<TrainingBatch> = (0..(HELD_OUT / BATCH) as u64)
+        .map(|batch| others.training_batch(batch))
+        .collect::<Result<_>>()?;
+    let error = |weights| error_in_v(model, config, weights, &others);
+    let errors = [error(&narrow)?, error(&fitted)?];
+    Ok(Some(Fitted { weights: fitted, rows: batches * BATCH, errors }))
+}
+
+/// Samples of the model's own walk, at least `rows`, each at a time of its own.
+///
+/// # Errors
+/// Those of [`Pool::new`].
+pub fn pool(model: &Teacher, rows: usize, seed: u64) -> Result<Pool<'_>> {
+    let timesteps = model.schedule.train_timesteps();
+    let steps = Walks::nearest_steps(timesteps, WALK_STEPS);
+    let walks = Walks::new(&model.schedule, Kind::Ddpm, steps, model.learned_variance())?;
+    let rho = rows.div_ceil(BATCH) as f64 / timesteps as f64;
+    let settings = pool::Settings {
+        order: Order::Dynamic { rho },
+        batch: BATCH,
+        seed,
+        run: String::new(),
+        earlier: None,
+        file: None,
+        finished: None,
+    };
+    Pool::new(model, walks, settings)
+}
+
+/// A batch as both networks are shown it.
+fn shown(batch: &TrainingBatch) -> Result<Shown> {
+    Ok(Shown {
+        x: batch.x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?,
+        timesteps: batch.times(&Device::Cpu)?,
+        condition: batch.condition(&Device::Cpu)?,
+    })
+}
+
+/// The mean square of a network's error in v.
+fn error_in_v(
+    model: &Teacher,
+    config: &NetworkConfig,
     weights: &BTreeMap<String, Tensor>,
-    batches: &mut dyn BatchSource,
-    seed: u64,
-) -> Result<Vec<Vec<f64>>> {
-    let parameters = Parameters::new(weights.clone())?;
-    let network = teacher.config.load(parameters.tensors(), DType::F32, &Device::Cpu)?;
-    let zeros = |set: &ChannelSet| vec![0.0; set.width];
-    let mut sums: Vec<Vec<f64>> = channels.sets.iter().map(zeros).collect();
-    while batches.prepare()?.is_some() {}
-    for probe in 0..PROBES {
-        let training_batch = batches.training_batch(probe)?.to_device(network.device())?;
-        let answer = training_batch.ask(network.as_ref())?;
-        let mut direction = vec![0.0; answer.elem_count()];
-        noise::normal(seed, probe, &mut direction);
-        let direction = Tensor::from_vec(direction, answer.dims(), answer.device())?;
-        let gradients = (answer * direction)?.sum_all()?.backward()?;
-
-        let mut effects: Vec<Vec<f64>> = channels.sets.iter().map(zeros).collect();
-        for (name, var) in parameters.iter() {
-            let (Some(gradient), Some(sets)) =
-                (gradients.get(var.as_tensor()), channels.weights[name].first())
-            else {
-                continue;
-            };
-            let effect = (var.as_tensor() * gradient)?.contiguous()?;
-            with_f32(&effect, |effect| {
-                gather(effect, var.dims()[0], sets, channels, &mut effects)
-            })?;
-        }
-        for (sum, effect) in sums.iter_mut().flatten().zip(effects.iter().flatten()) {
-            *sum += effect * effect;
+    batches: &[TrainingBatch],
+) -> Result<f64> {
+    let weights = weights.iter().map(|(name, weight)| (name.clone(), weight.clone())).collect();
+    let network = config.load(weights, DType::F32, &Device::Cpu)?;
+    let in_v = in_v(model)?;
+    let (mut sum, mut rows) = (0.0, 0);
+    for batch in batches {
+        let batch = batch.to_device(&Device::Cpu)?;
+        let channels = batch.x.dim(1)?;
+        let part = |answer: &Tensor| answer.to_dtype(DType::F32)?.narrow(1, 0, channels);
+        let apart = (part(&batch.ask(network.as_ref())?)? - part(&batch.answer)?)?;
+        let squares: Vec<f32> = apart.sqr()?.flatten_from(1)?.mean(1)?.to_vec1()?;
+        for (square, &t) in squares.iter().zip(&batch.timesteps) {
+            sum += f64::from(square * in_v[t] * in_v[t]);
+            rows += 1;
         }
     }
-    Ok(sums)
-}
-
-/// Adds up what belongs to each channel along a weight's first dimension: the weights that make it.
-fn gather(
-    effect: &[f32],
-    side: usize,
-    sets: &[usize],
-    channels: &Channels,
-    effects: &mut [Vec<f64>],
-) {
-    let mut rows = effect.chunks_exact(effect.len() / side);
-    for &set in sets {
-        for (channel, row) in rows.by_ref().take(channels.sets[set].width).enumerate() {
-            effects[set][channel] += row.iter().map(|&value| f64::from(value)).sum::<f64>();
-        }
-    }
-}
-
-/// The channels of `from` that `to` keeps, in their order.
-fn choose(from: ChannelSet, to: ChannelSet, importance: &[f64]) -> Vec<usize> {
-    match from.choice {
-        Choice::Frequencies => frequencies(from.width, to.width),
-        // Norms and heads see the same parts as before where both networks have as many.
-        Choice::Any if from.parts == to.parts => {
-            let (wide, narrow) = (from.width / from.parts, to.width / to.parts);
-            let part = |part: usize| {
-                let begin = part * wide;
-                most(&importance[begin..begin + wide], narrow).map(move |channel| begin + channel)
-            };
-            (0..from.parts).flat_map(part).collect()
-        }
-        Choice::Any => most(importance, to.width).collect(),
-    }
-}
-
-/// The `count` largest, in the order of their indices; of equals the first.
-fn most(importance: &[f64], count: usize) -> impl Iterator<Item = usize> {
-    let mut order: Vec<usize> = (0..importance.len()).collect();
-    order.sort_by(|&a, &b| importance[b].total_cmp(&importance[a]).then(a.cmp(&b)));
-    order.truncate(count);
-    order.sort_unstable();
-    order.into_iter()
-}
-
-/// Frequencies fall as `10000^(−i/half)`, so index `i` of a narrower set is index `i·half/narrow`.
-fn frequencies(wide: usize, narrow: usize) -> Vec<usize> {
-    let (half, part) = (wide / 2, (narrow / 2).max(1));
-    let nearest = move |i: usize| ((i * half + part / 2) / part).min(half - 1);
-    let first = (0..part).map(nearest);
-    let second = (0..narrow - part).map(move |i| half + nearest(i));
-    first.chain(second).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parts_keep_their_own_most_important_channels() {
-        let set = |width, parts| ChannelSet { width, parts, choice: Choice::Any };
-        let importance = [9.0, 1.0, 8.0, 7.0, 0.0, 2.0, 3.0, 1.0];
-        assert_eq!(choose(set(8, 2), set(4, 2), &importance), [0, 2, 5, 6]);
-        assert_eq!(choose(set(8, 2), set(4, 4), &importance), [0, 2, 3, 6]);
-        assert_eq!(choose(set(8, 2), set(8, 2), &importance), [0, 1, 2, 3, 4, 5, 6, 7]);
-    }
-
-    #[test]
-    fn frequencies_are_those_the_narrower_set_has() {
-        assert_eq!(frequencies(8, 4), [0, 2, 4, 6]);
-        assert_eq!(frequencies(12, 8), [0, 2, 3, 5, 6, 8, 9, 11]);
-    }
+    Ok(sum / f64::from(rows))
 }

@@ -61,7 +61,7 @@ pub fn shrink(teacher: &Teacher, share: f64) -> Result<Shrunk> {
 
 /// The ratio of the two networks' shortest times. Other programs only ever add to a time, and to a short evaluation more of its
 /// part than to a long one.
-fn measure(teacher: &Teacher, config: &NetworkConfig) -> Result<f64> {
+pub(crate) fn measure(teacher: &Teacher, config: &NetworkConfig) -> Result<f64> {
     let weights = config.initial_weights(0)?.into_iter().collect();
     let network = teacher.network();
     let student = config.load(weights, network.dtype(), network.device())?;

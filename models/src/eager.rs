@@ -12,7 +12,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::denoiser::Conditions;
 use crate::features::Feature;
-use crate::graph::{Epilogue, Graph, Map, Op, Product, Sees, Slice, positions};
+use crate::graph::{Epilogue, Graph, Map, Op, Product, Sees, Slice, WeightId, positions};
 use crate::kernels::{Function, Taps};
 use crate::weights::Weights;
 
@@ -97,14 +97,8 @@ impl Eager {
         let mut answers = Vec::new();
         let mut maps: Vec<Option<Tensor>> = vec![None; self.graph.maps.len()];
         let mut uses = self.graph.uses();
-        for (op, feature) in self.graph.ops.iter().zip(&self.features) {
-            let made = match feature {
-                Some(feature) => {
-                    let vector = feature.forward(timesteps, conditions)?.to_dtype(self.dtype)?;
-                    vector.unsqueeze(2)?.unsqueeze(3)?
-                }
-                None => self.apply(op, x, (timesteps, conditions.prompt), &maps)?,
-            };
+        for (index, op) in self.graph.ops.iter().enumerate() {
+            let made = self.made(index, op, x, (timesteps, conditions), &maps)?;
             match op.to() {
                 Some(to) => maps[to.0] = Some(made),
                 None => answers.push(made),
@@ -117,6 +111,34 @@ impl Eager {
             }
         }
         Ok(answers)
+    }
+
+    /// What it does, operation by operation.
+    pub(crate) fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// A weight of a product or a norm.
+    pub(crate) fn weight_mut(&mut self, id: WeightId) -> Option<&mut Tensor> {
+        self.weights[id.0].as_mut()
+    }
+
+    /// What operation `index` makes of the maps that it reads, as it would if it were `op`.
+    pub(crate) fn made(
+        &self,
+        index: usize,
+        op: &Op,
+        x: &Tensor,
+        (timesteps, conditions): (&Tensor, Conditions),
+        maps: &[Option<Tensor>],
+    ) -> Result<Tensor> {
+        match &self.features[index] {
+            Some(feature) => {
+                let vector = feature.forward(timesteps, conditions)?.to_dtype(self.dtype)?;
+                vector.unsqueeze(2)?.unsqueeze(3)
+            }
+            None => self.apply(op, x, (timesteps, conditions.prompt), maps),
+        }
     }
 
     fn apply(

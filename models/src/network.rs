@@ -48,6 +48,11 @@ pub(crate) trait Architecture {
     /// See [`NetworkConfig::scaled`].
     fn scaled(&self, factor: f64) -> Option<NetworkConfig>;
 
+    /// See [`NetworkConfig::smaller`].
+    fn smaller(&self) -> Vec<Vec<NetworkConfig>> {
+        Vec::new()
+    }
+
     /// See [`NetworkConfig::fewer_blocks`].
     fn fewer_blocks(&self, _how: FewerBlocks) -> Option<Result<NetworkConfig>> {
         None
@@ -259,6 +264,17 @@ impl NetworkConfig {
         let scaled = self.architecture().scaled(factor);
         let layers = |network: &Self| network.channels().map(|channels| channels.weights);
         scaled.filter(|scaled| scaled != self && layers(scaled) == layers(self))
+    }
+
+    /// Networks like this one with one thing less each, in directions, such as a level's width: from a little less to the
+    /// least. None for a kind of network that is not made smaller so.
+    pub fn smaller(&self) -> Vec<Vec<Self>> {
+        self.architecture().smaller()
+    }
+
+    /// What it does.
+    pub(crate) fn graph(&self) -> Graph {
+        self.architecture().graph()
     }
 
     /// The same network without some of its blocks; nothing where no such network is known.

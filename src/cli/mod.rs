@@ -26,6 +26,7 @@ mod preset;
 mod profile;
 mod progress;
 mod prompting;
+mod prune;
 mod quantize;
 mod ranks;
 mod recipe;
@@ -94,6 +95,7 @@ enum Command {
     ///
     /// On a CPU --dtype is what the teacher is evaluated in; the student learns in f32.
     Distill(recipe::Distillation),
+    Prune(prune::PruneArgs),
     Quantize(quantize::QuantizeArgs),
     Train(Box<train::TrainArgs>),
     Evaluate(Box<evaluate::EvaluateArgs>),
@@ -129,6 +131,7 @@ impl Cli {
             Some(Command::Sample(arguments)) => Some(&arguments.compute),
             Some(Command::Bench(arguments)) => Some(&arguments.compute),
             Some(Command::Distill(arguments)) => Some(&arguments.first().compute),
+            Some(Command::Prune(arguments)) => Some(&arguments.compute),
             Some(Command::Train(arguments)) => Some(&arguments.compute),
             Some(Command::Evaluate(arguments)) => Some(&arguments.compute),
             Some(Command::Report(arguments)) => Some(&arguments.compute),
@@ -180,6 +183,7 @@ impl Cli {
                     recipe::Distillation::Recipe(recipe) => recipe.run(threads),
                 })
             }
+            Some(Command::Prune(arguments)) => prune::run(&arguments),
             Some(Command::Quantize(arguments)) => quantize::run(&arguments),
             Some(Command::Train(arguments)) => {
                 ranks::one_alone().and_then(|()| train::run(&arguments, threads))

@@ -2,6 +2,7 @@
 
 mod check;
 mod description;
+mod smaller;
 
 use std::collections::HashMap;
 
@@ -259,6 +260,21 @@ impl UNet2DConfig {
         })
     }
 
+    /// How wide the heads of a network with other widths are. Attentions keep their number of heads where all have the same
+    /// width; elsewhere heads keep theirs, or become as wide as divides all.
+    fn heads_as_in(&self, other: &Self) -> Option<usize> {
+        let head = self.attention_head_dim?;
+        let widths: Vec<usize> = other.attention_widths().collect();
+        let heads = self.attention_widths().next().map_or(1, |width| width / head);
+        let same = |all: &[usize]| all.windows(2).all(|pair| pair[0] == pair[1]);
+        let wanted = match widths.first() {
+            Some(width) if same(&widths) && width.is_multiple_of(heads) => width / heads,
+            _ => head,
+        };
+        let fits = |head: &usize| widths.iter().all(|width| width.is_multiple_of(*head));
+        (1..=wanted).rev().find(fits)
+    }
+
     fn attention_widths(&self) -> impl Iterator<Item = usize> {
         (0..self.levels())
             .filter(|&level| self.heads(level).is_some())
@@ -306,8 +322,6 @@ impl Architecture for UNet2DConfig {
         self.dropout
     }
 
-    /// Attentions keep their number of heads where all have the
-    /// same width; elsewhere heads keep theirs, or become as wide as divides all.
     fn scaled(&self, factor: f64) -> Option<NetworkConfig> {
         let groups = self.norm_num_groups.max(self.attn_norm_num_groups.unwrap_or(1));
         let width = |&channels: &usize| {
@@ -319,20 +333,14 @@ impl Architecture for UNet2DConfig {
         };
         scaled.time_embedding_dim =
             self.time_embedding_dim.map(|width| ((width as f64 * factor).round() as usize).max(1));
-        if let Some(head) = self.attention_head_dim {
-            let widths: Vec<usize> = scaled.attention_widths().collect();
-            let theirs = self.attention_widths().next();
-            let same = |all: &[usize]| all.windows(2).all(|pair| pair[0] == pair[1]);
-            let heads = theirs.map_or(1, |width| width / head);
-            let wanted = match widths.first() {
-                Some(width) if same(&widths) && width.is_multiple_of(heads) => width / heads,
-                _ => head,
-            };
-            let fits = |head: &usize| widths.iter().all(|width| width.is_multiple_of(*head));
-            scaled.attention_head_dim = (1..=wanted).rev().find(fits);
-        }
+        scaled.attention_head_dim = self.heads_as_in(&scaled);
         // Whatever is not a network after all is refused where every configuration is.
         Self::from_json(&scaled.to_json(), "a scaled config.json").ok().map(Into::into)
+    }
+
+    fn smaller(&self) -> Vec<Vec<NetworkConfig>> {
+        let named = |direction: Vec<Self>| direction.into_iter().map(Into::into).collect();
+        self.all_smaller().into_iter().map(named).collect()
     }
 
     /// How diffusers draws the weight `name` where its shape does not tell: tables of embeddings, and

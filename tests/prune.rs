@@ -1,0 +1,88 @@
+//! `understudy prune` as a process, and the student that goes on from what it makes.
+#![allow(clippy::unwrap_used)]
+
+use std::{
+    path::Path,
+    process::{Command, Output},
+};
+
+use understudy_models::checkpoint::{ModelFolder, card::Role};
+
+fn understudy(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
+    command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
+    for folder in ["XDG_STATE_HOME", "XDG_CACHE_HOME"] {
+        command.env(folder, env!("CARGO_TARGET_TMPDIR"));
+    }
+    command.output().unwrap()
+}
+
+fn done(arguments: &[&str]) -> String {
+    let output = understudy(arguments);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(arguments: &[&str], code: i32) -> String {
+    let output = understudy(arguments);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+    assert!(said.contains("error: ") && !said.contains("panicked"), "{said}");
+    said
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_pruned_model_is_a_folder_that_a_student_goes_on_from() {
+    let home = tempfile::tempdir().unwrap();
+    let model = text(&home.path().join("pruned"));
+    let prune = ["prune", "--model", "fashion-mnist-student", "--time", "0.95x", "--rows", "32"];
+    let prune = [&prune[..], &["--out", &model]].concat();
+    let said = done(&prune);
+    assert!(said.contains("of 454,433 parameters") && said.contains("--student"), "{said}");
+
+    let folder = ModelFolder::open(Path::new(&model)).unwrap();
+    // A student's student is its teacher's.
+    assert_eq!(folder.card.role, Role::Student);
+    assert_eq!(folder.card.teacher.as_deref(), Some("fashion-mnist-teacher"));
+    assert!(folder.card.scores.is_empty());
+    let told = &folder.card.recipe["pruning"];
+    assert_eq!(told["from"], "fashion-mnist-student");
+    assert!(told["measured_time"].as_f64().unwrap() <= 0.95, "{told}");
+    let error = |which: &str| told["error_in_v"][which].as_f64().unwrap();
+    assert!(error("fitted") < error("narrowed"), "{told}");
+
+    let said = refused(&prune, 1);
+    assert!(said.contains("--out") && said.contains("exists"), "{said}");
+    let out = text(&home.path().join("distilled"));
+    let distill = ["distill", "--teacher", "fashion-mnist-teacher", "--student", &model];
+    let less = ["--steps", "1", "--batch", "2", "--rho", "0.001", "--no-report", "--out", &out];
+    done(&[&distill[..], &less].concat());
+    let student = ModelFolder::open(Path::new(&out)).unwrap();
+    assert_eq!(student.network, folder.network);
+    assert_eq!(student.card.recipe["initialisation"], "weights of pruned");
+}
+
+#[test]
+fn what_cannot_be_pruned_is_refused_with_the_remedy() {
+    let home = tempfile::tempdir().unwrap();
+    let out = text(&home.path().join("model"));
+    let prune = |model: &str, time: &str, code| {
+        refused(&["prune", "--model", model, "--time", time, "--out", &out], code)
+    };
+    for time in ["0.25", "0x", "1x", "NaNx", "infx", "x", ""] {
+        let said = prune("fashion-mnist-student", time, 2);
+        assert!(said.contains("--time") && said.contains("0.25x"), "{time}: {said}");
+    }
+    let said = prune("fashion-mnist-student", "0.001x", 1);
+    assert!(said.contains("takes 0.") && said.contains("ask for at least 0."), "{said}");
+    let said = prune("emoji-text-to-image", "0.5x", 1);
+    assert!(said.contains("UNet2DConditionModel") && said.contains("--student"), "{said}");
+    let said = prune("fashion-mnist-student-4", "0.5x", 1);
+    assert!(said.contains("the student that it went on from"), "{said}");
+    assert!(!Path::new(&out).exists());
+}
