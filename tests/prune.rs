@@ -40,21 +40,21 @@ fn text(path: &Path) -> String {
 fn a_pruned_model_is_a_folder_that_a_student_goes_on_from() {
     let home = tempfile::tempdir().unwrap();
     let model = text(&home.path().join("pruned"));
-    let prune = ["prune", "--model", "fashion-mnist-student", "--time", "0.95x", "--rows", "32"];
+    let prune = ["prune", "--model", "fashion-mnist-teacher", "--time", "0.9x", "--rows", "32"];
     let prune = [&prune[..], &["--out", &model]].concat();
     let said = done(&prune);
-    assert!(said.contains("of 454,433 parameters") && said.contains("--student"), "{said}");
+    assert!(said.contains("of 1,806,401 parameters") && said.contains("--student"), "{said}");
 
     let folder = ModelFolder::open(Path::new(&model)).unwrap();
-    // A student's student is its teacher's.
+
     assert_eq!(folder.card.role, Role::Student);
     assert_eq!(folder.card.teacher.as_deref(), Some("fashion-mnist-teacher"));
     assert!(folder.card.scores.is_empty());
     let told = &folder.card.recipe["pruning"];
-    assert_eq!(told["from"], "fashion-mnist-student");
-    assert!(told["measured_time"].as_f64().unwrap() <= 0.95, "{told}");
+    assert_eq!(told["from"], "fashion-mnist-teacher");
+    assert!(told["measured_time"].as_f64().unwrap() <= 0.9, "{told}");
     let error = |which: &str| told["error_in_v"][which].as_f64().unwrap();
-    assert!(error("fitted") < error("narrowed"), "{told}");
+    assert!(error("fitted").max(error("narrowed")) < 0.1, "{told}");
 
     let said = refused(&prune, 1);
     assert!(said.contains("--out") && said.contains("exists"), "{said}");

@@ -50,7 +50,7 @@ pub fn repair(
         let fitted = match &op {
             Op::GroupNorm { weight, bias, .. } => {
                 let name = own.name(*weight);
-                match larger.to_layer(&name)? {
+                match larger.reach_layer(&name)? {
                     Some(their) => {
                         own.fit_norm(index, [*weight, *bias], (&mut larger, their), kept)?
                     }
@@ -120,7 +120,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Goes on until just before the layer that reads the weight `name`; nothing where none does.
-    fn to_layer(&mut self, name: &str) -> Result<Option<Op>> {
+    fn reach_layer(&mut self, name: &str) -> Result<Option<Op>> {
         let ops = &self.network.graph().ops;
         let reads = |op: &Op| match op {
             Op::GroupNorm { weight, .. } => self.name(*weight) == name,
@@ -160,7 +160,7 @@ impl<'a> Walk<'a> {
     ) -> Result<Vec<(String, Tensor)>> {
         let op = self.network.graph().ops[index].clone();
         let first = self.name(products[0].weight);
-        let Some(their) = larger.to_layer(&first)? else { return Ok(Vec::new()) };
+        let Some(their) = larger.reach_layer(&first)? else { return Ok(Vec::new()) };
         larger.step()?;
         let Some(to) = their.to() else { return Ok(Vec::new()) };
         let outputs =

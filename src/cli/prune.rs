@@ -114,8 +114,8 @@ pub(super) fn run(args: &PruneArgs) -> Result<(), String> {
     ModelFolder::write_around(draft, &reduced.config, &weights, &model.schedule, &card, around)
         .map_err(|error| format!("--out: {error}"))?;
     print(format!(
-        "Model saved to {out}: {} of {} parameters, {:.2} of the time per evaluation. Its mean square error in v is {:.3} on \
-         samples that it was not fitted to ({:.3} before layers were fitted). Teach it the rest:\n  understudy distill \
+        "Model saved to {out}: {} of {} parameters, {:.2} of the time per evaluation. Its mean square error in v is {:.2e} on \
+         samples that it was not fitted to, and {:.2e} without the fit; the better of the two is kept. Teach it the rest:\n  understudy distill \
          --teacher {} --student {out} --out {out}-distilled",
         super::grouped(parameters),
         super::grouped(model.network().parameters()),
