@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 ENVIRONMENT = HERE / ".venv"
-PEERS = ["torch-eager", "torch-compile", "openvino", "onnxruntime"]
+PEERS = ["torch-eager", "torch-compile", "openvino", "onnxruntime", "candle"]
 SEED = 5
 AGREES = {"f32": 1e-4, "bf16": 1e-1}
 
@@ -41,6 +41,13 @@ VAE = dict(
     block_out_channels=[128, 256, 512, 512], layers_per_block=2, latent_channels=4, sample_size=512,
     down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
 )
+XL = dict(
+    sample_size=128, cross_attention_dim=2048, attention_head_dim=[5, 10, 20], down_block_types=["DownBlock2D"] + [CROSS] * 2,
+    up_block_types=["CrossAttnUpBlock2D"] * 2 + ["UpBlock2D"], block_out_channels=[320, 640, 1280], layers_per_block=2,
+    transformer_layers_per_block=[1, 2, 10], use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+PIXART = dict(sample_size=64, caption_channels=4096)
 CLIP = dict(vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
 
 # The part, its configuration, the side of a latent, images at a time.
@@ -52,19 +59,31 @@ CASES = {
     "vae-decode-256": ("decoder", VAE, 32, 1),
     "taesd-decode-512": ("tiny", {}, 64, 1),
     "clip-l": ("text", CLIP, 0, 1),
+    "pixart-512": ("pixart", PIXART, 64, 1),
+    "sdxl-unet-512": ("xl", XL, 64, 1),
 }
+# What candle-transformers has of its own, and at one timestep a batch.
+CANDLE = {"sd15-unet-256": "candle-network", "vae-decode-256": "candle-decoder"}
+# Networks with a time; what is told of a prompt: its tokens and their width.
+NETWORKS = {"unet": (77, 768), "pixart": (120, 4096), "xl": (77, 2048)}
+# Too large for references in f64 beside all else: weights are stored as f16, and the reference is in f32.
+LARGE = {"xl"}
 
 
 def module(kind: str, config: dict):
     """The part with random weights, as its library makes them."""
     import torch
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, PixArtTransformer2DModel, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(SEED)
     match kind:
         case "unet":
             return UNet2DConditionModel(**config).eval()
+        case "xl":
+            return UNet2DConditionModel(**config).half().eval()
+        case "pixart":
+            return PixArtTransformer2DModel(**config).eval()
         case "decoder":
             return AutoencoderKL(**config).eval()
         case "tiny":
@@ -76,19 +95,27 @@ def module(kind: str, config: dict):
 def opened(kind: str, folder: Path):
     """The part from its folder, as a module that answers with a tensor."""
     import torch
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+    from diffusers import AutoencoderKL, AutoencoderTiny, PixArtTransformer2DModel, UNet2DConditionModel
     from transformers import CLIPTextModel
 
-    classes = {"unet": UNet2DConditionModel, "decoder": AutoencoderKL, "tiny": AutoencoderTiny, "text": CLIPTextModel}
+    classes = {"unet": UNet2DConditionModel, "xl": UNet2DConditionModel, "pixart": PixArtTransformer2DModel, "decoder": AutoencoderKL, "tiny": AutoencoderTiny, "text": CLIPTextModel}
 
     class Part(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.part = classes[kind].from_pretrained(folder, low_cpu_mem_usage=False).eval()
+            self.part = classes[kind].from_pretrained(folder, low_cpu_mem_usage=False, torch_dtype=torch.float32).eval()
 
         def forward(self, *inputs):
             if kind == "unet":
                 return self.part(*inputs, return_dict=False)[0]
+            if kind == "xl":
+                sample, time, states, added = inputs
+                told = {"text_embeds": added[:, :-6], "time_ids": added[:, -6:]}
+                return self.part(sample, time, states, added_cond_kwargs=told, return_dict=False)[0]
+            if kind == "pixart":
+                sample, time, states = inputs
+                told = {"resolution": None, "aspect_ratio": None}
+                return self.part(sample, states, time, added_cond_kwargs=told, return_dict=False)[0]
             if kind == "text":
                 return self.part(*inputs, return_dict=False)[0]
             return self.part.decode(*inputs, return_dict=False)[0]
@@ -105,10 +132,14 @@ def inputs(kind: str, config: dict, side: int, batch: int) -> dict:
         ids[:, -1] = config["vocab_size"] - 1
         return {"ids": ids}
     sample = torch.randn(batch, 4, side, side, generator=generator)
-    if kind != "unet":
+    if kind not in NETWORKS:
         return {"sample": sample}
-    states = torch.randn(batch, 77, config["cross_attention_dim"], generator=generator)
-    return {"sample": sample, "timestep": torch.linspace(999, 1, batch).round(), "states": states}
+    states = torch.randn(batch, *NETWORKS[kind], generator=generator)
+    told = {"sample": sample, "timestep": torch.linspace(999, 1, batch).round(), "states": states}
+    if kind == "xl":
+        sizes = torch.tensor([[8.0 * side, 8.0 * side, 0, 0, 8.0 * side, 8.0 * side]]).repeat(batch, 1)
+        told["added"] = torch.cat([torch.randn(batch, 1280, generator=generator), sizes], 1)
+    return told
 
 
 class Process:
@@ -153,7 +184,7 @@ def compare(arguments, example: Path, name: str) -> dict:
         with torch.no_grad():
             # transformers' mask of the text encoder cannot be made in f64.
             reference = (
-                opened(kind, folder)(told["ids"]).double() if kind == "text"
+                opened(kind, folder)(*told.values()).double() if kind == "text" or kind in LARGE
                 else opened(kind, folder).double()(*(one.double() for one in told.values()))
             )
 
@@ -164,10 +195,15 @@ def compare(arguments, example: Path, name: str) -> dict:
             return float((found - reference).norm() / reference.norm())
 
         rows = {}
-        ours = Process([example, "decoder" if kind == "tiny" else kind, folder, file, arguments.precision], arguments.threads)
+        own_kind = "network" if kind in NETWORKS else "decoder" if kind == "tiny" else kind
+        ours = Process([example, own_kind, folder, file, arguments.precision], arguments.threads)
         ours_error = error(ours)
         for peer in arguments.peers:
             command = [sys.executable, HERE / "components.py", "--worker", peer, kind, folder, file, arguments.precision]
+            if peer == "candle":
+                if name not in CANDLE or arguments.precision != "f32":
+                    continue
+                command = [example, CANDLE[name], folder, file, arguments.precision]
             other = Process(command, arguments.threads)
             errors = {"understudy": ours_error, peer: error(other)}
             for who, off in errors.items():
@@ -199,7 +235,8 @@ def worker(runtime: str, kind: str, folder: Path, file: Path, precision: str) ->
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     part = opened(kind, folder)
     loaded = load_file(file)
-    told = tuple(loaded[key].long() if key == "ids" else loaded[key] for key in ("sample", "timestep", "states", "ids") if key in loaded)
+    keys = ("sample", "timestep", "states", "added", "ids")
+    told = tuple(loaded[key].long() if key == "ids" else loaded[key] for key in keys if key in loaded)
     if runtime == "openvino":
         import openvino as ov
 
@@ -223,7 +260,10 @@ def worker(runtime: str, kind: str, folder: Path, file: Path, precision: str) ->
         feed = {key: one.numpy() for key, one in zip(names, told)}
         evaluate = lambda: torch.from_numpy(session.run(None, feed)[0])  # noqa: E731
     else:
-        if kind != "text":
+        if kind in LARGE and precision == "bf16":
+            part = part.to(torch.bfloat16)
+            told = tuple(one.bfloat16() if key != "timestep" else one for key, one in zip(keys, told))
+        if kind not in ("text", "pixart"):
             part = part.to(memory_format=torch.channels_last)
         network = torch.compile(part) if runtime == "torch-compile" else part
 

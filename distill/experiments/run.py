@@ -96,11 +96,14 @@ FEW = {
     "few-4": (4, STUDENT),
     "few-2": (2, "few-4"),
     "few-1": (1, "few-2"),
-    "few-4-long": (4, f"{STUDENT}-4"),
-    "few-4-matched": (4, f"{STUDENT}-4"),
+    "few-4-long": (4, "few-4"),
+    "few-4-matched": (4, "few-4"),
     "few-2-matched": (2, "few-2"),
     "few-1-matched": (1, "few-1"),
     "few-1-matched-long": (1, "few-1"),
+    # Of the teacher's width, from its weights.
+    "wide-4": (4, TEACHER),
+    "wide-4-matched": (4, "wide-4"),
 }
 FEW_TRAINING = {"batch": 32, "rho": 0.02, "sample-every": 0}
 # At the default rate, which stays, so that the run may go on for longer: what is kept is the running average. So many steps
@@ -120,6 +123,8 @@ FEW_LENGTH = {
     "few-2-matched": MATCHED,
     "few-1-matched": MATCHED,
     "few-1-matched-long": {**MATCHED, "steps": 1_128},
+    "wide-4": {"steps": 2_000, "learning-rate": "5e-4"},
+    "wide-4-matched": MATCHED,
 }
 FEW_SAMPLES = 2_000
 # Bundled models in few steps of samplers that need no training: model, sampler, evaluations. At 4 to 10 DPM-Solver++ is

@@ -1,8 +1,9 @@
 //! Times one part of a text-to-image pipeline, for `benches/peers/components.py`.
 //!
-//! `component KIND FOLDER INPUTS DTYPE`: `KIND` is `unet`, `decoder` or `text`, `FOLDER` holds its `config.json` and weights as
-//! diffusers and transformers write them, and `INPUTS` is a safetensors file of what it is asked (`sample`, `timestep`, `states`; `sample`;
-//! `ids`). Commands come as lines of JSON on the standard input, as `benches/peers/worker.py` takes them, and each is answered by a line.
+//! `component KIND FOLDER INPUTS DTYPE`: `KIND` is `network`, `decoder` or `text`, `FOLDER` holds its `config.json` and weights as
+//! diffusers and transformers write them, and `INPUTS` is a safetensors file of what it is asked (`sample`, `timestep`, `states`, and `added` for a
+//! network that takes a pooled text and sizes; `sample`; `ids`). `candle-network` and `candle-decoder` are candle-transformers' own, of Stable
+//! Diffusion 1.5. Commands come as lines of JSON on the standard input, as `benches/peers/worker.py` takes them, and each is answered by a line.
 
 use std::collections::HashMap;
 use std::io::{BufRead, Write};
@@ -10,6 +11,11 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, safetensors};
+use candle_nn::VarBuilder;
+use candle_transformers::models::stable_diffusion::unet_2d::{
+    BlockConfig, UNet2DConditionModel, UNet2DConditionModelConfig,
+};
+use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
 use serde_json::{Value, json};
 use understudy_models::autoencoder::AutoencoderConfig;
 use understudy_models::text::clip::ClipConfig;
@@ -73,15 +79,17 @@ fn build(
     let stem = if kind == "text" { "model" } else { "diffusion_pytorch_model" };
     let weights = safetensors::load(folder.join(format!("{stem}.safetensors")), &device)?;
     Ok(match kind {
-        "unet" => {
+        "network" => {
             let [sample, time, states] = [input("sample")?, input("timestep")?, input("states")?];
+            let added = input("added").ok();
             let (_, _, height, width) = sample.dims4()?;
             let config = NetworkConfig::from_json(&config, "config.json")?;
             let config = config.at([height, width], states.dim(1)?).ok_or("no other sizes")??;
             let network = config.load(weights, dtype, &device)?;
             Box::new(move || {
-                let conditions = Conditions { prompt: Some(&states), ..Conditions::default() };
-                network.evaluate(&sample, &time, conditions)
+                let (prompt, condition) = (Some(&states), added.as_ref());
+                let conditions = Conditions { prompt, condition, ..Conditions::default() };
+                network.evaluate(&sample.to_dtype(network.dtype())?, &time, conditions)
             })
         }
         "decoder" => {
@@ -92,6 +100,42 @@ fn build(
             let config = AutoencoderConfig::from_json(&config, "config.json")?;
             let decoder = config.decoder(weights, [height, width], dtype, &device)?;
             Box::new(move || decoder.forward(&sample))
+        }
+        "candle-network" => {
+            let [sample, time, states] = [input("sample")?, input("timestep")?, input("states")?];
+            let time = f64::from(time.to_vec1::<f32>()?[0]);
+            let block = |out_channels, attends: bool| BlockConfig {
+                out_channels,
+                use_cross_attn: attends.then_some(1),
+                attention_head_dim: 8,
+            };
+            let config = UNet2DConditionModelConfig {
+                blocks: vec![
+                    block(320, true),
+                    block(640, true),
+                    block(1280, true),
+                    block(1280, false),
+                ],
+                cross_attention_dim: 768,
+                ..UNet2DConditionModelConfig::default()
+            };
+            let weights = VarBuilder::from_tensors(weights, DType::F32, &device);
+            let network = UNet2DConditionModel::new(weights, 4, 4, false, config)?;
+            Box::new(move || network.forward(&sample, time, &states))
+        }
+        "candle-decoder" => {
+            let sample = input("sample")?;
+            let config = AutoEncoderKLConfig {
+                block_out_channels: vec![128, 256, 512, 512],
+                layers_per_block: 2,
+                latent_channels: 4,
+                norm_num_groups: 32,
+                use_quant_conv: true,
+                use_post_quant_conv: true,
+            };
+            let weights = VarBuilder::from_tensors(weights, DType::F32, &device);
+            let autoencoder = AutoEncoderKL::new(weights, 3, 3, config)?;
+            Box::new(move || autoencoder.decode(&sample))
         }
         "text" => {
             let ids = input("ids")?.to_dtype(DType::U32)?;
