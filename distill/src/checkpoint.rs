@@ -110,6 +110,11 @@ impl Snapshot {
         Self { tensors, path: self.path.clone(), ..Self::default() }
     }
 
+    /// Puts in all tensors of another, under their own names.
+    pub(crate) fn put_all(&mut self, other: Self) {
+        self.tensors.extend(other.tensors);
+    }
+
     fn get(&self, name: &str, dtype: Dtype) -> Result<&[u8]> {
         match self.tensors.get(name) {
             Some((found, _, bytes)) if *found == dtype => Ok(bytes),
@@ -133,6 +138,25 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Io`] naming the file (disk full); the one that was there is left as it is.
     pub fn write(&self, path: &Path) -> Result<()> {
+        let (header, tensors) = self.laid_out(path)?;
+        write_with(path, |file| {
+            file.write_all(&header)?;
+            tensors.iter().try_for_each(|bytes| file.write_all(bytes))
+        })
+    }
+
+    /// What [`Snapshot::write`] would write.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for what the format does not hold.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>> {
+        let (header, tensors) = self.laid_out(&self.path)?;
+        let parts: Vec<&[u8]> = std::iter::once(&header[..]).chain(tensors).collect();
+        Ok(parts.concat())
+    }
+
+    /// The file's header, and what follows it.
+    fn laid_out(&self, path: &Path) -> Result<(Vec<u8>, Vec<&[u8]>)> {
         let malformed = |error: String| Error::Format { path: path.into(), problem: error };
         // The widest types first, as every writer of the format has them, so that all are aligned.
         let mut tensors: Vec<_> = self.tensors.iter().collect();
@@ -151,11 +175,8 @@ impl Snapshot {
         let mut header =
             serde_json::to_vec(&header).map_err(|error| malformed(error.to_string()))?;
         header.resize(header.len().next_multiple_of(8), b' ');
-        write_with(path, |file| {
-            file.write_all(&(header.len() as u64).to_le_bytes())?;
-            file.write_all(&header)?;
-            tensors.iter().try_for_each(|(_, (.., bytes))| file.write_all(bytes))
-        })
+        let header = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
+        Ok((header, tensors.into_iter().map(|(_, (.., bytes))| &bytes[..]).collect()))
     }
 
     /// Reads a file; nothing where there is none.
@@ -163,16 +184,28 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Io`], [`Error::Format`] for a file that is no checkpoint.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(Error::Io { path: path.into(), source }),
-        };
+        match fs::read(path) {
+            Ok(bytes) => Self::parse(&bytes, path).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::Io { path: path.into(), source }),
+        }
+    }
+
+    /// Reads what [`Snapshot::to_bytes`] gave.
+    ///
+    /// # Errors
+    /// [`Error::Format`] for anything else.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        Self::parse(bytes, Path::new("the checkpoint of another rank"))
+    }
+
+    /// What a file holds.
+    fn parse(bytes: &[u8], path: &Path) -> Result<Self> {
         let mut snapshot = Self { path: path.into(), ..Self::default() };
         let refuse = |error: String| snapshot.malformed(&error);
-        let parsed = safetensors::SafeTensors::deserialize(&bytes)
+        let parsed = safetensors::SafeTensors::deserialize(bytes)
             .map_err(|error| refuse(error.to_string()))?;
-        let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes)
+        let (_, metadata) = safetensors::SafeTensors::read_metadata(bytes)
             .map_err(|error| refuse(error.to_string()))?;
         let state = metadata.metadata().as_ref().and_then(|metadata| metadata.get(STATE));
         let state = state.and_then(|state| serde_json::from_str(state).ok());
@@ -182,7 +215,7 @@ impl Snapshot {
         });
         snapshot.tensors = tensors.collect();
         snapshot.state = state;
-        Ok(Some(snapshot))
+        Ok(snapshot)
     }
 }
 

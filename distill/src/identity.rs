@@ -7,7 +7,8 @@ use understudy_models::{Error, Result};
 
 use crate::checkpoint::Snapshot;
 use crate::matching::Matching;
-use crate::task::Task;
+use crate::ranks::Shards;
+use crate::task::{Settings, Task};
 
 /// The form of identities. Checkpoints without a number are of versions that said less.
 const FORMAT: u64 = 2;
@@ -36,7 +37,7 @@ pub(crate) fn of(task: &Task<'_>) -> Map<String, Value> {
         "null_class": task.card.null_class,
     });
     let mut identity = parts.as_object().cloned().unwrap_or_default();
-    identity.extend(task.source.identity());
+    identity.extend(task.shards.identity());
     identity.extend(task.matching.iter().flat_map(Matching::identity));
     identity.extend(task.identity.clone());
     identity
@@ -88,6 +89,37 @@ pub(crate) fn check(
              or name another folder"
         ),
     ))
+}
+
+/// Refuses ranks that were given another run, or another length of it, than the first.
+///
+/// # Errors
+/// [`Error::Value`] naming the first thing that differs.
+pub(crate) fn check_ranks(
+    shards: &Shards<'_>,
+    identity: &Map<String, Value>,
+    settings: &Settings,
+) -> Result<()> {
+    let mut own = identity.clone();
+    own.insert("steps".into(), settings.steps.into());
+    own.insert("checkpoint_every".into(), settings.checkpoint_every.into());
+    own.insert("sample_every".into(), settings.sample_every.into());
+    // All have it from text, which may move the last bit of a number.
+    let text = Value::Object(own).to_string();
+    let mut of_first = text.clone().into_bytes();
+    shards.world().broadcast(&mut of_first);
+    let read =
+        |text: &[u8]| -> Map<String, Value> { serde_json::from_slice(text).unwrap_or_default() };
+    let (own, of_first) = (read(text.as_bytes()), read(&of_first));
+    let mut names = own.keys().chain(of_first.keys());
+    let Some(name) = names.find(|name| own.get(*name) != of_first.get(*name)) else {
+        return Ok(());
+    };
+    let (there, here) = difference(name, of_first.get(name), own.get(name));
+    let remedy = format!(
+        "of the first rank {there}, of this one {here}; give all the same arguments and files"
+    );
+    Err(Error::value("rank", shards.world().rank(), remedy))
 }
 
 /// The values of `name` in words; of objects, those of the first member that differs.

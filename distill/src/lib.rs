@@ -29,6 +29,7 @@ pub mod prune;
 mod publish;
 pub mod quantize;
 mod random;
+pub mod ranks;
 pub mod reduce;
 pub mod run_dir;
 pub mod shrink;

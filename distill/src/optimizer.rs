@@ -84,6 +84,26 @@ impl Gradients {
         Ok(())
     }
 
+    /// The values of all, one parameter after the other, zero where there is none; in host memory.
+    ///
+    /// # Errors
+    /// Whatever the device says.
+    pub(crate) fn values(&self, parameters: &Parameters) -> Result<Vec<f32>> {
+        self.joined(parameters)?.to_vec1()
+    }
+
+    /// The same parameters' gradients with other values, as [`Gradients::values`] has them.
+    ///
+    /// # Errors
+    /// Another number of them; whatever the device says.
+    pub(crate) fn with_values(self, parameters: &Parameters, values: &[f32]) -> Result<Self> {
+        let values = Tensor::new(values, &parameters.device())?;
+        let parts = parameters::parts(&values, parameters)?;
+        let taken = self.0.into_iter().zip(parts);
+        // Parts of one tensor: the optimizer wants each contiguous, which they are.
+        Ok(Self(taken.map(|(had, part)| had.map(|_| part)).collect()))
+    }
+
     /// All in one, zero where there is none.
     fn joined(&self, parameters: &Parameters) -> Result<Tensor> {
         let own = self.0.iter().zip(parameters.iter()).map(|(gradient, (_, var))| match gradient {

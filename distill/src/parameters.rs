@@ -55,6 +55,15 @@ impl Parameters {
         self.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect()
     }
 
+    /// Takes on weights that stand one after the other, as [`joined`] has them.
+    ///
+    /// # Errors
+    /// Another number of them; whatever the device says.
+    pub(crate) fn set(&self, weights: Vec<f32>) -> Result<()> {
+        let weights = parts(&Tensor::new(weights, &self.device())?, self)?;
+        self.iter().zip(&weights).try_for_each(|((_, var), weight)| Ok(var.set(weight)?))
+    }
+
     /// Writes the weights.
     ///
     /// # Errors

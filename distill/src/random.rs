@@ -33,6 +33,8 @@ pub(crate) enum Purpose {
     RenoisedTo,
     /// The seed of that noise.
     Renoised,
+    /// The seed of a shard of the run.
+    Shard,
 }
 
 /// A uniform 64-bit number: draw `minor` (below 2²⁰) of round `major` (below 2³⁶).

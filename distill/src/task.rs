@@ -7,16 +7,16 @@ use understudy_models::checkpoint::card::Card;
 use crate::matching::Matching;
 use crate::objective::Objective;
 use crate::optimizer;
+use crate::ranks::Shards;
 use crate::run_dir::RunDir;
 use crate::student::Student;
-use crate::training_batch::BatchSource;
 
 /// How long, how often.
 #[derive(Debug, Clone)]
 pub struct Settings {
     /// Student steps in all.
     pub steps: u64,
-    /// Parts a training batch is cut into, whose gradients are averaged: memory for one part is enough.
+    /// Parts a shard's training batch is cut into, whose gradients are averaged: memory for one part is enough.
     pub accumulate: usize,
     /// The optimizer.
     pub optimizer: optimizer::Settings,
@@ -32,13 +32,13 @@ pub struct Settings {
 
 /// Everything a run is made of.
 pub struct Task<'a> {
-    /// The run's folder, in the one that becomes the model.
-    pub run: RunDir,
+    /// The run's folder, in the one that becomes the model. The first rank alone has it, and writes.
+    pub run: Option<RunDir>,
     /// What makes this run another one than its neighbour, beside what the parts of the task say of
     /// themselves: a resumed run must find the same.
     pub identity: Map<String, Value>,
-    /// Where training batches come from.
-    pub source: Box<dyn BatchSource + 'a>,
+    /// Where training batches come from, and who shares the run.
+    pub shards: Shards<'a>,
     /// What answers are held against.
     pub objective: Objective,
     /// What matches the student's samples to the teacher's besides, if anything does.

@@ -15,6 +15,7 @@ use crate::matching::{ANCHOR, Matching, Renoised};
 use crate::optimizer::{AdamW, Gradients};
 use crate::parameters::{Average, Parameters};
 use crate::publish::{is_published, publish};
+use crate::ranks::{Shards, TreeSum};
 pub use crate::task::{Settings, Task};
 use crate::training_batch::TrainingBatch;
 use crate::watch::{Event, GRID_CAPTIONS, Journal, Likeness, Record, Watch, grid};
@@ -37,7 +38,9 @@ pub enum Outcome {
 /// Trains until `settings.steps` are done, going on from the last checkpoint in the run's folder, and leaves a
 /// model folder. A run that is done, and whose model is there, is left as it is. Between steps the watch may stop it.
 ///
-/// On the CPU a run that is killed and resumed has the same losses, to the bit, as one that is not.
+/// On the CPU a run that is killed and resumed has the same losses, to the bit, as one that is not, and so has a run of several
+/// ranks, whatever their number ([`crate::ranks`]). Every rank calls this; after an error the others wait for it, until
+/// whoever called ends them.
 ///
 /// # Errors
 /// [`Error::Value`] when the folder holds another run, and when a loss, a weight or the finished network's
@@ -48,7 +51,9 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
     ModelFolder::check(&task.student.config, &task.student.schedule, &task.card)?;
     let identity = identity::of(&task);
     let settings = task.settings.clone();
+    identity::check_ranks(&task.shards, &identity, &settings)?;
     let parameters = Parameters::new(std::mem::take(&mut task.student.weights))?;
+    task.shards.spread(&parameters)?;
     let device = parameters.device();
     let load = |config: &NetworkConfig, parameters: &Parameters| {
         config.load(parameters.tensors(), settings.dtype, &device)
@@ -63,42 +68,52 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
         identity,
     };
     watch.event(Event::Begun { identity: &state.identity });
-    if let Some(snapshot) = Snapshot::read(&task.run.checkpoint())? {
-        let unsaid = identity::check(&snapshot, &state.identity, task.run.out())?;
+    let found = task.run.as_ref().map(|run| Snapshot::read(&run.checkpoint())).transpose()?;
+    if let Some(snapshot) = task.shards.of_first(found.flatten())? {
+        let unsaid = match &task.run {
+            Some(run) => identity::check(&snapshot, &state.identity, run.out())?,
+            // It is the first rank's, and the first rank looks.
+            None => Vec::new(),
+        };
         state.restore(&snapshot, &mut task)?;
         watch.event(Event::Resumed { step: state.step, unsaid: &unsaid });
-        if state.step >= settings.steps && is_published(task.run.out(), state.step) {
-            return Ok(Outcome::Finished);
+        if state.step >= settings.steps {
+            let published =
+                task.run.as_ref().is_some_and(|run| is_published(run.out(), state.step));
+            if task.shards.any(published) {
+                return Ok(Outcome::Finished);
+            }
         }
     }
     if state.step < settings.steps {
         watch.event(Event::Estimated(&estimate(&mut task, &state, student.as_ref())?));
-        if watch.stops() {
+        if task.shards.any(watch.stops()) {
             return Ok(Outcome::Stopped { step: state.step });
         }
     }
-    let mut journal = Journal::open(task.run.path(), state.step)?;
+    let journal = task.run.as_ref().map(|run| Journal::open(run.path(), state.step));
+    let mut journal = journal.transpose()?;
     let mut clock = Clock::new(state.seconds);
 
     let mut checkpointed = Instant::now();
-    while let Some(done) = task.source.prepare()? {
+    while let Some(done) = task.shards.prepare()? {
         watch.event(Event::Preparing { done });
-        if checkpointed.elapsed() > PREPARING || done >= 1.0 || watch.stops() {
+        let stops = task.shards.any(watch.stops());
+        if done >= 1.0 || stops || task.shards.any(checkpointed.elapsed() > PREPARING) {
             state.seconds = clock.seconds();
             state.save(&mut task)?;
             checkpointed = Instant::now();
         }
-        if watch.stops() {
+        if stops {
             return Ok(Outcome::Stopped { step: state.step });
         }
     }
+    let mut sent_bytes = task.shards.world().sent_bytes();
     for step in state.step + 1..=settings.steps {
         if !student.follows() {
             student = load(&task.student.config, &state.parameters)?;
         }
-        let training_batch = task.source.training_batch(step)?.to_device(&device)?;
-        let learned = learn(&training_batch, student.as_ref(), &task, &state, step)?;
-        check_finite("loss", learned.loss.into(), step, &training_batch)?;
+        let (learned, training_batch) = learn_shards(student.as_ref(), &mut task, &state, step)?;
         let learning_rate = state.optimizer.learning_rate();
         let norm = state.optimizer.step(&state.parameters, &learned.gradients)?;
         check_finite("gradient", norm, step, &training_batch)?;
@@ -115,6 +130,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
         state.step = step;
 
         let looked_at = settings.sample_every > 0 && step.is_multiple_of(settings.sample_every);
+        let before = std::mem::replace(&mut sent_bytes, task.shards.world().sent_bytes());
         let record = Record {
             step,
             loss: learned.loss,
@@ -126,22 +142,25 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
             gradient_norm: norm,
             learning_rate,
             teacher_evaluations: teacher_evaluations(&task),
-            images_per_second: clock.lap(training_batch.rows()),
+            sent_bytes: Some(sent_bytes - before).filter(|_| task.shards.world().size() > 1),
+            images_per_second: clock.lap(training_batch.rows() * task.shards.count()),
             seconds: clock.seconds(),
         };
-        journal.write(&record)?;
+        journal.iter_mut().try_for_each(|journal| journal.write(&record))?;
         watch.event(Event::Step { record: &record, steps: settings.steps });
-        if looked_at {
-            let picture = task.run.path().join(format!("samples-{step:07}.png"));
+        if let Some(run) = task.run.as_ref().filter(|_| looked_at) {
+            let picture = run.path().join(format!("samples-{step:07}.png"));
             let weights = state.average.tensors(&state.parameters)?;
-            let captions = task.source.captions(GRID_CAPTIONS)?;
+            let captions = task.shards.source().captions(GRID_CAPTIONS)?;
             grid(&task.student, weights, &task.card, captions, &device, &picture)?;
         }
-        let stops = watch.stops() && step < settings.steps;
+        let stops = task.shards.any(watch.stops()) && step < settings.steps;
         if step.is_multiple_of(settings.checkpoint_every) || step == settings.steps || stops {
             state.seconds = clock.seconds();
-            state.check(&task)?;
-            journal.sync()?;
+            if let Some(journal) = &mut journal {
+                state.check(&task)?;
+                journal.sync()?;
+            }
             state.save(&mut task)?;
             watch.event(Event::Checkpoint { step });
         }
@@ -155,10 +174,10 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
 
 /// What is left of the run: a step that is thrown away is measured.
 fn estimate(task: &mut Task<'_>, state: &State, student: &dyn Denoiser) -> Result<Estimate> {
-    let cost = task.source.cost()?;
+    let cost = task.shards.cost()?;
     let device = state.parameters.device();
     let batch = cost.sample.to_device(&device)?;
-    let mut seconds = 0.0;
+    let (mut seconds, own) = (0.0, task.shards.own() as f64);
     // The first builds what the second has.
     for _ in 0..2 {
         let began = Instant::now();
@@ -166,7 +185,7 @@ fn estimate(task: &mut Task<'_>, state: &State, student: &dyn Denoiser) -> Resul
         if let Some(matching) = &task.matching {
             matching.gradients(&learned.renoised)?;
         }
-        seconds = began.elapsed().as_secs_f64();
+        seconds = own * began.elapsed().as_secs_f64();
     }
     let weights: usize = state.parameters.iter().map(|(_, weight)| weight.elem_count()).sum();
     let bytes = (weights * size_of::<f32>()) as u64;
@@ -196,7 +215,7 @@ struct State {
     identity: Map<String, Value>,
 }
 
-/// What one training batch gave.
+/// What one training batch gave, or several together.
 struct Learned {
     gradients: Gradients,
     loss: f32,
@@ -207,7 +226,61 @@ struct Learned {
     renoised: Vec<Renoised>,
 }
 
-/// Forward, loss, backward of iteration `step`, in as many parts of equal size as the settings say.
+impl Learned {
+    /// Takes what another part of the batch, or another shard, gave.
+    fn add(mut self, other: Self) -> Result<Self> {
+        self.gradients.add(other.gradients)?;
+        self.renoised.extend(other.renoised);
+        self.loss += other.loss;
+        self.simple += other.simple;
+        self.vlb = self.vlb.zip(other.vlb).map(|(sum, part)| sum + part);
+        self.matching = self.matching.zip(other.matching).map(|(sum, part)| sum + part);
+        Ok(self)
+    }
+
+    /// What all ranks' shards gave together.
+    fn over_ranks(mut self, parameters: &Parameters, shards: &Shards<'_>) -> Result<Self> {
+        if shards.world().size() == 1 {
+            return Ok(self);
+        }
+        let mut values = self.gradients.values(parameters)?;
+        let weights = values.len();
+        values.extend([self.loss, self.simple, self.vlb.unwrap_or_default()]);
+        shards.sum(&mut values);
+        (self.loss, self.simple) = (values[weights], values[weights + 1]);
+        self.vlb = self.vlb.map(|_| values[weights + 2]);
+        self.gradients = self.gradients.with_values(parameters, &values[..weights])?;
+        Ok(self)
+    }
+}
+
+/// Iteration `step` of all shards: of this rank's one after the other, then of all ranks; and the first training batch of this
+/// rank.
+fn learn_shards(
+    student: &dyn Denoiser,
+    task: &mut Task<'_>,
+    state: &State,
+    step: u64,
+) -> Result<(Learned, TrainingBatch)> {
+    let device = state.parameters.device();
+    let (mut sum, mut first) = (TreeSum::new(), None);
+    for own in 0..task.shards.own() {
+        let training_batch = task.shards.training_batch(own, step)?.to_device(&device)?;
+        let learned = learn(&training_batch, student, task, state, step)?;
+        check_finite("loss", learned.loss.into(), step, &training_batch)?;
+        sum.push(learned, Learned::add)?;
+        first.get_or_insert(training_batch);
+    }
+    match (sum.finish(), first) {
+        (Some(learned), Some(first)) => {
+            Ok((learned.over_ranks(&state.parameters, &task.shards)?, first))
+        }
+        _ => Err(Error::value("shards", task.shards.own(), "must be a power of two on each rank")),
+    }
+}
+
+/// Forward, loss, backward of a shard's training batch of iteration `step`, in as many parts of equal size as the settings say;
+/// of the mean over all shards, what is this one's.
 fn learn(
     training_batch: &TrainingBatch,
     student: &dyn Denoiser,
@@ -216,6 +289,8 @@ fn learn(
     step: u64,
 ) -> Result<Learned> {
     let parts = task.settings.accumulate;
+    // Of powers of two the share is exact.
+    let shares = parts * task.shards.count();
     let mut sum: Option<Learned> = None;
     for index in 0..parts {
         let training_batch = training_batch.part(index, parts)?;
@@ -228,29 +303,20 @@ fn learn(
             Some(matched) => ((&losses.total * ANCHOR)? + &matched.loss)?,
             None => losses.total,
         };
-        let mut gradients = (&total * (1.0 / parts as f64))?.backward()?;
+        let mut gradients = (&total * (1.0 / shares as f64))?.backward()?;
         let gradients = Gradients::take(&state.parameters, &mut gradients)?;
         let share = |loss: &candle_core::Tensor| -> Result<f32> {
-            Ok(loss.to_dtype(DType::F32)?.to_scalar::<f32>()? / parts as f32)
+            Ok(loss.to_dtype(DType::F32)?.to_scalar::<f32>()? / shares as f32)
         };
         let (loss, simple) = (share(&total)?, share(&losses.simple)?);
         let vlb = losses.vlb.as_ref().map(share).transpose()?;
         let matching = matched.as_ref().map(|it| share(&it.loss)).transpose()?;
-        let renoised = matched.map(|it| it.renoised);
-        match &mut sum {
-            None => {
-                let renoised = renoised.into_iter().collect();
-                sum = Some(Learned { gradients, loss, simple, vlb, matching, renoised });
-            }
-            Some(sum) => {
-                sum.gradients.add(gradients)?;
-                sum.renoised.extend(renoised);
-                sum.matching = sum.matching.zip(matching).map(|(sum, part)| sum + part);
-                sum.loss += loss;
-                sum.simple += simple;
-                sum.vlb = sum.vlb.zip(vlb).map(|(sum, part)| sum + part);
-            }
-        }
+        let renoised = matched.map(|it| it.renoised).into_iter().collect();
+        let part = Learned { gradients, loss, simple, vlb, matching, renoised };
+        sum = Some(match sum {
+            None => part,
+            Some(sum) => sum.add(part)?,
+        });
     }
     sum.ok_or_else(|| Error::value("accumulate", 0, "must be at least 1"))
 }
@@ -276,13 +342,15 @@ impl State {
         state.insert("step".into(), self.step.into());
         state.insert("seconds".into(), self.seconds.into());
         let mut snapshot = Snapshot::new(state.into());
-        self.parameters.save(&mut snapshot)?;
-        self.optimizer.save(&self.parameters, &mut snapshot)?;
-        self.average.save(&self.parameters, &mut snapshot)?;
-        task.source.save(&mut snapshot)?;
-        task.matching.iter().try_for_each(|matching| matching.save(&mut snapshot))?;
-        snapshot.write(&task.run.checkpoint())?;
-        task.source.keep();
+        task.shards.save(&mut snapshot)?;
+        if let Some(run) = &task.run {
+            self.parameters.save(&mut snapshot)?;
+            self.optimizer.save(&self.parameters, &mut snapshot)?;
+            self.average.save(&self.parameters, &mut snapshot)?;
+            task.matching.iter().try_for_each(|matching| matching.save(&mut snapshot))?;
+            snapshot.write(&run.checkpoint())?;
+        }
+        task.shards.keep();
         Ok(())
     }
 
@@ -291,7 +359,7 @@ impl State {
         self.parameters.restore(snapshot)?;
         self.optimizer.restore(&self.parameters, snapshot)?;
         self.average.restore(&self.parameters, snapshot)?;
-        task.source.restore(snapshot)?;
+        task.shards.restore(snapshot)?;
         task.matching.iter_mut().try_for_each(|matching| matching.restore(snapshot))?;
         let step = snapshot.state["step"].as_u64();
         self.step = step.ok_or_else(|| snapshot.malformed("`step` is not in it"))?;
@@ -307,7 +375,7 @@ const LOOKED_AT: usize = 256;
 /// distribution is matched.
 fn likeness(task: &Task<'_>, state: &State) -> Result<Option<Likeness>> {
     let Some(matching) = &task.matching else { return Ok(None) };
-    let Some((images, seeds)) = task.source.images(LOOKED_AT)? else { return Ok(None) };
+    let Some((images, seeds)) = task.shards.source().images(LOOKED_AT)? else { return Ok(None) };
     let weights = state.average.tensors(&state.parameters)?;
     let student = task.student.config.load(weights, DType::F32, &state.parameters.device())?;
     let labels: Vec<Option<u32>> = seeds.iter().map(|&seed| matching.label(seed)).collect();
@@ -318,7 +386,7 @@ fn likeness(task: &Task<'_>, state: &State) -> Result<Option<Likeness>> {
 /// Network evaluations of the teacher so far, in rows.
 fn teacher_evaluations(task: &Task<'_>) -> u64 {
     let matching = task.matching.as_ref().map_or(0, Matching::teacher_evaluations);
-    task.source.teacher_evaluations() + matching
+    task.shards.teacher_evaluations() + matching
 }
 
 /// The averaged weights become the model.
@@ -339,8 +407,9 @@ fn finish(state: &State, mut task: Task<'_>, rate: Option<f64>) -> Result<()> {
     recipe.insert("student_steps".into(), state.step.into());
     recipe.insert("teacher_evaluations".into(), evaluations.into());
     recipe.insert("seconds".into(), state.seconds.round().into());
+    let Some(run) = &task.run else { return Ok(()) };
     let weights = state.average.tensors(&state.parameters)?;
-    publish(&task.run, &task.student, &weights, &task.card)
+    publish(run, &task.student, &weights, &task.card)
 }
 
 /// Time spent over all sessions, and the rate of late.

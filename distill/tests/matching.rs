@@ -16,6 +16,7 @@ use understudy_distill::objective::{Objective, SegmentEnd};
 use understudy_distill::optimizer::{self, AdamW, Gradients};
 use understudy_distill::parameters::Parameters;
 use understudy_distill::pool::segments::{self, Segments};
+use understudy_distill::ranks::Shards;
 use understudy_distill::run_dir::{CHECKPOINT, RUN_DIR, RunDir};
 use understudy_distill::student::{Candidate, Student};
 use understudy_distill::teacher::Teacher;
@@ -43,9 +44,9 @@ fn task<'a>(teacher: &'a Teacher, out: &Path, evaluations: usize, steps: u64) ->
     let pool =
         segments::Settings { evaluations, walk_steps: 10, samples: 8, batch: BATCH, seed: 3 };
     Task {
-        run: RunDir::open(out).unwrap(),
+        run: Some(RunDir::open(out).unwrap()),
         identity: Map::new(),
-        source: Box::new(Segments::new(teacher, pool).unwrap()),
+        shards: Shards::one(Box::new(Segments::new(teacher, pool).unwrap())),
         objective: Objective::SegmentEnd(SegmentEnd),
         matching: Some(matched(teacher, evaluations, 1e-3)),
         student: student(teacher),
@@ -86,7 +87,7 @@ fn a_resumed_run_is_the_uninterrupted_one_to_the_bit() {
         // The teacher is asked about each row besides what its walk takes.
         let walked = task(teacher, &home.path().join(name), evaluations, 10);
         let asked = lines[9]["teacher_evaluations"].as_u64().unwrap();
-        assert!(asked >= 10 * BATCH as u64 + walked.source.teacher_evaluations(), "{asked}");
+        assert!(asked >= 10 * BATCH as u64 + walked.shards.teacher_evaluations(), "{asked}");
     }
 }
 

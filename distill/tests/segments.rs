@@ -13,6 +13,7 @@ use serde_json::{Map, json};
 use understudy_distill::checkpoint::Snapshot;
 use understudy_distill::objective::{Objective, SegmentEnd};
 use understudy_distill::pool::segments::{Segments, Settings};
+use understudy_distill::ranks::Shards;
 use understudy_distill::run_dir::{CHECKPOINT, RUN_DIR, RunDir};
 use understudy_distill::student::{Candidate, Student};
 use understudy_distill::teacher::Teacher;
@@ -206,9 +207,9 @@ fn task<'a>(teacher: &'a Teacher, out: &Path, steps: u64) -> Task<'a> {
     let settings_of_pool =
         Settings { evaluations: 2, walk_steps: 10, samples: 8, batch: BATCH, seed: 3 };
     Task {
-        run: RunDir::open(out).unwrap(),
+        run: Some(RunDir::open(out).unwrap()),
         identity: Map::new(),
-        source: Box::new(Segments::new(teacher, settings_of_pool).unwrap()),
+        shards: Shards::one(Box::new(Segments::new(teacher, settings_of_pool).unwrap())),
         objective: Objective::SegmentEnd(SegmentEnd),
         matching: None,
         student: student(teacher, &channels),
@@ -316,7 +317,7 @@ fn another_walks_checkpoint_is_refused() {
     let problem = pool(&teacher, 1).restore(&snapshot).unwrap_err().to_string();
     assert!(problem.contains("another size, or on another walk"), "{problem}");
     let mut other = task(&teacher, &out, 4);
-    other.source = Box::new(pool(&teacher, 1));
+    other.shards = Shards::one(Box::new(pool(&teacher, 1)));
     let problem = train(other, &mut Blind).unwrap_err().to_string();
     assert!(problem.contains("another run") && problem.contains("`evaluations`"), "{problem}");
 }

@@ -13,6 +13,8 @@ use understudy_distill::{
     matching::{self, Matching},
     objective::{Dkdm, Objective, SegmentEnd},
     pool::{self, Order, Pool, segments::Segments},
+    prompting::Prompting,
+    ranks::{self, Alone, Shards, World},
     run_dir::{self, RunDir},
     shrink,
     student::{self, Candidate, Student},
@@ -48,9 +50,13 @@ use crate::mlflow::Status;
 ///
 /// # Errors
 /// A sentence naming the flag, file or field to mend.
-pub(super) fn run(args: &DistillArgs, threads: NonZeroUsize) -> Result<(), String> {
-    stage(args, threads, Interrupt::listen()?, Before::default())?;
-    if args.training.dry_run { super::print(DRY) } else { Ok(()) }
+pub(super) fn run(
+    args: &DistillArgs,
+    threads: NonZeroUsize,
+    world: &dyn World,
+) -> Result<(), String> {
+    stage(args, threads, world, Interrupt::listen()?, Before::default())?;
+    if args.training.dry_run && world.rank() == 0 { super::print(DRY) } else { Ok(()) }
 }
 
 /// What was there before a run.
@@ -82,12 +88,15 @@ pub(super) fn check(
 ) -> Result<(), String> {
     let (device, dtype) = args.compute.for_training()?;
     run_dir::check_out(&args.out).map_err(|error| error.to_string())?;
-    args.training.settings(&defaults(args).training, Compute::trained(&device, dtype))?;
+    let settings =
+        args.training.settings(&defaults(args).training, Compute::trained(&device, dtype))?;
     let (_, teacher) = match teacher.take().filter(|(name, _)| *name == args.teacher) {
         Some(opened) => teacher.insert(opened),
         None => teacher.insert((args.teacher.clone(), open_teacher(args, &device, dtype)?)),
     };
     let plan = Plan::new(args, teacher)?;
+    ranks::check(plan.shards, plan.batch, settings.accumulate, &Alone)
+        .map_err(|error| error.to_string())?;
     if !goes_on && plan.share.is_none() {
         given(&plan, None)?;
     }
@@ -101,17 +110,21 @@ pub(super) fn check(
 pub(super) fn stage(
     args: &DistillArgs,
     threads: NonZeroUsize,
+    world: &dyn World,
     interrupt: Interrupt,
     before: Before,
 ) -> Result<Ran, String> {
     let shown = |error: understudy_models::Error| error.to_string();
+    let first = world.rank() == 0;
     let (device, dtype) = args.compute.for_training()?;
-    let tracking = args.training.tracking(&args.out)?;
-    super::note_name(&args.out);
+    let tracking = if first { args.training.tracking(&args.out)? } else { None };
+    if first {
+        super::note_name(&args.out);
+    }
     if let Some(folder) = args.keep_samples.as_deref().filter(|it| it.exists() && !it.is_dir()) {
         return Err(format!("--keep-samples {}: is no folder; name another", folder.display()));
     }
-    if args.keep_samples.is_some() {
+    if args.keep_samples.is_some() && first {
         super::note_retired("--keep-samples", "`understudy sample` draws the images of a teacher");
     }
     run_dir::check_out(&args.out).map_err(shown)?;
@@ -119,25 +132,30 @@ pub(super) fn stage(
         args.training.settings(&defaults(args).training, Compute::trained(&device, dtype))?;
     let teacher = open_teacher(args, &device, dtype)?;
     let plan = Plan::new(args, &teacher)?;
+    ranks::check(plan.shards, plan.batch, settings.accumulate, world).map_err(shown)?;
     // Whatever no measuring is needed for is refused before anything is written.
     let given = match plan.share {
         None => Some(given(&plan, before.network)?),
         Some(_) => None,
     };
-    let run = RunDir::open(&args.out).map_err(shown)?;
+    let run = if first { Some(RunDir::open(&args.out).map_err(shown)?) } else { None };
     let student = match given {
         Some(student) => student,
-        None => shrunk(&plan, &run)?,
+        None => shrunk(&plan, run.as_ref(), world)?,
     };
-    let student = begun(&plan, student, &run)?;
+    let student = begun(&plan, student, run.as_ref())?;
     // Evaluations are named for the one method that is told them.
-    let Source { source, objective, role } = match plan.evaluations {
-        Some(evaluations) => segment_regression(&plan, &run, evaluations),
-        None if plan.method == Method::DataFreeBaseline => {
-            data_free_baseline(&plan, &student, &run)
+    let shards = Shards::new(world, plan.shards, |shard| {
+        let shard = Shard::new(&plan, shard);
+        match plan.evaluations {
+            Some(evaluations) => segment_regression(&plan, &shard, run.as_ref(), evaluations),
+            None if plan.method == Method::DataFreeBaseline => {
+                data_free_baseline(&plan, &student, run.as_ref())
+            }
+            None => dkdm(&plan, &shard, run.as_ref()),
         }
-        None => dkdm(&plan, &student, &run),
-    }?;
+    })?;
+    let (objective, role) = objective(&plan, &student)?;
 
     let mut identity = super::object(&plan.identity())?;
     identity.extend(Compute::identity(&device, dtype));
@@ -146,12 +164,14 @@ pub(super) fn stage(
     recipe.insert("threads".into(), threads.get().into());
     let card = Card { role, recipe, ..card(&plan) };
     let (weights, network) = (student.parameters(), student.config.clone());
-    eprintln!(
-        "Teacher {}: {} parameters. Student: {} parameters.",
-        teacher.name,
-        super::grouped(teacher.network().parameters()),
-        super::grouped(weights)
-    );
+    if first {
+        eprintln!(
+            "Teacher {}: {} parameters. Student: {} parameters.",
+            teacher.name,
+            super::grouped(teacher.network().parameters()),
+            super::grouped(weights)
+        );
+    }
     let student = student.onto(&device).map_err(shown)?;
     let matching = match plan.evaluations.filter(|_| plan.method == Method::DistributionMatching) {
         None => None,
@@ -164,19 +184,25 @@ pub(super) fn stage(
             Some(Matching::new(&teacher, &student.schedule, of_matching, &device).map_err(shown)?)
         }
     };
-    let task = Task { run, identity, source, objective, matching, student, settings, card };
+    let task = Task { run, identity, shards, objective, matching, student, settings, card };
     let mut progress = TrainingProgress::new(
         "Filling the sample pool",
         args.training.dry_run,
         interrupt,
         tracking,
-    );
+    )
+    .silent(!first);
     if !args.no_report {
         progress = progress.before_report(report_seconds);
     }
     let outcome = train::train(task, &mut progress).map_err(shown)?;
-    super::write_command(&args.out)?;
+    // What is left is the first rank's to do.
+    world.close();
     let estimated_seconds = progress.estimated_seconds();
+    if !first {
+        return Ok(Ran { network, estimated_seconds });
+    }
+    super::write_command(&args.out)?;
     match outcome {
         Outcome::Stopped { step } => progress.stopped(step, &args.out)?,
         Outcome::Finished
@@ -256,13 +282,13 @@ fn given(plan: &Plan<'_>, to_be: Option<NetworkConfig>) -> Result<Student, Strin
 }
 
 /// The student before its first training batch.
-fn begun(plan: &Plan<'_>, mut student: Student, run: &RunDir) -> Result<Student, String> {
+fn begun(plan: &Plan<'_>, mut student: Student, run: Option<&RunDir>) -> Result<Student, String> {
     let (teacher, seed) = (plan.teacher, plan.args.training.seed);
     if plan.init == Init::Random {
         return Ok(student);
     }
-    // A resumed run has its weights in the checkpoint.
-    if run.checkpoint().exists() {
+    // A resumed run has its weights in the checkpoint, and other ranks than the first have them from that.
+    if run.is_none_or(|run| run.checkpoint().exists()) {
         let began = if plan.init == Init::Blocks { student::BLOCKS } else { student::CHANNELS };
         student.initialisation = began.into();
         return Ok(student);
@@ -295,13 +321,24 @@ fn begun(plan: &Plan<'_>, mut student: Student, run: &RunDir) -> Result<Student,
 /// Steps of the walk on which importance is measured: every timestep is visited whatever their number.
 const PROBE_STEPS: usize = 50;
 
-/// The network found for a share of the teacher's time; a resumed run has the one of its checkpoint.
-fn shrunk(plan: &Plan<'_>, run: &RunDir) -> Result<Student, String> {
+/// The network found for a share of the teacher's time, by the first rank; a resumed run has the one of its checkpoint.
+fn shrunk(plan: &Plan<'_>, run: Option<&RunDir>, world: &dyn World) -> Result<Student, String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    let found = run.map(|run| narrower(plan, run)).transpose()?;
+    let mut text =
+        found.map_or_else(String::new, |config| config.to_json().to_string()).into_bytes();
+    world.broadcast(&mut text);
+    let config = serde_json::from_slice(&text).map_err(|error| error.to_string())?;
+    let config = NetworkConfig::from_json(&config, "the network found by the first rank");
+    plan.student(Candidate { config: config.map_err(shown)?, trained: None }).map_err(shown)
+}
+
+/// The network that takes the student's share of the teacher's time.
+fn narrower(plan: &Plan<'_>, run: &RunDir) -> Result<NetworkConfig, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let found = run.path().join("student.json");
     if run.checkpoint().exists() && found.exists() {
-        let student = Candidate::open(&found).and_then(|candidate| plan.student(candidate));
-        return student.map_err(shown);
+        return Ok(Candidate::open(&found).map_err(shown)?.config);
     }
     eprintln!("Measuring narrower networks.");
     let shrunk = shrink::shrink(plan.teacher, plan.share.unwrap_or_default()).map_err(shown)?;
@@ -310,7 +347,7 @@ fn shrunk(plan: &Plan<'_>, run: &RunDir) -> Result<Student, String> {
     if !plan.args.training.dry_run {
         write_config(&found, &config)?;
     }
-    plan.student(Candidate { config, trained: None }).map_err(shown)
+    Ok(config)
 }
 
 fn write_config(path: &Path, config: &NetworkConfig) -> Result<(), String> {
@@ -318,15 +355,48 @@ fn write_config(path: &Path, config: &NetworkConfig) -> Result<(), String> {
     write_atomically(path, text.as_bytes()).map_err(|error| error.to_string())
 }
 
-/// Where training batches come from, and how they are to be read.
-struct Source<'a> {
-    source: Box<dyn BatchSource + 'a>,
-    objective: Objective,
-    role: Role,
+/// What training batches are to be, of one shard.
+struct Shard {
+    batch: usize,
+    samples: usize,
+    seed: u64,
+}
+
+impl Shard {
+    fn new(plan: &Plan<'_>, shard: usize) -> Self {
+        let Plan { batch, samples, shards, .. } = *plan;
+        let seed = ranks::seed(plan.args.training.seed, shard);
+        Self { batch: batch / shards, samples: samples / shards, seed }
+    }
+}
+
+/// Where training batches come from.
+type Source<'a> = Box<dyn BatchSource + 'a>;
+
+/// How training batches are to be read, and what learns from them.
+fn objective(plan: &Plan<'_>, student: &Student) -> Result<(Objective, Role), String> {
+    let teacher = plan.teacher;
+    Ok(match plan.method {
+        _ if plan.evaluations.is_some() => (Objective::SegmentEnd(SegmentEnd), Role::Student),
+        Method::DataFreeBaseline => {
+            (in_eps(plan, PredictionType::Epsilon, student, false)?, Role::Baseline)
+        }
+        _ => {
+            let learned = teacher.learned_variance();
+            let answers = teacher.schedule.prediction_type();
+            (in_eps(plan, answers, student, learned)?, Role::Student)
+        }
+    })
+}
+
+/// What a text-to-image teacher is asked, which one rank has alone.
+fn asked(plan: &Plan<'_>, run: Option<&RunDir>) -> Result<Option<Prompting>, String> {
+    let both = plan.prompted.as_ref().zip(run);
+    both.map(|(prompted, run)| prompted.of_run(plan.teacher, run)).transpose()
 }
 
 /// The pool on which the teacher walks.
-fn dkdm<'a>(plan: &Plan<'a>, student: &Student, run: &RunDir) -> Result<Source<'a>, String> {
+fn dkdm<'a>(plan: &Plan<'a>, shard: &Shard, run: Option<&RunDir>) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (args, teacher) = (plan.args, plan.teacher);
     let learned = teacher.learned_variance();
@@ -338,20 +408,17 @@ fn dkdm<'a>(plan: &Plan<'a>, student: &Student, run: &RunDir) -> Result<Source<'
             Schedule::Shuffled => Order::Shuffled,
             Schedule::Dynamic => Order::Dynamic { rho: plan.rho() },
         },
-        batch: plan.samples,
-        seed: args.training.seed,
-        run: run.id().to_owned(),
-        earlier: (run.checkpoint().exists())
-            .then(|| args.out.file_name().unwrap_or_default().to_string_lossy().into_owned()),
+        batch: shard.samples,
+        seed: shard.seed,
+        run: run.map(|run| run.id().to_owned()).unwrap_or_default(),
+        earlier: run
+            .filter(|run| run.checkpoint().exists())
+            .map(|_| args.out.file_name().unwrap_or_default().to_string_lossy().into_owned()),
         file: args.pool_file.clone(),
         finished: args.keep_samples.clone(),
     };
-    let prompting =
-        plan.prompted.as_ref().map(|prompted| prompted.of_run(teacher, run)).transpose()?;
     let pool = Pool::new(teacher, walks, settings).map_err(shown)?;
-    let source = Box::new(pool.prompted(prompting));
-    let objective = in_eps(plan, teacher.schedule.prediction_type(), student, learned)?;
-    Ok(Source { source, objective, role: Role::Student })
+    Ok(Box::new(pool.prompted(asked(plan, run)?)))
 }
 
 /// The loss in eps, of answers that are `answers`.
@@ -370,23 +437,22 @@ fn in_eps(
 /// The pool on which the teacher walks a segment at a time.
 fn segment_regression<'a>(
     plan: &Plan<'a>,
-    run: &RunDir,
+    shard: &Shard,
+    run: Option<&RunDir>,
     evaluations: usize,
 ) -> Result<Source<'a>, String> {
-    let walk = (evaluations, plan.walk_steps, plan.batch);
-    let settings = few_steps::pool(plan.args, plan.teacher, &plan.defaults, walk);
-    let prompting =
-        plan.prompted.as_ref().map(|prompted| prompted.of_run(plan.teacher, run)).transpose()?;
+    let walk = (evaluations, plan.walk_steps);
+    let settings =
+        few_steps::pool(plan.args, plan.teacher, &plan.defaults, walk, (shard.batch, shard.seed));
     let pool = Segments::new(plan.teacher, settings).map_err(|error| error.to_string())?;
-    let objective = Objective::SegmentEnd(SegmentEnd);
-    Ok(Source { source: Box::new(pool.prompted(prompting)), objective, role: Role::Student })
+    Ok(Box::new(pool.prompted(asked(plan, run)?)))
 }
 
 /// The teacher's images as data.
 fn data_free_baseline<'a>(
     plan: &Plan<'a>,
     student: &Student,
-    run: &RunDir,
+    run: Option<&RunDir>,
 ) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (args, teacher) = (plan.args, plan.teacher);
@@ -411,12 +477,12 @@ fn data_free_baseline<'a>(
         first_seed: seed.wrapping_mul(1 << 32),
         batch: 64,
     };
+    // Not one of several shards, so this is the first rank.
+    let run = run.ok_or("--method data-free-baseline: takes one process")?;
     let folder = run.path().join("teacher-samples");
     let network = (student.config.clone(), student.schedule.clone());
     let (count, batch) = (args.samples.get(), plan.batch);
-    let source = Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed));
-    let objective = in_eps(plan, PredictionType::Epsilon, student, false)?;
-    Ok(Source { source, objective, role: Role::Baseline })
+    Ok(Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed)))
 }
 
 fn open_teacher(

@@ -94,6 +94,10 @@ pub(super) struct DistillArgs {
     /// Keep the images that the teacher finishes on its walks, as DIR/CLASS/SEED.png.
     #[arg(long, value_name = "DIR", hide = true)]
     pub(super) keep_samples: Option<PathBuf>,
+    /// Parts of a batch, each from a pool of its own, that `mpirun` may share among as many processes or fewer: the student is
+    /// the same, to the bit. A power of two that divides --batch.
+    #[arg(long, value_name = "SHARDS", default_value_t = NonZeroUsize::MIN, help_heading = "Method")]
+    pub(super) shards: NonZeroUsize,
     /// Leave out the report that follows the training.
     #[arg(long)]
     pub(super) no_report: bool,

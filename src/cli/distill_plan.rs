@@ -58,6 +58,8 @@ pub(super) struct Plan<'a> {
     pub(super) prompted: Option<PromptArgs>,
     /// Samples of a batch.
     pub(super) samples: usize,
+    /// Parts of a batch that have a pool of their own.
+    pub(super) shards: usize,
 }
 
 impl<'a> Plan<'a> {
@@ -91,6 +93,7 @@ impl<'a> Plan<'a> {
             Walks::new(&teacher.schedule, sampler, walk_steps, learned)
                 .map_err(|error| error.to_string())?;
         }
+        let shards = shards(args, method)?;
         let student = match (&args.student, evaluations) {
             (Some(student), _)
                 if share(student).is_none() && blocks(student).is_none() && !student.exists() =>
@@ -122,6 +125,7 @@ impl<'a> Plan<'a> {
             batch,
             prompted,
             samples,
+            shards,
             defaults,
         })
     }
@@ -218,6 +222,29 @@ fn method(args: &DistillArgs) -> Result<Method, String> {
             super::word(method)
         )),
     }
+}
+
+/// The number of shards, where what is asked for can have several.
+fn shards(args: &DistillArgs, method: Method) -> Result<usize, String> {
+    let count = args.shards.get();
+    let refuse = |flag: String| {
+        Err(format!(
+            "{flag}: a run of several shards cannot have it yet; leave out --shards {count}"
+        ))
+    };
+    if count == 1 {
+        return Ok(count);
+    }
+    if matches!(method, Method::DataFreeBaseline | Method::DistributionMatching) {
+        return refuse(format!("--method {}", super::word(method)));
+    }
+    if let Some(prompts) = args.prompts.first() {
+        return refuse(format!("--prompts {prompts}"));
+    }
+    if let Some(file) = &args.pool_file {
+        return refuse(format!("--pool-file {}", file.display()));
+    }
+    Ok(count)
 }
 
 /// `base`, `small` or `tiny`.

@@ -109,7 +109,8 @@ pub(super) fn pool(
     args: &DistillArgs,
     teacher: &Teacher,
     defaults: &DistillDefaults,
-    (evaluations, walk_steps, batch): (usize, usize, usize),
+    (evaluations, walk_steps): (usize, usize),
+    (batch, seed): (usize, u64),
 ) -> segments::Settings {
     let rho = args.rho.unwrap_or(SHARE_OF_RHO * defaults.rho);
     segments::Settings {
@@ -117,7 +118,7 @@ pub(super) fn pool(
         walk_steps,
         samples: Order::Dynamic { rho }.slots(batch, teacher.schedule.train_timesteps()),
         batch,
-        seed: args.training.seed,
+        seed,
     }
 }
 

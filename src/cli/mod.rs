@@ -177,21 +177,24 @@ impl Cli {
             Some(Command::Load(arguments)) => load::run(&arguments),
             Some(Command::Import(arguments)) => import::run(&arguments),
             Some(Command::Models(arguments)) => models::run(&arguments),
-            Some(Command::Distill(distillation)) => {
-                ranks::one_alone().and_then(|()| match distillation {
-                    recipe::Distillation::Run(arguments) => distill::run(&arguments, threads),
-                    recipe::Distillation::Recipe(recipe) => recipe.run(threads),
-                })
-            }
+            Some(Command::Distill(distillation)) => match distillation {
+                recipe::Distillation::Run(arguments) => {
+                    ranks::together(|world| distill::run(&arguments, threads, world))
+                }
+                recipe::Distillation::Recipe(recipe) => ranks::one_alone(
+                    "a recipe is done by one process, and its stages one by one by several",
+                )
+                .and_then(|()| recipe.run(threads)),
+            },
             Some(Command::Prune(arguments)) => prune::run(&arguments),
             Some(Command::Quantize(arguments)) => quantize::run(&arguments),
-            Some(Command::Train(arguments)) => {
-                ranks::one_alone().and_then(|()| train::run(&arguments, threads))
-            }
+            Some(Command::Train(arguments)) => ranks::one_alone("`train` is one process")
+                .and_then(|()| train::run(&arguments, threads)),
             Some(Command::Evaluate(arguments)) => evaluate::run(&arguments),
             Some(Command::Report(arguments)) => report::run(&arguments),
             Some(Command::TrainJudge(arguments)) => {
-                ranks::one_alone().and_then(|()| train_judge::run(&arguments))
+                ranks::one_alone("`train-judge` is one process")
+                    .and_then(|()| train_judge::run(&arguments))
             }
             Some(Command::Health(arguments)) => health::run(&arguments),
             Some(Command::Completions(arguments)) => completions::run(&arguments),

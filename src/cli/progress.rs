@@ -109,6 +109,8 @@ pub(super) struct TrainingProgress {
     /// What is done before the first step.
     preparing: &'static str,
     dry_run: bool,
+    /// Another process tells.
+    silent: bool,
     /// Seconds that a report takes after a run of so many.
     report: Option<fn(f64) -> f64>,
     interrupt: Interrupt,
@@ -135,6 +137,7 @@ impl TrainingProgress {
         Self {
             preparing,
             dry_run,
+            silent: false,
             report,
             interrupt,
             began,
@@ -143,6 +146,11 @@ impl TrainingProgress {
             estimated_seconds,
             tracking,
         }
+    }
+
+    /// Tells nothing where another process that shares the run does.
+    pub(super) fn silent(self, silent: bool) -> Self {
+        Self { silent, ..self }
     }
 
     /// How the run ended, and its report where it has one.
@@ -230,6 +238,9 @@ impl TrainingProgress {
 
 impl Watch for TrainingProgress {
     fn event(&mut self, event: Event<'_>) {
+        if self.silent {
+            return;
+        }
         if let Some(tracking) = &mut self.tracking {
             tracking.event(event);
         }

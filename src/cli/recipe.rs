@@ -16,6 +16,7 @@ use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
+use understudy_distill::ranks::Alone;
 use understudy_models::checkpoint::read;
 
 use super::{
@@ -190,7 +191,7 @@ impl Recipe {
         for (number, stage) in self.stages.iter().enumerate() {
             eprintln!("Stage {} of {}: {}", number + 1, self.stages.len(), stage.name);
             let goes_on = Before { stage: true, network: before.take().filter(|_| stage.goes_on) };
-            let ran = distill::stage(&stage.args, threads, interrupt.clone(), goes_on);
+            let ran = distill::stage(&stage.args, threads, &Alone, interrupt.clone(), goes_on);
             let ran = ran.map_err(|problem| self.wrong(stage, &problem))?;
             seconds += ran.estimated_seconds;
             before = Some(ran.network);

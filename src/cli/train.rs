@@ -7,6 +7,7 @@ use serde_json::Map;
 use understudy_distill::{
     noised::Noised,
     objective::{Dkdm, Objective},
+    ranks::Shards,
     run_dir::{self, RunDir},
     student::{Candidate, Student},
     train::{self, Outcome, Task},
@@ -118,9 +119,9 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
         super::grouped(count)
     );
     let student = student.onto(&device).map_err(shown)?;
-    let run = RunDir::open(&args.out).map_err(shown)?;
-    let source = Box::new(batches);
-    let task = Task { run, identity, source, objective, matching: None, student, settings, card };
+    let run = Some(RunDir::open(&args.out).map_err(shown)?);
+    let shards = Shards::one(Box::new(batches));
+    let task = Task { run, identity, shards, objective, matching: None, student, settings, card };
     let mut progress =
         TrainingProgress::new("Reading the images", args.training.dry_run, interrupt, tracking);
     let outcome = train::train(task, &mut progress).map_err(shown)?;

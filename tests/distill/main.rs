@@ -3,6 +3,7 @@
 
 mod mlflow;
 mod recipes;
+mod shards;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -39,6 +39,9 @@ pub struct Record {
     pub learning_rate: f64,
     /// Evaluations of the teacher so far, in rows.
     pub teacher_evaluations: u64,
+    /// Bytes that the first rank has sent to others in this step, where there are others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sent_bytes: Option<u64>,
     /// Rows a second, of late.
     pub images_per_second: f64,
     /// Time spent so far, in all sessions.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use understudy_distill::objective::{Dkdm, Objective};
 use understudy_distill::optimizer;
 use understudy_distill::pool::{self, Order, Pool};
+use understudy_distill::ranks::Shards;
 use understudy_distill::run_dir::{RUN_DIR, RunDir};
 use understudy_distill::student::{Candidate, Student};
 use understudy_distill::teacher::Teacher;
@@ -104,10 +105,20 @@ pub(crate) fn pool<'a>(
     steps: usize,
     file: Option<PathBuf>,
 ) -> Pool<'a> {
+    pool_of(teacher, order, steps, file, (4, 3))
+}
+
+/// As [`pool`], of batches of so many samples, and of another seed.
+pub(crate) fn pool_of<'a>(
+    teacher: &'a Teacher,
+    order: Order,
+    steps: usize,
+    file: Option<PathBuf>,
+    (batch, seed): (usize, u64),
+) -> Pool<'a> {
     let walks = Walks::new(&teacher.schedule, Kind::Ddpm, steps, teacher.learned_variance());
     let run = "test".into();
-    let settings =
-        pool::Settings { order, batch: 4, seed: 3, run, earlier: None, file, finished: None };
+    let settings = pool::Settings { order, batch, seed, run, earlier: None, file, finished: None };
     Pool::new(teacher, walks.unwrap(), settings).unwrap()
 }
 
@@ -129,15 +140,28 @@ pub(crate) fn taught<'a>(
     prediction: Option<PredictionType>,
     (out, steps, file): (&Path, u64, Option<PathBuf>),
 ) -> Task<'a> {
+    let pool = pool(teacher, Order::Dynamic { rho: 0.2 }, 10, file);
+    let run = RunDir::open(out).unwrap();
+    shared(teacher, (student, prediction), Some(run), Shards::one(Box::new(pool)), steps)
+}
+
+/// A run of these shards, of which this may be a part.
+pub(crate) fn shared<'a>(
+    teacher: &'a Teacher,
+    (student, prediction): (NetworkConfig, Option<PredictionType>),
+    run: Option<RunDir>,
+    shards: Shards<'a>,
+    steps: u64,
+) -> Task<'a> {
     let learned = teacher.learned_variance();
     let candidate = Candidate { config: student, trained: None };
     let student = Student::new(candidate, teacher, prediction, 5).unwrap();
     let kind = teacher.schedule.prediction_type();
     let identity: Map<_, _> = [("seed".to_string(), json!(3))].into_iter().collect();
     Task {
-        run: RunDir::open(out).unwrap(),
+        run,
         identity,
-        source: Box::new(pool(teacher, Order::Dynamic { rho: 0.2 }, 10, file)),
+        shards,
         objective: Objective::Dkdm(
             Dkdm::new(&teacher.schedule, kind, student.schedule.prediction_type(), learned)
                 .unwrap(),
