@@ -345,13 +345,16 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
     let listener = listen(&config).await?;
     let address = listener.local_addr().map_err(|error| error.to_string())?;
     let settings = reachable(&config, address);
-    let traces = config.traces.as_ref().map(Traces::start).transpose()?;
-    if let Some(settings) = &config.traces {
-        tracing::info!(endpoint = %settings.endpoint, "traces are sent to a collector");
-    }
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let dropped = metrics.add(Box::new(lines.dropped.clone()));
     dropped.map_err(|error| error.to_string())?;
+    let traces = config.traces.as_ref().map(Traces::start).transpose()?;
+    for series in traces.iter().flat_map(Traces::series) {
+        metrics.add(series).map_err(|error| error.to_string())?;
+    }
+    if let Some(settings) = &config.traces {
+        tracing::info!(endpoint = %settings.endpoint, "traces are sent to a collector");
+    }
     let (experiments, kept) = experiments(&config.data).await?;
     let experiments = Arc::new(experiments);
     let series = experiments.series().and_then(|series| metrics.add(series));

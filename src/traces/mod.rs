@@ -4,6 +4,7 @@
 //! a collector there is nothing of all this.
 
 mod collector;
+mod exporter;
 mod parent;
 mod settings;
 mod span;
@@ -18,6 +19,7 @@ use opentelemetry_sdk::{
 };
 
 use collector::Collector;
+use exporter::{Counted, Counts};
 pub use settings::Settings;
 pub use span::Span;
 
@@ -30,6 +32,7 @@ pub struct Traces {
     provider: SdkTracerProvider,
     tracer: SdkTracer,
     heeds_parents: bool,
+    counts: Counts,
 }
 
 impl Traces {
@@ -52,14 +55,20 @@ impl Traces {
         if settings.gzip {
             exporter = exporter.with_compression(Compression::Gzip);
         }
+        let counts = Counts::new()?;
         let exporter = exporter.build().map_err(|error| format!("traces: {error}"))?;
         let provider = SdkTracerProvider::builder()
             .with_resource(resource())
-            .with_batch_exporter(exporter)
+            .with_batch_exporter(Counted { exporter, taken: counts.taken.clone() })
             .build();
         let scope = InstrumentationScope::builder(SERVICE).with_version(env!("CARGO_PKG_VERSION"));
         let tracer = provider.tracer_with_scope(scope.build());
-        Ok(Self { provider, tracer, heeds_parents: settings.heeds_parents })
+        Ok(Self { provider, tracer, heeds_parents: settings.heeds_parents, counts })
+    }
+
+    /// Spans that there were, and those that a collector took.
+    pub fn series(&self) -> [Box<dyn prometheus::core::Collector>; 2] {
+        [Box::new(self.counts.made.clone()), Box::new(self.counts.taken.clone())]
     }
 
     /// Sends what waits, and waits for that, but not longer than `patience`. It blocks.

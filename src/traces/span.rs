@@ -12,9 +12,10 @@ use axum::http::HeaderMap;
 use opentelemetry::{
     Context, KeyValue,
     context::{FutureExt, WithContext},
-    trace::{SpanBuilder, SpanId, SpanKind, Status, TraceContextExt, TraceId, Tracer},
+    trace::{Span as _, SpanBuilder, SpanId, SpanKind, Status, TraceContextExt, TraceId, Tracer},
 };
 use opentelemetry_sdk::trace::SdkTracer;
+use prometheus::IntCounter;
 
 use super::{Traces, parent};
 
@@ -28,6 +29,7 @@ pub struct Span {
 /// Of a request.
 struct Origin {
     tracer: SdkTracer,
+    made: IntCounter,
     /// The same moment on both clocks: all times of a trace are as far apart as on the steady one.
     received: Instant,
     wall: SystemTime,
@@ -49,7 +51,11 @@ impl Origin {
         parent: &Context,
     ) -> Context {
         let builder = builder.with_start_time(self.wall(began)).with_attributes(attributes);
-        parent.with_span(self.tracer.build_with_context(builder, parent))
+        let span = self.tracer.build_with_context(builder, parent);
+        if span.is_recording() {
+            self.made.inc();
+        }
+        parent.with_span(span)
     }
 }
 
@@ -62,8 +68,8 @@ impl Span {
         received: Instant,
         attributes: Vec<KeyValue>,
     ) -> Option<Self> {
-        let (tracer, wall) = (traces.tracer.clone(), SystemTime::now());
-        let origin = Arc::new(Origin { tracer, received, wall });
+        let (tracer, made) = (traces.tracer.clone(), traces.counts.made.clone());
+        let origin = Arc::new(Origin { tracer, made, received, wall: SystemTime::now() });
         let parent = Some(headers).filter(|_| traces.heeds_parents).and_then(parent::of);
         let outside = Context::new().with_value(Arc::clone(&origin));
         let outside = match parent {

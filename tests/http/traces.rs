@@ -62,6 +62,9 @@ async fn traced(mut server: Server) -> Traced {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let traces = traces_to(&format!("http://{}", listener.local_addr().unwrap()));
     tokio::spawn(axum::serve(listener, router).into_future());
+    for series in traces.series() {
+        server.metrics.add(series).unwrap();
+    }
     server.app = server.app.traced(Some(traces.clone()));
     Traced { server, traces, collected }
 }
@@ -70,8 +73,16 @@ impl Traced {
     /// Sends what waits, and gives all that the collector has got.
     async fn end(self) -> Vec<Span> {
         let Self { server, traces, collected } = self;
+        let metrics = Arc::clone(&server.metrics);
         drop(server);
         tokio::task::spawn_blocking(move || traces.end(PATIENCE)).await.unwrap().unwrap();
+        let metrics = metrics.encode().unwrap();
+        let count = |name: &str| -> usize {
+            let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+            line.unwrap().parse().unwrap()
+        };
+        let made = count("understudy_spans_total");
+        assert_eq!(count("understudy_spans_taken_total"), made);
         let batches = std::mem::take(&mut *collected.0.lock().unwrap());
         let resources = batches.into_iter().flat_map(|batch| batch.resource_spans);
         let scopes = resources.flat_map(|resource| {
@@ -80,7 +91,9 @@ impl Traced {
             assert_eq!(named, Some(Any::StringValue("understudy".into())));
             resource.scope_spans
         });
-        scopes.flat_map(|scope| scope.spans).collect()
+        let spans: Vec<Span> = scopes.flat_map(|scope| scope.spans).collect();
+        assert_eq!(spans.len(), made);
+        spans
     }
 }
 
