@@ -9,6 +9,7 @@ use crate::{
     experiments::Experiments,
     http,
     registry::{self, KeptCosts},
+    traces,
 };
 
 /// A valid configuration of `serve`.
@@ -30,6 +31,8 @@ pub struct Config {
     pub shutdown: http::Shutdown,
     /// How log lines are written.
     pub log_format: LogFormat,
+    /// Where traces go, if anywhere.
+    pub traces: Option<traces::Settings>,
 }
 
 impl Config {
@@ -105,6 +108,7 @@ impl Config {
                 drain: Duration::from_secs(arguments.drain_seconds),
             },
             log_format: arguments.log_format,
+            traces: traces::Settings::of_environment()?,
         })
     }
 }

@@ -21,3 +21,4 @@ pub mod percentiles;
 pub mod registry;
 mod report;
 pub mod similarity;
+pub mod traces;

@@ -43,7 +43,8 @@ MATRIX = {
         {
             "autoscaling": {"enabled": True, "maxReplicas": 8, "backlogSeconds": 2.5},
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
-            "networkPolicy": {"enabled": True, "hub": True, "from": [{"namespaceSelector": {}}]},
+            "env": [{"name": "OTEL_EXPORTER_OTLP_ENDPOINT", "value": "http://collector:4318"}],
+            "networkPolicy": {"enabled": True, "hub": True, "collectorPort": 4318, "from": [{"namespaceSelector": {}}]},
             "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}], "hostnames": ["images.example.org"]},
             "kserve": {"enabled": True},
         },

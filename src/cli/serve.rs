@@ -30,6 +30,7 @@ use crate::{
     http::{self, App},
     metrics::Metrics,
     registry::{Registry, State},
+    traces::Traces,
 };
 
 /// Arguments of `serve`, as typed; [`Config`] is what they mean.
@@ -315,6 +316,9 @@ pub enum LogFormat {
 /// How long the end waits for the last lines of the log.
 const LAST_LINES: Duration = Duration::from_millis(200);
 
+/// How long the end waits for a collector to take the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(3);
+
 /// How long the end waits for the database of experiments.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -344,6 +348,13 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let dropped = metrics.add(Box::new(lines.dropped.clone()));
     dropped.map_err(|error| error.to_string())?;
+    let traces = config.traces.as_ref().map(Traces::start).transpose()?;
+    for series in traces.iter().flat_map(Traces::series) {
+        metrics.add(series).map_err(|error| error.to_string())?;
+    }
+    if let Some(settings) = &config.traces {
+        tracing::info!(endpoint = %settings.endpoint, "traces are sent to a collector");
+    }
     let (experiments, kept) = experiments(&config.data).await?;
     let experiments = Arc::new(experiments);
     let series = experiments.series().and_then(|series| metrics.add(series));
@@ -364,7 +375,8 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
     announced.line(&announcement::opening(address, &device, threads.get(), &kept, models));
     let logged = tokio::spawn(throughput::log(Arc::clone(&metrics)));
     let unloading = tokio::spawn(Arc::clone(&registry).unload_idle_encoders());
-    let app = App::new(engine, Arc::clone(&registry), Arc::clone(&experiments), metrics, settings);
+    let app = App::new(engine, Arc::clone(&registry), Arc::clone(&experiments), metrics, settings)
+        .traced(traces.clone());
 
     // Health answers 503 while models load, instead of no answer at all.
     let server = http::serve(listener, app, stop.cancelled_owned(), config.shutdown);
@@ -389,6 +401,12 @@ async fn serve(config: Config, threads: NonZeroUsize, lines: &Log) -> Result<(),
     logged.abort();
     unloading.abort();
     announced.flush(LAST_LINES);
+    if let Some(traces) = traces {
+        let ended = tokio::task::spawn_blocking(move || traces.end(LAST_SPANS)).await;
+        if let Err(problem) = ended.map_err(|error| error.to_string()).flatten() {
+            tracing::warn!(problem, "the last spans are lost");
+        }
+    }
     let closed = tokio::time::timeout(CLOSING, experiments.close()).await;
     let closed = closed.map_err(|_| {
         format!("the database of experiments did not close within {} s", CLOSING.as_secs())

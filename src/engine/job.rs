@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 pub use understudy_models::Image;
 use understudy_models::sampler::{Mixture, Trajectory};
 
-use super::embeddings::Tokens;
+use super::{embeddings::Tokens, stage::PerStage};
 use crate::registry::Model;
 
 /// A request for images, valid from here on.
@@ -157,6 +157,19 @@ pub struct SampleTimings {
     pub mean_batch: f64,
     /// When the image was finished.
     pub finished: Instant,
+    /// When it was in each of the stages that it went through.
+    pub stages: PerStage<Option<StageTime>>,
+}
+
+/// When an image was in a stage, waits between evaluations included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StageTime {
+    /// When its first evaluation began.
+    pub began: Instant,
+    /// When its last evaluation ended.
+    pub ended: Instant,
+    /// How many evaluations that took.
+    pub evaluations: usize,
 }
 
 /// What a submission sends while it runs.
@@ -186,6 +199,8 @@ pub enum Event {
         index: usize,
         /// The network's own output, `[out_channels, height, width]`, flat.
         output: Vec<f32>,
+        /// Where its time went.
+        timings: SampleTimings,
     },
     /// An image failed; the others of the request go on.
     Failed {

@@ -46,8 +46,9 @@ pub use embeddings::{Tokens, Words};
 pub use handle::{Engine, Routed};
 pub use job::{
     Beginning, Event, Failure, GenerateRequest, Image, InferRequest, Mask, Rejected, SampleSpec,
-    SampleTimings, Start, Submission,
+    SampleTimings, StageTime, Start, Submission,
 };
 pub use queue::Client;
+pub use stage::{PerStage, Stage};
 pub use warmup::probe;
 pub(crate) use warmup::probe_inputs;

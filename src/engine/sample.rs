@@ -9,7 +9,8 @@ use understudy_models::{
 };
 
 use super::{
-    Beginning, Event, GenerateRequest, InferRequest, Mask, SampleSpec, SampleTimings, Start,
+    Beginning, Event, GenerateRequest, InferRequest, Mask, SampleSpec, SampleTimings, StageTime,
+    Start,
     admission::Admission,
     batcher::{Part, SampleKey, ScheduledWork, Urgency},
     embeddings::{States, Tokens},
@@ -116,6 +117,7 @@ pub(super) struct Clock {
     row_evaluations: usize,
     /// Σ over evaluations of the rows that shared it.
     batch_rows: usize,
+    stages: PerStage<Option<StageTime>>,
 }
 
 impl Clock {
@@ -127,6 +129,7 @@ impl Clock {
             evaluations: 0,
             row_evaluations: 0,
             batch_rows: 0,
+            stages: PerStage::default(),
         }
     }
 
@@ -147,6 +150,14 @@ impl Clock {
         self.batch_rows += batch_rows;
     }
 
+    /// An evaluation of that stage lasted from one moment to the other.
+    pub(super) fn passed(&mut self, stage: Stage, began: Instant, ended: Instant) {
+        let first = StageTime { began, ended, evaluations: 0 };
+        let time = self.stages[stage].get_or_insert(first);
+        time.ended = ended;
+        time.evaluations += 1;
+    }
+
     /// Its share of an evaluation that is not the network's.
     pub(super) fn shared(&mut self, seconds: f64, rows: usize, batch_rows: usize) {
         self.device_seconds += seconds * rows as f64 / batch_rows.max(1) as f64;
@@ -161,6 +172,7 @@ impl Clock {
             network_evaluations: self.row_evaluations,
             mean_batch: self.batch_rows as f64 / self.evaluations.max(1) as f64,
             finished: now,
+            stages: self.stages,
         }
     }
 }

@@ -424,7 +424,7 @@ fn rows_of_a_raw_evaluation_come_back_by_number() {
     let mut outputs: Vec<(usize, Vec<f32>)> = all(submission)
         .into_iter()
         .map(|event| match event {
-            Event::Inferred { index, output } => (index, output),
+            Event::Inferred { index, output, .. } => (index, output),
             other => panic!("{other:?}"),
         })
         .collect();

@@ -205,6 +205,7 @@ impl Worker {
         let seconds = self.ended(&batch, model, began, result.is_ok());
         self.queue.ran(&batch, seconds);
         for sample in &mut samples {
+            sample.clock.passed(batch.stage, began, self.free);
             let rows = sample.admission.parts[batch.stage].rows;
             sample.clock.shared(seconds, rows, batch.rows);
         }
@@ -240,6 +241,7 @@ impl Worker {
                 let seconds = self.ended(&batch, model, began, ended.is_ok());
                 self.queue.ran(&batch, seconds);
                 for sample in &mut samples {
+                    sample.clock.passed(batch.stage, began, self.free);
                     sample.clock.evaluated(seconds, sample.admission.rows(), batch.rows);
                 }
                 ended.map_err(|failed| self.failure(failed, model, &batch))
@@ -296,6 +298,7 @@ impl Worker {
             let in_next = next.iter_mut().find(|sample| sample.admission.key == *key);
             let stays = in_next.is_some();
             let Some(sample) = in_next.or_else(|| self.samples.get_mut(key)) else { continue };
+            sample.clock.passed(batch.stage, began, self.free);
             sample.clock.evaluated(seconds, sample.admission.rows(), batch.rows);
             let Some(failure) = failures.remove(key) else { continue };
             if let Failure::NonFinite { timestep } = failure {
@@ -369,8 +372,8 @@ impl Worker {
                 sample.finish(|index| Event::Completed { index, image, timings });
             }
             Outcome::Raw(output) => {
-                self.finished(&sample);
-                sample.finish(|index| Event::Inferred { index, output });
+                let timings = self.finished(&sample);
+                sample.finish(|index| Event::Inferred { index, output, timings });
             }
             Outcome::Undecodable => {
                 let reason = "the decoder answered NaN or infinity";

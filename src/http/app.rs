@@ -7,7 +7,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use understudy_models::checkpoint::Lora;
 
 use super::{Host, body::Budget};
-use crate::{engine::Engine, experiments::Experiments, metrics::Metrics, registry::Registry};
+use crate::{
+    engine::Engine, experiments::Experiments, metrics::Metrics, registry::Registry, traces::Traces,
+};
 
 /// What the operator decided about HTTP. Valid from here on.
 #[derive(Debug, Clone)]
@@ -96,6 +98,8 @@ pub struct App {
     pub(super) bodies: Arc<Budget>,
     /// One request is repeated by a teacher at a time.
     pub(super) shadow_turn: Arc<Semaphore>,
+    /// Where traces go.
+    pub(super) traces: Option<Traces>,
 }
 
 impl App {
@@ -118,6 +122,12 @@ impl App {
             draining: CancellationToken::new(),
             in_flight: TaskTracker::new(),
             shadow_turn: Arc::new(Semaphore::new(1)),
+            traces: None,
         }
+    }
+
+    /// The same, with traces of its requests.
+    pub fn traced(self, traces: Option<Traces>) -> Self {
+        Self { traces, ..self }
     }
 }

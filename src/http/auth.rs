@@ -71,7 +71,7 @@ fn forbidden(message: &str) -> Problem {
 }
 
 /// Pages for people, which hold nothing secret and which a browser opens without a header.
-fn is_page(path: &str) -> bool {
+pub(super) fn is_page(path: &str) -> bool {
     matches!(path, "/" | "/openapi.json" | "/docs")
         || path.starts_with("/docs/")
         || path.starts_with("/web/")

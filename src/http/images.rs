@@ -102,7 +102,8 @@ async fn one(
             let image = images.first().ok_or_else(|| Problem::internal("no image"))?;
             let kind = [(header::CONTENT_TYPE, plan.encoding.format.media_type())];
             let parameters = Some(plan.parameters(0));
-            let bytes = encode(image.clone(), plan.encoding, parameters).await?;
+            let bytes = encode(image.clone(), plan.encoding, parameters);
+            let bytes = served.finished.span.encoding(0, plan.encoding.format, bytes).await?;
             let timings = ready(&app, &mut served, received);
             shadow::repeat(&app, served);
             timed((kind, bytes).into_response(), &timings)

@@ -18,6 +18,7 @@ use super::{
     infer_input::{self, OUTPUT},
     models::reason,
     observe::Received,
+    run_span::RunSpan,
     wire::{
         Binary, BinarySize, HealthStatus, InferOutput, InferenceError, InferenceReply,
         InferenceRequest, Live, ModelMetadata, ModelReady, ServerMetadata, ServerReady,
@@ -204,8 +205,9 @@ pub(super) async fn evaluate(
     received: Instant,
 ) -> Result<Output, Problem> {
     let (model, rows) = (Arc::clone(&request.model), request.timesteps.len());
+    let asked = Instant::now();
     let submission = app.engine.infer(request)?;
-    let values = finish(submission, rows).await?;
+    let values = finish(submission, rows, RunSpan::of_rows(&model, rows, asked)).await?;
     app.metrics
         .request_duration
         .with_label_values(&[&model.id])
@@ -296,11 +298,22 @@ pub(super) fn check_outputs<'a>(names: impl IntoIterator<Item = &'a str>) -> Res
 }
 
 /// Waits for all rows, and puts them in order.
-async fn finish(mut submission: Submission, rows: usize) -> Result<Vec<f32>, Problem> {
+async fn finish(
+    mut submission: Submission,
+    rows: usize,
+    mut span: RunSpan,
+) -> Result<Vec<f32>, Problem> {
     let mut outputs = vec![None; rows];
+    let mut last = None;
     while let Some(event) = submission.next().await {
+        if let Event::Failed { failure, .. } = &event {
+            span.failed(failure);
+        }
         match event {
-            Event::Inferred { index, output } => outputs[index] = Some(output),
+            Event::Inferred { index, output, timings } => {
+                outputs[index] = Some(output);
+                last = Some((index, timings));
+            }
             Event::Failed { failure: failure @ Failure::NonFinite { .. }, .. } => {
                 let remedy = "send a sample and a timestep from the range that it was trained on";
                 let message = format!("{failure}; {remedy}");
@@ -312,6 +325,11 @@ async fn finish(mut submission: Submission, rows: usize) -> Result<Vec<f32>, Pro
     }
     let all: Option<Vec<_>> = outputs.into_iter().collect();
     let all = all.ok_or_else(|| Problem::internal("the engine ended before the request did"))?;
+    // The rows wait and run together, as a rule, and there may be hundreds.
+    if let Some((index, timings)) = last {
+        span.made(index, &timings);
+    }
+    span.completed();
     Ok(all.concat())
 }
 

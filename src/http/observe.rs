@@ -10,10 +10,10 @@ use axum::{
 };
 use tracing::Instrument;
 
-use super::{App, auth, error::Problem, grpc};
+use super::{App, auth, error::Problem, grpc, request_span::RequestSpan};
 use crate::metrics::{Metrics, UNMATCHED_ROUTE};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// Longest request id that is taken from a client.
@@ -47,8 +47,16 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
         received,
         outcome: None,
     };
-    let span = tracing::info_span!("request", id = id.to_str().unwrap_or_default());
-    async {
+    let span = tracing::info_span!(
+        "request",
+        id = id.to_str().unwrap_or_default(),
+        trace_id = tracing::field::Empty
+    );
+    let traced = RequestSpan::of(&app, &request, &report.route, received);
+    if let Some(traced) = &traced {
+        span.record("trace_id", traced.trace_id());
+    }
+    let answer = async {
         let mut report = report;
         let mut response = next.run(request).await;
         response.headers_mut().insert(REQUEST_ID, id);
@@ -61,8 +69,11 @@ pub(super) async fn observe(State(app): State<App>, mut request: Request, next: 
         report.outcome = Some((status, problem));
         response
     }
-    .instrument(span)
-    .await
+    .instrument(span);
+    match traced {
+        Some(traced) => traced.around(answer).await,
+        None => answer.await,
+    }
 }
 
 /// One request's line in the log and its count; written when dropped, so that a client which goes

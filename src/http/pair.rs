@@ -32,10 +32,11 @@ impl Pair {
         received: Instant,
     ) -> Result<Self, Problem> {
         let requests = [student.request.clone(), teacher.request.clone()];
+        let asked = Instant::now();
         let [students, teachers] = app.engine.generate_both(requests)?;
         Ok(Self {
-            teacher: Run::of(teacher, teachers, received),
-            student: Run::of(student, students, received),
+            teacher: Run::of(teacher, teachers, received, asked),
+            student: Run::of(student, students, received, asked),
         })
     }
 

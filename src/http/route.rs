@@ -58,6 +58,7 @@ pub(super) async fn admit(
             let model = app.arm(&experiment, arm)?;
             let plan = ParsedRequest::new(&app.settings, model, wire, wanted, received).await?;
             let mut single = single(Run::new(app, plan, received)?);
+            single.run.span.for_experiment(&experiment, arm);
             single.beside.arm = Some((experiment, arm));
             single
         }

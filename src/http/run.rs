@@ -14,6 +14,7 @@ use super::{
     encode::encode,
     error::Problem,
     generate::ParsedRequest,
+    run_span::RunSpan,
     timings::unix_seconds,
     wire::{GeneratedImage, GenerationReply, Timings},
 };
@@ -28,23 +29,33 @@ pub(super) struct Run {
     received: Instant,
     /// From receipt to the latest image.
     total: Duration,
+    pub(super) span: RunSpan,
 }
 
 impl Run {
     pub(super) fn new(app: &App, plan: ParsedRequest, received: Instant) -> Result<Self, Problem> {
+        let asked = Instant::now();
         let submission = app.engine.generate(plan.request.clone())?;
-        Ok(Self::of(plan, submission, received))
+        Ok(Self::of(plan, submission, received, asked))
     }
 
-    pub(super) fn of(plan: ParsedRequest, submission: Submission, received: Instant) -> Self {
+    /// Of a request that was received at one moment and that the engine was asked for at another.
+    pub(super) fn of(
+        plan: ParsedRequest,
+        submission: Submission,
+        received: Instant,
+        asked: Instant,
+    ) -> Self {
         let images = plan.request.samples.iter().map(|_| None).collect();
-        Self { plan, submission, images, received, total: Duration::ZERO }
+        let span = RunSpan::of_images(&plan, asked);
+        Self { plan, submission, images, received, total: Duration::ZERO, span }
     }
 
     /// One that nobody waits for.
     pub(super) fn in_background(app: &App, plan: ParsedRequest) -> Result<Self, Problem> {
+        let asked = Instant::now();
         let submission = app.engine.generate_in_background(plan.request.clone())?;
-        Ok(Self::of(plan, submission, Instant::now()))
+        Ok(Self::of(plan, submission, asked, asked))
     }
 
     /// The first of several plans for the same images that is predicted to meet its deadline; its number,
@@ -55,8 +66,9 @@ impl Run {
         received: Instant,
     ) -> Result<(Self, usize, Vec<Option<Duration>>), Problem> {
         let requests: Vec<_> = plans.iter().map(|plan| plan.request.clone()).collect();
+        let asked = Instant::now();
         let Routed { served, submission, predicted } = app.engine.generate_first(&requests)?;
-        Ok((Self::of(plans.swap_remove(served), submission, received), served, predicted))
+        Ok((Self::of(plans.swap_remove(served), submission, received, asked), served, predicted))
     }
 
     pub(super) fn plan(&self) -> &ParsedRequest {
@@ -81,9 +93,14 @@ impl Run {
     /// [`Run::next`] for who waits for several.
     pub(super) fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         let event = self.submission.poll_next(context);
-        if let Poll::Ready(Some(Event::Completed { index, image, timings })) = &event {
-            self.images[*index] = Some((image.clone(), *timings));
-            self.total = self.received.elapsed();
+        match &event {
+            Poll::Ready(Some(Event::Completed { index, image, timings })) => {
+                self.images[*index] = Some((image.clone(), *timings));
+                self.total = self.received.elapsed();
+                self.span.made(*index, timings);
+            }
+            Poll::Ready(Some(Event::Failed { failure, .. })) => self.span.failed(failure),
+            _ => {}
         }
         event
     }
@@ -99,13 +116,14 @@ impl Run {
     }
 
     /// What has come of it, once all is over.
-    pub(super) fn finished(self) -> Result<Finished, Problem> {
+    pub(super) fn finished(mut self) -> Result<Finished, Problem> {
         let all: Option<Vec<_>> = self.images.into_iter().collect();
         let all = all.ok_or_else(|| Problem::internal("the engine ended before the request"))?;
         let (images, timings): (Vec<_>, Vec<_>) = all.into_iter().unzip();
         let made = timings.iter().map(|timings| timings.finished).max();
         let timings = Timings::of(&timings, self.total);
-        Ok(Finished { plan: self.plan, images, timings, made })
+        self.span.completed();
+        Ok(Finished { plan: self.plan, images, timings, made, span: self.span })
     }
 }
 
@@ -117,6 +135,7 @@ pub(super) struct Finished {
     pub(super) timings: Timings,
     /// When its last image left the device.
     made: Option<Instant>,
+    pub(super) span: RunSpan,
 }
 
 impl Finished {
@@ -149,7 +168,9 @@ impl Finished {
         parameters: impl Fn(usize) -> Option<String>,
     ) -> Result<Vec<GeneratedImage>, Problem> {
         let encoded = self.images.iter().enumerate().map(|(index, image)| {
-            let bytes = encode(image.clone(), self.plan.encoding, parameters(index));
+            let encoding = self.plan.encoding;
+            let bytes = encode(image.clone(), encoding, parameters(index));
+            let bytes = self.span.encoding(index, encoding.format, bytes);
             async move {
                 let bytes = BASE64_STANDARD.encode(bytes.await?);
                 Ok::<_, Problem>(self.plan.describe(index, bytes))

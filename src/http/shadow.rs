@@ -10,8 +10,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Repeats a finished request with its teacher if it was drawn, nobody waits for the device and no other
 /// repetition is under way. What is found goes into the metrics of pairs, and to the experiment that the request was for.
-pub(super) fn repeat(app: &App, Served { finished: student, beside }: Served) {
+pub(super) fn repeat(app: &App, Served { finished: mut student, beside }: Served) {
     let Some(repetition) = beside.shadow else { return };
+    student.span.end();
     let id = student.model().to_owned();
     let metrics = app.metrics.clone();
     let count = move |outcome| metrics.shadows.with_label_values(&[id.as_str(), outcome]).inc();

@@ -277,7 +277,8 @@ async fn streamed(
     parameters: Option<String>,
 ) -> Result<StreamedImage, Problem> {
     let plan = run.plan();
-    let bytes = encode(image, plan.encoding, parameters).await?;
+    let bytes = encode(image, plan.encoding, parameters);
+    let bytes = run.span.encoding(index, plan.encoding.format, bytes).await?;
     Ok(StreamedImage {
         image: plan.describe(index, BASE64_STANDARD.encode(bytes)),
         created_at: unix_seconds(),

@@ -64,7 +64,10 @@ pub(super) async fn pair(
         );
         return Err(Problem::new(StatusCode::CONFLICT, "different_shapes", message));
     }
-    let mut sides = Running::new(&app, plans, received)?.finish().await?;
+    let running = Running::new(&app, plans, received)?;
+    running.teacher.span.for_experiment(&experiment, one);
+    running.student.span.for_experiment(&experiment, other);
+    let mut sides = running.finish().await?;
     sides.iter().for_each(|side| side.observe(&app));
     let mut names = [one, other].map(|arm| experiment.arms[arm].name());
     if swapped {

@@ -87,7 +87,7 @@ fn sample(rows: usize) -> Vec<f32> {
 }
 
 /// One evaluation, its elements in the fields of their types.
-fn typed(rows: usize) -> ModelInferRequest {
+pub(crate) fn typed(rows: usize) -> ModelInferRequest {
     let input = |name: &str, datatype: &str, shape: Vec<i64>, contents| InferInputTensor {
         name: name.into(),
         datatype: datatype.into(),

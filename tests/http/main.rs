@@ -26,6 +26,7 @@ mod server;
 mod shadow;
 mod streaming;
 mod text;
+mod traces;
 mod votes;
 mod webui;
 mod xl;
