@@ -62,7 +62,9 @@ def main() -> None:
     result = {"date": str(datetime.date.today()), "machine": describe(), "model": MODEL, "clients": len(PROMPTS)}
     result |= {"steps": arguments.steps, "guidance_scale": arguments.guidance_scale, "threads": arguments.threads}
     with tempfile.TemporaryDirectory() as scratch:
-        sides = {"understudy": Server(arguments), "diffusers, compiled": diffusers(arguments), "bare": Bare(arguments, Path(scratch))}
+        # The server last: whoever fails before leaves none behind.
+        theirs, bare = diffusers(arguments), Bare(arguments, Path(scratch))
+        sides = {"understudy": Server(arguments), "diffusers, compiled": theirs, "bare": bare}
         for make in sides.values():
             make()
         rounds: dict[str, list[float]] = {name: [] for name in sides}
@@ -127,12 +129,19 @@ def diffusers(arguments):
     """diffusers' pipeline, whose network and decoder are compiled."""
     os.environ["TORCHINDUCTOR_FREEZING"] = "1"
     import torch
-    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextModel
 
     torch.set_num_threads(arguments.threads)
     folder = ROOT / "models/zoo" / MODEL
-    pipe = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32, safety_checker=None)
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", torch_dtype=torch.float32),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        unet=UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32),
+        scheduler=DDIMScheduler.from_pretrained(folder / "scheduler"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )
     pipe.set_progress_bar_config(disable=True)
     pipe.unet = torch.compile(pipe.unet.to(memory_format=torch.channels_last))
     pipe.vae.decode = torch.compile(pipe.vae.decode)
