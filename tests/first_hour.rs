@@ -1,12 +1,16 @@
 //! The first hour as commands: what there is, what a run will cost, a student, and whether it is good.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/folder.rs"]
+mod folder;
+
 use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
+use folder::copy;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use understudy_models::{
@@ -202,17 +206,4 @@ fn samples_are_asked_for_by_class_name_and_written_as_png() {
         assert!(!output.status.success() && problem.contains(words), "{more}: {problem}");
     }
     assert!(!home.path().join("x.jpg").exists());
-}
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }

@@ -2,9 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/folder.rs"]
+mod folder;
+
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use candle_core::{DType, Device, Tensor};
+use folder::copy;
 use understudy::{
     engine::{Beginning, Engine, Event, GenerateRequest, Mask, SampleSpec, Start},
     metrics::Metrics,
@@ -203,17 +207,6 @@ fn request_of(path: &Path) -> serde_json::Value {
     let bytes = std::fs::read(path).unwrap();
     let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     serde_json::from_str(&header.metadata().as_ref().unwrap()["request"]).unwrap()
-}
-
-fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
-        match path.is_dir() {
-            true => copy(&path, &to.join(name)),
-            false => drop(std::fs::copy(&path, to.join(name)).unwrap()),
-        }
-    }
 }
 
 /// Images that begin with another (`models/tests/golden/make_edits.py`): the encoder, its variation, the noise of a seed, the steps

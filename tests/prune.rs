@@ -1,35 +1,19 @@
 //! `understudy prune` as a process, and the student that goes on from what it makes.
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    path::Path,
-    process::{Command, Output},
-};
+#[path = "common/program.rs"]
+mod program;
+
+use std::path::Path;
 
 use understudy_models::checkpoint::{ModelFolder, card::Role};
 
-fn understudy(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
-    command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
-    for folder in ["XDG_STATE_HOME", "XDG_CACHE_HOME"] {
-        command.env(folder, env!("CARGO_TARGET_TMPDIR"));
-    }
-    command.output().unwrap()
-}
-
 fn done(arguments: &[&str]) -> String {
-    let output = understudy(arguments);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {said}");
-    String::from_utf8(output.stdout).unwrap()
+    program::done(program::understudy(arguments, &[]))
 }
 
 fn refused(arguments: &[&str], code: i32) -> String {
-    let output = understudy(arguments);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-    assert!(said.contains("error: ") && !said.contains("panicked"), "{said}");
-    said
+    program::refused(&program::understudy(arguments, &[]), code)
 }
 
 fn text(path: &Path) -> String {

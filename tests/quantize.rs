@@ -1,40 +1,25 @@
 //! `understudy quantize` as a process, and what `--dtype int8` serves.
 #![allow(clippy::unwrap_used)]
 
-use std::{
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+#[path = "common/program.rs"]
+mod program;
+
+use std::{fs, path::Path, process::Output};
 
 use understudy_models::{checkpoint::ModelFolder, kernels::Isa, quantization::FILE};
 
 fn understudy(arguments: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
-    command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
-    for folder in ["XDG_STATE_HOME", "XDG_CACHE_HOME"] {
-        command.env(folder, env!("CARGO_TARGET_TMPDIR"));
-    }
     // Loops, where the processor has no instruction.
-    if !Isa::detect().multiplies_int8() {
-        command.env("UNDERSTUDY_ISA", "portable");
-    }
-    command.output().unwrap()
+    let portable = !Isa::detect().multiplies_int8();
+    program::understudy(arguments, if portable { &[("UNDERSTUDY_ISA", "portable")] } else { &[] })
 }
 
 fn done(arguments: &[&str]) -> String {
-    let output = understudy(arguments);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {said}");
-    String::from_utf8(output.stdout).unwrap()
+    program::done(understudy(arguments))
 }
 
 fn refused(arguments: &[&str]) -> String {
-    let output = understudy(arguments);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(1), "{said}");
-    assert!(said.contains("error: ") && !said.contains("panicked"), "{said}");
-    said
+    program::refused(&understudy(arguments), 1)
 }
 
 #[test]

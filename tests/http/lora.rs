@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use understudy_models::checkpoint::Lora;
 
-use crate::server::{CLASSES, Server, TEXT, copy};
+use crate::{
+    folder::copy,
+    server::{CLASSES, Server, TEXT},
+};
 
 /// The text model whose card names the LoRA that requests call `sketch`, by 0.7.
 const ALWAYS: &str = "always";

@@ -1,6 +1,9 @@
 //! The server from outside: requests in, replies out, over tiny networks with random weights.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../common/folder.rs"]
+mod folder;
+
 mod access;
 mod auto;
 mod compare;

@@ -5,7 +5,7 @@ use std::path::Path;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use crate::server::{Server, copy};
+use crate::{folder::copy, server::Server};
 
 const MODEL: &str = "pixart";
 

@@ -36,6 +36,8 @@ use understudy_models::{
     unet::UNet2DConfig,
 };
 
+use crate::folder::copy;
+
 /// Gray, 8×8, four classes of which the last means "none"; 20,000 training steps, so that a request
 /// can be made to take as long as a test needs.
 pub(crate) const CLASSES: &str = "classes";
@@ -328,17 +330,6 @@ pub(crate) fn write_told_guidance(folder: &Path, card: &Value) {
     let projection = Tensor::from_vec(values, (8, 8), &Device::Cpu).unwrap();
     tensors.insert("time_embedding.cond_proj.weight".into(), projection);
     candle_core::safetensors::save(&tensors, &weights).unwrap();
-}
-
-pub(crate) fn copy(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).unwrap();
-        match path.is_dir() {
-            true => copy(&path, &to.join(name)),
-            false => drop(std::fs::copy(&path, to.join(name)).unwrap()),
-        }
-    }
 }
 
 /// A model folder with random weights.

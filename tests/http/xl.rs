@@ -6,7 +6,7 @@ use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use understudy_models::{Conditions, checkpoint::ModelFolder};
 
-use crate::server::{Server, copy};
+use crate::{folder::copy, server::Server};
 
 const MODEL: &str = "xl";
 

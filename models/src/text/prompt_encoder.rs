@@ -79,7 +79,7 @@ impl PromptEncoder {
         }
     }
 
-    /// Numbers of weights of what is in memory all the time, and of what is when it is used.
+    /// Number of weights, also of an encoder that is not in memory now.
     pub fn parameters(&self) -> usize {
         match &self.0 {
             Kind::Clip { first, second } => {
