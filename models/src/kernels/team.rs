@@ -19,7 +19,7 @@ pub(super) fn run(threads: usize, phases: &[usize], work: &(dyn Fn(usize, usize,
         }
         return;
     }
-    let team = Team { phases, work, claim: AtomicU64::new(0), done: AtomicUsize::new(0) };
+    let team = Team::new(phases, work);
     rayon::scope(|scope| {
         for worker in 1..threads {
             let team = &team;
@@ -32,22 +32,29 @@ pub(super) fn run(threads: usize, phases: &[usize], work: &(dyn Fn(usize, usize,
 struct Team<'a> {
     phases: &'a [usize],
     work: &'a (dyn Fn(usize, usize, usize) + Sync),
-    /// The phase in the upper half, the next unclaimed item of it in the lower.
+    /// The number of the phase, from 1 on, in the upper half, the next unclaimed item of it in the lower.
     claim: AtomicU64,
     /// Finished items of the current phase.
     done: AtomicUsize,
 }
 
+/// No phase has begun. A helper may come before the leader: it must find nothing to claim, or the
+/// leader would count its item in a phase that it does not belong to.
+const START: u64 = 0;
 /// No phase has this number: everything is done.
 const END: u64 = u32::MAX as u64;
 
-impl Team<'_> {
+impl<'a> Team<'a> {
+    fn new(phases: &'a [usize], work: &'a (dyn Fn(usize, usize, usize) + Sync)) -> Self {
+        Self { phases, work, claim: AtomicU64::new(START << 32), done: AtomicUsize::new(0) }
+    }
+
     fn lead(&self) {
         // Whatever happens here, helpers must learn that it is over.
         let _end = OnDrop(|| self.claim.store(END << 32, Ordering::Release));
-        for (phase, &items) in self.phases.iter().enumerate() {
+        for (number, &items) in (1u64..).zip(self.phases) {
             self.done.store(0, Ordering::Relaxed);
-            self.claim.store((phase as u64) << 32, Ordering::Release);
+            self.claim.store(number << 32, Ordering::Release);
             while self.one(0) == Claimed::Yes {}
             let mut patience = Patience::default();
             while self.done.load(Ordering::Acquire) < items {
@@ -72,11 +79,13 @@ impl Team<'_> {
     fn one(&self, worker: usize) -> Claimed {
         let mut seen = self.claim.load(Ordering::Acquire);
         loop {
-            let (phase, item) = (seen >> 32, (seen & END) as usize);
-            if phase == END {
-                return Claimed::End;
-            }
-            if item >= self.phases[phase as usize] {
+            let (number, item) = (seen >> 32, (seen & END) as usize);
+            let phase = match number {
+                START => return Claimed::None,
+                END => return Claimed::End,
+                number => number as usize - 1,
+            };
+            if item >= self.phases[phase] {
                 return Claimed::None;
             }
             let order = (Ordering::AcqRel, Ordering::Acquire);
@@ -87,7 +96,7 @@ impl Team<'_> {
                     let _done = OnDrop(|| {
                         self.done.fetch_add(1, Ordering::Release);
                     });
-                    (self.work)(phase as usize, item, worker);
+                    (self.work)(phase, item, worker);
                     return Claimed::Yes;
                 }
             }
@@ -129,10 +138,28 @@ impl<F: FnMut()> Drop for OnDrop<F> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use super::{Claimed, Team};
+
+    #[test]
+    fn a_helper_that_comes_before_the_leader_finds_nothing() {
+        let ran = AtomicUsize::new(0);
+        let phases = [2, 3];
+        let work = |_, _, _| {
+            ran.fetch_add(1, Ordering::SeqCst);
+        };
+        let team = Team::new(&phases, &work);
+        assert!(team.one(1) == Claimed::None);
+        assert_eq!(ran.load(Ordering::SeqCst), 0);
+        team.lead();
+        assert_eq!(ran.load(Ordering::SeqCst), 5);
+        assert!(team.one(1) == Claimed::End);
+    }
+
     #[test]
     fn phases_follow_each_other_and_every_item_runs_once() {
         let phases = [3, 0, 100, 1, 17];
-        for threads in [1, 2, 5] {
+        // Often: a helper comes before the leader only now and then.
+        for threads in (0..2000).flat_map(|_| [1, 2, 5]) {
             let counts: Vec<AtomicUsize> = phases.iter().map(|_| AtomicUsize::new(0)).collect();
             super::run(threads, &phases, &|phase, _, worker| {
                 assert!(worker < threads);
