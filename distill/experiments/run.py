@@ -104,6 +104,8 @@ FEW = {
     # Of the teacher's width, from its weights.
     "wide-4": (4, TEACHER),
     "wide-4-matched": (4, "wide-4"),
+    "wide-2": (2, "wide-4"),
+    "wide-2-matched": (2, "wide-2"),
 }
 FEW_TRAINING = {"batch": 32, "rho": 0.02, "sample-every": 0}
 # At the default rate, which stays, so that the run may go on for longer: what is kept is the running average. So many steps
@@ -125,6 +127,8 @@ FEW_LENGTH = {
     "few-1-matched-long": {**MATCHED, "steps": 1_128},
     "wide-4": {"steps": 2_000, "learning-rate": "5e-4"},
     "wide-4-matched": MATCHED,
+    "wide-2": {"steps": 2_000, "learning-rate": "5e-4"},
+    "wide-2-matched": MATCHED,
 }
 FEW_SAMPLES = 2_000
 # Bundled models in few steps of samplers that need no training: model, sampler, evaluations. At 4 to 10 DPM-Solver++ is

@@ -1,6 +1,7 @@
 //! What a text-to-image teacher is told on its walks: prompts, encoded once by its own text encoder, and how far each
 //! trajectory is guided.
 
+use std::cell::{OnceCell, RefCell};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -32,8 +33,8 @@ pub struct Prompting {
     /// The file the states are kept in; in memory without one.
     file: Option<PathBuf>,
     /// The text encoder, until everything is encoded.
-    reader: Option<Reader>,
-    table: Option<Table>,
+    reader: RefCell<Option<Reader>>,
+    table: OnceCell<Table>,
 }
 
 /// The states of the empty prompt, then those of all prompts.
@@ -100,14 +101,18 @@ impl Prompting {
     ) -> Result<Self> {
         let shape = Self::check(teacher, &prompts, guidance)?;
         let encoder = hash_of(&teacher.model().reader_files()?)?;
-        let mut prompting =
-            Self { guidance, prompts, shape, encoder, file, reader: None, table: None };
-        match prompting.file.clone().filter(|file| file.exists()) {
-            Some(file) => prompting.table = Some(prompting.open(&file)?),
+        let there = file.clone().filter(|file| file.exists());
+        let reader = match there {
+            Some(_) => None,
             None => {
-                let network = teacher.network();
-                prompting.reader = teacher.model().reader(network.dtype(), network.device())?;
+                teacher.model().reader(teacher.network().dtype(), teacher.network().device())?
             }
+        };
+        let reader = RefCell::new(reader);
+        let mut prompting =
+            Self { guidance, prompts, shape, encoder, file, reader, table: OnceCell::new() };
+        if let Some(file) = there {
+            prompting.table = prompting.open(&file)?.into();
         }
         Ok(prompting)
     }
@@ -136,12 +141,12 @@ impl Prompting {
     ///
     /// # Errors
     /// [`Error::Io`] where the file cannot be written; whatever the device says.
-    pub(crate) fn prepare(&mut self) -> Result<()> {
+    pub(crate) fn prepare(&self) -> Result<()> {
         let Some(reader) = self.reader.take() else { return Ok(()) };
         let texts: Vec<&str> =
             std::iter::once("").chain(self.prompts.texts().iter().map(String::as_str)).collect();
         let encoded = texts.chunks(TOGETHER).map(|texts| encode(&reader, texts, self.shape));
-        self.table = Some(match &self.file {
+        let table = match &self.file {
             None => {
                 let parts: Vec<Tensor> = encoded.collect::<Result<_>>()?;
                 Table::Memory(Tensor::cat(&parts, 0)?)
@@ -170,7 +175,8 @@ impl Prompting {
                 }
                 self.open(path)?
             }
-        });
+        };
+        self.table.get_or_init(|| table);
         Ok(())
     }
 
@@ -179,7 +185,8 @@ impl Prompting {
     /// # Errors
     /// Whatever the device says.
     pub(crate) fn seconds(&self) -> Result<f64> {
-        let Some(reader) = &self.reader else { return Ok(0.0) };
+        let reader = self.reader.borrow();
+        let Some(reader) = reader.as_ref() else { return Ok(0.0) };
         let texts: Vec<&str> =
             self.prompts.texts().iter().take(TOGETHER).map(String::as_str).collect();
         // The first of a size is slower than those after it.
@@ -254,7 +261,7 @@ impl Prompting {
     /// [`Error::Io`] naming the file; whatever the device says.
     fn states(&self, rows: &[usize], device: &Device) -> Result<Tensor> {
         let shape = (rows.len(), self.shape.tokens, self.shape.width);
-        match &self.table {
+        match self.table.get() {
             None => Err(Error::Weights("the prompts have not been encoded".into())),
             Some(Table::Memory(all)) => {
                 let places: Vec<u32> = rows.iter().map(|&row| row as u32).collect();

@@ -1,5 +1,7 @@
 //! What a student is shown in one iteration.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor};
 use serde_json::{Map, Value};
 use understudy_models::{Conditions, Denoiser};
@@ -31,6 +33,17 @@ pub struct TextConditions {
     pub prompts: Tensor,
     /// How far each row is guided, for networks that take a scale: the scale less one.
     pub guidance: Option<Vec<f32>>,
+}
+
+impl TextConditions {
+    /// Those of some rows.
+    ///
+    /// # Errors
+    /// Rows that there are not.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Result<Self> {
+        let prompts = self.prompts.narrow(0, rows.start, rows.len())?;
+        Ok(Self { prompts, guidance: self.guidance.as_ref().map(|scales| scales[rows].to_vec()) })
+    }
 }
 
 impl TrainingBatch {
@@ -88,12 +101,8 @@ impl TrainingBatch {
     pub fn part(&self, index: usize, parts: usize) -> Result<Self> {
         let rows = self.rows() / parts;
         let range = index * rows..(index + 1) * rows;
-        let of_text = |text: &TextConditions| -> Result<TextConditions> {
-            let guidance = text.guidance.as_ref().map(|scales| scales[range.clone()].to_vec());
-            Ok(TextConditions { prompts: text.prompts.narrow(0, range.start, rows)?, guidance })
-        };
         Ok(Self {
-            text: self.text.as_ref().map(of_text).transpose()?,
+            text: self.text.as_ref().map(|text| text.part(range.clone())).transpose()?,
             x: self.x.narrow(0, range.start, rows)?,
             timesteps: self.timesteps[range.clone()].to_vec(),
             labels: self.labels.as_ref().map(|labels| labels[range.clone()].to_vec()),

@@ -5,18 +5,25 @@ mod common;
 
 use std::fs;
 use std::path::Path;
+use std::rc::Rc;
 
 use candle_core::{DType, Device, Tensor};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use understudy_distill::generate::{Captions, Classes, Sampling};
 use understudy_distill::guidance::Guidance;
-use understudy_distill::matching;
+use understudy_distill::matching::{self, Matching};
+use understudy_distill::objective::{Objective, SegmentEnd};
+use understudy_distill::optimizer;
+use understudy_distill::parameters::Parameters;
 use understudy_distill::pool::segments::{self, Segments};
 use understudy_distill::pool::{Order, Pool, Settings};
 use understudy_distill::prompting::Prompting;
 use understudy_distill::prompts::Prompts;
+use understudy_distill::ranks::Shards;
+use understudy_distill::run_dir::RunDir;
 use understudy_distill::student::{Candidate, Student};
 use understudy_distill::teacher::Teacher;
+use understudy_distill::train::{Settings as TrainingSettings, Task, train};
 use understudy_distill::training_batch::{BatchSource, TrainingBatch};
 use understudy_distill::walk::Walks;
 use understudy_models::checkpoint::{Draft, ModelFolder, card::Card};
@@ -67,7 +74,7 @@ fn pool<'a>(teacher: &'a Teacher, order: Order, prompting: Prompting) -> Pool<'a
         file: None,
         finished: None,
     };
-    let mut pool = Pool::new(teacher, walks, settings).unwrap().prompted(Some(prompting));
+    let mut pool = Pool::new(teacher, walks, settings).unwrap().prompted(Some(Rc::new(prompting)));
     while pool.prepare().unwrap().is_some() {}
     pool
 }
@@ -80,11 +87,106 @@ fn prompts(batch: &TrainingBatch) -> &Tensor {
     &batch.text.as_ref().unwrap().prompts
 }
 
+/// A student of the teacher's own shape that is told a scale.
+fn few_steps_student(teacher: &Teacher) -> Student {
+    let config = network(&json!({"time_cond_proj_dim": 256}));
+    let candidate = Candidate { config, trained: None };
+    let student = Student::new(candidate, teacher, Some(PredictionType::Velocity), 5).unwrap();
+    student.of_few_steps().unwrap()
+}
+
+fn matched<'a>(
+    teacher: &'a Teacher,
+    evaluations: usize,
+    prompting: &Rc<Prompting>,
+) -> Matching<'a> {
+    let optimizer = optimizer::Settings { beta1: 0.0, ..common::settings(1).optimizer };
+    let settings = matching::Settings { evaluations, seed: 3, optimizer, dtype: DType::F32 };
+    let schedule = few_steps_student(teacher).schedule;
+    let matching = Matching::new(teacher, &schedule, settings, &Device::Cpu).unwrap();
+    matching.prompted(Some(prompting.clone()))
+}
+
+fn segments<'a>(
+    teacher: &'a Teacher,
+    evaluations: usize,
+    prompting: &Rc<Prompting>,
+) -> Segments<'a> {
+    let pool = segments::Settings { evaluations, walk_steps: 10, samples: 8, batch: 4, seed: 3 };
+    Segments::new(teacher, pool).unwrap().prompted(Some(prompting.clone()))
+}
+
+/// A critic that is still the teacher differs from it by what guidance adds: from scale 1, nothing.
 #[test]
-fn distribution_matching_refuses_a_teacher_that_draws_after_text() {
+fn the_teacher_that_is_matched_is_guided() {
     let home = tempfile::tempdir().unwrap();
-    let problem = matching::check(&teacher(home.path(), &json!({}))).unwrap_err().to_string();
-    assert!(problem.contains("draws after text"), "{problem}");
+    let teacher = teacher(home.path(), &json!({}));
+    let student = few_steps_student(&teacher);
+    let network = student
+        .config
+        .load(Parameters::new(student.weights).unwrap().tensors(), DType::F32, &Device::Cpu)
+        .unwrap();
+    for evaluations in [1, 2] {
+        let losses = [1.0, 4.0].map(|scale| {
+            let guidance = Guidance::Distil { least: scale, most: scale };
+            let prompting = Rc::new(prompting(&teacher, guidance, None));
+            let mut pool = segments(&teacher, evaluations, &prompting);
+            while pool.prepare().unwrap().is_some() {}
+            let mut matching = matched(&teacher, evaluations, &prompting);
+            let matched = matching.matched(network.as_ref(), 1, 0..8).unwrap();
+            let text = matched.renoised.batch.text.clone().unwrap();
+            assert_eq!(text.guidance.unwrap(), [scale as f32 - 1.0; 8]);
+            let loss: f32 = matched.loss.to_scalar().unwrap();
+            matching.learn(&[matched.renoised]).unwrap();
+            // Each row with its prompt and without.
+            assert_eq!(matching.teacher_evaluations(), 16);
+            loss.abs()
+        });
+        assert!(losses[0] < 1e-4 && losses[1] > 10.0 * losses[0].max(1e-5), "{losses:?}");
+    }
+}
+
+#[test]
+fn a_resumed_run_of_distribution_matching_is_the_uninterrupted_one_to_the_bit() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path(), &json!({}));
+    let run = |out: &Path, steps: u64| {
+        let run = RunDir::open(out).unwrap();
+        let guidance = Guidance::Distil { least: 1.0, most: 4.0 };
+        let table = run.path().join("prompts.safetensors");
+        let prompting = Rc::new(prompting(&teacher, guidance, Some(&table)));
+        let task = Task {
+            run: Some(run),
+            identity: Map::new(),
+            shards: Shards::one(Box::new(segments(&teacher, 2, &prompting))),
+            objective: Objective::SegmentEnd(SegmentEnd),
+            matching: Some(matched(&teacher, 2, &prompting)),
+            student: few_steps_student(&teacher),
+            settings: TrainingSettings {
+                accumulate: 2,
+                sample_every: 3,
+                ..common::settings(steps)
+            },
+            card: Card {
+                evaluations: vec![2],
+                guidance_range: Some([1.0, 4.0]),
+                ..Card::default()
+            },
+        };
+        train(task, &mut common::Blind).unwrap();
+    };
+    let (whole, parts) = (home.path().join("whole"), home.path().join("parts"));
+    run(&whole, 6);
+    for steps in [2, 3, 6] {
+        run(&parts, steps);
+    }
+    let lines = common::curve(&whole);
+    assert!(lines.iter().all(|line| line["critic"].is_f64() && line["matching"].is_f64()));
+    assert!(lines[5]["likeness"]["recall"].is_f64(), "{}", lines[5]);
+    assert_eq!(lines, common::curve(&parts));
+    let weights =
+        |out: &Path| fs::read(out.join("unet/diffusion_pytorch_model.safetensors")).unwrap();
+    assert_eq!(weights(&whole), weights(&parts));
 }
 
 /// A sample on its way is where a guided request with its seed, prompt and scale is, to the bit.
@@ -162,7 +264,7 @@ fn segments_end_where_guided_walks_do() {
     let settings =
         segments::Settings { evaluations: 1, walk_steps: 10, samples: 4, batch: 2, seed: 3 };
     let mut pool = Segments::new(&teacher, settings).unwrap();
-    pool = pool.prompted(Some(prompting(&teacher, guidance, None)));
+    pool = pool.prompted(Some(Rc::new(prompting(&teacher, guidance, None))));
     while pool.prepare().unwrap().is_some() {}
     let trailing = |prediction: Option<PredictionType>| ScheduleConfig {
         timestep_spacing: Some(TimestepSpacing::Trailing),

@@ -3,6 +3,7 @@
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
+    rc::Rc,
 };
 
 use candle_core::DType;
@@ -144,15 +145,16 @@ pub(super) fn stage(
         None => shrunk(&plan, run.as_ref(), world)?,
     };
     let student = begun(&plan, student, run.as_ref())?;
+    let prompting = asked(&plan, run.as_ref())?;
     // Evaluations are named for the one method that is told them.
     let shards = Shards::new(world, plan.shards, |shard| {
         let shard = Shard::new(&plan, shard);
         match plan.evaluations {
-            Some(evaluations) => segment_regression(&plan, &shard, run.as_ref(), evaluations),
+            Some(evaluations) => segment_regression(&plan, &shard, &prompting, evaluations),
             None if plan.method == Method::DataFreeBaseline => {
                 data_free_baseline(&plan, &student, run.as_ref())
             }
-            None => dkdm(&plan, &shard, run.as_ref()),
+            None => dkdm(&plan, &shard, run.as_ref(), &prompting),
         }
     })?;
     let (objective, role) = objective(&plan, &student)?;
@@ -181,7 +183,8 @@ pub(super) fn stage(
             let (seed, dtype) = (args.training.seed, settings.dtype);
             let of_matching =
                 matching::Settings { evaluations, seed, optimizer: settings.optimizer, dtype };
-            Some(Matching::new(&teacher, &student.schedule, of_matching, &device).map_err(shown)?)
+            let matching = Matching::new(&teacher, &student.schedule, of_matching, &device);
+            Some(matching.map_err(shown)?.prompted(prompting))
         }
     };
     let task = Task { run, identity, shards, objective, matching, student, settings, card };
@@ -314,7 +317,8 @@ fn begun(plan: &Plan<'_>, mut student: Student, run: Option<&RunDir>) -> Result<
     let walks = Walks::new(&teacher.schedule, Kind::Ddpm, steps, learned).map_err(shown)?;
     let prompting =
         plan.prompted.as_ref().map(|prompted| prompted.of_probe(teacher)).transpose()?;
-    let mut pool = Pool::new(teacher, walks, settings).map_err(shown)?.prompted(prompting);
+    let mut pool =
+        Pool::new(teacher, walks, settings).map_err(shown)?.prompted(prompting.map(Rc::new));
     student.pruned(teacher, &mut pool, seed).map_err(shown)
 }
 
@@ -390,13 +394,18 @@ fn objective(plan: &Plan<'_>, student: &Student) -> Result<(Objective, Role), St
 }
 
 /// What a text-to-image teacher is asked, which one rank has alone.
-fn asked(plan: &Plan<'_>, run: Option<&RunDir>) -> Result<Option<Prompting>, String> {
+fn asked(plan: &Plan<'_>, run: Option<&RunDir>) -> Result<Option<Rc<Prompting>>, String> {
     let both = plan.prompted.as_ref().zip(run);
-    both.map(|(prompted, run)| prompted.of_run(plan.teacher, run)).transpose()
+    both.map(|(prompted, run)| prompted.of_run(plan.teacher, run).map(Rc::new)).transpose()
 }
 
 /// The pool on which the teacher walks.
-fn dkdm<'a>(plan: &Plan<'a>, shard: &Shard, run: Option<&RunDir>) -> Result<Source<'a>, String> {
+fn dkdm<'a>(
+    plan: &Plan<'a>,
+    shard: &Shard,
+    run: Option<&RunDir>,
+    prompting: &Option<Rc<Prompting>>,
+) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (args, teacher) = (plan.args, plan.teacher);
     let learned = teacher.learned_variance();
@@ -418,7 +427,7 @@ fn dkdm<'a>(plan: &Plan<'a>, shard: &Shard, run: Option<&RunDir>) -> Result<Sour
         finished: args.keep_samples.clone(),
     };
     let pool = Pool::new(teacher, walks, settings).map_err(shown)?;
-    Ok(Box::new(pool.prompted(asked(plan, run)?)))
+    Ok(Box::new(pool.prompted(prompting.clone())))
 }
 
 /// The loss in eps, of answers that are `answers`.
@@ -438,14 +447,14 @@ fn in_eps(
 fn segment_regression<'a>(
     plan: &Plan<'a>,
     shard: &Shard,
-    run: Option<&RunDir>,
+    prompting: &Option<Rc<Prompting>>,
     evaluations: usize,
 ) -> Result<Source<'a>, String> {
     let walk = (evaluations, plan.walk_steps);
     let settings =
         few_steps::pool(plan.args, plan.teacher, &plan.defaults, walk, (shard.batch, shard.seed));
     let pool = Segments::new(plan.teacher, settings).map_err(|error| error.to_string())?;
-    Ok(Box::new(pool.prompted(asked(plan, run)?)))
+    Ok(Box::new(pool.prompted(prompting.clone())))
 }
 
 /// The teacher's images as data.

@@ -79,7 +79,7 @@ impl<'a> Plan<'a> {
         let walk_steps = match evaluations {
             Some(evaluations) => {
                 let steps = few_steps::walk_steps(args, teacher, evaluations);
-                few_steps::check(args, teacher, method, (evaluations, steps))?;
+                few_steps::check(args, teacher, (evaluations, steps))?;
                 steps
             }
             None => args.walk_steps.unwrap_or_else(|| {

@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use understudy_distill::{
-    matching,
     objective::Weighting,
     pool::{Order, segments},
     teacher::Teacher,
@@ -46,13 +45,8 @@ pub(super) fn walk_steps(args: &DistillArgs, teacher: &Teacher, evaluations: usi
 pub(super) fn check(
     args: &DistillArgs,
     teacher: &Teacher,
-    method: Method,
     (evaluations, walk_steps): (usize, usize),
 ) -> Result<(), String> {
-    if method == Method::DistributionMatching {
-        matching::check(teacher)
-            .map_err(|error| format!("--method distribution-matching: {error}"))?;
-    }
     if let Some(schedule) = args.schedule.filter(|schedule| *schedule != Schedule::Dynamic) {
         return Err(format!(
             "--schedule {}: students of few steps learn from a pool; leave the flag out",

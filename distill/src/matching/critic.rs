@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use understudy_models::schedule::PredictionType;
-use understudy_models::{Denoiser, NetworkConfig, Result};
+use understudy_models::{Denoiser, Geometry, NetworkConfig, Result};
 
 use super::levels::Levels;
 use crate::checkpoint::Snapshot;
@@ -33,7 +33,7 @@ pub(super) struct Critic {
 }
 
 impl Critic {
-    /// One that begins as the teacher, and learns in `dtype`.
+    /// One that begins as the teacher, and learns in `dtype`. It takes a guidance scale where the teacher draws after text.
     ///
     /// # Errors
     /// Weights that cannot be read; whatever the device says.
@@ -43,16 +43,28 @@ impl Critic {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        let parameters = super::parameters(teacher, device)?;
-        let network = teacher.config.load(parameters.tensors(), dtype, device)?;
+        let takes_scale = teacher.geometry().prompt.is_some();
+        let config = teacher.config.with_guidance(takes_scale).unwrap_or(teacher.config.clone());
+        let parameters = super::parameters(teacher, &config, device)?;
+        let network = config.load(parameters.tensors(), dtype, device)?;
         Ok(Self {
-            config: teacher.config.clone(),
+            config,
             prediction: teacher.schedule.prediction_type(),
             dtype,
             optimizer: AdamW::new(&parameters, settings)?,
             parameters,
             network,
         })
+    }
+
+    /// Its shapes.
+    pub(super) fn geometry(&self) -> &Geometry {
+        self.network.geometry()
+    }
+
+    /// Where it is.
+    pub(super) fn device(&self) -> &Device {
+        self.network.device()
     }
 
     /// Its estimate of the clean images of `batch`, f32 `[B, C, H, W]`, with gradients to its weights and to x.
@@ -116,14 +128,24 @@ impl Critic {
     }
 }
 
-/// A network's estimate of the clean images of a batch, f32 `[B, C, H, W]`: of one that tells a variance by its mean half.
+/// A network's estimate of the clean images of a batch, f32 `[B, C, H, W]`.
 pub(super) fn estimate(
     network: &dyn Denoiser,
     prediction: PredictionType,
     batch: &TrainingBatch,
     levels: &Levels,
 ) -> Result<Tensor> {
-    let answer = batch.ask(network)?.to_dtype(DType::F32)?.narrow(1, 0, batch.x.dim(1)?)?;
+    clean(&batch.ask(network)?.to_dtype(DType::F32)?, prediction, batch, levels)
+}
+
+/// The clean images that an answer to a batch means, f32 `[B, C, H, W]`: of one that tells a variance by its mean half.
+pub(super) fn clean(
+    answer: &Tensor,
+    prediction: PredictionType,
+    batch: &TrainingBatch,
+    levels: &Levels,
+) -> Result<Tensor> {
+    let answer = answer.narrow(1, 0, batch.x.dim(1)?)?;
     let rows: Vec<Linear> =
         batch.timesteps.iter().map(|&t| to_x0(prediction, levels.alpha_bar(t))).collect();
     Ok(apply(&rows, &batch.x, &answer)?)

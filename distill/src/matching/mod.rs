@@ -7,6 +7,8 @@
 //! critic:   learns from the same x_τ what the student's samples are
 //! ```
 //!
+//! A text-to-image teacher answers guided, by the scale that the student is told; so the critic is told it, too.
+//!
 //! What is drawn is a function of the run's seed, the step and the row, so the critic's weights and its optimizer's moments
 //! are all the state there is.
 
@@ -15,22 +17,26 @@ mod levels;
 mod rollout;
 
 use std::ops::Range;
+use std::rc::Rc;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
 use understudy_models::schedule::{PredictionType, ScheduleConfig};
-use understudy_models::{Denoiser, Error, Result};
+use understudy_models::{Denoiser, Error, NetworkConfig, Result};
 
 pub use critic::Renoised;
-use critic::{Critic, estimate};
+use critic::{Critic, clean, estimate};
 use levels::Levels;
 
 use crate::checkpoint::Snapshot;
+use crate::estimate::blank;
+use crate::guidance::{guided, with_and_without};
 use crate::objective::{matching, score_identity};
 use crate::optimizer::{self, Gradients};
 use crate::parameters::Parameters;
+use crate::prompting::Prompting;
 use crate::teacher::Teacher;
-use crate::training_batch::TrainingBatch;
+use crate::training_batch::{TextConditions, TrainingBatch};
 
 /// How large the loss that a student learned with before stays beside this one: what keeps the samples on the teacher's walks.
 pub const ANCHOR: f64 = 0.25;
@@ -54,6 +60,8 @@ pub struct Settings {
 /// The teacher, the critic, and the steps between them.
 pub struct Matching<'a> {
     teacher: &'a Teacher,
+    /// What a text-to-image teacher is told.
+    prompting: Option<Rc<Prompting>>,
     /// The teacher once more, with a gradient to its input, for a student of one step.
     followed: Option<Box<dyn Denoiser>>,
     critic: Critic,
@@ -75,14 +83,13 @@ impl<'a> Matching<'a> {
     /// For a student on this schedule, on `device`.
     ///
     /// # Errors
-    /// [`Error::Value`] for a text-to-image teacher, and for a student that does not predict v.
+    /// [`Error::Value`] for a student that does not predict v.
     pub fn new(
         teacher: &'a Teacher,
         schedule: &ScheduleConfig,
         settings: Settings,
         device: &Device,
     ) -> Result<Self> {
-        check(teacher)?;
         let predicted = schedule.prediction_type();
         if predicted != PredictionType::Velocity {
             let remedy = "distribution matching takes students that predict v_prediction";
@@ -97,12 +104,48 @@ impl<'a> Matching<'a> {
         };
         Ok(Self {
             teacher,
+            prompting: None,
             followed,
             critic: Critic::new(teacher, optimizer, dtype, device)?,
             levels: Levels::new(schedule, evaluations)?,
             seed,
             evaluations: 0,
         })
+    }
+
+    /// The same for a text-to-image teacher, whose student is told a scale.
+    #[must_use]
+    pub fn prompted(self, prompting: Option<Rc<Prompting>>) -> Self {
+        Self { prompting, ..self }
+    }
+
+    /// What a text-to-image student is told of these seeds in iteration `step`. Of the one that is only measured, number 0,
+    /// nothing is encoded yet.
+    fn text(&self, seeds: &[u64], step: u64) -> Result<Option<TextConditions>> {
+        let Some(prompting) = &self.prompting else { return Ok(None) };
+        Ok(match step {
+            0 => blank(self.critic.geometry(), seeds.len(), self.critic.device())?,
+            _ => Some(prompting.conditions(seeds, self.critic.device())?),
+        })
+    }
+
+    /// The teacher's estimate of the clean images of a batch of iteration `step`, by its guided answer where it draws after
+    /// text; f32 `[B, C, H, W]`.
+    fn real(&self, network: &dyn Denoiser, batch: &TrainingBatch, step: u64) -> Result<Tensor> {
+        let prediction = self.teacher.schedule.prediction_type();
+        let (Some(prompting), Some(text)) = (&self.prompting, &batch.text) else {
+            return estimate(network, prediction, batch, &self.levels);
+        };
+        let empty = match step {
+            0 => text.prompts.zeros_like()?,
+            _ => prompting.empty(batch.rows(), network.device())?,
+        };
+        let both = with_and_without(network, batch, [&text.prompts, &empty])?.answer;
+        let rows = batch.rows();
+        let less_one = text.guidance.iter().flatten();
+        let scales: Vec<f64> = less_one.map(|&scale| f64::from(scale) + 1.0).collect();
+        let answer = guided(&both.narrow(0, 0, rows)?, &both.narrow(0, rows, rows)?, &scales)?;
+        clean(&answer, prediction, batch, &self.levels)
     }
 
     /// The loss of the rows `rows` of iteration `step`, drawn for it: by the student's own steps to the beginning of one of
@@ -120,14 +163,14 @@ impl<'a> Matching<'a> {
         let end = self.last_step(student, &begun)?;
         let Renoised { batch: noised, weights } = self.renoise(&end, step, &begun)?;
         let held = TrainingBatch { x: noised.x.detach(), ..noised.clone() };
-        let (prediction, levels) = (self.teacher.schedule.prediction_type(), &self.levels);
+        let levels = &self.levels;
         let loss = match &self.followed {
             Some(followed) => {
-                let real = estimate(followed.as_ref(), prediction, &noised, levels)?;
+                let real = self.real(followed.as_ref(), &noised, step)?;
                 score_identity(&end.x0, &real, &self.critic.estimate(&noised, levels)?)?
             }
             None => {
-                let real = estimate(self.teacher.network(), prediction, &held, levels)?;
+                let real = self.real(self.teacher.network(), &held, step)?;
                 matching(&end.x0, &real, &self.critic.estimate(&held, levels)?.detach())?
             }
         };
@@ -160,7 +203,8 @@ impl<'a> Matching<'a> {
     pub fn learn(&mut self, parts: &[Renoised]) -> Result<(f32, f64)> {
         let (gradients, loss) = self.gradients(parts)?;
         let norm = self.critic.step(&gradients)?;
-        self.evaluations += parts.iter().map(|part| part.batch.rows() as u64).sum::<u64>();
+        let each = 1 + u64::from(self.prompting.is_some());
+        self.evaluations += parts.iter().map(|part| each * part.batch.rows() as u64).sum::<u64>();
         Ok((loss, norm))
     }
 
@@ -221,26 +265,19 @@ impl<'a> Matching<'a> {
 /// The critic's part of a checkpoint.
 const PART: &str = "critic";
 
-/// Refuses a teacher whose distribution is not matched here.
-///
-/// # Errors
-/// [`Error::Value`] naming it.
-pub fn check(teacher: &Teacher) -> Result<()> {
-    if teacher.geometry().prompt.is_some() {
-        let remedy = "draws after text, whose distribution is not matched here; use --method segment-regression";
-        return Err(Error::value("teacher", &teacher.name, remedy));
-    }
-    Ok(())
-}
-
 /// The teacher as a network with gradients.
 fn followed(teacher: &Teacher, dtype: DType, device: &Device) -> Result<Box<dyn Denoiser>> {
-    teacher.config.load(parameters(teacher, device)?.tensors(), dtype, device)
+    teacher.config.load(parameters(teacher, &teacher.config, device)?.tensors(), dtype, device)
 }
 
-/// The teacher's weights as variables on a device.
-fn parameters(teacher: &Teacher, device: &Device) -> Result<Parameters> {
-    let on_device = |(name, weight): (String, Tensor)| Ok((name, weight.to_device(device)?));
-    let weights: Result<Vec<_>> = teacher.weights()?.into_iter().map(on_device).collect();
+/// The teacher's weights as variables on a device; those of an input for a scale, where `config` has one more, begin as
+/// nothing.
+fn parameters(teacher: &Teacher, config: &NetworkConfig, device: &Device) -> Result<Parameters> {
+    let mut theirs = teacher.weights()?;
+    let take = |(name, shape): (String, Vec<usize>)| match theirs.remove(&name) {
+        Some(weight) => Ok((name, weight.to_device(device)?)),
+        None => Ok((name, Tensor::zeros(shape, DType::F32, device)?)),
+    };
+    let weights: Result<Vec<_>> = config.weight_shapes().into_iter().map(take).collect();
     Parameters::new(weights?)
 }

@@ -10,7 +10,7 @@ use understudy_models::{Denoiser, Result, sampler};
 use super::{Matching, Renoised};
 use crate::objective::{Linear, apply, to_eps, to_x0};
 use crate::random::{self, Purpose};
-use crate::training_batch::TrainingBatch;
+use crate::training_batch::{TextConditions, TrainingBatch};
 
 /// Samples at the beginning of one of the student's steps, without a gradient.
 pub(super) struct Begun {
@@ -50,14 +50,14 @@ impl Matching<'_> {
         // Those that go on are the first ones.
         let mut segments: Vec<usize> = rows.clone().map(segment).collect();
         segments.sort_unstable_by(|a, b| b.cmp(a));
-        let labels = self.labels(&seeds);
-        let x = self.walk(student, &seeds, labels.as_deref(), &segments)?;
+        let (labels, text) = (self.labels(&seeds), self.text(&seeds, step)?);
+        let x = self.walk(student, &seeds, (labels.as_deref(), text.as_ref()), &segments)?;
         let timesteps = segments.iter().map(|&segment| self.levels.start(segment)).collect();
-        let batch = TrainingBatch { answer: x.clone(), x, timesteps, labels, text: None, seeds };
+        let batch = TrainingBatch { answer: x.clone(), x, timesteps, labels, text, seeds };
         Ok(Begun { batch, segments, rows })
     }
 
-    /// The student's images from these seeds, f32 `[B, C, H, W]`.
+    /// The student's images or latents from these seeds, once prompts are encoded, f32 `[B, C, H, W]`.
     ///
     /// # Errors
     /// Whatever the device says.
@@ -65,7 +65,8 @@ impl Matching<'_> {
         let mut images = Vec::new();
         for seeds in seeds.chunks(TOGETHER) {
             let all = vec![self.levels.evaluations(); seeds.len()];
-            images.push(self.walk(student, seeds, self.labels(seeds).as_deref(), &all)?);
+            let (labels, text) = (self.labels(seeds), self.text(seeds, 1)?);
+            images.push(self.walk(student, seeds, (labels.as_deref(), text.as_ref()), &all)?);
         }
         Ok(Tensor::cat(&images, 0)?)
     }
@@ -80,7 +81,7 @@ impl Matching<'_> {
         &self,
         student: &dyn Denoiser,
         seeds: &[u64],
-        labels: Option<&[u32]>,
+        (labels, text): (Option<&[u32]>, Option<&TextConditions>),
         segments: &[usize],
     ) -> Result<Tensor> {
         let geometry = student.geometry();
@@ -100,7 +101,7 @@ impl Matching<'_> {
                 answer: x.clone(),
                 timesteps: vec![self.levels.start(position); going],
                 labels: labels.map(|labels| labels[..going].to_vec()),
-                text: None,
+                text: text.map(|text| text.part(0..going)).transpose()?,
                 seeds: seeds[..going].to_vec(),
             };
             let answer = asked.ask(student)?.detach().to_dtype(DType::F32)?;
@@ -168,8 +169,8 @@ impl Matching<'_> {
         }
         let x = apply(&added, &end.x, &noise)?;
         let answer = apply(&learned, &x, &noise)?.detach();
-        let labels = batch.labels.clone();
-        let batch = TrainingBatch { x, timesteps, labels, text: None, answer, seeds };
+        let (labels, text) = (batch.labels.clone(), batch.text.clone());
+        let batch = TrainingBatch { x, timesteps, labels, text, answer, seeds };
         Ok(Renoised { batch, weights })
     }
 }

@@ -17,6 +17,7 @@ pub mod segments;
 mod step;
 
 use std::path::PathBuf;
+use std::rc::Rc;
 
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
@@ -87,7 +88,7 @@ pub struct Pool<'a> {
     walks: Walks,
     settings: Settings,
     /// What a text-to-image teacher is told.
-    prompting: Option<Prompting>,
+    prompting: Option<Rc<Prompting>>,
     rows: Rows,
     /// Values of each.
     length: usize,
@@ -167,7 +168,7 @@ impl<'a> Pool<'a> {
 
     /// The same pool of a text-to-image teacher, whose samples are walked after prompts.
     #[must_use]
-    pub fn prompted(self, prompting: Option<Prompting>) -> Self {
+    pub fn prompted(self, prompting: Option<Rc<Prompting>>) -> Self {
         Self { prompting, ..self }
     }
 
@@ -251,7 +252,7 @@ impl BatchSource for Pool<'_> {
             ("teacher_noise_schedule".into(), self.teacher.schedule.to_json()),
             ("pool".into(), place.into()),
         ];
-        own.into_iter().chain(self.prompting.iter().flat_map(Prompting::identity)).collect()
+        own.into_iter().chain(self.prompting.iter().flat_map(|it| it.identity())).collect()
     }
 
     fn cost(&mut self) -> Result<Cost> {
@@ -263,7 +264,7 @@ impl BatchSource for Pool<'_> {
         let (_, fill_seconds) = timed_evaluation(network, fill_rows)?;
         timed_evaluation(network, each * self.settings.batch)?;
         let (mut sample, batch_seconds) = timed_evaluation(network, each * self.settings.batch)?;
-        if let Some(Guidance::Distil { .. }) = self.prompting.as_ref().map(Prompting::guidance) {
+        if let Some(Guidance::Distil { .. }) = self.prompting.as_ref().map(|it| it.guidance()) {
             sample = sample.part(0, each)?;
             let rows = sample.rows();
             sample.text.iter_mut().for_each(|text| text.guidance = Some(vec![0.0; rows]));
@@ -271,8 +272,8 @@ impl BatchSource for Pool<'_> {
         let left = |slot: usize| self.target(slot).saturating_sub(self.slots[slot].position);
         let steps: u64 = (self.filling..self.len()).map(|slot| u64::from(left(slot))).sum();
         let prepare_rows = each as u64 * steps;
-        let encoding = self.prompting.as_ref().map_or(Ok(0.0), Prompting::seconds)?;
-        let table = self.prompting.as_ref().map_or(0, Prompting::bytes);
+        let encoding = self.prompting.as_ref().map_or(Ok(0.0), |it| it.seconds())?;
+        let table = self.prompting.as_ref().map_or(0, |it| it.bytes());
         let values = (self.len() * self.length * size_of::<f32>()) as u64;
         let (in_memory, in_file) = match &self.rows {
             Rows::Memory(_) => (values, 0),
@@ -291,7 +292,7 @@ impl BatchSource for Pool<'_> {
     }
 
     fn prepare(&mut self) -> Result<Option<f64>> {
-        if let Some(prompting) = &mut self.prompting {
+        if let Some(prompting) = &self.prompting {
             prompting.prepare()?;
         }
         // Not when the pool is made: a resumed run must find the rows of its checkpoint in the file.

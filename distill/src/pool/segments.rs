@@ -10,6 +10,8 @@
 //! 2403.06807, have a moving student say it instead). A text-to-image teacher walks by its guided answer, and the student
 //! is told the scale.
 
+use std::rc::Rc;
+
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 use understudy_models::rollout::{self, Row};
@@ -49,7 +51,7 @@ pub struct Segments<'a> {
     teacher: &'a Teacher,
     settings: Settings,
     /// What a text-to-image teacher is told.
-    prompting: Option<Prompting>,
+    prompting: Option<Rc<Prompting>>,
     walk: Walks,
     /// Of each step of the walk: what turns x_t and the end of its segment into v.
     targets: Vec<Linear>,
@@ -160,7 +162,7 @@ impl<'a> Segments<'a> {
 
     /// The same pool of a text-to-image teacher, whose samples are walked after prompts.
     #[must_use]
-    pub fn prompted(self, prompting: Option<Prompting>) -> Self {
+    pub fn prompted(self, prompting: Option<Rc<Prompting>>) -> Self {
         Self { prompting, ..self }
     }
 
@@ -290,7 +292,7 @@ impl BatchSource for Segments<'_> {
             ("pool_samples".into(), self.settings.samples.into()),
         ]
         .into_iter()
-        .chain(self.prompting.iter().flat_map(Prompting::identity))
+        .chain(self.prompting.iter().flat_map(|it| it.identity()))
         .collect()
     }
 
@@ -310,7 +312,7 @@ impl BatchSource for Segments<'_> {
         let geometry = self.teacher.geometry();
         let sample_bytes =
             (geometry.in_channels * geometry.height * geometry.width * size_of::<f32>()) as u64;
-        let encoding = self.prompting.as_ref().map_or(Ok(0.0), Prompting::seconds)?;
+        let encoding = self.prompting.as_ref().map_or(Ok(0.0), |it| it.seconds())?;
         let samples = self.slots.len() as u64;
         // Visited samples, and a copy while they are put together.
         let held = 2 * (self.length() as u64 + 1) + 1;
@@ -321,13 +323,13 @@ impl BatchSource for Segments<'_> {
             batch_seconds: round_rows as f64 * seconds / rows as f64 / self.batches() as f64,
             memory_bytes: if on_cpu { samples * sample_bytes * held } else { 0 },
             checkpoint_bytes: samples * (sample_bytes + 16),
-            disk_bytes: self.prompting.as_ref().map_or(0, Prompting::bytes),
+            disk_bytes: self.prompting.as_ref().map_or(0, |it| it.bytes()),
             sample,
         })
     }
 
     fn prepare(&mut self) -> Result<Option<f64>> {
-        if let Some(prompting) = &mut self.prompting {
+        if let Some(prompting) = &self.prompting {
             prompting.prepare()?;
         }
         if self.begun == 0 {
