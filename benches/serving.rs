@@ -43,8 +43,6 @@ use understudy::{
 };
 use understudy_models::{Conditioning, Denoiser, checkpoint::ModelFolder, noise};
 
-const MODEL: &str = "fashion-mnist-teacher";
-
 /// The server adds at most 5 % to the network's cost.
 const LEAST_OF_BARE: f64 = 0.95;
 /// Separate requests take at most this much longer than one for as many images.
@@ -62,6 +60,9 @@ struct Arguments {
     /// Read the resident size over 4,000 images instead of timing.
     #[arg(long)]
     memory: bool,
+    /// A bundled model.
+    #[arg(long, default_value = "fashion-mnist-teacher")]
+    model: String,
     /// Turns; the medians of their ratios count.
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
@@ -100,7 +101,7 @@ fn main() {
             "unix_seconds": std::time::UNIX_EPOCH.elapsed().unwrap().as_secs(),
             "processor": processor(),
             "threads": rayon::current_num_threads(),
-            "model": MODEL,
+            "model": arguments.model,
             "max_rows": server.max_rows,
             "figures": figures,
         });
@@ -113,7 +114,7 @@ fn main() {
 fn speed(server: &Server, arguments: &Arguments) -> Value {
     let (clients, steps) = (usize::from(arguments.clients), usize::from(arguments.steps));
     let images = usize::from(arguments.images);
-    let network = Network::load(clients);
+    let network = Network::load(&arguments.model, clients);
     let bare = || Cost::of(clients * images, || network.evaluate(images * steps));
     let http = || Cost::of(clients * images, || server.closed_loop(clients, images, steps));
     let singles = || Cost::of(1, || server.closed_loop(clients, 1, steps));
@@ -123,14 +124,15 @@ fn speed(server: &Server, arguments: &Arguments) -> Value {
     bare();
     http();
     println!(
-        "{MODEL}, {clients} clients, {steps} steps, evaluations of up to {} rows",
-        server.max_rows
+        "{}, {clients} clients, {steps} steps, evaluations of up to {} rows",
+        arguments.model, server.max_rows
     );
     println!(
         "\n        images per second          CPU s per image        seconds for {clients} images"
     );
     println!("round    bare    http  ratio    bare   http  ratio   one request singles  ratio");
     let (mut of_bare, mut cpu_of_bare, mut of_one_request) = (Vec::new(), Vec::new(), Vec::new());
+    let mut added = Vec::new();
     let mut rounds = Vec::new();
     for round in 1..=arguments.rounds {
         let [bare, http, one_request, singles] = [bare(), http(), one_request(), singles()];
@@ -138,6 +140,7 @@ fn speed(server: &Server, arguments: &Arguments) -> Value {
         let singles_ratio = singles.seconds / one_request.seconds;
         of_bare.push(ratio);
         cpu_of_bare.push(cpu_ratio);
+        added.push(1000.0 * (http.seconds - bare.seconds));
         of_one_request.push(singles_ratio);
         println!(
             "{round:5} {:7.2} {:7.2} {ratio:6.3}  {:6.3} {:6.3} {cpu_ratio:6.3}   {:11.3} {:7.3} {singles_ratio:6.3}",
@@ -157,10 +160,11 @@ fn speed(server: &Server, arguments: &Arguments) -> Value {
             "singles_seconds": singles.seconds,
         }));
     }
-    let cpu_of_bare = median(cpu_of_bare);
+    let (cpu_of_bare, added) = (median(cpu_of_bare), median(added));
     let (of_bare, of_one_request) = (median(of_bare), median(of_one_request));
     println!("\nmedian of http / bare: {of_bare:.3}, {}", verdict(of_bare >= LEAST_OF_BARE));
     println!("median of their CPU seconds: {cpu_of_bare:.3}");
+    println!("median of what http adds to an image: {added:.3} ms");
     let within = of_one_request <= MOST_OF_ONE_REQUEST;
     println!("median of singles / one request: {of_one_request:.3}, {}", verdict(within));
     json!({
@@ -168,6 +172,7 @@ fn speed(server: &Server, arguments: &Arguments) -> Value {
         "steps": steps,
         "http_of_bare": of_bare,
         "http_cpu_of_bare": cpu_of_bare,
+        "http_adds_milliseconds": added,
         "http_of_bare_target": LEAST_OF_BARE,
         "singles_of_one_request": of_one_request,
         "singles_of_one_request_target": MOST_OF_ONE_REQUEST,
@@ -214,7 +219,7 @@ impl Server {
     fn start(arguments: &Arguments) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let max_rows = arguments.max_batch;
+        let (max_rows, name) = (arguments.max_batch, arguments.model.clone());
         let (url, max_rows, served) = runtime.block_on(async move {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let url = format!("http://{}", listener.local_addr().unwrap());
@@ -222,7 +227,7 @@ impl Server {
             let engine = Engine::start(NonZeroUsize::MIN, 256, Arc::clone(&metrics)).unwrap();
             let settings = registry::Settings {
                 folders: ModelFolders::only(vec![zoo()]),
-                default_model: Some(MODEL.into()),
+                default_model: Some(name.clone()),
                 devices: vec![Device::Cpu],
                 dtype: DType::F32,
                 max_rows,
@@ -239,7 +244,7 @@ impl Server {
             let served =
                 tokio::spawn(http::serve(listener, app, stopped, http::Shutdown::default()));
             registry.load_all(|_, _| {}).await.unwrap();
-            let Some(State::Ready(model)) = registry.get(MODEL) else { panic!("not ready") };
+            let Some(State::Ready(model)) = registry.get(&name) else { panic!("not ready") };
             (url, model.on(0).max_rows()[Stage::Denoise], served)
         });
         Self { url, max_rows, stop, runtime, served }
@@ -295,9 +300,9 @@ struct Network {
 }
 
 impl Network {
-    fn load(rows: usize) -> Self {
+    fn load(name: &str, rows: usize) -> Self {
         let device = Device::Cpu;
-        let loaded = ModelFolder::open(&zoo().join(MODEL)).unwrap().load(DType::F32, &device);
+        let loaded = ModelFolder::open(&zoo().join(name)).unwrap().load(DType::F32, &device);
         let network = loaded.unwrap().network;
         let geometry = network.geometry();
         let shape = (rows, geometry.in_channels, geometry.height, geometry.width);

@@ -195,3 +195,20 @@ fn an_installed_program_has_the_models_of_its_package() {
         "{listed}"
     );
 }
+
+#[test]
+fn the_layers_of_a_text_to_image_model_are_timed() {
+    for model in ["emoji-text-to-image", "emoji-text-to-image-student-4"] {
+        let bench =
+            ["bench", "--model", model, "--profile", "--seconds", "0", "--steps", "1", "--json"];
+        let output = understudy(&bench).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{said}");
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let layers = told["profile"]["kernels"].as_array().unwrap();
+        assert!(
+            layers.iter().any(|layer| layer["name"].as_str().unwrap().starts_with("attend")),
+            "{told}"
+        );
+    }
+}

@@ -18,8 +18,8 @@ use candle_core::{DType, Device, Tensor};
 use median::median;
 use understudy_distill::optimizer::{AdamW, Gradients, Settings};
 use understudy_distill::parameters::Parameters;
-use understudy_models::NetworkConfig;
 use understudy_models::kernels::Timing;
+use understudy_models::{Conditions, NetworkConfig};
 
 /// Steps that are not counted.
 const WARM_UPS: usize = 2;
@@ -46,7 +46,7 @@ fn main() {
     let condition = batch.get("class_labels").map(|labels| labels.to_dtype(DType::U32).unwrap());
 
     if seconds == 0.0 {
-        let profile = || model.profile(x, times, condition.as_ref()).unwrap();
+        let profile = || model.profile(x, times, Conditions::of(condition.as_ref())).unwrap();
         profile();
         for Timing { name, flop, seconds, .. } in profile() {
             println!("{:9.3} ms {:7.1} GFLOP/s  {name}", 1e3 * seconds, 1e-9 * flop / seconds);

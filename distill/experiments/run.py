@@ -106,6 +106,8 @@ FEW = {
     "wide-4-matched": (4, "wide-4"),
     "wide-2": (2, "wide-4"),
     "wide-2-matched": (2, "wide-2"),
+    "pruned-half-2": (2, "pruned-half"),
+    "pruned-half-2-matched": (2, "pruned-half-2"),
 }
 FEW_TRAINING = {"batch": 32, "rho": 0.02, "sample-every": 0}
 # At the default rate, which stays, so that the run may go on for longer: what is kept is the running average. So many steps
@@ -129,6 +131,8 @@ FEW_LENGTH = {
     "wide-4-matched": MATCHED,
     "wide-2": {"steps": 2_000, "learning-rate": "5e-4"},
     "wide-2-matched": MATCHED,
+    "pruned-half-2": {"steps": 4_000, "learning-rate": "1e-3"},
+    "pruned-half-2-matched": MATCHED,
 }
 FEW_SAMPLES = 2_000
 # Bundled models in few steps of samplers that need no training: model, sampler, evaluations. At 4 to 10 DPM-Solver++ is
@@ -140,8 +144,9 @@ SAMPLED = {
     **{f"student-ddim-{steps}": (STUDENT, "ddim", steps) for steps in (4, 20)},
 }
 # Students out of the teacher's channels, taught alike by DKDM: what `understudy prune --time` is told, or nothing for the
-# narrowest of the teacher's own shape, as `--student 0.5x` finds it.
-PRUNED = {"narrowed": None, "pruned-half": "0.5x", "pruned-quarter": "0.25x"}
+# narrowest of the teacher's own shape, as `--student 0.5x` finds it. No network of this teacher's channels takes less than 0.41 of its
+# time: below 16 channels a vector is not full.
+PRUNED = {"narrowed": None, "pruned-half": "0.5x"}
 PRUNED_TRAINING = {"steps": 1_500, "batch": 32, "learning-rate": "1e-3", "ema": 0.99, "rho": 0.02, "sample-every": 0}
 # What `speed` times: model and steps.
 TIMED = {
@@ -196,7 +201,7 @@ def few(row, options, out):
     begun = 0 if FEW_LENGTH[row].get("method") else options.seed
     flags = {
         "teacher": TEACHER,
-        "student": options.work / f"{start}-{begun}" if start in FEW else ROOT / "models/zoo" / start,
+        "student": options.work / f"{start}-{begun}" if start in {**FEW, **PRUNED} else ROOT / "models/zoo" / start,
         "evaluations": evaluations,
         **FEW_TRAINING,
         **FEW_LENGTH[row],
@@ -351,10 +356,19 @@ def write(name, result):
     print(text)
 
 
-@contextlib.contextmanager
 def serving(options):
     """The address of a server of the bundled models."""
-    command = [options.understudy, "serve", "--port=0", f"--models={ROOT / 'models/zoo'}", f"--threads={options.threads}"]
+    return served(options, [f"--models={ROOT / 'models/zoo'}"])
+
+
+def serving_folders(options, folders, dtype):
+    """The address of a server of model folders by their names, in that type."""
+    return served(options, [f"--dtype={dtype}", *(f"--model={name}={folder}" for name, folder in folders.items())])
+
+
+@contextlib.contextmanager
+def served(options, models):
+    command = [options.understudy, "serve", "--port=0", f"--threads={options.threads}", *models]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "RUST_LOG": "warn"})
     try:
         url = next(found.group() for line in server.stdout if (found := re.search(r"http://[0-9.:]+", line)))

@@ -231,7 +231,7 @@ pub trait Denoiser: Send + Sync {
         &self,
         _x: &Tensor,
         _timesteps: &Tensor,
-        _condition: Option<&Tensor>,
+        _conditions: Conditions,
     ) -> Result<Vec<Timing>> {
         Ok(Vec::new())
     }

@@ -29,7 +29,7 @@ pub(super) fn measure(model: &Model, batch: usize) -> Result<Profile, String> {
     let mut kernels: Vec<Timing> = Vec::new();
     for _ in 0..EVALUATIONS {
         let timings = network
-            .profile(&inputs.x, &inputs.timesteps, inputs.condition.as_ref())
+            .profile(&inputs.x, &inputs.timesteps, inputs.conditions())
             .map_err(|error| error.to_string())?;
         if kernels.is_empty() {
             kernels = timings;

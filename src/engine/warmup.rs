@@ -220,7 +220,7 @@ fn probe_decoder(decoder: &Decoder, rows: usize) -> Result<bool> {
 pub(crate) struct ProbeInputs {
     pub(crate) x: Tensor,
     pub(crate) timesteps: Tensor,
-    pub(crate) condition: Option<Tensor>,
+    condition: Option<Tensor>,
     prompt: Option<Tensor>,
     guidance: Option<Tensor>,
 }

@@ -82,9 +82,8 @@ impl Denoiser for Network {
         &self,
         x: &Tensor,
         timesteps: &Tensor,
-        condition: Option<&Tensor>,
+        conditions: Conditions,
     ) -> Result<Vec<Timing>> {
-        let conditions = Conditions::of(condition);
         self.geometry.check(self.dtype(), x, timesteps, conditions)?;
         self.compiled.profile(x, Some(timesteps), conditions)
     }
