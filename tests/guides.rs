@@ -225,6 +225,7 @@ fn the_api_guide() {
 #[test]
 fn the_guide_to_serving() {
     run("docs/serving.md", |home| {
+        copy("fashion-mnist-teacher", &home.join("my-models/teacher"));
         copy("fashion-mnist-student", &home.join("my-models/student"));
         adm(home);
     });

@@ -131,7 +131,7 @@ FEW_LENGTH = {
     "wide-4-matched": MATCHED,
     "wide-2": {"steps": 2_000, "learning-rate": "5e-4"},
     "wide-2-matched": MATCHED,
-    "pruned-half-2": {"steps": 4_000, "learning-rate": "1e-3"},
+    "pruned-half-2": {"steps": 2_000, "learning-rate": "1e-3"},
     "pruned-half-2-matched": MATCHED,
 }
 FEW_SAMPLES = 2_000

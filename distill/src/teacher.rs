@@ -24,7 +24,7 @@ pub struct Teacher {
     pub card: Card,
     /// What it was read from.
     model: ModelFolder,
-    /// SHA-256 of its architecture and weights, in hexadecimal.
+    /// SHA-256 of its architecture and weights, and of what guides it, in hexadecimal.
     pub hash: String,
     network: Box<dyn Denoiser>,
 }
@@ -38,8 +38,12 @@ impl Teacher {
         let model = ModelFolder::open_for_images(folder)?;
         let config = model.network.clone();
         let weights = config.fit(model.tensors()?)?;
-        let hash = hash(&config, &weights)?;
-        let network = config.load(weights, dtype, device)?;
+        let mut hash = hash(&config, &weights)?;
+        let network = model.guided(config.load(weights, dtype, device)?, dtype, device)?;
+        if let Some((guide, scale)) = model.guide() {
+            let guide = self::hash(&guide.network, &guide.network.fit(guide.tensors()?)?)?;
+            hash = hex(&Sha256::digest(format!("{hash} guided by {guide}, {scale}")));
+        }
         let (schedule, card) = (model.schedule.clone(), model.card.clone());
         Ok(Self { name, config, schedule, card, model, hash, network })
     }

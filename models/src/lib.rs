@@ -7,6 +7,7 @@
 
 mod activation;
 pub mod autoencoder;
+mod autoguided;
 mod blocks;
 pub mod channels;
 pub mod checkpoint;
@@ -49,6 +50,7 @@ mod weight;
 mod weights;
 mod wrappers;
 
+pub use autoguided::Autoguided;
 pub use denoiser::{Conditioning, Conditions, Denoiser, Geometry, Prompt};
 pub use device_fault::DeviceFault;
 pub use error::{Error, Result};

@@ -98,7 +98,7 @@ pub(super) fn run(args: &PruneArgs) -> Result<(), String> {
     let parameters: usize = weights.values().map(candle_core::Tensor::elem_count).sum();
     let weights: HashMap<_, _> = weights.into_iter().collect();
 
-    let mut card = Card { role: Role::Student, ..model.card.clone() };
+    let mut card = Card { role: Role::Student, ..model.card.of_weights() };
     // A student that is pruned goes on being one of its teacher.
     card.teacher.get_or_insert_with(|| name.clone());
     // They are another network's.

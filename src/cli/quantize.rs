@@ -70,7 +70,7 @@ pub(super) fn run(args: &QuantizeArgs) -> Result<(), String> {
     let made = made.map_err(explain)?;
     let Quantized { weights, quantization, rows, saturated } = made;
 
-    let mut card = model.card.clone();
+    let mut card = model.card.of_weights();
     // They are another network's.
     card.scores.clear();
     let told = json!({

@@ -73,6 +73,7 @@ impl KeptCosts {
         Some(Circumstances {
             networks: json!([
                 model.network.to_json(),
+                model.guide().map(|(guide, _)| guide.network.to_json()),
                 model.autoencoder.as_ref().map(|part| part.config.to_json()),
                 model.text_encoders.iter().map(|part| &part.encoder.config).collect::<Vec<_>>(),
             ]),

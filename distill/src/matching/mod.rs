@@ -83,7 +83,7 @@ impl<'a> Matching<'a> {
     /// For a student on this schedule, on `device`.
     ///
     /// # Errors
-    /// [`Error::Value`] for a student that does not predict v.
+    /// [`Error::Value`] for a student that does not predict v, and for a student of one step where the teacher has a guide.
     pub fn new(
         teacher: &'a Teacher,
         schedule: &ScheduleConfig,
@@ -96,6 +96,15 @@ impl<'a> Matching<'a> {
             return Err(Error::value("student's prediction_type", predicted.name(), remedy));
         }
         let Settings { evaluations, seed, optimizer, dtype } = settings;
+        if let (1, Some((guide, _))) = (evaluations, teacher.model().guide()) {
+            let remedy = "a student of one evaluation follows its teacher's gradient, which a guided one does not have; ask for \
+                          2, or take `autoguidance` out of the teacher's card";
+            return Err(Error::value(
+                "--evaluations",
+                format!("1, with {}", guide.path.display()),
+                remedy,
+            ));
+        }
         let rate = CRITIC_RATE * optimizer.learning_rate;
         let optimizer = optimizer::Settings { learning_rate: rate, ..optimizer };
         let followed = match evaluations {

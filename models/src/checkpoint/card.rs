@@ -63,6 +63,14 @@ pub struct CardLora {
     pub scale: f64,
 }
 
+/// Guidance of a model by a worse one, which is the model folder `guide` in its own ([`crate::Autoguided`]).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Autoguidance {
+    /// How far, finite, from 1 (not at all) up.
+    pub scale: f64,
+}
+
 fn whole() -> f64 {
     1.0
 }
@@ -97,6 +105,9 @@ pub struct Card {
     /// What is added to the weights, in this order.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub loras: Vec<CardLora>,
+    /// How far the model is guided by a worse one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub autoguidance: Option<Autoguidance>,
     /// How the model was made.
     #[serde(skip_serializing_if = "Map::is_empty")]
     pub recipe: Map<String, Value>,
@@ -106,6 +117,12 @@ pub struct Card {
 }
 
 impl Card {
+    /// The card of a model that is made out of this one's weights: LoRAs are a part of those, and what guides the model is not.
+    #[must_use]
+    pub fn of_weights(&self) -> Self {
+        Self { loras: Vec::new(), autoguidance: None, ..self.clone() }
+    }
+
     /// The class that a text means: the one of that name, or of that number. A model that has numbers for
     /// names is asked by name alone, so that no text means two classes. The number may be none of the
     /// network's.
@@ -180,6 +197,13 @@ impl Card {
             return refuse(format!(
                 "`loras`: `{}` must be the name of a file beside the card; put it there",
                 lora.file
+            ));
+        }
+        if let Some(Autoguidance { scale }) = self.autoguidance
+            && !(scale.is_finite() && scale >= 1.0)
+        {
+            return refuse(format!(
+                "`autoguidance.scale` is {scale}: write a number from 1 (none) up, such as 1.5"
             ));
         }
         let most = schedule.train_timesteps();

@@ -6,6 +6,7 @@
 //! unet/diffusion_pytorch_model.safetensors
 //! scheduler/scheduler_config.json
 //! vae/ (vqvae/)                    of a latent model: config.json and weights of its autoencoder
+//! guide/                           a whole model folder, where the card says `autoguidance`
 //! text_encoder/ tokenizer/         of a text-to-image model; Stable Diffusion XL has text_encoder_2/ and tokenizer_2/, too
 //! understudy.json                  the model card (optional)
 //! ```
@@ -22,7 +23,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{
     around,
-    card::{CARD, Card},
+    card::{Autoguidance, CARD, Card},
     file::{read_json, read_text},
     lora::{self, Lora},
     parts::{Part, Parts, TEXT_ENCODERS, TextConfig, TextPart, shown},
@@ -30,7 +31,7 @@ use super::{
     weight_files::{self, DIFFUSERS},
 };
 use crate::{
-    Conditioning, Denoiser, Error, NetworkConfig, Result,
+    Autoguided, Conditioning, Denoiser, Error, NetworkConfig, Result,
     autoencoder::{AutoencoderConfig, Decoder, Encoder},
     quantization::{self, Quantization},
     schedule::ScheduleConfig,
@@ -67,7 +68,12 @@ pub struct ModelFolder {
     idle: Vec<String>,
     /// What is added to its weights when they are read.
     loras: Vec<Lora>,
+    /// The worse model that guides it, and how far.
+    guide: Option<(Box<ModelFolder>, f64)>,
 }
+
+/// The folder of the guide in a model's.
+const GUIDE: &str = "guide";
 
 /// A model on a device: the network, what is around it, and what belongs to it.
 pub struct Pipeline {
@@ -124,8 +130,56 @@ impl ModelFolder {
             folder,
             idle,
             loras: Vec::new(),
+            guide: None,
         }
+        .with_own_guide()?
         .with_own_loras()
+    }
+
+    /// Reads the description of the model that the card is guided by.
+    fn with_own_guide(mut self) -> Result<Self> {
+        let Some(Autoguidance { scale }) = self.card.autoguidance else { return Ok(self) };
+        let guide = Self::open(&self.path.join(GUIDE))?;
+        let refuse = |field: &str, own: String, value: String| {
+            let field = format!("{}: {field}", guide.path.display());
+            Err(Error::value(
+                field,
+                value,
+                format!("must be {own}, as of the model that it guides"),
+            ))
+        };
+        let (own, other) = (self.network.geometry(), guide.network.geometry());
+        if own != other {
+            return refuse("network", format!("{own:?}"), format!("{other:?}"));
+        }
+        let (own, other) = (self.schedule.prediction_type(), guide.schedule.prediction_type());
+        if own != other {
+            return refuse("prediction_type", own.name().into(), other.name().into());
+        }
+        if guide.guide.is_some() {
+            return refuse("autoguidance", "absent".into(), "there".into());
+        }
+        self.guide = Some((Box::new(guide), scale));
+        Ok(self)
+    }
+
+    /// The worse model that guides it, and how far.
+    pub fn guide(&self) -> Option<(&Self, f64)> {
+        self.guide.as_ref().map(|(guide, scale)| (guide.as_ref(), *scale))
+    }
+
+    /// A network of this model's as its card has it guided.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::load`], of the guide.
+    pub fn guided(
+        &self,
+        network: Box<dyn Denoiser>,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Box<dyn Denoiser>> {
+        let Some((guide, scale)) = &self.guide else { return Ok(network) };
+        Ok(Box::new(Autoguided::new(network, guide.bare(dtype, device)?, *scale)))
     }
 
     /// Reads the LoRAs that the card names.
@@ -240,6 +294,9 @@ impl ModelFolder {
     /// As there.
     pub fn all_weight_files(&self) -> Result<Vec<PathBuf>> {
         let mut files = self.weight_files()?;
+        if let Some((guide, _)) = &self.guide {
+            files.extend(guide.weight_files()?);
+        }
         if let Some(part) = &self.autoencoder {
             files.extend(part.weight_files()?);
         }
@@ -271,7 +328,21 @@ impl ModelFolder {
             let components = self.idle.join(", ");
             tracing::info!(model = %self.path.display(), components, "components that are not run");
         }
-        let (network, dtype) = match dtype {
+        let network = self.guided(self.bare(dtype, device)?, dtype, device)?;
+        // Products of 8 bits are the network's alone.
+        let dtype = if dtype == quantization::INT8 { DType::F32 } else { dtype };
+        Ok(Pipeline {
+            decoder: self.decoder(dtype, device)?,
+            reader: self.reader(dtype, device)?,
+            network,
+            schedule: self.schedule,
+            card: self.card,
+        })
+    }
+
+    /// The network as it is, whatever guides it.
+    fn bare(&self, dtype: DType, device: &Device) -> Result<Box<dyn Denoiser>> {
+        let network = match dtype {
             quantization::INT8 => {
                 let Some(quantization) = self.quantization()? else {
                     let remedy = format!(
@@ -280,11 +351,11 @@ impl ModelFolder {
                     );
                     return Err(Error::value("dtype", "int8", remedy));
                 };
-                (self.network.load_codes(self.weights()?, quantization), DType::F32)
+                self.network.load_codes(self.weights()?, quantization)
             }
-            dtype => (self.network.load_weights(self.weights()?, dtype, device), dtype),
+            dtype => self.network.load_weights(self.weights()?, dtype, device),
         };
-        let network = network.map_err(|error| match error {
+        network.map_err(|error| match error {
             Error::Weights(problem) => Error::Format { path: self.folder.join(WEIGHTS), problem },
             Error::Value { ref field, .. }
                 if self.network.size_fields().contains(&field.as_str()) =>
@@ -292,13 +363,6 @@ impl ModelFolder {
                 self.at_config(error)
             }
             error => error,
-        })?;
-        Ok(Pipeline {
-            decoder: self.decoder(dtype, device)?,
-            reader: self.reader(dtype, device)?,
-            network,
-            schedule: self.schedule,
-            card: self.card,
         })
     }
 
