@@ -1,10 +1,9 @@
 //! Classifier-free guidance, and what a student learns of it.
 
-use candle_core::{DType, Result, Tensor};
-use understudy_models::{Denoiser, Error};
+use candle_core::{Result, Tensor};
+use understudy_models::Error;
 
 use crate::random::{self, Purpose};
-use crate::training_batch::{TextConditions, TrainingBatch};
 
 /// What a student learns of its teacher's guidance (Ho & Salimans 2022).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -58,29 +57,6 @@ impl Guidance {
             }
         }
     }
-}
-
-/// What a network that takes no scale answers to a batch told each of two prompts a row, f32 `[B, tokens, width]`: `2·B` rows,
-/// those of the first prompts first.
-///
-/// # Errors
-/// Whatever the device says.
-pub(crate) fn with_and_without(
-    network: &dyn Denoiser,
-    batch: &TrainingBatch,
-    prompts: [&Tensor; 2],
-) -> Result<TrainingBatch> {
-    let x = Tensor::cat(&[&batch.x, &batch.x], 0)?;
-    let mut both = TrainingBatch {
-        answer: x.clone(),
-        x,
-        timesteps: batch.timesteps.repeat(2),
-        labels: None,
-        text: Some(TextConditions { prompts: Tensor::cat(&prompts, 0)?, guidance: None }),
-        seeds: batch.seeds.repeat(2),
-    };
-    both.answer = both.ask(network)?.to_dtype(DType::F32)?;
-    Ok(both)
 }
 
 /// `none + s·(told − none)` with one scale a row, as the server has it; `[B, C, H, W]`.

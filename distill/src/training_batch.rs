@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use serde_json::{Map, Value};
 use understudy_models::{Conditions, Denoiser};
 
@@ -79,6 +79,25 @@ impl TrainingBatch {
             guidance: guidance.as_ref(),
         };
         network.evaluate(&self.x.to_dtype(network.dtype())?, &times, conditions)
+    }
+
+    /// What a network that takes no scale answers, f32 `[B, C, H, W]`, told each of two prompts a row, f32 `[B, tokens, width]`:
+    /// `2·B` rows, those of the first prompts first.
+    ///
+    /// # Errors
+    /// As [`TrainingBatch::ask`].
+    pub(crate) fn ask_both(&self, network: &dyn Denoiser, prompts: [&Tensor; 2]) -> Result<Self> {
+        let x = Tensor::cat(&[&self.x, &self.x], 0)?;
+        let mut both = Self {
+            answer: x.clone(),
+            x,
+            timesteps: self.timesteps.repeat(2),
+            labels: None,
+            text: Some(TextConditions { prompts: Tensor::cat(&prompts, 0)?, guidance: None }),
+            seeds: self.seeds.repeat(2),
+        };
+        both.answer = both.ask(network)?.to_dtype(DType::F32)?;
+        Ok(both)
     }
 
     /// The same training batch on a device.

@@ -30,7 +30,7 @@ use levels::Levels;
 
 use crate::checkpoint::Snapshot;
 use crate::estimate::blank;
-use crate::guidance::{guided, with_and_without};
+use crate::guidance::guided;
 use crate::objective::{matching, score_identity};
 use crate::optimizer::{self, Gradients};
 use crate::parameters::Parameters;
@@ -149,7 +149,7 @@ impl<'a> Matching<'a> {
             0 => text.prompts.zeros_like()?,
             _ => prompting.empty(batch.rows(), network.device())?,
         };
-        let both = with_and_without(network, batch, [&text.prompts, &empty])?.answer;
+        let both = batch.ask_both(network, [&text.prompts, &empty])?.answer;
         let rows = batch.rows();
         let less_one = text.guidance.iter().flatten();
         let scales: Vec<f64> = less_one.map(|&scale| f64::from(scale) + 1.0).collect();

@@ -5,7 +5,7 @@ use understudy_models::rollout::{self, Row};
 use understudy_models::{Result, sampler};
 
 use super::step::{Walked, check_finite};
-use crate::guidance::{Guidance, guided, with_and_without};
+use crate::guidance::{Guidance, guided};
 use crate::prompting::Prompting;
 use crate::teacher::Teacher;
 use crate::training_batch::TrainingBatch;
@@ -29,7 +29,7 @@ pub(super) fn step(
     let prompts = [&text.prompts, &prompting.empty(rows, device)?];
     let mut asked =
         TrainingBatch { answer: x.clone(), x, timesteps, labels: None, text: None, seeds };
-    let both = with_and_without(network, &asked, prompts)?;
+    let both = asked.ask_both(network, prompts)?;
     asked.text = Some(text);
     check_finite(&both)?;
 
