@@ -48,7 +48,7 @@ def made(row, dtype, options):
         return path
     codes = options.work / f"{path.name}-int8"
     if not codes.exists():
-        run(["quantize", f"--model={path}", f"--steps={ROWS[row][1]}", f"--out={codes}", f"--threads={options.threads}"], options)
+        run(["quantize", f"--model={path}", f"--steps={ROWS[row][1]}", f"--out={codes}"], options)
     return codes
 
 
@@ -103,7 +103,7 @@ def speed(options):
         for row, dtype in there(options):
             for batch in (1, 8):
                 words = ["bench", f"--model={made(row, dtype, options)}", f"--dtype={dtype}", f"--batch={batch}",
-                         f"--steps={ROWS[row][1]}", "--seconds=0.3", f"--threads={options.threads}", "--json"]
+                         f"--steps={ROWS[row][1]}", "--seconds=1", f"--threads={options.threads}", "--json"]
                 told = json.loads(run(words, options))
                 of = measured[f"{row} {dtype}"]
                 # Of one image, its own steps and all that is around the network.

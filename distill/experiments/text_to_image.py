@@ -53,7 +53,9 @@ TAUGHT = {
     "emoji-distil": ({**GUIDED, "init": "pruned"}, 25),
     "emoji-distil-random": ({**GUIDED, "init": "random"}, 25),
     "emoji-4": ({"student": "emoji-distil", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 4_000, "rho": 0.02}, 4),
+    "emoji-4-long": ({"student": "emoji-4", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 8_000, "batch": 32, "rho": 0.04}, 4),
     "emoji-4-matched": ({"student": "emoji-4", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED}, 4),
+    "emoji-4-long-matched": ({"student": "emoji-4-long", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED, "steps": 500}, 4),
 }
 ROWS = [*SAMPLED, *TAUGHT]
 SAMPLES = {"seen": 1_000, "held-out": 772}
