@@ -29,8 +29,8 @@ ROWS = {
     "few-4-matched": (None, 4, "half its width", ("student", "wide-4-matched")),
     "few-2-matched": (None, 2, "half its width", ("student", "wide-2-matched")),
     "few-1-matched": (None, 1, "half its width", ()),
-    "pruned-half": (None, TEACHERS_STEPS, "pruned to half its time", ()),
-    "pruned-half-2-matched": (None, 2, "pruned to half its time", ("pruned-half", "wide-2-matched")),
+    "pruned-half": (None, TEACHERS_STEPS, "pruned", ()),
+    "pruned-half-2-matched": (None, 2, "pruned", ("pruned-half", "wide-2-matched")),
 }
 TYPES = ("f32", "bf16", "int8")
 ROUNDS = 5
@@ -195,17 +195,22 @@ def picture(options):
     matplotlib.use("svg")
     matplotlib.rcParams |= {"svg.hashsalt": "understudy", "font.family": "sans-serif", "axes.spines.top": False, "axes.spines.right": False}
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     found = results(options)
     figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
-    looks = {"teacher's width": ("#444444", "o"), "half its width": ("#0a7d5a", "s"), "pruned to half its time": ("#b3541e", "^")}
+    looks = {"teacher's width": ("#444444", "o"), "half its width": ("#0a7d5a", "s"), "pruned": ("#b3541e", "^")}
     for width, (colour, marker) in looks.items():
         points = [(found[row, "f32"], steps) for row, (_, steps, of, _) in ROWS.items() if of == width and (row, "f32") in found]
         points = [(result["milliseconds"]["8"], distance(result), steps) for result, steps in points if "milliseconds" in result]
         axes.scatter(*zip(*[point[:2] for point in points]), color=colour, marker=marker, s=46, label=width, zorder=3)
         for time, far, steps in points:
             axes.annotate(f"{steps}", (time, far), textcoords="offset points", xytext=(7, 4), fontsize=9, color=colour)
-    axes.set(xscale="log", yscale="log", xlabel="milliseconds an image, batch of 8 (log)", ylabel="distance to the data (log)")
+    axes.set(xscale="log", yscale="log", xlabel="milliseconds an image, batch of 8", ylabel="distance to the data; lower is better")
+    for axis, ticks in ((axes.xaxis, (0.5, 1, 2, 5, 10, 20)), (axes.yaxis, (0.2, 0.3, 0.5, 1, 2))):
+        axis.set_major_locator(FixedLocator(ticks))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_locator(NullLocator())
     axes.grid(which="both", color="#eeeeee", zorder=0)
     axes.legend(frameon=False, title="network; the number is its evaluations")
     figure.savefig(options.file, metadata={"Date": None})
