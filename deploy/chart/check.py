@@ -147,9 +147,10 @@ def scaling(binary):
             found = json.load(urllib.request.urlopen(asked, timeout=5))["data"]["result"]
             return float(found[0]["value"][1]) if found else None
 
+        # First what may not be installed: replicas that nobody ends would stay.
+        scraping = subprocess.Popen(command)
         for replica in replicas:
             replica.start()
-        scraping = subprocess.Popen(command)
         try:
             for replica in replicas:
                 replica.wait_until_ready()
