@@ -46,15 +46,8 @@ fn main() {
     let condition = batch.get("class_labels").map(|labels| labels.to_dtype(DType::U32).unwrap());
 
     if seconds == 0.0 {
-        let profile = || {
-            model
-                .profile(
-                    x,
-                    times,
-                    Conditions { condition: condition.as_ref(), ..Conditions::default() },
-                )
-                .unwrap()
-        };
+        let conditions = Conditions { condition: condition.as_ref(), ..Conditions::default() };
+        let profile = || model.profile(x, times, conditions).unwrap();
         profile();
         for Timing { name, flop, seconds, .. } in profile() {
             println!("{:9.3} ms {:7.1} GFLOP/s  {name}", 1e3 * seconds, 1e-9 * flop / seconds);

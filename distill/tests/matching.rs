@@ -248,6 +248,34 @@ fn samples_are_pulled_to_the_teachers() {
     }
 }
 
+/// What guides a teacher makes it another, and has no gradient for a student of one step to follow.
+#[test]
+fn a_guided_teacher_is_another_one() {
+    let home = tempfile::tempdir().unwrap();
+    let alone = teacher(home.path());
+    let path = alone.folder().to_owned();
+    let open = || Teacher::open(&path, "teacher".into(), DType::F32, &Device::Cpu).unwrap();
+    common::folder(&path, "guide", &network(8, &json!({})), &alone.schedule);
+    let mut hashes = vec![alone.hash.clone()];
+    for scale in [1.5, 2.0] {
+        let card = json!({"autoguidance": {"scale": scale}}).to_string();
+        fs::write(path.join("understudy.json"), card).unwrap();
+        hashes.push(open().hash.clone());
+    }
+    assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2], "{hashes:?}");
+
+    let guided = open();
+    let of = |evaluations| {
+        let optimizer = settings(1).optimizer;
+        let settings = matching::Settings { evaluations, seed: 0, optimizer, dtype: DType::F32 };
+        Matching::new(&guided, &student(&guided).schedule, settings, &Device::Cpu)
+    };
+    assert!(of(2).is_ok());
+    let problem = of(1).err().unwrap().to_string();
+    let words = ["--evaluations", "guide", "ask for 2"];
+    assert!(words.iter().all(|word| problem.contains(word)), "{problem}");
+}
+
 #[test]
 fn students_that_do_not_predict_v_are_refused() {
     let home = tempfile::tempdir().unwrap();

@@ -1,25 +1,17 @@
 //! A model folder with a guide in it.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../../tests/common/folder.rs"]
+mod folder;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
+use folder::copy;
 use serde_json::{Value, json};
 use understudy_models::checkpoint::ModelFolder;
 use understudy_models::{Denoiser, noise};
-
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => drop(fs::copy(entry.path(), to).unwrap()),
-        }
-    }
-}
 
 fn bundled(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("zoo").join(name)
@@ -93,12 +85,17 @@ fn a_guide_that_does_not_fit_is_refused_by_its_field() {
     });
     let said = refused();
     assert!(
-        said.contains("guide: prediction_type` is epsilon") && said.contains("v_prediction"),
+        said.contains("guide: prediction_type` is \"epsilon\"") && said.contains("v_prediction"),
         "{said}"
     );
 
     copy(&bundled("fashion-mnist-student"), &guide);
-    copy(&bundled("fashion-mnist-student"), &guide.join("guide"));
+    edit(&guide.join("scheduler/scheduler_config.json"), |schedule| {
+        schedule["beta_schedule"] = json!("linear");
+    });
+    assert!(refused().contains("guide: beta_schedule` is \"linear\""), "{}", refused());
+
+    copy(&bundled("fashion-mnist-student"), &guide);
     edit(&guide.join("understudy.json"), |card| card["autoguidance"] = json!({ "scale": 2 }));
     assert!(refused().contains("guide: autoguidance` is there"), "{}", refused());
 

@@ -74,6 +74,15 @@ pub struct ModelFolder {
 
 /// The folder of the guide in a model's.
 const GUIDE: &str = "guide";
+/// Fields of a noise schedule that a model and its guide must have alike.
+const MEANING: [&str; 6] = [
+    "prediction_type",
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "rescale_betas_zero_snr",
+];
 
 /// A model on a device: the network, what is around it, and what belongs to it.
 pub struct Pipeline {
@@ -106,6 +115,11 @@ impl ModelFolder {
     /// [`Error::Io`] or [`Error::Format`] naming the file; [`Error::Value`] naming the field that cannot
     /// be honoured.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::read(path)?.with_own_guide()
+    }
+
+    /// As [`ModelFolder::open`], without what guides it.
+    fn read(path: &Path) -> Result<Self> {
         let Parts { network: component_name, autoencoder, text, zero_empty_prompt, idle } =
             Parts::read(path)?;
         let network_path = component(path, component_name, "config.json");
@@ -132,14 +146,13 @@ impl ModelFolder {
             loras: Vec::new(),
             guide: None,
         }
-        .with_own_guide()?
         .with_own_loras()
     }
 
     /// Reads the description of the model that the card is guided by.
     fn with_own_guide(mut self) -> Result<Self> {
         let Some(Autoguidance { scale }) = self.card.autoguidance else { return Ok(self) };
-        let guide = Self::open(&self.path.join(GUIDE))?;
+        let guide = Self::read(&self.path.join(GUIDE))?;
         let refuse = |field: &str, own: String, value: String| {
             let field = format!("{}: {field}", guide.path.display());
             Err(Error::value(
@@ -152,11 +165,14 @@ impl ModelFolder {
         if own != other {
             return refuse("network", format!("{own:?}"), format!("{other:?}"));
         }
-        let (own, other) = (self.schedule.prediction_type(), guide.schedule.prediction_type());
-        if own != other {
-            return refuse("prediction_type", own.name().into(), other.name().into());
+        // What an answer means, and at which noise.
+        let (own, other) = (self.schedule.to_json(), guide.schedule.to_json());
+        for field in MEANING {
+            if own[field] != other[field] {
+                return refuse(field, own[field].to_string(), other[field].to_string());
+            }
         }
-        if guide.guide.is_some() {
+        if guide.card.autoguidance.is_some() {
             return refuse("autoguidance", "absent".into(), "there".into());
         }
         self.guide = Some((Box::new(guide), scale));
@@ -328,13 +344,10 @@ impl ModelFolder {
             let components = self.idle.join(", ");
             tracing::info!(model = %self.path.display(), components, "components that are not run");
         }
-        let network = self.guided(self.bare(dtype, device)?, dtype, device)?;
-        // Products of 8 bits are the network's alone.
-        let dtype = if dtype == quantization::INT8 { DType::F32 } else { dtype };
         Ok(Pipeline {
+            network: self.guided(self.bare(dtype, device)?, dtype, device)?,
             decoder: self.decoder(dtype, device)?,
             reader: self.reader(dtype, device)?,
-            network,
             schedule: self.schedule,
             card: self.card,
         })
@@ -376,7 +389,7 @@ impl ModelFolder {
         let names = || part.config.weight_shapes().into_keys().collect();
         let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
         let latent = [geometry.height, geometry.width];
-        let decoder = part.config.decoder(weights, latent, dtype, device);
+        let decoder = part.config.decoder(weights, latent, part_dtype(dtype), device);
         decoder.map(Some).map_err(|error| at_part(&part.folder, error))
     }
 
@@ -391,11 +404,9 @@ impl ModelFolder {
         device: &Device,
     ) -> Result<Option<Encoder>> {
         let Some(part) = &self.autoencoder else { return Ok(None) };
-        // Products of 8 bits are the network's alone.
-        let dtype = if dtype == quantization::INT8 { DType::F32 } else { dtype };
         let names = || part.config.weight_shapes().into_keys().collect();
         let weights = taken(weight_files::open(&part.weight_files()?, names)?)?;
-        let encoder = part.config.encoder(weights, image, dtype, device);
+        let encoder = part.config.encoder(weights, image, part_dtype(dtype), device);
         encoder.map(Some).map_err(|error| at_part(&part.folder, error))
     }
 
@@ -406,8 +417,7 @@ impl ModelFolder {
     pub fn reader(&self, dtype: DType, device: &Device) -> Result<Option<Reader>> {
         let [first, others @ ..] = &self.text_encoders[..] else { return Ok(None) };
         let tokenizer = first.tokenizer()?;
-        // Products of 8 bits are the network's alone.
-        let dtype = if dtype == quantization::INT8 { DType::F32 } else { dtype };
+        let dtype = part_dtype(dtype);
         let encoder = match (&first.encoder.config, others.first()) {
             (TextConfig::T5 { config, tokens }, _) => {
                 let encoder = t5::encoder(config.clone(), &first.encoder.folder, device)?;
@@ -527,6 +537,11 @@ impl ModelFolder {
         }
         Ok(weights)
     }
+}
+
+/// The type of what is around a network: products of 8 bits are the network's alone.
+fn part_dtype(dtype: DType) -> DType {
+    if dtype == quantization::INT8 { DType::F32 } else { dtype }
 }
 
 /// Whether a folder is a model's: it has a `model_index.json`, which may still be one that nobody understands.
