@@ -63,7 +63,9 @@ fn what_cannot_be_pruned_is_refused_with_the_remedy() {
         assert!(said.contains("--time") && said.contains("0.25x"), "{time}: {said}");
     }
     let said = prune("fashion-mnist-student", "0.001x", 1);
-    assert!(said.contains("takes 0.") && said.contains("ask for at least 0."), "{said}");
+    // What it takes is the machine's to say.
+    let told = said.contains("ask for at least 0.") || said.contains("nothing can be gained");
+    assert!(said.contains("is 0.001x: the smallest network") && told, "{said}");
     let said = prune("emoji-text-to-image", "0.5x", 1);
     assert!(said.contains("UNet2DConditionModel") && said.contains("--student"), "{said}");
     let said = prune("fashion-mnist-student-4", "0.5x", 1);

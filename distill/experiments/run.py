@@ -144,7 +144,7 @@ SAMPLED = {
     **{f"student-ddim-{steps}": (STUDENT, "ddim", steps) for steps in (4, 20)},
 }
 # Students out of the teacher's channels, taught alike by DKDM: what `understudy prune --time` is told, or nothing for the
-# narrowest of the teacher's own shape, as `--student 0.5x` finds it. A quarter is not reached: the smallest network takes 0.41.
+# narrowest of the teacher's own shape, as `--student 0.5x` finds it. A quarter is not reached: the smallest network takes 0.42.
 PRUNED = {"narrowed": None, "pruned-half": "0.5x"}
 PRUNED_TRAINING = {"steps": 1_500, "batch": 32, "learning-rate": "1e-3", "ema": 0.99, "rho": 0.02, "sample-every": 0}
 # What `speed` times: model and steps.

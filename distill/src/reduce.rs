@@ -44,9 +44,15 @@ pub fn check(model: &Teacher, share: f64) -> Result<()> {
 }
 
 fn unreachable(share: f64, least: f64) -> Error {
+    let ask = (100.0 * least).ceil() / 100.0;
+    let ask = match ask < 1.0 {
+        true => format!("ask for at least {ask:.2}x"),
+        false => {
+            "nothing can be gained; prune a larger model, or measure while nothing else runs".into()
+        }
+    };
     let remedy = format!(
-        "the smallest network that can be pruned out of this one takes {least:.2} of its time; ask for at least {:.2}x",
-        (100.0 * least).ceil() / 100.0
+        "the smallest network that can be pruned out of this one takes {least:.2} of its time; {ask}"
     );
     Error::value("time", format!("{share}x"), remedy)
 }

@@ -1,6 +1,6 @@
 //! `--student 0.5x`: the widest network like the teacher that takes half its time, as measured here.
 
-use understudy_models::{Error, NetworkConfig, Result};
+use understudy_models::{Denoiser, Error, NetworkConfig, Result};
 
 use crate::estimate::timed_evaluation;
 use crate::teacher::Teacher;
@@ -9,6 +9,9 @@ use crate::teacher::Teacher;
 const ROWS: usize = 8;
 /// Rounds, in each of which teacher and student take turns.
 const ROUNDS: usize = 9;
+/// Seconds of a turn, at least: many times as long as a scheduler lets a program run before another's turn, so that what
+/// others take is the same part of each.
+const TURN: f64 = 0.03;
 /// Widths that are tried, as parts of the teacher's.
 const PARTS: usize = 64;
 
@@ -59,19 +62,32 @@ pub fn shrink(teacher: &Teacher, share: f64) -> Result<Shrunk> {
     })
 }
 
-/// The ratio of the two networks' shortest times. Other programs only ever add to a time, and to a short evaluation more of its
-/// part than to a long one.
+/// The median of the rounds' ratios of the two networks' times. An evaluation that is longer than a scheduler's slice is
+/// interrupted every time where other programs run, and a short one is not; so neither times of single evaluations are
+/// compared, nor the shortest of each.
 pub(crate) fn measure(teacher: &Teacher, config: &NetworkConfig) -> Result<f64> {
     let weights = config.initial_weights(0)?.into_iter().collect();
     let network = teacher.network();
     let student = config.load(weights, network.dtype(), network.device())?;
-    let mut shortest = [f64::INFINITY; 2];
-    for _ in 0..ROUNDS {
-        for (network, shortest) in
-            [student.as_ref(), teacher.network()].into_iter().zip(&mut shortest)
-        {
-            *shortest = shortest.min(timed_evaluation(network, ROWS)?.1);
-        }
+    let turns = [student.as_ref(), teacher.network()];
+    // The first evaluation of a size is slower than those after it.
+    for network in turns {
+        timed_evaluation(network, ROWS)?;
     }
-    Ok(shortest[0] / shortest[1])
+    let mut ratios = [0.0; ROUNDS];
+    for ratio in &mut ratios {
+        *ratio = turn(turns[0])? / turn(turns[1])?;
+    }
+    ratios.sort_unstable_by(f64::total_cmp);
+    Ok(ratios[ROUNDS / 2])
+}
+
+/// Seconds of an evaluation, as the mean of a turn.
+fn turn(network: &dyn Denoiser) -> Result<f64> {
+    let (mut seconds, mut evaluations) = (0.0, 0.0);
+    while seconds < TURN {
+        seconds += timed_evaluation(network, ROWS)?.1;
+        evaluations += 1.0;
+    }
+    Ok(seconds / evaluations)
 }
