@@ -132,7 +132,9 @@ fn what_cannot_be_reached_or_pruned_is_refused_with_the_remedy() {
     };
     let model = bundled("fashion-mnist-student");
     let problem = refused(&model, 1e-6);
-    assert!(problem.contains("takes 0.") && problem.contains("ask for at least 0."), "{problem}");
+    // What it takes is the machine's to say.
+    let told = problem.contains("ask for at least 0.") || problem.contains("nothing can be gained");
+    assert!(problem.contains("0.000001x: the smallest network") && told, "{problem}");
     for share in [0.0, -1.0, 1.0, 2.0, f64::NAN] {
         assert!(refused(&model, share).contains("above 0 and below 1"), "{share}");
     }
