@@ -278,29 +278,44 @@ pub(super) fn tensors(
     Ok([weight, bias])
 }
 
-/// Which algorithm pays for a 3×3 convolution, from its shape alone: the same for any batch, so that
+/// Which transforms pay for a 3×3 convolution, from its shape alone: the same for any batch, so that
 /// the batch cannot show in the result.
 pub(super) fn variant(source: &Image, target: &Image, taps: Taps) -> Option<Variant> {
-    let fits = taps.side == 3 && taps.stride == 1 && taps.padding == 1;
     let side = target.height.min(target.width);
-    let weights = source.channels() * target.channels();
-    if !fits || source.channels() < 16 || target.channels() < 16 || side < 8 {
+    if !keeps_size(taps) || source.channels() < 16 || target.channels() < 16 || side < 8 {
         return None;
     }
     // Small maps have few tiles, and the larger variant many weights, which must come from a far cache
     // for each of them: measured, F2 is then twice as fast for one image and a quarter slower for eight.
-    let large = weights > 1 << 13;
-    // Of so many, those of F4 are 75 MB and more, which come from memory for each evaluation. Measured of 1280 to 1280
+    let large = source.channels() * target.channels() > 1 << 13;
+    // Those of F4 are 75 MB and more, which come from memory for each evaluation. Measured of 1280 to 1280
     // channels: at 16 × 16 pixels F2 is as fast as F4 for one image, and a third slower for four, with less than half the
-    // weights; at 8 × 8, and the 4 × 4 that the same layer has in an image of half the size, all products take 11 and 4 ms
-    // where F2 takes 7 and 5, with little more than half the weights.
-    let huge = weights > 1 << 19;
-    match (huge, side) {
+    // weights.
+    match (huge(source, target), side) {
         (true, ..16) => None,
         (true, 16) => Some(Variant::F2),
         (false, ..16) if large => Some(Variant::F2),
         _ => Some(Variant::F4),
     }
+}
+
+/// Whether weights that are kept as they are had better be transformed as they are used. Measured of 1280 to 1280 channels at
+/// 8 × 8 pixels, one image and four: 3.5 and 9.7 ms, where all products take 4.2 and 16.6, and F2 3.1 and 8.2 with almost
+/// twice as many bytes of weights, which it must read from memory; at 4 × 4, 2.2 ms and 1.7 for one.
+pub(super) fn transforms_taps(source: &Image, target: &Image, taps: Taps) -> bool {
+    let side = target.height.min(target.width);
+    let fits = keeps_size(taps) && source.element == ElementType::F32 && target.channels() >= 32;
+    fits && huge(source, target) && side >= 8
+}
+
+/// Whether a convolution is of 3×3 and leaves the size of a map.
+fn keeps_size(taps: Taps) -> bool {
+    taps.side == 3 && taps.stride == 1 && taps.padding == 1
+}
+
+/// Whether a convolution has so many weights that they come from memory for each evaluation.
+fn huge(source: &Image, target: &Image) -> bool {
+    source.channels() * target.channels() > 1 << 19
 }
 
 /// All numbers of a tensor, row by row.

@@ -1,6 +1,6 @@
 //! Operations as kernels for the CPU: what is done, and what of it its gradient will need.
 
-use super::builder::{Builder, tensors, values, variant};
+use super::builder::{Builder, tensors, transforms_taps, values, variant};
 use super::tape::Saved;
 use super::{FEATURES, PROMPT, SAMPLE, TIME};
 use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Sees, Slice, positions};
@@ -260,7 +260,7 @@ impl Builder<'_> {
             return self.trained_convolution(&[source], to, taps, &[*product], epilogue, weights);
         }
         let (isa, from) = (self.isa, self.image(source));
-        let variant = self.packed.variant(to, || variant(&from, &target, taps));
+        let variant = self.packed.variant(to, variant(&from, &target, taps));
         let [weight, bias] = self.packed.layer(to, || {
             let [weight, bias] = tensors(self.graph, product, weights)?;
             let (weight, bias) = (values(&weight)?, Aligned::of(&values(&bias)?, isa.panel()));
@@ -276,6 +276,10 @@ impl Builder<'_> {
             Some(variant) => {
                 let doubled = taps.doubled;
                 self.push(Winograd::with(isa, variant, from, target, doubled, weight, finish));
+            }
+            None if transforms_taps(&from, &target, taps) => {
+                let doubled = taps.doubled;
+                self.push(Winograd::of_taps(isa, from, target, doubled, weight, finish));
             }
             None => self.push(Direct::with(isa, &[from], target, taps, weight, finish)),
         }

@@ -12,7 +12,8 @@ use crate::kernels::{Aligned, Variant};
 #[derive(Default)]
 pub(super) struct Packed {
     layers: Mutex<HashMap<Map, Vec<Arc<Aligned>>>>,
-    /// How each 3×3 convolution is done: as pays for the size that was first, so that all have the same weights.
+    /// By which transforms the weights of each convolution are kept, if by any: as pays for the size that was first, so
+    /// that all have the same weights.
     variants: Mutex<HashMap<Map, Option<Variant>>>,
 }
 
@@ -48,13 +49,9 @@ impl Packed {
         Ok(made)
     }
 
-    /// How a convolution is done, as `choose` says the first time.
-    pub(super) fn variant(
-        &self,
-        layer: Map,
-        choose: impl FnOnce() -> Option<Variant>,
-    ) -> Option<Variant> {
+    /// The transforms by which a convolution's weights are kept, `own` being what pays for this size.
+    pub(super) fn variant(&self, layer: Map, own: Option<Variant>) -> Option<Variant> {
         let mut all = self.variants.lock().unwrap_or_else(PoisonError::into_inner);
-        *all.entry(layer).or_insert_with(choose)
+        *all.entry(layer).or_insert(own)
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    Aligned, Attend, Buffer, Channels, Direct, ElementType, Finish, Function, Grid,
+    Aligned, Attend, Buffer, Channels, Constants, Direct, ElementType, Finish, Function, Grid,
     GroupNormAffine, GroupNormApply, GroupNormStatistics, Image, Isa, Layout, Operation, PackKeys,
     PackValues, Program, Quantize, Quantized, QuantizedWeights, Taps, Upsample, Values, Variant,
     Winograd, padded,
@@ -16,6 +16,8 @@ pub enum Layer {
     Direct,
     /// The same by Winograd's algorithm, two by two pixels at a time.
     F2,
+    /// The same, of weights that are transformed as they are used.
+    F2OfTaps,
     /// The same, four by four pixels at a time.
     F4,
     /// A 3×3 convolution to half the size.
@@ -97,6 +99,12 @@ impl KernelBench {
             Layer::Int8Pointwise => int8(Taps::POINT, &mut layout),
             Layer::Direct => direct(3, 1, 1),
             Layer::F2 => winograd(Variant::F2),
+            Layer::F2OfTaps => {
+                let weights = formula(outputs * channels * 9);
+                let packed = Direct::pack(isa, &[source], target, Taps::SAME, &weights);
+                let weights = Constants::Own(packed.into());
+                vec![Box::new(Winograd::of_taps(isa, source, target, false, weights, finish()))]
+            }
             Layer::F4 => winograd(Variant::F4),
             Layer::Strided => direct(3, 2, 0),
             Layer::Pointwise => direct(1, 1, 0),

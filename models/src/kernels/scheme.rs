@@ -24,6 +24,14 @@ pub(super) struct F2;
 impl F2 {
     pub(super) const G: [[f64; 3]; 4] =
         [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
+
+    /// `G g`.
+    #[inline(always)]
+    pub(super) fn weights<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; 4] {
+        let half = s.splat(0.5);
+        let (sum, middle) = (s.mul(s.add(g[0], g[2]), half), s.mul(g[1], half));
+        [g[0], s.add(sum, middle), s.sub(sum, middle), g[2]]
+    }
 }
 
 impl Scheme for F2 {

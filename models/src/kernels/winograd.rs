@@ -22,6 +22,11 @@ use super::simd::Simd;
 const BLOCKS: usize = 4;
 const BLOCKS_FOR_MANY: usize = 6;
 const MANY: usize = 2 << 20;
+/// Words of the depth whose weights are transformed at a time, where that happens as they are used: those of a group of
+/// panels stay in a near cache.
+const CHUNK: usize = 64;
+/// Words by which these are asked for before they are needed.
+const AHEAD: usize = 512;
 /// Where the streams of the 36 products begin, shifted by a line so that they do not share cache sets.
 const SHIFT: usize = 16;
 
@@ -64,8 +69,11 @@ pub(crate) struct Winograd {
     source: Image,
     output: Image,
     doubled: bool,
-    /// `[groups][positions][panels of a group][depth][panel]` words, in the order in which it is read.
+    /// `[groups][positions][panels of a group][depth][panel]` words, in the order in which it is read; or as
+    /// [`Direct::pack`](super::Direct::pack) leaves them.
     weights: Constants,
+    /// Whether the weights are the convolution's, and are transformed as they are used.
+    of_taps: bool,
     finish: Finish,
     panel: usize,
     /// Panels of output channels whose products are worked out before they are transformed back; the
@@ -141,7 +149,39 @@ impl Winograd {
         let panel = isa.panel();
         let group = group_size(output.channels().div_ceil(panel));
         let (rows, zeros) = (isa.rows(), Aligned::zeros(source.words()));
-        Self { variant, source, output, doubled, weights, finish, panel, group, rows, zeros }
+        let of_taps = false;
+        Self {
+            variant,
+            source,
+            output,
+            doubled,
+            weights,
+            of_taps,
+            finish,
+            panel,
+            group,
+            rows,
+            zeros,
+        }
+    }
+
+    /// Two by two pixels at a time, with f32 weights as [`Direct::pack`](super::Direct::pack) leaves them. They are transformed as
+    /// they are used, which pays where maps are small and weights so many that they come from memory: 9 numbers come
+    /// instead of 16.
+    ///
+    /// # Panics
+    /// Where the maps are not of f32, or the output has fewer channels than a panel.
+    pub(crate) fn of_taps(
+        isa: Isa,
+        source: Image,
+        output: Image,
+        doubled: bool,
+        weights: Constants,
+        finish: Finish,
+    ) -> Self {
+        assert!(source.element == ElementType::F32 && output.channels() >= isa.panel());
+        let run = Self::with(isa, Variant::F2, source, output, doubled, weights, finish);
+        Self { of_taps: true, ..run }
     }
 
     /// Tiles down and across.
@@ -151,8 +191,13 @@ impl Winograd {
     }
 
     fn positions(&self) -> usize {
-        let (_, side) = self.variant.sides();
-        side * side
+        self.variant.positions()
+    }
+
+    /// Words from the transformed weights of a part of the depth at one position to those at the next; none where all
+    /// weights are transformed already.
+    fn chunk(&self) -> usize {
+        if self.of_taps { CHUNK * self.panel + SHIFT } else { 0 }
     }
 
     fn panels(&self) -> usize {
@@ -223,7 +268,7 @@ impl Operation for Winograd {
     fn split(&self, batch: usize, threads: usize) -> Split {
         let cut = self.cut(batch, threads);
         let position = |tiles: usize| tiles * self.source.words() + SHIFT;
-        let products = self.positions() * cut.block * self.panel * self.group;
+        let products = self.positions() * self.group * (cut.block * self.panel + self.chunk());
         if cut.apart {
             let shared = self.positions() * position(cut.all);
             Split {
@@ -259,7 +304,8 @@ impl Operation for Winograd {
         let (from, to) = (self.source.channels(), self.output.channels());
         let (height, width) = (self.output.height, self.output.width);
         let doubled = if self.doubled { " doubled" } else { "" };
-        format!("winograd {:?}{doubled} {from}→{to} at {height}×{width}", self.variant)
+        let of_taps = if self.of_taps { " of taps" } else { "" };
+        format!("winograd {:?}{of_taps}{doubled} {from}→{to} at {height}×{width}", self.variant)
     }
 
     fn flop(&self) -> f64 {
@@ -459,20 +505,22 @@ impl Kernel for Multiply<'_> {
 impl Multiply<'_> {
     #[inline(always)]
     fn of<S: Simd, E: Element>(&self, s: S) {
+        let conv = self.conv;
         let mut panel = self.panels.start;
         while panel < self.panels.end {
-            let count = self.conv.group.min(self.panels.end - panel);
-            for position in 0..self.conv.positions() {
-                for i in 0..count {
-                    let mut row = 0;
-                    let most = gemm::even::<S>(self.tiles.count);
-                    while row < self.tiles.count {
-                        let rows = most.min(self.tiles.count - row);
-                        let (panel, numbers) = (panel + i, PhantomData::<E>);
-                        let block = RowBlock { run: self, numbers, position, panel, i, row };
-                        // SAFETY: these rows and this panel are part of the item.
-                        unsafe { gemm::with_rows(s, rows, &block) };
-                        row += rows;
+            let count = conv.group.min(self.panels.end - panel);
+            if conv.of_taps {
+                self.of_taps::<S, E>(s, panel, count);
+            } else {
+                let (depth, positions) = (conv.source.words(), conv.positions());
+                for position in 0..positions {
+                    for i in 0..count {
+                        let (panels, panel) = (conv.panels(), panel + i);
+                        let place = panel_place(panels, conv.group, positions, panel, position);
+                        let weights = conv.weights.at(self.memory);
+                        let weights = weights.wrapping_add(place * depth * conv.panel);
+                        // SAFETY: there the panel's weights for the position are.
+                        unsafe { self.rows::<S, E>(s, position, i, weights, 0..depth) };
                     }
                 }
             }
@@ -483,6 +531,101 @@ impl Multiply<'_> {
                 }
             }
             panel += count;
+        }
+    }
+
+    /// The products of all tiles with the panel number `i` of a group, at a position, of some words of the depth.
+    ///
+    /// # Safety
+    /// `weights` is good for reading the panel's words of that depth.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, E: Element>(
+        &self,
+        s: S,
+        position: usize,
+        i: usize,
+        weights: *const f32,
+        words: std::ops::Range<usize>,
+    ) {
+        let mut row = 0;
+        let most = gemm::even::<S>(self.tiles.count);
+        while row < self.tiles.count {
+            let rows = most.min(self.tiles.count - row);
+            let (numbers, first, count) = (PhantomData::<E>, words.start, words.len());
+            let block = RowBlock { run: self, numbers, position, i, row, weights, first, count };
+            // SAFETY: these rows and this panel are part of the item; the caller vouches for the weights.
+            unsafe { gemm::with_rows(s, rows, &block) };
+            row += rows;
+        }
+    }
+
+    /// The products of `count` panels, whose weights are transformed a part of the depth at a time.
+    #[inline(always)]
+    fn of_taps<S: Simd, E: Element>(&self, s: S, panel: usize, count: usize) {
+        let (conv, depth, len) = (self.conv, self.conv.source.depth(), self.conv.chunk());
+        let positions = conv.positions();
+        // Behind the products of a group.
+        let to = self.product(conv.group, 0, 0);
+        let mut first = 0;
+        while first < depth {
+            let words = first..depth.min(first + CHUNK);
+            for i in 0..count {
+                let to = to.wrapping_add(i * positions * len);
+                // SAFETY: the scratch has room for the weights of a chunk at every position.
+                unsafe { self.transform(s, panel + i, words.clone(), to, len) };
+            }
+            for position in 0..positions {
+                for i in 0..count {
+                    let weights = to.wrapping_add((i * positions + position) * len);
+                    // SAFETY: they have just been written.
+                    unsafe { self.rows::<S, E>(s, position, i, weights, words.clone()) };
+                }
+            }
+            first = words.end;
+        }
+    }
+
+    /// `G g Gᵀ` of a panel's weights for some words of the depth, `len` words from one position to the next.
+    ///
+    /// # Safety
+    /// `to` is good for writing so many at each position.
+    #[inline(always)]
+    unsafe fn transform<S: Simd>(
+        &self,
+        s: S,
+        panel: usize,
+        words: std::ops::Range<usize>,
+        to: *mut f32,
+        len: usize,
+    ) {
+        let (conv, depth) = (self.conv, self.conv.source.depth());
+        let tap = depth * conv.panel;
+        let from = conv.weights.at(self.memory).wrapping_add(9 * panel * tap);
+        for (place, k) in words.enumerate() {
+            let mut lane = 0;
+            while lane < conv.panel {
+                let from = from.wrapping_add(k * conv.panel + lane);
+                let to = to.wrapping_add(place * conv.panel + lane);
+                let mut columns = [[s.splat(0.0); 4]; 3];
+                for j in 0..3 {
+                    let mut taps = [s.splat(0.0); 3];
+                    for i in 0..3 {
+                        let from = from.wrapping_add((3 * i + j) * tap);
+                        s.prefetch(from.wrapping_add(AHEAD));
+                        // SAFETY: panel, tap and depth are the convolution's.
+                        taps[i] = unsafe { s.load(from) };
+                    }
+                    columns[j] = F2::weights(s, taps);
+                }
+                for i in 0..4 {
+                    let row = F2::weights(s, [columns[0][i], columns[1][i], columns[2][i]]);
+                    for j in 0..4 {
+                        // SAFETY: the caller's promise.
+                        unsafe { s.store(to.wrapping_add((4 * i + j) * len), row[j]) };
+                    }
+                }
+                lane += S::LANES;
+            }
         }
     }
 
@@ -550,10 +693,14 @@ struct RowBlock<'a, E> {
     numbers: PhantomData<E>,
     run: &'a Multiply<'a>,
     position: usize,
-    panel: usize,
     /// The panel's number in its group.
     i: usize,
     row: usize,
+    /// Of the panel at the position, from the first of the words on.
+    weights: *const f32,
+    /// Words of the depth, and how many.
+    first: usize,
+    count: usize,
 }
 
 impl<E: Element> Rows for RowBlock<'_, E> {
@@ -561,20 +708,23 @@ impl<E: Element> Rows for RowBlock<'_, E> {
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
         let (run, conv) = (self.run, self.run.conv);
         let (depth, width) = (conv.source.words(), 2 * S::LANES);
-        // SAFETY: `R` tiles from `row` on are transformed at every position, the packed weights have
+        // SAFETY: `R` tiles from `row` on are transformed at every position, the weights have
         // as many columns, and the products have a place for each row.
         unsafe {
             let start = run.from.start.add(self.position * run.from.pitch + self.row * depth);
-            let mut rows = [start.cast_const(); R];
+            let mut rows = [start.add(self.first).cast_const(); R];
             for (r, pointer) in rows.iter_mut().enumerate() {
                 *pointer = pointer.add(r * depth);
             }
-            let (panels, positions) = (conv.panels(), conv.positions());
-            let panel = panel_place(panels, conv.group, positions, self.panel, self.position);
-            let weights = conv.weights.at(run.memory).add(panel * depth * width);
-            let mut acc = gemm::zeros::<S, R, 2>(s);
-            gemm::accumulate::<S, E, R, 2>(s, &mut acc, &rows, weights, width, depth);
             let target = run.product(self.i, self.position, self.row);
+            let mut acc = gemm::zeros::<S, R, 2>(s);
+            if self.first > 0 {
+                for (r, sums) in acc.iter_mut().enumerate() {
+                    sums[0] = s.load(target.add(r * width));
+                    sums[1] = s.load(target.add(r * width + S::LANES));
+                }
+            }
+            gemm::accumulate::<S, E, R, 2>(s, &mut acc, &rows, self.weights, width, self.count);
             for (r, sums) in acc.iter().enumerate() {
                 s.store(target.add(r * width), sums[0]);
                 s.store(target.add(r * width + S::LANES), sums[1]);
