@@ -17,6 +17,9 @@ use super::simd::Simd;
 /// Blocks of rows in a block of queries.
 const BLOCKS: usize = 2;
 
+/// The most rows of three vectors of sums that 32 registers hold beside what is multiplied.
+const MOST_OF_THREE: usize = 7;
+
 /// Keys as the columns of packed panels: `[heads][panels of keys][head channels][panel]` words, with
 /// zeros after the last key.
 pub(crate) struct PackKeys {
@@ -248,12 +251,48 @@ impl Queries<'_> {
                 for r in row..row + rows {
                     self.softmax::<S, E>(s, r);
                 }
-                gemm::with_rows(s, rows, &Values { queries: self, numbers, row });
+                self.values::<S, E>(s, row, rows);
             }
             row += rows;
         }
         if self.head == 0 {
             self.clear_padding();
+        }
+    }
+
+    /// `output = weights · values / sum` of some rows, two vectors of channels at a time. Of an odd number three come first,
+    /// where registers hold them for half of the rows, or one is last.
+    ///
+    /// # Safety
+    /// The queries' weights are there.
+    #[inline(always)]
+    unsafe fn values<S: Simd, E: Element>(&self, s: S, row: usize, rows: usize) {
+        let numbers = PhantomData::<E>;
+        let vectors = self.attend.width().div_ceil(S::LANES);
+        let mut vector = 0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if S::ROWS >= 2 * MOST_OF_THREE && vectors % 2 == 1 && vectors > 1 {
+                let mut done = 0;
+                while done < rows {
+                    let count = rows.div_ceil(rows.div_ceil(MOST_OF_THREE)).min(rows - done);
+                    let row = row + done;
+                    gemm::with_rows(
+                        s,
+                        count,
+                        &Values::<E, 3> { queries: self, numbers, row, vector },
+                    );
+                    done += count;
+                }
+                vector = 3;
+            }
+            while vector + 1 < vectors {
+                gemm::with_rows(s, rows, &Values::<E, 2> { queries: self, numbers, row, vector });
+                vector += 2;
+            }
+            if vector < vectors {
+                gemm::with_rows(s, rows, &Values::<E, 1> { queries: self, numbers, row, vector });
+            }
         }
     }
 
@@ -275,12 +314,13 @@ impl Queries<'_> {
         // SAFETY: a row has `all` scores, whole vectors; vectors have at most 16 lanes.
         unsafe {
             // What is beyond the last key must weigh nothing.
-            for i in keys..all {
+            let end = keys.next_multiple_of(S::LANES).min(all);
+            for i in keys..end {
                 *scores.add(i) = f32::NEG_INFINITY;
             }
-            let mut most = s.load(scores);
-            let mut i = S::LANES;
-            while i < all {
+            let mut most = s.splat(f32::NEG_INFINITY);
+            let mut i = 0;
+            while i < end {
                 most = s.max(most, s.load(scores.add(i)));
                 i += S::LANES;
             }
@@ -290,19 +330,20 @@ impl Queries<'_> {
             let most = s.splat(most);
             let mut sum = s.splat(0.0);
             let mut i = 0;
-            while i < all {
-                let weight = exp(s, s.sub(s.load(scores.add(i)), most));
-                s.store(scores.add(i), weight);
+            while i < end {
+                let mut weight = exp(s, s.sub(s.load(scores.add(i)), most));
+                if i + S::LANES > keys {
+                    s.store(lanes.as_mut_ptr(), weight);
+                    lanes[keys - i..].fill(0.0);
+                    weight = s.load(lanes.as_ptr());
+                }
+                // Two in a word end before the place of the next to be read.
+                E::store(s, scores, i, weight);
+                sum = s.add(sum, E::load(s, scores, i));
                 i += S::LANES;
             }
-            for i in keys..all {
-                *scores.add(i) = 0.0;
-            }
-            let mut i = 0;
             while i < all {
-                // Two in a word end before the place of the next to be read.
-                E::store(s, scores, i, s.load(scores.add(i)));
-                sum = s.add(sum, E::load(s, scores, i));
+                E::store(s, scores, i, s.splat(0.0));
                 i += S::LANES;
             }
             s.store(lanes.as_mut_ptr(), sum);
@@ -359,22 +400,27 @@ impl<E: Element> Rows for Scores<'_, E> {
     }
 }
 
-/// `output = weights · values / sum` for some rows.
-struct Values<'a, E> {
+/// `output = weights · values / sum` for some rows and `C` vectors of a head's channels.
+struct Values<'a, E, const C: usize> {
     queries: &'a Queries<'a>,
     numbers: PhantomData<E>,
     row: usize,
+    /// The first of the vectors.
+    vector: usize,
 }
 
-impl<E: Element> Rows for Values<'_, E> {
+impl<E: Element, const C: usize> Rows for Values<'_, E, C> {
     #[inline(always)]
     unsafe fn run<S: Simd, const R: usize>(&self, s: S) {
+        if C == 3 && R > MOST_OF_THREE {
+            unreachable!("so many sums are in no registers");
+        }
         let Queries { attend, memory, sample, head, first, scores, sums, .. } = *self.queries;
-        let (width, all, panel) = (attend.width(), attend.padded_keys(), 2 * S::LANES);
+        let (width, all) = (attend.width(), attend.padded_keys());
         let to = attend.output.words();
         let numbers = attend.output.element;
-        // SAFETY: the rows are queries of the sample. A panel that is wider than what is left of the
-        // head reads what follows the values, or the arena's slack, and does not store it.
+        // SAFETY: the rows are queries of the sample. Vectors that are wider than what is left of the
+        // head read what follows the values, or the arena's slack, and do not store it.
         unsafe {
             let mut rows = [scores.add(self.row * all).cast_const(); R];
             for (r, pointer) in rows.iter_mut().enumerate() {
@@ -384,24 +430,22 @@ impl<E: Element> Rows for Values<'_, E> {
                 Some(pairs) => (memory.at(pairs, sample), PackValues::stride(&attend.values)),
                 None => (attend.values.at(memory, sample), attend.values.image.words()),
             };
-            let values = values.add(head * width).cast_const();
+            let c = self.vector * S::LANES;
+            let values = values.add(head * width + c).cast_const();
             let target = memory.at(attend.output.buffer, sample);
             let target = target.add((first + self.row) * to);
-            let mut c = 0;
-            while c < width {
-                let mut acc = gemm::zeros::<S, R, 2>(s);
-                let keys = attend.key_count().div_ceil(E::PER_WORD);
-                gemm::accumulate::<S, E, R, 2>(s, &mut acc, &rows, values.add(c), from, keys);
-                for (r, block) in acc.iter().enumerate() {
-                    let inverse = s.splat(*sums.add(self.row + r));
-                    let mut lanes = [0f32; 32];
-                    let start = lanes.as_mut_ptr();
-                    numbers.store(s, start, 0, s.mul(block[0], inverse));
-                    numbers.store(s, start, S::LANES, s.mul(block[1], inverse));
-                    let count = panel.min(width - c);
-                    numbers.copy(start, target.add(r * to), head * width + c, count);
+            let mut acc = gemm::zeros::<S, R, C>(s);
+            let keys = attend.key_count().div_ceil(E::PER_WORD);
+            gemm::accumulate::<S, E, R, C>(s, &mut acc, &rows, values, from, keys);
+            for (r, block) in acc.iter().enumerate() {
+                let inverse = s.splat(*sums.add(self.row + r));
+                let mut lanes = [0f32; 48];
+                let start = lanes.as_mut_ptr();
+                for (i, vector) in block.iter().enumerate() {
+                    numbers.store(s, start, i * S::LANES, s.mul(*vector, inverse));
                 }
-                c += panel;
+                let count = (C * S::LANES).min(width - c);
+                numbers.copy(start, target.add(r * to), head * width + c, count);
             }
         }
     }
