@@ -1,6 +1,9 @@
 //! Memory: aligned floats, and a plan of which part of one arena each intermediate result uses.
 
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use memmap2::MmapMut;
 
 use crate::{DeviceFault, memory};
 
@@ -18,8 +21,27 @@ struct CacheLine([f32; LINE]);
 
 /// Floats that begin on a cache line, all 0 at first.
 pub(crate) struct Aligned {
-    lines: Vec<CacheLine>,
+    storage: Storage,
     len: usize,
+}
+
+enum Storage {
+    Lines(Vec<CacheLine>),
+    /// Of the system itself, which is asked for huge pages: processors fetch ahead within a page only, and weights that come
+    /// from memory begin one of 4 KiB every few hundred products.
+    Pages(MmapMut),
+}
+
+/// Bytes from which the system is asked for pages: a huge page of most processors.
+const PAGES: usize = 2 << 20;
+
+/// Zeros in pages of the system, huge ones where it has them.
+fn pages(bytes: usize) -> io::Result<MmapMut> {
+    let pages = MmapMut::map_anon(bytes)?;
+    // A system without them refuses, and nothing else changes.
+    #[cfg(target_os = "linux")]
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    Ok(pages)
 }
 
 impl Aligned {
@@ -42,10 +64,14 @@ impl Aligned {
         {
             return Err(error);
         }
+        if error.bytes >= PAGES {
+            let storage = Storage::Pages(pages(lines * size_of::<CacheLine>()).map_err(|_| error)?);
+            return Ok(Self { storage, len });
+        }
         let mut zeros = Vec::new();
         zeros.try_reserve_exact(lines).map_err(|_| error)?;
         zeros.resize(lines, CacheLine([0.0; LINE]));
-        Ok(Self { lines: zeros, len })
+        Ok(Self { storage: Storage::Lines(zeros), len })
     }
 
     /// The floats of a slice, padded by zeros to a multiple of `whole`.
@@ -57,14 +83,22 @@ impl Aligned {
 
     /// The floats.
     pub(crate) fn as_slice(&self) -> &[f32] {
-        // SAFETY: the vector holds at least `len` floats in lines without gaps.
-        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
+        let start = match &self.storage {
+            Storage::Lines(lines) => lines.as_ptr().cast(),
+            Storage::Pages(pages) => pages.as_ptr().cast(),
+        };
+        // SAFETY: there are at least `len` floats, in lines without gaps or in pages, which begin on a line.
+        unsafe { std::slice::from_raw_parts(start, self.len) }
     }
 
     /// The floats.
     pub(crate) fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: the vector holds at least `len` floats in lines without gaps.
-        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
+        let start = match &mut self.storage {
+            Storage::Lines(lines) => lines.as_mut_ptr().cast(),
+            Storage::Pages(pages) => pages.as_mut_ptr().cast(),
+        };
+        // SAFETY: there are at least `len` floats, in lines without gaps or in pages, which begin on a line.
+        unsafe { std::slice::from_raw_parts_mut(start, self.len) }
     }
 }
 
