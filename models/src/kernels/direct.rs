@@ -18,6 +18,9 @@ use super::simd::Simd;
 /// Blocks of rows in one chunk, over which a panel of weights is used from a near cache.
 const BLOCKS: usize = 8;
 
+/// Words of a panel's weights from which a near cache does not hold them until the next block of rows wants them again.
+const MANY: usize = 1 << 17;
+
 /// Where the taps of a convolution are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Taps {
@@ -259,13 +262,14 @@ impl Operation for Direct {
         let count = self.chunk().min(all - first);
         let panels = (part * self.panels() / parts)..((part + 1) * self.panels() / parts);
         let table = memory.scratch(worker).cast::<*const f32>();
+        let sums = memory.scratch(worker).wrapping_add(self.table_len());
         // SAFETY: the scratch holds a pointer for every tap, source and row of a chunk.
         unsafe { self.gather(memory, first, count, table) };
         if self.copied {
             // SAFETY: behind the table there is room for a row of `SHORT` for each row of the chunk.
-            unsafe { self.copy(count, table, memory.scratch(worker).add(self.table_len())) };
+            unsafe { self.copy(count, table, sums) };
         }
-        dispatch(memory.isa, Run { conv: self, memory, first, count, table, panels });
+        dispatch(memory.isa, Run { conv: self, memory, first, count, table, sums, panels });
     }
 }
 
@@ -335,6 +339,8 @@ struct Run<'a> {
     first: usize,
     count: usize,
     table: *const *const f32,
+    /// Room for what a panel makes of each row, where rows are not copied.
+    sums: *mut f32,
     panels: std::ops::Range<usize>,
 }
 
@@ -351,15 +357,24 @@ impl Kernel for Run<'_> {
 impl Run<'_> {
     #[inline(always)]
     fn of<S: Simd, E: Element>(&self, s: S) {
+        let conv = self.conv;
+        let taps = conv.taps.count();
+        // Then all rows have one tap after another, and their sums wait in between.
+        let apart = taps * conv.depth() * conv.panel > MANY && self.count > S::ROWS;
+        let step = if apart { 1 } else { taps };
+        let most = gemm::even::<S>(self.count);
         for panel in self.panels.clone() {
-            let mut row = 0;
-            let most = gemm::even::<S>(self.count);
-            while row < self.count {
-                let count = most.min(self.count - row);
-                let block = RowBlock { run: self, numbers: PhantomData::<E>, panel, row };
-                // SAFETY: these rows and this panel are part of the item.
-                unsafe { gemm::with_rows(s, count, &block) };
-                row += count;
+            for tap in (0..taps).step_by(step) {
+                let taps = tap..tap + step;
+                let mut row = 0;
+                while row < self.count {
+                    let count = most.min(self.count - row);
+                    let (numbers, taps) = (PhantomData::<E>, taps.clone());
+                    let block = RowBlock { run: self, numbers, panel, row, taps };
+                    // SAFETY: these rows and this panel are part of the item.
+                    unsafe { gemm::with_rows(s, count, &block) };
+                    row += count;
+                }
             }
         }
     }
@@ -370,6 +385,8 @@ struct RowBlock<'a, E> {
     run: &'a Run<'a>,
     panel: usize,
     row: usize,
+    /// Whose products are added; behind the last one the sums are finished.
+    taps: std::ops::Range<usize>,
 }
 
 impl<E: Element> Rows for RowBlock<'_, E> {
@@ -391,20 +408,29 @@ impl<E: Element> RowBlock<'_, E> {
     /// The table holds `R` rows from `row` on, and a panel is `C` vectors wide.
     #[inline(always)]
     unsafe fn columns<S: Simd, const R: usize, const C: usize>(&self, s: S) {
-        let Run { conv, memory, first, table, .. } = *self.run;
+        let Run { conv, memory, first, table, sums, .. } = *self.run;
         let (depth, taps) = (conv.depth(), conv.taps.count());
         let width = C * S::LANES;
+        let sums = sums.wrapping_add(self.row * width);
         let mut acc = gemm::zeros::<S, R, C>(s);
         // SAFETY: the table holds `R` rows from `row` on for every tap and source, each good for the
-        // source's depth; the packed weights have as many columns.
+        // source's depth; the packed weights have as many columns. The sums have a place for each row.
         unsafe {
-            let mut weights = conv.weights.at(memory).add(self.panel * taps * depth * width);
-            let mut row = table.add(self.row);
+            let before = self.panel * taps + self.taps.start;
+            let mut weights = conv.weights.at(memory).add(before * depth * width);
+            let mut row = table.add(self.taps.start * conv.sources.len() * conv.chunk() + self.row);
+            if self.taps.start > 0 {
+                for r in 0..R {
+                    for c in 0..C {
+                        acc[r][c] = s.load(sums.add(r * width + c * S::LANES));
+                    }
+                }
+            }
             if conv.copied {
                 let rows = *row.cast::<[*const f32; R]>();
                 gemm::accumulate::<S, E, R, C>(s, &mut acc, &rows, weights, width, taps * depth);
             } else {
-                for _ in 0..taps {
+                for _ in self.taps.clone() {
                     for source in &conv.sources {
                         let rows = *row.cast::<[*const f32; R]>();
                         let depth = source.depth();
@@ -413,6 +439,14 @@ impl<E: Element> RowBlock<'_, E> {
                         row = row.wrapping_add(conv.chunk());
                     }
                 }
+            }
+            if self.taps.end < taps {
+                for r in 0..R {
+                    for c in 0..C {
+                        s.store(sums.add(r * width + c * S::LANES), acc[r][c]);
+                    }
+                }
+                return;
             }
         }
         let (output, pixels) = (&conv.output, conv.output.pixels());

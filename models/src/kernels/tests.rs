@@ -569,6 +569,8 @@ fn layers_of_real_networks_err_little() {
         (Some(F2), 512, 32, 8),
         (None, 256, 32, 4),
         (None, 512, 32, 4),
+        // Whose taps come one after another for all rows.
+        (None, 1280, 32, 4),
     ];
     for ((variant, from, to, side), numbers) in
         layers.into_iter().flat_map(|layer| BOTH.map(|numbers| (layer, numbers)))
