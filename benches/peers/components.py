@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -92,8 +93,8 @@ def module(kind: str, config: dict):
             return CLIPTextModel(CLIPTextConfig(**config)).eval()
 
 
-def opened(kind: str, folder: Path):
-    """The part from its folder, as a module that answers with a tensor."""
+def opened(kind: str, folder: Path, dtype=None):
+    """The part from its folder, as a module that answers with a tensor; of f32 unless another type is asked for."""
     import torch
     from diffusers import AutoencoderKL, AutoencoderTiny, PixArtTransformer2DModel, UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -103,7 +104,7 @@ def opened(kind: str, folder: Path):
     class Part(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.part = classes[kind].from_pretrained(folder, low_cpu_mem_usage=False, torch_dtype=torch.float32).eval()
+            self.part = classes[kind].from_pretrained(folder, low_cpu_mem_usage=False, torch_dtype=dtype or torch.float32).eval()
 
         def forward(self, *inputs):
             if kind == "unet":
@@ -170,23 +171,36 @@ class Process:
         return json.loads(line)
 
 
-def compare(arguments, example: Path, name: str) -> dict:
+def prepare(name: str, scratch: Path) -> None:
+    """Writes the part, what it is asked, and what it should answer."""
     import torch
-    from machine import OtherLoad
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
     kind, config, side, batch = CASES[name]
+    module(kind, config).save_pretrained(scratch / "part")
+    told = inputs(kind, config, side, batch)
+    save_file({key: value.int() if key == "ids" else value for key, value in told.items()}, scratch / "inputs.safetensors")
+    with torch.no_grad():
+        part = opened(kind, scratch / "part")
+        # transformers' mask of the text encoder cannot be made in f64.
+        if kind == "text" or kind in LARGE:
+            answer = part(*told.values()).double()
+        else:
+            answer = part.double()(*(one.double() for one in told.values()))
+    save_file({"answer": answer}, scratch / "reference.safetensors")
+
+
+def compare(arguments, example: Path, name: str) -> dict:
+    from machine import OtherLoad
+    from safetensors.torch import load_file
+
+    kind, _, _, batch = CASES[name]
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder, file = Path(scratch) / "part", Path(scratch) / "inputs.safetensors"
-        module(kind, config).save_pretrained(folder)
-        told = inputs(kind, config, side, batch)
-        save_file({key: value.int() if key == "ids" else value for key, value in told.items()}, file)
-        with torch.no_grad():
-            # transformers' mask of the text encoder cannot be made in f64.
-            reference = (
-                opened(kind, folder)(*told.values()).double() if kind == "text" or kind in LARGE
-                else opened(kind, folder).double()(*(one.double() for one in told.values()))
-            )
+        # In a process of its own, which gives its memory back.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            pool.apply(prepare, (name, Path(scratch)))
+        reference = load_file(Path(scratch) / "reference.safetensors")["answer"]
 
         def error(process: Process) -> float:
             path = Path(scratch) / "output.safetensors"
@@ -233,10 +247,14 @@ def worker(runtime: str, kind: str, folder: Path, file: Path, precision: str) ->
     from worker import max_rss_bytes
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    part = opened(kind, folder)
+    # In f32 a large one would leave no room for the other side. OpenVINO packs what it reads once more, and takes f16 as it is.
+    narrow = (torch.float16 if runtime == "openvino" else torch.bfloat16) if kind in LARGE and precision == "bf16" else None
+    part = opened(kind, folder, narrow)
     loaded = load_file(file)
     keys = ("sample", "timestep", "states", "added", "ids")
     told = tuple(loaded[key].long() if key == "ids" else loaded[key] for key in keys if key in loaded)
+    if narrow:
+        told = tuple(one.to(narrow) if key != "timestep" else one for key, one in zip(keys, told))
     if runtime == "openvino":
         import openvino as ov
 
@@ -260,9 +278,6 @@ def worker(runtime: str, kind: str, folder: Path, file: Path, precision: str) ->
         feed = {key: one.numpy() for key, one in zip(names, told)}
         evaluate = lambda: torch.from_numpy(session.run(None, feed)[0])  # noqa: E731
     else:
-        if kind in LARGE and precision == "bf16":
-            part = part.to(torch.bfloat16)
-            told = tuple(one.bfloat16() if key != "timestep" else one for key, one in zip(keys, told))
         if kind not in ("text", "pixart"):
             part = part.to(memory_format=torch.channels_last)
         network = torch.compile(part) if runtime == "torch-compile" else part

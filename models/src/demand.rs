@@ -19,23 +19,23 @@ impl Demand {
         Self(fields.map(|field| (field, config[field].to_string())))
     }
 
-    /// Refuses weights, or a single map, that there is no memory for: what is known without building the network.
+    /// Refuses weights of so many bytes each, 0 where they are there already, or a single map, that there is no memory for:
+    /// what is known without building the network.
     ///
     /// # Errors
     /// [`Error::Value`] naming the field.
-    pub(crate) fn check(&self, graph: &Graph, device: &Device) -> Result<()> {
+    pub(crate) fn check(&self, graph: &Graph, device: &Device, weight: usize) -> Result<()> {
         let count = |spec: &WeightSpec| spec.shape.iter().map(|&side| side as u64).product::<u64>();
         let count: u64 = graph.weights.iter().map(count).sum();
-        // At least this much, in whatever form they are kept.
-        let bytes = count.saturating_mul(if device.is_cpu() { 4 } else { 2 });
+        // At least this much, however they are packed.
+        let bytes = count.saturating_mul(weight as u64);
         let Self([(wide, width), (large, size)]) = self;
         memory::check(*wide, width, [bytes, bytes], NARROWER)?;
         if !device.is_cpu() {
             // A device counts its own memory, and says where it ends.
             return Ok(());
         }
-        let map = graph.largest_map();
-        let bytes = map.saturating_mul(4);
+        let bytes = graph.largest_map().saturating_mul(4);
         memory::check(*large, size, [bytes, bytes], SMALLER)
     }
 
@@ -59,5 +59,28 @@ impl Demand {
             memory::check(*large, size, [total, live], SMALLER)?;
         }
         Ok(network)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn weights_ask_for_what_their_type_takes_and_once() {
+        let Some(there) = memory::available() else { return };
+        // In bf16 they take half of what is free or a little more, in f32 more than all.
+        let shape = vec![usize::try_from(there / 100).unwrap(), 27];
+        let weights = vec![WeightSpec { name: "weight".into(), shape, readers: 1 }];
+        let graph = Graph { ops: Vec::new(), maps: Vec::new(), weights, patch: 1 };
+        let demand = Demand::of(&json!({"channels": 27, "side": 8}), ["channels", "side"]);
+        let check = |weight| demand.check(&graph, &Device::Cpu, weight);
+        let problem = check(4).unwrap_err().to_string();
+        assert!(problem.contains("channels") && problem.contains("of memory are free"), "{problem}");
+        check(2).unwrap();
+        // Those that another size of the network has already.
+        check(0).unwrap();
     }
 }

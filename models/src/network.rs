@@ -377,7 +377,11 @@ impl NetworkConfig {
         let graph = self.architecture().graph();
         let weights = self.fitted(weights, &graph.shapes())?;
         if !trained {
-            self.check_weights(&graph, device)?;
+            let weight = match &mode {
+                Mode::Quantized(_) => 1,
+                _ => dtype.size_in_bytes(),
+            };
+            self.check_memory(&graph, device, weight)?;
         }
         let geometry = self.geometry();
         let build = || -> Result<Box<dyn Denoiser>> {
@@ -399,7 +403,7 @@ impl NetworkConfig {
         Arc::new(move |size, tokens| {
             let resized = config.at(size, tokens)?.and_then(|config| {
                 let graph = config.architecture().graph();
-                config.check_weights(&graph, &device)?;
+                config.check_memory(&graph, &device, 0)?;
                 Ok((graph, config.geometry()))
             });
             Some(resized)
@@ -413,7 +417,7 @@ impl NetworkConfig {
     /// [`Error::Value`] naming the field that asks for more memory than there is.
     pub fn initial_weights(&self, seed: u64) -> Result<BTreeMap<String, Tensor>> {
         let graph = self.architecture().graph();
-        self.check_weights(&graph, &Device::Cpu)?;
+        self.check_memory(&graph, &Device::Cpu, DType::F32.size_in_bytes())?;
         initial::weights(&graph.shapes(), |name| self.architecture().unusual(name), seed)
     }
 }

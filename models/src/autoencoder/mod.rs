@@ -245,7 +245,7 @@ impl AutoencoderConfig {
         let demand = self.demand();
         let trained = weights.values().any(Weight::trained);
         if !trained {
-            demand.check(&graph, device)?;
+            demand.check(&graph, device, dtype.size_in_bytes())?;
         }
         demand.built(|| Compiled::new(graph, weights, dtype, device), Compiled::footprint)
     }
@@ -323,7 +323,7 @@ impl Decoder {
     pub fn at(&self, latent: [usize; 2]) -> Result<Self> {
         check_size("latent", latent, 1)?;
         let graph = self.config.half().decoder(latent);
-        self.config.demand().check(&graph, self.device())?;
+        self.config.demand().check(&graph, self.device(), 0)?;
         Ok(self.config.decodes(self.compiled.at(graph)?, latent))
     }
 

@@ -18,12 +18,13 @@ impl NetworkConfig {
         Demand::of(&self.to_json(), self.size_fields())
     }
 
-    /// Refuses weights, or a single map, that there is no memory for: what is known without building the network.
+    /// Refuses weights of so many bytes each, 0 where they are there already, or a single map, that there is no memory for:
+    /// what is known without building the network.
     ///
     /// # Errors
     /// [`crate::Error::Value`] naming the field.
-    pub(super) fn check_weights(&self, graph: &Graph, device: &Device) -> Result<()> {
-        self.demand().check(graph, device)
+    pub(super) fn check_memory(&self, graph: &Graph, device: &Device, weight: usize) -> Result<()> {
+        self.demand().check(graph, device, weight)
     }
 
     /// What `build` makes, unless one sample would find no memory in it, or it found none itself.

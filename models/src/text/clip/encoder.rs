@@ -168,7 +168,7 @@ impl ClipConfig {
         let weights = weights::fit(&graph.shapes(), renamed(here(weights)))?;
         let json = serde_json::to_value(self).unwrap_or_default();
         let demand = Demand::of(&json, ["vocab_size", "max_position_embeddings"]);
-        demand.check(&graph, device)?;
+        demand.check(&graph, device, dtype.size_in_bytes())?;
         let build = || Compiled::new(graph, weights, dtype, device);
         let compiled = demand.built(build, Compiled::footprint)?;
         Ok(ClipEncoder { compiled, config: self.clone() })
