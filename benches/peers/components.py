@@ -67,6 +67,8 @@ CASES = {
 CANDLE = {"sd15-unet-256": "candle-network", "vae-decode-256": "candle-decoder"}
 # Networks with a time; what is told of a prompt: its tokens and their width.
 NETWORKS = {"unet": (77, 768), "pixart": (120, 4096), "xl": (77, 2048)}
+# Under which names inputs are in their file, in the order in which a part takes them.
+KEYS = ("sample", "timestep", "states", "added", "ids")
 # Too large for references in f64 beside all else: weights are stored as f16, and the reference is in f32.
 LARGE = {"xl"}
 
@@ -190,6 +192,18 @@ def prepare(name: str, scratch: Path) -> None:
     save_file({"answer": answer}, scratch / "reference.safetensors")
 
 
+def convert(name: str, scratch: Path) -> None:
+    """Writes a large part as OpenVINO reads it, with weights of f16."""
+    import openvino as ov
+    from safetensors.torch import load_file
+
+    loaded = load_file(scratch / "inputs.safetensors")
+    told = tuple(loaded[key] for key in KEYS if key in loaded)
+    part = opened(CASES[name][0], scratch / "part")
+    model = ov.convert_model(part, example_input=told, input=[tuple(one.shape) for one in told])
+    ov.save_model(model, scratch / "openvino.xml", compress_to_fp16=True)
+
+
 def compare(arguments, example: Path, name: str) -> dict:
     from machine import OtherLoad
     from safetensors.torch import load_file
@@ -200,6 +214,8 @@ def compare(arguments, example: Path, name: str) -> dict:
         # In a process of its own, which gives its memory back.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             pool.apply(prepare, (name, Path(scratch)))
+            if kind in LARGE and "openvino" in arguments.peers:
+                pool.apply(convert, (name, Path(scratch)))
         reference = load_file(Path(scratch) / "reference.safetensors")["answer"]
 
         def error(process: Process) -> float:
@@ -247,18 +263,22 @@ def worker(runtime: str, kind: str, folder: Path, file: Path, precision: str) ->
     from worker import max_rss_bytes
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    # In f32 a large one would leave no room for the other side. OpenVINO packs what it reads once more, and takes f16 as it is.
-    narrow = (torch.float16 if runtime == "openvino" else torch.bfloat16) if kind in LARGE and precision == "bf16" else None
-    part = opened(kind, folder, narrow)
     loaded = load_file(file)
-    keys = ("sample", "timestep", "states", "added", "ids")
-    told = tuple(loaded[key].long() if key == "ids" else loaded[key] for key in keys if key in loaded)
-    if narrow:
-        told = tuple(one.to(narrow) if key != "timestep" else one for key, one in zip(keys, told))
+    told = tuple(loaded[key].long() if key == "ids" else loaded[key] for key in KEYS if key in loaded)
+    # In f32 a large one would leave no room for the other side.
+    converted = folder.parent / "openvino.xml"
+    if runtime != "openvino" and kind in LARGE and precision == "bf16":
+        part = opened(kind, folder, torch.bfloat16)
+        told = tuple(one.bfloat16() if key != "timestep" else one for key, one in zip(KEYS, told))
+    elif runtime != "openvino" or not converted.exists():
+        part = opened(kind, folder)
     if runtime == "openvino":
         import openvino as ov
 
-        model = ov.convert_model(part, example_input=told, input=[tuple(one.shape) for one in told])
+        if converted.exists():
+            model = ov.Core().read_model(converted)
+        else:
+            model = ov.convert_model(part, example_input=told, input=[tuple(one.shape) for one in told])
         settings = {
             "INFERENCE_NUM_THREADS": int(os.environ["OMP_NUM_THREADS"]), "INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY",
         }
