@@ -78,7 +78,10 @@ mod tests {
         let demand = Demand::of(&json!({"channels": 27, "side": 8}), ["channels", "side"]);
         let check = |weight| demand.check(&graph, &Device::Cpu, weight);
         let problem = check(4).unwrap_err().to_string();
-        assert!(problem.contains("channels") && problem.contains("of memory are free"), "{problem}");
+        assert!(
+            problem.contains("channels") && problem.contains("of memory are free"),
+            "{problem}"
+        );
         check(2).unwrap();
         // Those that another size of the network has already.
         check(0).unwrap();

@@ -1,8 +1,15 @@
 //! Stable Diffusion 3's way: prompts that CLIP and T5 read together, or CLIP alone.
 
-use serde_json::{Value, json};
+use std::{collections::HashMap, path::Path};
 
-use crate::{server::Server, stable_diffusion_3};
+use candle_core::{Device, Tensor};
+use serde_json::{Value, json};
+use understudy_models::checkpoint::Lora;
+
+use crate::{
+    server::{Server, png},
+    stable_diffusion_3,
+};
 
 /// With T5's text encoder, and without.
 const MODELS: [&str; 2] = ["three", "two"];
@@ -12,7 +19,28 @@ async fn server() -> Server {
     for name in MODELS {
         stable_diffusion_3::put(name, &models.path().join(name));
     }
-    Server::over(models, |_| {}).await
+    let folder = models.path().join("loras");
+    std::fs::create_dir(&folder).unwrap();
+    let loras = [
+        ("network", "transformer.transformer_blocks.0.attn.to_v", 12),
+        ("clip", "text_encoder.text_model.encoder.layers.0.self_attn.v_proj", 8),
+    ];
+    let loras = loras.map(|(name, target, width)| {
+        let file = folder.join(name).with_extension("safetensors");
+        write_lora(&file, target, width);
+        (name.to_owned(), Lora::open(&file, 1.0).unwrap())
+    });
+    Server::over(models, |settings| settings.loras.extend(loras)).await
+}
+
+/// Of rank 1, that adds a half to every weight of a square one.
+fn write_lora(file: &Path, target: &str, width: usize) {
+    let all = |shape: (usize, usize), value: f32| Tensor::full(value, shape, &Device::Cpu).unwrap();
+    let tensors = HashMap::from([
+        (format!("{target}.lora_A.weight"), all((1, width), 1.0)),
+        (format!("{target}.lora_B.weight"), all((width, 1), 0.5)),
+    ]);
+    candle_core::safetensors::save(&tensors, file).unwrap();
 }
 
 fn asked(model: &str, fields: &Value) -> Value {
@@ -56,6 +84,24 @@ async fn an_image_is_the_same_alone_and_among_others() {
     for (model, most) in [("three", 255), ("two", 22)] {
         let about = server.get(&format!("/v1/models/{model}")).await.json();
         assert_eq!(about["max_prompt_tokens"], most);
+    }
+}
+
+/// The models with LoRAs share T5's weights, and nothing else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lora_changes_the_network_or_a_text_encoder() {
+    let server = server().await;
+    for model in MODELS {
+        let mut drawn_so_far = Vec::new();
+        for loras in [json!([]), json!([{"name": "network"}]), json!([{"name": "clip"}])] {
+            let fields = json!({"prompt": "red apple", "lora": loras});
+            let body = asked(model, &fields);
+            let reply = server.generate(body).await;
+            assert_eq!(reply.status, 200, "{fields}: {}", reply.text());
+            let (pixels, _) = png(&reply.json()["data"][0]);
+            assert!(!drawn_so_far.contains(&pixels), "{model}: {fields}");
+            drawn_so_far.push(pixels);
+        }
     }
 }
 

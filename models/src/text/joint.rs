@@ -1,7 +1,7 @@
 //! Prompts that CLIP and T5 read together, as Stable Diffusion 3 has them (Esser et al. 2024, §4): the states of two encoders
 //! of CLIP's side by side, with zeros to T5's width, and behind them those of T5's encoder.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -57,7 +57,7 @@ impl JointTokenizer {
 pub(super) struct Joint {
     first: ClipEncoder,
     second: Second,
-    t5: Option<T5Encoder>,
+    t5: Option<Arc<T5Encoder>>,
     /// Numbers of a token's state.
     width: usize,
 }
@@ -70,7 +70,7 @@ impl Joint {
         t5: Option<T5Encoder>,
         width: usize,
     ) -> Self {
-        Self { first, second, t5, width }
+        Self { first, second, t5: t5.map(Arc::new), width }
     }
 
     /// What becomes of prompts, each of which is [`Joint::tokens`] tokens.
@@ -121,12 +121,17 @@ impl Joint {
         self.t5.is_some()
     }
 
+    /// Has the other's T5 for its own.
+    pub(super) fn share(&mut self, other: &Self) {
+        self.t5.clone_from(&other.t5);
+    }
+
     /// Reads T5's weights, if they are not in memory.
     ///
     /// # Errors
     /// As [`T5Encoder::forward`].
     pub(super) fn load(&self) -> Result<()> {
-        self.t5.as_ref().map_or(Ok(()), T5Encoder::load)
+        self.t5.as_ref().map_or(Ok(()), |t5| t5.load())
     }
 
     /// As [`T5Encoder::unload_if_idle`].

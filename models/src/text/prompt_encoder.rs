@@ -1,6 +1,6 @@
 //! What a network is told of a prompt: the states of CLIP's text encoder, of two of these, of T5's, or of all three.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use candle_core::Device;
 
@@ -16,26 +16,27 @@ use crate::Result;
 pub struct PromptEncoder(Kind);
 
 enum Kind {
-    Clip { first: ClipEncoder, second: Option<Box<Second>> },
-    T5 { encoder: T5Encoder, most: usize },
+    Clip { first: Box<ClipEncoder>, second: Option<Box<Second>> },
+    T5 { encoder: Arc<T5Encoder>, most: usize },
     Joint(Box<Joint>),
 }
 
 impl PromptEncoder {
     /// Of one encoder of CLIP's, whose last states are told, after its last norm.
     pub fn clip(encoder: ClipEncoder) -> Self {
-        Self(Kind::Clip { first: encoder, second: None })
+        Self(Kind::Clip { first: Box::new(encoder), second: None })
     }
 
     /// Of two encoders of as many tokens, whose states before their last layers are told side by side, and what the second one
     /// pools. `pad` fills the second one's prompts up.
     pub fn two_clips(first: ClipEncoder, encoder: ClipEncoder, pad: u32) -> Self {
-        Self(Kind::Clip { first, second: Some(Box::new(Second { encoder, pad })) })
+        let second = Some(Box::new(Second { encoder, pad }));
+        Self(Kind::Clip { first: Box::new(first), second })
     }
 
     /// Of T5's encoder, for prompts of at most so many tokens.
     pub fn t5(encoder: T5Encoder, most: usize) -> Self {
-        Self(Kind::T5 { encoder, most })
+        Self(Kind::T5 { encoder: Arc::new(encoder), most })
     }
 
     /// Of two encoders of CLIP's as [`PromptEncoder::two_clips`] takes them, whose states are told with zeros to `width`
@@ -98,6 +99,18 @@ impl PromptEncoder {
             Kind::Clip { .. } => false,
             Kind::T5 { .. } => true,
             Kind::Joint(joint) => joint.is_lazy(),
+        }
+    }
+
+    /// Has the other's encoder of T5's kind for its own, where both have one of the same weights: it is too large to be there
+    /// twice.
+    pub fn share(&mut self, other: &Self) {
+        match (&mut self.0, &other.0) {
+            (Kind::T5 { encoder, .. }, Kind::T5 { encoder: other, .. }) => {
+                encoder.clone_from(other);
+            }
+            (Kind::Joint(joint), Kind::Joint(other)) => joint.share(other),
+            _ => {}
         }
     }
 
