@@ -4,6 +4,8 @@
 
 #[path = "common/folder.rs"]
 mod folder;
+#[path = "common/stable_diffusion_3.rs"]
+mod stable_diffusion_3;
 
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
@@ -199,6 +201,43 @@ async fn the_engine_draws_what_diffusers_draws_after_a_prompt_that_t5_read() {
         assert!(model.unload_idle_encoders(Duration::ZERO));
         model.take_prompts(&prompts).await.unwrap();
         assert!(!model.unload_idle_encoders(Duration::ZERO));
+    }
+}
+
+/// Stable Diffusion 3's pipelines (`models/tests/golden/make_sd3_pipelines.py`): prompts that CLIP and T5 read, or CLIP alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_engine_draws_what_diffusers_draws_with_three_text_encoders() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/tests/golden");
+    for (name, size) in [("three", [16, 16]), ("two", [16, 24])] {
+        let folder = tempfile::tempdir().unwrap();
+        stable_diffusion_3::put(name, folder.path());
+        let path = golden.join("sd3_pipeline").join(name).with_extension("safetensors");
+        let request = request_of(&path);
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let origin = Origin::new(folder.path(), DType::F32, &[Device::Cpu]);
+        let model = Arc::new(Model::load(origin, name.into(), 0).unwrap());
+        let text = |field: &str| request[field].as_str().unwrap();
+        let scale = request["guidance_scale"].as_f64().unwrap();
+        let prompts = [text("prompt"), text("negative_prompt")];
+        let prompts = model.prompts(prompts[0], prompts[1], scale, Syntax::Plain).unwrap();
+        let model = model.in_form(model.form_for(Some(size), &prompts)).await.unwrap();
+        let steps = request["steps"].as_u64().unwrap() as usize;
+        let kind = text("scheduler").parse().unwrap();
+        let latents = (0..2).map(|row| tensors["latents"].narrow(0, row, 1).unwrap()).collect();
+        let request = GenerateRequest {
+            samples: vec![SampleSpec { seed: 0, class_label: None }; 2],
+            trajectory: sampler::trajectory(&model.schedule, kind, steps, 0.0, false).unwrap(),
+            prompts,
+            start: Start::Latents(latents),
+            guidance_scale: scale,
+            partial_images: 0,
+            deadline: None,
+            model: Arc::clone(&model),
+        };
+        let psnr = psnr(&drawn(request).await, &tensors["images"]);
+        assert!(psnr >= 60.0, "{name}: {psnr:.1} dB");
+        // Only T5's weights are read when they are needed, and forgotten.
+        assert_eq!(model.unload_idle_encoders(Duration::ZERO), name == "three");
     }
 }
 

@@ -44,7 +44,7 @@ impl Classes {
             Conditioning::TextTime { .. } => Err(understudy_models::Error::value(
                 "addition_embed_type",
                 "text_time",
-                "a network that takes a pooled text beside the prompt (Stable Diffusion XL) can be served, and neither distilled nor evaluated; use one of Stable Diffusion 1 or 2",
+                "a network that takes a pooled text beside the prompt (Stable Diffusion XL and 3) can be served, and neither distilled nor evaluated; use one of Stable Diffusion 1 or 2",
             )),
             Conditioning::Timestep | Conditioning::Embedding(_) => {
                 Err(understudy_models::Error::value(

@@ -300,7 +300,7 @@ impl Body {
             return Ok(Self::Eager(Eager::new(graph, weights, weights.dtype())?));
         }
         let features = Features::new(&graph, weights)?;
-        if weights.trained() && graph.answers().len() > 1 {
+        if weights.trained() && !graph.has_gradients() {
             return Ok(Self::Eager(Eager::new(graph, weights, weights.dtype())?));
         }
         Ok(if weights.trained() {

@@ -16,11 +16,11 @@ pub enum Conditioning {
     /// An embedding of this width, added as it comes (`class_embed_type: "identity"`): `condition` is f32 `[B, width]`.
     Embedding(usize),
     /// A text as one vector, and numbers beside it that say what the image is (`addition_embed_type: "text_time"`, Podell
-    /// et al. 2023, §2.2): `condition` is f32 `[B, text + numbers]`.
+    /// et al. 2023, §2.2), or none (Esser et al. 2024, §4): `condition` is f32 `[B, text + numbers]`.
     TextTime {
-        /// Numbers of the text's vector: what its encoder pools.
+        /// Numbers of the text's vector: what its encoders pool.
         text: usize,
-        /// Numbers beside it: height and width that the image had, from where it was cut, and height and width it has, in pixels.
+        /// Numbers beside it, 0 where there are none: height and width that the image had, from where it was cut, and height and width it has, in pixels.
         numbers: usize,
     },
 }

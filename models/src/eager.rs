@@ -12,7 +12,7 @@ use candle_core::{D, DType, Device, Result, Tensor, bail};
 
 use crate::denoiser::Conditions;
 use crate::features::Feature;
-use crate::graph::{Epilogue, Graph, Map, Op, Product, Sees, Slice, WeightId, positions};
+use crate::graph::{Epilogue, Graph, Map, Op, Product, Sees, Size, Slice, WeightId, positions};
 use crate::kernels::{Function, Taps};
 use crate::weights::Weights;
 
@@ -64,8 +64,12 @@ impl Eager {
                         taken[id.0] = Some(weights.get_as(graph.weight(*id), dtype)?);
                     }
                 }
-                Op::Nearest { table, .. } => {
+                Op::Nearest { table, .. } | Op::Crop { table, .. } => {
                     taken[table.0] = Some(weights.get_as(graph.weight(*table), dtype)?);
+                }
+                Op::RmsNorm { weight, .. } => {
+                    let tensor = weights.get_as(graph.weight(*weight), working(dtype))?;
+                    taken[weight.0] = Some(tensor);
                 }
                 _ => {}
             }
@@ -179,6 +183,32 @@ impl Eager {
             Op::Nearest { source, table, .. } => match &self.weights[table.0] {
                 Some(table) => nearest(map(*source)?, table),
                 None => bail!("a table has its rows"),
+            },
+            &Op::Crop { table, side, to } => match &self.weights[table.0] {
+                Some(table) => {
+                    let Size { height, width, channels } = self.graph.size(to);
+                    let square = table.detach().reshape((side, side, channels))?;
+                    let rows = square.narrow(0, (side - height) / 2, height)?;
+                    let middle = rows.narrow(1, (side - width) / 2, width)?;
+                    let map = middle.permute((2, 0, 1))?.unsqueeze(0)?;
+                    map.broadcast_as((x.dim(0)?, channels, height, width))?.contiguous()
+                }
+                None => bail!("a table has its rows"),
+            },
+            Op::Join { sources, .. } => {
+                let row = |&source: &Map| map(source)?.flatten_from(2)?.unsqueeze(2);
+                Tensor::cat(&sources.iter().map(row).collect::<Result<Vec<_>>>()?, 3)
+            }
+            &Op::Take { source, first, to } => {
+                let Size { height, width, .. } = self.graph.size(to);
+                let source = map(source)?;
+                let (batch, channels, ..) = source.dims4()?;
+                let row = source.flatten_from(2)?.narrow(2, first, height * width)?;
+                row.reshape((batch, channels, height, width))
+            }
+            &Op::RmsNorm { source, weight, eps, factor, .. } => match &self.weights[weight.0] {
+                Some(weight) => rms_norm(map(source)?, weight, eps, factor),
+                None => bail!("a norm has its weight"),
             },
             Op::Learned { weights, to } => {
                 let all = weights.iter().filter_map(|id| self.weights[id.0].as_ref());
@@ -416,6 +446,17 @@ fn modulate(x: &Tensor, eps: f64, scale: &Tensor, shift: &Tensor) -> Result<Tens
     let deviation = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?;
     let normed = centred.broadcast_div(&deviation)?.to_dtype(x.dtype())?;
     normed.broadcast_mul(scale)?.broadcast_add(shift)
+}
+
+/// Each head by its root mean square, times weight `[channels of a head]` and `factor`.
+fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, factor: f32) -> Result<Tensor> {
+    let (batch, channels, height, width) = x.dims4()?;
+    let wide = x.to_dtype(weight.dtype())?;
+    let heads = wide.reshape((batch, channels / weight.dim(0)?, (), height * width))?;
+    let scale = (heads.sqr()?.mean_keepdim(2)? + eps)?.sqrt()?;
+    let weight = (weight.reshape((1, 1, (), 1))? * f64::from(factor))?;
+    let normed = heads.broadcast_div(&scale)?.broadcast_mul(&weight)?;
+    normed.reshape(x.shape())?.to_dtype(x.dtype())
 }
 
 /// Some channels of a map as `[B·heads, channels of a head, pixels]`.

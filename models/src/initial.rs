@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Device, Tensor};
 
+use crate::graph::{Grid, Size, positions};
 use crate::{Result, noise};
 
 /// What a weight is drawn from.
@@ -15,6 +16,8 @@ pub(crate) enum Distribution {
     Normal(f64),
     /// No draw.
     Constant(f64),
+    /// No draw: the sines and cosines of all places ([`positions`]).
+    Places(Size, Grid),
 }
 
 /// Draws all of `shapes`. `unusual` tells of weights that are not what their shapes say, such as tables
@@ -54,6 +57,7 @@ fn usual(name: &str, shapes: &BTreeMap<String, Vec<usize>>) -> Distribution {
 fn draw(distribution: Distribution, seed: u64, stream: u64, out: &mut [f32]) {
     match distribution {
         Distribution::Constant(value) => out.fill(value as f32),
+        Distribution::Places(size, grid) => out.copy_from_slice(&positions(size, grid)),
         Distribution::Normal(scale) => {
             noise::normal(seed, stream, out);
             out.iter_mut().for_each(|out| *out *= scale as f32);

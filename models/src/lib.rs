@@ -44,6 +44,7 @@ pub mod repair;
 pub mod rollout;
 pub mod sampler;
 pub mod schedule;
+pub mod sd3;
 pub mod text;
 pub mod unet;
 mod weight;

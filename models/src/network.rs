@@ -16,6 +16,7 @@ use crate::graph::Graph;
 use crate::initial::{self, Distribution};
 use crate::pixart::PixArtConfig;
 use crate::quantization::{Calibration, Quantization};
+use crate::sd3::SD3Config;
 use crate::unet::{FewerBlocks, UNet2DConditionConfig, UNet2DConfig};
 use crate::weight::{Weight, here};
 use crate::{Denoiser, Error, Geometry, Result, weights};
@@ -155,6 +156,7 @@ architectures! {
     UNetCondition = "UNet2DConditionModel": UNet2DConditionConfig, in "unet" of "StableDiffusionPipeline";
     DiT = "DiTTransformer2DModel": DiTConfig, in "transformer" of "DiTPipeline";
     PixArt = "PixArtTransformer2DModel": PixArtConfig, in "transformer" of "PixArtAlphaPipeline";
+    SD3 = "SD3Transformer2DModel": SD3Config, in "transformer" of "StableDiffusion3Pipeline";
 }
 
 /// A configuration from before diffusers had classes for DiT and PixArt: a `Transformer2DModel` is one by its `norm_type`.
@@ -184,6 +186,7 @@ impl NetworkConfig {
     pub(crate) fn prompt_field(&self) -> &'static str {
         match self {
             Self::PixArt(_) => "caption_channels",
+            Self::SD3(_) => "joint_attention_dim",
             _ => "cross_attention_dim",
         }
     }
@@ -197,6 +200,7 @@ impl NetworkConfig {
         match self {
             Self::UNetCondition(config) => Some(config.at(size, tokens).map(Self::from)),
             Self::PixArt(config) => Some(config.at(size, tokens).map(Self::from)),
+            Self::SD3(config) => Some(config.at(size, tokens).map(Self::from)),
             Self::UNet(_) | Self::DiT(_) => None,
         }
     }
@@ -209,7 +213,9 @@ impl NetworkConfig {
     pub fn with_factor(&self, factor: usize) -> Result<Self> {
         match self {
             Self::PixArt(config) => config.with_factor(factor).map(Self::from),
-            Self::UNet(_) | Self::UNetCondition(_) | Self::DiT(_) => Ok(self.clone()),
+            Self::UNet(_) | Self::UNetCondition(_) | Self::DiT(_) | Self::SD3(_) => {
+                Ok(self.clone())
+            }
         }
     }
 

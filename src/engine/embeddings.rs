@@ -83,7 +83,8 @@ impl Words {
     }
 }
 
-/// Prompts of a model that are kept: of CLIP's largest text encoders one takes half a megabyte, of T5's at most five.
+/// Prompts of a model that are kept: of CLIP's largest text encoders one takes half a megabyte, of T5's at most five, of both
+/// together five and a half.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// What a model's prompts came to, on the CPU, by their tokens; the least recently used are forgotten.

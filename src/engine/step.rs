@@ -398,9 +398,12 @@ fn ask(network: &dyn Denoiser, samples: &[Sample]) -> Result<Tensor> {
                     if let Some(prompt) = sample.prompts.get(row) {
                         let Some(states) = &prompt.states else { candle_core::bail!("no states") };
                         prompts.push(states.hidden.clone());
-                        if let Conditioning::TextTime { .. } = network.geometry().conditioning {
+                        if let Conditioning::TextTime { numbers, .. } =
+                            network.geometry().conditioning
+                        {
                             conditions.extend_from_slice(&states.pooled);
-                            conditions.extend(sizes(&sample.admission.model.image));
+                            let sizes = sizes(&sample.admission.model.image);
+                            conditions.extend(sizes.into_iter().take(numbers));
                         }
                     }
                     scales.push(walk.guidance_scale as f32 - 1.0);

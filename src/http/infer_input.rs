@@ -40,6 +40,7 @@ pub(super) fn inputs(model: &Model) -> Vec<ArrayMetadata> {
         Conditioning::Classes(_) => vec![(CLASS_LABELS, "INT64", vec![-1])],
         Conditioning::Timestep => vec![(CLASS_LABELS, "FP32", vec![-1])],
         Conditioning::Embedding(width) => vec![(CLASS_LABELS, "FP32", vector(width))],
+        Conditioning::TextTime { text, numbers: 0 } => vec![(TEXT_EMBEDS, "FP32", vector(text))],
         Conditioning::TextTime { text, numbers } => {
             vec![(TEXT_EMBEDS, "FP32", vector(text)), (TIME_IDS, "FP32", vector(numbers))]
         }
@@ -168,6 +169,7 @@ pub(super) fn request(
         takes.then(|| take(name)).transpose()
     };
     let condition = match model.geometry.conditioning {
+        Conditioning::TextTime { numbers: 0, .. } => told(TEXT_EMBEDS)?,
         Conditioning::TextTime { text, numbers } => {
             let (texts, sizes) = (told(TEXT_EMBEDS)?, told(TIME_IDS)?);
             Some(side_by_side(

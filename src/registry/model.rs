@@ -257,8 +257,10 @@ impl Model {
         }
         for (replica, own) in changed.replicas.iter_mut().zip(&self.replicas) {
             // No LoRA changes one of T5's, which is too large to be there twice.
-            if own.encoder().is_some_and(PromptEncoder::is_lazy) {
-                replica.encoder.clone_from(&own.encoder);
+            if let (Some(encoder), Some(own)) =
+                (replica.encoder.as_mut().and_then(Arc::get_mut), own.encoder())
+            {
+                encoder.share(own);
             }
             for stage in Stage::ALL {
                 replica.set_cost(stage, own.cost(stage).clone());

@@ -29,10 +29,11 @@ pub(super) const NEGATIVE: &str = "negative_prompt";
 ///
 /// A prompt that is longer than CLIP's takes is read in parts, each with a beginning and an end, whose hidden states stand one
 /// behind the other: what compel, A1111's web UI and diffusers' long prompt weighting pipeline do. One that is longer than T5's
-/// may be is refused.
+/// may be is refused; where both read it, what is too long for CLIP's is cut there, as diffusers does.
 pub struct Text {
     tokenizer: Tokenizer,
-    /// Tokens of a part, its beginning and its end among them: of CLIP's exactly, of T5's, which has one, at most.
+    /// Tokens of a part, its beginning and its end among them: of CLIP's exactly, and of both together; of T5's, which has one,
+    /// at most.
     length: usize,
     empty: Tokens,
     /// Whether a negative prompt that says nothing is told as zeros, instead of being read.
@@ -92,15 +93,20 @@ impl Text {
         }
         let tokenizer = match &self.tokenizer {
             Tokenizer::Clip(tokenizer) => tokenizer,
-            Tokenizer::T5(tokenizer) if syntax == Syntax::Plain => {
-                let ids = tokenizer.encode(prompt, self.length).map_err(|error| match error {
+            whole if syntax == Syntax::Plain => {
+                let ids = whole.encode(prompt, self.length).map_err(|error| match error {
                     Error::Value { value, remedy, .. } => Error::value(field, value, remedy),
                     error => error,
                 })?;
                 return Ok((vec![ids], Vec::new()));
             }
-            Tokenizer::T5(_) => {
-                let remedy = "a text encoder of T5's kind takes no weights; leave it out";
+            other => {
+                let remedy = match other {
+                    Tokenizer::Joint(_) => {
+                        "text encoders that are read together take no weights; leave it out"
+                    }
+                    _ => "a text encoder of T5's kind takes no weights; leave it out",
+                };
                 return Err(Error::value("prompt_syntax", "weighted", remedy));
             }
         };
@@ -152,9 +158,10 @@ impl Text {
 
     /// Most tokens of a prompt, without beginnings and ends.
     pub fn max_tokens(&self) -> usize {
-        match self.tokenizer {
+        match &self.tokenizer {
             Tokenizer::Clip(_) => MOST_PARTS * self.length.saturating_sub(2),
             Tokenizer::T5(_) => self.length.saturating_sub(1),
+            Tokenizer::Joint(tokenizer) => tokenizer.most(self.length),
         }
     }
 }

@@ -3,6 +3,8 @@
 
 #[path = "../common/folder.rs"]
 mod folder;
+#[path = "../common/stable_diffusion_3.rs"]
+mod stable_diffusion_3;
 
 mod access;
 mod auto;
@@ -25,6 +27,7 @@ mod page;
 mod pixart;
 mod refusals;
 mod rollout;
+mod sd3;
 mod server;
 mod shadow;
 mod streaming;

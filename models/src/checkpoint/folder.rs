@@ -7,7 +7,8 @@
 //! scheduler/scheduler_config.json
 //! vae/ (vqvae/)                    of a latent model: config.json and weights of its autoencoder
 //! guide/                           a whole model folder, where the card says `autoguidance`
-//! text_encoder/ tokenizer/         of a text-to-image model; Stable Diffusion XL has text_encoder_2/ and tokenizer_2/, too
+//! text_encoder/ tokenizer/         of a text-to-image model; Stable Diffusion XL has text_encoder_2/ and tokenizer_2/, too,
+//!                                  Stable Diffusion 3 these and, where it has T5, text_encoder_3/ and tokenizer_3/
 //! understudy.json                  the model card (optional)
 //! ```
 //!
@@ -25,6 +26,7 @@ use super::{
     around,
     card::{Autoguidance, CARD, Card},
     file::{read_json, read_text},
+    joint,
     lora::{self, Lora},
     parts::{Part, Parts, TEXT_ENCODERS, TextConfig, TextPart, shown},
     read, t5,
@@ -58,7 +60,7 @@ pub struct ModelFolder {
     pub card: Card,
     /// A latent model's autoencoder.
     pub autoencoder: Option<Part<AutoencoderConfig>>,
-    /// A text-to-image model's text encoders: one, or two that read the same prompt.
+    /// A text-to-image model's text encoders: one, or two or three that read the same prompt.
     pub text_encoders: Vec<TextPart>,
     /// Whether an empty negative prompt is told as zeros instead of being read.
     pub zero_empty_prompt: bool,
@@ -416,7 +418,7 @@ impl ModelFolder {
     /// As [`ModelFolder::load`].
     pub fn reader(&self, dtype: DType, device: &Device) -> Result<Option<Reader>> {
         let [first, others @ ..] = &self.text_encoders[..] else { return Ok(None) };
-        let tokenizer = first.tokenizer()?;
+        let Some(tokenizer) = self.tokenizer()? else { return Ok(None) };
         let dtype = part_dtype(dtype);
         let encoder = match (&first.encoder.config, others.first()) {
             (TextConfig::T5 { config, tokens }, _) => {
@@ -434,7 +436,14 @@ impl ModelFolder {
                     let class = "of another kind than the first";
                     return Err(Error::value("text_encoder_2", class, "must be one of CLIP's"));
                 };
-                PromptEncoder::two_clips(first, self.clip_encoder(1, config, dtype, device)?, pad)
+                let second = self.clip_encoder(1, config, dtype, device)?;
+                match (&self.network, self.network.geometry().prompt) {
+                    (NetworkConfig::SD3(_), Some(prompt)) => {
+                        let t5 = joint::t5(others.get(1), device)?;
+                        PromptEncoder::joint(first, (second, pad), t5, prompt.width)
+                    }
+                    _ => PromptEncoder::two_clips(first, second, pad),
+                }
             }
         };
         Ok(Some(Reader { tokenizer, encoder, zero_empty_prompt: self.zero_empty_prompt }))
@@ -461,7 +470,12 @@ impl ModelFolder {
     /// # Errors
     /// [`Error::Io`] or [`Error::Format`] naming the file, also where it knows more tokens than the text encoder.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
-        self.text_encoders.first().map(TextPart::tokenizer).transpose()
+        match (&self.network, &self.text_encoders[..]) {
+            (NetworkConfig::SD3(_), [first, _, others @ ..]) => {
+                joint::tokenizer(first, others.first()).map(Some)
+            }
+            (_, parts) => parts.first().map(TextPart::tokenizer).transpose(),
+        }
     }
 
     /// The files that decide what a prompt comes to: tokenizer, text encoder and its weights. None of a model that reads
@@ -595,6 +609,9 @@ fn fitted(
     let (Some(prompt), Some(first)) = (geometry.prompt, text.first()) else {
         return Ok(network);
     };
+    if let NetworkConfig::SD3(_) = &network {
+        return joint::fitted(network, text, file);
+    }
     let first = &first.encoder.config;
     let second = text.get(1).map(|part| &part.encoder.config);
     let width = first.width() + second.map_or(0, TextConfig::width);

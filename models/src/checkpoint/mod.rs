@@ -7,6 +7,7 @@ mod draft;
 mod file;
 mod folder;
 pub mod hub;
+mod joint;
 mod lora;
 mod partial;
 mod parts;

@@ -12,6 +12,7 @@ use crate::autoencoder::AutoencoderConfig;
 use crate::text::{
     Tokenizer,
     clip::{ClipConfig, ClipTokenizer},
+    joint::T5_TOKENS,
     t5::{T5Config, T5Tokenizer},
 };
 use crate::weights::Shapes;
@@ -106,7 +107,7 @@ pub(super) struct Parts {
     pub(super) network: &'static str,
     /// Between latents and images.
     pub(super) autoencoder: Option<Part<AutoencoderConfig>>,
-    /// From prompts to hidden states: one, or two that read the same prompt.
+    /// From prompts to hidden states: one, or two or three that read the same prompt.
     pub(super) text: Vec<TextPart>,
     /// Whether an empty negative prompt is told as zeros instead of being read.
     pub(super) zero_empty_prompt: bool,
@@ -118,7 +119,11 @@ pub(super) struct Parts {
 pub(super) const IDLE: [&str; 3] = ["safety_checker", "feature_extractor", "image_encoder"];
 const AUTOENCODERS: [&str; 2] = ["vae", "vqvae"];
 /// Text encoders, each with its tokenizer.
-const TEXT: [[&str; 2]; 2] = [["text_encoder", "tokenizer"], ["text_encoder_2", "tokenizer_2"]];
+const TEXT: [[&str; 2]; 3] = [
+    ["text_encoder", "tokenizer"],
+    ["text_encoder_2", "tokenizer_2"],
+    ["text_encoder_3", "tokenizer_3"],
+];
 /// Files of a tokenizer; which of them there are differs.
 pub(super) const TOKENIZER_FILES: [&str; 6] = [
     "tokenizer.json",
@@ -129,14 +134,18 @@ pub(super) const TOKENIZER_FILES: [&str; 6] = [
     "special_tokens_map.json",
 ];
 /// Folders of text encoders.
-pub(super) const TEXT_ENCODERS: [&str; 2] = [TEXT[0][0], TEXT[1][0]];
+pub(super) const TEXT_ENCODERS: [&str; 3] = [TEXT[0][0], TEXT[1][0], TEXT[2][0]];
 /// Folders of tokenizers.
-pub(super) const TOKENIZER_FOLDERS: [&str; 2] = [TEXT[0][1], TEXT[1][1]];
+pub(super) const TOKENIZER_FOLDERS: [&str; 3] = [TEXT[0][1], TEXT[1][1], TEXT[2][1]];
 const CLIP_TOKENIZERS: [&str; 2] = ["CLIPTokenizer", "CLIPTokenizerFast"];
+/// The class of CLIP's encoder whose pooled text is projected.
+const PROJECTING: &str = "CLIPTextModelWithProjection";
 const T5_TOKENIZERS: [&str; 2] = ["T5Tokenizer", "T5TokenizerFast"];
 /// Pipelines whose prompts T5 reads, and how many tokens these have at most.
 const T5_PIPELINES: [(&str, usize); 2] =
     [("PixArtAlphaPipeline", 120), ("PixArtSigmaPipeline", 300)];
+/// The network that CLIP and T5 read prompts for together.
+const JOINT: (&str, &str) = ("transformer", "SD3Transformer2DModel");
 /// diffusers' name of a DiT in folders from before it had one of its own.
 const FORMER_DIT: (&str, &str) = ("transformer", "Transformer2DModel");
 
@@ -192,18 +201,36 @@ impl Parts {
         if let Some(other) = autoencoders.next() {
             return Err(refuse(format!("`{other}` is a second autoencoder; leave one")));
         }
-        let [first, second] = TEXT.map(|[encoder, _]| class(encoder).is_some());
+        let [first, second, third] = TEXT.map(|[encoder, _]| class(encoder).is_some());
+        let joint = class(JOINT.0) == Some(JOINT.1);
+        if joint && !(first && second) {
+            let missing = TEXT_ENCODERS[usize::from(first)];
+            let problem = format!(
+                "`{missing}` is not there: a {} needs two text encoders, each a CLIPTextModelWithProjection, and can do without `{}` alone",
+                JOINT.1, TEXT_ENCODERS[2]
+            );
+            return Err(refuse(problem));
+        }
+        if third && !joint {
+            let problem = format!(
+                "`{}` is a third text encoder, which only a {} takes; leave it out",
+                TEXT_ENCODERS[2], JOINT.1
+            );
+            return Err(refuse(problem));
+        }
         if second && !first {
             let problem = "`text_encoder_2` is there without a `text_encoder`: refiners of Stable Diffusion XL are not supported; use the base model";
             return Err(refuse(problem.into()));
         }
         let there = TEXT.into_iter().filter(|[encoder, _]| class(encoder).is_some());
-        let text = there.map(|names| text(path, (&file, &index), names));
+        let text = there.map(|names| text(path, (&file, &index), names, joint));
         Ok(Self {
             network,
             autoencoder: autoencoder.transpose()?,
             text: text.collect::<Result<_>>()?,
-            zero_empty_prompt: index["force_zeros_for_empty_prompt"].as_bool().unwrap_or(second),
+            zero_empty_prompt: index["force_zeros_for_empty_prompt"]
+                .as_bool()
+                .unwrap_or(second && !joint),
             idle,
         })
     }
@@ -241,6 +268,7 @@ fn text(
     path: &Path,
     (file, index): (&Path, &Value),
     [encoder, tokens]: [&str; 2],
+    joint: bool,
 ) -> Result<TextPart> {
     let refuse = |problem: String| Err(Error::Format { path: file.to_owned(), problem });
     let class = index[encoder][1].as_str().unwrap_or_default();
@@ -265,8 +293,18 @@ fn text(
             ));
         }
     }
-    let most = T5_PIPELINES.iter().find(|(name, _)| index["_class_name"] == **name);
-    if is_t5 && (most.is_none() || encoder != TEXT_ENCODERS[0]) {
+    if joint {
+        let needed = if encoder == TEXT_ENCODERS[2] { T5Config::CLASS } else { PROJECTING };
+        if class != needed {
+            return refuse(format!("`{encoder}` is a {class}, a {} needs a {needed}", JOINT.1));
+        }
+    }
+    let pipeline = T5_PIPELINES.iter().find(|(name, _)| index["_class_name"] == **name);
+    let most = match joint {
+        true => Some(T5_TOKENS),
+        false => pipeline.map(|(_, tokens)| *tokens),
+    };
+    if is_t5 && !joint && (most.is_none() || encoder != TEXT_ENCODERS[0]) {
         let known = T5_PIPELINES.map(|(name, _)| name).join(" and ");
         return refuse(format!(
             "`{encoder}` of a {} is a {class}, which is supported as the only text encoder of {known}",
@@ -277,9 +315,7 @@ fn text(
     let config = folder.join("config.json");
     let (json, shown) = (needed(&config, encoder)?, shown(&config));
     let config = match most.filter(|_| is_t5) {
-        Some(&(_, tokens)) => {
-            TextConfig::T5 { config: T5Config::from_json(&json, &shown)?, tokens }
-        }
+        Some(tokens) => TextConfig::T5 { config: T5Config::from_json(&json, &shown)?, tokens },
         None => TextConfig::Clip(ClipConfig::from_json(class, &json, &shown)?),
     };
     let tokens = path.join(tokens);
@@ -340,15 +376,17 @@ impl TextPart {
     pub(super) fn tokenizer(&self) -> Result<Tokenizer> {
         match &self.encoder.config {
             TextConfig::Clip(_) => self.clip_tokenizer().map(Tokenizer::Clip),
-            TextConfig::T5 { .. } => {
-                let tokenizer = T5Tokenizer::open(&self.tokenizer)?;
-                self.check_vocabulary(tokenizer.vocabulary())?;
-                Ok(Tokenizer::T5(tokenizer))
-            }
+            TextConfig::T5 { .. } => self.t5_tokenizer().map(Tokenizer::T5),
         }
     }
 
-    fn clip_tokenizer(&self) -> Result<ClipTokenizer> {
+    pub(super) fn t5_tokenizer(&self) -> Result<T5Tokenizer> {
+        let tokenizer = T5Tokenizer::open(&self.tokenizer)?;
+        self.check_vocabulary(tokenizer.vocabulary())?;
+        Ok(tokenizer)
+    }
+
+    pub(super) fn clip_tokenizer(&self) -> Result<ClipTokenizer> {
         let tokenizer = ClipTokenizer::open(&self.tokenizer)?;
         self.check_vocabulary(tokenizer.vocabulary())?;
         Ok(tokenizer)

@@ -5,10 +5,10 @@ use super::tape::Saved;
 use super::{FEATURES, PROMPT, SAMPLE, TIME};
 use crate::graph::{Backend, Epilogue, Graph, Map, Op, Product, Sees, Slice, positions};
 use crate::kernels::{
-    Activate, Aligned, Attend, Buffer, Channels, Constants, CountTokens, Direct, Downsample,
-    ElementType, Embed, Export, Fill, Finish, Gate, Geglu, GroupNormAffine, GroupNormApply, Image,
-    Import, Learned, Modulate, Nearest, PackKeys, PackValues, Sum, Taps, Upsample, Values, Vector,
-    Winograd, padded,
+    Activate, Aligned, Attend, Buffer, Channels, Constants, CopyPixels, CountTokens, Crop, Direct,
+    Downsample, ElementType, Embed, Export, Fill, Finish, Gate, Geglu, GroupNormAffine,
+    GroupNormApply, Image, Import, Learned, Modulate, Nearest, PackKeys, PackValues, RmsNorm, Sum,
+    Taps, Upsample, Values, Vector, Winograd, padded,
 };
 use crate::weights::Weights;
 
@@ -60,6 +60,13 @@ impl Backend for Builder<'_> {
                 let output = self.map_of_f32(to);
                 self.push(Fill::new(&positions(graph.size(to), grid), output));
             }
+            &Op::Crop { table, side, to } => {
+                let [table] = self.packed.layer(to, || {
+                    Ok([Aligned::of(&values(&weights.get(graph.weight(table))?)?, 1)])
+                })?;
+                let output = self.map_of_f32(to);
+                self.push(Crop::new(table, side, output));
+            }
             Op::Learned { weights: ids, to } => {
                 let output = self.map_of_f32(*to);
                 let tensors = || -> crate::Result<Vec<_>> {
@@ -91,6 +98,28 @@ impl Backend for Builder<'_> {
             }
             Op::GroupNorm { .. } => self.group_norm(op, weights)?,
             Op::Attend { .. } => self.attend(op),
+            Op::Join { sources, to } => {
+                let (inputs, output) = (self.images(sources), self.map(*to));
+                let mut first = 0;
+                for input in inputs {
+                    let count = input.pixels();
+                    self.push(CopyPixels::new(input, output, [0, first], count));
+                    first += count;
+                }
+            }
+            &Op::Take { source, first, to } => {
+                let (input, output) = (self.image(source), self.map(to));
+                self.push(CopyPixels::new(input, output, [first, 0], output.pixels()));
+            }
+            &Op::RmsNorm { source, weight, eps, factor, to } => {
+                let [weight] = self.packed.layer(to, || {
+                    let weight = values(&weights.get(graph.weight(weight))?)?;
+                    let scaled: Vec<f32> = weight.into_iter().map(|x| x * factor).collect();
+                    Ok([Aligned::of(&scaled, 1)])
+                })?;
+                let (input, output) = (self.image(source), self.map(to));
+                self.push(RmsNorm::new(input, output, weight, eps));
+            }
             &Op::Downsample { source, to } => {
                 let (input, output) = (self.image(source), self.map(to));
                 self.push(Downsample { input, output });

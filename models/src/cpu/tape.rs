@@ -403,7 +403,11 @@ impl Differentiate for Builder<'_> {
                 let (gradient, add) = self.gradient(source);
                 self.push(ActivateGradient { value, output, gradient, add, function });
             }
-            Op::Sample { .. }
+            // A network with these is not trained here ([`Graph::has_gradients`]); the others have no source.
+            Op::Join { .. }
+            | Op::Take { .. }
+            | Op::RmsNorm { .. }
+            | Op::Sample { .. }
             | Op::Sinusoid { .. }
             | Op::Row { .. }
             | Op::Condition { .. }
@@ -412,6 +416,7 @@ impl Differentiate for Builder<'_> {
             | Op::Embed { .. }
             | Op::Nearest { .. }
             | Op::Positions { .. }
+            | Op::Crop { .. }
             | Op::Learned { .. }
             | Op::Answer { .. } => {}
         }

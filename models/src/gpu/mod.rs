@@ -48,6 +48,10 @@ fn has_kernels(op: &Op) -> bool {
         | Op::Embed { .. }
         | Op::TextTime { .. }
         | Op::Nearest { .. }
+        | Op::Crop { .. }
+        | Op::Join { .. }
+        | Op::Take { .. }
+        | Op::RmsNorm { .. }
         | Op::Sum { .. }
         | Op::Sinusoid { of: Scalar::Guidance | Scalar::Number(_), .. }
         | Op::Modulate { plus_one: false, .. } => false,

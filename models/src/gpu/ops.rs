@@ -52,6 +52,10 @@ impl Backend for Builder<'_> {
             | Op::Embed { .. }
             | Op::TextTime { .. }
             | Op::Nearest { .. }
+            | Op::Crop { .. }
+            | Op::Join { .. }
+            | Op::Take { .. }
+            | Op::RmsNorm { .. }
             | Op::Sum { .. } => {
                 unreachable!("a network with these is not compiled here");
             }

@@ -383,6 +383,10 @@ impl Differentiate for Builder<'_> {
             | Op::Gate { .. }
             | Op::Geglu { .. }
             | Op::Sum { .. }
+            | Op::Join { .. }
+            | Op::Take { .. }
+            | Op::RmsNorm { .. }
+            | Op::Crop { .. }
             | Op::Learned { .. }
             | Op::Sample { .. }
             | Op::Sinusoid { .. }

@@ -40,7 +40,8 @@ pub(crate) fn backward<'a>(graph: &'a Graph, machine: &mut impl Differentiate) -
             | Op::Prompt { .. }
             | Op::Embed { .. }
             | Op::Nearest { .. }
-            | Op::Positions { .. } => continue,
+            | Op::Positions { .. }
+            | Op::Crop { .. } => continue,
             Op::Linear { epilogue, .. } | Op::Convolve { epilogue, .. } => epilogue.residual,
             Op::Gate { residual, .. } => Some(*residual),
             Op::Sum { source, .. } => Some(*source),

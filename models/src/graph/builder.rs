@@ -189,6 +189,14 @@ impl GraphBuilder {
         to
     }
 
+    /// The middle of the square table `name` of `side·side` places.
+    pub(crate) fn crop(&mut self, name: &Name, side: usize, size: Size) -> Map {
+        let table = self.weight(name, &[1, side * side, size.channels]);
+        let to = self.map(size, Kind::Features);
+        self.ops.push(Op::Crop { table, side, to });
+        to
+    }
+
     /// A product with a vector, for the offset or modulation of other operations.
     pub(crate) fn project(&mut self, name: &Name, source: Map, width: usize) -> Map {
         let input = self.size(source).channels;
@@ -384,6 +392,13 @@ impl GraphBuilder {
         self.attend([queries, keys, values], heads, sees)
     }
 
+    /// A linear map of each pixel as wide as it is, times `factor`: queries, keys or values.
+    pub(crate) fn scaled(&mut self, name: &Name, source: Map, factor: f64) -> Map {
+        let width = self.size(source).channels;
+        let product = self.part(name, factor, [width, width], true);
+        self.products(&[source], vec![product], width, Epilogue::default())
+    }
+
     /// The product that makes queries, keys or values.
     fn part(&mut self, name: &Name, factor: f64, shape: [usize; 2], bias: bool) -> Product {
         let weight = self.weight(&name.at("weight"), &shape);
@@ -400,6 +415,38 @@ impl GraphBuilder {
     ) -> Map {
         let to = self.like(queries.map, queries.width);
         self.ops.push(Op::Attend { queries, keys, values, heads, sees, to });
+        to
+    }
+
+    /// The pixels of several maps of as many channels, as one row.
+    pub(crate) fn join(&mut self, sources: &[Map]) -> Map {
+        let channels = self.size(sources[0]).channels;
+        assert!(sources.iter().all(|&source| self.size(source).channels == channels));
+        let pixels = |&source: &Map| self.size(source).height * self.size(source).width;
+        let size = Size { height: 1, width: sources.iter().map(pixels).sum(), channels };
+        let to = self.map(size, Kind::Features);
+        self.ops.push(Op::Join { sources: sources.to_vec(), to });
+        to
+    }
+
+    /// The pixels of a map from `first` on, as a map of the pixels of `like`.
+    pub(crate) fn take(&mut self, source: Map, first: usize, like: Map) -> Map {
+        let to = self.like(like, self.size(source).channels);
+        self.ops.push(Op::Take { source, first, to });
+        to
+    }
+
+    /// Each head of `width` channels by its root mean square, times the weight `name` and `factor`.
+    pub(crate) fn rms_norm(
+        &mut self,
+        name: &Name,
+        source: Map,
+        width: usize,
+        (eps, factor): (f64, f32),
+    ) -> Map {
+        let weight = self.weight(&name.at("weight"), &[width]);
+        let to = self.like(source, self.size(source).channels);
+        self.ops.push(Op::RmsNorm { source, weight, eps, factor, to });
         to
     }
 
@@ -495,6 +542,6 @@ impl GraphBuilder {
 }
 
 /// The scale of scores, which goes into the queries.
-fn query_scale(width: usize, heads: usize) -> f64 {
+pub(crate) fn query_scale(width: usize, heads: usize) -> f64 {
     1.0 / ((width / heads) as f64).sqrt()
 }

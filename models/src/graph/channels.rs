@@ -20,6 +20,10 @@ impl Graph {
                 | Op::Embed { .. }
                 | Op::Nearest { .. }
                 | Op::Positions { .. }
+                | Op::Crop { .. }
+                | Op::Join { .. }
+                | Op::Take { .. }
+                | Op::RmsNorm { .. }
                 | Op::Modulate { plus_one: true, .. }
                 | Op::Gate { .. }
                 | Op::Sum { .. }

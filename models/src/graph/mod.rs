@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 
 use crate::kernels::{Function, Taps};
 
-pub(crate) use builder::{GraphBuilder, Name};
+pub(crate) use builder::{GraphBuilder, Name, query_scale};
 pub(crate) use lower::{Backend, lower};
 pub(crate) use positions::{Grid, positions};
 
@@ -159,6 +159,8 @@ pub(crate) enum Op {
     Nearest { source: Map, table: WeightId, to: Map },
     /// Sines and cosines of each pixel's column and row ([`positions`]), the same for every sample. It has no gradient.
     Positions { grid: Grid, to: Map },
+    /// The middle of a square table of places, `[1, side·side, channels]`, the same for every sample. It has no gradient.
+    Crop { table: WeightId, side: usize, to: Map },
     /// Weights, one after another as `[pixels, channels]`, the same for every sample.
     Learned { weights: Vec<WeightId>, to: Map },
     /// A product with a vector, which becomes the offset or the modulation of other operations. Those of one vector may
@@ -183,6 +185,13 @@ pub(crate) enum Op {
     /// The values, averaged for each query and head with weights `softmax(query · keys)` (Vaswani et al. 2017); the
     /// queries are scaled already.
     Attend { queries: Slice, keys: Slice, values: Slice, heads: usize, sees: Sees, to: Map },
+    /// The pixels of all sources, one after another.
+    Join { sources: Vec<Map>, to: Map },
+    /// Some pixels of a map: as many as `to` has, from `first` on.
+    Take { source: Map, first: usize, to: Map },
+    /// Each head of a pixel, as many channels as the weight has, by its root mean square (Zhang & Sennrich 2019), times the
+    /// weight and `factor`.
+    RmsNorm { source: Map, weight: WeightId, eps: f64, factor: f32, to: Map },
     /// The mean of each four pixels.
     Downsample { source: Map, to: Map },
     /// Each pixel as four.
@@ -263,12 +272,16 @@ impl Op {
             | Self::Embed { to, .. }
             | Self::Nearest { to, .. }
             | Self::Positions { to, .. }
+            | Self::Crop { to, .. }
             | Self::Learned { to, .. }
             | Self::Project { to, .. }
             | Self::Linear { to, .. }
             | Self::Convolve { to, .. }
             | Self::GroupNorm { to, .. }
             | Self::Attend { to, .. }
+            | Self::Join { to, .. }
+            | Self::Take { to, .. }
+            | Self::RmsNorm { to, .. }
             | Self::Downsample { to, .. }
             | Self::Upsample { to, .. }
             | Self::Modulate { to, .. }
@@ -291,6 +304,7 @@ impl Op {
             | Self::Prompt { .. }
             | Self::Embed { .. }
             | Self::Positions { .. }
+            | Self::Crop { .. }
             | Self::Learned { .. } => Vec::new(),
             Self::Linear { sources, epilogue, .. } => {
                 let more = epilogue.offset.into_iter().chain(epilogue.residual);
@@ -299,12 +313,15 @@ impl Op {
             Self::Convolve { source, epilogue, .. } => {
                 [*source].into_iter().chain(epilogue.offset).chain(epilogue.residual).collect()
             }
+            Self::Join { sources, .. } => sources.clone(),
             Self::GroupNorm { sources, modulation, .. } => {
                 sources.iter().copied().chain(*modulation).collect()
             }
             Self::Attend { queries, keys, values, .. } => vec![queries.map, keys.map, values.map],
             Self::Project { source, .. }
             | Self::Nearest { source, .. }
+            | Self::Take { source, .. }
+            | Self::RmsNorm { source, .. }
             | Self::Downsample { source, .. }
             | Self::Upsample { source, .. }
             | Self::Geglu { source, .. }
@@ -390,9 +407,19 @@ impl Graph {
 
     /// Whether a map's gradient is of use: it comes from weights, or from the noisy sample or the condition.
     pub(crate) fn learns(&self, map: Map) -> bool {
-        let given =
-            |op: &Op| matches!(op, Op::Positions { .. } | Op::Prompt { .. } | Op::Nearest { .. });
+        let given = |op: &Op| {
+            matches!(
+                op,
+                Op::Positions { .. } | Op::Crop { .. } | Op::Prompt { .. } | Op::Nearest { .. }
+            )
+        };
         self.ops.iter().any(|op| op.to() == Some(map) && !given(op))
+    }
+
+    /// Whether every operation has its gradient among the CPU's kernels; all have one in [`crate::eager`].
+    pub(crate) fn has_gradients(&self) -> bool {
+        let with = |op: &Op| !matches!(op, Op::Join { .. } | Op::Take { .. } | Op::RmsNorm { .. });
+        self.answers().len() == 1 && self.ops.iter().all(with)
     }
 
     /// Whether some attention looks at how long a prompt is.

@@ -32,10 +32,12 @@ mod moves;
 mod norm;
 mod observe;
 mod peak;
+mod pixels;
 mod program;
 mod quantized;
 #[cfg(test)]
 mod reference;
+mod rms_norm;
 mod scheme;
 mod simd;
 mod team;
@@ -63,8 +65,10 @@ pub(crate) use moves::{Activate, Embed, Fill, Learned, LearnedGradient, Nearest}
 pub(crate) use norm::{GroupNormAffine, GroupNormApply, GroupNormStatistics};
 pub(crate) use observe::{Observe, Watch};
 pub use peak::Peak;
+pub(crate) use pixels::{CopyPixels, Crop};
 pub(crate) use program::{Call, Operation, Part, Program, Workspace};
 pub use program::{Footprint, Timing};
 pub(crate) use quantized::{Grid, MOST_PRODUCTS, Quantize, Quantized, Weights as QuantizedWeights};
+pub(crate) use rms_norm::RmsNorm;
 pub(crate) use tokens::{CountTokens, Gate, Geglu, Modulate, Sum, SumGradient, Vector};
 pub(crate) use winograd::{Variant, Winograd};

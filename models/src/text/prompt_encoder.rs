@@ -1,11 +1,13 @@
-//! What a network is told of a prompt: the states of CLIP's text encoder, of two of these, or of T5's.
+//! What a network is told of a prompt: the states of CLIP's text encoder, of two of these, of T5's, or of all three.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::Device;
 
 use super::{
-    clip::{ClipEncoder, ClipStates},
+    clip::ClipEncoder,
+    clips::{self, PromptStates, Second},
+    joint::Joint,
     t5::T5Encoder,
 };
 use crate::Result;
@@ -14,45 +16,43 @@ use crate::Result;
 pub struct PromptEncoder(Kind);
 
 enum Kind {
-    Clip { first: ClipEncoder, second: Option<Box<Second>> },
-    T5 { encoder: T5Encoder, most: usize },
-}
-
-/// The second of two, as Stable Diffusion XL has them (Podell et al. 2023, §2).
-struct Second {
-    encoder: ClipEncoder,
-    /// The token that fills its prompts up: its tokenizer differs in this alone.
-    pad: u32,
-}
-
-/// What becomes of a prompt, on the CPU.
-pub struct PromptStates {
-    /// What the network attends to: f32 `[tokens, width]`, one for each token of the prompt.
-    pub states: Tensor,
-    /// The whole prompt as one vector, where the network takes one; empty otherwise.
-    pub pooled: Vec<f32>,
+    Clip { first: Box<ClipEncoder>, second: Option<Box<Second>> },
+    T5 { encoder: Arc<T5Encoder>, most: usize },
+    Joint(Box<Joint>),
 }
 
 impl PromptEncoder {
     /// Of one encoder of CLIP's, whose last states are told, after its last norm.
     pub fn clip(encoder: ClipEncoder) -> Self {
-        Self(Kind::Clip { first: encoder, second: None })
+        Self(Kind::Clip { first: Box::new(encoder), second: None })
     }
 
     /// Of two encoders of as many tokens, whose states before their last layers are told side by side, and what the second one
     /// pools. `pad` fills the second one's prompts up.
     pub fn two_clips(first: ClipEncoder, encoder: ClipEncoder, pad: u32) -> Self {
-        Self(Kind::Clip { first, second: Some(Box::new(Second { encoder, pad })) })
+        let second = Some(Box::new(Second { encoder, pad }));
+        Self(Kind::Clip { first: Box::new(first), second })
     }
 
     /// Of T5's encoder, for prompts of at most so many tokens.
     pub fn t5(encoder: T5Encoder, most: usize) -> Self {
-        Self(Kind::T5 { encoder, most })
+        Self(Kind::T5 { encoder: Arc::new(encoder), most })
+    }
+
+    /// Of two encoders of CLIP's as [`PromptEncoder::two_clips`] takes them, whose states are told with zeros to `width`
+    /// numbers, and of T5's behind them, as wide; without it there are zeros. What both of CLIP's pool is told side by side.
+    pub fn joint(
+        first: ClipEncoder,
+        (encoder, pad): (ClipEncoder, u32),
+        t5: Option<T5Encoder>,
+        width: usize,
+    ) -> Self {
+        Self(Kind::Joint(Box::new(Joint::new(first, Second { encoder, pad }, t5, width))))
     }
 
     /// What becomes of prompts, each of which is its tokens: of CLIP's one or several times [`PromptEncoder::tokens`], each part
     /// with a beginning and an end, whose states stand one behind the other, while what is pooled is the first part's; of T5's
-    /// at most that many, its end among them.
+    /// at most that many, its end among them; of both together exactly that many.
     ///
     /// On the CPU a prompt's states depend, to the bit, only on its own tokens.
     ///
@@ -60,7 +60,7 @@ impl PromptEncoder {
     /// As [`ClipEncoder::forward`] and [`T5Encoder::forward`].
     pub fn read(&self, prompts: &[&[u32]]) -> Result<Vec<PromptStates>> {
         match &self.0 {
-            Kind::Clip { first, second } => read(first, second.as_deref(), prompts),
+            Kind::Clip { first, second } => clips::read(first, second.as_deref(), prompts),
             Kind::T5 { encoder, .. } => {
                 let read = |prompt: &&[u32]| {
                     let states = encoder.forward(prompt)?.to_device(&Device::Cpu)?;
@@ -68,6 +68,7 @@ impl PromptEncoder {
                 };
                 prompts.iter().map(read).collect()
             }
+            Kind::Joint(joint) => joint.read(prompts),
         }
     }
 
@@ -76,6 +77,7 @@ impl PromptEncoder {
         match &self.0 {
             Kind::Clip { first, .. } => first.config().tokens(),
             Kind::T5 { most, .. } => *most,
+            Kind::Joint(joint) => joint.tokens(),
         }
     }
 
@@ -83,16 +85,33 @@ impl PromptEncoder {
     pub fn parameters(&self) -> usize {
         match &self.0 {
             Kind::Clip { first, second } => {
-                let second = second.as_ref().map_or(0, |second| second.encoder.parameters());
+                let second = second.as_ref().map_or(0, |second| second.parameters());
                 first.parameters() + second
             }
             Kind::T5 { encoder, .. } => encoder.config().parameters(),
+            Kind::Joint(joint) => joint.parameters(),
         }
     }
 
-    /// Whether its weights are read when it is first asked, and may be forgotten until the next time.
+    /// Whether weights are read when it is first asked, and may be forgotten until the next time: those of T5's are.
     pub fn is_lazy(&self) -> bool {
-        matches!(self.0, Kind::T5 { .. })
+        match &self.0 {
+            Kind::Clip { .. } => false,
+            Kind::T5 { .. } => true,
+            Kind::Joint(joint) => joint.is_lazy(),
+        }
+    }
+
+    /// Has the other's encoder of T5's kind for its own, where both have one of the same weights: it is too large to be there
+    /// twice.
+    pub fn share(&mut self, other: &Self) {
+        match (&mut self.0, &other.0) {
+            (Kind::T5 { encoder, .. }, Kind::T5 { encoder: other, .. }) => {
+                encoder.clone_from(other);
+            }
+            (Kind::Joint(joint), Kind::Joint(other)) => joint.share(other),
+            _ => {}
+        }
     }
 
     /// Reads the weights, if they are not in memory.
@@ -103,6 +122,7 @@ impl PromptEncoder {
         match &self.0 {
             Kind::Clip { .. } => Ok(()),
             Kind::T5 { encoder, .. } => encoder.load(),
+            Kind::Joint(joint) => joint.load(),
         }
     }
 
@@ -111,47 +131,7 @@ impl PromptEncoder {
         match &self.0 {
             Kind::Clip { .. } => false,
             Kind::T5 { encoder, .. } => encoder.unload_if_idle(idle),
+            Kind::Joint(joint) => joint.unload_if_idle(idle),
         }
     }
-}
-
-/// As [`PromptEncoder::read`], of CLIP's.
-fn read(
-    first: &ClipEncoder,
-    second: Option<&Second>,
-    prompts: &[&[u32]],
-) -> Result<Vec<PromptStates>> {
-    if prompts.is_empty() {
-        return Ok(Vec::new());
-    }
-    let length = first.config().tokens();
-    let ids = prompts.concat();
-    let parts =
-        |ids: Vec<u32>| Tensor::from_vec(ids.clone(), (ids.len() / length, length), &Device::Cpu);
-    let ClipStates { last, penultimate, .. } = first.forward(&parts(ids.clone())?)?;
-    let (states, pooled) = match second {
-        None => (last, None),
-        Some(Second { encoder, pad }) => {
-            let mut ids = ids;
-            for part in ids.chunks_mut(length) {
-                // The same prompt, filled up with another token after the one that ends it.
-                let end = first.end(part)?;
-                part[end + 1..].fill(*pad);
-            }
-            let second = encoder.forward(&parts(ids)?)?;
-            (Tensor::cat(&[penultimate, second.penultimate], 2)?, Some(second.pooled))
-        }
-    };
-    let here = |tensor: Tensor| tensor.to_dtype(DType::F32)?.to_device(&Device::Cpu);
-    let states = here(states)?.flatten_to(1)?;
-    let pooled = pooled.map(|pooled| here(pooled)?.to_vec2::<f32>()).transpose()?;
-    let mut begin = 0;
-    let of = |prompt: &&[u32]| {
-        let pooled = pooled.as_ref().map(|pooled| pooled[begin / length].clone());
-        // Memory of its own, so that keeping it keeps nothing else.
-        let states = states.narrow(0, begin, prompt.len())?.copy()?;
-        begin += prompt.len();
-        Ok(PromptStates { states, pooled: pooled.unwrap_or_default() })
-    };
-    prompts.iter().map(of).collect()
 }

@@ -1,6 +1,6 @@
 //! What numbers a prompt's words.
 
-use super::{clip::ClipTokenizer, t5::T5Tokenizer};
+use super::{clip::ClipTokenizer, joint::JointTokenizer, t5::T5Tokenizer};
 use crate::Result;
 
 /// The tokenizer of a model's text encoders.
@@ -9,6 +9,8 @@ pub enum Tokenizer {
     Clip(ClipTokenizer),
     /// T5's: a prompt has an end, and its own tokens alone.
     T5(T5Tokenizer),
+    /// CLIP's and T5's, one behind the other.
+    Joint(Box<JointTokenizer>),
 }
 
 impl Tokenizer {
@@ -20,6 +22,7 @@ impl Tokenizer {
         match self {
             Self::Clip(tokenizer) => tokenizer.encode(prompt, most),
             Self::T5(tokenizer) => tokenizer.encode(prompt, most),
+            Self::Joint(tokenizer) => tokenizer.encode(prompt, most),
         }
     }
 }

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | kohya's sd-scripts | `lora_unet_`, `lora_te_`, `lora_te1_` or `lora_te2_`, the module with `_` for `.`, then `.lora_up.weight`, `.lora_down.weight`, `.alpha` |
 //! | the same, of a single file | `lora_unet_input_blocks_…`, under the names of latent diffusion |
-//! | diffusers (PEFT) | `unet.`, `text_encoder.` or `text_encoder_2.`, the module, then `.lora_B.weight`, `.lora_A.weight` |
+//! | diffusers (PEFT) | `unet.`, `transformer.`, `text_encoder.` or `text_encoder_2.`, the module, then `.lora_B.weight`, `.lora_A.weight` |
 //! | diffusers before that | `.lora.up.weight`, `.lora_linear_layer.up.weight`, and `.processor.to_q_lora.up.weight` of attentions |
 
 use std::collections::HashMap;
@@ -98,6 +98,7 @@ impl Targets {
             let mut names = match component {
                 Component::Network => vec![
                     format!("unet.{module}"),
+                    format!("transformer.{module}"),
                     format!("base_model.model.{module}"),
                     module.to_owned(),
                     format!("lora_unet_{flat}"),

@@ -12,6 +12,8 @@ use crate::{Error, Result};
 const LIMIT: u64 = 64 << 20;
 /// What ends a text.
 const END: &str = "</s>";
+/// What fills a text up.
+const PAD: &str = "<pad>";
 /// Tokens that stand for gaps in a text, which a vocabulary ends with.
 const EXTRA: usize = 100;
 
@@ -77,7 +79,22 @@ impl T5Tokenizer {
     pub fn encode(&self, prompt: &str, most: usize) -> Result<Vec<u32>> {
         // What separates files, groups, records and units is white space to Python.
         let white = |c: char| c.is_whitespace() || matches!(c, '\x1c'..='\x1f');
-        let ids = self.ids(prompt.to_lowercase().trim_matches(white))?;
+        self.within(self.ids(prompt.to_lowercase().trim_matches(white))?, most)
+    }
+
+    /// The tokens of a prompt as Stable Diffusion 3's pipeline has them: of its text as it is, filled up to `length`.
+    ///
+    /// # Errors
+    /// As [`T5Tokenizer::encode`]; [`Error::Value`] for a vocabulary that has nothing to fill with.
+    pub fn filled(&self, prompt: &str, length: usize) -> Result<Vec<u32>> {
+        let mut ids = self.within(self.ids(prompt)?, length)?;
+        let remedy = "must be in the vocabulary, to fill prompts up";
+        let pad = self.inner.token_to_id(PAD);
+        ids.resize(length, pad.ok_or_else(|| Error::value("pad_token", PAD, remedy))?);
+        Ok(ids)
+    }
+
+    fn within(&self, ids: Vec<u32>, most: usize) -> Result<Vec<u32>> {
         if ids.len() > most {
             let remedy = format!("at most {most} fit; shorten the prompt");
             return Err(Error::value("prompt", format!("{} tokens long", ids.len()), remedy));
@@ -92,7 +109,7 @@ fn described(pieces: &SentencePieces) -> std::result::Result<Value, String> {
     let gap = |i: usize| format!("<extra_id_{i}>");
     vocabulary.extend((0..EXTRA).rev().map(|i| (gap(i), 0.0)));
     let place = |token: &str| vocabulary.iter().position(|(known, _)| known == token);
-    let special = [END, "<unk>", "<pad>"].map(str::to_owned).into_iter();
+    let special = [END, "<unk>", PAD].map(str::to_owned).into_iter();
     let added: Vec<Value> = special
         .chain((0..EXTRA).map(gap))
         .filter_map(|token| Some((place(&token)?, token)))
