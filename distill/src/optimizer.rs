@@ -84,21 +84,22 @@ impl Gradients {
         Ok(())
     }
 
-    /// The values of all, one parameter after the other, zero where there is none; in host memory.
+    /// The values of all, one parameter after the other, zero where there is none, and `more` after them: f32 `[length]`.
     ///
     /// # Errors
     /// Whatever the device says.
-    pub(crate) fn values(&self, parameters: &Parameters) -> Result<Vec<f32>> {
-        self.joined(parameters)?.to_vec1()
+    pub(crate) fn values(&self, parameters: &Parameters, more: &[f32]) -> Result<Tensor> {
+        let mut all = self.each(parameters)?;
+        all.push(Tensor::new(more, &parameters.device())?);
+        lists::join(&all)
     }
 
-    /// The same parameters' gradients with other values, as [`Gradients::values`] has them.
+    /// The same parameters' gradients with other values, as [`Gradients::values`] has them, with nothing after them.
     ///
     /// # Errors
     /// Another number of them; whatever the device says.
-    pub(crate) fn with_values(self, parameters: &Parameters, values: &[f32]) -> Result<Self> {
-        let values = Tensor::new(values, &parameters.device())?;
-        let parts = parameters::parts(&values, parameters)?;
+    pub(crate) fn with_values(self, parameters: &Parameters, values: &Tensor) -> Result<Self> {
+        let parts = parameters::parts(values, parameters)?;
         let taken = self.0.into_iter().zip(parts);
         // Parts of one tensor: the optimizer wants each contiguous, which they are.
         Ok(Self(taken.map(|(had, part)| had.map(|_| part)).collect()))
@@ -106,11 +107,16 @@ impl Gradients {
 
     /// All in one, zero where there is none.
     fn joined(&self, parameters: &Parameters) -> Result<Tensor> {
+        lists::join(&self.each(parameters)?)
+    }
+
+    /// Of each parameter, zeros where there is none.
+    fn each(&self, parameters: &Parameters) -> Result<Vec<Tensor>> {
         let own = self.0.iter().zip(parameters.iter()).map(|(gradient, (_, var))| match gradient {
             Some(gradient) => Ok(gradient.clone()),
             None => var.as_tensor().zeros_like(),
         });
-        lists::join(&own.collect::<Result<Vec<_>>>()?)
+        own.collect()
     }
 
     /// The norm of all together. Sums are over one parameter at a time, in order, so no number of threads

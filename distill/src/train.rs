@@ -108,7 +108,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
             return Ok(Outcome::Stopped { step: state.step });
         }
     }
-    let mut sent_bytes = task.shards.world().sent_bytes();
+    let mut sent_bytes = task.shards.sent_bytes();
     for step in state.step + 1..=settings.steps {
         if !student.follows() {
             student = load(&task.student.config, &state.parameters)?;
@@ -130,7 +130,7 @@ pub fn train(mut task: Task<'_>, watch: &mut dyn Watch) -> Result<Outcome> {
         state.step = step;
 
         let looked_at = settings.sample_every > 0 && step.is_multiple_of(settings.sample_every);
-        let before = std::mem::replace(&mut sent_bytes, task.shards.world().sent_bytes());
+        let before = std::mem::replace(&mut sent_bytes, task.shards.sent_bytes());
         let record = Record {
             step,
             loss: learned.loss,
@@ -243,13 +243,13 @@ impl Learned {
         if shards.world().size() == 1 {
             return Ok(self);
         }
-        let mut values = self.gradients.values(parameters)?;
-        let weights = values.len();
-        values.extend([self.loss, self.simple, self.vlb.unwrap_or_default()]);
-        shards.sum(&mut values);
-        (self.loss, self.simple) = (values[weights], values[weights + 1]);
-        self.vlb = self.vlb.map(|_| values[weights + 2]);
-        self.gradients = self.gradients.with_values(parameters, &values[..weights])?;
+        let losses = [self.loss, self.simple, self.vlb.unwrap_or_default()];
+        let sums = shards.sum(&self.gradients.values(parameters, &losses)?)?;
+        let weights = sums.dim(0)? - losses.len();
+        let losses: Vec<f32> = sums.narrow(0, weights, losses.len())?.to_vec1()?;
+        (self.loss, self.simple) = (losses[0], losses[1]);
+        self.vlb = self.vlb.map(|_| losses[2]);
+        self.gradients = self.gradients.with_values(parameters, &sums.narrow(0, 0, weights)?)?;
         Ok(self)
     }
 }

@@ -3,18 +3,19 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/threads.rs"]
+mod threads;
 
-use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use candle_core::{DType, Device, Tensor};
 use common::{Blind, curve, network, pool_of, shared, task, teacher};
 use serde_json::{Value, json};
+use threads::Threads;
 use understudy_distill::objective::{Objective, SegmentEnd};
 use understudy_distill::pool::Order;
 use understudy_distill::pool::segments::{self, Segments};
@@ -25,84 +26,6 @@ use understudy_distill::train::{Outcome, Task, train};
 use understudy_distill::training_batch::BatchSource;
 use understudy_distill::watch::{Event, Watch};
 use understudy_models::schedule::PredictionType;
-
-/// Ranks that are threads, with a channel from each to each.
-struct Threads {
-    rank: usize,
-    to: Vec<Sender<Vec<u8>>>,
-    from: Vec<Receiver<Vec<u8>>>,
-    sent: Cell<u64>,
-}
-
-impl Threads {
-    fn world(size: usize) -> Vec<Self> {
-        let mut to: Vec<Vec<_>> = (0..size).map(|_| Vec::new()).collect();
-        let mut from: Vec<Vec<_>> = (0..size).map(|_| Vec::new()).collect();
-        for to in &mut to {
-            for from in &mut from {
-                let (sender, receiver) = channel();
-                to.push(sender);
-                from.push(receiver);
-            }
-        }
-        let ranks = to.into_iter().zip(from).enumerate();
-        ranks.map(|(rank, (to, from))| Self { rank, to, from, sent: Cell::new(0) }).collect()
-    }
-
-    fn tell(&self, rank: usize, bytes: &[u8]) {
-        if rank != self.rank {
-            self.sent.set(self.sent.get() + bytes.len() as u64);
-        }
-        self.to[rank].send(bytes.to_vec()).unwrap();
-    }
-}
-
-impl World for Threads {
-    fn rank(&self) -> usize {
-        self.rank
-    }
-
-    fn size(&self) -> usize {
-        self.to.len()
-    }
-
-    fn all_to_all(&self, own: &[u8], all: &mut [u8]) {
-        let slice = own.len() / self.size();
-        assert_eq!(own.len(), all.len());
-        own.chunks(slice).enumerate().for_each(|(rank, slice)| self.tell(rank, slice));
-        for (slice, from) in all.chunks_mut(slice).zip(&self.from) {
-            slice.copy_from_slice(&from.recv().unwrap());
-        }
-    }
-
-    fn all_gather(&self, own: &[u8], all: &mut [u8]) {
-        (0..self.size()).for_each(|rank| self.tell(rank, own));
-        for (slice, from) in all.chunks_mut(own.len()).zip(&self.from) {
-            slice.copy_from_slice(&from.recv().unwrap());
-        }
-    }
-
-    fn broadcast(&self, bytes: &mut Vec<u8>) {
-        match self.rank {
-            0 => (1..self.size()).for_each(|rank| self.tell(rank, bytes)),
-            _ => *bytes = self.from[0].recv().unwrap(),
-        }
-    }
-
-    fn send(&self, bytes: &[u8]) {
-        self.tell(0, bytes);
-    }
-
-    fn receive(&self, from: usize) -> Vec<u8> {
-        self.from[from].recv().unwrap()
-    }
-
-    fn sent_bytes(&self) -> u64 {
-        self.sent.get()
-    }
-
-    fn close(&self) {}
-}
 
 const SHARDS: usize = 4;
 

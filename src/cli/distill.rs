@@ -15,7 +15,7 @@ use understudy_distill::{
     objective::{Dkdm, Objective, SegmentEnd},
     pool::{self, Order, Pool, segments::Segments},
     prompting::Prompting,
-    ranks::{self, Alone, Shards, World},
+    ranks::{self, Alone, Exchange, Shards, World},
     run_dir::{self, RunDir},
     shrink,
     student::{self, Candidate, Student},
@@ -134,6 +134,10 @@ pub(super) fn stage(
     let teacher = open_teacher(args, &device, dtype)?;
     let plan = Plan::new(args, &teacher)?;
     ranks::check(plan.shards, plan.batch, settings.accumulate, world).map_err(shown)?;
+    let exchange = Exchange::open(world, &device).map_err(shown)?;
+    if first && world.size() > 1 {
+        eprintln!("{} ranks: gradients go {}.", world.size(), exchange.way());
+    }
     // Whatever no measuring is needed for is refused before anything is written.
     let given = match plan.share {
         None => Some(given(&plan, before.network)?),
@@ -156,7 +160,8 @@ pub(super) fn stage(
             }
             None => dkdm(&plan, &shard, run.as_ref(), &prompting),
         }
-    })?;
+    })?
+    .exchanging(exchange);
     let (objective, role) = objective(&plan, &student)?;
 
     let mut identity = super::object(&plan.identity())?;

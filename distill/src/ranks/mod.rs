@@ -9,15 +9,25 @@
 //! S is a part of the run's identity, N is not: a checkpoint, which the first rank writes in the shards' order, is gone on
 //! with by any number of ranks. With one shard all of this is the ordinary run.
 
+mod exchange;
+#[cfg(any(test, feature = "nccl"))]
+mod gpus;
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
+#[cfg(test)]
+#[path = "../../tests/common/threads.rs"]
+mod threads;
 mod tree;
 mod world;
 
 use bytemuck::{Pod, cast_slice, cast_slice_mut};
+use candle_core::Tensor;
 use serde_json::{Map, Value};
 use understudy_models::{Error, Result};
 
+pub use exchange::Exchange;
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
 pub(crate) use tree::TreeSum;
@@ -64,6 +74,7 @@ pub fn check(shards: usize, batch: usize, accumulate: usize, world: &dyn World) 
 /// The shards of a run, of which this process does some, with the other ranks that do the rest.
 pub struct Shards<'a> {
     world: &'a dyn World,
+    exchange: Exchange<'a>,
     /// Of the whole run.
     count: usize,
     /// Those of this process, in their order.
@@ -73,10 +84,15 @@ pub struct Shards<'a> {
 impl<'a> Shards<'a> {
     /// A run that is not cut up, in one process.
     pub fn one(source: Box<dyn BatchSource + 'a>) -> Self {
-        Self { world: &Alone, count: 1, sources: vec![source] }
+        Self {
+            world: &Alone,
+            exchange: Exchange::through_host(&Alone),
+            count: 1,
+            sources: vec![source],
+        }
     }
 
-    /// A run of `count` shards, as [`check`] takes them; `source` makes those of this process.
+    /// A run of `count` shards, as [`check`] takes them; `source` makes those of this process. Gradients go through host memory.
     ///
     /// # Errors
     /// Those of `source`.
@@ -88,7 +104,13 @@ impl<'a> Shards<'a> {
         let own = count / world.size();
         let shards = world.rank() * own..(world.rank() + 1) * own;
         let sources = shards.map(source).collect::<Result<_, E>>()?;
-        Ok(Self { world, count, sources })
+        Ok(Self { world, exchange: Exchange::through_host(world), count, sources })
+    }
+
+    /// The same run, whose gradients go another way between the ranks of its world.
+    #[must_use]
+    pub fn exchanging(self, exchange: Exchange<'a>) -> Self {
+        Self { exchange, ..self }
     }
 
     /// How many the run has.
@@ -191,9 +213,17 @@ impl<'a> Shards<'a> {
         all
     }
 
-    /// The sum of every rank's values, by the tree.
-    pub(crate) fn sum(&self, values: &mut [f32]) {
-        tree::sum(self.world, values);
+    /// The sum of every rank's values, f32 `[length]`, by the tree.
+    ///
+    /// # Errors
+    /// Whatever the ranks' connections or the device say.
+    pub(crate) fn sum(&self, values: &Tensor) -> Result<Tensor> {
+        Ok(tree::sum(&self.exchange, values)?)
+    }
+
+    /// Bytes that this rank has handed over for others so far.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.world.sent_bytes() + self.exchange.sent_bytes()
     }
 
     /// What the first rank has read; the others have nothing.
