@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
-#[path = "common/threads.rs"]
+#[path = "../src/ranks/threads.rs"]
 mod threads;
 
 use std::collections::BTreeSet;

@@ -17,7 +17,6 @@ mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 #[cfg(test)]
-#[path = "../../tests/common/threads.rs"]
 mod threads;
 mod tree;
 mod world;
