@@ -71,11 +71,11 @@ mod tests {
     #[test]
     fn weights_ask_for_what_their_type_takes_and_once() {
         let Some(there) = memory::available() else { return };
-        // In bf16 they take half of what is free or a little more, in f32 more than all.
-        let shape = vec![usize::try_from(there / 100).unwrap(), 27];
+        // In bf16 they take seven tenths of what is free, in f32 more than all, whatever other tests take meanwhile.
+        let shape = vec![usize::try_from(there / 100).unwrap(), 35];
         let weights = vec![WeightSpec { name: "weight".into(), shape, readers: 1 }];
         let graph = Graph { ops: Vec::new(), maps: Vec::new(), weights, patch: 1 };
-        let demand = Demand::of(&json!({"channels": 27, "side": 8}), ["channels", "side"]);
+        let demand = Demand::of(&json!({"channels": 35, "side": 8}), ["channels", "side"]);
         let check = |weight| demand.check(&graph, &Device::Cpu, weight);
         let problem = check(4).unwrap_err().to_string();
         assert!(
