@@ -1,13 +1,17 @@
 //! Reading a JSON object field by field, so that every complaint names file, field, value and remedy.
 
-use serde::{Serializer, de::DeserializeOwned};
+use serde::{Serialize, Serializer, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use serde_path_to_error::Segment;
 
+use crate::weights::Shapes;
 use crate::{Error, Result};
 
 /// A larger side is a mistake, not an image.
 const SIDE_LIMIT: usize = 1 << 14;
+
+/// Activations, scores or weights beyond which a mistyped number is likelier than a network: 16 GiB in f32.
+pub(crate) const ELEMENT_LIMIT: u64 = 1 << 32;
 
 /// A configuration whose members are those of `T`, as serde has them; `file` is what messages call it. Members whose names
 /// begin with `_` tell of the library that wrote the file, and are not looked at.
@@ -52,6 +56,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// The members of `value`, which is of the class of diffusers' that the file may leave out.
+    pub(crate) fn of_class(value: &'a Value, file: &'a str, class: &str) -> Result<Self> {
+        let fields = Self::new(value, file)?;
+        match fields.text("_class_name", Some(class))? {
+            Some(named) if named == class => Ok(fields),
+            _ => Err(fields.refuse("_class_name", format!("must be {class}"))),
+        }
+    }
+
     /// An error about `name`, whose value is taken from the file.
     pub(crate) fn refuse(&self, name: &str, remedy: impl Into<String>) -> Error {
         let found = self.object.get(name).map_or_else(|| "absent".to_string(), short);
@@ -81,6 +94,43 @@ impl<'a> Fields<'a> {
             Some(count) if !(1..=limit).contains(&count) => Err(self.refuse(name, range(limit))),
             _ => Ok(()),
         }
+    }
+
+    /// Refuses a network of so many weights that a mistyped number of `name` is likelier than one.
+    pub(crate) fn check_weights(&self, name: &str, shapes: &Shapes, limit: u64) -> Result<()> {
+        let count = |shape: &Vec<usize>| shape.iter().map(|&side| side as u64).product::<u64>();
+        let weights: u64 = shapes.values().map(count).sum();
+        if weights > limit {
+            let remedy =
+                format!("the network would have {weights} weights; at most {limit} are supported");
+            return Err(self.refuse(name, remedy));
+        }
+        Ok(())
+    }
+
+    /// Refuses tokens whose places sines and cosines of rows and of columns cannot tell, or that are wider than `limit`.
+    pub(crate) fn check_token_width(&self, width: usize, heads: usize, limit: usize) -> Result<()> {
+        if !width.is_multiple_of(4) || width > limit {
+            let remedy = format!(
+                "times num_attention_heads, {heads}, must be a multiple of 4, for the sines and cosines of rows \
+                 and columns, and at most {limit}"
+            );
+            return Err(self.refuse("attention_head_dim", remedy));
+        }
+        Ok(())
+    }
+
+    /// Refuses patches and tokens of a prompt that attend to each other and are more than memory holds: 16 GiB in f32.
+    pub(crate) fn check_tokens(&self, tokens: u64, heads: usize, width: usize) -> Result<()> {
+        let scores = tokens.saturating_mul(tokens).saturating_mul(heads as u64);
+        if scores.max(tokens.saturating_mul(4 * width as u64)) > ELEMENT_LIMIT {
+            let remedy = format!(
+                "{tokens} patches and tokens would have more than {ELEMENT_LIMIT} activations or attention scores \
+                 per sample; use larger patches (patch_size)"
+            );
+            return Err(self.refuse("sample_size", remedy));
+        }
+        Ok(())
     }
 
     /// Refuses a `sample_size` that a network of so many levels cannot halve as often as it must.
@@ -166,6 +216,14 @@ impl<'a> Fields<'a> {
 
 fn range(limit: usize) -> String {
     format!("must be a whole number from 1 to {limit}")
+}
+
+/// What diffusers writes of a configuration, every field present.
+pub(crate) fn written(config: &impl Serialize, class: &str) -> Value {
+    // Numbers, names and lists of them.
+    let mut json = serde_json::to_value(config).unwrap_or_default();
+    json["_class_name"] = class.into();
+    json
 }
 
 /// diffusers' files say `1`, not `1.0`, where the constructor's annotation is a whole number.

@@ -2,17 +2,18 @@
 //! the forms that weights come in, and folders that do not fit together.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/from_noise.rs"]
+mod from_noise;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use from_noise::FromNoise;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use understudy_models::Conditions;
 use understudy_models::checkpoint::{ModelFolder, Pipeline};
-use understudy_models::rollout::{self, Row};
-use understudy_models::sampler::{Kind, empty_memory, trajectory};
 use understudy_models::text::PromptStates;
 
 fn golden() -> PathBuf {
@@ -22,29 +23,15 @@ fn golden() -> PathBuf {
 /// A pipeline, and what diffusers makes with it.
 struct Golden {
     pipeline: Pipeline,
-    request: Value,
-    latents: Tensor,
-    denoised: Tensor,
-    images: Tensor,
+    theirs: FromNoise,
 }
 
 impl Golden {
     fn read(name: &str) -> Self {
         let folder = if name.ends_with("_xl") { "stable_diffusion_xl" } else { name };
         let folder = ModelFolder::open_for_images(&golden().join(folder)).unwrap();
-        let path = golden().join(format!("{name}.safetensors"));
-        let bytes = fs::read(&path).unwrap();
-        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let request = &header.metadata().as_ref().unwrap()["request"];
-        let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).unwrap();
-        let mut take = |name: &str| tensors.remove(name).unwrap();
-        Self {
-            pipeline: folder.load(DType::F32, &Device::Cpu).unwrap(),
-            request: serde_json::from_str(request).unwrap(),
-            latents: take("latents"),
-            denoised: take("denoised"),
-            images: take("images"),
-        }
+        let (theirs, _) = FromNoise::read(&golden().join(format!("{name}.safetensors")));
+        Self { pipeline: folder.load(DType::F32, &Device::Cpu).unwrap(), theirs }
     }
 
     /// What the network answers about `x` at a time, guided as the request says.
@@ -52,13 +39,14 @@ impl Golden {
         let network = &self.pipeline.network;
         let rows = x.dim(0).unwrap();
         let times = |rows| Tensor::full(time as f32, rows, &Device::Cpu).unwrap();
-        let scale = self.request["guidance_scale"].as_f64();
-        let Some(scale) = scale else { return network.forward(x, &times(rows), None).unwrap() };
+        if self.theirs.request["guidance_scale"].is_null() {
+            return network.forward(x, &times(rows), None).unwrap();
+        }
         let both = Tensor::cat(&[x, x], 0).unwrap();
         let place = Tensor::new(&[0u32, 0, 1, 1], &Device::Cpu).unwrap();
         let pick = |tensor: Tensor| tensor.index_select(&place, 0).unwrap();
         let told = self.pipeline.reader.as_ref().map(|reader| {
-            let texts = ["prompt", "negative_prompt"].map(|it| self.request[it].as_str());
+            let texts = ["prompt", "negative_prompt"].map(|it| self.theirs.request[it].as_str());
             let ids = texts.map(|text| {
                 reader.tokenizer.encode(text.unwrap_or_default(), reader.encoder.tokens()).unwrap()
             });
@@ -82,7 +70,7 @@ impl Golden {
             (pick(states), pooled)
         });
         let (prompt, pooled) = told.unzip();
-        let class = self.request["class_label"].as_u64().map(|class| {
+        let class = self.theirs.request["class_label"].as_u64().map(|class| {
             let classes = [class as u32, class as u32, 10, 10];
             Tensor::new(&classes, &Device::Cpu).unwrap()
         });
@@ -93,29 +81,7 @@ impl Golden {
             ..Conditions::default()
         };
         let answers = network.evaluate(&both, &times(2 * rows), conditions).unwrap();
-        let channels = network.geometry().in_channels;
-        let answers = answers.narrow(1, 0, channels).unwrap();
-        let [wanted, unwanted] = [0, rows].map(|first| answers.narrow(0, first, rows).unwrap());
-        (&unwanted + ((wanted - &unwanted).unwrap() * scale).unwrap()).unwrap()
-    }
-
-    /// What comes of the same noise: latents before the decoder, and images.
-    fn made(&self) -> (Tensor, Tensor) {
-        let Pipeline { network, schedule, decoder, .. } = &self.pipeline;
-        let kind: Kind = self.request["scheduler"].as_str().unwrap().parse().unwrap();
-        let steps = self.request["steps"].as_u64().unwrap() as usize;
-        let mut x = self.latents.clone();
-        let mut memory = empty_memory(&x).unwrap();
-        for (position, at) in
-            trajectory(schedule, kind, steps, 0.0, false).unwrap().iter().enumerate()
-        {
-            let answer = self.answer(&x, at.timestep);
-            let rows = [0, 1].map(|seed| Row { seed, position, step: at.step });
-            let next = rollout::advance(network.geometry(), &x, &memory, &answer, &rows).unwrap();
-            (x, memory) = (next.x, next.memory);
-        }
-        let images = decoder.as_ref().unwrap().forward(&x).unwrap();
-        (x, images)
+        self.theirs.guided(&answers)
     }
 }
 
@@ -124,25 +90,15 @@ fn decoder_image(pipeline: &Pipeline) -> [f32; 3] {
     pipeline.decoder.as_ref().unwrap().image_shape().map(|side| side as f32)
 }
 
-/// In dB, of values that span `range`.
-fn psnr(found: &Tensor, expected: &Tensor, range: f64) -> f64 {
-    assert_eq!(found.dims(), expected.dims());
-    let error = (found - expected).unwrap().sqr().unwrap().mean_all().unwrap();
-    10.0 * (range * range / f64::from(error.to_scalar::<f32>().unwrap())).log10()
-}
-
 #[test]
 fn pipelines_make_what_diffusers_makes_of_the_same_noise() {
     for name in
         ["stable_diffusion", "latent_diffusion", "dit", "stable_diffusion_xl", "unsaid_negative_xl"]
     {
         let golden = Golden::read(name);
-        let (denoised, images) = golden.made();
-        let largest = golden.denoised.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-        let latents = psnr(&denoised, &golden.denoised, f64::from(largest));
-        let images = psnr(&images, &golden.images, 2.0);
-        assert!(latents >= 80.0, "{name}: latents {latents:.1} dB");
-        assert!(images >= 80.0, "{name}: images {images:.1} dB");
+        let Pipeline { network, schedule, decoder, .. } = &golden.pipeline;
+        let parts = (&**network, schedule, decoder.as_ref().unwrap());
+        golden.theirs.check(name, parts, |x, time| golden.answer(x, time));
     }
 }
 

@@ -6,166 +6,88 @@
 mod described;
 #[path = "common/numbers.rs"]
 mod numbers;
+#[path = "common/prompted.rs"]
+mod prompted;
 
-use std::collections::HashMap;
-
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use described::{Described, weights};
-use numbers::{bits, formula, relative_error};
+use numbers::relative_error;
+use prompted::Prompted;
 use serde_json::{Value, json};
-use understudy_models::kernels::Isa;
-use understudy_models::{Conditions, Denoiser, Geometry, NetworkConfig, Prompt};
+use understudy_models::{Conditions, Geometry, NetworkConfig};
 
-/// As in `golden/make_pixarts.py`.
-const X_SEED: u32 = 1_000_001;
-const PROMPT_SEED: u32 = 1_000_002;
-const DIRECTION_SEED: u32 = 1_000_004;
-const WEIGHT_SEED: u32 = 1_000_005;
-
-struct Case {
-    golden: Described,
-    config: NetworkConfig,
-    x: Tensor,
-    timesteps: Tensor,
-    /// With zeros after each one's last token.
-    prompt: Tensor,
-    lengths: Vec<usize>,
+/// The files of `golden/make_pixarts.py`.
+fn all() -> Vec<Prompted> {
+    let all: Vec<_> = Described::all("pixart").into_iter().map(of).collect();
+    assert!(all.len() >= 6, "only {} files", all.len());
+    all
 }
 
-impl Case {
-    fn all() -> Vec<Self> {
-        let all: Vec<Self> = Described::all("pixart").into_iter().map(Self::of).collect();
-        assert!(all.len() >= 6, "only {} files", all.len());
-        all
-    }
-
-    fn named(name: &str) -> Self {
-        Self::all().into_iter().find(|case| case.golden.name == name).unwrap()
-    }
-
-    fn of(golden: Described) -> Self {
-        let told =
-            |name: &str| -> Vec<usize> { serde_json::from_str(&golden.metadata[name]).unwrap() };
-        let (size, lengths) = (told("size"), told("lengths"));
-        let (rows, tokens) = (lengths.len(), *lengths.iter().max().unwrap());
-        let read = NetworkConfig::from_json(&golden.config, "config.json").unwrap();
-        let factor: usize = serde_json::from_str(&golden.metadata["factor"]).unwrap();
-        let sized = read.at([size[0], size[1]], tokens).unwrap().unwrap();
-        let config = sized.with_factor(factor).unwrap();
-        let geometry = config.geometry();
-        let Prompt { width, .. } = geometry.prompt.unwrap();
-        let all = formula(&[rows, tokens, width], 1.7, PROMPT_SEED);
-        let shorter = |(row, &length): (usize, &usize)| {
-            let told = all.get(row).unwrap().narrow(0, 0, length).unwrap();
-            told.pad_with_zeros(0, 0, tokens - length).unwrap()
-        };
-        let prompts: Vec<Tensor> = lengths.iter().enumerate().map(shorter).collect();
-        let times: Vec<f32> = told("timesteps").into_iter().map(|time| time as f32).collect();
-        Self {
-            x: formula(&[rows, geometry.in_channels, size[0], size[1]], 1.7, X_SEED),
-            timesteps: Tensor::from_vec(times, rows, &Device::Cpu).unwrap(),
-            prompt: Tensor::stack(&prompts, 0).unwrap(),
-            lengths,
-            golden,
-            config,
-        }
-    }
-
-    fn network(&self, dtype: DType) -> Box<dyn Denoiser> {
-        let weights = weights(&self.config.weight_shapes());
-        self.config.load(weights, dtype, &Device::Cpu).unwrap()
-    }
-
-    /// Some rows, one after another, their prompts cut to so many tokens.
-    fn answer(&self, network: &dyn Denoiser, rows: &[u32], tokens: usize) -> Tensor {
-        let rows = Tensor::new(rows, &Device::Cpu).unwrap();
-        let pick = |tensor: &Tensor| tensor.index_select(&rows, 0).unwrap();
-        let prompt = pick(&self.prompt).narrow(1, 0, tokens).unwrap();
-        let conditions = Conditions { prompt: Some(&prompt), ..Conditions::default() };
-        let x = pick(&self.x).to_dtype(network.dtype()).unwrap();
-        let y = network.evaluate(&x, &pick(&self.timesteps), conditions).unwrap();
-        y.to_dtype(DType::F32).unwrap()
-    }
-
-    fn tokens(&self) -> usize {
-        self.prompt.dim(1).unwrap()
-    }
+fn named(name: &str) -> Prompted {
+    Prompted::named(all(), name)
 }
 
-/// Of the compiled network in f32, and of candle's operations in f64; diffusers masks what follows a prompt's last token.
+/// Tokens of each row's prompt.
+fn lengths(golden: &Described) -> Vec<usize> {
+    serde_json::from_str(&golden.metadata["lengths"]).unwrap()
+}
+
+/// With zeros after each prompt's last token.
+fn of(golden: Described) -> Prompted {
+    let told = |name: &str| -> Vec<usize> { serde_json::from_str(&golden.metadata[name]).unwrap() };
+    let (size, lengths) = (told("size"), lengths(&golden));
+    let tokens = *lengths.iter().max().unwrap();
+    let read = NetworkConfig::from_json(&golden.config, "config.json").unwrap();
+    let factor: usize = serde_json::from_str(&golden.metadata["factor"]).unwrap();
+    let sized = read.at([size[0], size[1]], tokens).unwrap().unwrap();
+    let config = sized.with_factor(factor).unwrap();
+    let times: Vec<f32> = told("timesteps").into_iter().map(|time| time as f32).collect();
+    let case = Prompted::new(golden, config, &times);
+    let shorter = |(row, &length): (usize, &usize)| {
+        let told = case.prompt.get(row).unwrap().narrow(0, 0, length).unwrap();
+        told.pad_with_zeros(0, 0, tokens - length).unwrap()
+    };
+    let prompts: Vec<Tensor> = lengths.iter().enumerate().map(shorter).collect();
+    Prompted { prompt: Tensor::stack(&prompts, 0).unwrap(), ..case }
+}
+
+/// diffusers masks what follows a prompt's last token.
 #[test]
 fn answers_as_diffusers_does() {
-    for case in Case::all() {
-        for dtype in [DType::F32, DType::F64] {
-            let output = case.answer(&*case.network(dtype), &[0, 1, 2], case.tokens());
-            let error = relative_error(&output, case.golden.tensor("output"));
-            println!("{} {dtype:?}: {error:.2e}", case.golden.name);
-            assert!(error <= 1e-5, "{} {dtype:?}: {error:e}", case.golden.name);
-        }
-    }
+    prompted::check_answers(&all());
 }
 
-/// Eight bits of mantissa throughout, where the processor multiplies them.
 #[test]
 fn bf16_answers_nearly_as_diffusers_does() {
-    if !Isa::detect().multiplies_bf16() {
-        println!("this processor does not multiply bf16: nothing compared");
-        return;
-    }
-    for case in Case::all() {
-        let output = case.answer(&*case.network(DType::BF16), &[0, 1, 2], case.tokens());
-        let error = relative_error(&output, case.golden.tensor("output"));
-        println!("{}: {error:.2e}", case.golden.name);
-        assert!(error <= 3e-2, "{}: {error:e}", case.golden.name);
-    }
+    prompted::check_bf16(&all(), 3e-2);
 }
 
-/// The kernels choose their instructions once per process, so each set needs a process of its own.
 #[test]
 fn every_instruction_set_answers_as_diffusers_does() {
-    for isa in Isa::available() {
-        let names = [
-            "answers_as_diffusers_does",
-            "a_row_does_not_depend_on_its_batch",
-            "what_follows_a_prompt_is_nothing",
-            "gradients_are_those_of_diffusers",
-        ];
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .arg("--exact")
-            .args(names)
-            .env("UNDERSTUDY_ISA", isa.to_string())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{isa}: {}", String::from_utf8_lossy(&output.stdout));
-    }
+    prompted::check_instruction_sets(&[
+        "answers_as_diffusers_does",
+        "a_row_does_not_depend_on_its_batch",
+        "what_follows_a_prompt_is_nothing",
+        "gradients_are_those_of_diffusers",
+    ]);
 }
 
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    for case in Case::all() {
-        let network = case.network(DType::F32);
-        let answer = |rows: &[u32]| case.answer(&*network, rows, case.tokens());
-        let alone: Vec<_> = (0..3).map(|row| bits(&answer(&[row]))).collect();
-        let rows = [2, 1, 0, 0, 1, 2, 2, 1];
-        let together = answer(&rows);
-        for (i, &row) in rows.iter().enumerate() {
-            let found = bits(&together.get(i).unwrap());
-            assert!(found == alone[row as usize], "{}: row {i}", case.golden.name);
-        }
-    }
+    prompted::check_rows(&all());
 }
 
 /// What it is told of its size, too, is that of the size it is at.
 #[test]
 fn a_network_made_for_another_size_answers_as_one_made_for_this() {
-    for case in Case::all() {
-        let Geometry { height, width, .. } = case.config.geometry();
+    for case in all() {
+        let Geometry { height, width, prompt, .. } = case.config.geometry();
         let other = case.config.at([2 * width, 2 * height], 3).unwrap().unwrap();
         for dtype in [DType::F32, DType::F64] {
             let other = other.load(weights(&other.weight_shapes()), dtype, &Device::Cpu).unwrap();
-            let resized = other.at([height, width], case.tokens()).unwrap().unwrap();
-            let found = case.answer(&*resized, &[0, 1, 2], case.tokens());
-            let expected = case.answer(&*case.network(dtype), &[0, 1, 2], case.tokens());
+            let resized = other.at([height, width], prompt.unwrap().tokens).unwrap().unwrap();
+            let found = case.answer(&*resized, &[0, 1, 2]);
+            let expected = case.answer(&*case.network(dtype), &[0, 1, 2]);
             let error = relative_error(&found, &expected);
             assert!(error <= 1e-6, "{} {dtype:?}: {error:e}", case.golden.name);
         }
@@ -175,14 +97,16 @@ fn a_network_made_for_another_size_answers_as_one_made_for_this() {
 /// A prompt among longer ones is what it is in a network for prompts of its own length.
 #[test]
 fn what_follows_a_prompt_is_nothing() {
-    for case in Case::all() {
+    for case in all() {
         for dtype in [DType::F32, DType::F64] {
             let network = case.network(dtype);
-            for (row, &length) in case.lengths.iter().enumerate() {
+            for (row, &length) in lengths(&case.golden).iter().enumerate() {
                 let geometry = case.config.geometry();
                 let own = network.at([geometry.height, geometry.width], length).unwrap().unwrap();
-                let expected = case.answer(&*own, &[row as u32], length);
-                let found = case.answer(&*network, &[row as u32], case.tokens());
+                let prompt = case.prompt.narrow(1, 0, length).unwrap().contiguous().unwrap();
+                let cut = Prompted { prompt, ..case.clone() };
+                let expected = cut.answer(&*own, &[row as u32]);
+                let found = case.answer(&*network, &[row as u32]);
                 let error = relative_error(&found, &expected);
                 let name = &case.golden.name;
                 assert!(error <= 1e-6, "{name} {dtype:?} row {row}: {error:e}");
@@ -194,7 +118,7 @@ fn what_follows_a_prompt_is_nothing() {
 /// Zeros alone are a prompt like any other.
 #[test]
 fn a_prompt_of_zeros_is_no_fault() {
-    let case = Case::named("alpha");
+    let case = named("alpha");
     let zeros = case.prompt.zeros_like().unwrap();
     let conditions = Conditions { prompt: Some(&zeros), ..Conditions::default() };
     let answer = |dtype| {
@@ -205,51 +129,9 @@ fn a_prompt_of_zeros_is_no_fault() {
     assert!(relative_error(&answer(DType::F32), &answer(DType::F64)) <= 1e-5);
 }
 
-/// By the noisy sample and by every weight, of a network that is trained.
 #[test]
 fn gradients_are_those_of_diffusers() {
-    let with_gradients = |case: &Case| case.golden.tensors.contains_key("gradients");
-    let trained: Vec<Case> = Case::all().into_iter().filter(with_gradients).collect();
-    assert!(trained.len() >= 3);
-    for case in trained {
-        for dtype in [DType::F32, DType::F64] {
-            let name = &case.golden.name;
-            let to = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap();
-            let vars: HashMap<String, Var> = weights(&case.config.weight_shapes())
-                .into_iter()
-                .map(|(name, weight)| (name, Var::from_tensor(&to(&weight)).unwrap()))
-                .collect();
-            let tensors =
-                vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-            let network = case.config.load(tensors, dtype, &Device::Cpu).unwrap();
-            let x = Var::from_tensor(&to(&case.x)).unwrap();
-            let conditions = Conditions { prompt: Some(&case.prompt), ..Conditions::default() };
-            let y = network.evaluate(&x, &case.timesteps, conditions).unwrap();
-            let direction = to(&formula(y.dims(), 1.0, DIRECTION_SEED));
-            let gradients = (y * direction).unwrap().sum_all().unwrap().backward().unwrap();
-            let of_x = gradients.get(&x).unwrap().to_dtype(DType::F32).unwrap();
-            let error = relative_error(&of_x, case.golden.tensor("gradient_x"));
-            println!("{name} {dtype:?} x: {error:.2e}");
-            assert!(error <= 1e-5, "{name} {dtype:?} x: {error:e}");
-            let expected = case.golden.tensor("gradients").to_vec2::<f64>().unwrap();
-            let all = expected.iter().map(|pair| pair[0] * pair[0]).sum::<f64>().sqrt();
-            let mut worst = 0f64;
-            for (weight, expected) in case.config.weight_shapes().keys().zip(&expected) {
-                let gradient = gradients.get(&vars[weight]).unwrap().to_dtype(DType::F64).unwrap();
-                let direction =
-                    formula(gradient.dims(), 1.0, WEIGHT_SEED).to_dtype(DType::F64).unwrap();
-                let sum = |x: Tensor| x.sum_all().unwrap().to_scalar::<f64>().unwrap();
-                let norm = sum(gradient.sqr().unwrap()).sqrt();
-                let along = sum((&gradient * direction).unwrap());
-                // Where a gradient is nothing but rounding, as that of a key's bias, it is held against all.
-                let scale = expected[0] + 1e-3 * all;
-                let error = (norm - expected[0]).abs().max((along - expected[1]).abs()) / scale;
-                worst = worst.max(error);
-                assert!(error <= 2e-5, "{name} {dtype:?} {weight}: {error:e}");
-            }
-            println!("{name} {dtype:?} weights: {worst:.2e}");
-        }
-    }
+    prompted::check_gradients(&all(), 3, &[], 1e-3);
 }
 
 #[test]
@@ -300,10 +182,10 @@ const PUBLISHED_WEIGHTS: usize = 611_349_152;
 
 #[test]
 fn a_scaled_network_has_as_many_narrower_heads() {
-    let half = Case::named("told_size").config.scaled(0.5);
+    let half = named("told_size").config.scaled(0.5);
     // Twelve channels of a head at the least.
     assert_eq!(half.unwrap().to_json()["attention_head_dim"], 12);
-    let half = Case::named("alpha").config.scaled(0.5).unwrap().to_json();
+    let half = named("alpha").config.scaled(0.5).unwrap().to_json();
     assert_eq!(
         (&half["attention_head_dim"], &half["cross_attention_dim"]),
         (&json!(4), &json!(12))
@@ -339,7 +221,7 @@ fn every_value_that_cannot_be_honoured_is_refused_by_name() {
         (json!({"caption_channels": 0}), "caption_channels` is 0: must be"),
         (json!({"attention_bias": 1}), "attention_bias` is 1: cannot be honoured"),
     ];
-    let plain = Case::named("alpha").golden.config;
+    let plain = named("alpha").golden.config;
     for (changes, expected) in cases {
         let mut config = plain.clone();
         for (name, value) in changes.as_object().unwrap() {

@@ -2,17 +2,18 @@
 //! that T5 reads to the image.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/from_noise.rs"]
+mod from_noise;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use from_noise::FromNoise;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use understudy_models::autoencoder::Decoder;
 use understudy_models::checkpoint::{ModelFolder, Pipeline};
-use understudy_models::rollout::{self, Row};
-use understudy_models::sampler::{Kind, empty_memory, trajectory};
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::{Conditions, Denoiser};
 
@@ -46,25 +47,16 @@ struct Golden {
     network: Box<dyn Denoiser>,
     decoder: Decoder,
     schedule: ScheduleConfig,
-    request: Value,
     /// The states of prompt and negative prompt, with zeros after the last token.
     prompts: [Tensor; 2],
-    latents: Tensor,
-    denoised: Tensor,
-    images: Tensor,
+    theirs: FromNoise,
 }
 
 impl Golden {
     fn read(name: &str, most: usize) -> Self {
         let path = golden().join("pixart_pipeline").join(name).with_extension("safetensors");
-        let bytes = fs::read(&path).unwrap();
-        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let request: Value =
-            serde_json::from_str(&header.metadata().as_ref().unwrap()["request"]).unwrap();
-        let mut tensors = candle_core::safetensors::load(&path, &DEVICE).unwrap();
-        let mut take = |name: &str| tensors.remove(name).unwrap();
-        let latents = take("latents");
-        let (_, _, height, width) = latents.dims4().unwrap();
+        let (theirs, _) = FromNoise::read(&path);
+        let (_, _, height, width) = theirs.latents.dims4().unwrap();
 
         let folder = folder(name);
         let opened = ModelFolder::open_for_images(folder.path()).unwrap();
@@ -73,7 +65,8 @@ impl Golden {
         let (reader, decoder) = (reader.unwrap(), decoder.unwrap());
         assert_eq!(network.geometry().prompt.unwrap().tokens, most);
         let prompts = ["prompt", "negative_prompt"].map(|field| {
-            let ids = reader.tokenizer.encode(request[field].as_str().unwrap(), most).unwrap();
+            let ids =
+                reader.tokenizer.encode(theirs.request[field].as_str().unwrap(), most).unwrap();
             let states = reader.encoder.read(&[&ids]).unwrap().remove(0).states;
             states.pad_with_zeros(0, 0, most - ids.len()).unwrap()
         });
@@ -81,15 +74,12 @@ impl Golden {
             network: network.at([height, width], most).unwrap().unwrap(),
             decoder: decoder.at([height, width]).unwrap(),
             schedule,
-            request,
             prompts,
-            latents,
-            denoised: take("denoised"),
-            images: take("images"),
+            theirs,
         }
     }
 
-    /// What the network answers about `x` at a time, guided as the request says; its variance is dropped.
+    /// What the network answers about `x` at a time, guided as the request says.
     fn answer(&self, x: &Tensor, time: f64) -> Tensor {
         let rows = x.dim(0).unwrap();
         let [wanted, unwanted] = &self.prompts;
@@ -99,36 +89,8 @@ impl Golden {
         let times = Tensor::full(time as f32, 2 * rows, &DEVICE).unwrap();
         let both = Tensor::cat(&[x, x], 0).unwrap();
         let answers = self.network.evaluate(&both, &times, conditions).unwrap();
-        let answers = answers.narrow(1, 0, self.network.geometry().in_channels).unwrap();
-        let [wanted, unwanted] = [0, rows].map(|first| answers.narrow(0, first, rows).unwrap());
-        let scale = self.request["guidance_scale"].as_f64().unwrap();
-        (&unwanted + ((wanted - &unwanted).unwrap() * scale).unwrap()).unwrap()
+        self.theirs.guided(&answers)
     }
-
-    /// What comes of the same noise: latents before the decoder, and images.
-    fn made(&self) -> (Tensor, Tensor) {
-        let kind: Kind = self.request["scheduler"].as_str().unwrap().parse().unwrap();
-        let steps = self.request["steps"].as_u64().unwrap() as usize;
-        let mut x = self.latents.clone();
-        let mut memory = empty_memory(&x).unwrap();
-        let walk = trajectory(&self.schedule, kind, steps, 0.0, false).unwrap();
-        for (position, at) in walk.iter().enumerate() {
-            let answer = self.answer(&x, at.timestep);
-            let rows = [0, 1].map(|seed| Row { seed, position, step: at.step });
-            let geometry = self.network.geometry();
-            let next = rollout::advance(geometry, &x, &memory, &answer, &rows).unwrap();
-            (x, memory) = (next.x, next.memory);
-        }
-        let images = self.decoder.forward(&x).unwrap();
-        (x, images)
-    }
-}
-
-/// In dB, of values that span `range`.
-fn psnr(found: &Tensor, expected: &Tensor, range: f64) -> f64 {
-    assert_eq!(found.dims(), expected.dims());
-    let error = (found - expected).unwrap().sqr().unwrap().mean_all().unwrap();
-    10.0 * (range * range / f64::from(error.to_scalar::<f32>().unwrap())).log10()
 }
 
 /// diffusers was asked with prompts filled up to 60 tokens; here they are filled up to as many as a folder's pipeline takes.
@@ -136,13 +98,8 @@ fn psnr(found: &Tensor, expected: &Tensor, range: f64) -> f64 {
 fn pipelines_make_what_diffusers_makes_of_the_same_noise() {
     for (name, most) in [("alpha", 120), ("sigma", 300)] {
         let golden = Golden::read(name, most);
-        let (denoised, images) = golden.made();
-        let largest = golden.denoised.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
-        let latents = psnr(&denoised, &golden.denoised, f64::from(largest));
-        let images = psnr(&images, &golden.images, 2.0);
-        println!("{name}: latents {latents:.1} dB, images {images:.1} dB");
-        assert!(latents >= 80.0, "{name}: latents {latents:.1} dB");
-        assert!(images >= 80.0, "{name}: images {images:.1} dB");
+        let parts = (&*golden.network, &golden.schedule, &golden.decoder);
+        golden.theirs.check(name, parts, |x, time| golden.answer(x, time));
     }
 }
 

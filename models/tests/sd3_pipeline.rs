@@ -2,17 +2,18 @@
 //! what comes of a prompt, and of the same noise, to the image.
 #![allow(clippy::unwrap_used)]
 
+#[path = "common/from_noise.rs"]
+mod from_noise;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
+use from_noise::FromNoise;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use understudy_models::autoencoder::Decoder;
 use understudy_models::checkpoint::{ModelFolder, Pipeline, Reader};
-use understudy_models::rollout::{self, Row};
-use understudy_models::sampler::{Kind, empty_memory, trajectory};
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::text::{PromptStates, joint::T5_TOKENS};
 use understudy_models::{Conditions, Denoiser};
@@ -60,26 +61,17 @@ struct Golden {
     decoder: Decoder,
     reader: Reader,
     schedule: ScheduleConfig,
-    request: Value,
-    latents: Tensor,
+    theirs: FromNoise,
     /// Of prompt and negative prompt.
     states: Tensor,
     pooled: Tensor,
-    denoised: Tensor,
-    images: Tensor,
 }
 
 impl Golden {
     fn read(name: &str) -> Self {
         let path = golden().join("sd3_pipeline").join(name).with_extension("safetensors");
-        let bytes = fs::read(&path).unwrap();
-        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
-        let request: Value =
-            serde_json::from_str(&header.metadata().as_ref().unwrap()["request"]).unwrap();
-        let mut tensors = candle_core::safetensors::load(&path, &DEVICE).unwrap();
-        let mut take = |name: &str| tensors.remove(name).unwrap();
-        let latents = take("latents");
-        let (_, _, height, width) = latents.dims4().unwrap();
+        let (theirs, mut more) = FromNoise::read(&path);
+        let (_, _, height, width) = theirs.latents.dims4().unwrap();
         let folder = folder(name);
         let opened = ModelFolder::open_for_images(folder.path()).unwrap();
         assert_eq!(opened.size_multiple(), Some(4));
@@ -95,12 +87,9 @@ impl Golden {
             decoder: decoder.at([height, width]).unwrap(),
             reader,
             schedule,
-            request,
-            latents,
-            states: take("states"),
-            pooled: take("pooled"),
-            denoised: take("denoised"),
-            images: take("images"),
+            theirs,
+            states: more.remove("states").unwrap(),
+            pooled: more.remove("pooled").unwrap(),
         }
     }
 
@@ -111,7 +100,7 @@ impl Golden {
     /// What prompt and negative prompt come to.
     fn told(&self) -> [PromptStates; 2] {
         let ids = ["prompt", "negative_prompt"]
-            .map(|field| self.ids(self.request[field].as_str().unwrap()));
+            .map(|field| self.ids(self.theirs.request[field].as_str().unwrap()));
         let read = self.reader.encoder.read(&[&ids[0], &ids[1]]).unwrap();
         read.try_into().unwrap_or_else(|_| panic!("two prompts"))
     }
@@ -130,43 +119,16 @@ impl Golden {
         let both = Tensor::cat(&[x, x], 0).unwrap();
         let conditions = Conditions { condition, prompt, guidance: None };
         let answers = self.network.evaluate(&both, &times, conditions).unwrap();
-        let [wanted, unwanted] = [0, rows].map(|first| answers.narrow(0, first, rows).unwrap());
-        let scale = self.request["guidance_scale"].as_f64().unwrap();
-        (&unwanted + ((wanted - &unwanted).unwrap() * scale).unwrap()).unwrap()
+        self.theirs.guided(&answers)
     }
 
-    /// The same, as diffusers has it.
-    fn theirs(&self) -> [PromptStates; 2] {
+    /// What diffusers has them come to.
+    fn told_by_diffusers(&self) -> [PromptStates; 2] {
         [0, 1].map(|row| PromptStates {
             states: self.states.get(row).unwrap(),
             pooled: self.pooled.get(row).unwrap().to_vec1().unwrap(),
         })
     }
-
-    /// What comes of the same noise: latents before the decoder, and images.
-    fn made(&self, told: &[PromptStates; 2]) -> (Tensor, Tensor) {
-        let kind: Kind = self.request["scheduler"].as_str().unwrap().parse().unwrap();
-        let steps = self.request["steps"].as_u64().unwrap() as usize;
-        let mut x = self.latents.clone();
-        let mut memory = empty_memory(&x).unwrap();
-        let walk = trajectory(&self.schedule, kind, steps, 0.0, false).unwrap();
-        for (position, at) in walk.iter().enumerate() {
-            let answer = self.answer(&x, at.timestep, told);
-            let rows = [0, 1].map(|seed| Row { seed, position, step: at.step });
-            let geometry = self.network.geometry();
-            let next = rollout::advance(geometry, &x, &memory, &answer, &rows).unwrap();
-            (x, memory) = (next.x, next.memory);
-        }
-        let images = self.decoder.forward(&x).unwrap();
-        (x, images)
-    }
-}
-
-/// In dB, of values that span `range`.
-fn psnr(found: &Tensor, expected: &Tensor, range: f64) -> f64 {
-    assert_eq!(found.dims(), expected.dims());
-    let error = (found - expected).unwrap().sqr().unwrap().mean_all().unwrap();
-    10.0 * (range * range / f64::from(error.to_scalar::<f32>().unwrap())).log10()
 }
 
 fn largest(tensor: &Tensor) -> f64 {
@@ -197,13 +159,10 @@ fn prompts_come_to_what_diffusers_makes_of_them() {
 fn pipelines_make_what_diffusers_makes_of_the_same_noise() {
     for name in ["three", "two"] {
         let golden = Golden::read(name);
-        for (what, told) in [("states", golden.theirs()), ("prompts", golden.told())] {
-            let (denoised, images) = golden.made(&told);
-            let latents = psnr(&denoised, &golden.denoised, largest(&golden.denoised));
-            let images = psnr(&images, &golden.images, 2.0);
-            println!("{name} from {what}: latents {latents:.1} dB, images {images:.1} dB");
-            assert!(latents >= 80.0, "{name} from {what}: latents {latents:.1} dB");
-            assert!(images >= 80.0, "{name} from {what}: images {images:.1} dB");
+        for (what, told) in [("states", golden.told_by_diffusers()), ("prompts", golden.told())] {
+            let parts = (&*golden.network, &golden.schedule, &golden.decoder);
+            let answer = |x: &Tensor, time| golden.answer(x, time, &told);
+            golden.theirs.check(&format!("{name} from {what}"), parts, answer);
         }
     }
 }

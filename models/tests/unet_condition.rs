@@ -5,245 +5,106 @@
 mod described;
 #[path = "common/numbers.rs"]
 mod numbers;
+#[path = "common/prompted.rs"]
+mod prompted;
 
-use std::collections::HashMap;
-
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor};
 use described::{Described, weights};
 use numbers::{bits, formula, relative_error};
+use prompted::Prompted;
 use serde_json::{Value, json};
-use understudy_models::kernels::Isa;
 use understudy_models::{Conditioning, Conditions, Denoiser, FixedBatch, NetworkConfig, Prompt};
 
-/// As in `golden/make_condition_unets.py`.
-const X_SEED: u32 = 1_000_001;
-const PROMPT_SEED: u32 = 1_000_002;
-const VECTOR_SEED: u32 = 1_000_003;
-const DIRECTION_SEED: u32 = 1_000_004;
-const WEIGHT_SEED: u32 = 1_000_005;
 const ROWS: usize = 3;
+/// As in `golden/make_condition_unets.py`.
+const VECTOR_SEED: u32 = 1_000_003;
 
-struct Case {
-    golden: Described,
-    config: NetworkConfig,
-    x: Tensor,
-    timesteps: Tensor,
-    condition: Option<Tensor>,
-    prompt: Tensor,
-    guidance: Option<Tensor>,
+/// The files of `golden/make_condition_unets.py`.
+fn all() -> Vec<Prompted> {
+    let all: Vec<_> = Described::all("unet_condition").into_iter().map(of).collect();
+    assert!(all.len() >= 12, "only {} files", all.len());
+    all
 }
 
-impl Case {
-    fn all() -> Vec<Self> {
-        let all: Vec<Self> = Described::all("unet_condition").into_iter().map(Self::of).collect();
-        assert!(all.len() >= 12, "only {} files", all.len());
-        all
-    }
-
-    fn named(name: &str) -> Self {
-        Self::all().into_iter().find(|case| case.golden.name == name).unwrap()
-    }
-
-    fn of(golden: Described) -> Self {
-        let read = NetworkConfig::from_json(&golden.config, "config.json").unwrap();
-        let number = |name: &str| -> Value {
-            golden
-                .metadata
-                .get(name)
-                .map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
-        };
-        let numbers = |name: &str| -> Option<Vec<f32>> {
-            number(name)
-                .as_array()
-                .map(|all| all.iter().map(|one| one.as_f64().unwrap() as f32).collect())
-        };
-        let geometry = read.geometry();
-        let size = [geometry.height, geometry.width];
-        let tokens = number("tokens").as_u64().unwrap() as usize;
-        let config = read.at(size, tokens).unwrap().unwrap();
-        let Prompt { width, .. } = config.geometry().prompt.unwrap();
-        let tensor = |values: Vec<f32>| Tensor::from_vec(values, ROWS, &Device::Cpu).unwrap();
-        let condition = match (geometry.conditioning, numbers("condition")) {
-            (Conditioning::None, None) => None,
-            (Conditioning::Classes(_), Some(classes)) => {
-                Some(tensor(classes).to_dtype(DType::U32).unwrap())
-            }
-            (Conditioning::Timestep, Some(times)) => Some(tensor(times)),
-            (Conditioning::Embedding(width), None) => {
-                assert_eq!(number("vector").as_u64().unwrap() as usize, width);
-                Some(formula(&[ROWS, width], 1.7, VECTOR_SEED))
-            }
-            (Conditioning::TextTime { text, numbers }, None) => {
-                assert_eq!(number("text").as_u64().unwrap() as usize, text);
-                let sizes: Vec<Vec<f32>> = serde_json::from_value(number("time_ids")).unwrap();
-                let sizes = Tensor::new(sizes, &Device::Cpu).unwrap();
-                assert_eq!(sizes.dims(), [ROWS, numbers]);
-                let texts = formula(&[ROWS, text], 1.7, VECTOR_SEED);
-                Some(Tensor::cat(&[texts, sizes], 1).unwrap())
-            }
-            other => panic!("{}: {other:?}", golden.name),
-        };
-        let shape = [ROWS, geometry.in_channels, geometry.height, geometry.width];
-        Self {
-            x: formula(&shape, 1.7, X_SEED),
-            timesteps: tensor(numbers("timesteps").unwrap()),
-            condition,
-            prompt: formula(&[ROWS, tokens, width], 1.7, PROMPT_SEED),
-            guidance: numbers("guidance").map(tensor),
-            golden,
-            config,
-        }
-    }
-
-    fn network(&self, dtype: DType) -> Box<dyn Denoiser> {
-        let weights = weights(&self.config.weight_shapes());
-        self.config.load(weights, dtype, &Device::Cpu).unwrap()
-    }
-
-    fn conditions(&self) -> Conditions<'_> {
-        Conditions {
-            condition: self.condition.as_ref(),
-            prompt: Some(&self.prompt),
-            guidance: self.guidance.as_ref(),
-        }
-    }
-
-    /// Some rows, one after another.
-    fn answer(&self, network: &dyn Denoiser, rows: &[u32]) -> Tensor {
-        let rows = Tensor::new(rows, &Device::Cpu).unwrap();
-        let pick = |tensor: &Tensor| tensor.index_select(&rows, 0).unwrap();
-        let condition = self.condition.as_ref().map(pick);
-        let (prompt, guidance) = (pick(&self.prompt), self.guidance.as_ref().map(pick));
-        let conditions = Conditions {
-            condition: condition.as_ref(),
-            prompt: Some(&prompt),
-            guidance: guidance.as_ref(),
-        };
-        network.evaluate(&pick(&self.x), &pick(&self.timesteps), conditions).unwrap()
-    }
+fn named(name: &str) -> Prompted {
+    Prompted::named(all(), name)
 }
 
-/// Of the compiled network in f32, and of candle's operations in f64.
+fn of(golden: Described) -> Prompted {
+    let read = NetworkConfig::from_json(&golden.config, "config.json").unwrap();
+    let number = |name: &str| -> Value {
+        golden.metadata.get(name).map_or(Value::Null, |text| serde_json::from_str(text).unwrap())
+    };
+    let numbers = |name: &str| -> Option<Vec<f32>> {
+        number(name)
+            .as_array()
+            .map(|all| all.iter().map(|one| one.as_f64().unwrap() as f32).collect())
+    };
+    let geometry = read.geometry();
+    let size = [geometry.height, geometry.width];
+    let tokens = number("tokens").as_u64().unwrap() as usize;
+    let config = read.at(size, tokens).unwrap().unwrap();
+    let tensor = |values: Vec<f32>| Tensor::from_vec(values, ROWS, &Device::Cpu).unwrap();
+    let condition = match (geometry.conditioning, numbers("condition")) {
+        (Conditioning::None, None) => None,
+        (Conditioning::Classes(_), Some(classes)) => {
+            Some(tensor(classes).to_dtype(DType::U32).unwrap())
+        }
+        (Conditioning::Timestep, Some(times)) => Some(tensor(times)),
+        (Conditioning::Embedding(width), None) => {
+            assert_eq!(number("vector").as_u64().unwrap() as usize, width);
+            Some(formula(&[ROWS, width], 1.7, VECTOR_SEED))
+        }
+        (Conditioning::TextTime { text, numbers }, None) => {
+            assert_eq!(number("text").as_u64().unwrap() as usize, text);
+            let sizes: Vec<Vec<f32>> = serde_json::from_value(number("time_ids")).unwrap();
+            let sizes = Tensor::new(sizes, &Device::Cpu).unwrap();
+            assert_eq!(sizes.dims(), [ROWS, numbers]);
+            let texts = formula(&[ROWS, text], 1.7, VECTOR_SEED);
+            Some(Tensor::cat(&[texts, sizes], 1).unwrap())
+        }
+        other => panic!("{}: {other:?}", golden.name),
+    };
+    let (times, guidance) = (numbers("timesteps").unwrap(), numbers("guidance").map(tensor));
+    Prompted { condition, guidance, ..Prompted::new(golden, config, &times) }
+}
+
 #[test]
 fn answers_as_diffusers_does() {
-    for case in Case::all() {
-        for dtype in [DType::F32, DType::F64] {
-            let x = case.x.to_dtype(dtype).unwrap();
-            let network = case.network(dtype);
-            let output = network.evaluate(&x, &case.timesteps, case.conditions()).unwrap();
-            let output = output.to_dtype(DType::F32).unwrap();
-            let error = relative_error(&output, case.golden.tensor("output"));
-            println!("{} {dtype:?}: {error:.2e}", case.golden.name);
-            assert!(error <= 1e-5, "{} {dtype:?}: {error:e}", case.golden.name);
-        }
-    }
+    prompted::check_answers(&all());
 }
 
-/// Eight bits of mantissa throughout, where the processor multiplies them (PyTorch's autocast errs by up to 4e-2 on these); a row does not depend on its batch there either.
+/// PyTorch's autocast errs by up to 4e-2 on these.
 #[test]
 fn bf16_answers_nearly_as_diffusers_does() {
-    if !Isa::detect().multiplies_bf16() {
-        println!("this processor does not multiply bf16: nothing compared");
-        return;
-    }
-    for case in Case::all() {
-        let network = case.network(DType::BF16);
-        assert_eq!(network.dtype(), DType::F32, "what it takes and gives");
-        let output = network.evaluate(&case.x, &case.timesteps, case.conditions()).unwrap();
-        let error = relative_error(&output, case.golden.tensor("output"));
-        println!("{}: {error:.2e}", case.golden.name);
-        assert!(error <= 6e-2, "{}: {error:e}", case.golden.name);
-        let rows = [2, 1, 0, 0, 1];
-        let together = case.answer(&*network, &rows);
-        for (i, &row) in rows.iter().enumerate() {
-            let alone = case.answer(&*network, &[row]);
-            assert!(bits(&together.get(i).unwrap()) == bits(&alone), "{}", case.golden.name);
-        }
-    }
+    prompted::check_bf16(&all(), 6e-2);
 }
 
-/// The kernels choose their instructions once per process, so each set needs a process of its own.
 #[test]
 fn every_instruction_set_answers_as_diffusers_does() {
-    for isa in Isa::available() {
-        let names = ["answers_as_diffusers_does", "a_row_does_not_depend_on_its_batch"];
-        let output = std::process::Command::new(std::env::current_exe().unwrap())
-            .arg("--exact")
-            .args(names)
-            .env("UNDERSTUDY_ISA", isa.to_string())
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{isa}: {}", String::from_utf8_lossy(&output.stdout));
-    }
+    prompted::check_instruction_sets(&[
+        "answers_as_diffusers_does",
+        "a_row_does_not_depend_on_its_batch",
+    ]);
 }
 
 #[test]
 fn a_row_does_not_depend_on_its_batch() {
-    for case in Case::all() {
-        let network = case.network(DType::F32);
-        let alone: Vec<_> = (0..3).map(|row| bits(&case.answer(&*network, &[row]))).collect();
-        let rows = [2, 1, 0, 0, 1, 2, 2, 1];
-        let together = case.answer(&*network, &rows);
-        for (i, &row) in rows.iter().enumerate() {
-            let found = bits(&together.get(i).unwrap());
-            assert!(found == alone[row as usize], "{}: row {i}", case.golden.name);
-        }
-    }
+    prompted::check_rows(&all());
 }
 
 #[test]
 fn a_fixed_batch_passes_prompts_and_guidance_on() {
-    let case = Case::named("guidance");
+    let case = named("guidance");
     let padded = FixedBatch::new(case.network(DType::F32), 2);
     let rows = [2, 0, 1];
     let found = case.answer(&padded, &rows);
     assert!(bits(&found) == bits(&case.answer(&*case.network(DType::F32), &rows)));
 }
 
-/// By the noisy sample and by every weight, of a network that is trained.
 #[test]
 fn gradients_are_those_of_diffusers() {
-    let trained: Vec<Case> = Case::all()
-        .into_iter()
-        .filter(|case| case.golden.tensors.contains_key("gradients"))
-        .collect();
-    assert!(trained.len() >= 4);
-    for case in trained {
-        for dtype in [DType::F32, DType::F64] {
-            let name = &case.golden.name;
-            let to = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap();
-            let vars: HashMap<String, Var> = weights(&case.config.weight_shapes())
-                .into_iter()
-                .map(|(name, weight)| (name, Var::from_tensor(&to(&weight)).unwrap()))
-                .collect();
-            let tensors =
-                vars.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
-            let network = case.config.load(tensors, dtype, &Device::Cpu).unwrap();
-            let x = Var::from_tensor(&to(&case.x)).unwrap();
-            let y = network.evaluate(&x, &case.timesteps, case.conditions()).unwrap();
-            let direction = to(&formula(y.dims(), 1.0, DIRECTION_SEED));
-            let gradients = (y * direction).unwrap().sum_all().unwrap().backward().unwrap();
-            let of_x = gradients.get(&x).unwrap().to_dtype(DType::F32).unwrap();
-            let error = relative_error(&of_x, case.golden.tensor("gradient_x"));
-            println!("{name} {dtype:?} x: {error:.2e}");
-            assert!(error <= 1e-5, "{name} {dtype:?} x: {error:e}");
-            let expected = case.golden.tensor("gradients").to_vec2::<f64>().unwrap();
-            let mut worst = 0f64;
-            for (weight, expected) in case.config.weight_shapes().keys().zip(&expected) {
-                let gradient = gradients.get(&vars[weight]).unwrap().to_dtype(DType::F64).unwrap();
-                let direction =
-                    formula(gradient.dims(), 1.0, WEIGHT_SEED).to_dtype(DType::F64).unwrap();
-                let sum = |x: Tensor| x.sum_all().unwrap().to_scalar::<f64>().unwrap();
-                let norm = sum(gradient.sqr().unwrap()).sqrt();
-                let along = sum((&gradient * direction).unwrap());
-                let scale = expected[0];
-                let error = (norm - scale).abs().max((along - expected[1]).abs()) / scale;
-                worst = worst.max(error);
-                assert!(error <= 2e-5, "{name} {dtype:?} {weight}: {error:e}");
-            }
-            println!("{name} {dtype:?} weights: {worst:.2e}");
-        }
-    }
+    prompted::check_gradients(&all(), 4, &[], 0.0);
 }
 
 #[test]
@@ -265,7 +126,7 @@ fn a_configuration_survives_a_round_trip() {
 
 #[test]
 fn it_is_told_what_its_geometry_says() {
-    let case = Case::named("guidance");
+    let case = named("guidance");
     let network = case.network(DType::F32);
     let Prompt { tokens, width } = network.geometry().prompt.unwrap();
     assert_eq!([tokens, width], [9, 12]);
@@ -287,7 +148,7 @@ fn it_is_told_what_its_geometry_says() {
 
 #[test]
 fn other_sizes_and_prompts_are_other_networks_of_the_same_weights() {
-    let case = Case::named("bk_tiny");
+    let case = named("bk_tiny");
     let shapes = case.config.weight_shapes();
     let wide = case.config.at([12, 16], 30).unwrap().unwrap();
     assert_eq!(wide.weight_shapes(), shapes);
@@ -299,7 +160,7 @@ fn other_sizes_and_prompts_are_other_networks_of_the_same_weights() {
     assert_eq!(network.evaluate(&x, &t, conditions).unwrap().dims(), [1, 4, 12, 16]);
     let message = case.config.at([10, 16], 30).unwrap().unwrap_err().to_string();
     assert!(message.contains("sample_size` is [10,16]: must be"), "{message}");
-    let half = Case::named("emoji").config.scaled(0.5).unwrap().to_json();
+    let half = named("emoji").config.scaled(0.5).unwrap().to_json();
     assert_eq!(half["block_out_channels"], json!([32, 64]));
     // Two levels would be equally wide, and need no shortcut between them.
     assert!(case.config.scaled(0.5).is_none());
@@ -309,7 +170,7 @@ fn other_sizes_and_prompts_are_other_networks_of_the_same_weights() {
 #[test]
 fn a_network_is_had_at_other_sizes() {
     for name in ["bk_tiny", "classes_and_resnets"] {
-        let case = Case::named(name);
+        let case = named(name);
         let geometry = case.config.geometry();
         let Prompt { tokens, width } = geometry.prompt.unwrap();
         for dtype in [DType::F32, DType::F64] {
@@ -464,7 +325,7 @@ fn every_value_that_cannot_be_honoured_is_refused_by_name() {
             "block_out_channels` is [65536,65536]: the network would have",
         ),
     ];
-    let plain = Case::named("guidance").golden.config;
+    let plain = named("guidance").golden.config;
     for (changes, expected) in cases {
         let mut config = plain.clone();
         for (name, value) in changes.as_object().unwrap() {

@@ -11,6 +11,9 @@ pub(super) trait Scheme {
     /// Values they depend on.
     const IN: usize;
 
+    /// `G g`.
+    fn weights<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; 6];
+
     /// `Bᵀ d`.
     fn forward<S: Simd>(s: S, d: [S::V; 6]) -> [S::V; 6];
 
@@ -24,19 +27,18 @@ pub(super) struct F2;
 impl F2 {
     pub(super) const G: [[f64; 3]; 4] =
         [[1.0, 0.0, 0.0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0.0, 0.0, 1.0]];
-
-    /// `G g`.
-    #[inline(always)]
-    pub(super) fn weights<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; 4] {
-        let half = s.splat(0.5);
-        let (sum, middle) = (s.mul(s.add(g[0], g[2]), half), s.mul(g[1], half));
-        [g[0], s.add(sum, middle), s.sub(sum, middle), g[2]]
-    }
 }
 
 impl Scheme for F2 {
     const OUT: usize = 2;
     const IN: usize = 4;
+
+    #[inline(always)]
+    fn weights<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; 6] {
+        let half = s.splat(0.5);
+        let (even, odd) = (s.mul(s.add(g[0], g[2]), half), s.mul(g[1], half));
+        [g[0], s.add(even, odd), s.sub(even, odd), g[2], half, half]
+    }
 
     #[inline(always)]
     fn forward<S: Simd>(s: S, d: [S::V; 6]) -> [S::V; 6] {
@@ -72,6 +74,16 @@ impl F4 {
 impl Scheme for F4 {
     const OUT: usize = 4;
     const IN: usize = 6;
+
+    #[inline(always)]
+    fn weights<S: Simd>(s: S, g: [S::V; 3]) -> [S::V; 6] {
+        let third = s.splat((1.0 / 3.0) as f32);
+        let (g0, g1, g2) = (g[0], s.mul(g[1], s.splat((ROOT / 6.0) as f32)), s.mul(g[2], third));
+        let near = s.fma(g0, s.splat((-2.0 / 3.0) as f32), s.sub(s.splat(0.0), g2));
+        let near_odd = s.add(g1, g1);
+        let far = s.fma(g0, s.splat((1.0 / 6.0) as f32), g2);
+        [g0, s.sub(near, near_odd), s.add(near, near_odd), s.add(far, g1), s.sub(far, g1), g[2]]
+    }
 
     /// Rows `[1,0,−5/2,0,1,0]`, `[0,∓√2,−2,±√2/2,1,0]`, `[0,∓√2/2,−½,±√2,1,0]`, `[0,1,0,−5/2,0,1]`.
     #[inline(always)]
@@ -109,4 +121,25 @@ impl Scheme for F4 {
             zero,
         ]
     }
+}
+
+/// `G g Gᵀ` of nine taps, position by position.
+#[inline(always)]
+pub(super) fn weights<S: Simd, F: Scheme>(s: S, taps: &[S::V; 9]) -> [S::V; 36] {
+    let zero = s.splat(0.0);
+    let mut half = [[zero; 3]; 6];
+    for j in 0..3 {
+        let column = F::weights(s, [taps[j], taps[3 + j], taps[6 + j]]);
+        for i in 0..F::IN {
+            half[i][j] = column[i];
+        }
+    }
+    let mut all = [zero; 36];
+    for i in 0..F::IN {
+        let row = F::weights(s, half[i]);
+        for j in 0..F::IN {
+            all[i * F::IN + j] = row[j];
+        }
+    }
+    all
 }

@@ -4,6 +4,8 @@
 //! are independent matrix products, one for each position in the transformed tile: 36 for four by
 //! four pixels instead of 144, 16 for two by two instead of 36.
 
+mod taps;
+
 use std::marker::PhantomData;
 
 use super::arena::{Aligned, Buffer, padded};
@@ -22,11 +24,6 @@ use super::simd::Simd;
 const BLOCKS: usize = 4;
 const BLOCKS_FOR_MANY: usize = 6;
 const MANY: usize = 2 << 20;
-/// Words of the depth whose weights are transformed at a time, where that happens as they are used: those of a group of
-/// panels stay in a near cache.
-const CHUNK: usize = 64;
-/// Words by which these are asked for before they are needed.
-const AHEAD: usize = 512;
 /// Where the streams of the 36 products begin, shifted by a line so that they do not share cache sets.
 const SHIFT: usize = 16;
 
@@ -165,25 +162,6 @@ impl Winograd {
         }
     }
 
-    /// Two by two pixels at a time, with f32 weights as [`Direct::pack`](super::Direct::pack) leaves them. They are transformed as
-    /// they are used, which pays where maps are small and weights so many that they come from memory: 9 numbers come
-    /// instead of 16.
-    ///
-    /// # Panics
-    /// Where the maps are not of f32, or the output has fewer channels than a panel.
-    pub(crate) fn of_taps(
-        isa: Isa,
-        source: Image,
-        output: Image,
-        doubled: bool,
-        weights: Constants,
-        finish: Finish,
-    ) -> Self {
-        assert!(source.element == ElementType::F32 && output.channels() >= isa.panel());
-        let run = Self::with(isa, Variant::F2, source, output, doubled, weights, finish);
-        Self { of_taps: true, ..run }
-    }
-
     /// Tiles down and across.
     fn tiles(&self) -> (usize, usize) {
         let (out, _) = self.variant.sides();
@@ -192,12 +170,6 @@ impl Winograd {
 
     fn positions(&self) -> usize {
         self.variant.positions()
-    }
-
-    /// Words from the transformed weights of a part of the depth at one position to those at the next; none where all
-    /// weights are transformed already.
-    fn chunk(&self) -> usize {
-        if self.of_taps { CHUNK * self.panel + SHIFT } else { 0 }
     }
 
     fn panels(&self) -> usize {
@@ -268,7 +240,8 @@ impl Operation for Winograd {
     fn split(&self, batch: usize, threads: usize) -> Split {
         let cut = self.cut(batch, threads);
         let position = |tiles: usize| tiles * self.source.words() + SHIFT;
-        let products = self.positions() * self.group * (cut.block * self.panel + self.chunk());
+        let products =
+            self.positions() * self.group * (cut.block * self.panel + self.transformed_len());
         if cut.apart {
             let shared = self.positions() * position(cut.all);
             Split {
@@ -556,76 +529,6 @@ impl Multiply<'_> {
             // SAFETY: these rows and this panel are part of the item; the caller vouches for the weights.
             unsafe { gemm::with_rows(s, rows, &block) };
             row += rows;
-        }
-    }
-
-    /// The products of `count` panels, whose weights are transformed a part of the depth at a time.
-    #[inline(always)]
-    fn of_taps<S: Simd, E: Element>(&self, s: S, panel: usize, count: usize) {
-        let (conv, depth, len) = (self.conv, self.conv.source.depth(), self.conv.chunk());
-        let positions = conv.positions();
-        // Behind the products of a group.
-        let to = self.product(conv.group, 0, 0);
-        let mut first = 0;
-        while first < depth {
-            let words = first..depth.min(first + CHUNK);
-            for i in 0..count {
-                let to = to.wrapping_add(i * positions * len);
-                // SAFETY: the scratch has room for the weights of a chunk at every position.
-                unsafe { self.transform(s, panel + i, words.clone(), to, len) };
-            }
-            for position in 0..positions {
-                for i in 0..count {
-                    let weights = to.wrapping_add((i * positions + position) * len);
-                    // SAFETY: they have just been written.
-                    unsafe { self.rows::<S, E>(s, position, i, weights, words.clone()) };
-                }
-            }
-            first = words.end;
-        }
-    }
-
-    /// `G g Gᵀ` of a panel's weights for some words of the depth, `len` words from one position to the next.
-    ///
-    /// # Safety
-    /// `to` is good for writing so many at each position.
-    #[inline(always)]
-    unsafe fn transform<S: Simd>(
-        &self,
-        s: S,
-        panel: usize,
-        words: std::ops::Range<usize>,
-        to: *mut f32,
-        len: usize,
-    ) {
-        let (conv, depth) = (self.conv, self.conv.source.depth());
-        let tap = depth * conv.panel;
-        let from = conv.weights.at(self.memory).wrapping_add(9 * panel * tap);
-        for (place, k) in words.enumerate() {
-            let mut lane = 0;
-            while lane < conv.panel {
-                let from = from.wrapping_add(k * conv.panel + lane);
-                let to = to.wrapping_add(place * conv.panel + lane);
-                let mut columns = [[s.splat(0.0); 4]; 3];
-                for j in 0..3 {
-                    let mut taps = [s.splat(0.0); 3];
-                    for i in 0..3 {
-                        let from = from.wrapping_add((3 * i + j) * tap);
-                        s.prefetch(from.wrapping_add(AHEAD));
-                        // SAFETY: panel, tap and depth are the convolution's.
-                        taps[i] = unsafe { s.load(from) };
-                    }
-                    columns[j] = F2::weights(s, taps);
-                }
-                for i in 0..4 {
-                    let row = F2::weights(s, [columns[0][i], columns[1][i], columns[2][i]]);
-                    for j in 0..4 {
-                        // SAFETY: the caller's promise.
-                        unsafe { s.store(to.wrapping_add((4 * i + j) * len), row[j]) };
-                    }
-                }
-                lane += S::LANES;
-            }
         }
     }
 

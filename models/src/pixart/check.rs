@@ -2,7 +2,7 @@
 
 use super::PixArtConfig;
 use crate::Result;
-use crate::fields::Fields;
+use crate::fields::{ELEMENT_LIMIT, Fields};
 
 const CHANNEL_LIMIT: usize = 1 << 16;
 const SIDE_LIMIT: usize = 1 << 14;
@@ -10,8 +10,6 @@ const LAYER_LIMIT: usize = 256;
 const TABLE_LIMIT: usize = 1 << 24;
 const TOKEN_LIMIT: usize = 1 << 16;
 const FACTOR_LIMIT: usize = 1 << 10;
-/// As for a DiT: 16 GiB in f32.
-const ELEMENT_LIMIT: u64 = 1 << 32;
 
 impl PixArtConfig {
     /// Refuses what diffusers could not build, what is not supported, and what no memory could hold.
@@ -51,13 +49,7 @@ impl PixArtConfig {
 
     fn check_widths(&self, fields: &Fields) -> Result<()> {
         let (width, heads) = (self.width(), self.num_attention_heads);
-        if !width.is_multiple_of(4) || width > CHANNEL_LIMIT {
-            let remedy = format!(
-                "times num_attention_heads, {heads}, must be a multiple of 4, for the sines and cosines of rows \
-                 and columns, and at most {CHANNEL_LIMIT}"
-            );
-            return Err(fields.refuse("attention_head_dim", remedy));
-        }
+        fields.check_token_width(width, heads, CHANNEL_LIMIT)?;
         if self.is_told_size() && !width.is_multiple_of(3) {
             let remedy = format!(
                 "times num_attention_heads, {heads}, must be a multiple of 3, for the height, width and aspect ratio \
@@ -94,23 +86,7 @@ impl PixArtConfig {
         }
         let patches = self.size().map(|side| (side / self.patch_size) as u64);
         let tokens = patches[0] * patches[1];
-        let scores = tokens.saturating_mul(tokens).saturating_mul(self.num_attention_heads as u64);
-        if scores.max(tokens.saturating_mul(4 * self.width() as u64)) > ELEMENT_LIMIT {
-            let remedy = format!(
-                "{tokens} patches would have more than {ELEMENT_LIMIT} activations or attention scores per sample; \
-                 use larger patches (patch_size)"
-            );
-            return Err(fields.refuse("sample_size", remedy));
-        }
-        let shapes = self.graph().shapes();
-        let weights: u64 =
-            shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum();
-        if weights > ELEMENT_LIMIT {
-            let remedy = format!(
-                "the network would have {weights} weights; at most {ELEMENT_LIMIT} are supported"
-            );
-            return Err(fields.refuse("num_layers", remedy));
-        }
-        Ok(())
+        fields.check_tokens(tokens, self.num_attention_heads, self.width())?;
+        fields.check_weights("num_layers", &self.graph().shapes(), ELEMENT_LIMIT)
     }
 }

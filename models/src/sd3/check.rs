@@ -9,8 +9,6 @@ const SIDE_LIMIT: usize = 1 << 14;
 const LAYER_LIMIT: usize = 256;
 const PLACE_LIMIT: usize = 1 << 10;
 const TOKEN_LIMIT: usize = 1 << 16;
-/// Activations or scores: as for a DiT, 16 GiB in f32.
-const ELEMENT_LIMIT: u64 = 1 << 32;
 /// Twice those of Stable Diffusion 3.5 Large.
 const WEIGHT_LIMIT: u64 = 1 << 34;
 
@@ -34,13 +32,7 @@ impl SD3Config {
 
     fn check_width(&self, fields: &Fields) -> Result<()> {
         let (width, heads) = (self.width(), self.num_attention_heads);
-        if !width.is_multiple_of(4) || width > CHANNEL_LIMIT {
-            let remedy = format!(
-                "times num_attention_heads, {heads}, must be a multiple of 4, for the sines and cosines of rows \
-                 and columns, and at most {CHANNEL_LIMIT}"
-            );
-            return Err(fields.refuse("attention_head_dim", remedy));
-        }
+        fields.check_token_width(width, heads, CHANNEL_LIMIT)?;
         if self.caption_projection_dim != width {
             let remedy = format!(
                 "must be {width}, num_attention_heads times attention_head_dim: tokens of prompts are as wide as patches"
@@ -65,23 +57,7 @@ impl SD3Config {
         }
         let patches = self.size().map(|side| (side / self.patch_size) as u64);
         let tokens = patches[0] * patches[1] + self.asked.tokens as u64;
-        let scores = tokens.saturating_mul(tokens).saturating_mul(self.num_attention_heads as u64);
-        if scores.max(tokens.saturating_mul(4 * self.width() as u64)) > ELEMENT_LIMIT {
-            let remedy = format!(
-                "{tokens} patches and tokens would have more than {ELEMENT_LIMIT} activations or attention scores per \
-                 sample; use larger patches (patch_size)"
-            );
-            return Err(fields.refuse("sample_size", remedy));
-        }
-        let shapes = self.graph().shapes();
-        let weights: u64 =
-            shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum();
-        if weights > WEIGHT_LIMIT {
-            let remedy = format!(
-                "the network would have {weights} weights; at most {WEIGHT_LIMIT} are supported"
-            );
-            return Err(fields.refuse("num_layers", remedy));
-        }
-        Ok(())
+        fields.check_tokens(tokens, self.num_attention_heads, self.width())?;
+        fields.check_weights("num_layers", &self.graph().shapes(), WEIGHT_LIMIT)
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::graph::PLACES;
-use crate::fields::{Fields, typed};
+use crate::fields::{Fields, typed, written};
 use crate::graph::{Graph, Grid, Size};
 use crate::initial::Distribution;
 use crate::network::Architecture;
@@ -91,10 +91,7 @@ impl SD3Config {
     /// # Errors
     /// [`crate::Error::Value`] naming file, field, value and remedy for anything that cannot be honoured.
     pub fn from_json(value: &Value, file: &str) -> Result<Self> {
-        let fields = Fields::new(value, file)?;
-        if !matches!(fields.text("_class_name", Some(CLASS))?, Some(CLASS)) {
-            return Err(fields.refuse("_class_name", format!("must be {CLASS}")));
-        }
+        let fields = Fields::of_class(value, file, CLASS)?;
         let config: Self = typed(value, file)?;
         config.check(&fields)?;
         Ok(config)
@@ -102,10 +99,7 @@ impl SD3Config {
 
     /// The same configuration as diffusers writes it, every field present.
     pub fn to_json(&self) -> Value {
-        // Numbers and names.
-        let mut json = serde_json::to_value(self).unwrap_or_default();
-        json["_class_name"] = CLASS.into();
-        json
+        written(self, CLASS)
     }
 
     /// The same network over samples of another height and width, for prompts of so many tokens.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::plan::Resample;
 use crate::activation::Activation;
 use crate::each::Each;
-use crate::fields::{Fields, typed, whole_if_exact};
+use crate::fields::{Fields, typed, whole_if_exact, written};
 use crate::graph::Graph;
 use crate::initial::Distribution;
 use crate::network::Architecture;
@@ -181,10 +181,7 @@ impl UNet2DConfig {
     /// # Errors
     /// [`crate::Error::Value`] naming file, field, value and remedy for anything that cannot be honoured.
     pub fn from_json(value: &Value, file: &str) -> Result<Self> {
-        let fields = Fields::new(value, file)?;
-        if fields.text("_class_name", Some(CLASS))? != Some(CLASS) {
-            return Err(fields.refuse("_class_name", format!("must be {CLASS}")));
-        }
+        let fields = Fields::of_class(value, file, CLASS)?;
         let mut config: Self = typed(value, file)?;
         // diffusers takes 0 for "not given".
         config.time_embedding_dim = config.time_embedding_dim.filter(|&width| width > 0);
@@ -200,10 +197,7 @@ impl UNet2DConfig {
 
     /// The same configuration as diffusers writes it, every field present.
     pub fn to_json(&self) -> Value {
-        // Numbers, names and lists of them.
-        let mut json = serde_json::to_value(self).unwrap_or_default();
-        json["_class_name"] = CLASS.into();
-        json
+        written(self, CLASS)
     }
 
     /// The shapes the network takes and gives.

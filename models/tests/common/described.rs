@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::numbers::formula;
 
 /// One file of such a script.
+#[derive(Clone)]
 pub(crate) struct Described {
     pub(crate) name: String,
     pub(crate) config: Value,

@@ -4,14 +4,12 @@ use serde_json::{Value, json};
 
 use super::{Activation, DiTConfig};
 use crate::Result;
-use crate::fields::Fields;
+use crate::fields::{ELEMENT_LIMIT, Fields};
 
 const CHANNEL_LIMIT: usize = 1 << 16;
 const SIDE_LIMIT: usize = 1 << 14;
 const LAYER_LIMIT: usize = 256;
 const TABLE_LIMIT: usize = 1 << 24;
-/// As for the U-Net: 16 GiB in f32, beyond which a mistyped number is likelier than a network.
-const ELEMENT_LIMIT: u64 = 1 << 32;
 
 impl DiTConfig {
     /// Reads and checks a `config.json`; `file` is what error messages call it.
@@ -44,14 +42,7 @@ impl DiTConfig {
     }
 
     fn check(&self, fields: &Fields) -> Result<()> {
-        if !self.width().is_multiple_of(4) || self.width() > CHANNEL_LIMIT {
-            let remedy = format!(
-                "times num_attention_heads, {}, must be a multiple of 4, for the sines and cosines of rows \
-                 and columns, and at most {CHANNEL_LIMIT}",
-                self.heads
-            );
-            return Err(fields.refuse("attention_head_dim", remedy));
-        }
+        fields.check_token_width(self.width(), self.heads, CHANNEL_LIMIT)?;
         if !self.sample_size.is_multiple_of(self.patch_size) {
             let remedy = format!("must divide sample_size, {}", self.sample_size);
             return Err(fields.refuse("patch_size", remedy));
@@ -68,27 +59,8 @@ impl DiTConfig {
     /// Refuses what could not be held in memory, before anything is allocated for it.
     fn check_size(&self, fields: &Fields) -> Result<()> {
         let tokens = (self.patches() * self.patches()) as u64;
-        let scores = tokens.saturating_mul(tokens).saturating_mul(self.heads as u64);
-        if scores.max(tokens.saturating_mul(4 * self.width() as u64)) > ELEMENT_LIMIT {
-            let remedy = format!(
-                "{tokens} patches would have more than {ELEMENT_LIMIT} activations or attention scores \
-                 per sample; use larger patches (patch_size)"
-            );
-            return Err(fields.refuse("sample_size", remedy));
-        }
-        let weights: u64 = self
-            .graph()
-            .shapes()
-            .values()
-            .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
-            .sum();
-        if weights > ELEMENT_LIMIT {
-            let remedy = format!(
-                "the network would have {weights} weights; at most {ELEMENT_LIMIT} are supported"
-            );
-            return Err(fields.refuse("num_layers", remedy));
-        }
-        Ok(())
+        fields.check_tokens(tokens, self.heads, self.width())?;
+        fields.check_weights("num_layers", &self.graph().shapes(), ELEMENT_LIMIT)
     }
 
     /// The same configuration as diffusers writes it, every field present.

@@ -1,12 +1,11 @@
 //! Weights as products read them, made anew from the parameters for each run.
 
 use super::filter::{Filter, Row};
-use super::scheme;
 use crate::kernels::arena::Buffer;
 use crate::kernels::direct::panel_of;
 use crate::kernels::isa::{Isa, Kernel, dispatch};
 use crate::kernels::program::{Memory, Operation, Split};
-use crate::kernels::scheme::{F2, F4};
+use crate::kernels::scheme::{self, F2, F4, Scheme};
 use crate::kernels::simd::Simd;
 use crate::kernels::winograd::{Variant, group_size, panel_place};
 
@@ -167,7 +166,7 @@ impl Run<'_> {
     /// # Safety
     /// `to` is good for writing a vector at each position's place for the panel.
     #[inline(always)]
-    unsafe fn positions<S: Simd, F: scheme::Gradient>(
+    unsafe fn positions<S: Simd, F: Scheme>(
         &self,
         s: S,
         taps: &[S::V; MOST_TAPS],

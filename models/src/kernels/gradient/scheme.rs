@@ -53,26 +53,6 @@ impl Gradient for F4 {
     }
 }
 
-/// `G g Gᵀ` of nine taps, position by position.
-#[inline(always)]
-pub(super) fn weights<S: Simd, F: Gradient>(s: S, taps: &[S::V; 9]) -> [S::V; 36] {
-    let g = F::weight_rows();
-    let zero = s.splat(0.0);
-    let mut half = [[zero; 3]; 6];
-    for i in 0..F::IN {
-        for j in 0..3 {
-            half[i][j] = dot(s, &g[i], [taps[j], taps[3 + j], taps[6 + j]]);
-        }
-    }
-    let mut all = [zero; 36];
-    for i in 0..F::IN {
-        for j in 0..F::IN {
-            all[i * F::IN + j] = dot(s, &g[j], half[i]);
-        }
-    }
-    all
-}
-
 /// `Gᵀ m G`: nine taps from the sums of all positions.
 #[inline(always)]
 pub(super) fn taps<S: Simd, F: Gradient>(s: S, m: &[S::V; 36]) -> [S::V; 9] {
@@ -95,10 +75,4 @@ pub(super) fn taps<S: Simd, F: Gradient>(s: S, m: &[S::V; 36]) -> [S::V; 9] {
         }
     }
     all
-}
-
-#[inline(always)]
-fn dot<S: Simd>(s: S, row: &[f64; 3], x: [S::V; 3]) -> S::V {
-    let first = s.mul(s.splat(row[0] as f32), x[0]);
-    s.fma(s.splat(row[2] as f32), x[2], s.fma(s.splat(row[1] as f32), x[1], first))
 }

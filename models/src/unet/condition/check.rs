@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{ClassEmbedType, Down, Middle, SIZES, UNet2DConditionConfig, Up};
 use crate::Result;
 use crate::each::Each;
-use crate::fields::Fields;
+use crate::fields::{ELEMENT_LIMIT, Fields};
 
 const CHANNEL_LIMIT: usize = 1 << 16;
 const LEVEL_LIMIT: usize = 12;
@@ -13,8 +13,6 @@ const LAYER_LIMIT: usize = 64;
 const TABLE_LIMIT: usize = 1 << 24;
 const KERNEL_LIMIT: usize = 7;
 const TOKEN_LIMIT: usize = 1 << 16;
-/// As for a `UNet2DModel`: 16 GiB in f32.
-const ELEMENT_LIMIT: u64 = 1 << 32;
 
 impl UNet2DConditionConfig {
     /// Refuses what diffusers could not build, what is not supported, and what no memory could hold.
@@ -282,17 +280,7 @@ impl UNet2DConditionConfig {
 
     fn check_size(&self, fields: &Fields) -> Result<()> {
         let graph = self.graph();
-        let weights: u64 = graph
-            .shapes()
-            .values()
-            .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
-            .sum();
-        if weights > ELEMENT_LIMIT {
-            let remedy = format!(
-                "the network would have {weights} weights; at most {ELEMENT_LIMIT} are supported"
-            );
-            return Err(fields.refuse("block_out_channels", remedy));
-        }
+        fields.check_weights("block_out_channels", &graph.shapes(), ELEMENT_LIMIT)?;
         let map = graph.largest_map();
         if map > ELEMENT_LIMIT {
             let remedy = format!(

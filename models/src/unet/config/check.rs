@@ -2,15 +2,12 @@
 
 use super::{TimeEmbedding, UNet2DConfig};
 use crate::Result;
-use crate::fields::Fields;
+use crate::fields::{ELEMENT_LIMIT, Fields};
 
 const CHANNEL_LIMIT: usize = 1 << 16;
 const LEVEL_LIMIT: usize = 12;
 const LAYER_LIMIT: usize = 64;
 const TABLE_LIMIT: usize = 1 << 24;
-/// The most elements one sample's largest activation, and the most weights the network, may have:
-/// 16 GiB in f32, beyond which a mistyped number is likelier than a network.
-const ELEMENT_LIMIT: u64 = 1 << 32;
 
 impl UNet2DConfig {
     /// Refuses what diffusers could not build, or what no memory could hold.
@@ -128,18 +125,7 @@ impl UNet2DConfig {
 
     /// Refuses what could not be held in memory, before anything is allocated for it.
     fn check_size(&self, fields: &Fields) -> Result<()> {
-        let weights: u64 = self
-            .graph()
-            .shapes()
-            .values()
-            .map(|shape| shape.iter().map(|&side| side as u64).product::<u64>())
-            .sum();
-        if weights > ELEMENT_LIMIT {
-            let remedy = format!(
-                "the network would have {weights} weights; at most {ELEMENT_LIMIT} are supported"
-            );
-            return Err(fields.refuse("block_out_channels", remedy));
-        }
+        fields.check_weights("block_out_channels", &self.graph().shapes(), ELEMENT_LIMIT)?;
         for level in 0..self.levels() {
             let (pixels, activation) = (self.pixels(level), self.map(level));
             // A 3×3 convolution gathers nine values for each of at most 512 pixels at a time: small beside these.
