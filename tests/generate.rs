@@ -167,35 +167,14 @@ async fn the_engine_draws_what_diffusers_draws_after_a_prompt_that_t5_read() {
         copy(&golden.join("pixart_pipeline").join(name), folder.path());
         copy(&golden.join("t5_tokenizer"), &folder.path().join("tokenizer"));
         let path = golden.join("pixart_pipeline").join(name).with_extension("safetensors");
-        let request = request_of(&path);
-        let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
-        let origin = Origin::new(folder.path(), DType::F32, &[Device::Cpu]);
-        let model = Arc::new(Model::load(origin, name.into(), 0).unwrap());
-        let text = |field: &str| request[field].as_str().unwrap();
-        let scale = request["guidance_scale"].as_f64().unwrap();
-        let prompts = [text("prompt"), text("negative_prompt")];
-        let prompts = model.prompts(prompts[0], prompts[1], scale, Syntax::Plain).unwrap();
-        let model = model.in_form(model.form_for(Some(size), &prompts)).await.unwrap();
-        let steps = request["steps"].as_u64().unwrap() as usize;
-        let kind = text("scheduler").parse().unwrap();
-        let latents = (0..2).map(|row| tensors["latents"].narrow(0, row, 1).unwrap()).collect();
-        let request = GenerateRequest {
-            samples: vec![SampleSpec { seed: 0, class_label: None }; 2],
-            trajectory: sampler::trajectory(&model.schedule, kind, steps, 0.0, true).unwrap(),
-            prompts: prompts.clone(),
-            start: Start::Latents(latents),
-            guidance_scale: scale,
-            partial_images: 0,
-            deadline: None,
-            model: Arc::clone(&model),
-        };
+        let (request, images) = asked_of(folder.path(), &path, size).await;
+        let (model, prompts) = (Arc::clone(&request.model), request.prompts.clone());
         // Nobody has asked yet.
         assert!(!model.unload_idle_encoders(Duration::ZERO));
         model.take_prompts(&prompts).await.unwrap();
         assert!(!model.unload_idle_encoders(Duration::from_hours(1)));
         assert!(model.unload_idle_encoders(Duration::ZERO));
-        let drawn = drawn(request).await;
-        let psnr = psnr(&drawn, &tensors["images"]);
+        let psnr = psnr(&drawn(request).await, &images);
         assert!(psnr >= 60.0, "{name}: {psnr:.1} dB");
         // What a prompt came to is kept, so nobody need read it again.
         assert!(model.unload_idle_encoders(Duration::ZERO));
@@ -212,33 +191,41 @@ async fn the_engine_draws_what_diffusers_draws_with_three_text_encoders() {
         let folder = tempfile::tempdir().unwrap();
         stable_diffusion_3::put(name, folder.path());
         let path = golden.join("sd3_pipeline").join(name).with_extension("safetensors");
-        let request = request_of(&path);
-        let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
-        let origin = Origin::new(folder.path(), DType::F32, &[Device::Cpu]);
-        let model = Arc::new(Model::load(origin, name.into(), 0).unwrap());
-        let text = |field: &str| request[field].as_str().unwrap();
-        let scale = request["guidance_scale"].as_f64().unwrap();
-        let prompts = [text("prompt"), text("negative_prompt")];
-        let prompts = model.prompts(prompts[0], prompts[1], scale, Syntax::Plain).unwrap();
-        let model = model.in_form(model.form_for(Some(size), &prompts)).await.unwrap();
-        let steps = request["steps"].as_u64().unwrap() as usize;
-        let kind = text("scheduler").parse().unwrap();
-        let latents = (0..2).map(|row| tensors["latents"].narrow(0, row, 1).unwrap()).collect();
-        let request = GenerateRequest {
-            samples: vec![SampleSpec { seed: 0, class_label: None }; 2],
-            trajectory: sampler::trajectory(&model.schedule, kind, steps, 0.0, false).unwrap(),
-            prompts,
-            start: Start::Latents(latents),
-            guidance_scale: scale,
-            partial_images: 0,
-            deadline: None,
-            model: Arc::clone(&model),
-        };
-        let psnr = psnr(&drawn(request).await, &tensors["images"]);
+        let (request, images) = asked_of(folder.path(), &path, size).await;
+        let model = Arc::clone(&request.model);
+        let psnr = psnr(&drawn(request).await, &images);
         assert!(psnr >= 60.0, "{name}: {psnr:.1} dB");
         // Only T5's weights are read when they are needed, and forgotten.
         assert_eq!(model.unload_idle_encoders(Duration::ZERO), name == "three");
     }
+}
+
+/// A folder's pipeline asked for the two images of a golden file, of that height and width, from its latents; and the images.
+async fn asked_of(folder: &Path, golden: &Path, size: [usize; 2]) -> (GenerateRequest, Tensor) {
+    let request = request_of(golden);
+    let mut tensors = candle_core::safetensors::load(golden, &Device::Cpu).unwrap();
+    let origin = Origin::new(folder, DType::F32, &[Device::Cpu]);
+    let model = Arc::new(Model::load(origin, "model".into(), 0).unwrap());
+    let text = |field: &str| request[field].as_str().unwrap();
+    let scale = request["guidance_scale"].as_f64().unwrap();
+    let prompts = [text("prompt"), text("negative_prompt")];
+    let prompts = model.prompts(prompts[0], prompts[1], scale, Syntax::Plain).unwrap();
+    let model = model.in_form(model.form_for(Some(size), &prompts)).await.unwrap();
+    let steps = request["steps"].as_u64().unwrap() as usize;
+    let kind = text("scheduler").parse().unwrap();
+    let learned = model.geometry.learned_variance();
+    let latents = (0..2).map(|row| tensors["latents"].narrow(0, row, 1).unwrap()).collect();
+    let request = GenerateRequest {
+        samples: vec![SampleSpec { seed: 0, class_label: None }; 2],
+        trajectory: sampler::trajectory(&model.schedule, kind, steps, 0.0, learned).unwrap(),
+        prompts,
+        start: Start::Latents(latents),
+        guidance_scale: scale,
+        partial_images: 0,
+        deadline: None,
+        model,
+    };
+    (request, tensors.remove("images").unwrap())
 }
 
 /// What a golden file's images were asked for with.

@@ -44,11 +44,7 @@ async fn server() -> Server {
 
 /// The image of a request after "red apple" with these fields.
 async fn drawn(server: &Server, fields: Value) -> Value {
-    let mut body = json!({"model": TEXT, "seed": 5, "prompt": "red apple"});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    let reply = server.generate(body).await;
-    assert_eq!(reply.status, 200, "{fields}: {}", reply.text());
-    reply.json()["data"][0]["b64_json"].clone()
+    server.drawn(json!({"model": TEXT, "seed": 5, "prompt": "red apple"}), &fields).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

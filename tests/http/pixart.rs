@@ -5,7 +5,10 @@ use std::path::Path;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
-use crate::{folder::copy, server::Server};
+use crate::{
+    folder::copy,
+    server::{Server, with},
+};
 
 const MODEL: &str = "pixart";
 
@@ -25,9 +28,7 @@ fn card() -> Value {
 
 /// Its own size, of 256 pixels a side, takes too long for a test.
 fn asked(fields: &Value) -> Value {
-    let mut body = json!({"model": MODEL, "seed": 5, "size": "24x16"});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    body
+    with(json!({"model": MODEL, "seed": 5, "size": "24x16"}), fields)
 }
 
 /// Without the parameters that a PNG holds beside its pixels.

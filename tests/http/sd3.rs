@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use understudy_models::checkpoint::Lora;
 
 use crate::{
-    server::{Server, png},
+    server::{Server, png, with},
     stable_diffusion_3,
 };
 
@@ -43,18 +43,12 @@ fn write_lora(file: &Path, target: &str, width: usize) {
     candle_core::safetensors::save(&tensors, file).unwrap();
 }
 
-fn asked(model: &str, fields: &Value) -> Value {
-    let mut body =
-        json!({"model": model, "seed": 5, "num_inference_steps": 3, "guidance_scale": 4.0});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    body
+fn asked(model: &str) -> Value {
+    json!({"model": model, "seed": 5, "num_inference_steps": 3, "guidance_scale": 4.0})
 }
 
 async fn drawn(server: &Server, model: &str, fields: &Value) -> Value {
-    let body = asked(model, fields);
-    let reply = server.generate(body.clone()).await;
-    assert_eq!(reply.status, 200, "{body}: {}", reply.text());
-    reply.json()["data"][0]["b64_json"].clone()
+    server.drawn(asked(model), fields).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -95,7 +89,7 @@ async fn a_lora_changes_the_network_or_a_text_encoder() {
         let mut drawn_so_far = Vec::new();
         for loras in [json!([]), json!([{"name": "network"}]), json!([{"name": "clip"}])] {
             let fields = json!({"prompt": "red apple", "lora": loras});
-            let body = asked(model, &fields);
+            let body = with(asked(model), &fields);
             let reply = server.generate(body).await;
             assert_eq!(reply.status, 200, "{fields}: {}", reply.text());
             let (pixels, _) = png(&reply.json()["data"][0]);
@@ -153,7 +147,7 @@ async fn what_cannot_be_told_is_refused_by_name() {
         ("two", json!({"prompt": "a", "size": "18x16"}), ["`size`", "multiples of"]),
         ("two", json!({"prompt": "a", "size": "36x16"}), ["a side of 18", "pos_embed_max_size"]),
     ] {
-        let reply = server.generate(asked(model, &fields)).await;
+        let reply = server.generate(with(asked(model), &fields)).await;
         assert_eq!(reply.status, 400, "{model}: {fields}: {}", reply.text());
         for word in wanted {
             assert!(reply.text().contains(word), "{word}: {}", reply.text());

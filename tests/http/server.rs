@@ -255,6 +255,13 @@ impl Server {
         self.post("/v1/images/generations", body.to_string()).await
     }
 
+    /// The first image that comes of `body` and some fields more, as base64.
+    pub(crate) async fn drawn(&self, body: Value, fields: &Value) -> Value {
+        let reply = self.generate(with(body, fields)).await;
+        assert_eq!(reply.status, 200, "{fields}: {}", reply.text());
+        reply.json()["data"][0]["b64_json"].clone()
+    }
+
     /// Lets other tasks run until something is true.
     pub(crate) async fn until(&self, what: &str, is_true: impl Fn(&Self) -> bool) {
         let patience = Duration::from_secs(30);
@@ -292,6 +299,12 @@ pub(crate) fn events(text: &str) -> Vec<(String, Value)> {
         Some((field("event: ")?.to_owned(), serde_json::from_str(field("data: ")?).unwrap()))
     };
     text.split("\n\n").filter_map(event).collect()
+}
+
+/// An object with the members of another.
+pub(crate) fn with(mut body: Value, fields: &Value) -> Value {
+    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    body
 }
 
 pub(crate) fn post(path: &str, body: impl Into<Body>) -> Request<Body> {

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tower::ServiceExt;
 
-use crate::server::{CLASSES, ENDLESS, PLAIN, STUDENT, Server, TEXT, post};
+use crate::server::{CLASSES, ENDLESS, PLAIN, STUDENT, Server, TEXT, post, with};
 
 fn outcomes(server: &Server, outcome: &str) -> u64 {
     server.metrics.shadows.with_label_values(&[STUDENT, outcome]).get()
@@ -44,8 +44,7 @@ async fn a_teacher_repeats_what_was_drawn_after_a_text() {
         json!({"prompt": long, "size": "24x16", "stream": true}),
     ];
     for (count, ask) in asks.iter().enumerate() {
-        let mut body = json!({"model": STUDENT, "num_inference_steps": 3});
-        body.as_object_mut().unwrap().extend(ask.as_object().unwrap().clone());
+        let body = with(json!({"model": STUDENT, "num_inference_steps": 3}), ask);
         let reply = server.generate(body).await;
         assert_eq!(reply.status, 200, "{}", reply.text());
         server.until("compared", |server| outcomes(server, "compared") == count as u64 + 1).await;

@@ -10,7 +10,7 @@ use understudy_models::{
     checkpoint::{Draft, ModelFolder, card::Card},
 };
 
-use crate::server::{STUDENT, Server, TEXT, events, png, write_told_guidance};
+use crate::server::{STUDENT, Server, TEXT, events, png, with, write_told_guidance};
 
 fn pixels(entry: &Value) -> Vec<u8> {
     let bytes = BASE64_STANDARD.decode(entry["b64_json"].as_str().unwrap()).unwrap();
@@ -21,8 +21,7 @@ fn pixels(entry: &Value) -> Vec<u8> {
 
 /// The only image of a request to the text model with these fields.
 async fn drawn(server: &Server, fields: Value) -> Vec<u8> {
-    let mut body = json!({"model": TEXT, "seed": 5});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    let body = with(json!({"model": TEXT, "seed": 5}), &fields);
     let reply = server.generate(body).await;
     assert_eq!(reply.status, 200, "{}", reply.text());
     pixels(&reply.json()["data"][0])
@@ -117,11 +116,7 @@ async fn previews_of_latents_are_images_of_the_final_size() {
 async fn all_that_there_is_takes_prompts() {
     let server = Server::with_text().await;
     let fields = json!({"prompt": "dog face", "seed": 3});
-    let with = |more: Value| {
-        let mut body = fields.clone();
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        body
-    };
+    let with = |more: Value| with(fields.clone(), &more);
     let compared = server.compare(with(json!({"models": [TEXT, STUDENT]}))).await;
     assert_eq!(compared.status, 200, "{}", compared.text());
     let compared = compared.json();
@@ -274,8 +269,7 @@ async fn what_cannot_be_drawn_is_refused_by_field_value_limit_and_remedy() {
             ["2", "null class"],
         ),
     ] {
-        let mut body = json!({"model": TEXT, "prompt": "x"});
-        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let body = with(json!({"model": TEXT, "prompt": "x"}), &fields);
         let reply = server.generate(body).await;
         assert_eq!(reply.status, 400, "{fields}: {}", reply.text());
         let error = &reply.json()["error"];
@@ -321,8 +315,7 @@ async fn a_network_that_takes_the_scale_is_asked_within_its_range() {
     for more in
         [json!({"guidance_scale": 7}), json!({"guidance_scale": 2, "negative_prompt": "cat"})]
     {
-        let mut body = json!({"model": "auto", "prompt": "x", "num_inference_steps": 2});
-        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let body = with(json!({"model": "auto", "prompt": "x", "num_inference_steps": 2}), &more);
         let reply = server.generate(body).await;
         assert_eq!(reply.status, 200, "{more}: {}", reply.text());
         assert_eq!(reply.json()["model"], "any-scale");
@@ -337,8 +330,7 @@ async fn a_network_that_takes_the_scale_is_asked_within_its_range() {
         (json!({"guidance_scale": 4.5}), "guidance_scale", "from 1.5 to 4"),
         (json!({"negative_prompt": "cat"}), "negative_prompt", "leave it out"),
     ] {
-        let mut body = json!({"model": TEXT, "prompt": "x"});
-        body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        let body = with(json!({"model": TEXT, "prompt": "x"}), &fields);
         let reply = server.generate(body).await;
         assert_eq!(reply.status, 400, "{fields}: {}", reply.text());
         let error = &reply.json()["error"];

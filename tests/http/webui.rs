@@ -4,7 +4,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 use crate::edits::picture;
-use crate::server::{STUDENT, Server, TEXT};
+use crate::server::{self, STUDENT, Server, TEXT};
 
 async fn asked(server: &Server, path: &str, body: Value) -> Value {
     let reply = server.post(&format!("/sdapi/v1/{path}"), body.to_string()).await;
@@ -30,9 +30,7 @@ fn usual() -> Value {
 }
 
 fn with(fields: Value) -> Value {
-    let mut body = usual();
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    body
+    server::with(usual(), &fields)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,12 +18,8 @@ async fn server() -> Server {
 }
 
 async fn drawn(server: &Server, fields: Value) -> Value {
-    let mut body =
-        json!({"model": MODEL, "seed": 5, "num_inference_steps": 3, "guidance_scale": 4.0});
-    body.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-    let reply = server.generate(body.clone()).await;
-    assert_eq!(reply.status, 200, "{body}: {}", reply.text());
-    reply.json()["data"][0]["b64_json"].clone()
+    let body = json!({"model": MODEL, "seed": 5, "num_inference_steps": 3, "guidance_scale": 4.0});
+    server.drawn(body, &fields).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,6 +3,8 @@
 import numpy as np
 import torch
 
+DIRECTION_SEED, WEIGHT_SEED = 1_000_004, 1_000_005
+
 
 def formula(shape, scale: float, seed: int) -> torch.Tensor:
     """f32 numbers from -scale to scale, the same for the same seed: a linear congruential generator's upper 24 bits."""
@@ -31,3 +33,14 @@ def fill(model: torch.nn.Module) -> torch.nn.Module:
     for seed, name in enumerate(sorted(parameters)):
         parameters[name].copy_(weight(name, parameters[name].shape, seed))
     return model.double().eval()
+
+
+def gradients(model: torch.nn.Module, output: torch.Tensor, x: torch.Tensor) -> dict:
+    """Of `output` along a direction: by the noisy samples, and of each trained weight, in the order of names, the norm and what lies along another."""
+    (output * formula(output.shape, 1.0, DIRECTION_SEED).double()).sum().backward()
+    pairs = []
+    for _, parameter in sorted(model.named_parameters(), key=lambda named: named[0]):
+        gradient = parameter.grad
+        direction = formula(gradient.shape, 1.0, WEIGHT_SEED).double()
+        pairs.append(torch.stack([gradient.norm(), (gradient * direction).sum()]))
+    return {"gradient_x": x.grad.float(), "gradients": torch.stack(pairs)}

@@ -17,11 +17,11 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
-from formula import fill, formula
+from formula import fill, formula, gradients
 from safetensors.torch import save_file
 
 OUT = Path(__file__).parent / "unet_condition"
-X_SEED, PROMPT_SEED, VECTOR_SEED, DIRECTION_SEED, WEIGHT_SEED = range(1_000_001, 1_000_006)
+X_SEED, PROMPT_SEED, VECTOR_SEED = range(1_000_001, 1_000_004)
 ROWS = 3
 
 CROSS_DOWN, CROSS_UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -198,14 +198,7 @@ def write(name: str, arguments: dict, tokens: int, told: dict) -> None:
     ).sample
     tensors = {"output": output.detach().float()}
     if name in GRADIENTS:
-        (output * formula(output.shape, 1.0, DIRECTION_SEED).double()).sum().backward()
-        weights = dict(model.named_parameters())
-        rows = []
-        for key in sorted(weights):
-            gradient = weights[key].grad
-            direction = formula(gradient.shape, 1.0, WEIGHT_SEED).double()
-            rows.append(torch.stack([gradient.norm(), (gradient * direction).sum()]))
-        tensors |= {"gradient_x": x.grad.float(), "gradients": torch.stack(rows)}
+        tensors |= gradients(model, output, x)
     metadata = {
         "config": model.to_json_string(),
         "tokens": json.dumps(tokens),

@@ -17,11 +17,11 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import PixArtTransformer2DModel
-from formula import fill, formula
+from formula import fill, formula, gradients
 from safetensors.torch import save_file
 
 OUT = Path(__file__).parent / "pixart"
-X_SEED, PROMPT_SEED, _, DIRECTION_SEED, WEIGHT_SEED = range(1_000_001, 1_000_006)
+X_SEED, PROMPT_SEED = 1_000_001, 1_000_002
 # Pixels of an image for one of a latent's: eight, but for one network.
 FACTORS = {"alpha_1024": 4}
 
@@ -76,14 +76,7 @@ def write(name: str, arguments: dict, size: tuple, lengths: list) -> None:
     output = model(x, prompt, torch.tensor(timesteps), told, encoder_attention_mask=mask).sample
     tensors = {"output": output.detach().float()}
     if name in GRADIENTS:
-        (output * formula(output.shape, 1.0, DIRECTION_SEED).double()).sum().backward()
-        weights = dict(model.named_parameters())
-        pairs = []
-        for key in sorted(weights):
-            gradient = weights[key].grad
-            direction = formula(gradient.shape, 1.0, WEIGHT_SEED).double()
-            pairs.append(torch.stack([gradient.norm(), (gradient * direction).sum()]))
-        tensors |= {"gradient_x": x.grad.float(), "gradients": torch.stack(pairs)}
+        tensors |= gradients(model, output, x)
     metadata = {
         "config": model.to_json_string(),
         "size": json.dumps(size),

@@ -16,11 +16,11 @@ from pathlib import Path
 import diffusers
 import torch
 from diffusers import SD3Transformer2DModel
-from formula import formula, weight
+from formula import formula, gradients, weight
 from safetensors.torch import save_file
 
 OUT = Path(__file__).parent / "sd3"
-X_SEED, PROMPT_SEED, POOLED_SEED, DIRECTION_SEED, WEIGHT_SEED = range(1_000_001, 1_000_006)
+X_SEED, PROMPT_SEED, POOLED_SEED = range(1_000_001, 1_000_004)
 
 SMALL = dict(
     sample_size=16, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=3,
@@ -74,13 +74,7 @@ def write(name: str, arguments: dict, size: tuple, tokens: int) -> None:
     if name == "sd3":
         tensors["table"] = table
     if name in GRADIENTS:
-        (output * formula(output.shape, 1.0, DIRECTION_SEED).double()).sum().backward()
-        weights, pairs = dict(model.named_parameters()), []
-        for key in sorted(weights):
-            gradient = weights[key].grad
-            direction = formula(gradient.shape, 1.0, WEIGHT_SEED).double()
-            pairs.append(torch.stack([gradient.norm(), (gradient * direction).sum()]))
-        tensors |= {"gradient_x": x.grad.float(), "gradients": torch.stack(pairs)}
+        tensors |= gradients(model, output, x)
     metadata = {
         "config": model.to_json_string(),
         "size": json.dumps(size),
