@@ -4,6 +4,7 @@ mod forms;
 mod kept_costs;
 mod model;
 mod text;
+mod trajectories;
 
 use std::{
     collections::BTreeMap,

@@ -55,6 +55,7 @@ TAUGHT = {
     "emoji-4": ({"student": "emoji-distil", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 4_000, "rho": 0.02}, 4),
     "emoji-4-long": ({"student": "emoji-4", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 8_000, "batch": 32, "rho": 0.04}, 4),
     "emoji-4-matched": ({"student": "emoji-4", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED}, 4),
+    "emoji-4-longer": ({"student": "emoji-4-long", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 16_000, "batch": 32, "rho": 0.04}, 4),
     "emoji-4-long-matched": ({"student": "emoji-4-long", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED, "steps": 500}, 4),
 }
 ROWS = [*SAMPLED, *TAUGHT]

@@ -130,9 +130,8 @@ fn minor_faults() -> Option<u64> {
 
 /// One batch of images through the engine, deterministic DDIM.
 fn image_seconds(model: &Arc<Model>, batch: usize, steps: usize) -> Result<f64, String> {
-    let learned = model.geometry.learned_variance();
-    let trajectory = sampler::trajectory(&model.schedule, sampler::Kind::Ddim, steps, 0.0, learned)
-        .map_err(|error| error.to_string())?;
+    let trajectory =
+        model.trajectory(sampler::Kind::Ddim, steps, 0.0).map_err(|error| error.to_string())?;
     let class_label = matches!(model.geometry.conditioning, Conditioning::Classes(_)).then_some(0);
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let engine =

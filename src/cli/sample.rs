@@ -12,7 +12,7 @@ use understudy_models::{
     Conditioning, Geometry,
     checkpoint::{card::Card, check_target, read},
     noise,
-    sampler::{self, Kind},
+    sampler::Kind,
 };
 
 use super::{
@@ -111,10 +111,8 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
     };
     let start = latents(args, &model)?;
     let geometry = &model.geometry;
-    let learned = geometry.learned_variance();
     let eta = args.eta.unwrap_or_else(|| kind.default_eta());
-    let trajectory = sampler::trajectory(&model.schedule, kind, steps, eta, learned)
-        .map_err(|error| error.to_string())?;
+    let trajectory = model.trajectory(kind, steps, eta).map_err(|error| error.to_string())?;
     let classes = match geometry.conditioning {
         Conditioning::Classes(classes) => Some(classes as u32),
         // A network that is conditioned on numbers alone draws no images, and was refused when it was opened.

@@ -1,6 +1,6 @@
 //! What every handler may use.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, ops::Deref, sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -8,7 +8,11 @@ use understudy_models::checkpoint::Lora;
 
 use super::{Host, body::Budget};
 use crate::{
-    engine::Engine, experiments::Experiments, metrics::Metrics, registry::Registry, traces::Traces,
+    engine::{Client, Engine},
+    experiments::Experiments,
+    metrics::Metrics,
+    registry::Registry,
+    traces::Traces,
 };
 
 /// What the operator decided about HTTP. Valid from here on.
@@ -80,9 +84,13 @@ impl Default for Settings {
     }
 }
 
-/// The application's parts; cheap to clone.
+/// The application's parts, behind one count of who has them: every layer of every request has them once more.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Parts>);
+
+/// See [`App`].
+#[derive(Clone)]
+pub struct Parts {
     pub(super) engine: Engine,
     pub(super) registry: Arc<Registry>,
     pub(super) experiments: Arc<Experiments>,
@@ -111,7 +119,7 @@ impl App {
         metrics: Arc<Metrics>,
         settings: Settings,
     ) -> Self {
-        Self {
+        Self(Arc::new(Parts {
             bodies: Budget::new(settings.body_budget_bytes),
             engine,
             registry,
@@ -123,11 +131,25 @@ impl App {
             in_flight: TaskTracker::new(),
             shadow_turn: Arc::new(Semaphore::new(1)),
             traces: None,
-        }
+        }))
     }
 
     /// The same, with traces of its requests.
     pub fn traced(self, traces: Option<Traces>) -> Self {
-        Self { traces, ..self }
+        Self(Arc::new(Parts { traces, ..Arc::unwrap_or_clone(self.0) }))
+    }
+
+    /// The same, asking the engine on a client's behalf.
+    pub(super) fn on_behalf_of(&self, client: Client) -> Self {
+        let engine = self.engine.on_behalf_of(client);
+        Self(Arc::new(Parts { engine, ..Parts::clone(self) }))
+    }
+}
+
+impl Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
     }
 }

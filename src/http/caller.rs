@@ -39,7 +39,7 @@ impl FromRequestParts<App> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Infallible> {
         let client = parts.extensions.get::<Client>().cloned().unwrap_or_default();
-        Ok(Self(App { engine: app.engine.on_behalf_of(client), ..app.clone() }))
+        Ok(Self(app.on_behalf_of(client)))
     }
 }
 

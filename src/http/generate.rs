@@ -538,15 +538,15 @@ fn course(
     wire: &GenerationRequest,
 ) -> Result<(sampler::Trajectory, Option<Begun>), Problem> {
     let Recipe { sampler, steps, eta, .. } = *recipe;
-    let learned = model.geometry.learned_variance();
     Ok(match &wire.edit {
         Some(edit) => {
             let strength = edit.strength;
+            let learned = model.geometry.learned_variance();
             let course =
                 sampler::from_image(&model.schedule, sampler, steps, strength, eta, learned)?;
             (course.trajectory, Some((course.begin, course.after)))
         }
-        None => (sampler::trajectory(&model.schedule, sampler, steps, eta, learned)?, None),
+        None => (model.trajectory(sampler, steps, eta)?, None),
     })
 }
 

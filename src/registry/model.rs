@@ -17,7 +17,7 @@ use understudy_models::{
     autoencoder::{Decoder, Encoder, Preview},
     checkpoint::{Lora, ModelFolder, Reader, card::Card},
     quantization::dtype_name,
-    sampler::Kind,
+    sampler::{Kind, Trajectory},
     schedule::ScheduleConfig,
     text::PromptEncoder,
 };
@@ -25,6 +25,7 @@ use understudy_models::{
 use super::{
     forms::{Changes, Form, Forms},
     text::{NEGATIVE, Syntax, Text},
+    trajectories::Trajectories,
 };
 
 use crate::engine::{
@@ -68,6 +69,7 @@ pub struct Model {
     replicas: Vec<Replica>,
     text: Option<Arc<Text>>,
     embeddings: Arc<Embeddings>,
+    trajectories: Trajectories,
     /// The same model in other forms.
     forms: Forms<Self>,
     /// The same model with LoRAs.
@@ -167,6 +169,7 @@ impl Model {
             replicas,
             text,
             embeddings: Arc::default(),
+            trajectories: Trajectories::default(),
             forms: Forms::default(),
             changed: Forms::default(),
             origin,
@@ -336,6 +339,7 @@ impl Model {
             replicas,
             text: self.text.clone(),
             embeddings: Arc::clone(&self.embeddings),
+            trajectories: Trajectories::default(),
             forms: Forms::default(),
             changed: Forms::default(),
             origin: self.origin.clone(),
@@ -457,6 +461,20 @@ impl Model {
     /// The sampler of who does not say: the card's, else the one that fits the schedule's class.
     pub fn default_scheduler(&self) -> Kind {
         self.card.sampler(&self.schedule)
+    }
+
+    /// The steps of a sampler, from noise to a sample.
+    ///
+    /// # Errors
+    /// As [`understudy_models::sampler::trajectory`].
+    pub fn trajectory(
+        &self,
+        kind: Kind,
+        steps: usize,
+        eta: f64,
+    ) -> understudy_models::Result<Trajectory> {
+        let learned = self.geometry.learned_variance();
+        self.trajectories.get(&self.schedule, (kind, steps, eta), learned)
     }
 }
 
@@ -669,6 +687,7 @@ impl Model {
             replicas,
             text: None,
             embeddings: Arc::default(),
+            trajectories: Trajectories::default(),
             forms: Forms::default(),
             changed: Forms::default(),
             origin: Origin::new(Path::new(""), DType::F32, &[Device::Cpu]),
