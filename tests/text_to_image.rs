@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use understudy_distill::evaluate::judge::{self, JudgeConfig};
 use understudy_models::NetworkConfig;
-use understudy_models::checkpoint::card::{Card, Defaults};
+use understudy_models::checkpoint::card::{Card, Defaults, Role};
 use understudy_models::checkpoint::{Draft, ModelFolder};
 use understudy_models::schedule::ScheduleConfig;
 
@@ -158,6 +158,47 @@ fn a_student_that_keeps_guidance_is_a_pipeline_of_its_own() {
         .output()
         .unwrap();
     assert!(drawn.status.success(), "{}", said(&drawn));
+}
+
+/// The baseline of a latent teacher: a run in two sessions is one in one, and goes on from the samples it began with alone.
+#[test]
+fn a_baseline_learns_from_latents_that_the_teacher_draws() {
+    let home = Home::new();
+    let more = [
+        "--prompts",
+        "prompts.txt",
+        "--guidance",
+        "distil",
+        "1..2",
+        "--method",
+        "data-free-baseline",
+        "--samples",
+        "6",
+        "--walk-sampler",
+        "ddim",
+    ];
+    for (out, sessions) in [("whole", &[6][..]), ("parts", &[3, 6])] {
+        for &steps in sessions {
+            let output = home.run("guided.json", out, steps, &more);
+            assert!(output.status.success(), "{}", said(&output));
+        }
+    }
+    let (whole, parts) = (home.path("whole"), home.path("parts"));
+    assert_eq!(curve(&whole), curve(&parts));
+    assert_eq!(weights(&whole), weights(&parts));
+    let model = ModelFolder::open_for_images(&whole).unwrap();
+    assert_eq!(model.card.role, Role::Baseline);
+    assert_eq!(model.card.guidance_range, Some([1.0, 2.0]));
+    // Six samples of ten steps, with the prompt and without.
+    assert_eq!(model.card.recipe["teacher_evaluations"], 120);
+
+    let samples = home.path("parts/training/teacher-samples/00000000.f32");
+    let mut bytes = fs::read(&samples).unwrap();
+    bytes[0] ^= 1;
+    fs::write(&samples, bytes).unwrap();
+    let output = home.run("guided.json", "parts", 9, &more);
+    let said = said(&output);
+    assert!(!output.status.success() && said.contains("others than the checkpoint's"), "{said}");
 }
 
 /// A student that takes the scale is found for a share of its teacher's time, and begins with its channels.
@@ -310,7 +351,24 @@ fn what_cannot_work_is_refused_before_anything_is_made() {
         ("student.json", with(&["--batch", "5"]), &["--batch 5", "even"]),
         ("context.json", with(&[]), &["cross_attention_dim", "64", "128"]),
         ("latent.json", with(&[]), &["in_channels", "3", "4"]),
-        ("student.json", with(&["--method", "data-free-baseline"]), &["latents"]),
+        (
+            "student.json",
+            with(&["--method", "data-free-baseline"]),
+            &["data-free-baseline", "add --guidance distil"],
+        ),
+        (
+            "guided.json",
+            with(&[
+                "--method",
+                "data-free-baseline",
+                "--guidance",
+                "distil",
+                "1..2",
+                "--samples",
+                "3",
+            ]),
+            &["--samples", "3", "a batch has 4"],
+        ),
         (
             "student.json",
             with(&["--evaluations", "4"]),

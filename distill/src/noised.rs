@@ -18,8 +18,7 @@ pub struct Noised {
     /// Of the images as they were given.
     sha256: String,
     images: Images,
-    /// sqrt(alpha_bar) and sqrt(1 − alpha_bar) of every timestep.
-    levels: Vec<(f32, f32)>,
+    noise: Noise,
     classes: bool,
     batch: usize,
     seed: u64,
@@ -76,9 +75,52 @@ impl Noised {
                 format!("a batch has {batch}; take more images or a smaller --batch"),
             ));
         }
+        Ok(Self { sha256, images, noise: Noise::new(schedule, seed)?, classes, batch, seed })
+    }
+}
+
+/// The noise of a run's training batches.
+pub(crate) struct Noise {
+    /// sqrt(alpha_bar) and sqrt(1 − alpha_bar) of every timestep.
+    levels: Vec<(f32, f32)>,
+    seed: u64,
+}
+
+/// What was done to clean samples, by row.
+pub(crate) struct Noising {
+    pub(crate) timesteps: Vec<usize>,
+    /// The noise, row after row.
+    pub(crate) eps: Vec<f32>,
+    /// Its seeds.
+    pub(crate) seeds: Vec<u64>,
+}
+
+impl Noise {
+    /// That of a schedule's timesteps and a run's seed.
+    ///
+    /// # Errors
+    /// As [`ScheduleConfig::schedule`].
+    pub(crate) fn new(schedule: &ScheduleConfig, seed: u64) -> Result<Self> {
         let level = |alpha_bar: &f64| (alpha_bar.sqrt() as f32, (1.0 - alpha_bar).sqrt() as f32);
         let levels = schedule.schedule(Class::Ddpm)?.alpha_bar.iter().map(level).collect();
-        Ok(Self { sha256, images, levels, classes, batch, seed })
+        Ok(Self { levels, seed })
+    }
+
+    /// Noises the clean samples of iteration `step`, rows of `length` numbers.
+    pub(crate) fn onto(&self, x: &mut [f32], length: usize, step: u64) -> Noising {
+        let mut eps = vec![0.0; x.len()];
+        let (mut timesteps, mut seeds) = (Vec::new(), Vec::new());
+        let rows = x.chunks_exact_mut(length).zip(eps.chunks_exact_mut(length));
+        for (row, (x, eps)) in (0..).zip(rows) {
+            let t = random::below(self.seed, Purpose::Timestep, step, row, self.levels.len());
+            let noise_seed = random::number(self.seed, Purpose::Noise, step, row);
+            noise::normal(noise_seed, 0, eps);
+            let (alpha, s) = self.levels[t];
+            x.iter_mut().zip(eps).for_each(|(x, eps)| *x = alpha * *x + s * *eps);
+            timesteps.push(t);
+            seeds.push(noise_seed);
+        }
+        Noising { timesteps, eps, seeds }
     }
 }
 
@@ -126,22 +168,8 @@ impl BatchSource for Noised {
         let Self { seed, batch, .. } = *self;
         let drawn = random::distinct(seed, Purpose::Picture, step, batch, self.images.len());
         let mut x: Vec<f32> = self.images.batch(&drawn, &Device::Cpu)?.flatten_all()?.to_vec1()?;
-        let mut answer = vec![0.0; x.len()];
         let length = x.len() / batch;
-        let mut timesteps = Vec::with_capacity(batch);
-        let mut seeds = Vec::with_capacity(batch);
-        for (row, (x, eps)) in
-            x.chunks_exact_mut(length).zip(answer.chunks_exact_mut(length)).enumerate()
-        {
-            let row = row as u64;
-            let t = random::below(seed, Purpose::Timestep, step, row, self.levels.len());
-            let noise_seed = random::number(seed, Purpose::Noise, step, row);
-            noise::normal(noise_seed, 0, eps);
-            let (alpha, s) = self.levels[t];
-            x.iter_mut().zip(eps).for_each(|(x, eps)| *x = alpha * *x + s * *eps);
-            timesteps.push(t);
-            seeds.push(noise_seed);
-        }
+        let Noising { timesteps, eps, seeds } = self.noise.onto(&mut x, length, step);
         let labels = self.images.labels.as_ref().filter(|_| self.classes);
         let labels = labels.map(|labels| drawn.iter().map(|&index| labels[index]).collect());
         let geometry = (batch, self.images.channels, self.images.height, self.images.width);
@@ -150,7 +178,7 @@ impl BatchSource for Noised {
             timesteps,
             labels,
             text: None,
-            answer: Tensor::from_vec(answer, geometry, &Device::Cpu)?,
+            answer: Tensor::from_vec(eps, geometry, &Device::Cpu)?,
             seeds,
         })
     }

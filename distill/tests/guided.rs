@@ -10,6 +10,7 @@ use std::rc::Rc;
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value, json};
 use understudy_distill::generate::{Captions, Classes, Sampling};
+use understudy_distill::generated::{self, Latents};
 use understudy_distill::guidance::Guidance;
 use understudy_distill::matching::{self, Matching};
 use understudy_distill::objective::{Objective, SegmentEnd};
@@ -28,7 +29,7 @@ use understudy_distill::training_batch::{BatchSource, TrainingBatch};
 use understudy_distill::walk::Walks;
 use understudy_models::checkpoint::{Draft, ModelFolder, card::Card};
 use understudy_models::sampler::{self, Kind};
-use understudy_models::schedule::{PredictionType, ScheduleConfig, TimestepSpacing};
+use understudy_models::schedule::{Class, PredictionType, ScheduleConfig, TimestepSpacing};
 use understudy_models::{FewerBlocks, NetworkConfig};
 
 /// A small network over the bundled autoencoder's latents, after the bundled text encoder's prompts.
@@ -217,6 +218,67 @@ fn samples_are_walked_as_guided_ones_are_drawn() {
         let drawn = sampling.batches(teacher.network(), 0..1).next().unwrap().unwrap().x;
         assert!(values(&drawn) == values(&last.x.get(row).unwrap()), "row {row}");
     }
+}
+
+/// The baseline's data are guided samples; it is told their prompts and scales, and shown them with noise of its own.
+#[test]
+fn latents_of_the_baseline_are_drawn_as_guided_samples_are() {
+    let home = tempfile::tempdir().unwrap();
+    let teacher = teacher(home.path(), &json!({}));
+    let prompts = Prompts::read(&["{red} apple".to_owned()]).unwrap();
+    let reader = teacher.model().reader(DType::F32, &Device::Cpu).unwrap().unwrap();
+    let shape = teacher.geometry().prompt.unwrap();
+    let captions = Captions::new(&reader, &prompts, shape, 2.0).unwrap();
+    let sampling = Sampling {
+        trajectory: sampler::trajectory(&teacher.schedule, Kind::Ddim, 5, 0.0, false).unwrap(),
+        classes: Classes::None,
+        captions: None,
+        first_seed: 7,
+        batch: 2,
+    };
+    let guided = Sampling { captions: Some(captions.clone()), ..sampling.clone() };
+    let drawn = guided.batches(teacher.network(), 0..3).map(|batch| batch.unwrap().x);
+    let drawn: Vec<Vec<f32>> = drawn
+        .flat_map(|x| (0..x.dim(0).unwrap()).map(move |row| values(&x.get(row).unwrap())))
+        .collect();
+
+    let guidance = Guidance::Distil { least: 2.0, most: 2.0 };
+    let prompting = Rc::new(Prompting::new(&teacher, prompts, guidance, None).unwrap());
+    let folder = home.path().join("drawn");
+    let settings = generated::Settings { sampling, count: 3, folder, batch: 3, seed: 1 };
+    let latents = || {
+        let mut latents =
+            Latents::new(&teacher, Some(prompting.clone()), settings.clone(), &teacher.schedule)
+                .unwrap();
+        while latents.prepare().unwrap().is_some() {}
+        latents
+    };
+    let batch = latents().training_batch(1).unwrap();
+    let text = batch.text.clone().unwrap();
+    assert_eq!(text.guidance.unwrap(), [1.0; 3]);
+    let alpha_bar = teacher.schedule.schedule(Class::Ddpm).unwrap().alpha_bar;
+    let mut found = Vec::new();
+    for row in 0..3 {
+        assert_eq!(values(&text.prompts.get(row).unwrap()), values(&captions.prompts));
+        let at = alpha_bar[batch.timesteps[row]];
+        let (alpha, s) = (at.sqrt() as f32, (1.0 - at).sqrt() as f32);
+        let [x, eps] = [&batch.x, &batch.answer].map(|it| values(&it.get(row).unwrap()));
+        let clean = x.iter().zip(&eps).map(|(x, eps)| (x - s * eps) / alpha);
+        let clean: Vec<f32> = clean.collect();
+        let is = |drawn: &Vec<f32>| drawn.iter().zip(&clean).all(|(a, b)| (a - b).abs() < 1e-3);
+        found.push(drawn.iter().position(is).unwrap());
+    }
+    found.sort_unstable();
+    assert_eq!(found, [0, 1, 2]);
+    // Those on disk are not drawn again, and must be whole.
+    let file = settings.folder.join("00000002.f32");
+    let bytes = fs::read(&file).unwrap();
+    fs::write(&file, &bytes[4..]).unwrap();
+    let mut cut = Latents::new(&teacher, None, settings.clone(), &teacher.schedule).unwrap();
+    let problem = std::iter::repeat_with(|| cut.prepare()).find_map(Result::err).unwrap();
+    assert!(problem.to_string().contains("4092 bytes, not 4096"), "{problem}");
+    fs::write(&file, &bytes).unwrap();
+    assert_eq!(latents().teacher_evaluations(), 3 * 2 * 5);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use candle_core::DType;
 use serde_json::Map;
 use understudy_distill::{
     generate::{Classes, Sampling},
-    generated::Generated,
+    generated::{self, Latents, Pictures},
     matching::{self, Matching},
     objective::{Dkdm, Objective, SegmentEnd},
     pool::{self, Order, Pool, segments::Segments},
@@ -156,7 +156,7 @@ pub(super) fn stage(
         match plan.evaluations {
             Some(evaluations) => segment_regression(&plan, &shard, &prompting, evaluations),
             None if plan.method == Method::DataFreeBaseline => {
-                data_free_baseline(&plan, &student, run.as_ref())
+                data_free_baseline(&plan, &student, run.as_ref(), &prompting)
             }
             None => dkdm(&plan, &shard, run.as_ref(), &prompting),
         }
@@ -462,11 +462,12 @@ fn segment_regression<'a>(
     Ok(Box::new(pool.prompted(prompting.clone())))
 }
 
-/// The teacher's images as data.
+/// The teacher's samples as data: images, or what a latent model makes.
 fn data_free_baseline<'a>(
     plan: &Plan<'a>,
     student: &Student,
     run: Option<&RunDir>,
+    prompting: &Option<Rc<Prompting>>,
 ) -> Result<Source<'a>, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (args, teacher) = (plan.args, plan.teacher);
@@ -494,9 +495,14 @@ fn data_free_baseline<'a>(
     // Not one of several shards, so this is the first rank.
     let run = run.ok_or("--method data-free-baseline: takes one process")?;
     let folder = run.path().join("teacher-samples");
-    let network = (student.config.clone(), student.schedule.clone());
     let (count, batch) = (args.samples.get(), plan.batch);
-    Ok(Box::new(Generated::new(teacher, sampling, count, folder, network, batch, seed)))
+    let settings = generated::Settings { sampling, count, folder, batch, seed };
+    if teacher.makes_pixels() {
+        let (network, schedule) = (student.config.clone(), student.schedule.clone());
+        return Ok(Box::new(Pictures::new(teacher, settings, network, schedule)));
+    }
+    let latents = Latents::new(teacher, prompting.clone(), settings, &student.schedule);
+    Ok(Box::new(latents.map_err(shown)?))
 }
 
 fn open_teacher(

@@ -69,8 +69,8 @@ impl<'a> Plan<'a> {
         let defaults = defaults(args);
         let evaluations = args.evaluations.map(NonZeroUsize::get);
         let method = method(args)?;
-        prompting::check_latent(args, teacher, method)?;
-        let prompted = PromptArgs::new(args, teacher)?;
+        prompting::check_latent(args, teacher)?;
+        let prompted = PromptArgs::new(args, teacher, method)?;
         let batch = args.training.batch(&defaults.training) as usize;
         let samples = prompted.as_ref().map_or(Ok(batch), |prompted| prompted.samples(batch))?;
         if let Some(prompted) = &prompted {

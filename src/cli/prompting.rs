@@ -26,7 +26,11 @@ impl PromptArgs {
     ///
     /// # Errors
     /// A sentence naming the flag, its value and the remedy.
-    pub(super) fn new(args: &DistillArgs, teacher: &Teacher) -> Result<Option<Self>, String> {
+    pub(super) fn new(
+        args: &DistillArgs,
+        teacher: &Teacher,
+        method: Method,
+    ) -> Result<Option<Self>, String> {
         let reads_text = teacher.geometry().prompt.is_some();
         let flags = [
             ("--guidance", !args.guidance.is_empty()),
@@ -42,6 +46,13 @@ impl PromptArgs {
                 "--evaluations {evaluations}: a step of a student of few steps is many guided ones of its teacher, so the \
                  scale is its input; add --guidance distil, such as --guidance distil 1..8"
             ));
+        }
+        if let (Method::DataFreeBaseline, Guidance::Keep { .. }) = (method, guidance) {
+            return Err(
+                "--method data-free-baseline: the teacher's samples are guided ones, and teach one answer, not two; add \
+                 --guidance distil, such as --guidance distil 1..8"
+                    .into(),
+            );
         }
         let prompts = Prompts::read(&args.prompts).map_err(|error| error.to_string())?;
         Ok(Some(Self { prompts, guidance }))
@@ -159,30 +170,18 @@ pub(super) fn check_flags(
     }
 }
 
-/// Refuses what is not made of latents yet.
+/// Refuses what is not made of latents.
 ///
 /// # Errors
 /// A sentence naming the flag.
-pub(super) fn check_latent(
-    args: &DistillArgs,
-    teacher: &Teacher,
-    method: Method,
-) -> Result<(), String> {
-    if teacher.makes_pixels() {
-        return Ok(());
-    }
-    let name = &teacher.name;
-    if method == Method::DataFreeBaseline {
-        return Err(format!(
-            "--method data-free-baseline: {name} makes latents, which are not kept as images; use --method dkdm"
-        ));
-    }
+pub(super) fn check_latent(args: &DistillArgs, teacher: &Teacher) -> Result<(), String> {
     match &args.keep_samples {
-        Some(folder) => Err(format!(
-            "--keep-samples {}: {name} makes latents, which are no images; leave the flag out",
-            folder.display()
+        Some(folder) if !teacher.makes_pixels() => Err(format!(
+            "--keep-samples {}: {} makes latents, which are no images; leave the flag out",
+            folder.display(),
+            teacher.name
         )),
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 

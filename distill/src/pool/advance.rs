@@ -4,7 +4,7 @@ use understudy_models::rollout::Row;
 use understudy_models::{Error, Image, Result};
 
 use super::step::{Walked, step};
-use super::{Pool, Slot, guided};
+use super::{Pool, Slot};
 use crate::picture;
 use crate::training_batch::TrainingBatch;
 
@@ -37,10 +37,7 @@ impl Pool<'_> {
             timesteps.push(at.timestep as usize);
         }
         let x = self.rows.gather(slots, device)?.reshape(shape)?;
-        match &self.prompting {
-            None => step(self.teacher, x, timesteps, &moves),
-            Some(prompting) => guided::step(self.teacher, prompting, x, timesteps, &moves),
-        }
+        step(self.teacher, self.prompting.as_deref(), x, timesteps, &moves)
     }
 
     /// Counts the samples that reached their end, and keeps them where that is wanted. Their names follow

@@ -14,7 +14,7 @@ use crate::training_batch::TrainingBatch;
 /// the training batch has `2·B` rows, those with the prompts first; where it is distilled it has `B`.
 ///
 /// # Errors
-/// As [`super::step::step`]; a table of prompts that cannot be read.
+/// As [`super::step::step`].
 pub(super) fn step(
     teacher: &Teacher,
     prompting: &Prompting,

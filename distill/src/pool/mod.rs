@@ -14,7 +14,7 @@ mod advance;
 mod guided;
 mod rows;
 pub mod segments;
-mod step;
+pub(crate) mod step;
 
 use std::path::PathBuf;
 use std::rc::Rc;

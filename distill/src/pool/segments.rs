@@ -18,7 +18,6 @@ use understudy_models::rollout::{self, Row};
 use understudy_models::schedule::{Class, ScheduleConfig};
 use understudy_models::{Error, Result, memory};
 
-use super::guided;
 use super::rows::{Rows, Saved};
 use super::step::step;
 use crate::checkpoint::Snapshot;
@@ -217,11 +216,7 @@ impl<'a> Segments<'a> {
                 moves.push(Row { seed, position, step: next.step });
                 timesteps.push(next.timestep as usize);
             }
-            let walked = match &self.prompting {
-                None => step(self.teacher, x, timesteps, &moves),
-                Some(prompting) => guided::step(self.teacher, prompting, x, timesteps, &moves),
-            };
-            x = walked?.next;
+            x = step(self.teacher, self.prompting.as_deref(), x, timesteps, &moves)?.next;
             visited.push(x.flatten_from(1)?);
         }
         Ok(Tensor::stack(&visited, 1)?)

@@ -4,27 +4,39 @@ use candle_core::{DType, Tensor};
 use understudy_models::rollout::{self, FiniteCheck, Row};
 use understudy_models::{Error, Result, sampler};
 
+use super::guided;
+use crate::prompting::Prompting;
 use crate::teacher::Teacher;
 use crate::training_batch::TrainingBatch;
 
 /// What samples went through in one evaluation.
-pub(super) struct Walked {
+pub(crate) struct Walked {
     /// Where they were, and the teacher's raw answer.
-    pub(super) training_batch: TrainingBatch,
+    pub(crate) training_batch: TrainingBatch,
     /// Where they are now, f32 `[B, C, H, W]`.
-    pub(super) next: Tensor,
+    pub(crate) next: Tensor,
 }
 
-/// Moves the samples `x`, f32 `[B, C, H, W]` at `timesteps`, one step of the teacher's walk.
+/// Moves the samples `x`, f32 `[B, C, H, W]` at `timesteps`, one step of the teacher's walk; a guided one after prompts, where there
+/// are any.
 ///
 /// # Errors
-/// [`Error::Value`] for an answer that is not finite, with its seed; whatever the device says.
-pub(super) fn step(
+/// [`Error::Value`] for an answer that is not finite, with its seed; a table of prompts that cannot be read; whatever the device
+/// says.
+pub(crate) fn step(
     teacher: &Teacher,
+    prompting: Option<&Prompting>,
     x: Tensor,
     timesteps: Vec<usize>,
     moves: &[Row],
 ) -> Result<Walked> {
+    match prompting {
+        None => untold(teacher, x, timesteps, moves),
+        Some(prompting) => guided::step(teacher, prompting, x, timesteps, moves),
+    }
+}
+
+fn untold(teacher: &Teacher, x: Tensor, timesteps: Vec<usize>, moves: &[Row]) -> Result<Walked> {
     let (network, geometry) = (teacher.network(), teacher.geometry());
     let seeds: Vec<u64> = moves.iter().map(|row| row.seed).collect();
     let labels: Option<Vec<u32>> = seeds.iter().map(|&seed| teacher.label(seed)).collect();

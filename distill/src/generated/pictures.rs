@@ -1,5 +1,4 @@
-//! DKDM's data-free baseline: the teacher draws a set of images, and the student is trained on them as if
-//! they were data.
+//! Images that the teacher draws, kept as pictures.
 
 use std::path::PathBuf;
 
@@ -7,66 +6,49 @@ use serde_json::{Map, Value};
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::{Error, NetworkConfig, Result};
 
+use super::Settings;
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
 use crate::estimate::timed_evaluation;
-use crate::generate::Sampling;
 use crate::noised::Noised;
 use crate::picture;
 use crate::teacher::Teacher;
 use crate::training_batch::{BatchSource, Cost, TrainingBatch};
 
 /// Where a checkpoint holds the pictures' SHA-256.
-const PICTURES: &str = "pictures.sha256";
+const SHA256: &str = "pictures.sha256";
 
 /// Training batches from images that the teacher draws first.
-pub struct Generated<'a> {
+pub struct Pictures<'a> {
     teacher: &'a Teacher,
-    sampling: Sampling,
-    count: usize,
-    folder: PathBuf,
+    settings: Settings,
     student: NetworkConfig,
     schedule: ScheduleConfig,
-    batch: usize,
-    seed: u64,
     drawn: usize,
     /// SHA-256 of the pictures that the checkpoint's training batches came from.
     sha256: Option<String>,
     batches: Option<Noised>,
 }
 
-impl<'a> Generated<'a> {
-    /// Training batches of `batch` images for `student`, from `count` images that `teacher` draws as `sampling` says
-    /// and keeps in `folder` as 8-bit pictures; those already there are not drawn again.
+impl<'a> Pictures<'a> {
+    /// Training batches for `student` on its schedule. Images are kept with 8 bits.
     pub fn new(
         teacher: &'a Teacher,
-        sampling: Sampling,
-        count: usize,
-        folder: PathBuf,
-        student: (NetworkConfig, ScheduleConfig),
-        batch: usize,
-        seed: u64,
+        settings: Settings,
+        student: NetworkConfig,
+        schedule: ScheduleConfig,
     ) -> Self {
-        let (student, schedule) = student;
-        Self {
-            teacher,
-            sampling,
-            count,
-            folder,
-            student,
-            schedule,
-            batch,
-            seed,
-            drawn: 0,
-            sha256: None,
-            batches: None,
-        }
+        Self { teacher, settings, student, schedule, drawn: 0, sha256: None, batches: None }
     }
 
     /// The file of image number `index`.
     fn place(&self, index: usize) -> PathBuf {
-        let seed = self.sampling.seed(index);
-        picture::place(&self.folder, self.sampling.classes.label(index, seed), seed)
+        let seed = self.settings.sampling.seed(index);
+        picture::place(
+            &self.settings.folder,
+            self.settings.sampling.classes.label(index, seed),
+            seed,
+        )
     }
 
     /// Draws the images with the numbers in `range`, unless they are all there.
@@ -74,7 +56,7 @@ impl<'a> Generated<'a> {
         if range.clone().all(|index| self.place(index).exists()) {
             return Ok(());
         }
-        for batch in self.sampling.batches(self.teacher.network(), range.clone()) {
+        for batch in self.settings.sampling.batches(self.teacher.network(), range.clone()) {
             let images = batch?.images(None)?;
             for (index, image) in range.clone().zip(&images) {
                 picture::write_new(&self.place(index), image)?;
@@ -85,7 +67,7 @@ impl<'a> Generated<'a> {
 
     /// The pictures in the folder, which must be those that were drawn.
     fn read(&self) -> Result<Images> {
-        let mut images = Images::open(&self.folder)?;
+        let mut images = Images::open(&self.settings.folder)?;
         // A class that no seed drew has no folder, and its number is no other's.
         let numbers: Vec<u32> =
             images.class_names.drain(..).filter_map(|name| name.parse().ok()).collect();
@@ -94,25 +76,25 @@ impl<'a> Generated<'a> {
         }
         let remedy = "remove the folder, and they are drawn again";
         let changed = self.sha256.as_ref().is_some_and(|sha256| *sha256 != images.sha256());
-        if images.len() != self.count || changed {
+        if images.len() != self.settings.count || changed {
             let found = match changed {
                 true => {
                     "other pictures than the checkpoint's training batches came from".to_owned()
                 }
-                false => format!("{} pictures, not {}", images.len(), self.count),
+                false => format!("{} pictures, not {}", images.len(), self.settings.count),
             };
-            let field = format!("the teacher's samples in {}", self.folder.display());
+            let field = format!("the teacher's samples in {}", self.settings.folder.display());
             return Err(Error::value(field, found, remedy));
         }
         Ok(images)
     }
 }
 
-impl BatchSource for Generated<'_> {
+impl BatchSource for Pictures<'_> {
     // The sampling is the task's; what was drawn is checked where it is read.
     fn identity(&self) -> Map<String, Value> {
         [
-            ("samples".into(), self.count.into()),
+            ("samples".into(), self.settings.count.into()),
             ("teacher_sha256".into(), self.teacher.hash.clone().into()),
             ("teacher_noise_schedule".into(), self.teacher.schedule.to_json()),
         ]
@@ -124,36 +106,42 @@ impl BatchSource for Generated<'_> {
         let network = self.teacher.network();
         let geometry = network.geometry();
         // The student learns the noise, so what it is shown has its input's channels.
-        let (mut sample, _) = timed_evaluation(network, self.batch)?;
+        let (mut sample, _) = timed_evaluation(network, self.settings.batch)?;
         sample.answer = sample.x.clone();
-        let (_, seconds) = timed_evaluation(network, self.sampling.batch)?;
-        let missing = (0..self.count).filter(|&index| !self.place(index).exists()).count() as u64;
-        let prepare_rows = missing * self.sampling.trajectory.len() as u64;
+        let (_, seconds) = timed_evaluation(network, self.settings.sampling.batch)?;
+        let missing =
+            (0..self.settings.count).filter(|&index| !self.place(index).exists()).count() as u64;
+        let prepare_rows = missing * self.settings.sampling.trajectory.len() as u64;
         // At most: pictures are compressed.
         let pixels = (geometry.in_channels * geometry.height * geometry.width) as u64;
         Ok(Cost {
             prepare_rows,
-            prepare_seconds: prepare_rows as f64 * seconds / self.sampling.batch as f64,
+            prepare_seconds: prepare_rows as f64 * seconds / self.settings.sampling.batch as f64,
             batch_seconds: 0.0,
-            memory_bytes: self.count as u64 * pixels,
+            memory_bytes: self.settings.count as u64 * pixels,
             checkpoint_bytes: 0,
-            disk_bytes: self.count as u64 * pixels,
+            disk_bytes: self.settings.count as u64 * pixels,
             sample,
         })
     }
 
     fn prepare(&mut self) -> Result<Option<f64>> {
-        if self.drawn < self.count {
-            let end = self.count.min(self.drawn + self.sampling.batch);
+        if self.drawn < self.settings.count {
+            let end = self.settings.count.min(self.drawn + self.settings.sampling.batch);
             self.draw(self.drawn..end)?;
             self.drawn = end;
-            return Ok(Some(self.drawn as f64 / self.count as f64));
+            return Ok(Some(self.drawn as f64 / self.settings.count as f64));
         }
         if self.batches.is_none() {
             let images = self.read()?;
             self.sha256 = Some(images.sha256());
-            let batches =
-                Noised::new(images, &self.student, &self.schedule, self.batch, self.seed)?;
+            let batches = Noised::new(
+                images,
+                &self.student,
+                &self.schedule,
+                self.settings.batch,
+                self.settings.seed,
+            )?;
             self.batches = Some(batches);
         }
         Ok(None)
@@ -167,13 +155,13 @@ impl BatchSource for Generated<'_> {
     }
 
     fn teacher_evaluations(&self) -> u64 {
-        (self.drawn * self.sampling.trajectory.len()) as u64
+        (self.drawn * self.settings.sampling.trajectory.len()) as u64
     }
 
     // The pictures on disk are the state; this tells whether they are still the same.
     fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
         if let Some(sha256) = &self.sha256 {
-            snapshot.u8(PICTURES, sha256.as_bytes());
+            snapshot.u8(SHA256, sha256.as_bytes());
         }
         Ok(())
     }
@@ -182,7 +170,7 @@ impl BatchSource for Generated<'_> {
 
     fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         // Not there while they are drawn, and in checkpoints of earlier versions.
-        let saved = snapshot.get_u8(PICTURES).ok();
+        let saved = snapshot.get_u8(SHA256).ok();
         self.sha256 = saved.and_then(|saved| String::from_utf8(saved).ok());
         Ok(())
     }
