@@ -241,7 +241,17 @@ fn the_guide_to_distillation() {
 
 #[test]
 fn the_guide_to_distilling_text_to_image() {
-    run("docs/distilling-text-to-image.md", |_| ());
+    run("docs/distilling-text-to-image.md", |home| {
+        let (folder, mut captions) = (home.join("pictures"), String::new());
+        fs::create_dir(&folder).unwrap();
+        for number in 0..4 {
+            let picture = image::RgbImage::from_pixel(64, 64, [60 * number, 90, 20].into());
+            picture.save(folder.join(format!("{number}.png"))).unwrap();
+            captions +=
+                &format!("{{\"file_name\": \"{number}.png\", \"text\": \"patch {number}\"}}\n");
+        }
+        fs::write(folder.join("metadata.jsonl"), captions).unwrap();
+    });
 }
 
 #[test]

@@ -201,6 +201,93 @@ fn a_baseline_learns_from_latents_that_the_teacher_draws() {
     assert!(!output.status.success() && said.contains("others than the checkpoint's"), "{said}");
 }
 
+impl Home {
+    /// Eight pictures, with these captions in turn.
+    fn pictures(&self, captions: &[&str]) {
+        let folder = self.path("pictures");
+        fs::create_dir_all(&folder).unwrap();
+        let mut lines = String::new();
+        for (number, caption) in captions.iter().cycle().take(8).enumerate() {
+            let picture = image::RgbImage::from_fn(64, 64, |x, y| {
+                [(4 * x) as u8, (4 * y) as u8, 30 * number as u8].into()
+            });
+            picture.save(folder.join(format!("{number}.png"))).unwrap();
+            let line = json!({"file_name": format!("{number}.png"), "text": caption});
+            lines += &format!("{line}\n");
+        }
+        fs::write(folder.join("metadata.jsonl"), lines).unwrap();
+    }
+
+    fn train(&self, out: &str, steps: usize, more: &str) -> Output {
+        let batch = if more.contains("--batch") { "" } else { "--batch 4" };
+        let usual = "train --data pictures --sample-every 4 --checkpoint-every 3 --threads 1 \
+                     --learning-rate-schedule constant --warmup-steps 1";
+        self.call(&format!("{usual} {batch} --steps {steps} --out {out} {more}"), &[])
+    }
+}
+
+/// What is trained on captioned pictures is a pipeline; a run in two sessions is one in one, and goes on from what it made.
+#[test]
+fn a_text_to_image_model_is_trained_on_captioned_pictures() {
+    let home = Home::new();
+    home.pictures(&["red apple", "house", ""]);
+    let new = "--config student.json --components teacher --baseline-of teacher";
+    for (out, sessions) in [("whole", &[6][..]), ("parts", &[3, 6])] {
+        for &steps in sessions {
+            let output = home.train(out, steps, new);
+            assert!(output.status.success(), "{}", said(&output));
+        }
+    }
+    let (whole, parts) = (home.path("whole"), home.path("parts"));
+    assert_eq!(curve(&whole), curve(&parts));
+    assert_eq!(weights(&whole), weights(&parts));
+    let model = ModelFolder::open_for_images(&whole).unwrap();
+    assert!(model.autoencoder.is_some() && model.reads_text());
+    assert_eq!(model.card.role, Role::Baseline);
+    assert_eq!(model.card.defaults.guidance_scale, Some(3.0));
+    assert_eq!(model.card.recipe["images"], 8);
+    assert_eq!(model.card.recipe["prompts"], 2);
+    let grid = image::open(whole.join("training/samples-0000004.png")).unwrap();
+    assert!(grid.width() >= 2 * 64 && grid.height() >= 2 * 64, "{}", grid.width());
+
+    let output = home.train("more", 2, "--init whole");
+    assert!(output.status.success(), "{}", said(&output));
+    let model = ModelFolder::open_for_images(&home.path("more")).unwrap();
+    assert_eq!(model.card.recipe["initialisation"], "weights of whole");
+    let drawn =
+        home.call("sample --model more --prompt house --n 1 --steps 2 --out house.png", &[]);
+    assert!(drawn.status.success(), "{}", said(&drawn));
+
+    for (more, words) in [
+        ("--config guided.json --components teacher", &["time_cond_proj_dim", "distill"][..]),
+        ("--config context.json --components teacher", &["cross_attention_dim", "64", "128"]),
+        ("--config student.json", &["draws after prompts", "--components"]),
+        ("--config student.json --components nowhere", &["nowhere"]),
+        ("--init whole --batch 9", &["8 images", "a batch has 9"]),
+    ] {
+        let output = home.train("refused", 2, more);
+        let said = said(&output);
+        assert!(!output.status.success(), "{more}");
+        assert!(words.iter().all(|word| said.contains(word)), "{more}: {said}");
+        assert!(!home.path("refused").exists(), "{more}");
+    }
+    home.pictures(&["red apple", &"apple house ".repeat(20)]);
+    let output = home.train("refused", 2, new);
+    assert!(said(&output).contains("caption of picture 2"), "{}", said(&output));
+    // Other captions are other data.
+    home.pictures(&["red apple", "", "house"]);
+    let output = home.train("whole", 9, new);
+    assert!(
+        !output.status.success() && said(&output).contains("captions_sha256"),
+        "{}",
+        said(&output)
+    );
+    fs::remove_file(home.path("pictures/metadata.jsonl")).unwrap();
+    let output = home.train("refused", 2, new);
+    assert!(said(&output).contains("has no captions"), "{}", said(&output));
+    assert!(!home.path("refused").exists());
+}
+
 /// A student that takes the scale is found for a share of its teacher's time, and begins with its channels.
 #[test]
 fn a_student_of_distilled_guidance_takes_the_scale() {

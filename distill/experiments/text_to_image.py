@@ -7,7 +7,7 @@
     python3 distill/experiments/text_to_image.py speed               images per second through the server
     python3 distill/experiments/text_to_image.py table               prints the table of all results
 
-ROW is one of ROWS. Students see captions, never pictures; pictures are what all rows are scored against: the distance in the
+ROW is one of ROWS. Students see captions, never pictures, but for the row that says so; pictures are what all rows are scored against: the distance in the
 features of a judge of style and group, and whether the nearest picture has the caption that was asked for, on captions
 seen and on pairs of thing and style held out. A row that was interrupted goes on where it was. Needs nothing but Python and
 the `understudy` binary (`cargo build --release`).
@@ -26,10 +26,12 @@ from run import HERE, RESULTS, ROOT, in_turns, processor, serving, shown, told_o
 TEACHER = "emoji-text-to-image"
 STUDENT = f"{TEACHER}-student"
 PROMPTS = HERE / "prompts/emoji.txt"
-SCALE = 4
+SCALE = 3
 TRAINING = {"steps": 6_000, "batch": 16, "learning-rate": "1e-3", "sample-every": 0, "checkpoint-every": 500}
 GUIDED = {"student": ROOT / "configs/emoji-unet-guided.json", "guidance": ["distil", "1..6"], "rho": 0.06}
 KEPT = {"student": ROOT / "configs/emoji-unet.json", "guidance": ["keep"], "batch": 32, "rho": 0.06}
+# With the evaluations of the teacher that `emoji-distil` makes: two rows a step of each sample.
+DRAWN = {"method": "data-free-baseline", "samples": 4_800, "walk-steps": 25, "walk-sampler": "ddim"}
 # At the default rate, which stays: what is kept is the running average.
 MATCHED = {
     "method": "distribution-matching",
@@ -46,20 +48,25 @@ SAMPLED = {
     "emoji-teacher-8": (TEACHER, "dpm++", 8),
     "emoji-teacher-4": (TEACHER, "dpm++", 4),
 }
+# Shown the pictures, with their captions.
+DATA = {"config": KEPT["student"], "components": TEACHER, "baseline-of": TEACHER}
 # Students: how they are taught, and in how many evaluations they are sampled.
 TAUGHT = {
     "emoji-keep": ({**KEPT, "init": "pruned"}, 25),
     "emoji-keep-random": ({**KEPT, "init": "random"}, 25),
     "emoji-distil": ({**GUIDED, "init": "pruned"}, 25),
     "emoji-distil-random": ({**GUIDED, "init": "random"}, 25),
+    "emoji-data": (DATA, 25),
+    "emoji-baseline": ({"student": GUIDED["student"], "guidance": GUIDED["guidance"], "init": "pruned", **DRAWN}, 25),
     "emoji-4": ({"student": "emoji-distil", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 4_000, "rho": 0.02}, 4),
-    "emoji-4-long": ({"student": "emoji-4", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 8_000, "batch": 32, "rho": 0.04}, 4),
+    "emoji-4-long": ({"student": "emoji-4", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 8_000, "batch": 32, "rho": 0.04, "dtype": "bf16"}, 4),
     "emoji-4-matched": ({"student": "emoji-4", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED}, 4),
-    "emoji-4-longer": ({"student": "emoji-4-long", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 16_000, "batch": 32, "rho": 0.04}, 4),
+    "emoji-4-longer": ({"student": "emoji-4-long", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 16_000, "batch": 32, "rho": 0.04, "dtype": "bf16"}, 4),
+    "emoji-4-longer-matched": ({"student": "emoji-4-longer", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED, "steps": 500}, 4),
     "emoji-4-long-matched": ({"student": "emoji-4-long", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED, "steps": 500}, 4),
 }
 ROWS = [*SAMPLED, *TAUGHT]
-SAMPLES = {"seen": 1_000, "held-out": 772}
+SAMPLES = {"seen": 2_000, "held-out": 772}
 # What `speed` times: model, steps.
 TIMED = {"teacher, 25 steps": (TEACHER, 25), "student of 4 steps": (f"{STUDENT}-4", 4)}
 ROUNDS = 7
@@ -67,6 +74,9 @@ ROUNDS = 7
 
 def training(row, options, out):
     how, _ = TAUGHT[row]
+    if how is DATA:
+        flags = {"data": options.pictures / "seen", **DATA, **TRAINING, "seed": options.seed, "threads": options.threads, "out": out}
+        return ["train", *(f"--{name}={value}" for name, value in flags.items())]
     flags = {"teacher": TEACHER, "prompts": PROMPTS, **TRAINING, **how, "seed": options.seed, "threads": options.threads, "out": out}
     if how["student"] in TAUGHT:
         flags["student"] = options.work / f"{how['student']}-{options.seed}"

@@ -7,6 +7,7 @@
 pub mod blocks;
 pub mod checkpoint;
 pub mod data;
+pub mod encoded;
 pub mod estimate;
 pub mod evaluate;
 pub mod generate;

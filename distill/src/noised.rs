@@ -47,34 +47,8 @@ impl Noised {
         }
         let sha256 = images.sha256();
         let images = images.fit("data", geometry.in_channels, geometry.height, geometry.width)?;
-        let classes = match geometry.conditioning {
-            Conditioning::None => false,
-            Conditioning::Classes(classes) => {
-                check_classes(&images, classes)?;
-                true
-            }
-            Conditioning::TextTime { .. } => {
-                return Err(Error::value(
-                    "addition_embed_type",
-                    "text_time",
-                    "train one that is unconditional or conditioned on classes",
-                ));
-            }
-            Conditioning::Timestep | Conditioning::Embedding(_) => {
-                return Err(Error::value(
-                    "class_embed_type",
-                    "a number or an embedding",
-                    "train one that is unconditional or conditioned on classes",
-                ));
-            }
-        };
-        if images.len() < batch {
-            return Err(Error::value(
-                "data",
-                format!("{} images", images.len()),
-                format!("a batch has {batch}; take more images or a smaller --batch"),
-            ));
-        }
+        let classes = takes_classes(&images, geometry.conditioning)?;
+        check_count(&images, batch)?;
         Ok(Self { sha256, images, noise: Noise::new(schedule, seed)?, classes, batch, seed })
     }
 }
@@ -87,12 +61,12 @@ pub(crate) struct Noise {
 }
 
 /// What was done to clean samples, by row.
-pub(crate) struct Noising {
-    pub(crate) timesteps: Vec<usize>,
+struct Noising {
+    timesteps: Vec<usize>,
     /// The noise, row after row.
-    pub(crate) eps: Vec<f32>,
+    eps: Vec<f32>,
     /// Its seeds.
-    pub(crate) seeds: Vec<u64>,
+    seeds: Vec<u64>,
 }
 
 impl Noise {
@@ -106,8 +80,34 @@ impl Noise {
         Ok(Self { levels, seed })
     }
 
+    /// The training batch of iteration `step` of these of some clean samples, f32 `[N, C, H, W]` on the CPU, told nothing.
+    ///
+    /// # Errors
+    /// Numbers of samples that there are not.
+    pub(crate) fn batch(
+        &self,
+        samples: &Tensor,
+        numbers: &[usize],
+        step: u64,
+    ) -> Result<TrainingBatch> {
+        let rows: Vec<u32> = numbers.iter().map(|&number| number as u32).collect();
+        let clean = samples.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
+        let shape = clean.dims().to_vec();
+        let length = shape[1..].iter().product();
+        let mut x: Vec<f32> = clean.flatten_all()?.to_vec1()?;
+        let Noising { timesteps, eps, seeds } = self.onto(&mut x, length, step);
+        Ok(TrainingBatch {
+            x: Tensor::from_vec(x, &shape[..], &Device::Cpu)?,
+            timesteps,
+            labels: None,
+            text: None,
+            answer: Tensor::from_vec(eps, &shape[..], &Device::Cpu)?,
+            seeds,
+        })
+    }
+
     /// Noises the clean samples of iteration `step`, rows of `length` numbers.
-    pub(crate) fn onto(&self, x: &mut [f32], length: usize, step: u64) -> Noising {
+    fn onto(&self, x: &mut [f32], length: usize, step: u64) -> Noising {
         let mut eps = vec![0.0; x.len()];
         let (mut timesteps, mut seeds) = (Vec::new(), Vec::new());
         let rows = x.chunks_exact_mut(length).zip(eps.chunks_exact_mut(length));
@@ -122,6 +122,34 @@ impl Noise {
         }
         Noising { timesteps, eps, seeds }
     }
+}
+
+/// Whether a network is told the images' classes.
+///
+/// # Errors
+/// [`Error::Value`] for images without classes or with more than it has, and for a network that is told something else.
+pub(crate) fn takes_classes(images: &Images, conditioning: Conditioning) -> Result<bool> {
+    let (field, value) = match conditioning {
+        Conditioning::None => return Ok(false),
+        Conditioning::Classes(classes) => return check_classes(images, classes).map(|()| true),
+        Conditioning::TextTime { .. } => ("addition_embed_type", "text_time"),
+        Conditioning::Timestep | Conditioning::Embedding(_) => {
+            ("class_embed_type", "a number or an embedding")
+        }
+    };
+    Err(Error::value(field, value, "train one that is unconditional or conditioned on classes"))
+}
+
+/// Refuses fewer images than a batch has.
+pub(crate) fn check_count(images: &Images, batch: usize) -> Result<()> {
+    if images.len() >= batch {
+        return Ok(());
+    }
+    Err(Error::value(
+        "data",
+        format!("{} images", images.len()),
+        format!("a batch has {batch}; take more images or a smaller --batch"),
+    ))
 }
 
 fn check_classes(images: &Images, classes: usize) -> Result<()> {

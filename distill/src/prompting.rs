@@ -226,6 +226,15 @@ impl Prompting {
         Ok(TextConditions { prompts: self.of_trajectories(seeds, device)?, guidance })
     }
 
+    /// The states of these prompts, by their numbers; of the empty one where there is none. f32 `[prompts, tokens, width]`.
+    ///
+    /// # Errors
+    /// As [`Prompting::states`].
+    pub(crate) fn of_prompts(&self, prompts: &[Option<usize>], device: &Device) -> Result<Tensor> {
+        let rows: Vec<usize> = prompts.iter().map(|number| number.map_or(0, |it| it + 1)).collect();
+        self.states(&rows, device)
+    }
+
     /// Those of the empty prompt, so many times, f32 `[rows, tokens, width]`.
     ///
     /// # Errors

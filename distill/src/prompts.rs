@@ -17,9 +17,10 @@ const MOST: usize = 1 << 24;
 /// Prompts, each different from the others, and where each comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompts {
+    /// As messages say them: `--prompts FILE, line`.
     sources: Vec<String>,
     texts: Vec<String>,
-    /// The source of each, and its line or combination there, counted from 1.
+    /// The source of each, and its line, combination or picture there, counted from 1.
     places: Vec<(usize, usize)>,
 }
 
@@ -32,13 +33,14 @@ impl Prompts {
     /// [`Error::Value`] naming the line that is blank, not UTF-8 or there already, or what is wrong with a template;
     /// [`Error::Io`] naming a file that cannot be read.
     pub fn read(sources: &[String]) -> Result<Self> {
-        let mut all = Self { sources: sources.to_vec(), texts: Vec::new(), places: Vec::new() };
+        let mut all = Self { sources: Vec::new(), texts: Vec::new(), places: Vec::new() };
         let mut seen: HashMap<String, usize> = HashMap::new();
         for (source, name) in sources.iter().enumerate() {
-            let texts = match name.contains('{') && !Path::new(name).exists() {
-                true => combinations(name)?,
-                false => lines(name)?,
+            let (texts, said) = match name.contains('{') && !Path::new(name).exists() {
+                true => (combinations(name)?, format!("--prompts {name:?}, combination")),
+                false => (lines(name)?, format!("--prompts {name}, line")),
             };
+            all.sources.push(said);
             for (index, text) in texts.into_iter().enumerate() {
                 all.places.push((source, index + 1));
                 all.texts.push(text.trim().to_owned());
@@ -64,6 +66,25 @@ impl Prompts {
         }
     }
 
+    /// The captions of pictures, each once, and which of them each picture has; none where it is empty.
+    pub fn of_captions(captions: &[String]) -> (Self, Vec<Option<usize>>) {
+        let sources = vec!["--data, the caption of picture".to_owned()];
+        let mut all = Self { sources, texts: Vec::new(), places: Vec::new() };
+        let mut seen: HashMap<&str, usize> = HashMap::new();
+        let mut numbers = Vec::new();
+        for (picture, caption) in captions.iter().enumerate() {
+            let text = caption.trim();
+            numbers.push((!text.is_empty()).then(|| {
+                *seen.entry(text).or_insert_with(|| {
+                    all.places.push((0, picture + 1));
+                    all.texts.push(text.to_owned());
+                    all.texts.len() - 1
+                })
+            }));
+        }
+        (all, numbers)
+    }
+
     /// The texts.
     pub fn texts(&self) -> &[String] {
         &self.texts
@@ -85,11 +106,7 @@ impl Prompts {
     /// Where prompt `index` stands, as messages say it.
     pub fn place(&self, index: usize) -> String {
         let (source, number) = self.places[index];
-        let name = &self.sources[source];
-        match name.contains('{') && !Path::new(name).exists() {
-            true => format!("--prompts {name:?}, combination {number}"),
-            false => format!("--prompts {name}, line {number}"),
-        }
+        format!("{} {number}", self.sources[source])
     }
 
     /// SHA-256 of the texts, a line each, in hexadecimal.

@@ -35,6 +35,8 @@ pub(crate) enum Purpose {
     Renoised,
     /// The seed of a shard of the run.
     Shard,
+    /// Whether a picture is shown without its caption.
+    Uncaptioned,
 }
 
 /// A uniform 64-bit number: draw `minor` (below 2²⁰) of round `major` (below 2³⁶).

@@ -17,7 +17,7 @@ pub(super) struct PromptArgs {
 }
 
 /// Where a run keeps the states of its prompts.
-const TABLE: &str = "prompts.safetensors";
+pub(super) const TABLE: &str = "prompts.safetensors";
 /// Prompts that channels are judged on.
 const PROBE_PROMPTS: usize = 256;
 

@@ -3,18 +3,27 @@
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
+use candle_core::{DType, Device};
 use serde_json::Map;
 use understudy_distill::{
+    data::Images,
+    encoded::Encoded,
+    guidance::Guidance,
     noised::Noised,
     objective::{Dkdm, Objective},
+    prompting::Prompting,
+    prompts::Prompts,
     ranks::Shards,
-    run_dir::{self, RunDir},
+    run_dir::{self, RUN_DIR, RunDir},
     student::{Candidate, Student},
+    teacher::Teacher,
     train::{self, Outcome, Task},
+    training_batch::BatchSource,
 };
 use understudy_models::{
     Conditioning, NetworkConfig,
     checkpoint::{
+        ModelFolder,
         card::{Card, Role},
         read,
     },
@@ -24,8 +33,10 @@ use understudy_models::{
 use super::{
     compute::Compute,
     interrupt::Interrupt,
+    models_arg::ModelsArg,
     open_images,
     progress::{DRY, TrainingProgress},
+    prompting,
     training::{LearningRateSchedule, TrainingArgs, TrainingDefaults},
 };
 use crate::mlflow::Status;
@@ -43,9 +54,13 @@ pub(super) struct TrainArgs {
     /// The architecture: a config.json as diffusers writes it.
     #[arg(long, value_name = "FILE", required_unless_present = "init")]
     config: Option<PathBuf>,
-    /// Go on from a model folder's weights, on its noise schedule.
+    /// The autoencoder, text encoder and tokenizer of a model, for a network that makes latents: pictures are taken as its
+    /// autoencoder has them, with their captions (`text` in a metadata.jsonl), on its noise schedule.
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["init", "noise_schedule"])]
+    components: Option<String>,
+    /// Go on from a model folder's weights, on its noise schedule; with its components, where it has some.
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["config", "noise_schedule"])]
-    init: Option<PathBuf>,
+    init: Option<String>,
     /// The noise schedule: a scheduler_config.json [default: cosine, 1000 timesteps, v_prediction].
     #[arg(long, value_name = "FILE")]
     noise_schedule: Option<PathBuf>,
@@ -55,6 +70,8 @@ pub(super) struct TrainArgs {
     /// The card says that the model is a baseline, to be held against students of this teacher.
     #[arg(long, value_name = "TEACHER")]
     baseline_of: Option<String>,
+    #[command(flatten)]
+    models: ModelsArg,
     #[command(flatten)]
     training: TrainingArgs,
     #[command(flatten)]
@@ -75,20 +92,13 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     run_dir::check_out(&args.out).map_err(shown)?;
     let settings = args.training.settings(&DEFAULTS, dtype)?;
     let (interrupt, tracking) = (Interrupt::listen()?, args.training.tracking(&args.out)?);
-    let student = match (&args.init, &args.config) {
-        (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
-        (None, Some(file)) => {
-            let schedule = noise_schedule(args.noise_schedule.as_deref())?;
-            Student::untaught(Candidate::open(file).map_err(shown)?, schedule, args.training.seed)
-        }
-        (None, None) => return Err("--config: name the architecture, or --init a model".into()),
-    }
-    .map_err(shown)?;
     let images = open_images("--data", &args.data)?;
     let (count, names) = (images.len(), images.class_names.clone());
-    let (batch, seed) = (args.training.batch(&DEFAULTS) as usize, args.training.seed);
-    let batches =
-        Noised::new(images, &student.config, &student.schedule, batch, seed).map_err(shown)?;
+    let init = args.init.as_ref().map(|name| args.models.resolve("--init", name)).transpose()?;
+    let (student, batches, card) = match components(args, init.as_deref())? {
+        Some(folder) => of_latents(args, init, &folder, images, (&device, dtype))?,
+        None => of_pixels(args, init, images)?,
+    };
     // What the training batches hold is the noise, whatever the network predicts.
     let objective = Dkdm::new(
         &student.schedule,
@@ -110,7 +120,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
         teacher: args.baseline_of.clone(),
         class_names: fitting_names(names, &student.config, args),
         recipe,
-        ..Card::default()
+        ..card
     };
     let weights = student.parameters();
     eprintln!(
@@ -120,7 +130,7 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     );
     let student = student.onto(&device).map_err(shown)?;
     let run = Some(RunDir::open(&args.out).map_err(shown)?);
-    let shards = Shards::one(Box::new(batches));
+    let shards = Shards::one(batches);
     let task = Task { run, identity, shards, objective, matching: None, student, settings, card };
     let mut progress =
         TrainingProgress::new("Reading the images", args.training.dry_run, interrupt, tracking);
@@ -142,6 +152,104 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
             ))
         }
     }
+}
+
+/// Who learns, what it is shown, and what its card says whatever it learns.
+type Learning = (Student, Box<dyn BatchSource>, Card);
+
+/// The folder with the components of a network that does not make pixels by itself.
+fn components(args: &TrainArgs, init: Option<&Path>) -> Result<Option<PathBuf>, String> {
+    let folder = match &args.components {
+        Some(name) => args.models.resolve("--components", name)?,
+        None => match init {
+            Some(folder) => folder.to_owned(),
+            None => return Ok(None),
+        },
+    };
+    let model = ModelFolder::open(&folder).map_err(|error| error.to_string())?;
+    let name = folder.display();
+    match (model.autoencoder.is_some(), model.reads_text()) {
+        (true, _) => Ok(Some(folder)),
+        (false, true) => Err(format!(
+            "{name} draws pixels after text, which nothing trains here; name a model with an autoencoder"
+        )),
+        (false, false) if args.components.is_some() => Err(format!(
+            "--components {name}: has no autoencoder; leave the flag out, and a network of pixels is trained"
+        )),
+        (false, false) => Ok(None),
+    }
+}
+
+/// A network whose samples are images.
+fn of_pixels(args: &TrainArgs, init: Option<PathBuf>, images: Images) -> Result<Learning, String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    let (batch, seed) = (args.training.batch(&DEFAULTS) as usize, args.training.seed);
+    let student = match (&init, &args.config) {
+        (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
+        (None, Some(file)) => {
+            let schedule = noise_schedule(args.noise_schedule.as_deref())?;
+            Student::untaught(Candidate::open(file).map_err(shown)?, schedule, seed)
+        }
+        (None, None) => return Err("--config: name the architecture, or --init a model".into()),
+    }
+    .map_err(shown)?;
+    if student.config.geometry().prompt.is_some() {
+        return Err(
+            "--config: the network draws after prompts; name the model whose text encoder and autoencoder it has: \
+             --components MODEL"
+                .into(),
+        );
+    }
+    let batches = Noised::new(images, &student.config, &student.schedule, batch, seed);
+    Ok((student, Box::new(batches.map_err(shown)?), Card::default()))
+}
+
+/// A network whose samples are what an autoencoder makes of images, between that and a text encoder, where there is one.
+fn of_latents(
+    args: &TrainArgs,
+    init: Option<PathBuf>,
+    folder: &Path,
+    images: Images,
+    (device, dtype): (&Device, DType),
+) -> Result<Learning, String> {
+    let shown = |error: understudy_models::Error| error.to_string();
+    let (batch, seed) = (args.training.batch(&DEFAULTS) as usize, args.training.seed);
+    let network = init.or_else(|| args.config.clone());
+    let network = network.ok_or("--config: name the architecture, or --init a model")?;
+    let model = Teacher::open(folder, super::folder_name(folder), dtype, device).map_err(shown)?;
+    let candidate = Candidate::open(&network).map_err(shown)?;
+    let student = Student::new(candidate, &model, None, seed).map_err(shown)?;
+    let [_, height, width] = model.model().image_shape();
+    let encoder = model.model().image_encoder([height, width], dtype, device).map_err(shown)?;
+    let encoder = encoder.ok_or_else(|| format!("{}: has no autoencoder", folder.display()))?;
+    let defaults = model.card.defaults.clone();
+    let captions = match (model.geometry().prompt, &images.captions) {
+        (None, _) => None,
+        (Some(_), None) => {
+            return Err(format!(
+                "--data {}: has no captions, and the network draws after text; write them into a metadata.jsonl, such as \
+                 {{\"file_name\": \"1.png\", \"text\": \"a red apple\"}}",
+                args.data.display()
+            ));
+        }
+        (Some(_), Some(captions)) => {
+            let (prompts, numbers) = Prompts::of_captions(captions);
+            let guidance = Guidance::Keep { scale: defaults.guidance_scale.unwrap_or(1.0) };
+            let table = args.out.join(RUN_DIR).join(prompting::TABLE);
+            let prompting =
+                Prompting::new(&model, prompts, guidance, Some(table)).map_err(shown)?;
+            Some((prompting, numbers))
+        }
+    };
+    let shapes = (student.config.geometry(), &student.schedule);
+    let batches = Encoded::new(images, encoder, captions, shapes, batch, seed).map_err(shown)?;
+    let card = Card {
+        example_prompts: model.card.example_prompts.clone(),
+        null_class: model.card.null_class,
+        defaults,
+        ..Card::default()
+    };
+    Ok((student, Box::new(batches), card))
 }
 
 /// What is taken where a flag does not say.

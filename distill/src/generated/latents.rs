@@ -20,7 +20,7 @@ use crate::checkpoint::Snapshot;
 use crate::data::hex;
 use crate::estimate::timed_evaluation;
 use crate::generate::Captions;
-use crate::noised::{Noise, Noising};
+use crate::noised::Noise;
 use crate::pool::step::step;
 use crate::prompting::Prompting;
 use crate::random::{self, Purpose};
@@ -210,21 +210,13 @@ impl BatchSource for Latents<'_> {
             self.settings.batch,
             self.settings.count,
         );
-        let rows: Vec<u32> = drawn.iter().map(|&number| number as u32).collect();
-        let clean = samples.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
-        let shape = clean.dims().to_vec();
-        let mut x: Vec<f32> = clean.flatten_all()?.to_vec1()?;
-        let Noising { timesteps, eps, seeds } = self.noise.onto(&mut x, self.length(), step);
+        let batch = self.noise.batch(samples, &drawn, step)?;
         let trajectories = self.seeds(drawn.into_iter());
         let text = self.prompting.as_ref();
-        let text = text.map(|it| it.conditions(&trajectories, &Device::Cpu)).transpose()?;
         Ok(TrainingBatch {
-            x: Tensor::from_vec(x, &shape[..], &Device::Cpu)?,
-            timesteps,
             labels: trajectories.iter().map(|&seed| self.teacher.label(seed)).collect(),
-            text,
-            answer: Tensor::from_vec(eps, &shape[..], &Device::Cpu)?,
-            seeds,
+            text: text.map(|it| it.conditions(&trajectories, &Device::Cpu)).transpose()?,
+            ..batch
         })
     }
 

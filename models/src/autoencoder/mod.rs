@@ -401,6 +401,11 @@ impl Encoder {
         self.image
     }
 
+    /// The device its weights are on, where images are expected.
+    pub fn device(&self) -> &Device {
+        self.compiled.device()
+    }
+
     /// The element type of what it takes and gives.
     pub fn dtype(&self) -> DType {
         self.compiled.dtype()
