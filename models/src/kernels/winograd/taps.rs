@@ -9,7 +9,7 @@ use crate::kernels::element::{Element, ElementType};
 use crate::kernels::finish::Finish;
 use crate::kernels::image::Image;
 use crate::kernels::isa::Isa;
-use crate::kernels::scheme::{self, F2};
+use crate::kernels::scheme::{self, F2, Scheme};
 use crate::kernels::simd::Simd;
 
 /// Words of the depth whose weights are transformed at a time: those of a group of panels stay in a near cache.
@@ -88,9 +88,10 @@ impl Multiply<'_> {
                     *weight = unsafe { s.load(from) };
                 }
                 let all = scheme::weights::<S, F2>(s, &taps);
-                for (position, weight) in all.iter().enumerate().take(conv.positions()) {
+                // A number that the compiler knows, so that none of them leaves the registers before.
+                for position in 0..F2::IN * F2::IN {
                     // SAFETY: the caller's promise.
-                    unsafe { s.store(to.wrapping_add(position * len), *weight) };
+                    unsafe { s.store(to.wrapping_add(position * len), all[position]) };
                 }
             }
         }
