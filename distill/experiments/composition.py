@@ -97,10 +97,11 @@ def score(options):
 
 
 def speed(options):
-    """Every row and type in turns: alone at batch 1 and 8, then through one server for each type."""
-    measured = {f"{row} {dtype}": {"milliseconds": {1: [], 8: []}} for row, dtype in there(options)}
+    """Rows in every type in turns: alone at batch 1 and 8, then through one server for each type."""
+    timed_rows = [(row, dtype) for row, dtype in there(options) if row in (options.row or ROWS)]
+    measured = {f"{row} {dtype}": {"milliseconds": {1: [], 8: []}} for row, dtype in timed_rows}
     for _ in range(options.rounds):
-        for row, dtype in there(options):
+        for row, dtype in timed_rows:
             for batch in (1, 8):
                 words = ["bench", f"--model={made(row, dtype, options)}", f"--dtype={dtype}", f"--batch={batch}",
                          f"--steps={ROWS[row][1]}", "--seconds=1", f"--threads={options.threads}", "--json"]
@@ -109,21 +110,24 @@ def speed(options):
                 # Of one image, its own steps and all that is around the network.
                 of["milliseconds"][batch].append(1000 / told["images_per_second"])
                 of |= {"weight_bytes": told["weight_bytes"], "resident_bytes": told["max_rss_bytes"]}
-    for row, dtype in there(options):
+    for row, dtype in timed_rows:
         of = measured[f"{row} {dtype}"]
         files = made(row, dtype, options).glob("unet/*.safetensors")
         of["file_bytes"] = sum(file.stat().st_size for file in files)
         of["milliseconds"] = {batch: round(statistics.median(each), 3) for batch, each in of["milliseconds"].items()}
     for dtype in TYPES:
-        rows = [row for row, of in there(options) if of == dtype]
+        rows = [row for row, of in timed_rows if of == dtype]
         folders = {row: made(row, dtype, options) for row in rows}
         with serving_folders(options, folders, dtype) as url:
             timed = {row: (row, ROWS[row][1]) for row in rows}
             rates = in_turns(timed, options.rounds, 800, 8, lambda model, steps: generate(url, model, 8, steps))
         for row in rows:
             measured[f"{row} {dtype}"]["images_per_second_over_http"] = round(statistics.median(rates[row]), 1)
+    # What was timed before stays, where some rows were asked for.
+    file = RESULTS / f"composition-speed-{options.seed}.json"
+    earlier = json.loads(file.read_text())["rows"] if options.row and file.exists() else {}
     write(f"composition-speed-{options.seed}", {
-        "machine": {"processor": processor(), "threads": options.threads}, "rounds": options.rounds, "rows": measured,
+        "machine": {"processor": processor(), "threads": options.threads}, "rounds": options.rounds, "rows": earlier | measured,
     })
 
 
@@ -225,6 +229,7 @@ def main():
     parser.add_argument("--work", type=Path, default=ROOT / "target/experiments", help="where run.py made the students")
     parser.add_argument("--understudy", default=str(ROOT / "target/release/understudy"))
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--row", action="append", choices=ROWS, help="what speed times [default: all]; may be given several times")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="turns of speed")
     options = parser.parse_args()
     if options.what == "score" and options.data is None:

@@ -55,6 +55,8 @@ TAUGHT = {
     "emoji-keep": ({**KEPT, "init": "pruned"}, 25),
     "emoji-keep-random": ({**KEPT, "init": "random"}, 25),
     "emoji-distil": ({**GUIDED, "init": "pruned"}, 25),
+    # Twice as many trajectories, each after a prompt of its own, for the same evaluations.
+    "emoji-distil-25": ({**GUIDED, "init": "pruned", "walk-steps": 25}, 25),
     "emoji-distil-random": ({**GUIDED, "init": "random"}, 25),
     "emoji-data": (DATA, 25),
     "emoji-baseline": ({"student": GUIDED["student"], "guidance": GUIDED["guidance"], "init": "pruned", **DRAWN}, 25),
