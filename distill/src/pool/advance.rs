@@ -3,7 +3,8 @@
 use understudy_models::rollout::Row;
 use understudy_models::{Error, Image, Result};
 
-use super::step::{Walked, step};
+use super::step::step;
+use super::walked::Walked;
 use super::{Pool, Slot};
 use crate::picture;
 use crate::training_batch::TrainingBatch;

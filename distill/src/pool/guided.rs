@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use understudy_models::rollout::{self, Row};
 use understudy_models::{Result, sampler};
 
-use super::step::{Walked, check_finite};
+use super::walked::{Walked, check_finite};
 use crate::guidance::{Guidance, guided};
 use crate::prompting::Prompting;
 use crate::teacher::Teacher;

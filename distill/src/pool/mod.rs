@@ -15,6 +15,7 @@ mod guided;
 mod rows;
 pub mod segments;
 pub(crate) mod step;
+mod walked;
 
 use std::path::PathBuf;
 use std::rc::Rc;
