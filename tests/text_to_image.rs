@@ -109,20 +109,29 @@ fn weights(out: &Path) -> Vec<u8> {
     fs::read(out.join("unet/diffusion_pytorch_model.safetensors")).unwrap()
 }
 
+/// Runs until `all` steps at once, and in two sessions, which must come to the same bits; gives the first's folder.
+fn in_sessions(
+    home: &Home,
+    [some, all]: [usize; 2],
+    run: impl Fn(&str, usize) -> Output,
+) -> PathBuf {
+    for (out, steps) in [("whole", all), ("parts", some), ("parts", all)] {
+        let output = run(out, steps);
+        assert!(output.status.success(), "{}", said(&output));
+    }
+    let [whole, parts] = ["whole", "parts"].map(|out| home.path(out));
+    assert_eq!(curve(&whole), curve(&parts));
+    assert_eq!(weights(&whole), weights(&parts));
+    whole
+}
+
 /// A run in two sessions is one in one, to the bit, and what it makes is a whole pipeline.
 #[test]
 fn a_student_that_keeps_guidance_is_a_pipeline_of_its_own() {
     let home = Home::new();
     let prompts = ["--prompts", "prompts.txt", "--guidance", "keep"];
-    for (out, sessions) in [("whole", &[8][..]), ("parts", &[4, 8])] {
-        for &steps in sessions {
-            let output = home.run("student.json", out, steps, &prompts);
-            assert!(output.status.success(), "{}", said(&output));
-        }
-    }
-    let (whole, parts) = (home.path("whole"), home.path("parts"));
-    assert_eq!(curve(&whole), curve(&parts));
-    assert_eq!(weights(&whole), weights(&parts));
+    let whole =
+        in_sessions(&home, [4, 8], |out, steps| home.run("student.json", out, steps, &prompts));
 
     let model = ModelFolder::open_for_images(&whole).unwrap();
     assert!(model.autoencoder.is_some() && model.reads_text());
@@ -177,15 +186,7 @@ fn a_baseline_learns_from_latents_that_the_teacher_draws() {
         "--walk-sampler",
         "ddim",
     ];
-    for (out, sessions) in [("whole", &[6][..]), ("parts", &[3, 6])] {
-        for &steps in sessions {
-            let output = home.run("guided.json", out, steps, &more);
-            assert!(output.status.success(), "{}", said(&output));
-        }
-    }
-    let (whole, parts) = (home.path("whole"), home.path("parts"));
-    assert_eq!(curve(&whole), curve(&parts));
-    assert_eq!(weights(&whole), weights(&parts));
+    let whole = in_sessions(&home, [3, 6], |out, steps| home.run("guided.json", out, steps, &more));
     let model = ModelFolder::open_for_images(&whole).unwrap();
     assert_eq!(model.card.role, Role::Baseline);
     assert_eq!(model.card.guidance_range, Some([1.0, 2.0]));
@@ -232,15 +233,7 @@ fn a_text_to_image_model_is_trained_on_captioned_pictures() {
     let home = Home::new();
     home.pictures(&["red apple", "house", ""]);
     let new = "--config student.json --components teacher --baseline-of teacher";
-    for (out, sessions) in [("whole", &[6][..]), ("parts", &[3, 6])] {
-        for &steps in sessions {
-            let output = home.train(out, steps, new);
-            assert!(output.status.success(), "{}", said(&output));
-        }
-    }
-    let (whole, parts) = (home.path("whole"), home.path("parts"));
-    assert_eq!(curve(&whole), curve(&parts));
-    assert_eq!(weights(&whole), weights(&parts));
+    let whole = in_sessions(&home, [3, 6], |out, steps| home.train(out, steps, new));
     let model = ModelFolder::open_for_images(&whole).unwrap();
     assert!(model.autoencoder.is_some() && model.reads_text());
     assert_eq!(model.card.role, Role::Baseline);
@@ -261,7 +254,7 @@ fn a_text_to_image_model_is_trained_on_captioned_pictures() {
     for (more, words) in [
         ("--config guided.json --components teacher", &["time_cond_proj_dim", "distill"][..]),
         ("--config context.json --components teacher", &["cross_attention_dim", "64", "128"]),
-        ("--config student.json", &["draws after prompts", "--components"]),
+        ("--config student.json", &["student.json", "draws after prompts", "--components"]),
         ("--config student.json --components nowhere", &["nowhere"]),
         ("--init whole --batch 9", &["8 images", "a batch has 9"]),
     ] {
@@ -286,6 +279,38 @@ fn a_text_to_image_model_is_trained_on_captioned_pictures() {
     let output = home.train("refused", 2, new);
     assert!(said(&output).contains("has no captions"), "{}", said(&output));
     assert!(!home.path("refused").exists());
+}
+
+/// A latent model that reads nothing learns from pictures alone, and its student from what it draws.
+#[test]
+fn latents_without_prompts_are_trained_and_drawn() {
+    let home = Home::new();
+    let golden = "models/tests/golden/pipeline/latent_diffusion";
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join(golden);
+    let model = ModelFolder::open_for_images(&golden).unwrap();
+    let [channels, height, width] = model.image_shape();
+    assert_eq!(channels, 3);
+    fs::create_dir(home.path("pictures")).unwrap();
+    for number in 0..4 {
+        let pixel = [60 * number, 90, 20].into();
+        let picture = image::RgbImage::from_pixel(width as u32, height as u32, pixel);
+        picture.save(home.path(&format!("pictures/{number}.png"))).unwrap();
+    }
+    let golden = golden.to_str().unwrap();
+    let output = home.train("trained", 3, &format!("--init {golden}"));
+    assert!(output.status.success(), "{}", said(&output));
+    let trained = ModelFolder::open_for_images(&home.path("trained")).unwrap();
+    assert!(trained.autoencoder.is_some());
+    assert!(trained.card.recipe.get("captions_sha256").is_none());
+
+    let line = format!(
+        "distill --teacher {golden} --student {golden}/unet/config.json --out drawn --steps 3"
+    );
+    let more = "--batch 4 --method data-free-baseline --samples 4 --walk-steps 5 --walk-sampler ddim --threads 1 --no-report";
+    let output = home.call(&format!("{line} {more}"), &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    let drawn = ModelFolder::open_for_images(&home.path("drawn")).unwrap();
+    assert_eq!(drawn.card.recipe["teacher_evaluations"], 20);
 }
 
 /// A student that takes the scale is found for a share of its teacher's time, and begins with its channels.

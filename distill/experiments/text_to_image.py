@@ -7,7 +7,7 @@
     python3 distill/experiments/text_to_image.py speed               images per second through the server
     python3 distill/experiments/text_to_image.py table               prints the table of all results
 
-ROW is one of ROWS. Students see captions, never pictures, but for the row that says so; pictures are what all rows are scored against: the distance in the
+ROW is one of ROWS. Students see captions, never pictures, but for `emoji-data`; pictures are what all rows are scored against: the distance in the
 features of a judge of style and group, and whether the nearest picture has the caption that was asked for, on captions
 seen and on pairs of thing and style held out. A row that was interrupted goes on where it was. Needs nothing but Python and
 the `understudy` binary (`cargo build --release`).

@@ -7,16 +7,14 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 use understudy_models::autoencoder::Encoder;
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::{Error, Geometry, Result};
 
-use crate::checkpoint::Snapshot;
-use crate::data::{Images, hex};
+use crate::data::Images;
 use crate::estimate::blank;
 use crate::generate::Captions;
-use crate::noised::{Noise, check_count, takes_classes};
+use crate::noised::{Noise, check_count, check_variance, takes_classes};
 use crate::prompting::Prompting;
 use crate::random::{self, Purpose};
 use crate::training_batch::{BatchSource, Cost, TextConditions, TrainingBatch};
@@ -48,9 +46,8 @@ impl Encoded {
     /// has.
     ///
     /// # Errors
-    /// [`Error::Value`] for pictures that do not fit the autoencoder, for fewer than a batch, and as
-    /// [`Noised::new`](crate::noised::Noised::new) for their classes; for a network that takes the guidance scale as an input, which
-    /// pictures do not teach.
+    /// As [`Noised::new`](crate::noised::Noised::new), of pictures of the autoencoder's size; [`Error::Value`] for a network that takes
+    /// the guidance scale as an input, which pictures do not teach.
     pub fn new(
         images: Images,
         encoder: Encoder,
@@ -63,17 +60,8 @@ impl Encoded {
             let remedy = "a network that takes the guidance scale as an input learns from a teacher (`understudy distill`); set it to null";
             return Err(Error::value("time_cond_proj_dim", "a number", remedy));
         }
-        if geometry.learned_variance() {
-            let remedy =
-                format!("training on images needs {}, a fixed variance", geometry.in_channels);
-            return Err(Error::value("out_channels", geometry.out_channels, remedy));
-        }
-        let mut hash = Sha256::new();
-        for caption in images.captions.iter().flatten() {
-            hash.update((caption.len() as u64).to_le_bytes());
-            hash.update(caption);
-        }
-        let sha256 = [images.sha256(), hex(&hash.finalize())];
+        check_variance(&geometry)?;
+        let sha256 = [images.sha256(), images.captions_sha256()];
         let [channels, height, width] = encoder.image_shape();
         let images = images.fit("data", channels, height, width)?;
         let classes = takes_classes(&images, geometry.conditioning)?;
@@ -116,8 +104,10 @@ impl BatchSource for Encoded {
         let mut identity = Map::new();
         identity.insert("images".into(), self.images.len().into());
         identity.insert("data_sha256".into(), images.clone().into());
-        identity.insert("captions_sha256".into(), captions.clone().into());
-        identity.extend(self.captions.iter().flat_map(|(prompting, _)| prompting.identity()));
+        if let Some((prompting, _)) = &self.captions {
+            identity.insert("captions_sha256".into(), captions.clone().into());
+            identity.extend(prompting.identity());
+        }
         identity
     }
 
@@ -195,19 +185,5 @@ impl BatchSource for Encoded {
     fn captions(&self, count: usize) -> Result<Option<Captions>> {
         let captions = self.captions.as_ref();
         captions.map(|(prompting, _)| prompting.captions(count, &Device::Cpu)).transpose()
-    }
-
-    fn teacher_evaluations(&self) -> u64 {
-        0
-    }
-
-    fn save(&self, _: &mut Snapshot) -> Result<()> {
-        Ok(())
-    }
-
-    fn keep(&mut self) {}
-
-    fn restore(&mut self, _: &Snapshot) -> Result<()> {
-        Ok(())
     }
 }

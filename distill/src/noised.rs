@@ -5,9 +5,8 @@ use std::time::Instant;
 use candle_core::{Device, Tensor};
 use serde_json::{Map, Value};
 use understudy_models::schedule::{Class, ScheduleConfig};
-use understudy_models::{Conditioning, Error, NetworkConfig, Result, noise};
+use understudy_models::{Conditioning, Error, Geometry, NetworkConfig, Result, noise};
 
-use crate::checkpoint::Snapshot;
 use crate::data::Images;
 use crate::random::{self, Purpose};
 use crate::training_batch::{BatchSource, Cost, TrainingBatch};
@@ -38,13 +37,7 @@ impl Noised {
         seed: u64,
     ) -> Result<Self> {
         let geometry = network.geometry();
-        if geometry.out_channels != geometry.in_channels {
-            return Err(Error::value(
-                "out_channels",
-                geometry.out_channels,
-                format!("training on images needs {}, a fixed variance", geometry.in_channels),
-            ));
-        }
+        check_variance(&geometry)?;
         let sha256 = images.sha256();
         let images = images.fit("data", geometry.in_channels, geometry.height, geometry.width)?;
         let classes = takes_classes(&images, geometry.conditioning)?;
@@ -122,6 +115,15 @@ impl Noise {
         }
         Noising { timesteps, eps, seeds }
     }
+}
+
+/// Refuses a network that tells a variance, which images do not teach.
+pub(crate) fn check_variance(geometry: &Geometry) -> Result<()> {
+    if geometry.out_channels == geometry.in_channels {
+        return Ok(());
+    }
+    let remedy = format!("training on images needs {}, a fixed variance", geometry.in_channels);
+    Err(Error::value("out_channels", geometry.out_channels, remedy))
 }
 
 /// Whether a network is told the images' classes.
@@ -209,19 +211,5 @@ impl BatchSource for Noised {
             answer: Tensor::from_vec(eps, geometry, &Device::Cpu)?,
             seeds,
         })
-    }
-
-    fn teacher_evaluations(&self) -> u64 {
-        0
-    }
-
-    fn save(&self, _: &mut Snapshot) -> Result<()> {
-        Ok(())
-    }
-
-    fn keep(&mut self) {}
-
-    fn restore(&mut self, _: &Snapshot) -> Result<()> {
-        Ok(())
     }
 }

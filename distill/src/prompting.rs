@@ -70,7 +70,7 @@ impl Prompting {
             return Err(Error::value("--teacher", &teacher.name, remedy));
         };
         if matches!(geometry.conditioning, Conditioning::TextTime { .. }) {
-            let remedy = "a teacher that takes a pooled text beside the prompt (Stable Diffusion XL and 3) is served, and not distilled; \
+            let remedy = "a teacher that takes a pooled text beside the prompt (Stable Diffusion XL and 3) is served, and neither distilled nor trained; \
                           name one of Stable Diffusion 1 or 2";
             return Err(Error::value("teacher's addition_embed_type", &teacher.name, remedy));
         }

@@ -110,7 +110,7 @@ impl Student {
             }
             None => (config.initial_weights(seed)?, "random".into(), None),
         };
-        let around = (!teacher.makes_pixels()).then(|| teacher.folder().to_owned());
+        let around = (!teacher.model().makes_pixels()).then(|| teacher.folder().to_owned());
         Ok(Self { config, schedule, weights, initialisation, source, around })
     }
 
@@ -282,7 +282,7 @@ pub fn check(teacher: &Teacher, student: &NetworkConfig) -> Result<()> {
         return refuse("cross_attention_dim", width(&ours), width(&theirs));
     }
     let [own, other] = [&teacher.config, student].map(NetworkConfig::class_name);
-    if !teacher.makes_pixels() && own != other {
+    if !teacher.model().makes_pixels() && own != other {
         return refuse(
             "_class_name",
             other.into(),

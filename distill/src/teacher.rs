@@ -59,11 +59,6 @@ impl Teacher {
         &self.model
     }
 
-    /// Whether its samples are images as they are: it has no autoencoder and reads no text.
-    pub fn makes_pixels(&self) -> bool {
-        self.model.autoencoder.is_none() && !self.model.reads_text()
-    }
-
     /// The shapes.
     pub fn geometry(&self) -> &Geometry {
         self.network.geometry()

@@ -192,21 +192,27 @@ pub trait BatchSource {
         Ok(None)
     }
 
-    /// Network evaluations of the teacher so far, counted in rows.
-    fn teacher_evaluations(&self) -> u64;
+    /// Network evaluations of the teacher so far, counted in rows; none of a source without a teacher.
+    fn teacher_evaluations(&self) -> u64 {
+        0
+    }
 
-    /// Writes the state.
+    /// Writes the state; nothing of a source whose training batches follow from the iteration alone.
     ///
     /// # Errors
     /// When it cannot be brought to disk.
-    fn save(&self, snapshot: &mut Snapshot) -> understudy_models::Result<()>;
+    fn save(&self, _snapshot: &mut Snapshot) -> understudy_models::Result<()> {
+        Ok(())
+    }
 
     /// Tells that the snapshot last saved to is on disk.
-    fn keep(&mut self);
+    fn keep(&mut self) {}
 
     /// Reads the state back.
     ///
     /// # Errors
     /// A snapshot that holds something else.
-    fn restore(&mut self, snapshot: &Snapshot) -> understudy_models::Result<()>;
+    fn restore(&mut self, _snapshot: &Snapshot) -> understudy_models::Result<()> {
+        Ok(())
+    }
 }

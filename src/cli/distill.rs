@@ -497,7 +497,7 @@ fn data_free_baseline<'a>(
     let folder = run.path().join("teacher-samples");
     let (count, batch) = (args.samples.get(), plan.batch);
     let settings = generated::Settings { sampling, count, folder, batch, seed };
-    if teacher.makes_pixels() {
+    if teacher.model().makes_pixels() {
         let (network, schedule) = (student.config.clone(), student.schedule.clone());
         return Ok(Box::new(Pictures::new(teacher, settings, network, schedule)));
     }

@@ -51,7 +51,7 @@ pub(super) struct DistillArgs {
     /// segment-regression].
     #[arg(long, value_enum, help_heading = "Method")]
     pub(super) method: Option<Method>,
-    /// Images that the baseline's teacher generates, each in --walk-steps steps of --walk-sampler.
+    /// Images, or latents, that the baseline's teacher generates, each in --walk-steps steps of --walk-sampler.
     #[arg(
         long,
         value_name = "N",

@@ -176,7 +176,7 @@ pub(super) fn check_flags(
 /// A sentence naming the flag.
 pub(super) fn check_latent(args: &DistillArgs, teacher: &Teacher) -> Result<(), String> {
     match &args.keep_samples {
-        Some(folder) if !teacher.makes_pixels() => Err(format!(
+        Some(folder) if !teacher.model().makes_pixels() => Err(format!(
             "--keep-samples {}: {} makes latents, which are no images; leave the flag out",
             folder.display(),
             teacher.name

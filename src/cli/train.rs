@@ -95,9 +95,11 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     let images = open_images("--data", &args.data)?;
     let (count, names) = (images.len(), images.class_names.clone());
     let init = args.init.as_ref().map(|name| args.models.resolve("--init", name)).transpose()?;
+    let network = init.as_ref().or(args.config.as_ref());
+    let network = network.ok_or("--config: name the architecture, or --init a model")?;
     let (student, batches, card) = match components(args, init.as_deref())? {
-        Some(folder) => of_latents(args, init, &folder, images, (&device, dtype))?,
-        None => of_pixels(args, init, images)?,
+        Some(folder) => of_latents(args, network, &folder, images, (&device, dtype))?,
+        None => of_pixels(args, network, images)?,
     };
     // What the training batches hold is the noise, whatever the network predicts.
     let objective = Dkdm::new(
@@ -159,46 +161,30 @@ type Learning = (Student, Box<dyn BatchSource>, Card);
 
 /// The folder with the components of a network that does not make pixels by itself.
 fn components(args: &TrainArgs, init: Option<&Path>) -> Result<Option<PathBuf>, String> {
-    let folder = match &args.components {
-        Some(name) => args.models.resolve("--components", name)?,
-        None => match init {
-            Some(folder) => folder.to_owned(),
-            None => return Ok(None),
-        },
-    };
-    let model = ModelFolder::open(&folder).map_err(|error| error.to_string())?;
-    let name = folder.display();
-    match (model.autoencoder.is_some(), model.reads_text()) {
-        (true, _) => Ok(Some(folder)),
-        (false, true) => Err(format!(
-            "{name} draws pixels after text, which nothing trains here; name a model with an autoencoder"
-        )),
-        (false, false) if args.components.is_some() => Err(format!(
-            "--components {name}: has no autoencoder; leave the flag out, and a network of pixels is trained"
-        )),
-        (false, false) => Ok(None),
+    if let Some(name) = &args.components {
+        return args.models.resolve("--components", name).map(Some);
     }
+    let Some(folder) = init else { return Ok(None) };
+    let model = ModelFolder::open(folder).map_err(|error| error.to_string())?;
+    Ok((!model.makes_pixels()).then(|| folder.to_owned()))
 }
 
 /// A network whose samples are images.
-fn of_pixels(args: &TrainArgs, init: Option<PathBuf>, images: Images) -> Result<Learning, String> {
+fn of_pixels(args: &TrainArgs, network: &Path, images: Images) -> Result<Learning, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (batch, seed) = (args.training.batch(&DEFAULTS) as usize, args.training.seed);
-    let student = match (&init, &args.config) {
-        (Some(folder), _) => Student::continued(Candidate::open(folder).map_err(shown)?),
-        (None, Some(file)) => {
-            let schedule = noise_schedule(args.noise_schedule.as_deref())?;
-            Student::untaught(Candidate::open(file).map_err(shown)?, schedule, seed)
-        }
-        (None, None) => return Err("--config: name the architecture, or --init a model".into()),
+    let candidate = Candidate::open(network).map_err(shown)?;
+    let student = match args.init {
+        Some(_) => Student::continued(candidate),
+        None => Student::untaught(candidate, noise_schedule(args.noise_schedule.as_deref())?, seed),
     }
     .map_err(shown)?;
     if student.config.geometry().prompt.is_some() {
-        return Err(
-            "--config: the network draws after prompts; name the model whose text encoder and autoencoder it has: \
-             --components MODEL"
-                .into(),
-        );
+        return Err(format!(
+            "--config {}: the network draws after prompts; name the model whose text encoder and autoencoder it has: \
+             --components MODEL",
+            network.display()
+        ));
     }
     let batches = Noised::new(images, &student.config, &student.schedule, batch, seed);
     Ok((student, Box::new(batches.map_err(shown)?), Card::default()))
@@ -207,21 +193,25 @@ fn of_pixels(args: &TrainArgs, init: Option<PathBuf>, images: Images) -> Result<
 /// A network whose samples are what an autoencoder makes of images, between that and a text encoder, where there is one.
 fn of_latents(
     args: &TrainArgs,
-    init: Option<PathBuf>,
+    network: &Path,
     folder: &Path,
     images: Images,
     (device, dtype): (&Device, DType),
 ) -> Result<Learning, String> {
     let shown = |error: understudy_models::Error| error.to_string();
     let (batch, seed) = (args.training.batch(&DEFAULTS) as usize, args.training.seed);
-    let network = init.or_else(|| args.config.clone());
-    let network = network.ok_or("--config: name the architecture, or --init a model")?;
     let model = Teacher::open(folder, super::folder_name(folder), dtype, device).map_err(shown)?;
-    let candidate = Candidate::open(&network).map_err(shown)?;
+    let candidate = Candidate::open(network).map_err(shown)?;
     let student = Student::new(candidate, &model, None, seed).map_err(shown)?;
     let [_, height, width] = model.model().image_shape();
     let encoder = model.model().image_encoder([height, width], dtype, device).map_err(shown)?;
-    let encoder = encoder.ok_or_else(|| format!("{}: has no autoencoder", folder.display()))?;
+    let encoder = encoder.ok_or_else(|| {
+        let flag = if args.components.is_some() { "--components" } else { "--init" };
+        format!(
+            "{flag} {}: has no autoencoder to make latents of pictures; name a model that has one",
+            folder.display()
+        )
+    })?;
     let defaults = model.card.defaults.clone();
     let captions = match (model.geometry().prompt, &images.captions) {
         (None, _) => None,

@@ -88,7 +88,7 @@ impl Default for Settings {
 #[derive(Clone)]
 pub struct App(Arc<Parts>);
 
-/// See [`App`].
+/// What [`App`] holds.
 #[derive(Clone)]
 pub struct Parts {
     pub(super) engine: Engine,

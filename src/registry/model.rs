@@ -463,7 +463,7 @@ impl Model {
         self.card.sampler(&self.schedule)
     }
 
-    /// The steps of a sampler, from noise to a sample.
+    /// The steps of a sampler, from noise to a sample; `eta` is the share of fresh noise, 0 to 1.
     ///
     /// # Errors
     /// As [`understudy_models::sampler::trajectory`].

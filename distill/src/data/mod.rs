@@ -108,7 +108,17 @@ impl Images {
         }
     }
 
-    /// SHA-256 of all that training can see of the set (sizes, pixels, labels, names), in hexadecimal.
+    /// SHA-256 of the captions, in hexadecimal.
+    pub fn captions_sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for caption in self.captions.iter().flatten() {
+            hash.update((caption.len() as u64).to_le_bytes());
+            hash.update(caption);
+        }
+        hex(&hash.finalize())
+    }
+
+    /// SHA-256 of all else that training can see of the set (sizes, pixels, labels, names), in hexadecimal.
     pub fn sha256(&self) -> String {
         let mut hash = Sha256::new();
         let Self { channels, height, width, pixels, labels, class_names, captions: _, skipped: _ } =

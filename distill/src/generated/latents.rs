@@ -15,7 +15,7 @@ use understudy_models::rollout::{self, Row};
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::{Error, Result};
 
-use super::Settings;
+use super::{Known, Settings};
 use crate::checkpoint::Snapshot;
 use crate::data::hex;
 use crate::estimate::timed_evaluation;
@@ -27,9 +27,6 @@ use crate::random::{self, Purpose};
 use crate::teacher::Teacher;
 use crate::training_batch::{BatchSource, Cost, TrainingBatch};
 
-/// Where a checkpoint holds the samples' SHA-256.
-const SHA256: &str = "samples.sha256";
-
 /// Training batches from samples that the teacher draws first.
 pub struct Latents<'a> {
     teacher: &'a Teacher,
@@ -37,8 +34,7 @@ pub struct Latents<'a> {
     settings: Settings,
     noise: Noise,
     drawn: usize,
-    /// SHA-256 of the samples that the checkpoint's training batches came from.
-    sha256: Option<String>,
+    known: Known,
     /// All of them once they are drawn, f32 `[N, C, H, W]` on the CPU.
     samples: Option<Tensor>,
 }
@@ -60,10 +56,11 @@ impl<'a> Latents<'a> {
             return Err(Error::value("--samples", count, remedy));
         }
         let noise = Noise::new(schedule, seed)?;
-        Ok(Self { teacher, prompting, settings, noise, drawn: 0, sha256: None, samples: None })
+        let known = Known { name: "samples.sha256", sha256: None };
+        Ok(Self { teacher, prompting, settings, noise, drawn: 0, known, samples: None })
     }
 
-    /// The file of the samples from number `first`.
+    /// The file of the samples from number `first`: f32 in the machine's order of bytes, sample after sample.
     fn place(&self, first: usize) -> PathBuf {
         self.settings.folder.join(format!("{first:08}.f32"))
     }
@@ -128,7 +125,7 @@ impl<'a> Latents<'a> {
             values.extend(bytemuck::pod_collect_to_vec::<u8, f32>(&found));
         }
         let sha256 = hex(&hash.finalize());
-        if self.sha256.as_ref().is_some_and(|before| *before != sha256) {
+        if self.known.differ(&sha256) {
             let field = format!("the teacher's samples in {}", self.settings.folder.display());
             let value = "others than the checkpoint's training batches came from";
             return Err(Error::value(field, value, remedy));
@@ -140,13 +137,7 @@ impl<'a> Latents<'a> {
 
 impl BatchSource for Latents<'_> {
     fn identity(&self) -> Map<String, Value> {
-        let mut identity: Map<String, Value> = [
-            ("samples".into(), self.settings.count.into()),
-            ("teacher_sha256".into(), self.teacher.hash.clone().into()),
-            ("teacher_noise_schedule".into(), self.teacher.schedule.to_json()),
-        ]
-        .into_iter()
-        .collect();
+        let mut identity = self.settings.identity(self.teacher);
         identity.extend(self.prompting.iter().flat_map(|prompting| prompting.identity()));
         identity
     }
@@ -194,7 +185,7 @@ impl BatchSource for Latents<'_> {
         }
         if self.samples.is_none() {
             let (samples, sha256) = self.read()?;
-            (self.samples, self.sha256) = (Some(samples), Some(sha256));
+            (self.samples, self.known.sha256) = (Some(samples), Some(sha256));
         }
         Ok(None)
     }
@@ -229,20 +220,13 @@ impl BatchSource for Latents<'_> {
         (self.drawn * self.rows_each() * self.settings.sampling.trajectory.len()) as u64
     }
 
-    // The samples on disk are the state; this tells whether they are still the same.
     fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
-        if let Some(sha256) = &self.sha256 {
-            snapshot.u8(SHA256, sha256.as_bytes());
-        }
+        self.known.save(snapshot);
         Ok(())
     }
 
-    fn keep(&mut self) {}
-
     fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        // Not there while they are drawn.
-        let saved = snapshot.get_u8(SHA256).ok();
-        self.sha256 = saved.and_then(|saved| String::from_utf8(saved).ok());
+        self.known.restore(snapshot);
         Ok(())
     }
 }

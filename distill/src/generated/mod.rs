@@ -5,7 +5,11 @@ mod pictures;
 
 use std::path::PathBuf;
 
+use serde_json::{Map, Value};
+
+use crate::checkpoint::Snapshot;
 use crate::generate::Sampling;
+use crate::teacher::Teacher;
 
 pub use latents::Latents;
 pub use pictures::Pictures;
@@ -23,4 +27,43 @@ pub struct Settings {
     pub batch: usize,
     /// Of the training batches.
     pub seed: u64,
+}
+
+impl Settings {
+    // The sampling is the task's; what was drawn is checked where it is read.
+    fn identity(&self, teacher: &Teacher) -> Map<String, Value> {
+        [
+            ("samples".into(), self.count.into()),
+            ("teacher_sha256".into(), teacher.hash.clone().into()),
+            ("teacher_noise_schedule".into(), teacher.schedule.to_json()),
+        ]
+        .into_iter()
+        .collect()
+    }
+}
+
+/// SHA-256 of the samples that a run's training batches come from: what is on disk is the state, and this tells whether it is still
+/// the same. None while they are drawn, and in checkpoints of earlier versions.
+struct Known {
+    /// Its name in a checkpoint.
+    name: &'static str,
+    sha256: Option<String>,
+}
+
+impl Known {
+    /// Whether samples with that hash are others.
+    fn differ(&self, sha256: &str) -> bool {
+        self.sha256.as_ref().is_some_and(|own| own != sha256)
+    }
+
+    fn save(&self, snapshot: &mut Snapshot) {
+        if let Some(sha256) = &self.sha256 {
+            snapshot.u8(self.name, sha256.as_bytes());
+        }
+    }
+
+    fn restore(&mut self, snapshot: &Snapshot) {
+        let saved = snapshot.get_u8(self.name).ok();
+        self.sha256 = saved.and_then(|saved| String::from_utf8(saved).ok());
+    }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use understudy_models::schedule::ScheduleConfig;
 use understudy_models::{Error, NetworkConfig, Result};
 
-use super::Settings;
+use super::{Known, Settings};
 use crate::checkpoint::Snapshot;
 use crate::data::Images;
 use crate::estimate::timed_evaluation;
@@ -15,9 +15,6 @@ use crate::picture;
 use crate::teacher::Teacher;
 use crate::training_batch::{BatchSource, Cost, TrainingBatch};
 
-/// Where a checkpoint holds the pictures' SHA-256.
-const SHA256: &str = "pictures.sha256";
-
 /// Training batches from images that the teacher draws first.
 pub struct Pictures<'a> {
     teacher: &'a Teacher,
@@ -25,8 +22,7 @@ pub struct Pictures<'a> {
     student: NetworkConfig,
     schedule: ScheduleConfig,
     drawn: usize,
-    /// SHA-256 of the pictures that the checkpoint's training batches came from.
-    sha256: Option<String>,
+    known: Known,
     batches: Option<Noised>,
 }
 
@@ -38,7 +34,8 @@ impl<'a> Pictures<'a> {
         student: NetworkConfig,
         schedule: ScheduleConfig,
     ) -> Self {
-        Self { teacher, settings, student, schedule, drawn: 0, sha256: None, batches: None }
+        let known = Known { name: "pictures.sha256", sha256: None };
+        Self { teacher, settings, student, schedule, drawn: 0, known, batches: None }
     }
 
     /// The file of image number `index`.
@@ -75,7 +72,7 @@ impl<'a> Pictures<'a> {
             *label = numbers.get(*label as usize).copied().unwrap_or(*label);
         }
         let remedy = "remove the folder, and they are drawn again";
-        let changed = self.sha256.as_ref().is_some_and(|sha256| *sha256 != images.sha256());
+        let changed = self.known.differ(&images.sha256());
         if images.len() != self.settings.count || changed {
             let found = match changed {
                 true => {
@@ -91,15 +88,8 @@ impl<'a> Pictures<'a> {
 }
 
 impl BatchSource for Pictures<'_> {
-    // The sampling is the task's; what was drawn is checked where it is read.
     fn identity(&self) -> Map<String, Value> {
-        [
-            ("samples".into(), self.settings.count.into()),
-            ("teacher_sha256".into(), self.teacher.hash.clone().into()),
-            ("teacher_noise_schedule".into(), self.teacher.schedule.to_json()),
-        ]
-        .into_iter()
-        .collect()
+        self.settings.identity(self.teacher)
     }
 
     fn cost(&mut self) -> Result<Cost> {
@@ -134,7 +124,7 @@ impl BatchSource for Pictures<'_> {
         }
         if self.batches.is_none() {
             let images = self.read()?;
-            self.sha256 = Some(images.sha256());
+            self.known.sha256 = Some(images.sha256());
             let batches = Noised::new(
                 images,
                 &self.student,
@@ -158,20 +148,13 @@ impl BatchSource for Pictures<'_> {
         (self.drawn * self.settings.sampling.trajectory.len()) as u64
     }
 
-    // The pictures on disk are the state; this tells whether they are still the same.
     fn save(&self, snapshot: &mut Snapshot) -> Result<()> {
-        if let Some(sha256) = &self.sha256 {
-            snapshot.u8(SHA256, sha256.as_bytes());
-        }
+        self.known.save(snapshot);
         Ok(())
     }
 
-    fn keep(&mut self) {}
-
     fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
-        // Not there while they are drawn, and in checkpoints of earlier versions.
-        let saved = snapshot.get_u8(SHA256).ok();
-        self.sha256 = saved.and_then(|saved| String::from_utf8(saved).ok());
+        self.known.restore(snapshot);
         Ok(())
     }
 }

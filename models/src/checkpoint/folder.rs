@@ -274,6 +274,11 @@ impl ModelFolder {
         !self.text_encoders.is_empty()
     }
 
+    /// Whether its network's samples are images as they are: it has no autoencoder and reads no text.
+    pub fn makes_pixels(&self) -> bool {
+        self.autoencoder.is_none() && !self.reads_text()
+    }
+
     /// Channels, height and width of the images it makes.
     pub fn image_shape(&self) -> [usize; 3] {
         let geometry = self.network.geometry();
