@@ -29,7 +29,7 @@ PROMPTS = HERE / "prompts/emoji.txt"
 SCALE = 3
 TRAINING = {"steps": 6_000, "batch": 16, "learning-rate": "1e-3", "sample-every": 0, "checkpoint-every": 500}
 GUIDED = {"student": ROOT / "configs/emoji-unet-guided.json", "guidance": ["distil", "1..6"], "rho": 0.06}
-KEPT = {"student": ROOT / "configs/emoji-unet.json", "guidance": ["keep"], "batch": 32, "rho": 0.06}
+KEPT = {"student": ROOT / "configs/emoji-unet.json", "guidance": ["keep"], "batch": 32, "rho": 0.06, "dtype": "bf16"}
 # With the evaluations of the teacher that `emoji-distil` makes: two rows a step of each sample.
 DRAWN = {"method": "data-free-baseline", "samples": 4_800, "walk-steps": 25, "walk-sampler": "ddim"}
 # At the default rate, which stays: what is kept is the running average.
@@ -65,6 +65,8 @@ TAUGHT = {
     "emoji-4-matched": ({"student": "emoji-4", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED}, 4),
     "emoji-4-longer": ({"student": "emoji-4-long", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 16_000, "batch": 32, "rho": 0.04, "dtype": "bf16"}, 4),
     "emoji-4-longer-matched": ({"student": "emoji-4-longer", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED, "steps": 500}, 4),
+    "emoji-4-longest": ({"student": "emoji-4-longer", "guidance": ["distil", "1..6"], "evaluations": 4, "steps": 20_000, "batch": 32, "rho": 0.04, "dtype": "bf16"}, 4),
+    "emoji-4-longest-matched": ({"student": "emoji-4-longest", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED, "steps": 500}, 4),
     "emoji-4-long-matched": ({"student": "emoji-4-long", "guidance": ["distil", "1..6"], "evaluations": 4, **MATCHED, "steps": 500}, 4),
 }
 ROWS = [*SAMPLED, *TAUGHT]

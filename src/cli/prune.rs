@@ -31,7 +31,7 @@ pub(super) struct PruneArgs {
     model: String,
     #[command(flatten)]
     models: ModelsArg,
-    /// Its part of the model's time per evaluation, as measured here, such as 0.25x.
+    /// Its part of the model's time per evaluation, as measured here, such as 0.5x.
     #[arg(long, value_name = "SHARE", value_parser = share)]
     time: f64,
     /// The model folder to make; must not exist yet.
@@ -47,12 +47,12 @@ pub(super) struct PruneArgs {
     pub(super) compute: Compute,
 }
 
-/// `0.25x` as a number between 0 and 1.
+/// `0.5x` as a number between 0 and 1.
 fn share(text: &str) -> Result<f64, String> {
     let share = text.strip_suffix('x').and_then(|number| number.parse().ok());
     share
         .filter(|share| *share > 0.0 && *share < 1.0)
-        .ok_or_else(|| "write a part of the model's time above 0 and below 1, such as 0.25x".into())
+        .ok_or_else(|| "write a part of the model's time above 0 and below 1, such as 0.5x".into())
 }
 
 /// Runs the command.

@@ -136,8 +136,8 @@ pub(super) fn versions() -> Router<App> {
 /// Evaluates a network once.
 ///
 /// Inputs are `sample`, `timestep`, of a class-conditional network `class_labels`, of one that is told a prompt
-/// `encoder_hidden_states`, and of one that is told its guidance `guidance_scale`, which is the model card's where it is
-/// left out; the output is `noise_pred`, the network's own answer, whatever it predicts. With the header
+/// `encoder_hidden_states`, of one that is told a pooled prompt `text_embeds` (and `time_ids`, the sizes of its image), and of one that is
+/// told its guidance `guidance_scale`, which is the model card's where it is left out; the output is `noise_pred`, the network's own answer, whatever it predicts. With the header
 /// `Inference-Header-Content-Length` the body is so many bytes of JSON, then the inputs' elements in
 /// little-endian binary, in the order of the inputs that have a `binary_data_size`.
 #[utoipa::path(post, path = "/v2/models/{model}/infer", tag = "inference",

@@ -69,7 +69,8 @@ pub(in crate::http) struct InferenceRequest {
     pub(in crate::http) id: Option<String>,
     /// How the reply is written.
     pub(in crate::http) parameters: Option<RequestParameters>,
-    /// `sample`, `timestep`, and `class_labels` of a class-conditional network.
+    /// As `GET /v2/models/{model}` lists them: `sample`, `timestep`, and what else the network needs of `class_labels`,
+    /// `encoder_hidden_states`, `text_embeds`, `time_ids` and `guidance_scale`.
     pub(in crate::http) inputs: Vec<InferInput>,
     /// Which outputs, and how; all of them when absent.
     pub(in crate::http) outputs: Option<Vec<RequestedOutput>>,
@@ -96,7 +97,7 @@ pub(in crate::http) struct RequestParameters {
 /// One input.
 #[derive(Debug, Deserialize, ToSchema)]
 pub(in crate::http) struct InferInput {
-    /// `sample`, `timestep` or `class_labels`.
+    /// One of those that `GET /v2/models/{model}` lists, such as `sample`.
     pub(in crate::http) name: String,
     /// `FP32` or `INT64`.
     pub(in crate::http) datatype: String,
