@@ -99,6 +99,7 @@ impl Config {
                 cors_allow_origin: origins.collect::<Result<_, _>>()?,
                 // Known once it listens.
                 loopback: false,
+                private: false,
                 allowed_hosts: hosts.collect::<Result<_, _>>()?,
                 loras: loras(&arguments.lora)?,
                 shadow_rate: shadow_rate(arguments.shadow_rate)?,

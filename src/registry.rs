@@ -291,12 +291,11 @@ impl Registry {
         (teacher.cloned(), student.cloned())
     }
 
-    /// Whether every model has been tried, every one that can be loaded is warm, and there is one.
+    /// Whether every model that the server began with has been tried, and there is one now: what is loaded later keeps nobody from
+    /// those that serve.
     pub fn ready(&self) -> bool {
         let entries = self.entries();
-        self.default_id.get().is_some()
-            && entries.values().any(|entry| entry.current.is_some())
-            && entries.values().all(|entry| entry.loading.is_none() || entry.current.is_some())
+        self.default_id.get().is_some() && entries.values().any(|entry| entry.current.is_some())
     }
 
     /// Loads or reloads; resolves when the model is warm. Requests in flight finish on the weights they
@@ -380,9 +379,11 @@ impl Registry {
         // Whatever happens, a panic included, the entry does not stay "loading".
         let unmark = Unmark { registry: self, id };
         let loaded = self.read_and_warm(id).await;
-        drop(unmark);
         let mut entries = self.entries();
         let entry = entries.entry(id.to_owned()).or_default();
+        // Together with what comes of it: whoever unloads in between would be told that it is done, and then it would be there.
+        entry.loading = None;
+        std::mem::forget(unmark);
         match loaded {
             Ok(model) => {
                 if let Some(old) = entry.current.replace(Arc::clone(&model)) {

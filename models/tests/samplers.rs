@@ -9,7 +9,8 @@ use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use understudy_models::sampler::{
-    Bound, Element, Evaluation, Kind, MEMORIES, Trajectory, advance, empty_memory, trajectory,
+    Bound, Element, Evaluation, Kind, MEMORIES, Trajectory, advance, empty_memory, from_image,
+    trajectory,
 };
 use understudy_models::schedule::{
     BetaSchedule, Class, PredictionType, ScheduleConfig, TimestepSpacing,
@@ -482,4 +483,26 @@ proptest! {
         let adds = matches!(kind, Kind::Ddpm | Kind::EulerAncestral | Kind::Lcm);
         prop_assert!(!noisy || adds || eta > 0.0);
     }
+}
+
+/// Nodes of Karras' sigmas lie between whole timesteps, to which they are rounded: near the image several come to the same one.
+#[test]
+fn every_step_from_an_image_leads_to_a_noise_of_its_own() {
+    let config = json!({
+        "_class_name": "DPMSolverMultistepScheduler", "num_train_timesteps": 1000, "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085, "beta_end": 0.012, "use_karras_sigmas": true,
+    });
+    let config = ScheduleConfig::from_json(&config, "scheduler_config.json").unwrap();
+    for kind in [Kind::DpmSolverPlusPlus, Kind::Euler] {
+        let course = from_image(&config, kind, 100, 1.0, 0.0, false).unwrap();
+        assert_eq!(course.after.len(), course.trajectory.len());
+        let sigmas: Vec<f64> =
+            course.after.iter().map(|after| after.noise / after.signal).collect();
+        assert!(sigmas.is_sorted_by(|one, next| one > next), "{kind}: {sigmas:?}");
+    }
+    // Two evaluations of each step but the last.
+    let course = from_image(&config, Kind::Heun, 100, 1.0, 0.0, false).unwrap();
+    let sigmas: Vec<f64> = course.after.iter().map(|after| after.noise / after.signal).collect();
+    assert_eq!(sigmas.len(), 199);
+    assert!(sigmas.windows(3).step_by(2).all(|three| three[0] == three[1] && three[1] > three[2]));
 }

@@ -160,9 +160,8 @@ fn size(text: &str) -> Result<[usize; 2], String> {
 
 /// The prompts of a request's rows.
 fn prompts(args: &SampleArgs, model: &Model, scale: f64) -> Result<Vec<Tokens>, String> {
-    if !scale.is_finite() {
-        return Err(format!("--guidance-scale {scale}: write a finite number"));
-    }
+    let checked = model.card.check_scale(&model.id, scale);
+    checked.map_err(|error| format!("--guidance-scale: {error}"))?;
     if scale != 1.0 && !model.guides() {
         return Err(format!(
             "--guidance-scale {scale}: the model has no null class and reads no text; leave it out"

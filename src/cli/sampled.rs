@@ -68,9 +68,6 @@ fn captions(
     prompting::check_flags(&name, geometry.prompt.is_some(), &args.prompts, &flags)?;
     let (Some(shape), Some(reader)) = (geometry.prompt, &model.reader) else { return Ok(None) };
     let scale = scale.or(model.card.defaults.guidance_scale).unwrap_or(1.0);
-    if !scale.is_finite() {
-        return Err(format!("--guidance-scale {scale}: write a finite number"));
-    }
     model.card.check_scale(&name, scale).map_err(|error| format!("--guidance-scale: {error}"))?;
     let prompts = Prompts::read(&args.prompts).map_err(|error| error.to_string())?;
     let images = args.n.map_or(MOST_PROMPTS, |n| n as usize);

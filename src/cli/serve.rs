@@ -201,8 +201,8 @@ pub struct ServeArgs {
     #[arg(long, env = "UNDERSTUDY_API_KEY_EVERYWHERE", help_heading = "Access")]
     pub api_key_everywhere: bool,
     /// A key that loading and unloading models and deleting experiments want, as `Authorization: Bearer KEY`; it opens
-    /// everything else, too. Without one they are open on a loopback address, and closed where other machines reach
-    /// the server.
+    /// everything else, too. Without one they are open on a loopback address without an --allowed-host, and closed where
+    /// others reach the server.
     #[arg(
         long,
         env = "UNDERSTUDY_ADMIN_KEY",
@@ -474,6 +474,7 @@ impl Signals {
 fn reachable(config: &Config, address: SocketAddr) -> http::Settings {
     let mut settings = config.http.clone();
     settings.loopback = address.ip().to_canonical().is_loopback();
+    settings.private = settings.loopback && settings.allowed_hosts.is_empty();
     if settings.loopback {
         // The name that it was started with is one of its names.
         settings.allowed_hosts.extend(config.host.parse::<http::Host>().ok());

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Tracks a quantile of a stream of numbers that may drift, one number at a time: up by
@@ -45,6 +45,14 @@ impl Quantile {
 const MET: f64 = 0.995;
 /// The share of replies that are to take no longer than allowed for; the margin has the rest to answer for.
 const DELIVERED: f64 = 0.9;
+/// The margin before anything is known.
+const BEGIN: f64 = 1.1;
+/// The margin at most. What delays evaluations by more than that is no error of predictions, and a larger margin would refuse what
+/// could be on time once it is over.
+const MOST: f64 = 3.0;
+/// In which time a margin above its beginning loses half of what it is above: deadlines that it refuses could not show that it has
+/// become too large.
+const HALF_LIFE: Duration = Duration::from_secs(60);
 
 /// What admission adds to a prediction before it accepts a deadline.
 #[derive(Debug, Clone, Copy)]
@@ -57,17 +65,17 @@ pub(super) struct Calibration {
 }
 
 impl Default for Calibration {
-    /// Before anything is known, a tenth more than predicted, and a millisecond to the reply.
+    /// A tenth more than predicted, and a millisecond to the reply.
     fn default() -> Self {
         Self {
-            log_margin: Quantile::new(1.1f64.ln(), MET, 0.05),
+            log_margin: Quantile::new(BEGIN.ln(), MET, 0.05),
             delivery_seconds: Quantile::new(1e-3, DELIVERED, 5e-4),
         }
     }
 }
 
 impl Calibration {
-    /// By how much predictions are taken to be too short; at least 1.
+    /// By how much predictions are taken to be too short, from 1 to [`MOST`].
     pub(super) fn margin(&self) -> f64 {
         self.log_margin.estimate().exp()
     }
@@ -80,7 +88,15 @@ impl Calibration {
     /// A deadline was met or not.
     pub(super) fn deadline_ended(&mut self, met: bool) {
         self.log_margin.step(!met);
-        self.log_margin.estimate = self.log_margin.estimate.max(0.0);
+        self.log_margin.estimate = self.log_margin.estimate.clamp(0.0, MOST.ln());
+    }
+
+    /// So much time has passed since the last deadline ended.
+    fn forget(&mut self, passed: Duration) {
+        let begin = BEGIN.ln();
+        let above = (self.log_margin.estimate - begin).max(0.0);
+        let halvings = passed.div_duration_f64(HALF_LIFE);
+        self.log_margin.estimate -= above * (1.0 - (-halvings).exp2());
     }
 
     /// A reply took so many seconds once its images were made.
@@ -90,26 +106,47 @@ impl Calibration {
 }
 
 /// The calibration of all devices together: they are alike, and deadlines are few.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Calibrator(Arc<Mutex<Calibration>>);
+#[derive(Debug, Clone)]
+pub(super) struct Calibrator(Arc<Mutex<Known>>);
+
+/// What was known at a moment.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    calibration: Calibration,
+    at: Instant,
+}
+
+impl Default for Calibrator {
+    fn default() -> Self {
+        let known = Known { calibration: Calibration::default(), at: Instant::now() };
+        Self(Arc::new(Mutex::new(known)))
+    }
+}
 
 impl Calibrator {
     /// What is known now.
     pub(super) fn now(&self) -> Calibration {
-        *self.lock()
+        self.lock().calibration
     }
 
-    /// A deadline was met, its reply ready so long after its images were made; or, without that, not.
-    pub(super) fn deadline_ended(&self, met: bool, delivery: Option<Duration>) {
-        let mut calibration = self.lock();
+    /// A request's deadline was met or not; its reply was ready so long after its images were made, where that is known. What is
+    /// known now.
+    pub(super) fn deadline_ended(&self, met: bool, delivery: Option<Duration>) -> Calibration {
+        let calibration = &mut self.lock().calibration;
         calibration.deadline_ended(met);
         if let Some(delivery) = delivery {
             calibration.delivered(delivery.as_secs_f64());
         }
+        *calibration
     }
 
-    fn lock(&self) -> MutexGuard<'_, Calibration> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let passed = now.saturating_duration_since(known.at);
+        known.calibration.forget(passed);
+        known.at = now;
+        known
     }
 }
 
@@ -150,6 +187,21 @@ mod tests {
             let bound = (1.0 + gain) / (gain * numbers.len() as f64);
             prop_assert!((share - (1.0 - level)).abs() <= bound + 1e-9);
         }
+    }
+
+    #[test]
+    fn margins_have_a_ceiling_and_fall_by_themselves() {
+        let mut calibration = Calibration::default();
+        (0..1_000).for_each(|_| calibration.deadline_ended(false));
+        assert!((calibration.margin() - MOST).abs() < 1e-12);
+        calibration.forget(HALF_LIFE);
+        assert!((calibration.margin() - (MOST * BEGIN).sqrt()).abs() < 1e-12);
+        calibration.forget(20 * HALF_LIFE);
+        assert!((calibration.margin() - BEGIN).abs() < 1e-5);
+        // One that has fallen further by what it met stays.
+        (0..100_000).for_each(|_| calibration.deadline_ended(true));
+        calibration.forget(HALF_LIFE);
+        assert_eq!(calibration.margin(), 1.0);
     }
 
     #[test]

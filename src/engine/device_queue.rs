@@ -34,6 +34,8 @@ struct State {
     /// Deadlines that were accepted.
     deadlines: BTreeMap<SampleKey, Accepted>,
     running: Option<Running>,
+    /// When a warm-up's evaluation that is under way is expected to end, on the planner's clock.
+    warming: Option<f64>,
     /// Whether the device answers nothing any more.
     lost: bool,
 }
@@ -87,12 +89,13 @@ impl DeviceQueue {
     pub(super) fn forecast(&self, arrivals: &[Arc<Admission>]) -> Forecast {
         let now = self.seconds(Instant::now());
         let delivery = self.calibrator.now().delivery_seconds();
-        let (before, running, costs, deadlines) = {
+        let (before, running, costs, deadlines, free) = {
             let state = self.lock();
             let deadlines: Vec<(SampleKey, f64)> =
                 state.deadlines.iter().map(|(&key, accepted)| (key, accepted.due)).collect();
             let (batcher, running) = (state.batcher.clone(), state.running.clone());
-            (batcher, running, self.costs(&state, arrivals), deadlines)
+            let free = state.warming.unwrap_or(now).max(now);
+            (batcher, running, self.costs(&state, arrivals), deadlines, free)
         };
         let mut after = before.clone();
         for arrival in arrivals {
@@ -108,7 +111,7 @@ impl DeviceQueue {
                     costs.seconds(running.batch.model, running.batch.stage, running.batch.rows);
                 (running.batch, running.began + seconds)
             });
-            finishes(batcher.clone(), running, now, watched, costs)
+            finishes(batcher.clone(), running, free, watched, costs)
         };
         let likely = (play(&before, &old, &costs), play(&after, &all, &costs));
         let slow = costs.padded();
@@ -147,8 +150,7 @@ impl DeviceQueue {
 
     /// Whether a [`Forecast`] tells anything that admission needs.
     pub(super) fn needs_forecast(&self, arrivals: &[Arc<Admission>]) -> bool {
-        arrivals.iter().any(|arrival| arrival.deadline.is_some())
-            || !self.lock().deadlines.is_empty()
+        arrivals.iter().any(|arrival| arrival.deadline.is_some()) || self.has_deadlines()
     }
 
     /// Takes samples in, oldest first. `send` hands them to the device's thread, which may be told to run them as soon
@@ -209,6 +211,22 @@ impl DeviceQueue {
         let seconds = self.costs(&state, &[]).seconds(batch.model, batch.stage, batch.rows);
         state.running = None;
         state.batcher.ran(batch, seconds);
+    }
+
+    /// A warm-up's evaluation begins, which is expected to take so many seconds.
+    pub(super) fn warms(&self, seconds: f64) {
+        let ends = self.seconds(Instant::now()) + seconds;
+        self.lock().warming = Some(ends);
+    }
+
+    /// It has ended.
+    pub(super) fn warmed(&self) {
+        self.lock().warming = None;
+    }
+
+    /// Whether a deadline that was accepted is still to be met.
+    pub(super) fn has_deadlines(&self) -> bool {
+        !self.lock().deadlines.is_empty()
     }
 
     /// From now on the model's evaluations at a stage have at most so many rows.

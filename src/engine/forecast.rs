@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::batcher::{Batch, Batcher, Costs, SampleKey};
 
-/// Evaluations that a forecast looks ahead; what is not done then is taken to go on alone.
-const HORIZON: usize = 20_000;
+/// Evaluations that a forecast looks ahead, since others wait for admission meanwhile; what is not done then is taken to be done after
+/// all that is left.
+const HORIZON: usize = 4_000;
 
 /// When `watched` samples are done, in seconds on the planner's clock, if nothing arrives any more.
 ///

@@ -37,7 +37,7 @@ pub struct Engine {
     /// On whose behalf it asks.
     client: Client,
     /// What each device has to do.
-    devices: Arc<[Arc<DeviceQueue>]>,
+    pub(super) devices: Arc<[Arc<DeviceQueue>]>,
     calibrator: Calibrator,
     observer: Observer,
 }
@@ -146,8 +146,9 @@ impl Engine {
     /// # Errors
     /// [`Rejected::QueueFull`] and [`Rejected::QueueShare`].
     pub fn check_room(&self, model: &Arc<Model>) -> Result<(), Rejected> {
-        let place = self.places(1).map(drop);
-        place.inspect_err(|rejected| self.observer.rejected(rejected, [(model, 1)]))
+        let now = Instant::now();
+        let room = self.queue.check(&self.client, 1, now, || self.predicted_drain());
+        room.inspect_err(|rejected| self.observer.rejected(rejected, [(model, 1)]))
     }
 
     /// The same engine, asked on behalf of a client: who has its share of the queue makes room for those who wait.
@@ -283,10 +284,10 @@ impl Engine {
         Ok(measured.into_iter().next().flatten())
     }
 
-    /// A reply with a deadline was ready so long after its last image was made, and in time or not.
-    pub fn delivered(&self, after: Duration, in_time: bool) {
-        self.calibrator.deadline_ended(in_time, Some(after));
-        self.observer.margin(self.calibrator.now().margin());
+    /// A reply with a deadline was in time or not; it was ready so long after its last image was made, where that says how long
+    /// replies take.
+    pub fn delivered(&self, in_time: bool, after: Option<Duration>) {
+        self.observer.margin(self.calibrator.deadline_ended(in_time, after).margin());
     }
 
     /// Refuses everything from now on; what is in flight goes on.
@@ -375,6 +376,7 @@ impl Engine {
         let deadline = deadline.saturating_duration_since(Instant::now());
         let calibration = self.calibrator.now();
         let (margin, delivery) = (calibration.margin(), calibration.delivery_seconds());
+        self.observer.margin(margin);
         let alone = seconds(alone_seconds(device, arrivals) * margin + delivery);
         if alone > deadline {
             return Err(Rejected::DeadlineImpossible { predicted: alone, deadline });

@@ -61,27 +61,56 @@ impl Queue {
         drain: impl FnOnce() -> Duration,
     ) -> Result<Vec<Place>, Rejected> {
         let mut state = self.lock();
-        let free = self.limit - state.taken;
-        if asked > free {
-            let retry_after = drain();
-            // Who is a little late is waited for, who does not come back is not.
-            let patience = retry_after.saturating_mul(2).saturating_add(Duration::from_secs(2));
-            let until = now.checked_add(patience).unwrap_or(now);
-            state.waiting.insert(client.clone(), until);
-            return Err(Rejected::QueueFull { asked, free, limit: self.limit, retry_after });
-        }
-        let held = state.held.get(client).copied().unwrap_or(0);
-        let share = state.share(client, self.limit, now);
-        if let Some(share) = share.filter(|share| held > 0 && held + asked > *share) {
-            return Err(Rejected::QueueShare { asked, held, share, retry_after: drain() });
+        if let Some(full) = state.full(client, self.limit, asked, now) {
+            drop(state);
+            return Err(self.refuse(full, client, now, drain));
         }
         state.waiting.remove(client);
         state.taken += asked;
         if asked > 0 {
-            state.held.insert(client.clone(), held + asked);
+            *state.held.entry(client.clone()).or_default() += asked;
         }
         let place = || Place { queue: Arc::clone(self), client: client.clone() };
         Ok((0..asked).map(|_| place()).collect())
+    }
+
+    /// Whether [`Queue::enter`] would give so many places now. Nothing is taken, and who waits goes on waiting.
+    ///
+    /// # Errors
+    /// As [`Queue::enter`].
+    pub(super) fn check(
+        &self,
+        client: &Client,
+        asked: usize,
+        now: Instant,
+        drain: impl FnOnce() -> Duration,
+    ) -> Result<(), Rejected> {
+        let full = self.lock().full(client, self.limit, asked, now);
+        full.map_or(Ok(()), |full| Err(self.refuse(full, client, now, drain)))
+    }
+
+    /// What a client is told, who waits from now on if there is no room at all. The state is not locked while `drain` looks
+    /// at devices, whose samples give places back.
+    fn refuse(
+        &self,
+        full: Full,
+        client: &Client,
+        now: Instant,
+        drain: impl FnOnce() -> Duration,
+    ) -> Rejected {
+        let retry_after = drain();
+        match full {
+            Full::Share { asked, held, share } => {
+                Rejected::QueueShare { asked, held, share, retry_after }
+            }
+            Full::All { asked, free } => {
+                // Who is a little late is waited for, who does not come back is not.
+                let patience = retry_after.saturating_mul(2).saturating_add(Duration::from_secs(2));
+                let until = now.checked_add(patience).unwrap_or(now);
+                self.lock().waiting.insert(client.clone(), until);
+                Rejected::QueueFull { asked, free, limit: self.limit, retry_after }
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -89,7 +118,26 @@ impl Queue {
     }
 }
 
+/// Why there is no room.
+enum Full {
+    /// So many places are free.
+    All { asked: usize, free: usize },
+    /// The client holds so many, and its share is so large.
+    Share { asked: usize, held: usize, share: usize },
+}
+
 impl State {
+    /// Why a client cannot have so many places, unless it can.
+    fn full(&mut self, client: &Client, limit: usize, asked: usize, now: Instant) -> Option<Full> {
+        let free = limit - self.taken;
+        if asked > free {
+            return Some(Full::All { asked, free });
+        }
+        let held = self.held.get(client).copied().unwrap_or(0);
+        let share = self.share(client, limit, now)?;
+        (held > 0 && held + asked > share).then_some(Full::Share { asked, held, share })
+    }
+
     /// What a client may hold while others wait; `None` while none do.
     fn share(&mut self, client: &Client, limit: usize, now: Instant) -> Option<usize> {
         self.waiting.retain(|_, until| *until > now);
@@ -177,6 +225,20 @@ mod tests {
         // Nobody waits any more.
         places.extend(asked.at(2, "a", 2).unwrap());
         assert_eq!(places.len() + others.len(), 8);
+    }
+
+    #[test]
+    fn asking_whether_there_is_room_takes_none_and_gives_up_no_turn() {
+        let asked = Asked::new();
+        let mut places: Vec<_> = (0..8).flat_map(|_| asked.at(0, "a", 1).unwrap()).collect();
+        let check =
+            |name: &str| asked.queue.check(&client(name), 1, asked.zero, || Duration::from_secs(3));
+        assert!(matches!(check("b"), Err(Rejected::QueueFull { .. })));
+        drop(places.pop());
+        assert!(check("b").is_ok() && check("b").is_ok());
+        // "b" has only asked.
+        assert!(matches!(asked.at(1, "a", 1), Err(Rejected::QueueShare { .. })));
+        assert!(asked.at(1, "b", 1).is_ok());
     }
 
     #[test]

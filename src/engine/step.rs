@@ -272,7 +272,15 @@ impl Begun<'_> {
             if walk.is_done() {
                 return match self.replica.decoder() {
                     Some(_) => Ok(Outcome::Going(None)),
-                    None => Ok(Outcome::Image(image(&next.x.narrow(0, row, 1)?)?)),
+                    None => {
+                        // Finite answers, guided far away from each other, may come to something that is not.
+                        let x = next.x.narrow(0, row, 1)?;
+                        let finite = FiniteCheck::new(&x)?.rows()?.into_iter().all(|finite| finite);
+                        match finite {
+                            true => Ok(Outcome::Image(image(&x)?)),
+                            false => Ok(Outcome::NonFinite { timestep: asked.timestep }),
+                        }
+                    }
                 };
             }
             let preview = |number| {

@@ -390,7 +390,7 @@ fn a_deadline_is_judged_at_admission_and_kept_while_running() {
 fn a_sample_whose_deadline_passes_is_told_so_and_leaves() {
     let f = fixture_costing(8, 8, 0.0);
     let deadline = Instant::now() + Duration::from_millis(5);
-    let late = GenerateRequest { deadline: Some(deadline), ..f.request(&[1]) };
+    let late = GenerateRequest { deadline: Some(deadline), ..f.request(&[1, 2, 3]) };
     let late = f.engine.generate(late).unwrap();
     while Instant::now() < deadline {
         std::thread::yield_now();
@@ -400,11 +400,99 @@ fn a_sample_whose_deadline_passes_is_told_so_and_leaves() {
     assert!(
         matches!(
             &events[..],
-            [Event::Failed { failure: Failure::Deadline { total: STEPS, .. }, .. }]
+            [Event::Failed { failure: Failure::Deadline { total: STEPS, .. }, .. }, _, _]
         ),
         "{events:?}"
     );
-    assert_eq!(f.cancelled("deadline"), 1);
+    assert_eq!(f.cancelled("deadline"), 3);
+    // The request was late once: from 1.1, up by a step of 0.05 for a miss and none of 0.005 for a hit, in the logarithm.
+    let once = 1.1 * (0.05 * 0.995f64).exp();
+    let margin = f.metrics.prediction_margin.get();
+    assert!((margin / once - 1.0).abs() < 1e-3, "{margin}");
+}
+
+#[test]
+fn guidance_that_overflows_fails_its_image() {
+    let f = fixture(8, 8);
+    let far = GenerateRequest { guidance_scale: f64::MAX, ..f.request(&[1]) };
+    let far = f.engine.generate(far).unwrap();
+    f.go(STEPS);
+    let events = all(far);
+    assert!(
+        matches!(&events[..], [Event::Failed { failure: Failure::NonFinite { .. }, .. }]),
+        "{events:?}"
+    );
+}
+
+/// A [`Toy`] that notes how many evaluations of another there have been at each of its own.
+struct Behind {
+    toy: Toy,
+    other: Arc<Mutex<Vec<usize>>>,
+    seen: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Denoiser for Behind {
+    fn forward(
+        &self,
+        x: &Tensor,
+        timesteps: &Tensor,
+        labels: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        self.seen.lock().unwrap().push(self.other.lock().unwrap().len());
+        self.toy.forward(x, timesteps, labels)
+    }
+    fn geometry(&self) -> &Geometry {
+        &self.toy.geometry
+    }
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+    fn device(&self) -> &Device {
+        &Device::Cpu
+    }
+    fn parameters(&self) -> usize {
+        0
+    }
+}
+
+#[test]
+fn a_deadline_goes_before_a_warm_up() {
+    let f = fixture(8, 8);
+    let deadline = Some(Instant::now() + Duration::from_secs(60));
+    let promised = f.engine.generate(GenerateRequest { deadline, ..f.request(&[1]) }).unwrap();
+    let seen = Arc::default();
+    let behind = Behind {
+        toy: Toy::new(None, usize::MAX),
+        other: Arc::clone(&f.rows),
+        seen: Arc::clone(&seen),
+    };
+    let model = toy_model(vec![Box::new(behind)], 1, 1.0);
+    let engine = f.engine.clone();
+    let warming = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(engine.warm_up(model, Some(1), StageCosts::default()))
+    });
+    f.go(STEPS);
+    assert_eq!(completed(&all(promised)), 1);
+    warming.join().unwrap().unwrap();
+    let seen = seen.lock().unwrap();
+    assert!(!seen.is_empty() && seen.iter().all(|&before| before == STEPS), "{seen:?}");
+}
+
+#[test]
+fn a_forecast_knows_of_the_evaluation_of_a_warm_up() {
+    let f = fixture(8, 8);
+    let within = |seconds| Some(Instant::now() + Duration::from_secs(seconds));
+    let ask = |seconds| {
+        f.engine.generate(GenerateRequest { deadline: within(seconds), ..f.request(&[1]) })
+    };
+    f.engine.devices[0].warms(10.0);
+    // Four evaluations of a second each, and a tenth more, after it.
+    assert!(matches!(ask(13), Err(Rejected::DeadlineQueue { .. })));
+    let promised = ask(15).unwrap();
+    f.engine.devices[0].warmed();
+    f.go(STEPS);
+    assert_eq!(completed(&all(promised)), 1);
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub(super) struct WarmUp {
     measured: bool,
     calibration: BatchCalibration,
     began: Option<Instant>,
+    /// Seconds of a row in the last evaluation of this stage; none before there was one.
+    row_seconds: f64,
     /// Rows at most of an evaluation that is prepared, and the time that this took: on a GPU the first of a size has
     /// kernels compiled, algorithms searched and a graph captured.
     prepared: usize,
@@ -78,17 +80,28 @@ impl WarmUp {
             lasting: PerStage::default(),
             measured: false,
             began: None,
+            row_seconds: 0.0,
             prepared,
             preparing: Duration::ZERO,
             reply: Some(reply),
         }
     }
 
+    /// Rows of the next evaluation.
+    fn rows(&self) -> usize {
+        self.check.as_ref().map_or_else(|| self.calibration.rows(), CostCheck::rows)
+    }
+
+    /// What the next evaluation is expected to take, after the last one.
+    pub(super) fn expected_seconds(&self) -> f64 {
+        self.row_seconds * self.rows() as f64
+    }
+
     /// One evaluation; true when the warm-up is over and whoever asked has been told.
     pub(super) fn evaluate(&mut self) -> bool {
         let started = Instant::now();
         let timestep = self.model.schedule.train_timesteps() - 1;
-        let rows = self.check.as_ref().map_or_else(|| self.calibration.rows(), CostCheck::rows);
+        let rows = self.rows();
         let result = catch_unwind(AssertUnwindSafe(|| {
             let replica = self.model.on(self.device);
             match self.stage {
@@ -121,6 +134,7 @@ impl WarmUp {
             Err(_) => return self.tell(Err("its evaluation panicked".into())),
         }
         let seconds = started.elapsed();
+        self.row_seconds = seconds.as_secs_f64() / rows as f64;
         if rows > self.prepared {
             self.prepared = rows;
             self.preparing += seconds;
@@ -164,7 +178,7 @@ impl WarmUp {
         // Where every evaluation is to have the same bits, one row at a time has.
         let max_rows = if replica.padded() { Some(1) } else { self.max_rows };
         self.calibration = BatchCalibration::new(max_rows, self.calibration.budget_seconds());
-        self.began = None;
+        (self.began, self.row_seconds) = (None, 0.0);
         if self.prepared != usize::MAX {
             self.prepared = 0;
         }

@@ -1,13 +1,13 @@
 //! The thread that owns a device: it gathers, evaluates, hands out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         mpsc::{Receiver, TryRecvError},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
@@ -53,6 +53,8 @@ pub(super) struct Worker {
     pending: Option<Pending>,
     /// When the device was last seen to have ended an evaluation.
     free: Instant,
+    /// Since when a warm-up waits for its turn.
+    warmed: Instant,
 }
 
 /// An evaluation that the device has been asked for, and at which nobody has looked since.
@@ -66,6 +68,9 @@ struct Pending {
 /// Evaluations of this length and more are waited for: those who arrive in the meantime join the next, and the time that
 /// the device waits for it is little beside theirs.
 const SHORT_SECONDS: f64 = 5e-3;
+
+/// How long requests with deadlines may hold a warm-up's next evaluation up.
+const WARM_UP_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Worker {
     pub(super) fn new(
@@ -85,6 +90,7 @@ impl Worker {
             observer,
             pending: None,
             free: Instant::now(),
+            warmed: Instant::now(),
         }
     }
 
@@ -123,6 +129,9 @@ impl Worker {
                     .extend(samples.into_iter().map(|sample| (sample.admission.key, sample)));
             }
             Command::WarmUp { model, max_rows, known, reply } => {
+                if self.warm_ups.is_empty() {
+                    self.warmed = Instant::now();
+                }
                 self.warm_ups.push(WarmUp::new(model, self.device, max_rows, known, reply));
             }
         }
@@ -137,27 +146,39 @@ impl Worker {
             .filter(|(_, sample)| sample.abandoned() || sample.expired(now).is_some())
             .map(|(&key, _)| key)
             .collect();
+        // A request is late once, however many images it has; they have one deadline.
+        let mut missed = BTreeSet::new();
         for key in gone {
             if let Some(sample) = self.samples.remove(&key) {
                 let failure = sample.expired(now).filter(|_| !sample.abandoned());
                 self.leave(&sample, failure.as_ref());
                 if let Some(failure) = failure {
-                    self.calibrator.deadline_ended(false, None);
+                    missed.extend(sample.admission.deadline);
                     sample.finish(|index| Event::Failed { index, failure });
                 }
             }
         }
+        for _ in missed {
+            self.observer.margin(self.calibrator.deadline_ended(false, None).margin());
+        }
     }
 
-    /// One evaluation of a model that is warming up, if there is one.
+    /// One evaluation of a model that is warming up, if there is one. Whoever has a deadline goes first, for a while: no
+    /// forecast knows what a warm-up will take.
     fn warm_up(&mut self) {
-        if !self.warm_ups.is_empty() {
-            self.settle(&mut []);
+        let now = Instant::now();
+        let waits = self.queue.has_deadlines() && now < self.warmed + WARM_UP_PATIENCE;
+        if self.warm_ups.is_empty() || waits {
+            return;
         }
-        if let Some(warm_up) = self.warm_ups.first_mut()
-            && warm_up.evaluate()
-        {
-            self.warm_ups.remove(0);
+        self.settle(&mut []);
+        if let Some(warm_up) = self.warm_ups.first_mut() {
+            self.queue.warms(warm_up.expected_seconds());
+            if warm_up.evaluate() {
+                self.warm_ups.remove(0);
+            }
+            self.queue.warmed();
+            self.warmed = Instant::now();
         }
     }
 

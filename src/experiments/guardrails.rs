@@ -5,7 +5,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Error, tally::Tally};
+use super::{Error, sequential, tally::Tally};
 
 /// Images that a median of PSNR or SSIM is of, where the guardrails say nothing else.
 const COMPARISONS: u64 = 50;
@@ -251,8 +251,10 @@ impl Evidence {
             Guardrail::MaxLatencyRatio => self.latency_ratio,
             Guardrail::VotesPValue => {
                 let Tally { wins, losses, .. } = self.votes;
-                // A preference for the arm speaks for it.
-                let against = if losses > wins { self.votes.p_value() } else { 1.0 };
+                // A preference for the arm speaks for it, and so does one that there was: these votes count, not the most
+                // that any votes so far have said. Every vote is looked at, so none that says enough is missed.
+                let ratio = sequential::ln_likelihood_ratio(wins, losses);
+                let against = if losses > wins { sequential::p_value(ratio) } else { 1.0 };
                 Measured { count: wins + losses, value: Some(against) }
             }
         }
@@ -352,6 +354,10 @@ mod tests {
         }
         // As sure as can be, but of the arm.
         assert_eq!(all().judge(&Evidence { votes: tally(20, 0), ..good() }), Verdict::Fine);
+        // As sure of the arm as could be, and then undecided.
+        let turned = Evidence { votes: tally(13, 14), ..good() };
+        assert!(turned.votes.p_value() < 0.01);
+        assert_eq!(all().judge(&turned), Verdict::Fine);
     }
 
     #[test]

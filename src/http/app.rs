@@ -41,7 +41,7 @@ pub struct Settings {
     /// Keys of which a request must present one; none asks for none.
     pub api_keys: Vec<String>,
     /// Keys of which one must be presented to load and unload models and to delete experiments. Without any these are
-    /// open where only this machine reaches the server, and closed elsewhere.
+    /// open where the server is `private`, and closed elsewhere.
     pub admin_keys: Vec<String>,
     /// Whether health and metrics ask for the key as well.
     pub api_key_everywhere: bool,
@@ -49,6 +49,8 @@ pub struct Settings {
     pub cors_allow_origin: Vec<String>,
     /// Whether only this machine reaches the server: it is bound to a loopback address.
     pub loopback: bool,
+    /// Whether nobody else does by way of a proxy either: no other host was named.
+    pub private: bool,
     /// Hosts that the server answers to beside this machine's own names; without any, all of them where others
     /// reach it.
     pub allowed_hosts: Vec<Host>,
@@ -77,6 +79,7 @@ impl Default for Settings {
             api_key_everywhere: false,
             cors_allow_origin: Vec::new(),
             loopback: true,
+            private: true,
             allowed_hosts: Vec::new(),
             loras: BTreeMap::new(),
             shadow_rate: 0.0,

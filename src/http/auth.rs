@@ -34,9 +34,9 @@ fn refusal(
         if administrator {
             return None;
         }
-        if settings.admin_keys.is_empty() && !settings.loopback {
+        if settings.admin_keys.is_empty() && !settings.private {
             return Some(forbidden(
-                "other machines reach this server and it has no --admin-key, so nobody may do this; start it with one and send `Authorization: Bearer KEY`",
+                "others reach this server, as its address or an --allowed-host says, and it has no --admin-key, so nobody may do this; start it with one and send `Authorization: Bearer KEY`",
             ));
         }
         if !settings.admin_keys.is_empty() && user {

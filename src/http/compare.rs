@@ -19,6 +19,7 @@ use super::{
     generate::{ParsedRequest, Shape},
     observe::Received,
     pair::Pair,
+    run::Delivery,
     stream,
     wire::{
         CompareReply, CompareRequest, CompareStreamed, ErrorReply, GenerationRequest, OneOrTwo,
@@ -68,7 +69,7 @@ pub(super) async fn compare(
     let (sides, comparison) = compared(&app.metrics, sides).await?;
     let [teacher, student] = &sides;
     let (teachers, students) = try_join(teacher.data(), student.data()).await?;
-    sides.iter().for_each(|side| side.observe(&app));
+    sides.iter().for_each(|side| side.observe(&app, Delivery::Whole));
     let pair = vec![teacher.reply(teachers), student.reply(students)];
     Ok(Json(CompareReply { pair, comparison }).into_response())
 }

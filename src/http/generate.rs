@@ -552,9 +552,7 @@ fn course(
 
 fn guidance(model: &Model, wire: &GenerationRequest) -> Result<f64, Problem> {
     let scale = wire.guidance_scale.unwrap_or_else(|| model.default_guidance());
-    if !scale.is_finite() {
-        return Err(Problem::value("guidance_scale", scale, "it takes a finite number"));
-    }
+    model.card.check_scale(&model.id, scale)?;
     if scale != 1.0 && !model.guides() {
         let remedy = format!(
             "{} has no null class to be guided away from; send 1 or leave it out",

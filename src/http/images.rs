@@ -22,7 +22,7 @@ use super::{
     observe::{DeviceTime, Received},
     pair::Pair,
     route::{self, Admitted},
-    run::Finished,
+    run::{Delivery, Finished},
     shadow,
     single::{Served, Single},
     stream,
@@ -125,12 +125,12 @@ async fn draft(
     } else {
         let sides = pair.finish().await?;
         let ([mut teacher, student], _) = compared(&app.metrics, sides).await?;
-        student.observe(&app);
+        student.observe(&app, Delivery::Whole);
         let (model, timings) = (student.model().to_owned(), student.timings);
         let draft = Some(DraftReply { model, data: student.data().await?, timings });
         let data = teacher.data().await?;
         teacher.timings.total_ms = milliseconds(received.elapsed());
-        teacher.observe(&app);
+        teacher.observe(&app, Delivery::Whole);
         let reply = GenerationReply { draft, ..teacher.reply(data) };
         timed(Json(reply).into_response(), &teacher.timings)
     };
@@ -140,7 +140,7 @@ async fn draft(
 /// Counts a request whose reply is ready now.
 pub(super) fn ready(app: &App, served: &mut Served, received: Instant) -> Timings {
     served.finished.timings.total_ms = milliseconds(received.elapsed());
-    served.observe(app);
+    served.observe(app, Delivery::Whole);
     served.finished.timings
 }
 

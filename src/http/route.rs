@@ -42,7 +42,6 @@ pub(super) async fn admit(
     key: Option<Vec<u8>>,
     received: Instant,
 ) -> Result<Admitted, Problem> {
-    let single = |run| Single::new(app, run, wire);
     Ok(Admitted::Single(match wire.model.as_deref() {
         Some(model) if model.starts_with(EXPERIMENT) => {
             let id = &model[EXPERIMENT.len()..];
@@ -57,7 +56,8 @@ pub(super) async fn admit(
             let wire = &in_steps(wire, &experiment, arm)?;
             let model = app.arm(&experiment, arm)?;
             let plan = ParsedRequest::new(&app.settings, model, wire, wanted, received).await?;
-            let mut single = single(Run::new(app, plan, received)?);
+            // Its teacher repeats it in the arm's steps.
+            let mut single = Single::new(app, Run::new(app, plan, received)?, wire);
             single.run.span.for_experiment(&experiment, arm);
             single.beside.arm = Some((experiment, arm));
             single
@@ -91,14 +91,14 @@ pub(super) async fn admit(
             let candidates = candidates(plans, wire)?;
             let plans = candidates.iter().map(|candidate| candidate.plan.clone()).collect();
             let (run, served, predicted) = Run::first(app, plans, received)?;
-            let mut single = single(run);
+            let mut single = Single::new(app, run, wire);
             single.beside.routing = Some(routing(&candidates, served, &predicted));
             single
         }
         id => {
             let plan =
                 ParsedRequest::new(&app.settings, app.model(id)?, wire, wanted, received).await?;
-            single(Run::new(app, plan, received)?)
+            Single::new(app, Run::new(app, plan, received)?, wire)
         }
     }))
 }

@@ -27,7 +27,7 @@ pub(super) struct Run {
     /// By index.
     images: Vec<Option<(Image, SampleTimings)>>,
     received: Instant,
-    /// From receipt to the latest image.
+    /// From receipt to when the latest image was made.
     total: Duration,
     pub(super) span: RunSpan,
 }
@@ -80,6 +80,11 @@ impl Run {
         &self.plan.request.model.id
     }
 
+    /// From receipt to when that image was made.
+    pub(super) fn since_receipt(&self, timings: &SampleTimings) -> Duration {
+        timings.finished.saturating_duration_since(self.received)
+    }
+
     /// Whether that image is finished.
     pub(super) fn has(&self, index: usize) -> bool {
         self.images[index].is_some()
@@ -96,7 +101,7 @@ impl Run {
         match &event {
             Poll::Ready(Some(Event::Completed { index, image, timings })) => {
                 self.images[*index] = Some((image.clone(), *timings));
-                self.total = self.received.elapsed();
+                self.total = self.since_receipt(timings);
                 self.span.made(*index, timings);
             }
             Poll::Ready(Some(Event::Failed { failure, .. })) => self.span.failed(failure),
@@ -127,6 +132,15 @@ impl Run {
     }
 }
 
+/// How a reply goes out.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Delivery {
+    /// When all of it is ready.
+    Whole,
+    /// Image by image, as fast as its client takes them, which says nothing about this server.
+    Streamed,
+}
+
 /// A finished request.
 pub(super) struct Finished {
     pub(super) plan: ParsedRequest,
@@ -145,9 +159,13 @@ impl Finished {
     }
 
     /// Counts its time, now that its reply is ready.
-    pub(super) fn observe(&self, app: &App) {
+    pub(super) fn observe(&self, app: &App, delivery: Delivery) {
         if let (Some(made), Some(deadline)) = (self.made, self.plan.request.deadline) {
-            app.engine.delivered(made.elapsed(), Instant::now() <= deadline);
+            let after = match delivery {
+                Delivery::Whole => Some(made.elapsed()),
+                Delivery::Streamed => None,
+            };
+            app.engine.delivered(made + after.unwrap_or_default() <= deadline, after);
         }
         let duration = app.metrics.request_duration.with_label_values(&[self.model()]);
         duration.observe(self.timings.total_ms / 1e3);

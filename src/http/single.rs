@@ -7,7 +7,7 @@ use super::{
     App,
     error::Problem,
     repetition::{self, Repetition},
-    run::{Finished, Run},
+    run::{Delivery, Finished, Run},
     wire::{GenerationRequest, Routing},
 };
 use crate::experiments::Experiment;
@@ -54,8 +54,8 @@ pub(super) struct Served {
 
 impl Served {
     /// Counts its time, now that its reply is ready.
-    pub(super) fn observe(&self, app: &App) {
-        self.finished.observe(app);
+    pub(super) fn observe(&self, app: &App, delivery: Delivery) {
+        self.finished.observe(app, delivery);
         if let Some((experiment, arm)) = &self.beside.arm {
             let seconds = self.finished.timings.total_ms / 1e3;
             let images = self.finished.images.len();

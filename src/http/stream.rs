@@ -22,7 +22,7 @@ use super::{
     error::Problem,
     observe::out_of_time,
     pair::{Pair, Side},
-    run::Run,
+    run::{Delivery, Run},
     shadow,
     single::Single,
     timings::unix_seconds,
@@ -30,8 +30,9 @@ use super::{
 };
 use crate::engine::{Event, Image};
 
-/// How often a silent stream says that it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How often a silent stream says that it is alive. A client that is gone is only known by what it refuses, so this is also how long it
+/// keeps its images from being cancelled.
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// The events of a reply, one after the other. Dropping it, as happens when the client goes away, cancels the request.
 trait Events: Send + 'static {
@@ -122,7 +123,7 @@ impl Events for SingleEvents {
         let Some(event) = in_time(&self.app, self.received, single.run.next()).await? else {
             if let Some(single) = self.single.take() {
                 let served = single.finished()?;
-                served.observe(&self.app);
+                served.observe(&self.app, Delivery::Streamed);
                 shadow::repeat(&self.app, served);
             }
             return Ok(None);
@@ -136,7 +137,7 @@ impl Events for SingleEvents {
                 image: finished(run, index, image).await?,
                 model: run.model().to_owned(),
                 side: None,
-                timings: Timings::of(&[timings], self.received.elapsed()),
+                timings: Timings::of(&[timings], run.since_receipt(&timings)),
                 routing: beside.routing.clone(),
                 usage: Usage::default(),
             },
@@ -188,7 +189,7 @@ impl PairEvents {
                     image: finished(run, index, image).await?,
                     model: run.model().to_owned(),
                     side: place,
-                    timings: Timings::of(&[timings], self.received.elapsed()),
+                    timings: Timings::of(&[timings], run.since_receipt(&timings)),
                     routing: None,
                     usage: Usage::default(),
                 };
@@ -205,7 +206,7 @@ impl PairEvents {
                     model: run.model().to_owned(),
                     side: place,
                     draft: true,
-                    timings: Some(Timings::of(&[timings], self.received.elapsed())),
+                    timings: Some(Timings::of(&[timings], run.since_receipt(&timings))),
                 });
                 if let Some(at) = self.held.iter().position(|(held, _)| *held == index) {
                     self.due.push_back(self.held.swap_remove(at).1);
@@ -221,7 +222,7 @@ impl PairEvents {
     async fn close(&mut self) -> Result<Option<sse::Event>, Problem> {
         let Some(pair) = self.pair.take() else { return Ok(None) };
         let sides = pair.finished()?;
-        sides.iter().for_each(|side| side.observe(&self.app));
+        sides.iter().for_each(|side| side.observe(&self.app, Delivery::Streamed));
         let (sides, comparison) = compared(&self.app.metrics, sides).await?;
         if self.closing == Closing::Image {
             return Ok(None);

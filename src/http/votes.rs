@@ -17,6 +17,7 @@ use super::{
     generate::ParsedRequest,
     observe::Received,
     pair::Pair as Running,
+    run::Delivery,
     wire::{
         BlindImage, ChoiceRequest, ErrorReply, GenerationRequest, PairReply, PairRequest,
         VoteReply, VoteRequest,
@@ -68,7 +69,7 @@ pub(super) async fn pair(
     running.teacher.span.for_experiment(&experiment, one);
     running.student.span.for_experiment(&experiment, other);
     let mut sides = running.finish().await?;
-    sides.iter().for_each(|side| side.observe(&app));
+    sides.iter().for_each(|side| side.observe(&app, Delivery::Whole));
     let mut names = [one, other].map(|arm| experiment.arms[arm].name());
     if swapped {
         sides.swap(0, 1);

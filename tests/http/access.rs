@@ -347,17 +347,16 @@ async fn administration_wants_its_own_key() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn administration_without_a_key_is_for_this_machine_alone() {
-    for (loopback, keys, expected) in
-        [(true, &[][..], 404), (false, &[], 403), (false, &["a"], 404)]
+    for (private, keys, expected) in [(true, &[][..], 404), (false, &[], 403), (false, &["a"], 404)]
     {
         let server = Server::with(|settings| {
-            settings.loopback = loopback;
+            settings.private = private;
             settings.admin_keys = keys.iter().map(|key| (*key).to_owned()).collect();
         })
         .await;
         for operation in administration() {
             let reply = ask(&server, &operation, &[("authorization", "Bearer a")]).await;
-            assert_eq!(reply.status, expected, "{operation:?} {loopback} {keys:?}");
+            assert_eq!(reply.status, expected, "{operation:?} {private} {keys:?}");
         }
         // Everybody else's business goes on.
         assert_eq!(server.generate(json!({})).await.status, 200);

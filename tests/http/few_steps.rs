@@ -109,6 +109,26 @@ async fn shadows_are_drawn_in_the_teachers_own_steps() {
     }
 }
 
+/// The networks are equal here, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn shadows_of_an_arm_are_drawn_in_its_steps() {
+    let models = tempfile::tempdir().unwrap();
+    let card = json!({"role": "student", "teacher": CLASSES});
+    write_model(models.path(), STUDENT, 1, Some(4), card);
+    let server = Server::over(models, |settings| settings.shadow_rate = 1.0).await;
+    let arms = json!([{"model": CLASSES, "weight": 0}, {"model": STUDENT, "num_inference_steps": 3, "weight": 1}]);
+    let reply = server.post("/v1/experiments", json!({"id": "e", "arms": arms}).to_string()).await;
+    assert_eq!(reply.status, 201, "{}", reply.text());
+    let reply = server.generate(json!({"model": "experiment:e", "class_label": 1})).await;
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    let compared = |server: &Server| {
+        server.metrics.shadows.with_label_values(&[STUDENT, "compared"]).get() == 1
+    };
+    server.until("compared", compared).await;
+    let psnr = server.metrics.pair_psnr_db.with_label_values(&[CLASSES, STUDENT]);
+    assert_eq!(psnr.get_sample_sum(), 100.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn arms_may_be_one_model_in_different_steps() {
     let server = Server::pair().await;

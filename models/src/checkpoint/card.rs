@@ -1,6 +1,6 @@
 //! The model card, `understudy.json`: what a network is for and how it was made.
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, ops::RangeInclusive, path::Path};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -12,6 +12,8 @@ pub(super) const CARD: &str = "understudy.json";
 
 /// Steps where a card says none.
 const STEPS: usize = 50;
+/// Scales of guidance; beyond these images are noise, and sooner or later no numbers.
+const SCALES: RangeInclusive<f64> = -1000.0..=1000.0;
 
 /// What part a model plays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -229,7 +231,7 @@ impl Card {
                         .into(),
                 );
             }
-            if !(1.0 <= least && least <= most && most.is_finite()) {
+            if !(1.0 <= least && least <= most && SCALES.contains(&most)) {
                 return refuse(format!(
                     "`guidance_range` is [{least}, {most}]: write the least and the largest scale, from 1 up"
                 ));
@@ -242,9 +244,12 @@ impl Card {
             }
         }
         if let Some(scale) = self.defaults.guidance_scale
-            && !scale.is_finite()
+            && !SCALES.contains(&scale)
         {
-            return refuse(format!("`defaults.guidance_scale` is {scale}: write a finite number"));
+            let (least, most) = (SCALES.start(), SCALES.end());
+            return refuse(format!(
+                "`defaults.guidance_scale` is {scale}: write a number from {least} to {most}"
+            ));
         }
         if let Some(Err(error)) = self.defaults.scheduler.as_ref().map(|name| name.parse::<Kind>())
         {
@@ -253,18 +258,21 @@ impl Card {
         Ok(())
     }
 
-    /// Refuses a guidance scale that the network has not learned; `name` is the model's.
+    /// Refuses a guidance scale that is too large for any network, or that this one has not learned; `name` is the model's.
     ///
     /// # Errors
-    /// [`Error::Value`] naming `guidance_scale` and the scales that it has learned.
+    /// [`Error::Value`] naming `guidance_scale` and the scales that it takes.
     pub fn check_scale(&self, name: &str, scale: f64) -> Result<()> {
-        match self.guidance_range {
+        let remedy = match self.guidance_range {
             Some([least, most]) if !(least..=most).contains(&scale) => {
-                let remedy = format!("{name} has learned scales from {least} to {most}");
-                Err(Error::value("guidance_scale", scale, remedy))
+                format!("{name} has learned scales from {least} to {most}")
             }
-            _ => Ok(()),
-        }
+            None if !SCALES.contains(&scale) => {
+                format!("it takes a number from {} to {}", SCALES.start(), SCALES.end())
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::value("guidance_scale", scale, remedy))
     }
 }
 

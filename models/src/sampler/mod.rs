@@ -328,13 +328,17 @@ fn last_steps(
             Mixture { signal: level.alpha, noise: level.s }
         }
     };
-    let at = |timestep: f64| {
-        let node = nodes.iter().find(|node| node.timestep == timestep);
+    // Where the evaluation of that number stands. Timesteps do not tell: nodes between whole timesteps are rounded to the same ones.
+    let at = |(number, evaluation): (usize, &Evaluation)| {
+        let node = match kind {
+            Kind::Pndm => nodes.iter().find(|node| node.timestep == evaluation.timestep),
+            Kind::Heun => nodes.get(number.div_ceil(2)),
+            _ => nodes.get(number),
+        };
         mixture(node.map_or(0.0, |node| node.sigma))
     };
     let begin = nodes.first().map_or(0.0, |node| node.sigma);
-    let next = evaluations.iter().skip(1).map(|evaluation| at(evaluation.timestep));
-    let after = next.chain([mixture(0.0)]).collect();
+    let after = evaluations.iter().enumerate().skip(1).map(at).chain([mixture(0.0)]).collect();
     match evaluations.iter().find(|evaluation| !evaluation.step.is_finite()) {
         Some(evaluation) => Err(Error::value(
             format!("{}: beta_schedule", config.file),

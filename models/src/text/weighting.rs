@@ -12,13 +12,13 @@
 use crate::{Error, Result};
 
 const ROUND: f64 = 1.1;
-/// Weights beyond that are mistyped.
+/// Weights beyond that, and products of them, are mistyped.
 const MOST: f64 = 100.0;
 
 /// The pieces of a prompt, each with its weight; neighbours differ in it.
 ///
 /// # Errors
-/// [`Error::Value`] for a weight that is no number, or not from −100 to 100.
+/// [`Error::Value`] for a weight that is no number, or not from −100 to 100, alone or with those around it.
 pub fn weighted(prompt: &str) -> Result<Vec<(String, f64)>> {
     let mut pieces: Vec<(String, f64)> = Vec::new();
     let (mut round, mut square) = (Vec::new(), Vec::new());
@@ -62,6 +62,16 @@ pub fn weighted(prompt: &str) -> Result<Vec<(String, f64)>> {
     square.into_iter().for_each(|from| multiply(&mut pieces, from, 1.0 / ROUND));
     let mut merged: Vec<(String, f64)> = Vec::new();
     for (text, weight) in pieces {
+        if weight.abs() > MOST {
+            let remedy = format!(
+                "brackets inside of brackets multiply; use fewer, or smaller weights: at most {MOST} in all"
+            );
+            return Err(Error::value(
+                "prompt",
+                format!("{text:?} with a weight of {weight}"),
+                remedy,
+            ));
+        }
         match merged.last_mut().filter(|(_, last)| *last == weight) {
             Some((before, _)) => before.push_str(&text),
             None => merged.push((text, weight)),
@@ -130,7 +140,7 @@ mod tests {
                 assert!((weight - theirs).abs() < 1e-12, "{prompt}: {weight}");
             }
         }
-        for wrong in ["(a:1.2.3)", "(a:1000)", "(a:.)"] {
+        for wrong in ["(a:1.2.3)", "(a:1000)", "(a:.)", "((a:20):20)", "b, (([a]:-50):3)"] {
             assert!(weighted(wrong).unwrap_err().to_string().contains("weight"), "{wrong}");
         }
     }

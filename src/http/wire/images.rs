@@ -68,7 +68,7 @@ impl JsonRequest for GenerationRequest {
             "seed" => "a whole number from 0 to 9007199254740991",
             "num_inference_steps" => "a whole number from 1 to the schedule's training steps",
             "eta" => "a number, at least 0",
-            "guidance_scale" => "a finite number",
+            "guidance_scale" => "a number from -1000 to 1000",
             "output_format" => "\"png\", \"jpeg\" or \"webp\"",
             "output_compression" => "a whole number from 0 to 100",
             "stream" => "true or false",
