@@ -149,4 +149,8 @@ fn what_cannot_be_scored_is_refused_with_the_remedy() {
     assert!(said.contains("the network takes 32×32 3-channel"), "{said}");
     let said = refusal(&["--samples", set, "--reference", set, "--features", "nobody"]);
     assert!(said.contains("neither a folder nor a bundled judge"), "{said}");
+    for flag in ["--n", "--steps", "--seed", "--seeds", "--batch", "--guidance-scale"] {
+        let said = refusal(&["--samples", set, "--reference", set, flag, "2"]);
+        assert!(said.contains("cannot be used with") && said.contains(flag), "{said}");
+    }
 }

@@ -68,13 +68,16 @@ impl Home {
 
     fn run(&self, student: &str, out: &str, steps: usize, more: &[&str]) -> Output {
         let batch: &[&str] = if more.contains(&"--batch") { &[] } else { &["--batch", "4"] };
-        let usual = "--rho 0.2 --walk-steps 10 --checkpoint-every 3 --sample-every 4 --threads 1 \
+        let pool: &[&str] =
+            if more.contains(&"data-free-baseline") { &[] } else { &["--rho", "0.2"] };
+        let usual = "--walk-steps 10 --checkpoint-every 3 --sample-every 4 --threads 1 \
                      --learning-rate-schedule constant --warmup-steps 1 --no-report";
         Command::new(env!("CARGO_BIN_EXE_understudy"))
             .current_dir(self.0.path())
             .args(["distill", "--teacher", "teacher", "--student", student, "--out", out])
             .args(["--steps", &steps.to_string()])
             .args(batch)
+            .args(pool)
             .args(usual.split_whitespace())
             .args(more)
             .output()

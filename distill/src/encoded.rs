@@ -3,6 +3,7 @@
 //! A text-to-image model is told the pictures' captions; one in ten is shown without, so that the model can be guided away from what
 //! it draws after no prompt (Ho & Salimans 2022, arXiv 2207.12598). A picture's latent is the likeliest one.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
@@ -15,7 +16,7 @@ use crate::data::Images;
 use crate::estimate::blank;
 use crate::generate::Captions;
 use crate::noised::{Noise, check_count, check_variance, takes_classes};
-use crate::prompting::Prompting;
+use crate::prompting::{Prompting, files_sha256};
 use crate::random::{self, Purpose};
 use crate::training_batch::{BatchSource, Cost, TextConditions, TrainingBatch};
 
@@ -26,8 +27,8 @@ const UNCAPTIONED: usize = 10;
 
 /// Training batches from pictures.
 pub struct Encoded {
-    /// Of the pictures as they were given, and of their captions.
-    sha256: [String; 2],
+    /// Of the pictures as they were given, of their captions, and of what makes latents of them.
+    sha256: [String; 3],
     images: Images,
     encoder: Encoder,
     captions: Option<(Prompting, Vec<Option<usize>>)>,
@@ -43,14 +44,14 @@ pub struct Encoded {
 
 impl Encoded {
     /// Training batches of `batch` pictures for a network of these shapes, told `captions`: the prompts, and which of them each picture
-    /// has.
+    /// has. The encoder comes with its files, by which a run that goes on knows it again.
     ///
     /// # Errors
     /// As [`Noised::new`](crate::noised::Noised::new), of pictures of the autoencoder's size; [`Error::Value`] for a network that takes
     /// the guidance scale as an input, which pictures do not teach.
     pub fn new(
         images: Images,
-        encoder: Encoder,
+        (encoder, files): (Encoder, &[PathBuf]),
         captions: Option<(Prompting, Vec<Option<usize>>)>,
         (geometry, schedule): (Geometry, &ScheduleConfig),
         batch: usize,
@@ -61,7 +62,7 @@ impl Encoded {
             return Err(Error::value("time_cond_proj_dim", "a number", remedy));
         }
         check_variance(&geometry)?;
-        let sha256 = [images.sha256(), images.captions_sha256()];
+        let sha256 = [images.sha256(), images.captions_sha256(), files_sha256(files)?];
         let [channels, height, width] = encoder.image_shape();
         let images = images.fit("data", channels, height, width)?;
         let classes = takes_classes(&images, geometry.conditioning)?;
@@ -100,10 +101,11 @@ impl Encoded {
 
 impl BatchSource for Encoded {
     fn identity(&self) -> Map<String, Value> {
-        let [images, captions] = &self.sha256;
+        let [images, captions, autoencoder] = &self.sha256;
         let mut identity = Map::new();
         identity.insert("images".into(), self.images.len().into());
         identity.insert("data_sha256".into(), images.clone().into());
+        identity.insert("autoencoder_sha256".into(), autoencoder.clone().into());
         if let Some((prompting, _)) = &self.captions {
             identity.insert("captions_sha256".into(), captions.clone().into());
             identity.extend(prompting.identity());

@@ -100,7 +100,7 @@ impl Prompting {
         file: Option<PathBuf>,
     ) -> Result<Self> {
         let shape = Self::check(teacher, &prompts, guidance)?;
-        let encoder = hash_of(&teacher.model().reader_files()?)?;
+        let encoder = files_sha256(&teacher.model().reader_files()?)?;
         let there = file.clone().filter(|file| file.exists());
         let reader = match there {
             Some(_) => None,
@@ -397,7 +397,7 @@ fn encode(reader: &Reader, texts: &[&str], shape: Prompt) -> Result<Tensor> {
 }
 
 /// SHA-256 of files, with their names, in hexadecimal.
-fn hash_of(files: &[PathBuf]) -> Result<String> {
+pub(crate) fn files_sha256(files: &[PathBuf]) -> Result<String> {
     let mut hash = Sha256::new();
     for path in files {
         let (mut file, length) = read::open(path)?;

@@ -120,11 +120,10 @@ fn scores(comparison: &Comparison, args: &MeasureArgs) -> Map<String, Value> {
     for score in &comparison.scores {
         let name = match score.name.as_str() {
             name if name.starts_with("Fréchet") => {
-                let features = comparison.features.as_deref().unwrap_or_default();
-                match (features, comparison.against_teacher) {
-                    ("inception", false) => "FID".into(),
-                    (features, false) => format!("FD-{features}"),
-                    (features, true) => format!("FD-{features}-to-teacher"),
+                let distance = comparison.distance.as_deref().unwrap_or_default();
+                match comparison.against_teacher {
+                    false => distance.to_owned(),
+                    true => format!("{distance}-to-teacher"),
                 }
             }
             "Kernel distance (KID)" => "kernel_distance".into(),

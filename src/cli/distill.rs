@@ -30,6 +30,7 @@ use understudy_models::{
         card::{Card, Defaults, Role},
         hub, write_atomically,
     },
+    noise,
     sampler::{self, Kind},
     schedule::PredictionType,
 };
@@ -210,7 +211,9 @@ pub(super) fn stage(
     if !first {
         return Ok(Ran { network, estimated_seconds });
     }
-    super::write_command(&args.out)?;
+    if !args.training.dry_run {
+        super::write_command(&args.out)?;
+    }
     match outcome {
         Outcome::Stopped { step } => progress.stopped(step, &args.out)?,
         Outcome::Finished
@@ -283,6 +286,10 @@ fn given(plan: &Plan<'_>, to_be: Option<NetworkConfig>) -> Result<Student, Strin
         },
     };
     let candidate = candidate.map_err(|error| explain(error.to_string()))?;
+    if candidate.trained.is_some() && plan.args.init == Some(Init::Random) {
+        let problem = "has weights, which --init random would leave; give its config.json, or leave out --init";
+        return Err(explain(problem.into()));
+    }
     if let Some(prompted) = &plan.prompted {
         prompted.check_student(&candidate.config)?;
     }
@@ -462,6 +469,11 @@ fn segment_regression<'a>(
     Ok(Box::new(pool.prompted(prompting.clone())))
 }
 
+/// Samples of the baseline where nobody says.
+const SAMPLES: u32 = 10_000;
+/// Seeds of images between those of two runs.
+const SEEDS_APART: u64 = 1 << 32;
+
 /// The teacher's samples as data: images, or what a latent model makes.
 fn data_free_baseline<'a>(
     plan: &Plan<'a>,
@@ -481,6 +493,12 @@ fn data_free_baseline<'a>(
     let (kind, steps) = (plan.walk_sampler(), plan.walk_steps);
     let trajectory = sampler::trajectory(&teacher.schedule, kind, steps, 0.0, false);
     let seed = args.training.seed;
+    if seed >= noise::SEEDS / SEEDS_APART {
+        return Err(format!(
+            "--seed {seed}: with --method data-free-baseline it must be below {}, so that no two see the same images",
+            noise::SEEDS / SEEDS_APART
+        ));
+    }
     let sampling = Sampling {
         trajectory: trajectory.map_err(shown)?,
         classes: match teacher.geometry().conditioning {
@@ -489,17 +507,18 @@ fn data_free_baseline<'a>(
         },
         captions: None,
         // Runs of different seeds are to see different images.
-        first_seed: seed.wrapping_mul(1 << 32),
+        first_seed: seed * SEEDS_APART,
         batch: 64,
     };
     // Not one of several shards, so this is the first rank.
     let run = run.ok_or("--method data-free-baseline: takes one process")?;
     let folder = run.path().join("teacher-samples");
-    let (count, batch) = (args.samples.get(), plan.batch);
+    let (count, batch) = (args.samples.unwrap_or(SAMPLES) as usize, plan.batch);
     let settings = generated::Settings { sampling, count, folder, batch, seed };
     if teacher.model().makes_pixels() {
         let (network, schedule) = (student.config.clone(), student.schedule.clone());
-        return Ok(Box::new(Pictures::new(teacher, settings, network, schedule)));
+        let pictures = Pictures::new(teacher, settings, network, schedule);
+        return Ok(Box::new(pictures.map_err(shown)?));
     }
     let latents = Latents::new(teacher, prompting.clone(), settings, &student.schedule);
     Ok(Box::new(latents.map_err(shown)?))

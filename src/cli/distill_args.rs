@@ -51,14 +51,14 @@ pub(super) struct DistillArgs {
     /// segment-regression].
     #[arg(long, value_enum, help_heading = "Method")]
     pub(super) method: Option<Method>,
-    /// Images, or latents, that the baseline's teacher generates, each in --walk-steps steps of --walk-sampler.
+    /// Images, or latents, that the baseline's teacher generates, each in --walk-steps steps of --walk-sampler [default: 10000].
     #[arg(
         long,
         value_name = "N",
-        default_value_t = NonZeroUsize::new(10_000).unwrap_or(NonZeroUsize::MIN),
+        value_parser = clap::value_parser!(u32).range(1..=10_000_000),
         help_heading = "Method"
     )]
-    pub(super) samples: NonZeroUsize,
+    pub(super) samples: Option<u32>,
     /// How training batches are drawn: all rows at one timestep (iterative), each at its own (shuffled), or from a pool
     /// (dynamic, the paper's choice) [default: dynamic].
     #[arg(long, value_enum, help_heading = "Method")]

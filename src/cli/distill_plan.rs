@@ -69,6 +69,7 @@ impl<'a> Plan<'a> {
         let defaults = defaults(args);
         let evaluations = args.evaluations.map(NonZeroUsize::get);
         let method = method(args)?;
+        check_effect(args, method)?;
         prompting::check_latent(args, teacher)?;
         let prompted = PromptArgs::new(args, teacher, method)?;
         let batch = args.training.batch(&defaults.training) as usize;
@@ -221,6 +222,37 @@ fn method(args: &DistillArgs) -> Result<Method, String> {
              segment-regression or distribution-matching",
             super::word(method)
         )),
+    }
+}
+
+/// Refuses flags that would do nothing.
+fn check_effect(args: &DistillArgs, method: Method) -> Result<(), String> {
+    let refuse =
+        |flag: String, of: &str| Err(format!("{flag}: counts for {of} alone; leave it out"));
+    if method != Method::DataFreeBaseline
+        && let Some(samples) = args.samples
+    {
+        return refuse(format!("--samples {samples}"), "--method data-free-baseline");
+    }
+    // Those of few steps say themselves what they cannot have.
+    if method == Method::DataFreeBaseline
+        && let Some(schedule) = args.schedule
+    {
+        return refuse(format!("--schedule {}", super::word(schedule)), "--method dkdm");
+    }
+    let pool = match method {
+        Method::Dkdm => args.schedule.is_none_or(|schedule| schedule == Schedule::Dynamic),
+        Method::DataFreeBaseline => false,
+        Method::SegmentRegression | Method::DistributionMatching => true,
+    };
+    let of = "a pool (--method dkdm with --schedule dynamic, or --evaluations)";
+    match (args.rho, &args.pool_file, &args.keep_samples) {
+        (Some(rho), _, _) if !pool => refuse(format!("--rho {rho}"), of),
+        (_, Some(file), _) if !pool => refuse(format!("--pool-file {}", file.display()), of),
+        (_, _, Some(folder)) if method == Method::DataFreeBaseline => {
+            refuse(format!("--keep-samples {}", folder.display()), "walks")
+        }
+        _ => Ok(()),
     }
 }
 

@@ -43,7 +43,11 @@ pub(super) struct EvaluateArgs {
     #[arg(long, value_name = "MODEL", conflicts_with_all = ["samples", "write_stats"])]
     against: Option<String>,
     /// Score these images instead: an idx file, a folder of images, a .tar of one, an .npz.
-    #[arg(long, value_name = "PATH")]
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with_all = ["n", "prompts", "guidance_scale", "steps", "scheduler", "seed", "seeds", "batch"]
+    )]
     samples: Option<PathBuf>,
     #[command(flatten)]
     models: ModelsArg,
@@ -53,7 +57,7 @@ pub(super) struct EvaluateArgs {
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Write the samples' statistics here (.npz with mu and sigma, as pytorch-fid's).
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "seeds")]
     write_stats: Option<PathBuf>,
     /// One JSON object on standard output, everything else on standard error.
     #[arg(long)]
@@ -95,6 +99,9 @@ pub(super) fn run(args: &EvaluateArgs) -> Result<(), String> {
     for run in 0..source.runs(args) {
         let mut observer =
             Observer::new(network, source.flag(), n, n).map_err(|error| error.to_string())?;
+        if matches!(source, Source::Images(_)) {
+            observer = observer.in_order();
+        }
         source.observe(args, run, &mut observer)?;
         if let (Some(path), Some(gaussian)) = (&args.write_stats, observer.gaussian()) {
             gaussian.write(path, network).map_err(|error| error.to_string())?;
@@ -258,7 +265,7 @@ fn summary(network: &dyn FeatureNetwork, runs: &[Scores]) -> Value {
         ("inception_score", |scores| scores.inception_score.map(|score| score.0)),
         ("inception_score_deviation", |scores| scores.inception_score.map(|score| score.1)),
         ("kernel_distance", |scores| scores.kernel_distance.map(|score| score.0)),
-        ("kernel_distance_deviation", |scores| scores.kernel_distance.map(|score| score.1)),
+        ("kernel_distance_deviation", |scores| scores.kernel_distance.and_then(|score| score.1)),
         ("precision", |scores| scores.precision_and_recall.map(|score| score.0)),
         ("recall", |scores| scores.precision_and_recall.map(|score| score.1)),
         ("class_agreement", |scores| scores.class_agreement),

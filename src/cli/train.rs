@@ -137,7 +137,9 @@ pub(super) fn run(args: &TrainArgs, threads: NonZeroUsize) -> Result<(), String>
     let mut progress =
         TrainingProgress::new("Reading the images", args.training.dry_run, interrupt, tracking);
     let outcome = train::train(task, &mut progress).map_err(shown)?;
-    super::write_command(&args.out)?;
+    if !args.training.dry_run {
+        super::write_command(&args.out)?;
+    }
     match outcome {
         Outcome::Stopped { step } => {
             progress.stopped(step, &args.out)?;
@@ -224,6 +226,12 @@ fn of_latents(
         }
         (Some(_), Some(captions)) => {
             let (prompts, numbers) = Prompts::of_captions(captions);
+            if prompts.texts().is_empty() {
+                return Err(format!(
+                    "--data {}: all captions are empty, and the network draws after text; write what pictures show",
+                    args.data.display()
+                ));
+            }
             let guidance = Guidance::Keep { scale: defaults.guidance_scale.unwrap_or(1.0) };
             let table = args.out.join(RUN_DIR).join(prompting::TABLE);
             let prompting =
@@ -232,6 +240,8 @@ fn of_latents(
         }
     };
     let shapes = (student.config.geometry(), &student.schedule);
+    let files = model.model().autoencoder_files().map_err(shown)?;
+    let encoder = (encoder, &files[..]);
     let batches = Encoded::new(images, encoder, captions, shapes, batch, seed).map_err(shown)?;
     let card = Card {
         example_prompts: model.card.example_prompts.clone(),

@@ -105,6 +105,8 @@ pub(crate) struct Comparison {
     pub(crate) runs: usize,
     /// The feature network's name, where there was one and distances were taken.
     pub(crate) features: Option<String>,
+    /// What the Fréchet distance in them is called.
+    pub(crate) distance: Option<String>,
     /// How many features the network has, where there was one.
     pub(crate) feature_width: Option<usize>,
     /// Whether distances are to the teacher's own images.
@@ -177,6 +179,7 @@ pub(crate) fn compare(
         images,
         runs,
         features: features.map(|network| network.name().to_owned()),
+        distance: features.map(FeatureNetwork::distance),
         feature_width,
         against_teacher: settings.reference.is_none(),
         steps: [teacher, student].map(|side| side.sampling.trajectory.len()),

@@ -160,6 +160,7 @@ mod tests {
             images,
             runs: 1,
             features: Some("f".into()),
+            distance: Some("FD-f".into()),
             feature_width: Some(128),
             against_teacher: true,
             steps: [20, 20],

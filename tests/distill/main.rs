@@ -51,7 +51,7 @@ impl Home {
 
     pub(crate) fn arguments(&self, student: &str, out: &str, steps: usize) -> Vec<String> {
         let path = |name: &str| self.path(name).display().to_string();
-        let more = "--batch 4 --rho 0.2 --walk-steps 10 --checkpoint-every 10 --sample-every 0 --threads 1 --no-report --learning-rate-schedule constant";
+        let more = "--batch 4 --walk-steps 10 --checkpoint-every 10 --sample-every 0 --threads 1 --no-report --learning-rate-schedule constant";
         let (teacher, student, out, steps) =
             (path("teacher"), path(student), path(out), steps.to_string());
         let first = ["distill", "--teacher", &teacher, "--student", &student, "--out", &out];
@@ -68,7 +68,8 @@ impl Home {
         steps: usize,
     ) -> Vec<String> {
         let mut arguments = self.arguments(student, out, steps);
-        arguments.extend(["--evaluations".into(), evaluations.to_string()]);
+        arguments.extend(["--rho", "0.2", "--evaluations"].map(String::from));
+        arguments.push(evaluations.to_string());
         arguments
     }
 
@@ -179,7 +180,41 @@ fn understudy(arguments: &[String]) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
-/// From a DKDM student to 2 steps and from these to 1, and what each folder says.
+#[test]
+fn flags_that_would_do_nothing_are_refused() {
+    let home = Home::new();
+    assert!(home.run("student.json", "first", 1).status.success());
+    let baseline = ["--method", "data-free-baseline"];
+    for (student, more, said) in [
+        ("student.json", &["--samples", "8"][..], "--samples 8: counts for --method data-free"),
+        ("student.json", &["--schedule", "iterative", "--rho", "0.1"], "--rho 0.1: counts for a"),
+        ("student.json", &["--schedule", "shuffled", "--pool-file", "x"], "--pool-file x: counts"),
+        ("first", &["--init", "random"], "first: has weights, which --init random would leave"),
+    ] {
+        refuses(&home, student, more, said);
+    }
+    for (more, said) in [
+        (&["--rho", "0.1"][..], "--rho 0.1: counts for a pool"),
+        (&["--schedule", "dynamic"], "--schedule dynamic: counts for --method dkdm"),
+        (&["--keep-samples", "kept"], "--keep-samples kept: counts for walks"),
+        (&["--samples", "3"], "a batch has 4; draw more"),
+        (&["--samples", "0"], "1..=10000000"),
+        (&["--seed", "2097152"], "--seed 2097152: with --method data-free-baseline"),
+    ] {
+        refuses(&home, "student.json", &[&baseline[..], more].concat(), said);
+    }
+}
+
+/// A run of which nothing is left.
+fn refuses(home: &Home, student: &str, more: &[&str], words: &str) {
+    let mut arguments = home.arguments(student, "refused", 1);
+    arguments.extend(more.iter().map(|word| (*word).to_owned()));
+    let (done, said) = understudy(&arguments);
+    assert!(!done && said.contains(words), "{more:?}: {said}");
+    assert!(!home.path("refused").exists(), "{more:?}");
+}
+
+/// A walk must divide the teacher's timesteps.
 #[test]
 fn a_walk_that_cannot_be_leaves_no_folder() {
     let home = Home::new();
@@ -191,6 +226,7 @@ fn a_walk_that_cannot_be_leaves_no_folder() {
     assert!(!home.path("out").exists());
 }
 
+/// From a DKDM student to 2 steps and from these to 1, and what each folder says.
 #[test]
 fn students_of_few_steps_go_on_from_one_another() {
     let home = Home::new();

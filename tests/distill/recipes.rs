@@ -57,7 +57,8 @@ fn stages_are_the_runs_that_their_flags_would_be() {
     assert!(ran.status.success(), "{}", said(&ran));
     assert!(said(&ran).contains("Stage 2 of 2: second"), "{}", said(&ran));
 
-    let first = home.arguments("student.json", "first", 30);
+    let mut first = home.arguments("student.json", "first", 30);
+    first.extend(["--rho".into(), "0.2".into()]);
     let mut second = home.few("first", "second", 2, 40);
     second.push("--seed=3".into());
     for arguments in [first, second] {

@@ -20,14 +20,14 @@ impl Captioned {
         Self { width, features: Vec::new(), captions: Vec::new() }
     }
 
-    /// Adds images by their features, `[B, width]`, and their captions.
+    /// Adds images by their features, `[B, width]`, and their captions, without the space around them, as prompts are read.
     pub(super) fn add(
         &mut self,
         features: &Tensor,
         captions: impl Iterator<Item = String>,
     ) -> Result<()> {
         self.features.extend(features.flatten_all()?.to_vec1::<f32>()?);
-        self.captions.extend(captions);
+        self.captions.extend(captions.map(|caption| caption.trim().to_owned()));
         Ok(())
     }
 

@@ -2,8 +2,9 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::log_softmax;
+use understudy_models::noise;
 
-/// Splits of the images, in their order.
+/// Splits of the images.
 const SPLITS: usize = 10;
 
 /// The score in the making: per split Σ p and Σ p·log p, whatever the number of images.
@@ -11,6 +12,8 @@ const SPLITS: usize = 10;
 pub struct InceptionScore {
     total: usize,
     seen: usize,
+    /// The places that the images take, where they do not keep their own.
+    places: Option<Vec<usize>>,
     splits: Vec<Split>,
 }
 
@@ -22,10 +25,11 @@ struct Split {
 }
 
 impl InceptionScore {
-    /// For `total` images: image `i` counts in split `⌊10·i / total⌋` or the one before it, as
-    /// torch-fidelity cuts them when it does not shuffle.
-    pub fn new(total: usize) -> Self {
-        Self { total, seen: 0, splits: vec![Split::default(); SPLITS] }
+    /// For `total` images: the one at place `i` counts in split `⌊10·i / total⌋` or the one before it, as torch-fidelity cuts them.
+    /// With `shuffled`, a seed, they are shuffled before, as it does unless it is told otherwise.
+    pub fn new(total: usize, shuffled: Option<u64>) -> Self {
+        let places = shuffled.map(|seed| permutation(total, seed));
+        Self { total, seen: 0, places, splits: vec![Split::default(); SPLITS] }
     }
 
     /// Adds logits `[B, classes]`.
@@ -35,12 +39,13 @@ impl InceptionScore {
     pub fn add(&mut self, logits: &Tensor) -> Result<()> {
         let logs = log_softmax(&logits.to_dtype(DType::F64)?, D::Minus1)?.to_vec2::<f64>()?;
         for logs in logs {
-            // Split s begins at image ⌊s·total / 10⌋.
-            let begun = |split: &usize| split * self.total / SPLITS <= self.seen;
-            let Some(split) = (0..SPLITS).rev().find(begun).filter(|_| self.seen < self.total)
-            else {
+            if self.seen == self.total {
                 bail!("more than the {} images announced", self.total)
-            };
+            }
+            let place = self.places.as_ref().map_or(self.seen, |places| places[self.seen]);
+            // Split s begins at place ⌊s·total / 10⌋.
+            let begun = |split: &usize| split * self.total / SPLITS <= place;
+            let split = (0..SPLITS).rev().find(begun).unwrap_or_default();
             let split = &mut self.splits[split];
             split.probabilities.resize(logs.len(), 0.0);
             for (sum, log) in split.probabilities.iter_mut().zip(&logs) {
@@ -68,6 +73,15 @@ impl Split {
         let entropy: f64 = marginal.filter(|p| *p > 0.0).map(|p| p * p.ln()).sum();
         (self.count > 0).then(|| (self.negative_entropy / count - entropy).exp())
     }
+}
+
+/// A Fisher–Yates shuffle of the numbers below `count`.
+fn permutation(count: usize, seed: u64) -> Vec<usize> {
+    let mut numbers: Vec<usize> = (0..count).collect();
+    for place in (1..count).rev() {
+        numbers.swap(place, noise::below(seed, place as u64, place + 1));
+    }
+    numbers
 }
 
 /// Mean, and standard deviation with divisor N.

@@ -86,12 +86,19 @@ impl<'a> Observer<'a> {
             total,
             keep: keep.min(total),
             moments: Moments::new(width),
-            score: InceptionScore::new(total),
+            score: InceptionScore::new(total, None),
             kept: Vec::new(),
             captioned: Captioned::new(width),
             agreed: 0,
             asked: 0,
         })
+    }
+
+    /// The images come in an order that means something, such as class by class: those of each of the Inception score's splits are
+    /// drawn from all of them.
+    #[must_use]
+    pub fn in_order(self) -> Self {
+        Self { score: InceptionScore::new(self.total, Some(0)), ..self }
     }
 
     /// Looks at images, which must have the network's shape; their labels, where they have some, are compared
@@ -178,8 +185,9 @@ pub struct Scores {
     pub distance: f64,
     /// The Inception score over ten splits.
     pub inception_score: Option<MeanAndDeviation>,
-    /// The kernel distance over 100 subsets of 1,000 images (or of all, where they are fewer).
-    pub kernel_distance: Option<MeanAndDeviation>,
+    /// The kernel distance over 100 subsets of 1,000 images (or of as many as the smaller set has), and its deviation; over all images,
+    /// and without one, where both sets are no larger than that.
+    pub kernel_distance: Option<(f64, Option<f64>)>,
     /// Precision and recall, three neighbours, between sets of the same size.
     pub precision_and_recall: Option<(f64, f64)>,
     /// The share of samples that the judge takes for the class they were made as.
@@ -203,8 +211,14 @@ pub fn compare(samples: &Observer<'_>, reference: &Reference) -> Result<Scores> 
         match (samples.features()?, reference.features.as_ref()) {
             (Some(ours), Some(theirs)) => {
                 let size = SUBSET_IMAGES.min(ours.dim(0)?).min(theirs.dim(0)?);
-                let kernel = kernel_distance::kernel_distance(&ours, theirs, SUBSETS, size, 0)?;
-                (Some(kernel), Some(manifold::precision_and_recall(&ours, theirs)?))
+                // Subsets of as many as there are would all be the same.
+                let all = size == ours.dim(0)? && size == theirs.dim(0)?;
+                let subsets = if all { 1 } else { SUBSETS };
+                let (kernel, deviation) = kernel_distance(&ours, theirs, subsets, size, 0)?;
+                (
+                    Some((kernel, (!all).then_some(deviation))),
+                    Some(manifold::precision_and_recall(&ours, theirs)?),
+                )
             }
             _ => (None, None),
         };

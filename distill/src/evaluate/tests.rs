@@ -91,7 +91,7 @@ fn precision_and_recall_are_torch_fidelitys() {
 fn inception_score_is_torch_fidelitys() {
     let logits = formula(970, 3).into_iter().map(|x| x * 4.0).collect();
     let logits = tensor(logits, &[97, 10]);
-    let mut score = InceptionScore::new(97);
+    let mut score = InceptionScore::new(97, None);
     for begin in (0..97).step_by(20) {
         let part = logits.narrow(0, begin, 20.min(97 - begin)).expect("rows");
         score.add(&part).expect("added");
@@ -100,6 +100,21 @@ fn inception_score_is_torch_fidelitys() {
     close(mean, &golden()["inception_score"][0], 1e-6);
     close(deviation, &golden()["inception_score"][1], 1e-6);
     assert!(score.add(&logits).is_err(), "more than were announced");
+}
+
+#[test]
+fn inception_scores_of_images_class_by_class_are_those_of_a_mixture() {
+    // Two hundred images of each of ten classes, each known for sure.
+    let logits = |class: usize| (0..10).map(move |it| if it == class { 50.0 } else { 0.0 });
+    let logits = (0..2000).flat_map(|image| logits(image / 200)).collect();
+    let logits = tensor(logits, &[2000, 10]);
+    let score = |shuffled| {
+        let mut score = InceptionScore::new(2000, shuffled);
+        score.add(&logits).expect("added");
+        score.finish().expect("enough").0
+    };
+    assert!((score(None) - 1.0).abs() < 1e-6);
+    assert!(score(Some(0)) > 9.5);
 }
 
 /// pytorch-fid's state dict with the script's weights.

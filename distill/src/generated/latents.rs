@@ -50,12 +50,8 @@ impl<'a> Latents<'a> {
         settings: Settings,
         schedule: &ScheduleConfig,
     ) -> Result<Self> {
-        let Settings { count, batch, seed, .. } = settings;
-        if count < batch {
-            let remedy = format!("a batch has {batch}; draw more, or take a smaller --batch");
-            return Err(Error::value("--samples", count, remedy));
-        }
-        let noise = Noise::new(schedule, seed)?;
+        settings.check()?;
+        let noise = Noise::new(schedule, settings.seed)?;
         let known = Known { name: "samples.sha256", sha256: None };
         Ok(Self { teacher, prompting, settings, noise, drawn: 0, known, samples: None })
     }

@@ -6,6 +6,7 @@ mod pictures;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value};
+use understudy_models::{Error, Result};
 
 use crate::checkpoint::Snapshot;
 use crate::generate::Sampling;
@@ -30,6 +31,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Refuses what no training batch can be made of, before anything is drawn.
+    fn check(&self) -> Result<()> {
+        let Self { count, batch, .. } = *self;
+        if count >= batch {
+            return Ok(());
+        }
+        let remedy = format!("a batch has {batch}; draw more, or take a smaller --batch");
+        Err(Error::value("--samples", count, remedy))
+    }
+
     // The sampling is the task's; what was drawn is checked where it is read.
     fn identity(&self, teacher: &Teacher) -> Map<String, Value> {
         [

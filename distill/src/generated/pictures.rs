@@ -28,14 +28,18 @@ pub struct Pictures<'a> {
 
 impl<'a> Pictures<'a> {
     /// Training batches for `student` on its schedule. Images are kept with 8 bits.
+    ///
+    /// # Errors
+    /// [`Error::Value`] for fewer samples than a batch.
     pub fn new(
         teacher: &'a Teacher,
         settings: Settings,
         student: NetworkConfig,
         schedule: ScheduleConfig,
-    ) -> Self {
+    ) -> Result<Self> {
+        settings.check()?;
         let known = Known { name: "pictures.sha256", sha256: None };
-        Self { teacher, settings, student, schedule, drawn: 0, known, batches: None }
+        Ok(Self { teacher, settings, student, schedule, drawn: 0, known, batches: None })
     }
 
     /// The file of image number `index`.

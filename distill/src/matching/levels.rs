@@ -50,9 +50,11 @@ impl Levels {
     pub(super) fn renoised(&self, segment: usize) -> RangeInclusive<usize> {
         let all = self.alpha_bar.len();
         let apart = (all / 100).max(1);
-        let end = self.steps.get(segment + 1).map_or(0, |next| next.timestep as usize + apart);
+        let end = self.steps.get(segment + 1).map(|next| next.timestep as usize);
         let most = self.start(segment).saturating_sub(apart).min(95 * all / 100);
-        let least = end.max(all / 50).min(most);
+        // A segment that is shorter than all that, or above it, has what lies next to its end: there must be noise between.
+        let most = most.max(end.map_or(0, |end| end + 1));
+        let least = end.map_or(0, |end| end + apart).max(all / 50).min(most);
         least..=most
     }
 }
@@ -75,8 +77,17 @@ mod tests {
         assert_eq!(ranges(1), [20..=950]);
         assert_eq!(ranges(2), [509..=950, 20..=489]);
         assert_eq!(ranges(4), [759..=950, 509..=739, 259..=489, 20..=239]);
-        // Of segments that are shorter than what is left out something is left.
-        assert!(ranges(100).iter().all(|range| !range.is_empty()));
+        // Of segments that are shorter than what is left out something is left, noisier than their ends.
+        for evaluations in [20, 25, 50, 100, 200, 500, 1000] {
+            let levels = Levels::new(&schedule, evaluations).unwrap();
+            for (segment, range) in ranges(evaluations).into_iter().enumerate() {
+                let least = levels.alpha_bar(*range.start());
+                assert!(
+                    !range.is_empty() && least < levels.end_alpha_bar(segment),
+                    "{evaluations}"
+                );
+            }
+        }
         let levels = Levels::new(&schedule, 2).unwrap();
         assert_eq!([levels.start(0), levels.start(1)], [999, 499]);
         assert_eq!(levels.end_alpha_bar(0), levels.alpha_bar(499));

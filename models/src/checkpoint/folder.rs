@@ -417,6 +417,17 @@ impl ModelFolder {
         encoder.map(Some).map_err(|error| at_part(&part.folder, error))
     }
 
+    /// The files that tell what the autoencoder does; none of a model without one.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::weight_files`].
+    pub fn autoencoder_files(&self) -> Result<Vec<PathBuf>> {
+        let Some(part) = &self.autoencoder else { return Ok(Vec::new()) };
+        let mut files = vec![part.folder.join("config.json")];
+        files.extend(part.weight_files()?);
+        Ok(files)
+    }
+
     /// What a text-to-image model reads prompts with.
     ///
     /// # Errors

@@ -57,8 +57,8 @@ const LEARNING_RATE: f64 = 4e-3;
 const WEIGHT_DECAY: f64 = 5e-4;
 /// The share of the steps in which the learning rate rises.
 const WARM_UP: f64 = 0.2;
-/// Images from which the batch norms' statistics are taken in the end.
-const CALIBRATION: usize = 2000;
+/// Pixels of the images from which the batch norms' statistics are taken in the end, all at once; a batch of images at least.
+const CALIBRATION: usize = 2000 * 32 * 32;
 
 /// How a judge is trained.
 #[derive(Debug, Clone)]
@@ -78,7 +78,7 @@ pub struct Training {
 /// `watch` is told steps done, steps in all, and the loss.
 ///
 /// # Errors
-/// Sets without labels or of different shapes, a loss that is not finite, and whatever the device says.
+/// Sets without labels, of fewer images than a batch or of different shapes, a loss that is not finite, and whatever the device says.
 pub fn train(
     training: &Training,
     images: &Images,
@@ -86,6 +86,12 @@ pub fn train(
     mut watch: impl FnMut(usize, usize, f32),
 ) -> Result<(JudgeConfig, HashMap<String, Tensor>)> {
     let Some(labels) = &images.labels else { bail!("the training images have no labels") };
+    if images.len() < BATCH {
+        bail!(
+            "{} training images are fewer than a batch, which has {BATCH}; take more",
+            images.len()
+        );
+    }
     let classes = images.classes();
     let design = if images.channels == 1 { &GRAY } else { &RGB };
     let layers = design.layers(images.height.max(images.width));
@@ -215,7 +221,8 @@ impl Student {
     /// The weights of a [`Judge`]: every norm's statistics are taken from the first images and folded into
     /// its convolution.
     fn folded(&mut self, images: &Images) -> Result<HashMap<String, Tensor>> {
-        let indices: Vec<usize> = (0..images.len().min(CALIBRATION)).collect();
+        let count = (CALIBRATION / (images.height * images.width)).max(BATCH);
+        let indices: Vec<usize> = (0..images.len().min(count)).collect();
         let mut x = images.batch(&indices, &Device::Cpu)?.permute((0, 2, 3, 1))?.contiguous()?;
         let mut tensors = HashMap::new();
         for (i, layer) in self.layers.iter().enumerate() {
