@@ -55,7 +55,7 @@ def main():
                     print(expression)
             rules = get(address, "/api/v1/rules")["groups"][0]["rules"]
             unwell = [rule["name"] for rule in rules if rule["health"] not in ("ok", "unknown")]
-            assert len(rules) == 8 and not unwell, unwell
+            assert len(rules) == 9 and not unwell, unwell
     count = len(list(queries()))
     print(f"{count - failures} passed, {failures} failed")
     sys.exit(failures > 0)

@@ -271,6 +271,14 @@ impl Server {
     }
 
     fn end(&self, run: &Run, status: Status, report: Option<&Path>) -> Result<(), String> {
+        let status = match status {
+            Status::Finished => "FINISHED",
+            Status::Killed => "KILLED",
+            Status::Failed => "FAILED",
+        };
+        // Before the report, which may be more than the server takes.
+        let update = json!({"run_id": run.id, "status": status, "end_time": now()});
+        self.post("runs/update", &update)?;
         // Where the server keeps artifacts itself, it takes them by HTTP.
         if let (Some(report), Some(place)) =
             (report, run.artifacts.strip_prefix("mlflow-artifacts:/"))
@@ -284,13 +292,7 @@ impl Server {
             self.answer(put)?
                 .map_err(|(status, problem)| format!("report.html: {status}: {problem}"))?;
         }
-        let status = match status {
-            Status::Finished => "FINISHED",
-            Status::Killed => "KILLED",
-            Status::Failed => "FAILED",
-        };
-        let update = json!({"run_id": run.id, "status": status, "end_time": now()});
-        self.post("runs/update", &update).map(drop)
+        Ok(())
     }
 
     /// Which MLflow run this run was on this server.

@@ -453,6 +453,14 @@ impl Registry {
         let labels = [model.id.as_str(), role, teacher, model.dtype, &parameters];
         if loaded {
             self.metrics.model_info.with_label_values(&labels).set(1);
+            // What increases from nothing does not increase, to Prometheus: what alerts watch begins at 0.
+            self.metrics.images.with_label_values(&[&model.id]);
+            for reason in engine::Rejected::REASONS {
+                self.metrics.rejected.with_label_values(&[&model.id, reason]);
+            }
+            for reason in engine::Failure::FAULTS {
+                self.metrics.cancelled.with_label_values(&[&model.id, reason]);
+            }
         } else {
             // Nothing to remove is what it should come to.
             let _ = self.metrics.model_info.remove_label_values(&labels);

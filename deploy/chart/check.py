@@ -65,7 +65,7 @@ MATRIX = {
         {
             "models": {"existingClaim": "models", "cacheClaim": "hub", "default": "CompVis/ldm-celebahq-256"},
             "experiments": {"existingClaim": "experiments"},
-            "serve": {"max-queue": 64, "dtype": "f32", "api-key-everywhere": True, "deterministic": False, "shadow-rate": 0.05,
+            "serve": {"max-queue": 64, "max-pixels": 4194304, "dtype": "f32", "api-key-everywhere": True, "deterministic": False, "shadow-rate": 0.05,
                       "cors-allow-origin": ["https://a.example", "https://b.example"]},
             "env": [{"name": "RUST_LOG", "value": "warn"}],
         },
@@ -94,6 +94,8 @@ REFUSED = {
     "httpRoute.parentRefs": {"httpRoute": {"enabled": True}},
     "replica": {"replica": 2},
     "drainSeconds": {"shutdown": {"drainSeconds": -1}},
+    "drain-seconds": {"serve": {"drain-seconds": 5}},
+    "api-key-everywhere": {"apiKeySecret": "reader", "serve": {"api-key-everywhere": True}},
 }
 DEFINED = {
     "ScaledObject": "@kubernetes-models/keda/keda.sh/v1alpha1",

@@ -157,6 +157,19 @@ impl ScheduleConfig {
         self.prediction_type.unwrap_or(PredictionType::Epsilon)
     }
 
+    /// Whether another's training timesteps mean the same noise.
+    ///
+    /// # Errors
+    /// As [`ScheduleConfig::schedule`].
+    pub fn same_noise(&self, other: &Self) -> Result<bool> {
+        match [self.class, other.class].map(|class| class == Class::FlowMatchEuler) {
+            // A timestep is its sigma.
+            [true, true] => Ok(self.train_timesteps() == other.train_timesteps()),
+            [false, false] => Ok(self.tables(self.class)?.1 == other.tables(other.class)?.1),
+            _ => Ok(false),
+        }
+    }
+
     /// The configuration as the diffusers class `class` reads it.
     ///
     /// One deliberate difference: every class takes the `sigmoid` betas here, which diffusers has in

@@ -110,6 +110,34 @@ fn the_parts_around_a_network_are_fetched() {
 }
 
 #[test]
+fn what_a_card_names_and_codes_of_8_bits_are_fetched() {
+    let mut files = teacher();
+    for (name, bytes) in &mut files {
+        if name == "understudy.json" {
+            let mut card: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+            card["autoguidance"] = serde_json::json!({ "scale": 2 });
+            *bytes = card.to_string().into();
+        }
+    }
+    let student = Path::new(env!("CARGO_MANIFEST_DIR")).join("zoo/fashion-mnist-student");
+    let guide: Vec<_> = teacher()
+        .into_iter()
+        .map(|(name, _)| (format!("guide/{name}"), fs::read(student.join(name)).unwrap()))
+        .collect();
+    files.extend(guide.clone());
+    files.push(("guide/notes.txt".into(), b"not asked for".to_vec()));
+    let codes = ("unet/quantization.safetensors".to_owned(), b"codes".to_vec());
+    files.push(codes.clone());
+    let (server, home) = (HubServer::new(ID, files), TempDir::new().unwrap());
+    let folder = hub(&server, &home).fetch(ID).unwrap();
+    for (name, bytes) in guide.iter().chain([&codes]) {
+        assert_eq!(fs::read(folder.join(name)).unwrap(), *bytes, "{name}");
+    }
+    assert!(!folder.join("guide/notes.txt").exists());
+    assert!(ModelFolder::open(&folder).unwrap().guide().is_some());
+}
+
+#[test]
 fn flat_layout_of_early_repositories() {
     let mut files = teacher();
     for (name, _) in &mut files {

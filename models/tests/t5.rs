@@ -264,6 +264,23 @@ fn a_long_prompt_is_never_cut_in_silence() {
 }
 
 #[test]
+fn what_a_tokenizer_was_last_used_with_does_not_count() {
+    let folder = tokenizer("tokenizer.json");
+    let path = folder.path().join("tokenizer.json");
+    let ids = || T5Tokenizer::open(folder.path()).unwrap().ids("a red apple on a table").unwrap();
+    let before = ids();
+    let mut written: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    written["truncation"] =
+        json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+    written["padding"] = json!({
+        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "<pad>",
+    });
+    fs::write(&path, written.to_string()).unwrap();
+    assert_eq!(ids(), before);
+}
+
+#[test]
 fn files_of_a_tokenizer_that_do_not_fit_are_named() {
     let refused = |write: &dyn Fn(&Path)| {
         let folder = tempfile::tempdir().unwrap();

@@ -255,6 +255,22 @@ fn a_tokenizer_in_one_file_is_transformers() {
     compare(&ClipTokenizer::open(folder(&["tokenizer.json"]).path()).unwrap(), "small");
 }
 
+/// What transformers writes after a call that cuts and fills up texts, which it sets anew at every call.
+#[test]
+fn what_a_tokenizer_was_last_used_with_does_not_count() {
+    let folder = folder(&["tokenizer.json"]);
+    let path = folder.path().join("tokenizer.json");
+    let mut written: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    written["truncation"] =
+        json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+    written["padding"] = json!({
+        "strategy": {"Fixed": 16}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+        "pad_token": "!",
+    });
+    fs::write(&path, written.to_string()).unwrap();
+    compare(&ClipTokenizer::open(folder.path()).unwrap(), "small");
+}
+
 #[test]
 fn a_tokenizer_in_two_files_is_transformers() {
     compare(&ClipTokenizer::open(folder(&["vocab.json", "merges.txt"]).path()).unwrap(), "small");

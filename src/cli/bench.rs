@@ -54,9 +54,10 @@ const MOST_EVALUATIONS: usize = 100;
 pub(super) fn run(args: &BenchArgs) -> Result<(), String> {
     let batch = usize::from(args.batch);
     let model = args.model.load(&args.compute, batch)?;
+    let trajectory = trajectory(&model, usize::from(args.steps))?;
     let (evaluation_seconds, minor_faults) =
         evaluations(&model, batch, Duration::from_secs(args.seconds.into()))?;
-    let image_seconds = image_seconds(&model, batch, usize::from(args.steps))?;
+    let image_seconds = image_seconds(&model, batch, trajectory)?;
     let footprint = model.on(0).network().footprint();
     let mut report = json!({
         "model": model.id,
@@ -128,10 +129,19 @@ fn minor_faults() -> Option<u64> {
     fields.split(' ').nth(7)?.parse().ok()
 }
 
-/// One batch of images through the engine, deterministic DDIM.
-fn image_seconds(model: &Arc<Model>, batch: usize, steps: usize) -> Result<f64, String> {
-    let trajectory =
-        model.trajectory(sampler::Kind::Ddim, steps, 0.0).map_err(|error| error.to_string())?;
+/// Deterministic DDIM; of a network that is trained by flow matching its own sampler.
+fn trajectory(model: &Model, steps: usize) -> Result<sampler::Trajectory, String> {
+    let flows = model.default_scheduler() == sampler::Kind::FlowEuler;
+    let kind = if flows { sampler::Kind::FlowEuler } else { sampler::Kind::Ddim };
+    model.trajectory(kind, steps, 0.0).map_err(|error| error.to_string())
+}
+
+/// One batch of images through the engine.
+fn image_seconds(
+    model: &Arc<Model>,
+    batch: usize,
+    trajectory: sampler::Trajectory,
+) -> Result<f64, String> {
     let class_label = matches!(model.geometry.conditioning, Conditioning::Classes(_)).then_some(0);
     let metrics = Metrics::new().map_err(|error| error.to_string())?;
     let engine =

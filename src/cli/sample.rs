@@ -96,6 +96,8 @@ pub(super) fn run(args: &SampleArgs) -> Result<(), String> {
     }
     if is_picture(&args.out) {
         check_target(&args.out).map_err(|error| format!("--out {error}"))?;
+    } else if args.out.exists() && !args.out.is_dir() {
+        return Err(format!("--out {}: is no folder; name another, or a .png", args.out.display()));
     }
     let model = args.model.load(&args.compute, args.batch as usize)?;
     let kind = args.scheduler.unwrap_or_else(|| model.default_scheduler());
@@ -170,6 +172,9 @@ fn prompts(args: &SampleArgs, model: &Model, scale: f64) -> Result<Vec<Tokens>, 
     let texts = [("--prompt", &args.prompt), ("--negative-prompt", &args.negative_prompt)];
     if let (None, Some((flag, _))) = (model.text(), texts.iter().find(|(_, text)| text.is_some())) {
         return Err(format!("{flag}: the model reads no text; leave it out"));
+    }
+    if model.text().is_none() && args.weighted_prompt {
+        return Err("--weighted-prompt: the model reads no text; leave it out".into());
     }
     if args.negative_prompt.is_some() && scale == 1.0 {
         return Err(

@@ -332,6 +332,17 @@ impl Rejected {
         }
     }
 
+    /// All reasons.
+    pub const REASONS: [&str; 7] = [
+        "queue_full",
+        "queue_share",
+        "deadline_queue",
+        "deadline_others",
+        "deadline_impossible",
+        "draining",
+        "device_lost",
+    ];
+
     /// The `reason` label of `understudy_rejected_total`.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -347,6 +358,9 @@ impl Rejected {
 }
 
 impl Failure {
+    /// Those that are a fault of the model or of the device.
+    pub const FAULTS: [&str; 3] = ["non_finite", "out_of_memory", "evaluation"];
+
     /// The `reason` label of `understudy_cancelled_total`.
     pub fn reason(&self) -> &'static str {
         match self {

@@ -40,7 +40,12 @@ impl Mix {
 
 fn resolve(name: &str, served: &[Served]) -> Result<String, String> {
     // The server lists its default model first.
-    let teacher = served.first().filter(|model| model.ready);
+    let default = served.first();
+    let teacher = match default.filter(|model| model.role.as_deref() == Some("student")) {
+        Some(student) => served.iter().find(|model| Some(&model.id) == student.teacher.as_ref()),
+        None => default,
+    };
+    let teacher = teacher.filter(|model| model.ready);
     let found = match name {
         "teacher" => teacher,
         "student" => teacher.and_then(|teacher| {
@@ -144,5 +149,9 @@ mod tests {
         let error = mix.resolve(&models[..2]).unwrap_err();
         assert!(error.contains("--mix student") && error.contains("big, another"), "{error}");
         assert!(mix.resolve(&[]).unwrap_err().contains("it has: none"));
+        // A student by default: the pair is its.
+        let [big, another, small] = models;
+        assert_eq!(mix.resolve(&[small, another.clone(), big]).unwrap(), ["small", "big", "auto"]);
+        assert!(mix.resolve(&[another]).unwrap_err().contains("--mix student"));
     }
 }

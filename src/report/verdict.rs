@@ -82,7 +82,17 @@ impl Verdict {
                 next: "Evaluate with more images (--n).",
             };
         }
+        let there = |name: &str| comparison.scores.iter().any(|it| it.name.starts_with(name));
         let (Some(precision), Some(recall)) = (precision, recall) else {
+            if there("Precision") && there("Recall") {
+                return Self {
+                    level: Level::Unknown,
+                    sentence: format!(
+                        "Look at the images: the teacher's precision or recall is 0, and nothing can be held against that; {similar}{faster}."
+                    ),
+                    next: "Evaluate with more images (--n), or against others (--reference).",
+                };
+            }
             return Self {
                 level: Level::Unknown,
                 sentence: format!(
@@ -123,6 +133,12 @@ impl Verdict {
                 Level::Usable,
                 "Usable, with a loss that shows:",
                 "Train longer (`--steps`, going on with `--student` and this folder), or distil a wider one, such as `--student 0.7x`.",
+            )
+        } else if worst >= USABLE {
+            (
+                Level::NotYet,
+                "Not yet: its images are further from the reference than its teacher's;",
+                "Train longer; then a wider student, such as `--student 0.7x`.",
             )
         } else if recall < precision {
             (
@@ -197,6 +213,18 @@ mod tests {
         // A student that takes fewer evaluations is faster by that, too.
         let few = Comparison { steps: [20, 4], ..compared(2000, [0.95, 0.95], 2.0) };
         assert!(Verdict::of(&few).sentence.contains("at 10.0 × the speed"));
+        // Precision and recall would do, the distance does not.
+        let mut far = Comparison { against_teacher: false, ..compared(2000, [0.95, 0.94], 2.0) };
+        far.scores.push(Compared {
+            name: "Fréchet distance".into(),
+            more_is_better: false,
+            teacher: vec![1.0],
+            student: vec![1.6],
+        });
+        assert!(Verdict::of(&far).sentence.contains("further from the reference"));
+        let mut none = compared(2000, [0.95, 0.94], 2.0);
+        none.scores[1].teacher = vec![0.0];
+        assert!(Verdict::of(&none).sentence.contains("precision or recall is 0"));
         let alone = Comparison { feature_width: None, ..compared(2000, [0.95, 0.95], 2.0) };
         assert_eq!(Verdict::of(&alone).level, Level::Unknown);
     }

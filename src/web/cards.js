@@ -2,6 +2,8 @@
 
 /** Scores by name: how people call them, which way is better, and what they mean. */
 const SCORES = [
+  [/^FID-to-teacher$/, "FID to the teacher", "lower", "Fréchet distance to images of the teacher in Inception’s features."],
+  [/^FD-(.+)-to-teacher$/, "Distance to the teacher", "lower", "Fréchet distance to images of the teacher in the features of the classifier $1; 0 is the teacher itself. It is not FID."],
   [/^FID$/, "FID", "lower", "Fréchet distance to the reference in Inception’s features. Published figures are of 50,000 images."],
   [/^FD-(.+)$/, "Fréchet distance", "lower", "Distance to the reference in the features of the classifier $1; 0 is the reference itself. It is not FID."],
   [/^class_agreement$/, "Class agreement", "higher", "Share of the images that a classifier takes for the class that was asked for; 1 is all."],
@@ -9,12 +11,14 @@ const SCORES = [
   [/^kernel_distance$/, "Kernel distance", "lower", "Another distance to the reference in the same features, unbiased for few images; 0 is none."],
   [/^precision$/, "Precision", "higher", "Share of its images that look like the reference’s: fidelity, 0 to 1."],
   [/^recall$/, "Recall", "higher", "Share of the reference that its images cover: variety, 0 to 1."],
+  [/^prompt_adherence(_held_out)?$/, "Prompt adherence", "higher", "Share of its images whose nearest picture in the reference has the caption that was asked for, 0 to 1."],
+  [/^speed_up$/, "Speed-up", "higher", "How many times as fast as its teacher, on the machine that measured it."],
   [/^.*psnr.*$/i, "PSNR", "higher", "Likeness to the teacher’s images of the same seeds, in decibels. At 20 dB pixels differ by 10 % of the range, at 26 dB by 5 %, at 40 dB by 1 % (root mean square)."],
   [/^.*ssim.*$/i, "SSIM", "higher", "Likeness of structure to the teacher’s images of the same seeds; 1 is identical."],
 ];
 
 /** What a card says of how its scores were measured; told in a sentence instead of a row each. */
-const SETTINGS = ["samples", "num_inference_steps", "scheduler", "seed", "reference"];
+const SETTINGS = ["samples", "num_inference_steps", "scheduler", "guidance_scale", "seed", "reference"];
 const SPREAD = /_(deviation|between_seeds)$/;
 
 const number = (value, digits = 4) => new Intl.NumberFormat("en", { maximumSignificantDigits: digits }).format(value);
@@ -44,7 +48,8 @@ function card(model, side) {
 const name = ({ role, teacher }) => role.charAt(0).toUpperCase() + role.slice(1) + (teacher ? ` of ${teacher}` : "");
 
 function scores({ id, teacher, max_prompt_tokens, scores = {} }) {
-  const rows = Object.entries(scores).filter(([key]) => !SETTINGS.includes(key) && !SPREAD.test(key));
+  // What a student's teacher scored beside it stands in the same card, as `…_teacher`.
+  const rows = Object.entries(scores).filter(([key]) => !SETTINGS.includes(key) && !SPREAD.test(key) && !key.endsWith("_teacher"));
   if (!rows.length) {
     // What measures models draws by class, not after text.
     if (max_prompt_tokens) return [element("p", "Its card has no scores.", "note")];

@@ -5,7 +5,8 @@ const field = (name) => place.querySelector(name);
 
 /** Offers what all these models can be told, and keeps what was chosen where it still can be. */
 export function offer(cards) {
-  const [{ class_names = [], num_classes = 0, example_prompts = [] }] = cards;
+  const [{ class_names = [], example_prompts = [] }] = cards;
+  const num_classes = Math.min(...cards.map(({ num_classes = 0 }) => num_classes));
   const reads = cards.every(({ max_prompt_tokens }) => max_prompt_tokens);
   place.hidden = !reads && !num_classes;
   place.classList.toggle("reads", reads);

@@ -91,7 +91,8 @@ function chart(now, models) {
   byId("latency-from").textContent = span < 120_000 ? `${Math.round(span / 1000)} s ago` : `${Math.round(span / 60_000)} min ago`;
   const series = models.map((model) =>
     scrapes.slice(1).flatMap((scrape, before) => {
-      if (!scrapes[before].latency.has(model)) return [];
+      // Which models are watched may have changed in between.
+      if (![scrapes[before], scrape].every(({ latency }) => latency.has(model))) return [];
       const count = (at) => at.latency.get(model).at(-1)?.[1] ?? 0;
       const requests = count(scrape) - count(scrapes[before]);
       if (!(requests > 0)) return [];

@@ -36,6 +36,8 @@ let running;
 let following;
 /** The ready models that are offered, as text to compare; empty before there are any. */
 let offered = "";
+/** The models that are ready. */
+let models = [];
 /** Whether the models that are compared were run since the page was opened. */
 let used = false;
 
@@ -101,11 +103,12 @@ function wait(models) {
   showLoads(byId("loads"), models);
 }
 
-function offer(models, ready) {
+function offer(all, ready) {
   const ids = JSON.stringify(ready.map(({ id, created }) => [id, created]));
   if (ids === offered) return;
   const first = !offered;
   offered = ids;
+  models = ready;
   const there = (id) => ready.find((model) => model.id === id);
   const before = sides().map(({ model }) => there(model.value));
   const asked = first ? address.read() : undefined;
@@ -114,15 +117,16 @@ function offer(models, ready) {
     linked.length >= Math.min(2, ready.length) && linked.every(Boolean) ? linked.slice(0, 2)
     : before.length === 2 && before.every(Boolean) ? before
     : pairOf(ready);
-  used &&= pair.length === before.length && pair.every((model, side) => model === before[side]);
+  const same = pair.length === before.length && pair.every((model, side) => model === before[side]);
+  used &&= same;
+  if (!same) stop();
   document.body.classList.remove("warming");
   document.body.classList.toggle("solo", pair.length < 2);
   byId("loads").replaceChildren();
   teacher.offer(ready, pair[0].id);
   if (pair[1]) student.offer(ready, pair[1].id);
   compared();
-  tellMissing(missing(models, pair));
-  vote.offer(ready, pair[1] && pair.map(({ id }) => id));
+  tellMissing(missing(all, pair));
   if (!running) label();
   if (first) restore(asked, linked);
   view();
@@ -185,6 +189,7 @@ function compared() {
   byId("history-first").textContent = teacher.title.textContent;
   byId("history-second").textContent = student.title.textContent;
   result.choose(sides().map(({ model }) => model.value));
+  vote.offer(models, alone() ? undefined : sides().map(({ model }) => model.value));
 }
 
 const voting = () => location.hash === "#vote";
@@ -241,6 +246,12 @@ function request() {
 
 const link = () => address.of(request(), document.querySelector("[name=view]:checked").value);
 
+/** Ends the run that is under way: nothing more of it is shown. */
+function stop() {
+  running?.abort();
+  running = undefined;
+}
+
 /** One comparison; whether it came to its end. */
 async function run() {
   const body = request();
@@ -255,11 +266,12 @@ async function run() {
     await (alone() ? draw : compare)(body, abort.signal);
     finished = true;
   } catch (problem) {
-    if (abort.signal.aborted) byId("status").textContent = "Stopped.";
-    else complain(problem);
+    if (!abort.signal.aborted) complain(problem);
+    else if (!running) byId("status").textContent = "Stopped.";
   } finally {
-    for (const side of sides()) side.halt();
-    running = undefined;
+    // One that was stopped may have a successor by now.
+    if (running === abort) running = undefined;
+    if (!running) for (const side of sides()) side.halt();
     label();
   }
   return finished;
@@ -325,7 +337,7 @@ function noise() {
 
 byId("controls").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (running) running.abort();
+  if (running) stop();
   else start(run);
 });
 byId("reseed").addEventListener("click", () => {
@@ -336,16 +348,18 @@ byId("repeat").addEventListener("click", () => start(repeat));
 addEventListener("hashchange", () => {
   byId("problem").textContent = "";
   view();
-  if (offered && !voting() && !used) run();
+  if (offered && !voting() && !used && !running) run();
 });
 byId("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
   byId("access").open = false;
   useKey(byId("key").value);
+  byId("problem").textContent = "";
   load();
 });
 for (const side of [teacher, student]) {
   side.model.addEventListener("change", () => {
+    stop();
     side.choose();
     for (const each of sides()) each.blank(1);
     compared();

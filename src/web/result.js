@@ -35,11 +35,11 @@ export function show({ psnr_db, ssim, shared_noise }) {
   const psnr = mean(psnr_db);
   const alike = mean(ssim);
   facts([
-    ["PSNR", spread(psnr_db, 1, " dB"), psnr === undefined ? "" : psnrInWords(psnr)],
-    ["SSIM", spread(ssim, 3, ""), alike === undefined ? "" : ssimInWords(alike)],
+    ["PSNR", spread(psnr_db, 1, " dB", "sizes differ"), psnr === undefined ? "" : psnrInWords(psnr)],
+    ["SSIM", spread(ssim, 3, "", psnr === undefined ? "sizes differ" : "the images are too small for it"), alike === undefined ? "" : ssimInWords(alike)],
     ...(shared_noise ? [] : [["Starting noise", "not the same", "Their shapes differ, so likeness says nothing about the student."]]),
   ]);
-  return `${speed()} PSNR ${spread(psnr_db, 1, " decibels")}.`;
+  return `${speed()} PSNR ${spread(psnr_db, 1, " decibels", "sizes differ")}.`;
 }
 
 /** Shows the models' speed-up and the session's runs, and returns them as a sentence. */
@@ -145,10 +145,10 @@ function mean(values) {
   return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : undefined;
 }
 
-/** The mean, with the least and the most where there are several. */
-function spread(values, digits, unit) {
+/** The mean, with the least and the most where there are several; `missing` where there are none. */
+function spread(values, digits, unit, missing) {
   const known = values.filter((value) => value !== null);
-  if (!known.length) return "sizes differ";
+  if (!known.length) return missing;
   const told = mean(values).toFixed(digits) + unit;
   if (known.length === 1) return told;
   return `${told} (${Math.min(...known).toFixed(digits)} to ${Math.max(...known).toFixed(digits)})`;

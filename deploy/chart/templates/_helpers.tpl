@@ -18,6 +18,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end }}
 
+{{- /* A flag's value: numbers as they are written, where `toString` would write 4.194304e+06. */ -}}
+{{- define "understudy.value" -}}
+{{ if kindIs "string" . }}{{ . }}{{ else }}{{ toJson . }}{{ end }}
+{{- end }}
+
 {{- /* Arguments of the container: `serve` and its flags. */ -}}
 {{- define "understudy.arguments" -}}
 - serve
@@ -35,10 +40,10 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- range $flag, $value := .Values.serve }}
 {{- if kindIs "slice" $value }}
 {{- range $value }}
-- {{ printf "--%s=%v" $flag . | quote }}
+- {{ printf "--%s=%s" $flag (include "understudy.value" .) | quote }}
 {{- end }}
 {{- else if not (kindIs "bool" $value) }}
-- {{ printf "--%s=%s" $flag (toString $value) | quote }}
+- {{ printf "--%s=%s" $flag (include "understudy.value" $value) | quote }}
 {{- else if $value }}
 - --{{ $flag }}
 {{- end }}
@@ -49,15 +54,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- define "understudy.securityContext" -}}
 allowPrivilegeEscalation: false
 readOnlyRootFilesystem: true
+runAsNonRoot: true
+runAsUser: 10001
 capabilities:
   drop: [ALL]
+seccompProfile:
+  type: RuntimeDefault
 {{- end }}
 
 {{- define "understudy.podSecurityContext" -}}
-runAsNonRoot: true
-runAsUser: 10001
 runAsGroup: 10001
 fsGroup: 10001
-seccompProfile:
-  type: RuntimeDefault
 {{- end }}

@@ -100,6 +100,9 @@ pub(super) fn archive(path: &Path, unpacked: impl Read) -> Result<Images> {
             }
             _ => return Err(malformed(&name, "is neither a file nor a folder; leave it out")),
         }
+        if inside.file_name().is_some_and(|name| name == METADATA) {
+            return Err(malformed(&name, "captions are read from folders; unpack the archive"));
+        }
         if entry.size() > MOST_BYTES {
             return Err(too_large(&name, entry.size()));
         }

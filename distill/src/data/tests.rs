@@ -277,6 +277,11 @@ fn what_is_no_image_is_named_for_what_it_is() {
             "a/1.png: is a symbolic link",
         ),
         ("fifo.tar", archive(&[first, ("a/1.png", Fifo, b"")]), "is neither a file nor a folder"),
+        (
+            "captions.tar",
+            archive(&[first, ("metadata.jsonl", Regular, b"{}")]),
+            "metadata.jsonl: captions are read from folders",
+        ),
         ("nested.tar", nested, "b/i/0.png: its folder is not beside the first class's, a/i"),
         ("set.tar.bz2", b"BZh91AY&SY\xff\0\x01".to_vec(), "compressed with bzip2"),
         ("set.tar.xz", b"\xfd7zXZ\0\0\x04".to_vec(), "compressed with xz"),

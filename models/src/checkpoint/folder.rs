@@ -76,15 +76,6 @@ pub struct ModelFolder {
 
 /// The folder of the guide in a model's.
 const GUIDE: &str = "guide";
-/// Fields of a noise schedule that a model and its guide must have alike.
-const MEANING: [&str; 6] = [
-    "prediction_type",
-    "num_train_timesteps",
-    "beta_schedule",
-    "beta_start",
-    "beta_end",
-    "rescale_betas_zero_snr",
-];
 
 /// A model on a device: the network, what is around it, and what belongs to it.
 pub struct Pipeline {
@@ -168,11 +159,14 @@ impl ModelFolder {
             return refuse("network", format!("{own:?}"), format!("{other:?}"));
         }
         // What an answer means, and at which noise.
-        let (own, other) = (self.schedule.to_json(), guide.schedule.to_json());
-        for field in MEANING {
-            if own[field] != other[field] {
-                return refuse(field, own[field].to_string(), other[field].to_string());
-            }
+        let (own, other) = (&self.schedule, &guide.schedule);
+        let [predicts, told] = [own, other].map(|schedule| schedule.prediction_type().name());
+        if predicts != told {
+            return refuse("prediction_type", predicts.into(), told.into());
+        }
+        if !own.same_noise(other)? {
+            let told = |schedule: &ScheduleConfig| schedule.to_json().to_string();
+            return refuse("noise schedule", told(own), told(other));
         }
         if guide.card.autoguidance.is_some() {
             return refuse("autoguidance", "absent".into(), "there".into());

@@ -15,18 +15,21 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value;
+
 use cache::Cache;
 use client::{Client, Listed, Listing, Refusal};
 use places::Places;
 
 use super::{
     card::CARD,
+    file::read_json,
     folder::{ModelFolder, is_model},
     parts::{self, Around},
     read,
     weight_files::{DIFFUSERS, Stem},
 };
-use crate::{Error, NetworkConfig, Result};
+use crate::{Error, NetworkConfig, Result, quantization};
 
 /// The folder of a `MODEL` argument: a model folder, the name of one inside `folders` (the first that has it), or
 /// a Hub id, which is downloaded unless it is in the cache. A folder that exists is never taken for a Hub id. Blocks
@@ -185,6 +188,13 @@ impl Hub {
         }
         if listing.has(CARD) {
             download.file(CARD)?;
+            for file in listing.beside_card(&read_json(&folder.join(CARD))?) {
+                download.file(file)?;
+            }
+        }
+        let codes = format!("{prefix}{}", quantization::FILE);
+        if listing.has(&codes) {
+            download.file(&codes)?;
         }
         let Around { parts, described } = parts::around(&folder)?;
         for file in described.iter().filter(|file| listing.has(file)) {
@@ -272,6 +282,19 @@ impl Listing {
         let mut prefixes =
             NetworkConfig::FAMILIES.iter().map(|(component, _)| format!("{component}/"));
         prefixes.find(|prefix| self.has(&format!("{prefix}config.json"))).unwrap_or_default()
+    }
+
+    /// The files that a card names: LoRAs beside it, and what guides it.
+    fn beside_card<'a>(&'a self, card: &'a Value) -> impl Iterator<Item = &'a str> {
+        let loras = card["loras"].as_array().into_iter().flatten();
+        let loras: Vec<&str> = loras.filter_map(|lora| lora["file"].as_str()).collect();
+        let guided = card["autoguidance"].is_object();
+        let read = |name: &str| [".json", ".safetensors"].iter().any(|end| name.ends_with(end));
+        let named = move |name: &&str| {
+            loras.contains(name) && !name.contains('/')
+                || guided && name.starts_with("guide/") && read(name)
+        };
+        self.siblings.iter().map(|file| file.rfilename.as_str()).filter(named)
     }
 
     /// The weights of the component in a folder, or the index of their shards.

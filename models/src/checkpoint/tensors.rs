@@ -88,14 +88,17 @@ fn tensor(
     };
     let data = read().map_err(|source| Error::Io { path: path.clone(), source })?;
     if !all_finite(&data, dtype) {
-        let problem = format!("`{name}` holds NaN or infinity; fetch or convert it again");
+        let problem = format!("`{name}` {NOT_FINITE}");
         return Err(Error::Format { path: path.clone(), problem });
     }
     Ok(Tensor::from_raw_buffer(&data, dtype, shape, &Device::Cpu)?)
 }
 
+/// What is said of weights that are not [`all_finite`].
+pub(super) const NOT_FINITE: &str = "holds NaN or infinity; fetch or convert it again";
+
 /// Whether little-endian floats are all numbers: those that are not have every bit of the exponent set.
-fn all_finite(data: &[u8], dtype: DType) -> bool {
+pub(super) fn all_finite(data: &[u8], dtype: DType) -> bool {
     let halves = |exponent: u16| {
         data.as_chunks().0.iter().all(|half| u16::from_le_bytes(*half) & exponent != exponent)
     };

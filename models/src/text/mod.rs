@@ -4,6 +4,7 @@
 pub mod clip;
 mod clips;
 pub mod joint;
+mod parse;
 mod prompt_encoder;
 pub mod t5;
 mod tokenizer;

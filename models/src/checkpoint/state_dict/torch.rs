@@ -16,12 +16,26 @@ use super::{
     Candidate,
     pickle::{self, Id, Object, Pickle},
 };
-use crate::{Error, Result, checkpoint::read, weight::Weight};
+use crate::{
+    Error, Result,
+    checkpoint::{
+        read,
+        tensors::{NOT_FINITE, all_finite},
+    },
+    weight::Weight,
+};
 
 /// Dicts are looked for so deep inside of others: `{"state": {"model": {…}}}`.
 const DEPTH: usize = 4;
 /// Most dicts that are looked at, however they lie in each other.
 const DICTS: usize = 10_000;
+/// Most tensors in all of them, where one may lie in several; bytes of a name; and sides of a tensor. What is described once in a pickle
+/// may be named there as often as one likes, so what is copied for each name has its bounds.
+const TENSORS: usize = 100_000;
+const NAME: usize = 512;
+const SIDES: usize = 32;
+/// Letters of a name that are told.
+const TOLD: usize = 60;
 
 /// The dicts of tensors in a file, and what else it holds.
 pub(super) struct Found {
@@ -81,20 +95,34 @@ fn gather(
     candidates: &mut Vec<Candidate>,
 ) -> Result<(), String> {
     let mut pending = vec![(Vec::new(), root)];
-    let mut seen = 0;
+    let (mut dicts, mut found) = (1, 0);
     while let Some((keys, id)) = pending.pop() {
         let Object::Dict(pairs) = pickle.get(id) else { continue };
-        seen += 1;
-        if seen > DICTS {
-            return Err(format!("holds more than {DICTS} dicts, which no checkpoint does"));
-        }
         let mut tensors = HashMap::new();
         for &(key, value) in pairs {
             let Object::Text(key) = *pickle.get(key) else { continue };
-            if let Some(stored) = stored(pickle, value) {
+            let dict = matches!(pickle.get(value), Object::Dict(_)) && keys.len() < DEPTH;
+            let stored = if dict { None } else { stored(pickle, value) };
+            if (dict || stored.is_some()) && key.len() > NAME {
+                return Err(format!(
+                    "holds a name of {} bytes; at most {NAME} are read",
+                    key.len()
+                ));
+            }
+            if let Some(stored) = stored {
                 let stored = stored.map_err(|problem| format!("`{key}`: {problem}"))?;
                 tensors.insert(key.to_owned(), stored);
-            } else if keys.len() < DEPTH {
+                found += 1;
+                if found > TENSORS {
+                    return Err(format!(
+                        "holds more than {TENSORS} tensors, which no checkpoint does"
+                    ));
+                }
+            } else if dict {
+                dicts += 1;
+                if dicts > DICTS {
+                    return Err(format!("holds more than {DICTS} dicts, which no checkpoint does"));
+                }
                 let mut keys = keys.clone();
                 keys.push(key.to_owned());
                 pending.push((keys, value));
@@ -134,7 +162,7 @@ fn describe(pickle: &Pickle<'_>) -> String {
                 model….pt or ema_….pt, not opt….pt)"
             .into();
     }
-    let shown: Vec<String> = keys.iter().take(12).map(|key| format!("`{key}`")).collect();
+    let shown: Vec<String> = keys.iter().take(12).map(|key| format!("`{key:.TOLD$}`")).collect();
     let more = if keys.len() > shown.len() { ", …" } else { "" };
     match shown.is_empty() {
         true => "no names".into(),
@@ -198,7 +226,7 @@ fn rebuilt(pickle: &Pickle<'_>, [storage, offset, shape, strides]: [Id; 4]) -> O
         _ => None,
     };
     let sizes = |id: Id| match pickle.get(id) {
-        Object::Tuple(items) | Object::List(items) => {
+        Object::Tuple(items) | Object::List(items) if items.len() <= SIDES => {
             items.iter().map(|&item| size(item)).collect()
         }
         _ => None,
@@ -219,7 +247,8 @@ fn rebuilt(pickle: &Pickle<'_>, [storage, offset, shape, strides]: [Id; 4]) -> O
         _ => None,
     };
     let (shape, strides): (Vec<usize>, Vec<usize>) = (sizes(shape)?, sizes(strides)?);
-    (shape.len() == strides.len()).then_some(Stored {
+    let short = kind.len() <= NAME && key.len() <= NAME;
+    (shape.len() == strides.len() && short).then_some(Stored {
         storage: (*kind).to_owned(),
         dtype,
         key: (*key).to_owned(),
@@ -300,6 +329,9 @@ impl Source {
                 let dtype =
                     stored.dtype.ok_or_else(|| refuse(format!("is a {}", stored.storage)))?;
                 let bytes = source.read(&stored, dtype.size_in_bytes()).map_err(refuse)?;
+                if !all_finite(&bytes, dtype) {
+                    return Err(refuse(NOT_FINITE.into()));
+                }
                 Ok(Tensor::from_raw_buffer(&bytes, dtype, &stored.shape, &Device::Cpu)?)
             }),
         }
@@ -329,5 +361,53 @@ impl Source {
             stored.gathered(data, count, width)
         };
         read().map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A file of `torch.save` with that pickle and no tensors.
+    fn file(pickle: &[u8]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.pt");
+        let mut archive = zip::ZipWriter::new(File::create(&path).unwrap());
+        let stored = zip::write::SimpleFileOptions::default()
+            .compression_method(zip::CompressionMethod::Stored);
+        archive.start_file("w/data.pkl", stored).unwrap();
+        archive.write_all(pickle).unwrap();
+        archive.finish().unwrap();
+        (folder, path)
+    }
+
+    /// A dict in which one name of so many bytes stands for so many values.
+    fn named(length: usize, value: &[u8], times: usize) -> Vec<u8> {
+        let mut pickle = b"\x80\x02}q\x02}(X".to_vec();
+        pickle.extend((length as u32).to_le_bytes());
+        pickle.extend(vec![b'n'; length]);
+        pickle.extend(b"q\x01N");
+        (0..times).for_each(|_| pickle.extend([b"h\x01", value].concat()));
+        pickle.extend(b"u.");
+        pickle
+    }
+
+    /// What is named often and described once takes no memory for each name.
+    #[test]
+    fn names_that_repeat_are_not_copied_without_bounds() {
+        // Nothing of these is a tensor.
+        let (_folder, path) = file(&named(8 << 20, b"N", 4_000));
+        assert!(open(&path).unwrap().candidates.is_empty());
+        let dict = b"h\x02";
+        let refused = |length, times| {
+            let (_folder, path) = file(&named(length, dict, times));
+            open(&path).err().map(|error| error.to_string()).unwrap_or_default()
+        };
+        assert!(refused(600, 1).contains("a name of 600 bytes; at most 512"));
+        assert!(refused(500, 20_000).contains("more than 10000 dicts"));
+        assert_eq!(refused(500, 100), "");
     }
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::checkpoint::read;
+use crate::text::parse;
 use crate::{Error, Result};
 
 /// Bytes of the largest vocabulary that is read.
@@ -39,10 +40,7 @@ impl ClipTokenizer {
             let file = folder.join("merges.txt");
             (file, assembled(folder, &special)?.to_string())
         };
-        let inner: tokenizers::Tokenizer = text.parse().map_err(|error| Error::Format {
-            path: file.clone(),
-            problem: format!("is not a tokenizer that its vocabulary allows ({error})"),
-        })?;
+        let inner = parse::tokenizer(&text, &file)?;
         let id = |role: &str, token: &str| {
             inner.token_to_id(token).ok_or_else(|| {
                 let field = format!("{}: {role}", folder.join(CONFIG).display());

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::sentencepiece::SentencePieces;
 use crate::checkpoint::read;
+use crate::text::parse;
 use crate::{Error, Result};
 
 /// Bytes of the largest vocabulary that is read.
@@ -42,13 +43,11 @@ impl T5Tokenizer {
                 .to_string();
             (file, described)
         };
-        let malformed = |problem: String| Error::Format { path: file.clone(), problem };
-        let inner: tokenizers::Tokenizer = text.parse().map_err(|error| {
-            malformed(format!("is not a tokenizer that its vocabulary allows ({error})"))
+        let inner = parse::tokenizer(&text, &file)?;
+        let end = inner.token_to_id(END).ok_or_else(|| Error::Format {
+            path: file,
+            problem: format!("has no token {END}, which ends a text"),
         })?;
-        let end = inner
-            .token_to_id(END)
-            .ok_or_else(|| malformed(format!("has no token {END}, which ends a text")))?;
         Ok(Self { inner, end })
     }
 
