@@ -499,6 +499,21 @@ export async function with_three_models_each_side_chooses_and_no_name_is_cut(wor
   assert.match(await text(page, "#speedup-note"), /^One run/, "the session remembers the pair before");
 }
 
+export async function another_model_ends_the_run_that_is_under_way(world) {
+  const { base } = await world.start("trio");
+  const page = await world.open({ base, path: "/?n=9" });
+  await page.locator(".teacher .steps").fill("1000");
+  await page.click("#run");
+  await until(() => metric(base, "understudy_samples_running"), "the comparison runs");
+  await page.locator(".student .model select").selectOption(THIRD);
+  await page.getByRole("button", { name: "Compare" }).waitFor();
+  await until(async () => (await metric(base, "understudy_samples_running")) === 0, "the samples leave");
+  assert.equal(await text(page, "#problem"), "");
+  for (const side of ["teacher", "student"]) assert.equal(await images(page, side).count(), 0, `nothing is shown under another name: ${side}`);
+  await page.locator(".teacher .steps").fill("2");
+  await compared(page);
+}
+
 export async function the_strip_follows_the_servers_metrics(world) {
   const { base } = await world.start("pair");
   const page = await world.open({ base, path: "/?steps=4,2&n=1" });
