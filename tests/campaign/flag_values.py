@@ -46,7 +46,7 @@ def found(command, flags):
 
 def arguments(world, command, port):
     out = world.folder_for("out")
-    evaluate = ["evaluate", "--samples", world.samples, "--reference", world.samples, "--n", 2]
+    evaluate = ["evaluate", "--model", world.models / "teacher", "--reference", world.samples, "--n", 150, "--steps", 1]
     return {
         "serve": ["serve", "--port", 0, "--models", world.models, "--data-dir", out / "data"],
         "sample": ["sample", "--model", world.models / "teacher", "--n", 1, "--steps", 1, "--out", out / "x.png"],

@@ -61,7 +61,7 @@ def run_in(world, arguments, reference, kib):
 
 
 def commands(world):
-    evaluate = ["evaluate", "--n", 2, "--samples", world.samples, "--reference", world.samples]
+    evaluate = ["evaluate", "--samples", world.samples, "--reference", world.samples]
     yield "sample", lambda out: ["sample", "--model", world.models / "teacher", "--n", 40, "--steps", 1, "--out", out / "x"]
     yield "evaluate --write-stats", lambda out: [*evaluate, "--write-stats", out / "x.npz"]
     yield "train-judge", lambda out: ["train-judge", "--data", world.data, "--test-data", world.data, "--out", out / "x", "--epochs", 1, "--least-accuracy", 0]

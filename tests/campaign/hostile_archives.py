@@ -20,7 +20,7 @@ def cases(world):
                     content(path)
                 else:
                     path.write_bytes(content)
-                evaluate = ["evaluate", "--n", 2, "--features", "fashion-mnist-judge"]
+                evaluate = ["evaluate", "--features", "fashion-mnist-judge"]
                 arguments = {
                     "train --data": ["train", "--config", world.folder / "network.json", "--out", path.parent / "new", "--data", path],
                     "evaluate --samples": [*evaluate, "--samples", path, "--reference", world.samples],

@@ -209,7 +209,7 @@ def special_sources(world):
         return command
 
     new = lambda: world.folder_for("out") / "new"  # noqa: E731
-    evaluate = ("evaluate", "--n", 2, "--features", "fashion-mnist-judge")
+    evaluate = ("evaluate", "--features", "fashion-mnist-judge")
     sources = {
         "config.json": model_file("unet/config.json"),
         "scheduler_config.json": model_file("scheduler/scheduler_config.json"),
@@ -224,7 +224,7 @@ def special_sources(world):
         "import --arch": lambda path: ["import", world.data, "--arch", path, "--out", new()],
         "evaluate --samples": lambda path: [*evaluate, "--samples", path, "--reference", world.samples],
         "evaluate --reference": lambda path: [*evaluate, "--samples", world.samples, "--reference", path],
-        "evaluate --weights": lambda path: ["evaluate", "--n", 2, "--features", "inception", "--weights", path, "--samples", world.samples, "--reference", world.samples],
+        "evaluate --weights": lambda path: ["evaluate", "--features", "inception", "--weights", path, "--samples", world.samples, "--reference", world.samples],
     }
     for flag, command in sources.items():
         for kind in SPECIAL:
@@ -240,7 +240,7 @@ def special_sources(world):
 
 def special_targets(world):
     """Every flag that writes a file: what the program did not make is there afterwards, as it was."""
-    evaluate = ("evaluate", "--n", 2, "--samples", world.samples, "--reference", world.samples)
+    evaluate = ("evaluate", "--samples", world.samples, "--reference", world.samples)
     targets = {
         "distill --pool-file": lambda path: world.distill_arguments(world.folder_for("out") / "new", 1, "--pool-file", path),
         "evaluate --out": lambda path: [*evaluate, "--out", path],
@@ -297,7 +297,7 @@ def judges(world):
                 changed[outer] = [judge["layers"][0] | {inner: value}] if inner else value
                 (folder / "config.json").write_text(json.dumps(changed))
                 shutil.copy(world.models / "teacher" / WEIGHTS, folder / "model.safetensors")
-                arguments = ["evaluate", "--n", 2, "--samples", world.samples, "--reference", world.samples, "--features", folder]
+                arguments = ["evaluate", "--samples", world.samples, "--reference", world.samples, "--features", folder]
                 # The weights are of another network, so something is refused in any case.
                 world.run(*arguments).refused(["config.json", "model.safetensors"])
             yield f"judge: {field} {value!r}", check

@@ -141,7 +141,7 @@ def servers(world):
 
 def reports(world):
     out = world.folder_for("report") / "scores.json"
-    arguments = ["evaluate", "--n", 2, "--samples", world.samples, "--reference", world.samples, "--out", out]
+    arguments = ["evaluate", "--samples", world.samples, "--reference", world.samples, "--out", out]
     with started(world, arguments) as (first, _):
         world.run(*arguments, seconds=30).worked()
         assert first.wait(30) == 0
