@@ -52,7 +52,7 @@ const BEGIN: f64 = 1.1;
 const MOST: f64 = 3.0;
 /// In which time a margin above its beginning loses half of what it is above: deadlines that it refuses could not show that it has
 /// become too large.
-const HALF_LIFE: Duration = Duration::from_secs(60);
+const HALF_LIFE: Duration = Duration::from_secs(180);
 
 /// What admission adds to a prediction before it accepts a deadline.
 #[derive(Debug, Clone, Copy)]

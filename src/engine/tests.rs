@@ -405,7 +405,7 @@ fn a_sample_whose_deadline_passes_is_told_so_and_leaves() {
         "{events:?}"
     );
     assert_eq!(f.cancelled("deadline"), 3);
-    // The request was late once: from 1.1, up by a step of 0.05 for a miss and none of 0.005 for a hit, in the logarithm.
+    // The request was late once: from 1.1, up by a step for a miss, in the logarithm, and by no more for its other images.
     let once = 1.1 * (0.05 * 0.995f64).exp();
     let margin = f.metrics.prediction_margin.get();
     assert!((margin / once - 1.0).abs() < 1e-3, "{margin}");
