@@ -147,19 +147,23 @@ impl Worker {
             .map(|(&key, _)| key)
             .collect();
         // A request is late once, however many images it has; they have one deadline.
-        let mut missed = BTreeSet::new();
+        let (mut missed, mut late) = (BTreeSet::new(), Vec::new());
         for key in gone {
             if let Some(sample) = self.samples.remove(&key) {
                 let failure = sample.expired(now).filter(|_| !sample.abandoned());
                 self.leave(&sample, failure.as_ref());
                 if let Some(failure) = failure {
                     missed.extend(sample.admission.deadline);
-                    sample.finish(|index| Event::Failed { index, failure });
+                    late.push((sample, failure));
                 }
             }
         }
         for _ in missed {
             self.observer.margin(self.calibrator.deadline_ended(false, None).margin());
+        }
+        // Whoever is told finds it counted.
+        for (sample, failure) in late {
+            sample.finish(|index| Event::Failed { index, failure });
         }
     }
 
