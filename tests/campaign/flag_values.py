@@ -54,7 +54,7 @@ def arguments(world, command, port):
         "train": world.train_arguments(out / "new", 2),
         "distill": world.distill_arguments(out / "new", 2),
         "evaluate": evaluate,
-        "train-judge": ["train-judge", "--data", world.data, "--test-data", world.data, "--out", out / "new", "--epochs", 1, "--least-accuracy", 0],
+        "train-judge": ["train-judge", "--data", world.samples, "--test-data", world.samples, "--out", out / "new", "--epochs", 1, "--least-accuracy", 0],
         "load": ["load", "--url", f"http://127.0.0.1:{port}", "--duration", 1, "--rate", 1, "--mix", "teacher=1", "--steps", 1],
         "health": ["health", "--port", port],
     }[command]

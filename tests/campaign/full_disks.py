@@ -64,7 +64,7 @@ def commands(world):
     evaluate = ["evaluate", "--samples", world.samples, "--reference", world.samples]
     yield "sample", lambda out: ["sample", "--model", world.models / "teacher", "--n", 40, "--steps", 1, "--out", out / "x"]
     yield "evaluate --write-stats", lambda out: [*evaluate, "--write-stats", out / "x.npz"]
-    yield "train-judge", lambda out: ["train-judge", "--data", world.data, "--test-data", world.data, "--out", out / "x", "--epochs", 1, "--least-accuracy", 0]
+    yield "train-judge", lambda out: ["train-judge", "--data", world.samples, "--test-data", world.samples, "--out", out / "x", "--epochs", 1, "--least-accuracy", 0]
 
 
 def command_in(world, arguments, kib):

@@ -118,7 +118,7 @@ def of_two_kinds(world):
 
 def judges(world):
     out = world.folder_for("judge") / "judge"
-    arguments = ["train-judge", "--data", world.data, "--test-data", world.data, "--out", out, "--epochs", 5, "--least-accuracy", 0]
+    arguments = ["train-judge", "--data", world.samples, "--test-data", world.samples, "--out", out, "--epochs", 5, "--least-accuracy", 0]
     with started(world, arguments) as (first, log):
         second = world.run(*arguments, seconds=60)
         first.wait(60)
