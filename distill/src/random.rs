@@ -69,6 +69,15 @@ pub(crate) fn distinct(
     drawn
 }
 
+/// The numbers below `count` in an order drawn by `seed`, of the `count` draws from number `stream` on: a Fisher–Yates shuffle.
+pub(crate) fn shuffled(count: usize, seed: u64, stream: u64) -> Vec<usize> {
+    let mut numbers: Vec<usize> = (0..count).collect();
+    for place in (1..count).rev() {
+        numbers.swap(place, noise::below(seed, stream + place as u64, place + 1));
+    }
+    numbers
+}
+
 fn stream(purpose: Purpose, major: u64, minor: u64) -> u64 {
     debug_assert!(major < 1 << 36 && minor < 1 << 20);
     (purpose as u64) << 56 | major << 20 | minor

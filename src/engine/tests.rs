@@ -424,46 +424,16 @@ fn guidance_that_overflows_fails_its_image() {
     );
 }
 
-/// A [`Toy`] that notes how many evaluations of another there have been at each of its own.
-struct Behind {
-    toy: Toy,
-    other: Arc<Mutex<Vec<usize>>>,
-    seen: Arc<Mutex<Vec<usize>>>,
-}
-
-impl Denoiser for Behind {
-    fn forward(
-        &self,
-        x: &Tensor,
-        timesteps: &Tensor,
-        labels: Option<&Tensor>,
-    ) -> candle_core::Result<Tensor> {
-        self.seen.lock().unwrap().push(self.other.lock().unwrap().len());
-        self.toy.forward(x, timesteps, labels)
-    }
-    fn geometry(&self) -> &Geometry {
-        &self.toy.geometry
-    }
-    fn dtype(&self) -> DType {
-        DType::F32
-    }
-    fn device(&self) -> &Device {
-        &Device::Cpu
-    }
-    fn parameters(&self) -> usize {
-        0
-    }
-}
-
 #[test]
 fn a_deadline_goes_before_a_warm_up() {
     let f = fixture(8, 8);
     let deadline = Some(Instant::now() + Duration::from_secs(60));
     let promised = f.engine.generate(GenerateRequest { deadline, ..f.request(&[1]) }).unwrap();
     let seen = Arc::default();
-    let behind = Behind {
+    let rows = Arc::clone(&f.rows);
+    let behind = Watching {
         toy: Toy::new(None, usize::MAX),
-        other: Arc::clone(&f.rows),
+        other: Box::new(move || rows.lock().unwrap().len() as u64),
         seen: Arc::clone(&seen),
     };
     let model = toy_model(vec![Box::new(behind)], 1, 1.0);
@@ -476,7 +446,7 @@ fn a_deadline_goes_before_a_warm_up() {
     assert_eq!(completed(&all(promised)), 1);
     warming.join().unwrap().unwrap();
     let seen = seen.lock().unwrap();
-    assert!(!seen.is_empty() && seen.iter().all(|&before| before == STEPS), "{seen:?}");
+    assert!(!seen.is_empty() && seen.iter().all(|&before| before == STEPS as u64), "{seen:?}");
 }
 
 #[test]
@@ -726,10 +696,10 @@ fn warming_up_ends_where_memory_does_on_every_device() {
     assert!(problem.contains("no memory for one row"), "{problem}");
 }
 
-/// A [`Toy`] that notes how many evaluations of a decoder there have been at each of its own.
+/// A [`Toy`] that notes how much of something else there has been at each of its own evaluations.
 struct Watching {
     toy: Toy,
-    metrics: Arc<Metrics>,
+    other: Box<dyn Fn() -> u64 + Send + Sync>,
     seen: Arc<Mutex<Vec<u64>>>,
 }
 
@@ -744,7 +714,7 @@ impl Denoiser for Watching {
         timesteps: &Tensor,
         labels: Option<&Tensor>,
     ) -> candle_core::Result<Tensor> {
-        self.seen.lock().unwrap().push(decodes(&self.metrics));
+        self.seen.lock().unwrap().push((self.other)());
         self.toy.forward(x, timesteps, labels)
     }
     fn geometry(&self) -> &Geometry {
@@ -795,7 +765,9 @@ fn others_are_evaluated_between_the_parts_of_a_decode_whose_images_stay_the_same
 
     let seen = Arc::default();
     let toy = Toy::new(None, usize::MAX);
-    let watching = Watching { toy, metrics: Arc::clone(&metrics), seen: Arc::clone(&seen) };
+    let decoded = Arc::clone(&metrics);
+    let other = Box::new(move || decodes(&decoded));
+    let watching = Watching { toy, other, seen: Arc::clone(&seen) };
     let watching = toy_model(vec![Box::new(watching)], 1, 1e-4);
     // More than end before the others do, one after the other.
     let endless = GenerateRequest {

@@ -167,12 +167,11 @@ impl Worker {
         }
     }
 
-    /// One evaluation of a model that is warming up, if there is one. Whoever has a deadline goes first, for a while: no
-    /// forecast knows what a warm-up will take.
+    /// One evaluation of a model that is warming up, if there is one. Whoever has a deadline goes first, for a while: a
+    /// forecast knows the evaluation that is under way, and none after it.
     fn warm_up(&mut self) {
-        let now = Instant::now();
-        let waits = self.queue.has_deadlines() && now < self.warmed + WARM_UP_PATIENCE;
-        if self.warm_ups.is_empty() || waits {
+        let waits = || self.warmed.elapsed() < WARM_UP_PATIENCE && self.queue.has_deadlines();
+        if self.warm_ups.is_empty() || waits() {
             return;
         }
         self.settle(&mut []);

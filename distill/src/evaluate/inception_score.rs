@@ -2,7 +2,8 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::log_softmax;
-use understudy_models::noise;
+
+use crate::random;
 
 /// Splits of the images.
 const SPLITS: usize = 10;
@@ -28,7 +29,7 @@ impl InceptionScore {
     /// For `total` images: the one at place `i` counts in split `⌊10·i / total⌋` or the one before it, as torch-fidelity cuts them.
     /// With `shuffled`, a seed, they are shuffled before, as it does unless it is told otherwise.
     pub fn new(total: usize, shuffled: Option<u64>) -> Self {
-        let places = shuffled.map(|seed| permutation(total, seed));
+        let places = shuffled.map(|seed| random::shuffled(total, seed, 0));
         Self { total, seen: 0, places, splits: vec![Split::default(); SPLITS] }
     }
 
@@ -73,15 +74,6 @@ impl Split {
         let entropy: f64 = marginal.filter(|p| *p > 0.0).map(|p| p * p.ln()).sum();
         (self.count > 0).then(|| (self.negative_entropy / count - entropy).exp())
     }
-}
-
-/// A Fisher–Yates shuffle of the numbers below `count`.
-fn permutation(count: usize, seed: u64) -> Vec<usize> {
-    let mut numbers: Vec<usize> = (0..count).collect();
-    for place in (1..count).rev() {
-        numbers.swap(place, noise::below(seed, place as u64, place + 1));
-    }
-    numbers
 }
 
 /// Mean, and standard deviation with divisor N.

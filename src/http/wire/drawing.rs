@@ -37,6 +37,7 @@ macro_rules! drawing_request {
             eta: Option<f64>,
             /// Classifier-free guidance, the model card's when absent; 1 is none. Other than 1 needs models that read
             /// prompts or have a null class, and doubles the evaluations, unless the network is told the scale.
+            #[schema(minimum = -1000, maximum = 1000)]
             guidance_scale: Option<f64>,
             /// LoRAs that the server was given (`serve --lora NAME=FILE`), added to the model's weights; at most 8. Models with
             /// LoRAs are made when they are first asked for, and the last two of each model are kept.

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     data::Images,
     evaluate::layers::{Convolution, Window},
+    random,
 };
 
 /// What a judge of one kind of images looks like, and how these may be changed without another class
@@ -103,7 +104,8 @@ pub fn train(
     let per_epoch = images.len() / BATCH;
     let steps = training.epochs * per_epoch;
     for epoch in 0..training.epochs {
-        let order = shuffled(images.len(), training.seed, epoch as u64);
+        let stream = ORDER + (epoch * images.len()) as u64;
+        let order = random::shuffled(images.len(), training.seed, stream);
         for (batch, indices) in order.chunks_exact(BATCH).enumerate() {
             let step = epoch * per_epoch + batch;
             optimizer.set_learning_rate(LEARNING_RATE * cycle(step as f64 / steps as f64));
@@ -270,16 +272,6 @@ fn cycle(done: f64) -> f64 {
 /// Numbers of the draws that have this seed.
 const ORDER: u64 = 1 << 60;
 const SHIFTS: u64 = 1 << 61;
-
-/// The images' numbers in the order of an epoch: a Fisher–Yates shuffle.
-fn shuffled(count: usize, seed: u64, epoch: u64) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..count).collect();
-    for place in (1..count).rev() {
-        let draw = noise::uniform_u64(seed, ORDER + epoch * count as u64 + place as u64);
-        order.swap(place, ((u128::from(draw) * (place as u128 + 1)) >> 64) as usize);
-    }
-    order
-}
 
 impl Design {
     /// The convolutions for images with such a longer side: one more that halves the map for every doubling of 32 pixels.
